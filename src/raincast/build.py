@@ -1,0 +1,314 @@
+"""Config → objects; checkpoint → Forecaster. The only place, with the commands, that knows Hydra.
+
+Heavy packages are imported inside the functions that need them, so that a mistyped key is answered at once.
+"""
+
+import hashlib
+import importlib
+import inspect
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import raincast
+
+if TYPE_CHECKING:
+    import lightning as L
+    from lightning.pytorch.loggers import Logger
+    from torch import nn
+
+    from raincast.data.datamodule import RadarDataModule
+    from raincast.forecaster import Forecaster, NetworkForecaster, Transform
+
+log = logging.getLogger(__name__)
+
+
+def make(node: Any, **arguments: Any) -> Any:
+    """The object that a config's `_target_` names; dataclasses stay what they are, lists are lists."""
+    return instantiate(node, _convert_="object", **arguments)
+
+
+CHECKPOINT_FORMAT = 1
+SAFE_MODULES = ("raincast.models.", "raincast.transforms.", "torch.nn.")
+"""Where the classes that a checkpoint may name have to live: they compute, and do nothing else."""
+
+
+def archive_path(cfg: DictConfig, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The archive to train on: the configured one, or the built-in one, which is built on first use."""
+    if cfg.data.archive is not None:
+        return Path(cfg.data.archive)
+    from filelock import FileLock
+
+    from raincast.synthetic import build_builtin_archive
+
+    path = Path(cfg.paths.data_dir) / "builtin"
+    log.warning(
+        "No archive is configured, so this run uses the built-in archive of synthetic storms in %s.\n"
+        "To train on radar instead: python ingest.py files='…' archive=data/NAME, then add data.archive=data/NAME",
+        path,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the other processes of a run, and other runs, wait here until the days are there
+    with FileLock(path.with_name(".builtin.lock")):
+        build_builtin_archive(path, progress=progress)
+    return path
+
+
+def datamodule(cfg: DictConfig, archive: Path) -> "RadarDataModule":
+    """The datamodule of `cfg.data` on `archive`."""
+    data = OmegaConf.to_container(cfg.data, resolve=True)
+    module: RadarDataModule = make({**_mapping(data), "archive": str(archive)})
+    return module
+
+
+def network(model: Mapping[str, Any]) -> "nn.Module":
+    """The network of a model config."""
+    built: nn.Module = make(dict(model))
+    return built
+
+
+def check_crop(data: "RadarDataModule", net: "nn.Module", crop: int | None) -> None:
+    """A training crop must be a multiple of the network's stride; whole frames of any size are padded."""
+    stride = int(getattr(net, "stride", 1))
+    if crop is None or crop % stride == 0 or data.crop == data.archive.grid.shape:
+        return
+    below, above = crop // stride * stride, (crop // stride + 1) * stride
+    better = f"{below} or {above}" if below else str(above)
+    raise ValueError(
+        f"data.crop={crop} is not a multiple of the network's stride {stride}: a part of every crop would be "
+        f"padding. Take data.crop={better}."
+    )
+
+
+def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
+    """What a checkpoint says of itself, as plain data."""
+    import torch
+
+    y, x = data.archive.grid.y, data.archive.grid.x
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "raincast_version": raincast.__version__,
+        "torch_version": str(torch.__version__),
+        "config": config_text(cfg),
+        "step_minutes": data.archive.step_minutes,
+        "input_steps": data.input_steps,
+        "lead_steps": data.lead_steps,
+        "channels": ["rain"],
+        "grid_spacing": [float(abs(axis[1] - axis[0])) if axis.size > 1 else 0.0 for axis in (y, x)],
+        "archive": {
+            "identity": data.archive.identity,
+            "source": str(data.archive.attrs.get("source", "unknown")),
+            "cell_methods": str(data.archive.rain_attrs.get("cell_methods", "unknown")),
+        },
+        "split_hash": data.windows.hash,
+        "loggers": {},
+    }
+
+
+def config_text(cfg: DictConfig) -> str:
+    """The whole config as YAML, resolved."""
+    container = _mapping(OmegaConf.to_container(cfg, resolve=True))
+    container.pop("hydra", None)
+    return OmegaConf.to_yaml(OmegaConf.create(container))
+
+
+def module(cfg: DictConfig, net: "nn.Module", info: dict[str, Any]) -> "L.LightningModule":
+    """The LightningModule of a run."""
+    from raincast.training.module import NowcastModule
+
+    transform = make(cfg.transform)
+    return NowcastModule(
+        net,
+        transform,
+        # partial, or Hydra would turn the transform, a dataclass, into a config
+        make(cfg.loss, _partial_=True)(transform=transform),
+        make(cfg.optimizer),
+        thresholds=list(cfg.metrics.thresholds),
+        lead_steps=int(info["lead_steps"]),
+        metadata=info,
+    )
+
+
+def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callback]") -> "L.Trainer":
+    """The Trainer of `cfg.trainer`."""
+    # partial, or Hydra would look for configs in the loggers and callbacks
+    built: L.Trainer = make(cfg.trainer, _partial_=True)(
+        logger=loggers, callbacks=callbacks, default_root_dir=cfg.paths.run_dir
+    )
+    return built
+
+
+def callbacks(cfg: DictConfig) -> "list[L.Callback]":
+    """The callbacks of `cfg.callbacks`, and the notice on Ctrl-C."""
+    from raincast.training.callbacks import InterruptNotice
+
+    built = [make(node) for node in cfg.callbacks.values() if node is not None]
+    return [*built, InterruptNotice(Path(cfg.callbacks.checkpoint.dirpath) / "last.ckpt")]
+
+
+def loggers(cfg: DictConfig, resumed: Mapping[str, str]) -> "list[Logger]":
+    """CSV always, and those of `cfg.logger`; `resumed` holds the wandb run id of the run gone on with."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    built: list[Logger] = [CSVLogger(save_dir=cfg.paths.run_dir, name="csv")]
+    for name, node in cfg.logger.items():
+        if name == "wandb":
+            node = _wandb_node(node, resumed.get("wandb"))
+        try:
+            built.append(make(node))
+        except Exception as error:
+            if name == "tensorboard" and "tensorboard" in str(error).lower():
+                raise ValueError(
+                    'logger=tensorboard needs the package tensorboard: pip install -e ".[tensorboard]", or '
+                    "take logger=csv or logger=wandb."
+                ) from error
+            raise
+    return built
+
+
+def _wandb_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    values = _mapping(OmegaConf.to_container(node, resolve=True))
+    if not values.get("offline") and (reason := _wandb_unreachable()):
+        log.warning("wandb logs offline: %s. Upload later with: wandb sync", reason)
+        values["offline"] = True
+    Path(str(values["save_dir"])).mkdir(parents=True, exist_ok=True)
+    return values | ({"id": run_id, "resume": "allow"} if run_id else {})
+
+
+def _wandb_unreachable() -> str | None:
+    """Why wandb cannot go online, or None; asked here because wandb itself waits more than a minute."""
+    import wandb
+
+    if wandb.Api().api_key is None if "WANDB_API_KEY" not in os.environ else False:
+        return "there is no API key (wandb login, or WANDB_API_KEY)"
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    name, _, port = host.partition(":")
+    try:
+        with socket.create_connection((name, int(port or 443)), timeout=3):
+            return None
+    except OSError as error:
+        return f"{host} is out of reach ({error})"
+
+
+def baselines(cfg: DictConfig, names: list[str]) -> "list[Forecaster]":
+    """The baselines of `cfg.baseline` called `names`."""
+    unknown = [name for name in names if name not in cfg.baseline]
+    if unknown:
+        raise ValueError(f"baselines: {', '.join(unknown)} unknown; there are {', '.join(cfg.baseline)}.")
+    return [make(cfg.baseline[name]) for name in names]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint's weights and what it says of itself."""
+
+    path: Path
+    info: dict[str, Any]
+    config: DictConfig
+    state: dict[str, Any]
+    epoch: int
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the file."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint without running anything that stands in it; FileNotFoundError or ValueError else."""
+    import pickle
+
+    import torch
+
+    path = Path(path)
+    if not path.is_file():
+        nearby = sorted(str(p) for p in Path("outputs").glob("**/*.ckpt"))[-4:]
+        hint = f" There are: {', '.join(nearby)}." if nearby else " Train one with: python train.py"
+        raise FileNotFoundError(f"There is no checkpoint {path}.{hint}")
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        first_line = (str(error).splitlines() or ["no reason given"])[0]
+        raise ValueError(f"{path} is damaged, or no checkpoint of plain data: {first_line}") from error
+    if not isinstance(raw, dict) or "raincast" not in raw or "state_dict" not in raw:
+        raise ValueError(f"{path} was not written by raincast. Train a network with: python train.py")
+    info = raw["raincast"]
+    if info["format"] != CHECKPOINT_FORMAT:
+        raise ValueError(
+            f"{path} has format {info['format']}; raincast {raincast.__version__} reads {CHECKPOINT_FORMAT}. "
+            f"It was written by raincast {info['raincast_version']}."
+        )
+    return Checkpoint(path, info, DictConfig(OmegaConf.create(info["config"])), raw["state_dict"], raw["epoch"])
+
+
+def load_forecaster(path: str | Path, *, device: str = "auto") -> "NetworkForecaster":
+    """The network in the checkpoint at `path`, ready to forecast on `device` (auto, cpu, cuda, cuda:1)."""
+    return forecaster_of(read_checkpoint(path), device=device)
+
+
+def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkForecaster":
+    """The network of a checkpoint that was read already."""
+    import torch
+
+    from raincast.forecaster import NetworkForecaster
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    net: nn.Module = construct(OmegaConf.to_container(checkpoint.config.model, resolve=False))
+    transform: Transform = construct(OmegaConf.to_container(checkpoint.config.transform, resolve=False))
+    prefix = "network."
+    net.load_state_dict(
+        {key.removeprefix(prefix): w for key, w in checkpoint.state.items() if key.startswith(prefix)}
+    )
+    info = checkpoint.info
+    return NetworkForecaster(
+        net,
+        transform,
+        name="network",
+        input_steps=info["input_steps"],
+        lead_steps=info["lead_steps"],
+        step_minutes=info["step_minutes"],
+        num_channels=len(info["channels"]),
+        device=device,
+    )
+
+
+def construct(node: Any) -> Any:
+    """Build what a checkpoint's config names, from classes of `SAFE_MODULES` alone.
+
+    Hydra's `instantiate` would call any function that `_target_` names; this calls constructors of classes
+    that are defined in raincast's models and transforms or in torch.nn, with plain arguments.
+    """
+    if isinstance(node, list):
+        return [construct(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    values = {key: construct(value) for key, value in node.items() if key != "_target_"}
+    if "_target_" not in node:
+        return values
+    return _safe_class(str(node["_target_"]))(**values)
+
+
+def _safe_class(target: str) -> Callable[..., Any]:
+    module_name, _, name = target.rpartition(".")
+    if f"{module_name}.".startswith(SAFE_MODULES):
+        found = getattr(importlib.import_module(module_name), name, None)
+        if inspect.isclass(found) and f"{found.__module__}.".startswith(SAFE_MODULES):
+            return found
+    raise ValueError(
+        f"The checkpoint names {target}, which is no class of {', '.join(m[:-1] for m in SAFE_MODULES)}: "
+        "it is not loaded."
+    )
+
+
+def _mapping(container: Any) -> dict[str, Any]:
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

@@ -1,0 +1,142 @@
+"""The commands: `python train.py`, `evaluate.py`, `forecast.py`, `ingest.py`, or `raincast train` and so on.
+
+Only Hydra is imported here; what a command needs is imported once its config stands.
+"""
+
+import difflib
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+COMMANDS = ("train", "evaluate", "forecast", "ingest")
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+HYDRA_VERSION_BASE = "1.3"
+
+
+def conf_dir() -> Path:
+    """The folder of configs: beside src/ in a checkout, inside the package when installed from a wheel."""
+    checkout = Path(__file__).resolve().parents[2] / "conf"
+    return checkout if (checkout / "train.yaml").is_file() else Path(__file__).resolve().parent / "conf"
+
+
+def train() -> None:
+    """Train a network."""
+    _run("train")
+
+
+def evaluate() -> None:
+    """Score a network and baselines."""
+    _run("evaluate")
+
+
+def forecast() -> None:
+    """Write a forecast."""
+    _run("forecast")
+
+
+def ingest() -> None:
+    """Turn radar files into an archive."""
+    _run("ingest")
+
+
+def main() -> None:
+    """`raincast COMMAND [key=value …]`."""
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        asked = sys.argv[1] if len(sys.argv) > 1 else None
+        usage = f"usage: raincast {{{','.join(COMMANDS)}}} [key=value …]\n"
+        if asked in ("-h", "--help"):
+            sys.stdout.write(usage)
+            raise SystemExit(0)
+        sys.stderr.write(f"{usage}unknown command: {asked}\n" if asked else usage)
+        raise SystemExit(2)
+    command = sys.argv.pop(1)
+    sys.argv[0] = f"raincast {command}"
+    _run(command)
+
+
+def _run(command: str) -> None:
+    started = False
+
+    def task(cfg: DictConfig) -> Any:
+        nonlocal started
+        started = True
+        return _guarded(_command(command), cfg)
+
+    app = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name=command)(task)
+    try:
+        app()
+    except SystemExit as stop:
+        if stop.code and not started:
+            _suggest_keys(command, sys.argv[1:])
+        raise
+
+
+def _command(name: str) -> Callable[[DictConfig], Any]:
+    from importlib import import_module
+
+    run: Callable[[DictConfig], Any] = import_module(f"raincast.commands.{name}").run
+    return run
+
+
+def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Run a command; a user's error is one message, and leaves no empty run folder behind."""
+    try:
+        _check_missing(cfg)
+        return run(cfg)
+    except (*USER_ERRORS, InstantiationException) as raised:
+        # Hydra wraps what a constructor raises
+        error = raised.__cause__ if isinstance(raised, InstantiationException) else raised
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, (*USER_ERRORS, TypeError)):
+            raise
+        _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+        sys.stderr.write(f"Error: {error}\n")
+        raise SystemExit(1) from error
+
+
+def _check_missing(cfg: DictConfig) -> None:
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+    if missing:
+        raise ValueError(
+            f"Not given: {', '.join(missing)}. Say, for example: {' '.join(f'{key}=…' for key in missing)}"
+        )
+
+
+def _remove_if_empty(run_dir: Path) -> None:
+    """Remove a run folder that holds nothing but Hydra's own notes."""
+    if run_dir.is_dir() and all(p.name == ".hydra" or p.suffix == ".log" for p in run_dir.iterdir()):
+        shutil.rmtree(run_dir)
+        for parent in list(run_dir.parents)[:3]:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def _suggest_keys(command: str, overrides: list[str]) -> None:
+    """After Hydra refused an override: the keys that look like it."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+        cfg = compose(command)
+    known = _flat_keys(OmegaConf.to_container(cfg, resolve=False))
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if "=" in override and key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+            if near:
+                sys.stderr.write(f"There is no key {key}. Did you mean {' or '.join(near)}?\n")
+
+
+def _flat_keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    keys: list[str] = []
+    for key, value in node.items():
+        keys += [f"{prefix}{key}", *_flat_keys(value, f"{prefix}{key}.")]
+    return keys

@@ -1,0 +1,1 @@
+"""What each command does, from its config to its files."""

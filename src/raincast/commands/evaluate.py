@@ -1,0 +1,77 @@
+"""`python evaluate.py`: a network and baselines on the same windows and mask → table, plot, scores.nc."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from raincast import build
+from raincast.commands import report
+from raincast.data.windows import SPLITS
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> "xr.Dataset":
+    """Score on `cfg.split`, and write scores.nc, scores.txt, csi.png and forecast.png into the run folder."""
+    from raincast.output.pictures import csi_plot
+    from raincast.output.tables import score_table, summary_table, table_text
+
+    if cfg.split not in SPLITS:
+        raise ValueError(f"split={cfg.split}: choose one of {', '.join(SPLITS)}.")
+    checkpoint = build.read_checkpoint(cfg.checkpoint)
+    others = build.baselines(cfg, list(cfg.baselines))
+    trained = _trained_config(checkpoint, cfg)
+    data = build.datamodule(trained, build.archive_path(trained))
+    _check_step(checkpoint, data.archive.step_minutes, trained.data.archive)
+    if data.windows.hash != checkpoint.info["split_hash"]:
+        log.warning(
+            "These windows are not those that %s was split by: if the archive or the dates overlap with its "
+            "training, its scores are too good.",
+            checkpoint.path,
+        )
+    network = build.forecaster_of(checkpoint, device=cfg.device)
+    thresholds = [float(t) for t in cfg.metrics.thresholds]
+    scores = report.score([network, *others], data, cfg.split, thresholds).assign_attrs(
+        checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256
+    )
+    run_dir = Path(cfg.paths.run_dir)
+    tables = [score_table(scores, threshold=report.goal_threshold(thresholds)), summary_table(scores)]
+    text = "\n".join(table_text(table) for table in tables)
+    (run_dir / "scores.txt").write_text(text, encoding="utf-8")
+    files = [
+        report.write_scores(scores, run_dir / "scores.nc"),
+        csi_plot(scores, run_dir / "csi.png"),
+        report.example_picture([network, *others], data, cfg.split, run_dir / "forecast.png"),
+    ]
+    log.info("\n%d windows of %s, %s:\n%s", scores.attrs["num_windows"], cfg.split, data.archive.path, text)
+    log.info("written: %s", ", ".join(report.short(file) for file in files))
+    log.info(
+        "\nNext, make a forecast:\n  python forecast.py checkpoint=%s input=%s",
+        report.short(checkpoint.path),
+        data.archive.path,
+    )
+    return scores
+
+
+def _trained_config(checkpoint: build.Checkpoint, cfg: DictConfig) -> DictConfig:
+    """The data config of the checkpoint, with what `cfg.data` states put over it."""
+    stated = {key: value for key, value in cfg.data.items() if value is not None}
+    config = checkpoint.config.copy()
+    config.data = OmegaConf.merge(config.data, stated)
+    if "split" in stated:
+        config.data.split = stated["split"]
+    return config
+
+
+def _check_step(checkpoint: build.Checkpoint, step_minutes: float, archive: str) -> None:
+    trained = checkpoint.info["step_minutes"]
+    if trained != step_minutes:
+        raise ValueError(
+            f"{checkpoint.path} was trained on steps of {trained:g} min, {archive} has {step_minutes:g} min. "
+            "Take an archive of the same step, or train on this one."
+        )

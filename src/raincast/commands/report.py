@@ -1,0 +1,179 @@
+"""What commands tell a person: progress, tables, pictures, the next command to type."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from raincast import build
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.sampler import Place
+    from raincast.forecaster import Forecaster
+
+log = logging.getLogger(__name__)
+
+
+class Bar:
+    """A progress bar on the terminal that appears with the first step and goes when done."""
+
+    def __init__(self, label: str, total: int | None = None) -> None:
+        self.label = label
+        self.total = total
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Bar":
+        """Nothing is drawn yet."""
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        """`done` of `total`."""
+        if self._progress is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self.label, total=total)
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total)
+
+    def advance_of(self, total: int) -> "Callable[[int], None]":
+        """A function that is told how many more are done."""
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            self.update(done, total)
+
+        return advance
+
+    def __exit__(self, *_: object) -> None:
+        """Clear the line."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def score(
+    forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, thresholds: list[float]
+) -> "xr.Dataset":
+    """Scores of all forecasters on the windows of `split`, with a progress bar."""
+    from raincast.evaluation import evaluate
+
+    with Bar(f"scoring {', '.join(f.name for f in forecasters)}") as bar:
+        return evaluate(
+            forecasters,
+            data.eval_dataloader(split),
+            thresholds=thresholds,
+            lead_steps=data.lead_steps,
+            step_minutes=data.archive.step_minutes,
+            progress=bar.advance_of(len(data.eval_places(split))),
+        ).assign_attrs(split=split, split_hash=data.windows.hash, archive=str(data.archive.path))
+
+
+def write_scores(scores: "xr.Dataset", path: Path) -> Path:
+    """scores.nc: netCDF that any program reads."""
+    encoding = {str(name): {"zlib": True} for name in scores.data_vars if scores[name].ndim}
+    scores.to_netcdf(path, engine="netcdf4", encoding=encoding)
+    return path
+
+
+def goal_threshold(thresholds: list[float]) -> float:
+    """The threshold of the table by lead time: 1 mm/h, or the nearest there is."""
+    return min(thresholds, key=lambda t: abs(t - 1.0))
+
+
+def after_training(
+    best: Path, data: "RadarDataModule", run_dir: Path, thresholds: list[float], loggers: list[Any]
+) -> "xr.Dataset":
+    """Score the best checkpoint against persistence on the validation windows; table, scores.nc, picture."""
+    from raincast.baselines import Persistence
+    from raincast.output.tables import score_table, table_text
+
+    network = build.load_forecaster(best)
+    scores = score([network, Persistence()], data, "val", thresholds)
+    write_scores(scores, run_dir / "scores.nc")
+    table = table_text(score_table(scores, threshold=goal_threshold(thresholds)))
+    log.info("\nValidation windows (%d), best checkpoint:\n%s", scores.attrs["num_windows"], table)
+    picture = example_picture([network, Persistence()], data, "val", run_dir / "forecast.png")
+    for logger in loggers:
+        log_results(logger, scores, picture)
+    log.info("checkpoint  %s\npicture     %s\nscores      %s", *map(short, (best, picture, run_dir / "scores.nc")))
+    return scores
+
+
+def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, path: Path) -> Path:
+    """Draw the window of `split` with the most rain to come: what happened, and each forecast of it."""
+    from raincast.output.pictures import forecast_picture
+    from raincast.schema import Grid
+
+    place = _wettest(data, data.eval_places(split))
+    sample = data.dataset[place]
+    rain = sample["input"].numpy()[None]
+    observed = sample["target"].numpy()[:, 0]
+    never = np.isnan(rain[0, :, 0]).all(axis=0)
+    forecasts = {f.name: np.where(never, np.nan, f.forecast(rain, data.lead_steps)[0, :, 0]) for f in forecasters}
+    grid = data.archive.grid
+    crop = Grid(grid.y[place.y : place.y + place.height], grid.x[place.x : place.x + place.width], grid.crs_wkt)
+    return forecast_picture(
+        observed,
+        forecasts,
+        grid=crop,
+        init_time=np.datetime64(sample["time"], "s"),
+        step_minutes=data.archive.step_minutes,
+        path=path,
+        title=f"{split} window of {data.archive.path.name}",
+    )
+
+
+def _wettest(data: "RadarDataModule", places: "list[Place]", at_most: int = 100) -> "Place":
+    spread = places[:: max(1, len(places) // at_most)]
+    rain = [np.nanmean(np.nan_to_num(data.dataset[place]["target"].numpy())) for place in spread]
+    return spread[int(np.argmax(rain))]
+
+
+def log_results(logger: Any, scores: "xr.Dataset", picture: Path) -> None:
+    """The picture and the score table to wandb; other loggers hold scalars only."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    if not isinstance(logger, WandbLogger):
+        return
+    columns = ["forecaster", "threshold_mm_h", "lead_minutes", "csi", "pod", "far", "frequency_bias", "hss"]
+    frame = scores[columns[3:]].to_dataframe().reset_index()
+    rows = frame[["forecaster", "threshold", "lead_time", *columns[3:]]].values.tolist()
+    logger.log_table("val/scores", columns=columns, data=rows)
+    logger.log_image("val/forecast", images=[str(picture)])
+
+
+def close_logger(logger: Any) -> None:
+    """End a wandb run, so that the next trial of a sweep begins its own."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish()
+
+
+def next_command(best: Path, archive: str | None) -> None:
+    """What to type next."""
+    source = f" data.archive={archive}" if archive else ""
+    log.info("\nNext, score it on the test windows beside optical flow:\n  python evaluate.py checkpoint=%s%s",
+             short(best), source)  # fmt: skip
+
+
+def short(path: Path) -> str:
+    """`path` from here, where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)

@@ -1,0 +1,149 @@
+"""`python train.py`: archive → trained network, checkpoints, scores and a picture."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from raincast import build
+from raincast.commands import report
+
+if TYPE_CHECKING:
+    import lightning as L
+    import xarray as xr
+
+    from raincast.data.datamodule import RadarDataModule
+
+log = logging.getLogger(__name__)
+
+COMPARED_ON_RESUME = ("model", "transform", "loss", "data.input_steps", "data.lead_steps", "data.crop")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """What a run leaves: checkpoints, the last validation's metrics, the validation scores of the best."""
+
+    best: Path
+    last: Path
+    metrics: dict[str, float]
+    scores: "xr.Dataset | None"
+
+
+def run(cfg: DictConfig) -> float:
+    """Train, and return the goal score of the best checkpoint: what a sweep maximises."""
+    return train(cfg).metrics[cfg.metrics.goal]
+
+
+def train(cfg: DictConfig) -> TrainResult:
+    """Train on `cfg`; on all processes but the first the result has no scores."""
+    import lightning as L
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # its greetings, not its warnings
+    _resume_in_place(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    with report.Bar("building the archive") as bar:
+        archive = build.archive_path(cfg, progress=bar.update)
+    data = build.datamodule(cfg, archive)
+    net = build.network(OmegaConf.to_container(cfg.model, resolve=True))  # type: ignore[arg-type]
+    build.check_crop(data, net, cfg.data.crop)
+    info = build.metadata(cfg, data)
+    _check_goal(cfg)
+    resumed = _check_resume(cfg, info)
+    with report.Bar("reading the training frames") as bar:
+        data.progress = bar.update
+        data.setup("fit")
+        data.progress = None
+    log.info("Archive %s: %d frames of %d×%d", archive, data.archive.num_times, *data.archive.grid.shape)
+    log.info("%s", data.windows.describe())
+
+    loggers = build.loggers(cfg, resumed)
+    trainer = build.trainer(cfg, loggers, build.callbacks(cfg))
+    _note_loggers(info, loggers)
+    module = build.module(cfg, net, info)
+    _log_what_runs(cfg, trainer, net, loggers)
+    trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
+    return _finish(cfg, trainer, data, loggers)
+
+
+def _resume_in_place(cfg: DictConfig) -> None:
+    """A resumed run goes on in the folder of its checkpoint, so that its best and last stay one series."""
+    if cfg.checkpoint is not None:
+        build.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
+        cfg.callbacks.checkpoint.dirpath = str(Path(cfg.checkpoint).parent)
+
+
+def _check_goal(cfg: DictConfig) -> None:
+    names = [f"val/{score}_{t:g}mm" for t in cfg.metrics.thresholds for score in ("csi",)]
+    if cfg.metrics.goal not in names:
+        raise ValueError(
+            f"metrics.goal={cfg.metrics.goal} is not logged; with metrics.thresholds="
+            f"{list(cfg.metrics.thresholds)} there are {', '.join(names)}."
+        )
+
+
+def _check_resume(cfg: DictConfig, info: dict[str, Any]) -> dict[str, str]:
+    """The logger ids of the run to go on with; ValueError where this run would be another one."""
+    if cfg.checkpoint is None:
+        return {}
+    old = build.read_checkpoint(cfg.checkpoint)
+    differences = [
+        f"{key}: {OmegaConf.select(old.config, key)} there, {OmegaConf.select(cfg, key)} here"
+        for key in COMPARED_ON_RESUME
+        if OmegaConf.select(old.config, key) != OmegaConf.select(cfg, key)
+    ]
+    if old.info["split_hash"] != info["split_hash"]:
+        differences.append("the windows of train, val and test (data.archive or data.split)")
+    if differences:
+        raise ValueError(
+            f"{cfg.checkpoint} cannot go on as this run: different are " + "; ".join(differences) + ". "
+            "Give the overrides that it was started with."
+        )
+    loggers: dict[str, str] = old.info["loggers"]
+    return loggers
+
+
+def _note_loggers(info: dict[str, Any], loggers: "list[Any]") -> None:
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            run_id = getattr(logger.experiment, "id", None)  # on ranks but the first there is no run
+            if isinstance(run_id, str):
+                info["loggers"]["wandb"] = run_id
+
+
+def _log_what_runs(cfg: DictConfig, trainer: "L.Trainer", net: Any, loggers: "list[Any]") -> None:
+    """What the trainer really uses, read back from it."""
+    used = {
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "accelerator": type(trainer.accelerator).__name__,
+        "processes": trainer.world_size,
+        "precision": str(trainer.precision),
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "max_epochs": trainer.max_epochs,
+        "resumed_from": cfg.checkpoint,
+    }
+    log.info("%s", ", ".join(f"{key} {value}" for key, value in used.items() if value is not None))
+    if trainer.is_global_zero:
+        plain = {**OmegaConf.to_container(cfg, resolve=True), "used": used}  # type: ignore[dict-item]
+        for logger in loggers:
+            logger.log_hyperparams(plain)
+
+
+def _finish(cfg: DictConfig, trainer: "L.Trainer", data: "RadarDataModule", loggers: "list[Any]") -> TrainResult:
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    keeper: Any = trainer.checkpoint_callback
+    best, last = Path(keeper.best_model_path), Path(keeper.last_model_path)
+    if keeper.best_model_score is not None:
+        metrics[cfg.metrics.goal] = float(keeper.best_model_score)
+    scores = None
+    if trainer.is_global_zero:
+        data.trainer = None  # its loaders now serve this process alone
+        scores = report.after_training(best, data, Path(cfg.paths.run_dir), list(cfg.metrics.thresholds), loggers)
+        report.next_command(best, cfg.data.archive)
+    for logger in loggers:
+        report.close_logger(logger)
+    return TrainResult(best=best, last=last, metrics=metrics, scores=scores)

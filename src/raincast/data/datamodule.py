@@ -1,0 +1,188 @@
+"""The LightningDataModule: archive, split, samplers, loaders."""
+
+import logging
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from raincast.archive import Archive
+from raincast.data.dataset import Sample, WindowDataset
+from raincast.data.sampler import (
+    Candidates,
+    EvalSampler,
+    Place,
+    TrainSampler,
+    find_candidates,
+    tile_positions,
+)
+from raincast.data.windows import Split, SplitWindows, split_windows
+
+log = logging.getLogger(__name__)
+
+
+class RadarDataModule(L.LightningDataModule):
+    """Windows of one archive for training, validation and test.
+
+    Training draws rain-weighted crops; validation and test take every `eval_stride`-th window of their
+    split, whole or in side-by-side crops of `eval_crop`, each once, in order, whatever the number of ranks.
+    """
+
+    def __init__(
+        self,
+        archive: str | Path,
+        *,
+        split: Split,
+        input_steps: int = 6,
+        lead_steps: int = 12,
+        crop: int | None = 128,
+        eval_crop: int | None = None,
+        eval_stride: int = 1,
+        samples_per_epoch: int = 2000,
+        batch_size: int = 8,
+        eval_batch_size: int = 4,
+        augment: bool = True,
+        min_coverage: float = 0.5,
+        rain_weight: float = 0.1,
+        min_weight: float = 1e-4,
+        rain_scale: float = 1.0,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {
+            "input_steps": input_steps,
+            "lead_steps": lead_steps,
+            "eval_stride": eval_stride,
+            "samples_per_epoch": samples_per_epoch,
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+        }.items():
+            if value < 1:
+                raise ValueError(f"data.{name}={value}: give a whole number from 1 up.")
+        self.archive = Archive.open(archive)
+        self.split = split
+        self.input_steps = input_steps
+        self.lead_steps = lead_steps
+        self.crop = self._fit_crop(crop)
+        self.eval_crop = self._fit_crop(eval_crop)
+        self.eval_stride = eval_stride
+        self.samples_per_epoch = samples_per_epoch
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.augment = augment
+        self.min_coverage = min_coverage
+        self.rain_weight = rain_weight
+        self.min_weight = min_weight
+        self.rain_scale = rain_scale
+        cores = os.cpu_count() or 1
+        self.num_workers = min(4, cores - 1) if num_workers is None else num_workers
+        self.seed = seed
+        self.progress: Callable[[int, int], None] | None = None
+
+    def _fit_crop(self, crop: int | None) -> tuple[int, int]:
+        height, width = self.archive.grid.shape
+        if crop is None:
+            return height, width
+        if crop < 1:
+            raise ValueError(f"A crop of {crop} pixels: give 1 or more, or null for whole frames.")
+        return min(crop, height), min(crop, width)
+
+    @cached_property
+    def windows(self) -> SplitWindows:
+        """The windows of each split."""
+        return split_windows(
+            self.archive.times,
+            self.archive.step,
+            self.input_steps + self.lead_steps,
+            self.split,
+            identity=self.archive.identity,
+        )
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """The places that training may draw: one pass over the training frames."""
+        return find_candidates(
+            self.archive,
+            self.windows.starts["train"],
+            self.input_steps + self.lead_steps,
+            self.crop,
+            min_coverage=self.min_coverage,
+            rain_weight=self.rain_weight,
+            min_weight=self.min_weight,
+            rain_scale=self.rain_scale,
+            progress=self.progress,
+        )
+
+    @cached_property
+    def dataset(self) -> WindowDataset:
+        """The samples, indexed by place."""
+        return WindowDataset(self.archive, input_steps=self.input_steps, lead_steps=self.lead_steps)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the windows and, for training, the candidates, before any worker starts."""
+        _ = self.windows
+        if stage in (None, "fit"):
+            _ = self.candidates
+
+    def eval_places(self, split: str) -> list[Place]:
+        """The places of validation or test."""
+        height, width = self.archive.grid.shape
+        crop_y, crop_x = self.eval_crop
+        return [
+            Place(int(start), y, x, crop_y, crop_x)
+            for start in self.windows.starts[split][:: self.eval_stride]
+            for y in tile_positions(height, crop_y)
+            for x in tile_positions(width, crop_x)
+        ]
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Rain-weighted crops, the same number of whole batches for each rank."""
+        rank, world_size = self._ranks()
+        sampler = TrainSampler(
+            self.candidates,
+            self.samples_per_epoch,
+            grid_shape=self.archive.grid.shape,
+            augment=self.augment,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} on {world_size} process(es) exceeds the "
+                f"{sampler.num_samples} training samples of an epoch. Lower data.batch_size."
+            )
+        return self._loader(sampler, self.batch_size, drop_last=True)
+
+    def eval_dataloader(self, split: str) -> DataLoader[Sample]:
+        """Every place of `split` once, over the ranks."""
+        rank, world_size = self._ranks()
+        sampler = EvalSampler(self.eval_places(split), rank=rank, world_size=world_size)
+        return self._loader(sampler, self.eval_batch_size, drop_last=False)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """The validation windows."""
+        return self.eval_dataloader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """The test windows."""
+        return self.eval_dataloader("test")
+
+    def _loader(
+        self, sampler: TrainSampler | EvalSampler, batch_size: int, *, drop_last: bool
+    ) -> DataLoader[Sample]:
+        return DataLoader(
+            self.dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )

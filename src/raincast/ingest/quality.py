@@ -1,0 +1,44 @@
+"""Which rates an archive takes over: missing, too small, too large."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from raincast.archive import CODE_MM_H, MAX_RATE
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Rates over `max_rate` mm/h become `max_rate`; rates below `min_rate` mm/h become 0 (0: none do).
+
+    Hail and clutter make reflectivities that a Z-R relation turns into thousands of mm/h.
+    """
+
+    max_rate: float = 300.0
+    min_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse limits that the archive cannot hold."""
+        if not 0 < self.max_rate <= MAX_RATE:
+            raise ValueError(
+                f"max_rate={self.max_rate} mm/h must be over 0 and at most {MAX_RATE}, the largest rate "
+                "that an archive's int16 code holds."
+            )
+        if not 0 <= self.min_rate < self.max_rate:
+            raise ValueError(
+                f"min_rate={self.min_rate} mm/h must be at least 0 (off) and below max_rate={self.max_rate}."
+            )
+
+    def clean(self, rain: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
+        """`rain` in mm/h (any shape) within the limits, and the number of capped pixels.
+
+        Negative and infinite values are missing (NaN). Rates are rounded to the archive's code, so that
+        what is read back equals what was written.
+        """
+        rates = rain.astype(np.float64)
+        rates[~np.isfinite(rates) | (rates < 0)] = np.nan
+        num_capped = int((rates > self.max_rate).sum())
+        np.minimum(rates, self.max_rate, out=rates)
+        rates[rates < self.min_rate] = 0.0
+        return (np.rint(rates / CODE_MM_H) * CODE_MM_H).astype(np.float32), num_capped

@@ -1,0 +1,246 @@
+"""CF netCDF and Zarr: any file with rain on (time, y, x) and 1-D coordinates, as rate, depth or dBZ."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.ingest.coordinates import find_grid, find_roles, in_our_words
+from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.schema import TIME, X, Y
+from raincast.transforms import ZR, accumulation_to_rate
+
+FORMAT = "CF netCDF or Zarr"
+NETCDF3_SIGNATURES = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
+ZARR_METADATA = ("zarr.json", ".zgroup")
+
+RATE, ACCUMULATION, REFLECTIVITY = "rate", "accumulation", "reflectivity"
+UNITS: dict[str, dict[str, float]] = {
+    RATE: schema.MM_H_PER_UNIT | {"mm d-1": 1 / 24, "cm h-1": 10.0},
+    ACCUMULATION: {"mm": 1.0, "kg m-2": 1.0, "cm": 10.0, "m": 1000.0},
+    REFLECTIVITY: {"dbz": 1.0},
+}
+"""How many mm/h, mm or dBZ one of each unit is, by quantity; spellings are evened out by `_unit`."""
+STANDARD_NAMES = {
+    RATE: schema.RAIN_STANDARD_NAMES,
+    ACCUMULATION: (
+        "precipitation_amount",
+        "rainfall_amount",
+        "thickness_of_rainfall_amount",
+        "lwe_thickness_of_precipitation_amount",
+    ),
+    REFLECTIVITY: ("equivalent_reflectivity_factor",),
+}
+WIND_OR_HEIGHT = ("m s-1", "mm s-1", "m", "cm")  # units that say nothing of rain without a standard_name
+
+_KEPT_ATTRS = ("title", "institution", "source", "license", "licence", "references", "doi", "comment")
+
+
+@dataclass(frozen=True)
+class CF:
+    """Any CF netCDF or Zarr → mm/h; conf/source/cf.yaml says what the arguments do."""
+
+    variable: str | None = None
+    quantity: str = "auto"
+    step_minutes: float | None = None
+    accumulation_minutes: float | None = None
+    zr_a: float = 200.0
+    zr_b: float = 1.6
+    missing_is_dry: bool = False
+    crs: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown quantity."""
+        if self.quantity not in ("auto", *UNITS):
+            raise ValueError(f"source.quantity={self.quantity} is none of auto, {', '.join(UNITS)}.")
+
+    def recognises(self, path: Path) -> bool:
+        """A Zarr folder, netCDF-3, or HDF5 with the dimension scales of netCDF-4 at its root."""
+        if path.is_dir():
+            return any((path / name).exists() for name in ZARR_METADATA)
+        if starts_with(path, HDF5_SIGNATURE):
+            return _has_dimension_scales(path)
+        return starts_with(path, *NETCDF3_SIGNATURES)
+
+    def scan(self, path: Path) -> Head:
+        """Times, grid and step of a file."""
+        with self._open(path) as (dataset, field, _):
+            return Head(
+                _valid_times(dataset, field, ALL)[0], find_grid(dataset, field, self.crs), self._step(dataset)
+            )
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The frames numbered `frames`: only they are loaded."""
+        with self._open(path) as (dataset, field, quantity):
+            times, interval = _valid_times(dataset, field, frames)
+            step = self._step(dataset) or step_minutes or _step_of(dataset, field)
+            values = _values(field, frames) * UNITS[quantity][self._unit(field, quantity)]
+            interval = self.accumulation_minutes or interval or step
+            rain = self._to_rate(values, quantity, interval)
+            is_mean = quantity == ACCUMULATION or "time: mean" in str(field.attrs.get("cell_methods"))
+            return schema.rain_dataset(
+                np.where(np.isnan(rain), 0.0, rain) if self.missing_is_dry else rain,
+                times,
+                find_grid(dataset, field, self.crs),
+                step_minutes=step,
+                cell_methods="time: mean" if is_mean else "time: point",
+                attrs=self._attrs(dataset, field, quantity),
+            )
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[tuple[xr.Dataset, xr.DataArray, str]]:
+        """The dataset, its rain as lazy (time, y, x), and the quantity that this is."""
+        engine = "zarr" if path.is_dir() else "netcdf4"
+        options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
+        with naming(path, FORMAT), xr.open_dataset(path, engine=engine, chunks=None, **options) as dataset:
+            name, quantity = self._choose(dataset)
+            yield dataset, in_our_words(dataset[name]), quantity
+
+    def _choose(self, dataset: xr.Dataset) -> tuple[str, str]:
+        """The rain variable and its quantity: as told, else by standard_name, else by units alone."""
+        if self.variable is not None:
+            if self.variable not in dataset.data_vars:
+                raise ValueError(f"no variable {self.variable}; found: {_listing(dataset)}")
+            return self.variable, self._quantity_of(dataset[self.variable])
+        for by_name in (True, False):
+            for quantity in UNITS if self.quantity == "auto" else (self.quantity,):
+                found = [
+                    str(name)
+                    for name, array in dataset.data_vars.items()
+                    if _fits(array, quantity, by_name=by_name) and find_roles(array) is not None
+                ]
+                if len(found) == 1:
+                    return found[0], quantity
+                if found:
+                    raise ValueError(
+                        f"{len(found)} variables are a {quantity} of rain: {', '.join(found)}. "
+                        "Choose with source.variable=NAME"
+                    )
+        raise ValueError(
+            f"no variable on (time, y, x) is rain by its standard_name or units; found: {_listing(dataset)}. "
+            "Name it with source.variable=NAME and source.quantity=rate|accumulation|reflectivity"
+        )
+
+    def _quantity_of(self, array: xr.DataArray) -> str:
+        if self.quantity != "auto":
+            self._unit(array, self.quantity)
+            return self.quantity
+        for quantity, units in UNITS.items():
+            if _unit(array) in units:
+                return quantity
+        known = "; ".join(f"{quantity}: {', '.join(units)}" for quantity, units in UNITS.items())
+        raise ValueError(f"{array.name} has units {array.attrs.get('units')!r}; known are {known}")
+
+    def _unit(self, array: xr.DataArray, quantity: str) -> str:
+        unit = _unit(array)
+        if unit not in UNITS[quantity]:
+            raise ValueError(
+                f"{array.name} in {array.attrs.get('units')!r} is no {quantity}, which is in "
+                f"{', '.join(UNITS[quantity])}. Set source.quantity, or mend the units attribute"
+            )
+        return unit
+
+    def _to_rate(self, values: npt.NDArray[np.float64], quantity: str, interval: float) -> npt.NDArray[np.float32]:
+        """mm/h from mm/h, from mm over `interval` minutes, or from dBZ."""
+        if quantity == REFLECTIVITY:
+            values = ZR(self.zr_a, self.zr_b).to_rate(values)
+        elif quantity == ACCUMULATION:
+            values = accumulation_to_rate(values, interval)
+        return values.astype(np.float32)
+
+    def _step(self, dataset: xr.Dataset) -> float | None:
+        step = self.step_minutes or dataset.attrs.get(schema.STEP_MINUTES)
+        return None if step is None else float(step)
+
+    def _attrs(self, dataset: xr.Dataset, field: xr.DataArray, quantity: str) -> dict[str, Any]:
+        attrs = {name: dataset.attrs[name] for name in _KEPT_ATTRS if name in dataset.attrs}
+        if "comment" in field.attrs:  # often the Z-R relation of the service
+            attrs["comment"] = field.attrs["comment"]
+        if quantity == REFLECTIVITY:
+            attrs |= {"zr_a": self.zr_a, "zr_b": self.zr_b}
+        return {"source": f"CF variable {field.name}"} | attrs
+
+
+def _has_dimension_scales(path: Path) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            return any(member.attrs.get("CLASS") == b"DIMENSION_SCALE" for member in file.values())
+    except (OSError, RuntimeError, KeyError):
+        return False
+
+
+def _unit(array: xr.DataArray) -> str:
+    """The units attribute in one spelling: 'kg/m^2/s', 'kg m**-2 s**-1' → 'kg m-2 s-1'."""
+    text = str(array.attrs.get("units", "")).strip().lower()
+    numerator, *denominators = text.replace("**", "").replace("^", "").split("/")
+    for word in denominators:
+        base, power = re.fullmatch(r"\s*(.*?)(\d*)\s*", word).groups()  # type: ignore[union-attr]
+        numerator += f" {base}-{power or 1}"
+    words = {"hr": "h", "hour": "h", "sec": "s", "day": "d", "hr-1": "h-1", "hour-1": "h-1", "day-1": "d-1"}
+    return " ".join(words.get(word, word) for word in numerator.split())
+
+
+def _fits(array: xr.DataArray, quantity: str, *, by_name: bool) -> bool:
+    unit = _unit(array)
+    if unit not in UNITS[quantity]:
+        return False
+    if by_name:
+        return array.attrs.get("standard_name") in STANDARD_NAMES[quantity]
+    return unit not in WIND_OR_HEIGHT
+
+
+def _valid_times(
+    dataset: xr.Dataset, field: xr.DataArray, frames: slice
+) -> tuple[npt.NDArray[np.datetime64], float | None]:
+    """Valid times, and the minutes that a value covers: both from the time bounds where there are any."""
+    times = np.atleast_1d(field[TIME].values).astype("datetime64[ns]")[frames]
+    bounds = dataset.variables.get(field[TIME].attrs.get("bounds", ""))
+    if (
+        bounds is None
+        or bounds.size != 2 * field[TIME].size
+        or "time: point" in field.attrs.get("cell_methods", "")
+    ):
+        return times, None
+    start, end = bounds.values.reshape(-1, 2).astype("datetime64[ns]")[frames].T
+    interval = float((end - start)[0] / np.timedelta64(1, "m")) if end.size else None
+    return end, interval
+
+
+def _step_of(dataset: xr.Dataset, field: xr.DataArray) -> float:
+    times = np.unique(field[TIME].values)
+    if times.size < 2:
+        raise ValueError("it holds one frame and states no step. Give it with source.step_minutes=5")
+    return schema.find_step_minutes(xr.Dataset(coords={TIME: times}))
+
+
+def _values(field: xr.DataArray, frames: slice) -> npt.NDArray[np.float64]:
+    """The decoded values of `frames`; what valid_min, valid_max and valid_range exclude is missing."""
+    if TIME in field.dims:
+        values = field.isel({TIME: frames}).load().transpose(TIME, Y, X).values.astype(np.float64)
+    else:
+        values = field.transpose(Y, X).values[None][frames].astype(np.float64)
+    scale, offset = (field.encoding.get(n, d) for n, d in (("scale_factor", 1.0), ("add_offset", 0.0)))
+    low, high = field.attrs.get("valid_range", (-np.inf, np.inf))
+    # the limits are in the units of the packed codes (CF 2.5.1); half a code allows for rounding
+    low, high = (
+        float(v) * scale + offset for v in (field.attrs.get("valid_min", low), field.attrs.get("valid_max", high))
+    )
+    slack = 0.5 * abs(scale) if "scale_factor" in field.encoding else 0.0
+    values[(values < low - slack) | (values > high + slack)] = np.nan
+    return values
+
+
+def _listing(dataset: xr.Dataset) -> str:
+    return "; ".join(
+        f"{name}{tuple(map(str, array.dims))} in {array.attrs.get('units')!r}"
+        for name, array in dataset.data_vars.items()
+    )

@@ -1,0 +1,171 @@
+"""KNMI HDF5: accumulations of the Dutch composite (RAD_NL25_*, HDF5 tag version 3).
+
+Format: H. Roozekrans and I. Holleman, KNMI HDF5 data format specification, v3.5.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.ingest.projection import crs_in_metres
+from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.schema import Grid
+from raincast.transforms import accumulation_to_rate
+
+FORMAT = "KNMI HDF5"
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+_METRES = {"KM": 1000.0, "M": 1.0}
+_LENGTHS = ("a", "b", "x_0", "y_0")
+
+
+@dataclass(frozen=True)
+class KNMI:
+    """Files with one accumulation in mm each → mean rate in mm/h over the interval that ends at the time.
+
+    Pixels with the code of missing data or of out-of-image are missing.
+    """
+
+    image: str = "image1"
+    source: str = "KNMI"
+
+    def recognises(self, path: Path) -> bool:
+        """HDF5 with KNMI's groups."""
+        import h5py
+
+        if not starts_with(path, HDF5_SIGNATURE):
+            return False
+        try:
+            with h5py.File(path) as file:
+                return all(name in file for name in ("overview", "geographic/map_projection", self.image))
+        except (OSError, RuntimeError):
+            return False
+
+    def scan(self, path: Path) -> Head:
+        """Time, grid and step of one file."""
+        import h5py
+
+        with naming(path, FORMAT), h5py.File(path) as file:
+            start, end = _interval(file)
+            return Head(np.array([end]), _file_grid(file), _minutes(start, end))
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The file's one frame (`frames` may leave none); the file states its own step."""
+        import h5py
+
+        with naming(path, FORMAT), h5py.File(path) as file:
+            start, end = _interval(file)
+            interval = _minutes(start, end)
+            rain = _rates(file[self.image], interval)
+            return schema.rain_dataset(
+                rain[None][frames],
+                np.array([end])[frames],
+                _file_grid(file),
+                step_minutes=interval,
+                cell_methods="time: mean",
+                attrs={"source": self.source, "title": _text(file["overview"], "product_group_name")},
+            )
+
+
+def _value(group: Any, name: str) -> Any:
+    """An attribute as a scalar: KNMI writes some as arrays of one."""
+    if name not in group.attrs:
+        raise ValueError(f"the group {group.name} has no attribute {name}")
+    return np.ravel(group.attrs[name])[0]
+
+
+def _text(group: Any, name: str) -> str:
+    value = _value(group, name)
+    return value.decode("ascii").strip("\0 ") if isinstance(value, bytes) else str(value)
+
+
+def _interval(file: Any) -> tuple[np.datetime64, np.datetime64]:
+    """Start and end of the accumulation."""
+    overview = file["overview"]
+    start, end = (_parse_time(_text(overview, f"product_datetime_{name}")) for name in ("start", "end"))
+    if start >= end:
+        raise ValueError(f"it starts at {start} and ends at {end}: no accumulation over a time")
+    return start, end
+
+
+def _parse_time(text: str) -> np.datetime64:
+    """'26-AUG-2010;07:35:00.000' → datetime64; by our own table, for %b depends on the user's language."""
+    match = re.fullmatch(r"(\d+)-([A-Z]{3})-(\d{4});(\d\d:\d\d:\d\d(?:\.\d+)?)", text.upper())
+    if match is None or match[2] not in _MONTHS:
+        raise ValueError(f"{text!r} is no time like 26-AUG-2010;07:35:00.000")
+    month = _MONTHS.index(match[2]) + 1
+    return np.datetime64(f"{match[3]}-{month:02d}-{int(match[1]):02d}T{match[4]}", "ns")
+
+
+def _minutes(start: np.datetime64, end: np.datetime64) -> float:
+    return float((end - start) / np.timedelta64(1, "m"))
+
+
+def _rates(image: Any, interval_minutes: float) -> npt.NDArray[np.float32]:
+    """(H, W) in mm/h, NaN where missing."""
+    quantity = _text(image, "image_geo_parameter")
+    if "[MM]" not in quantity.upper():
+        raise ValueError(f"{image.name} holds {quantity}: only accumulations in [MM] are read")
+    codes = image["image_data"][()]
+    if codes.dtype not in (np.uint8, np.uint16) or codes.ndim != 2:
+        raise ValueError(f"image_data is {codes.ndim}-D {codes.dtype}, not 2-D uint8 or uint16")
+    calibration = image["calibration"]
+    scale, offset = _parse_formula(_text(calibration, "calibration_formulas"))
+    # each code in float64 once: the float32 nearest 0.12 mm/h, so that a rate at a threshold is at it
+    depth_mm = np.arange(np.iinfo(codes.dtype).max + 1) * scale + offset
+    table: npt.NDArray[np.float32] = accumulation_to_rate(depth_mm, interval_minutes).astype(np.float32)
+    for name in ("missing_data", "out_of_image"):
+        table[int(_value(calibration, f"calibration_{name}"))] = np.nan
+    rates: npt.NDArray[np.float32] = table[codes]
+    return rates
+
+
+def _parse_formula(text: str) -> tuple[float, float]:
+    """'GEO=0.01*PV+0.0' → (0.01, 0.0)."""
+    number = r"[-+]?[\d.]+(?:[eE][-+]?\d+)?"
+    match = re.fullmatch(rf"GEO=({number})\*PV(?:\+?({number}))?", text.replace(" ", ""))
+    if match is None:
+        raise ValueError(f"the calibration formula {text!r} is not like GEO=0.01*PV+0.0")
+    return float(match[1]), float(match[2] or 0.0)
+
+
+def _file_grid(file: Any) -> Grid:
+    geographic = file["geographic"]
+    units = _text(geographic, "geo_dim_pixel").upper().split(",")
+    if not set(units) <= set(_METRES):
+        raise ValueError(f"geo_dim_pixel is {units}: known are {', '.join(_METRES)}")
+    axes = tuple(
+        (
+            float(_value(geographic, f"geo_{line}_offset")),
+            float(_value(geographic, f"geo_pixel_size_{axis}")) * _METRES[unit],
+            int(_value(geographic, f"geo_number_{line}s")),
+        )
+        for line, axis, unit in (("row", "y", units[-1]), ("column", "x", units[0]))
+    )
+    corner = 0.5 if _text(geographic, "geo_pixel_def").upper() == "LU" else 0.0
+    return _grid(axes, corner, _text(geographic["map_projection"], "projection_proj4_params"))
+
+
+@lru_cache(maxsize=16)
+def _grid(axes: tuple[tuple[float, float, int], ...], corner: float, proj4: str) -> Grid:
+    """The grid in metres; offsets count pixels from the projection's origin to the first one's `corner`."""
+    y, x = (size * (offset + corner + np.arange(number, dtype=np.float64)) for offset, size, number in axes)
+    return Grid(y=y, x=x, crs_wkt=crs_in_metres(_proj4_in_metres(proj4))[0])
+
+
+def _proj4_in_metres(proj4: str) -> str:
+    """KNMI gives the Earth's radii in km, so that PROJ's coordinates come in km: turn both to metres."""
+    # some products write 'y_0=0' without its plus
+    pairs = (word.lstrip("+").partition("=") for word in proj4.split())
+    parameters = {name: value for name, _, value in pairs if name}
+    parameters.pop("units", None)
+    if float(parameters.get("a", 1e7)) < 1e5:
+        for name in set(_LENGTHS) & set(parameters):
+            parameters[name] = repr(float(parameters[name]) * 1000)
+    return " ".join(f"+{name}={value}" if value else f"+{name}" for name, value in parameters.items())

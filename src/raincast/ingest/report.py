@@ -1,0 +1,60 @@
+"""What an ingest did: returned, logged, and written beside the day files."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME = "ingest_report.json"
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """Counts of frames, and each frame or file that was left out with its reason.
+
+    `num_present` frames were offered and in the archive before; `num_capped` counts pixels. `duplicates` and
+    `off_step` say time and file. `missing_times` are due between the first and the last frame offered and
+    not in the archive; `empty_times` are those of them whose frame had every pixel missing.
+    """
+
+    archive: Path
+    num_written: int
+    num_present: int
+    num_capped: int
+    duplicates: tuple[str, ...]
+    off_step: tuple[str, ...]
+    bad_files: Mapping[str, str]
+    empty_times: tuple[str, ...]
+    missing_times: tuple[str, ...]
+    seconds: float
+
+    @property
+    def path(self) -> Path:
+        """Where `save` writes it."""
+        return self.archive / NAME
+
+    def save(self) -> None:
+        """Write it as JSON beside the day files."""
+        content = dataclasses.asdict(self) | {"archive": str(self.archive)}
+        self.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def reasons(self) -> str:
+        """Why frames were left out, in one line."""
+        counts = {
+            f"{len(self.bad_files)} bad files": self.bad_files,
+            f"{len(self.empty_times)} frames with every pixel missing": self.empty_times,
+            f"{len(self.off_step)} frames off the step": self.off_step,
+            f"{len(self.duplicates)} duplicates": self.duplicates,
+        }
+        parts = [words for words, what in counts.items() if what]
+        first = next(iter(self.bad_files.values()), "")
+        return ", ".join(parts) + (f"; the first: {first}" if first else "")
+
+    def __str__(self) -> str:
+        """One line for the user."""
+        reasons = self.reasons()
+        return (
+            f"{self.archive}: {self.num_written} frames written, {self.num_present} were there, "
+            f"{len(self.missing_times)} times missing, {self.seconds:.1f} s" + (f" ({reasons})" if reasons else "")
+        )

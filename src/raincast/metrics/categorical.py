@@ -1,0 +1,109 @@
+"""Scores of "rain of at least so much": counts per event and lead time, and the ratios made of them."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+
+class Contingency(NamedTuple):
+    """Pixel counts of the 2×2 table, any common shape; they merge by addition."""
+
+    hits: Int64[Tensor, "..."]
+    misses: Int64[Tensor, "..."]
+    false_alarms: Int64[Tensor, "..."]
+    correct_negatives: Int64[Tensor, "..."]
+
+
+def contingency(
+    pred: Float[Tensor, "b t c h w"],
+    target: Float[Tensor, "b t c h w"],
+    mask: Bool[Tensor, "b t c h w"],
+    thresholds: Sequence[float],
+) -> Contingency:
+    """Counts over C, H, W, each (B, K thresholds, T), of pred and target `>=` threshold, all in mm/h.
+
+    Pixels where `mask` is False count nowhere and may be NaN; NaN elsewhere is an error.
+    """
+    check_thresholds(thresholds)
+    _check_finite("pred", pred, mask)
+    _check_finite("target", target, mask)
+    joint = _joint_histogram(_bins(pred, thresholds), _bins(target, thresholds), mask, len(thresholds) + 1)
+    # reached[..., i, j]: pixels whose forecast is in bin i or above and whose observation in bin j or above
+    reached = joint.flip(-2, -1).cumsum(-2).cumsum(-1).flip(-2, -1)
+    hits = reached.diagonal(dim1=-2, dim2=-1)[..., 1:]
+    forecast, observed, total = reached[..., 1:, 0], reached[..., 0, 1:], reached[..., 0, :1]
+    counts = (hits, observed - hits, forecast - hits, total - forecast - observed + hits)
+    return Contingency(*(count.movedim(-1, 1).contiguous() for count in counts))
+
+
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """Refuse thresholds that do not cut increasing bins."""
+    if not thresholds or any(a >= b for a, b in pairwise(thresholds)):
+        raise ValueError(f"thresholds={list(thresholds)} must be at least one, increasing, in mm/h.")
+
+
+def _check_finite(name: str, values: Tensor, mask: Tensor) -> None:
+    missing = int((values.isnan() & mask).sum())
+    if missing:
+        raise ValueError(
+            f"{name} has NaN in {missing} of {int(mask.sum())} pixels inside the mask. "
+            "A forecast must be finite wherever it is scored; mask what was not observed."
+        )
+
+
+def _bins(values: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """How many thresholds each pixel reaches. A comparison per threshold is faster than bucketize."""
+    bins = torch.zeros_like(values, dtype=torch.int16)
+    for threshold in thresholds:
+        bins += values >= threshold
+    return bins
+
+
+def _joint_histogram(pred: Tensor, target: Tensor, mask: Tensor, num_bins: int) -> Tensor:
+    """Pixels per pair of bins, (B, T, num_bins, num_bins), in one pass over the data.
+
+    Half the time of boolean sums per threshold at (4, 12, 1, 256, 256) with 5 thresholds on a CPU.
+    """
+    B, T = mask.shape[:2]
+    cells = num_bins**2 + 1  # the last one takes the masked pixels
+    cell = (pred.int() * num_bins + target).masked_fill_(~mask, cells - 1).flatten(2)
+    cell += cells * torch.arange(B * T, dtype=torch.int32, device=cell.device).view(B, T, 1)
+    counts = torch.bincount(cell.flatten(), minlength=B * T * cells).view(B, T, cells)
+    return counts[..., :-1].view(B, T, num_bins, num_bins)
+
+
+def csi(counts: Contingency) -> Float[Tensor, "..."]:
+    """Critical success index, hits / (hits + misses + false alarms); NaN without events."""
+    return _ratio(counts.hits, counts.hits + counts.misses + counts.false_alarms)
+
+
+def pod(counts: Contingency) -> Float[Tensor, "..."]:
+    """Probability of detection, hits / (hits + misses); NaN without observed events."""
+    return _ratio(counts.hits, counts.hits + counts.misses)
+
+
+def far(counts: Contingency) -> Float[Tensor, "..."]:
+    """False alarm ratio, false alarms / (hits + false alarms); NaN without forecast events."""
+    return _ratio(counts.false_alarms, counts.hits + counts.false_alarms)
+
+
+def frequency_bias(counts: Contingency) -> Float[Tensor, "..."]:
+    """Forecast events / observed events; NaN without observed events."""
+    return _ratio(counts.hits + counts.false_alarms, counts.hits + counts.misses)
+
+
+def hss(counts: Contingency) -> Float[Tensor, "..."]:
+    """Heidke skill score, 2(ad − bc) / ((a+c)(c+d) + (a+b)(b+d)), with a hits, b false alarms, c misses,
+    d correct negatives; NaN where all pixels are events on both sides, or none are.
+    """
+    a, c, b, d = (count.double() for count in counts)  # products of counts overflow int64
+    return _ratio(2 * (a * d - b * c), (a + c) * (c + d) + (a + b) * (b + d))
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    ratio = numerator.double() / denominator.double()
+    return ratio.masked_fill(denominator == 0, torch.nan)

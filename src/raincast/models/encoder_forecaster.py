@@ -1,0 +1,269 @@
+"""Encoder-forecasters: read the past into ConvLSTM states, then run further ConvLSTMs on from them.
+
+Both take frames in network units without NaN (the caller fills what is missing) and return frames in the
+same units, linear, uncut. Grids of any size work: they are padded at the bottom and right with 0, which is
+*no rain* in network units (every transform maps 0 mm/h to 0), and the output is cut to the input's size.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raincast.models.convlstm import ConvLSTM
+
+SLOPE = 0.2
+"""Negative slope of the leaky ReLUs (Shi et al. 2017)."""
+
+
+class StackedEncoderForecaster(nn.Module):
+    """The network of Shi et al. 2015 (arXiv 1506.04214): two stacks of ConvLSTMs at one resolution.
+
+    Frames are cut in patch × patch squares whose pixels become channels. Each forecaster layer has the
+    width of the encoder layer of the same number and starts from that layer's last state. The first
+    forecaster layer has no input, each further one takes the hidden states below it. A 1×1 convolution
+    over the hidden states of all forecaster layers gives the pixels of each patch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        patch: int = 4,
+        hidden_channels: Sequence[int] = (128, 64, 64),
+        input_kernel: int | Sequence[int] = 5,
+        state_kernel: int | Sequence[int] = 5,
+        peephole: bool = True,
+        forget_bias: float = 1.0,
+    ) -> None:
+        """A kernel is one size for all layers or one per layer."""
+        super().__init__()
+        self.in_channels = in_channels
+        self.patch = patch
+        self.stride = patch
+        widths = list(hidden_channels)
+        if not widths or patch < 1:
+            raise ValueError(f"Need at least one hidden width and patch >= 1, found {widths} and {patch}.")
+        input_kernels = _per_layer(input_kernel, len(widths), "input_kernel")
+        state_kernels = _per_layer(state_kernel, len(widths), "state_kernel")
+
+        def stack(first_channels: int) -> nn.ModuleList:
+            channels = [first_channels, *widths[:-1]]
+            return nn.ModuleList(
+                ConvLSTM(c, h, input_kernel=k, state_kernel=s, peephole=peephole, forget_bias=forget_bias)
+                for c, h, k, s in zip(channels, widths, input_kernels, state_kernels, strict=True)
+            )
+
+        self.encoder = stack(in_channels * patch**2)
+        self.forecaster = stack(0)
+        self.head = nn.Conv2d(sum(widths), out_channels * patch**2, 1)
+        _initialise_output(self.head)
+
+    def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
+        """Past frames → the `num_steps` frames after them, both in network units."""
+        _check_frames(x, self.in_channels, num_steps)
+        H, W = x.shape[-2:]
+        hidden = F.pixel_unshuffle(_pad(x, self.stride), self.patch)
+        states = []
+        for layer in self.encoder:
+            hidden, state = layer(hidden)
+            states.append(state)
+        below: Tensor | None = None
+        outputs = []
+        for layer, state in zip(self.forecaster, states, strict=True):
+            below, _ = layer(below, state, num_steps)
+            outputs.append(below)
+        frames = _framewise(self.head, torch.cat(outputs, dim=2))
+        return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One level of the pyramid: a strided convolution and the ConvLSTM behind it.
+
+    `conv_channels` come out of the convolution on the way down and of the up-sampling on the way back;
+    `down_kernel` is at least `stride`, so that no pixel is skipped.
+    """
+
+    conv_channels: int
+    hidden_channels: int
+    stride: int = 2
+    down_kernel: int = 3
+    input_kernel: int = 3
+    state_kernel: int = 3
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> "Stage":
+        """A stage from a plain mapping, as it stands in YAML."""
+        allowed = [field.name for field in fields(cls)]
+        unknown = [str(key) for key in values if key not in allowed]
+        missing = [key for key in ("conv_channels", "hidden_channels") if key not in values]
+        if unknown or missing:
+            raise ValueError(
+                f"Stage {dict(values)} has unknown keys {unknown} and lacks {missing}. "
+                f"It takes {', '.join(allowed)}, of which conv_channels and hidden_channels must be given."
+            )
+        stage = cls(**values)
+        if not 1 <= stage.stride <= stage.down_kernel:
+            raise ValueError(
+                f"stride={stage.stride} with down_kernel={stage.down_kernel} would skip pixels. "
+                "Take 1 <= stride <= down_kernel."
+            )
+        return stage
+
+
+class PyramidEncoderForecaster(nn.Module):
+    """The network of Shi et al. 2017 (arXiv 1706.03458) with ConvLSTMs: each level coarser than the last.
+
+    Encoder, per stage from fine to coarse: convolution with stride, leaky ReLU, ConvLSTM. Forecaster, from
+    coarse to fine: ConvLSTM started from that level's last encoder state (the coarsest has no input),
+    up-sampling, leaky ReLU. Then a 3×3 and a 1×1 convolution to the output. With `patch` > 1 the pixels of
+    each square become channels in front and are put back behind, which makes the network cheap.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        stages: Sequence[Mapping[str, Any]],
+        patch: int = 1,
+        head_channels: int | None = None,
+        peephole: bool = True,
+        forget_bias: float = 1.0,
+    ) -> None:
+        """`stages` are mappings of `Stage`'s fields, fine to coarse; `head_channels` is by default the
+        first stage's `conv_channels`.
+        """
+        super().__init__()
+        levels = [Stage.parse(stage) for stage in stages]
+        if not levels or patch < 1:
+            raise ValueError(f"Need at least one stage and patch >= 1, found {len(levels)} and {patch}.")
+        self.in_channels = in_channels
+        self.patch = patch
+        self.stride = patch * math.prod(level.stride for level in levels)
+
+        def recurrent(level: Stage, channels: int) -> ConvLSTM:
+            return ConvLSTM(
+                channels,
+                level.hidden_channels,
+                input_kernel=level.input_kernel,
+                state_kernel=level.state_kernel,
+                peephole=peephole,
+                forget_bias=forget_bias,
+            )
+
+        widths = [in_channels * patch**2, *(level.hidden_channels for level in levels)]
+        self.down = nn.ModuleList(_down(c, level) for c, level in zip(widths, levels, strict=False))
+        self.encoder = nn.ModuleList(recurrent(level, level.conv_channels) for level in levels)
+        from_below = [*(level.conv_channels for level in levels[1:]), 0]
+        self.forecaster = nn.ModuleList(recurrent(level, c) for level, c in zip(levels, from_below, strict=True))
+        self.up = nn.ModuleList(_up(level) for level in levels)
+        first = levels[0].conv_channels
+        self.head = _head(first, head_channels or first, out_channels * patch**2)
+
+    def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
+        """Past frames → the `num_steps` frames after them, both in network units."""
+        _check_frames(x, self.in_channels, num_steps)
+        H, W = x.shape[-2:]
+        states = self._encode(F.pixel_unshuffle(_pad(x, self.stride), self.patch))
+        frames = _framewise(self.head, self._forecast(states, num_steps))
+        return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
+
+    def _encode(self, hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+        states = []
+        for down, layer in zip(self.down, self.encoder, strict=True):
+            hidden, state = layer(_framewise(down, hidden))
+            states.append(state)
+        return states
+
+    def _forecast(self, states: list[tuple[Tensor, Tensor]], num_steps: int) -> Tensor:
+        below: Tensor | None = None
+        for layer, up, state in zip(reversed(self.forecaster), reversed(self.up), reversed(states), strict=True):
+            hidden, _ = layer(below, state, num_steps)
+            below = _framewise(up, hidden)
+        assert below is not None
+        return below
+
+
+def _down(channels: int, level: Stage) -> nn.Sequential:
+    # Half of what the kernel is wider than the stride: H becomes exactly H / stride.
+    padding = (level.down_kernel - level.stride + 1) // 2
+    conv = nn.Conv2d(channels, level.conv_channels, level.down_kernel, level.stride, padding)
+    _initialise(conv, fan_in=channels * level.down_kernel**2)
+    return nn.Sequential(conv, nn.LeakyReLU(SLOPE))
+
+
+def _up(level: Stage) -> nn.Sequential:
+    # A kernel divisible by the stride touches every output pixel equally often: no checkerboard.
+    stride = level.stride
+    kernel = 2 * stride if stride > 1 else 3
+    padding = (kernel - stride + 1) // 2
+    conv = nn.ConvTranspose2d(
+        level.hidden_channels,
+        level.conv_channels,
+        kernel,
+        stride,
+        padding,
+        output_padding=2 * padding - (kernel - stride),  # exactly H · stride, for odd strides too
+    )
+    _initialise(conv, fan_in=level.hidden_channels * (kernel // stride) ** 2)
+    return nn.Sequential(conv, nn.LeakyReLU(SLOPE))
+
+
+def _head(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels, hidden, 3, padding=1)
+    last = nn.Conv2d(hidden, out_channels, 1)
+    _initialise(conv, fan_in=9 * channels)
+    _initialise_output(last)
+    return nn.Sequential(conv, nn.LeakyReLU(SLOPE), last)
+
+
+def _initialise(conv: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: int) -> None:
+    """He's initialisation; PyTorch's own misjudges the fan of a strided transposed convolution."""
+    nn.init.normal_(conv.weight, std=nn.init.calculate_gain("leaky_relu", SLOPE) / math.sqrt(fan_in))
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+
+
+def _initialise_output(conv: nn.Conv2d) -> None:
+    nn.init.xavier_uniform_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)  # no rain is 0: start there
+
+
+def _framewise(module: nn.Module, x: Tensor) -> Tensor:
+    """A module for (N, C, H, W) on every frame of (B, T, C, H, W), in one call."""
+    frames: Tensor = module(x.flatten(0, 1))
+    return frames.view(*x.shape[:2], *frames.shape[1:])
+
+
+def _pad(x: Tensor, multiple: int) -> Tensor:
+    """Bottom and right filled with 0, no rain, up to the next multiple."""
+    H, W = x.shape[-2:]
+    return F.pad(x, (0, -W % multiple, 0, -H % multiple)) if H % multiple or W % multiple else x
+
+
+def _per_layer(kernel: int | Iterable[int], layers: int, name: str) -> list[int]:
+    kernels = [kernel] * layers if isinstance(kernel, int) else list(kernel)
+    if len(kernels) != layers:
+        raise ValueError(
+            f"{name}={kernels} has {len(kernels)} sizes for {layers} layers. Give one per layer or one number."
+        )
+    return kernels
+
+
+def _check_frames(x: Tensor, channels: int, num_steps: int) -> None:
+    if x.ndim != 5 or x.shape[2] != channels:
+        raise ValueError(
+            f"Expected frames of shape (B, T, C, H, W) with C={channels}, found {tuple(x.shape)}. "
+            "Add the missing axis, or build the network with in_channels equal to the number of channels."
+        )
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}: ask for at least one frame.")

@@ -1,0 +1,1 @@
+"""What leaves raincast: CF forecast files, pictures, animations and tables of scores."""

@@ -1,0 +1,177 @@
+"""Past radar frames, then the forecast, as a GIF.
+
+Frames are composed as palette numbers, without matplotlib: faster than drawing figures, and the GIF needs no
+second quantisation, so that a colour is exactly a class of rain.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import to_rgb
+from PIL import Image, ImageDraw, ImageFont
+
+from raincast import schema
+from raincast.output import rain_image
+from raincast.output.rain_image import DRY_CLASS, MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView, Rain
+from raincast.schema import Grid
+
+Indices = npt.NDArray[np.uint8]
+
+# the palette: dry, the rain classes, missing, then these
+_HATCH, _LINE, _GREY = MISSING_CLASS + 1, MISSING_CLASS + 2, MISSING_CLASS + 3
+_NUM_GREYS = 16  # enough for smooth letters
+_HEADER, _MARGIN, _BAR_WIDTH, _GAP = 46, 8, 74, 10
+_MIN_PANEL, _MIN_HEIGHT = 210, 230  # what the words above and the numbers of the colour bar need
+_FRAME_MS, _PAUSE_MS = 250, 1500
+
+
+def forecast_animation(
+    observed_input: Rain | None,
+    forecast: Rain,
+    *,
+    grid: Grid,
+    init_time: np.datetime64,
+    step_minutes: float,
+    path: str | Path,
+    observed: Rain | None = None,
+    max_pixels: int = 640,
+) -> Path:
+    """The past hour, then the forecast, as a GIF that loops; with `observed`, what came runs beside it.
+
+    All are (frame, y, x) in mm/h with NaN for missing. The last of `observed_input` is valid at `init_time`,
+    the first of `forecast` and `observed` one step later; `observed` may be shorter. The longer side of a map
+    has at most `max_pixels` pixels; several grid pixels in one are averaged.
+    """
+    given = {"observed_input": observed_input, "forecast": forecast, "observed": observed}
+    rain_image.check_frames({name: rain for name, rain in given.items() if rain is not None}, grid)
+    past = np.empty((0, *grid.shape), np.float32) if observed_input is None else observed_input
+    canvas = _Canvas(MapView.of(grid), grid.shape, max_pixels, num_panels=1 if observed is None else 2)
+    frames = []
+    for number in range(1 - len(past), len(forecast) + 1):
+        valid = rain_image.utc_text(init_time + number * schema.step_timedelta(step_minutes))
+        now = _panels_of(number, past, forecast, observed, step_minutes)
+        frames.append(canvas.frame(now, valid))
+    return _save_gif(frames, Path(path), num_past=len(past))
+
+
+def _panels_of(
+    number: int, past: Rain, forecast: Rain, observed: Rain | None, step_minutes: float
+) -> dict[str, Rain]:
+    """The maps to show `number` steps after init_time, by their labels."""
+    if number <= 0:
+        frame = past[number - 1]
+        return {"observed": frame} if observed is None else {"observed": frame, "observed ": frame}
+    now = {f"forecast +{number * step_minutes:g} min": forecast[number - 1]}
+    if observed is None:
+        return now
+    came = number <= len(observed)
+    label = "observed" if came else "not observed yet"
+    return {label: observed[number - 1] if came else np.full_like(forecast[0], np.nan)} | now
+
+
+class _Canvas:
+    """Everything that stays the same from frame to frame: sizes, hatching, graticule, colour bar."""
+
+    def __init__(self, view: MapView, shape: tuple[int, int], max_pixels: int, *, num_panels: int) -> None:
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels={max_pixels} leaves no picture. Pass 100 to 1000.")
+        self.view = view
+        self.map_shape = view.fit(_map_pixels(max(shape), max_pixels))
+        self.panel_width = max(self.map_shape[1], _MIN_PANEL)
+        self.num_panels = num_panels
+        self.font = _font(13)
+        self.bold = _font(14, bold=True)
+        height, width = self.map_shape
+        self.bar_left = _MARGIN + num_panels * (self.panel_width + _GAP)
+        self.missing = _hatched(height, width)
+        self.lines = rain_image.graticule_pixels(view, height, width)
+        self.background = self._background()
+
+    def frame(self, panels: Mapping[str, Rain], valid: str) -> Indices:
+        """One frame as palette numbers; `panels` are maps by label, from left to right."""
+        frame = self.background.copy()
+        words = Image.new("L", (frame.shape[1], _HEADER), 255)
+        pen = ImageDraw.Draw(words)
+        height, width = self.map_shape
+        for k, (label, rain) in enumerate(panels.items()):
+            left = _MARGIN + k * (self.panel_width + _GAP)
+            pen.text((left, 5), label.strip(), fill=0, font=self.bold)
+            pen.text((left, 25), valid, fill=60, font=self.font)
+            frame[_HEADER : _HEADER + height, left : left + width] = self._map(rain)
+        pen.text((self.bar_left, _HEADER - 21), "mm/h", fill=0, font=self.font)
+        frame[:_HEADER] = _greys(words)
+        return frame
+
+    def _map(self, rain: Rain) -> Indices:
+        shown = rain_image.resample(self.view.north_up(rain), *self.map_shape)
+        classes = rain_image.rain_classes(shown)
+        # the graticule lies under the rain, so that it never hides a shower
+        classes = np.where(self.lines & (classes == DRY_CLASS), np.uint8(_LINE), classes)
+        return np.where(classes == MISSING_CLASS, np.where(self.lines, _LINE, self.missing), classes).astype(
+            np.uint8
+        )
+
+    def _background(self) -> Indices:
+        height, width = self.map_shape
+        body = max(height, _MIN_HEIGHT)
+        page = Image.new("L", (self.bar_left + _BAR_WIDTH, _HEADER + body + _MARGIN), 255)
+        pen = ImageDraw.Draw(page)
+        for k in range(self.num_panels):
+            left = _MARGIN + k * (self.panel_width + _GAP)
+            pen.rectangle((left - 1, _HEADER - 1, left + width, _HEADER + height), outline=120)
+        step = min(36, (body - 30) // len(RAIN_COLOURS))
+        tops = [_HEADER + step * (len(RAIN_COLOURS) - 1 - k) for k in range(len(RAIN_COLOURS))]
+        for boundary, top in zip(RAIN_BOUNDARIES, tops, strict=True):
+            pen.text((self.bar_left + 21, top + step), f"{boundary:g}", fill=0, font=self.font, anchor="lm")
+        below = tops[0] + step + 12
+        pen.text((self.bar_left + 21, below + 8), "missing", fill=0, font=_font(11), anchor="lm")
+        frame = _greys(page)
+        for k, top in enumerate(tops):
+            frame[top : top + step, self.bar_left : self.bar_left + 16] = k + 1
+        frame[below : below + 16, self.bar_left : self.bar_left + 16] = _hatched(16, 16)
+        return frame
+
+
+def _hatched(height: int, width: int) -> Indices:
+    rows, columns = np.indices((height, width))
+    return np.where((rows + columns) % 8 == 0, _HATCH, MISSING_CLASS).astype(np.uint8)
+
+
+def _map_pixels(longest: int, max_pixels: int) -> int:
+    """The longer side of the map: small grids are enlarged by whole numbers, so that pixels look alike."""
+    return max_pixels if longest >= max_pixels else max_pixels // longest * longest
+
+
+def _greys(image: Image.Image) -> Indices:
+    return (_GREY + np.asarray(image) // (256 // _NUM_GREYS)).astype(np.uint8)
+
+
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def _palette() -> list[int]:
+    colours = (rain_image.DRY_COLOUR, *RAIN_COLOURS, rain_image.MISSING_COLOUR, rain_image.HATCH_COLOUR)
+    shades = [to_rgb(colour) for colour in (*colours, rain_image.LINE_COLOUR)]
+    shades += [(grey, grey, grey) for grey in np.linspace(0, 1, _NUM_GREYS)]
+    return [round(255 * part) for shade in shades for part in shade]
+
+
+def _save_gif(frames: list[Indices], path: Path, *, num_past: int) -> Path:
+    palette = _palette()
+    images = []
+    for frame in frames:
+        image = Image.fromarray(frame)  # mode L, the same bytes: only the meaning of a number changes
+        image.putpalette(palette)
+        images.append(image)
+    durations = [_FRAME_MS] * len(images)
+    durations[-1] = _PAUSE_MS
+    if num_past:
+        durations[num_past - 1] = 3 * _FRAME_MS  # a rest where the forecast begins
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    return path

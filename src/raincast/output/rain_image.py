@@ -1,0 +1,202 @@
+"""What a map of rain needs, still or moving: colours, north-up pixels in km or degrees, and a graticule."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
+from PIL import Image
+
+from raincast.schema import Grid
+
+Rain = npt.NDArray[np.float32]
+Lines = npt.NDArray[np.float64]
+
+RAIN_BOUNDARIES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
+"""Class boundaries in mm/h: below the first is dry, from the last on is the last colour."""
+RAIN_COLOURS = (
+    "#d0e9fa",
+    "#a7d5f2",
+    "#78bfec",
+    "#4da6e5",
+    "#398bdd",
+    "#6e61cf",
+    "#8e35a3",
+    "#8a0f66",
+    "#670c41",
+    "#3e071c",
+)
+"""Each darker than the one before: readable with any colour vision, and in grey print."""
+DRY_COLOUR, MISSING_COLOUR, HATCH_COLOUR, LINE_COLOUR = "#ffffff", "#e6e6e6", "#c6c6c6", "#9aa4ad"
+DRY_CLASS, MISSING_CLASS = 0, len(RAIN_BOUNDARIES) + 1
+
+_GRATICULE_DEGREES = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 30)
+
+
+def rain_colours() -> tuple[Colormap, BoundaryNorm]:
+    """The colour map and the norm for rates in mm/h; NaN is transparent, so that what lies below shows."""
+    colours = ListedColormap(RAIN_COLOURS[:-1], name="rain").with_extremes(
+        under=DRY_COLOUR, over=RAIN_COLOURS[-1], bad="#00000000"
+    )
+    return colours, BoundaryNorm(RAIN_BOUNDARIES, len(RAIN_BOUNDARIES) - 1)
+
+
+def rain_classes(rain: Rain) -> npt.NDArray[np.uint8]:
+    """Class numbers, same shape: 0 for dry, k from boundary k - 1 on, `MISSING_CLASS` for NaN."""
+    classes = np.digitize(rain, np.array(RAIN_BOUNDARIES, np.float32)).astype(np.uint8)
+    classes[np.isnan(rain)] = MISSING_CLASS
+    return classes
+
+
+@dataclass(frozen=True)
+class MapView:
+    """How a grid is shown: north up, east right, in km of its projection, or in degrees.
+
+    `left`, `right`, `bottom` and `top` are the outer edges of the outer pixels. `y_stretch` is how much
+    longer a unit of y is on Earth than a unit of x: 1 but for lat/lon grids.
+    """
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+    y_stretch: float
+    geographic: bool
+    flip_y: bool
+    flip_x: bool
+    crs_wkt: str
+
+    @classmethod
+    def of(cls, grid: Grid) -> "MapView":
+        """The view of the whole of `grid`."""
+        from pyproj import CRS
+
+        geographic = CRS.from_wkt(grid.crs_wkt).is_geographic
+        unit = 1.0 if geographic else 1000.0
+        bottom, top = _edges(grid.y / unit, grid.x / unit)
+        left, right = _edges(grid.x / unit, grid.y / unit)
+        # not below 0.2: near a pole a true map would be a thread
+        middle = np.cos(np.radians((bottom + top) / 2))
+        return cls(
+            left=left,
+            right=right,
+            bottom=bottom,
+            top=top,
+            y_stretch=1.0 / max(0.2, float(middle)) if geographic else 1.0,
+            geographic=geographic,
+            flip_y=bool(grid.y[-1] >= grid.y[0]),  # row 0 is to be the northernmost
+            flip_x=bool(grid.x[-1] < grid.x[0]),
+            crs_wkt=grid.crs_wkt,
+        )
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """(left, right, bottom, top), matplotlib's order."""
+        return self.left, self.right, self.bottom, self.top
+
+    @property
+    def height_per_width(self) -> float:
+        """The shape of the map on paper."""
+        return (self.top - self.bottom) * self.y_stretch / (self.right - self.left)
+
+    @property
+    def axis_labels(self) -> tuple[str, str]:
+        """Labels of the x axis and of the y axis."""
+        return ("longitude (°)", "latitude (°)") if self.geographic else ("x (km)", "y (km)")
+
+    def north_up(self, rain: Rain) -> Rain:
+        """(…, H, W) with the first row northernmost and the first column westernmost."""
+        rain = rain[..., ::-1, :] if self.flip_y else rain
+        return rain[..., ::-1] if self.flip_x else rain
+
+    def fit(self, longest: int) -> tuple[int, int]:
+        """(height, width) in square pixels of a picture of the map, `longest` the longer side."""
+        ratio = self.height_per_width
+        height, width = (longest, longest / ratio) if ratio >= 1 else (longest * ratio, longest)
+        return max(1, round(height)), max(1, round(width))
+
+    def lonlat(self, height: int, width: int) -> tuple[Lines, Lines]:
+        """Longitude and latitude in degrees, (height, width), from corner to corner of the map.
+
+        NaN off the Earth. Longitudes run on over the date line instead of jumping.
+        """
+        from pyproj import CRS, Transformer
+
+        unit = 1.0 if self.geographic else 1000.0
+        x, y = np.meshgrid(
+            np.linspace(self.left, self.right, width) * unit,
+            np.linspace(self.top, self.bottom, height) * unit,
+        )
+        crs = CRS.from_wkt(self.crs_wkt)
+        to_degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+        lon, lat = to_degrees.transform(x, y)
+        off_earth = ~(np.isfinite(lon) & np.isfinite(lat))
+        lon, lat = np.where(off_earth, np.nan, lon), np.where(off_earth, np.nan, lat)
+        middle = lon[height // 2, width // 2]
+        return (lon - middle + 180.0) % 360.0 - 180.0 + middle, lat
+
+
+def _edges(centres: Lines, other: Lines) -> tuple[float, float]:
+    """The outer edges of the outer pixels, ascending; one pixel alone is a square."""
+    known = centres if centres.size > 1 else other
+    half = float(abs(known[-1] - known[0]) / (known.size - 1)) / 2 if known.size > 1 else 0.5
+    return float(centres.min()) - half, float(centres.max()) + half
+
+
+def resample(rain: Rain, height: int, width: int) -> Rain:
+    """(H, W) rates brought to (height, width): the mean over the pixels covered, or the nearest.
+
+    Missing pixels do not count; NaN where more than half of what is covered is missing.
+    """
+    if rain.shape == (height, width):
+        return rain
+    present = np.isfinite(rain)
+    sums = _box(np.where(present, rain, 0.0), height, width)
+    share = _box(present, height, width)
+    means = sums / np.maximum(share, 1e-6)
+    return np.where(share >= 0.5, means, np.nan).astype(np.float32)
+
+
+def _box(values: npt.NDArray[Any], height: int, width: int) -> Rain:
+    image = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX))
+
+
+def graticule_levels(degrees: Lines) -> Lines:
+    """Round meridians or parallels between the smallest and the largest of `degrees`: two to about five."""
+    if not np.isfinite(degrees).any():
+        return np.empty(0)
+    low, high = float(np.nanmin(degrees)), float(np.nanmax(degrees))
+    step = next((s for s in _GRATICULE_DEGREES if (high - low) / s <= 5), _GRATICULE_DEGREES[-1])
+    return np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+
+
+def graticule_pixels(view: MapView, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Where meridians and parallels cross a picture of (height, width) pixels: true on the line."""
+    on_line = np.zeros((height, width), dtype=bool)
+    for degrees in view.lonlat(height, width):
+        if not np.isfinite(degrees).all():
+            continue
+        between = np.digitize(degrees, graticule_levels(degrees))
+        on_line[1:] |= between[1:] != between[:-1]
+        on_line[:, 1:] |= between[:, 1:] != between[:, :-1]
+    return on_line
+
+
+def check_frames(rows: Mapping[str, Rain], grid: Grid) -> None:
+    """ValueError unless there is something to draw, and each is (frame, y, x) on `grid`."""
+    if not rows:
+        raise ValueError("There is nothing to draw: pass at least one forecast, or the observation.")
+    for name, rain in rows.items():
+        if rain.ndim != 3 or len(rain) == 0 or rain.shape[1:] != grid.shape:
+            raise ValueError(
+                f"'{name}' has shape {rain.shape}, the grid {grid.shape}: pass (frame, y, x) with at least "
+                "one frame, and the grid of its own pixels."
+            )
+
+
+def utc_text(time: np.datetime64) -> str:
+    """The time as a forecaster reads it: 2026-01-31 12:05 UTC."""
+    return str(np.datetime_as_string(time, unit="m")).replace("T", " ") + " UTC"

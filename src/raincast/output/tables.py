@@ -1,0 +1,152 @@
+"""Scores as tables for the terminal and for plain text.
+
+`scores` is the Dataset of the evaluation: `csi`, `pod`, `far`, `frequency_bias` and `hss` with dimensions
+(forecaster, threshold, lead_time), `mae` and `rmse` in mm/h with (forecaster, lead_time); NaN is undefined.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raincast.schema import LEAD_TIME
+
+UNDEFINED = "–"
+
+
+def _distance_from_one(bias: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # on a ratio's own scale: twice too often is as far off as half as often
+    with np.errstate(divide="ignore"):
+        return np.abs(np.log(bias))
+
+
+# how far a value is from the best one: smaller is better
+_BADNESS: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
+    "csi": np.negative,
+    "pod": np.negative,
+    "far": np.positive,
+    "frequency_bias": _distance_from_one,
+    "hss": np.negative,
+    "mae": np.positive,
+    "rmse": np.positive,
+}
+_HEADERS = {
+    "csi": "CSI",
+    "pod": "POD",
+    "far": "FAR",
+    "frequency_bias": "bias",
+    "hss": "HSS",
+    "mae": "MAE mm/h",
+    "rmse": "RMSE mm/h",
+}
+
+
+def lead_minutes(scores: xr.Dataset) -> npt.NDArray[np.float64]:
+    """The lead times of `scores` in minutes, whether they are stored as minutes or as timedelta64."""
+    leads = scores[LEAD_TIME].values
+    if np.issubdtype(leads.dtype, np.timedelta64):
+        leads = leads / np.timedelta64(1, "m")
+    return np.asarray(leads, dtype=np.float64)
+
+
+def score_table(scores: xr.Dataset, *, threshold: float, score: str = "csi", max_columns: int = 12) -> Table:
+    """One score at one threshold (mm/h): a row a forecaster, a column a lead time, the best of it bold.
+
+    More lead times than `max_columns` are thinned evenly, the first and the last kept.
+    """
+    values = _at_threshold(scores, score, threshold)
+    minutes = lead_minutes(scores)
+    kept = _spread(minutes.size, max_columns)
+    title = f"{_HEADERS[score]} at ≥ {threshold:g} mm/h, by lead time"
+    table = _empty_table(title, ["forecaster"], [f"+{minutes[k]:g} min" for k in kept])
+    columns = [_best_bold(values[:, k], score) for k in kept]
+    for row, name in enumerate(scores["forecaster"].values):
+        table.add_row(str(name), *(column[row] for column in columns))
+    return table
+
+
+def summary_table(scores: xr.Dataset) -> Table:
+    """Means over the lead times: a row a threshold and forecaster, a column a score.
+
+    The best forecaster of each threshold is bold in each column. Lead times at which a score is undefined do
+    not count. MAE and RMSE are over all pixels, so they repeat from threshold to threshold.
+    """
+    names = [name for name in _HEADERS if name in scores]
+    table = _empty_table("Means over lead times", ["threshold", "forecaster"], [_HEADERS[n] for n in names])
+    for threshold in scores["threshold"].values:
+        columns = [_best_bold(_mean_over_leads(scores, name, threshold), name) for name in names]
+        for row, forecaster in enumerate(scores["forecaster"].values):
+            label = f"≥ {threshold:g} mm/h" if row == 0 else ""
+            table.add_row(label, str(forecaster), *(column[row] for column in columns))
+        table.add_section()
+    return table
+
+
+def table_text(table: Table) -> str:
+    """The table as plain text, without colours or escape codes, for logs and files."""
+    console = Console(
+        file=io.StringIO(),
+        width=240,  # wider than any table here: nothing wraps
+        color_system=None,
+        force_terminal=False,
+        legacy_windows=False,
+    )
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+
+
+def _at_threshold(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
+    """(forecaster, lead) values of `score`, which may be one that knows no thresholds."""
+    if score not in scores or score not in _HEADERS:
+        raise ValueError(f"No score '{score}'. Choose one of: {', '.join(n for n in _HEADERS if n in scores)}.")
+    values = scores[score]
+    if "threshold" in values.dims:
+        thresholds = scores["threshold"].values.astype(np.float64)
+        at = np.flatnonzero(np.isclose(thresholds, threshold))
+        if at.size == 0:
+            listed = ", ".join(f"{t:g}" for t in thresholds)
+            raise ValueError(
+                f"No scores at a threshold of {threshold:g} mm/h. Choose one of {listed}, or evaluate at it."
+            )
+        values = values.isel(threshold=int(at[0]))
+    return values.transpose("forecaster", LEAD_TIME).values.astype(np.float64)
+
+
+def _mean_over_leads(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
+    """(forecaster,) means over the leads where the score is defined; NaN where it never is."""
+    values = _at_threshold(scores, score, threshold)
+    defined = np.isfinite(values)
+    count = defined.sum(axis=1)
+    total = np.where(defined, values, 0.0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _spread(num: int, at_most: int) -> list[int]:
+    """At most `at_most` of the numbers 0 to `num`, evenly spread, with the first and the last."""
+    return [int(k) for k in np.unique(np.linspace(0, num - 1, min(num, at_most)).round())]
+
+
+def _empty_table(title: str, labels: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
+    for label in labels:
+        table.add_column(label, no_wrap=True)
+    for number in numbers:
+        table.add_column(number, justify="right", no_wrap=True)
+    return table
+
+
+def _best_bold(values: npt.NDArray[np.float64], score: str) -> list[Text]:
+    """A column of texts; the best are bold, and all that look equal to it, unless nobody competes."""
+    texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in values]
+    badness = np.where(np.isfinite(values), _BADNESS[score](values), np.nan)
+    if np.isfinite(badness).sum() < 2:
+        return [Text(text) for text in texts]
+    best = texts[int(np.nanargmin(badness))]
+    return [Text(text, style="bold" if text == best else "") for text in texts]

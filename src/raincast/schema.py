@@ -1,0 +1,317 @@
+"""The words of an archive and of a forecast: dimensions, units, attributes, CF names, and their checks.
+
+Every other module takes its names from here. `check_archive` states the archive contract; `mock_archive`
+makes the smallest Dataset that keeps it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+TIME, Y, X = "time", "y", "x"
+INIT_TIME, LEAD_TIME = "init_time", "lead_time"
+RAIN, CRS, MISSING_TIMES = "rain_rate", "crs", "missing_times"
+STEP_MINUTES = "step_minutes"
+CONVENTIONS = "CF-1.11"
+
+RAIN_STANDARD_NAMES = (
+    "rainfall_rate",
+    "rainfall_flux",
+    "precipitation_flux",
+    "lwe_precipitation_rate",
+)
+MM_H_PER_UNIT = {
+    "mm h-1": 1.0,
+    "mm/h": 1.0,
+    "mm/hr": 1.0,
+    "mm hr-1": 1.0,
+    "mm h^-1": 1.0,
+    "kg m-2 h-1": 1.0,
+    "kg m-2 s-1": 3600.0,
+    "mm s-1": 3600.0,
+    "m s-1": 3.6e6,
+}
+"""How many mm/h one of each unit is (1 kg of water on 1 m² is 1 mm deep)."""
+
+RAIN_ATTRS = {"standard_name": "rainfall_rate", "long_name": "rain rate", "units": "mm h-1"}
+TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "axis": "T"}
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where an image lies on Earth.
+
+    `y` and `x` are the pixel centres, shapes (H,) and (W,), in metres of the projection `crs_wkt`, or in
+    degrees where that is geographic. Either direction is allowed; the spacing is constant.
+    """
+
+    y: npt.NDArray[np.float64]
+    x: npt.NDArray[np.float64]
+    crs_wkt: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.y.size, self.x.size
+
+    def same_as(self, other: "Grid") -> bool:
+        """Whether both have the same pixels on Earth, to a tenth of a pixel.
+
+        Services restate their projection over the years (an Earth radius of 6378.14 or 6378.137 km): what
+        counts is where the corners lie.
+        """
+        if self.shape != other.shape:
+            return False
+        corners = [np.stack(np.meshgrid(g.x[[0, -1]], g.y[[0, -1]])) for g in (self, other)]
+        if self.crs_wkt != other.crs_wkt:
+            from pyproj import Transformer
+
+            to_own = Transformer.from_crs(other.crs_wkt, self.crs_wkt, always_xy=True)
+            corners[1] = np.stack(to_own.transform(*corners[1]))
+        pixel = min(_spacing(self.y), _spacing(self.x))
+        return bool(np.hypot(*(corners[0] - corners[1])).max() <= 0.1 * pixel)
+
+    def to_coords(self) -> dict[str, Any]:
+        """The coordinates y, x and the grid-mapping variable that a CF file needs."""
+        from pyproj import CRS as ProjCRS
+
+        crs = ProjCRS.from_wkt(self.crs_wkt)
+        # to_cf knows a few projections by their CF name; crs_wkt stands in for all the others
+        mapping = {k: v for k, v in crs.to_cf().items() if v is not None} | {
+            "crs_wkt": self.crs_wkt,
+            "spatial_ref": crs.to_wkt("WKT1_GDAL") if _has_wkt1(crs) else self.crs_wkt,
+        }
+        if mapping.get("grid_mapping_name") == "polar_stereographic":
+            # pyproj leaves out what CF requires: the pole is the one on the side of the standard parallel
+            pole = float(np.copysign(90.0, mapping.get("standard_parallel", 90.0)))
+            mapping.setdefault("latitude_of_projection_origin", pole)
+        y_attrs, x_attrs = _axis_attrs(geographic=crs.is_geographic)
+        return {
+            Y: (Y, self.y, y_attrs),
+            X: (X, self.x, x_attrs),
+            CRS: ((), np.int32(0), mapping),
+        }
+
+
+def _has_wkt1(crs: Any) -> bool:
+    from pyproj.exceptions import CRSError
+
+    try:
+        return bool(crs.to_wkt("WKT1_GDAL"))
+    except CRSError:
+        return False
+
+
+def _axis_attrs(*, geographic: bool) -> tuple[dict[str, str], dict[str, str]]:
+    if geographic:
+        return (
+            {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
+            {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+        )
+    return (
+        {"standard_name": "projection_y_coordinate", "units": "m", "axis": "Y"},
+        {"standard_name": "projection_x_coordinate", "units": "m", "axis": "X"},
+    )
+
+
+def _spacing(axis: npt.NDArray[np.float64]) -> float:
+    return float(abs(axis[-1] - axis[0]) / (axis.size - 1)) if axis.size > 1 else 1.0
+
+
+def rain_dataset(
+    rain: npt.NDArray[np.float32],
+    times: npt.NDArray[np.datetime64],
+    grid: Grid,
+    *,
+    step_minutes: float,
+    cell_methods: str,
+    attrs: dict[str, Any] | None = None,
+) -> xr.Dataset:
+    """Frames of rain in the words of the archive contract.
+
+    `rain` is (time, y, x) in mm/h with NaN for missing; `cell_methods` is "time: point" for instantaneous
+    rates and "time: mean" for means over the step that ends at the valid time.
+    """
+    rain_attrs = RAIN_ATTRS | {"grid_mapping": CRS, "cell_methods": cell_methods}
+    times = times.astype("datetime64[ns]")
+    step = step_timedelta(step_minutes)
+    dataset = xr.Dataset(
+        {RAIN: ((TIME, Y, X), rain.astype(np.float32, copy=False), rain_attrs)},
+        coords={TIME: (TIME, times, TIME_ATTRS), **grid.to_coords()},
+        attrs={"Conventions": CONVENTIONS, STEP_MINUTES: float(step_minutes)} | (attrs or {}),
+    )
+    missing = missing_times(times, step)
+    return dataset.assign_coords(
+        {MISSING_TIMES: (MISSING_TIMES, missing, {"long_name": "times of the step that have no frame"})}
+    )
+
+
+def step_timedelta(step_minutes: float) -> np.timedelta64:
+    """The step as a timedelta64 in ns."""
+    return np.timedelta64(round(step_minutes * 60e9), "ns")
+
+
+def missing_times(times: npt.NDArray[np.datetime64], step: np.timedelta64) -> npt.NDArray[np.datetime64]:
+    """The times between the first and the last of `times` (ascending) at which a frame is due but absent."""
+    if times.size < 2:
+        return times[:0]
+    due = np.arange(times[0], times[-1] + step, step)
+    return np.setdiff1d(due, times)
+
+
+def find_rain_variable(dataset: xr.Dataset) -> str:
+    """The name of the rain-rate variable, by its standard_name and units.
+
+    ValueError where there is none or more than one.
+    """
+    found = [
+        str(name)
+        for name, variable in dataset.data_vars.items()
+        if variable.attrs.get("standard_name") in RAIN_STANDARD_NAMES
+        and variable.attrs.get("units") in MM_H_PER_UNIT
+    ]
+    if len(found) == 1:
+        return found[0]
+    listing = "; ".join(
+        f"{name} (standard_name={v.attrs.get('standard_name')}, units={v.attrs.get('units')})"
+        for name, v in dataset.data_vars.items()
+    )
+    problem = "No variable is" if not found else f"{len(found)} variables ({', '.join(found)}) are"
+    raise ValueError(
+        f"{problem} a rain rate: standard_name one of {', '.join(RAIN_STANDARD_NAMES)} and units one of "
+        f"{', '.join(MM_H_PER_UNIT)}. Found: {listing or 'no variables'}. "
+        "Rewrite the file with: python ingest.py source=cf source.variable=NAME files=… archive=…"
+    )
+
+
+def find_crs_wkt(dataset: xr.Dataset, variable: str) -> str | None:
+    """The projection of `variable` as WKT, from its grid mapping; WGS 84 for plain lat/lon axes; else None."""
+    mapping = dataset[variable].attrs.get("grid_mapping") or dataset[variable].encoding.get("grid_mapping")
+    if mapping in dataset.variables:
+        attrs = dataset[mapping].attrs
+        wkt = attrs.get("crs_wkt") or attrs.get("spatial_ref")
+        if wkt:
+            return str(wkt)
+        if "grid_mapping_name" in attrs:
+            from pyproj import CRS as ProjCRS
+
+            return str(ProjCRS.from_cf(attrs).to_wkt())
+    if Y in dataset.variables and dataset[Y].attrs.get("units") == "degrees_north":
+        from pyproj import CRS as ProjCRS
+
+        return str(ProjCRS.from_epsg(4326).to_wkt())
+    return None
+
+
+def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:
+    """Raise one ValueError that lists everything by which `dataset` breaks the archive contract.
+
+    The contract: one rain-rate variable with dimensions (time, y, x) and known units; times that ascend
+    without repeating and lie on a regular step, stated by the attribute `step_minutes` (or clear from the
+    times); y and x evenly spaced; a projection.
+    """
+    problems: list[str] = []
+    try:
+        variable = find_rain_variable(dataset)
+    except ValueError as error:
+        problems.append(str(error))
+    else:
+        dims = dataset[variable].dims
+        if dims != (TIME, Y, X):
+            problems.append(f"{variable} has dimensions {dims}, not ('time', 'y', 'x').")
+        if find_crs_wkt(dataset, variable) is None:
+            problems.append(f"{variable} has no grid_mapping with crs_wkt: nobody can say where it lies on Earth.")
+    problems += _time_problems(dataset) + _axis_problems(dataset)
+    if problems:
+        listed = "\n  - ".join(problems)
+        raise ValueError(
+            f"{name} is no archive that raincast can read:\n  - {listed}\n"
+            "Turn the files into one with: python ingest.py source=auto files=… archive=…"
+        )
+
+
+def _time_problems(dataset: xr.Dataset) -> list[str]:
+    if TIME not in dataset.variables:
+        return ["There is no coordinate 'time'."]
+    times = dataset[TIME].values
+    if not np.issubdtype(times.dtype, np.datetime64):
+        return [f"'time' is {times.dtype}, not decodable as CF time."]
+    if times.size == 0:
+        return ["It has no frames."]
+    gaps = np.diff(times)
+    if (gaps <= np.timedelta64(0)).any():
+        at = times[1:][gaps <= np.timedelta64(0)][0]
+        return [f"Times do not ascend, or repeat, at {at}."]
+    try:
+        step = step_timedelta(find_step_minutes(dataset))
+    except ValueError as error:
+        return [str(error)]
+    off = (times - times[0]) % step != np.timedelta64(0)
+    return [f"{off.sum()} times are off the step of {step}, the first {times[off][0]}."] if off.any() else []
+
+
+def _axis_problems(dataset: xr.Dataset) -> list[str]:
+    problems = []
+    for axis in (Y, X):
+        if axis not in dataset.variables:
+            problems.append(f"There is no coordinate '{axis}' (found: {', '.join(map(str, dataset.coords))}).")
+            continue
+        values = dataset[axis].values.astype(np.float64)
+        differences = np.diff(values)
+        if differences.size and not np.allclose(differences, differences.mean(), rtol=1e-3):
+            problems.append(f"'{axis}' is not evenly spaced: {differences.min()} to {differences.max()}.")
+    return problems
+
+
+def find_step_minutes(dataset: xr.Dataset) -> float:
+    """The step in minutes: the attribute `step_minutes`, else the most frequent gap between times."""
+    if STEP_MINUTES in dataset.attrs:
+        return float(dataset.attrs[STEP_MINUTES])
+    times = dataset[TIME].values
+    if times.size < 2:
+        raise ValueError("One frame and no attribute 'step_minutes': the step is unknown.")
+    gaps, counts = np.unique(np.diff(times), return_counts=True)
+    return float(gaps[counts.argmax()] / np.timedelta64(1, "m"))
+
+
+MOCK_CRS_PROJ = "+proj=stere +lat_0=90 +lat_ts=60 +lon_0=10 +ellps=WGS84 +units=m +no_defs"
+
+
+def mock_grid(height: int = 12, width: int = 10) -> Grid:
+    """A small 1 km polar-stereographic grid near 52° N."""
+    from pyproj import CRS as ProjCRS
+
+    return Grid(
+        y=-4_000_000.0 - 1000.0 * np.arange(height, dtype=np.float64),
+        x=-300_000.0 + 1000.0 * np.arange(width, dtype=np.float64),
+        crs_wkt=ProjCRS.from_proj4(MOCK_CRS_PROJ).to_wkt(),
+    )
+
+
+def mock_archive(
+    num_times: int = 24,
+    height: int = 12,
+    width: int = 10,
+    *,
+    start: str = "2026-01-01T00:00",
+    step_minutes: float = 5.0,
+    missing: tuple[int, ...] = (),
+    seed: int = 0,
+) -> xr.Dataset:
+    """The smallest Dataset that keeps the archive contract, with random rain; `missing` are frame numbers."""
+    rng = np.random.default_rng(seed)
+    rain = np.round(rng.gamma(0.3, 4.0, (num_times, height, width)), 2).astype(np.float32)
+    rain[:, :2, :2] = np.nan
+    times = np.datetime64(start, "ns") + step_timedelta(step_minutes) * np.arange(num_times)
+    keep = np.setdiff1d(np.arange(num_times), missing)
+    return rain_dataset(
+        rain[keep],
+        times[keep],
+        mock_grid(height, width),
+        step_minutes=step_minutes,
+        cell_methods="time: mean",
+        attrs={"source": "mock", "title": "mock archive"},
+    )

@@ -1,0 +1,1 @@
+"""The LightningModule, the optimiser with its schedule, and the callbacks."""

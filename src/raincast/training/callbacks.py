@@ -1,0 +1,110 @@
+"""What is shown and kept while a network trains."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+
+
+class RunProgress(ProgressBar):
+    """One bar for the whole run: epoch, loss, the goal score, time left; a logged line after each epoch."""
+
+    def __init__(self, goal: str) -> None:
+        super().__init__()
+        self.goal = goal
+        self._enabled = True
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._loss = float("nan")
+        self._began = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A live terminal does not travel to other processes."""
+        return self.__dict__ | {"_bar": None, "_task": None}
+
+    def disable(self) -> None:
+        """Called on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Start at the step that is resumed from."""
+        self._began = time.monotonic()
+        if not self._enabled:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.start()
+        total = trainer.estimated_stepping_batches
+        self._task = self._bar.add_task("training", total=total, completed=trainer.global_step)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        """Move the bar."""
+        if self._bar is None or self._task is None or trainer.global_step % 5:
+            return
+        self._loss = float(outputs["loss"])
+        self._bar.update(self._task, completed=trainer.global_step, description=self._describe(trainer))
+
+    def _describe(self, trainer: L.Trainer) -> str:
+        goal = trainer.callback_metrics.get(self.goal)
+        shown = "" if goal is None else f"  {self.goal} {float(goal):.3f}"
+        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self._loss:.4f}{shown}"
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """One line for the log; validation of this epoch is over by now."""
+        if not self._enabled:
+            return
+        metrics = trainer.callback_metrics
+        names = ("train/loss", "val/loss", self.goal)
+        shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics)
+        elapsed = time.monotonic() - self._began
+        log.info("epoch %d/%s  %s  %.0f s", trainer.current_epoch + 1, trainer.max_epochs, shown, elapsed)
+
+    def on_train_end(self, *_: Any) -> None:
+        """Leave the terminal as it was."""
+        self._stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """The same when training breaks off."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class InterruptNotice(Callback):
+    """Says, on Ctrl-C, which checkpoint is kept and how to go on."""
+
+    def __init__(self, last: Path) -> None:
+        self.last = last
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Only for Ctrl-C; errors speak for themselves."""
+        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
+            return
+        if self.last.exists():
+            log.warning(
+                "Stopped. The last whole epoch is kept; go on with: python train.py checkpoint=%s", self.last
+            )
+        else:
+            log.warning("Stopped in the first epoch: there is no checkpoint yet.")

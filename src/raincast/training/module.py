@@ -1,0 +1,96 @@
+"""The LightningModule: how a network is trained, validated and put into a checkpoint."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from raincast.data.dataset import Sample
+from raincast.forecaster import Transform, predict_rates, to_network_scale
+from raincast.metrics.rain_scores import RainScores
+
+CHECKPOINT_KEY = "raincast"
+"""Where a checkpoint holds the plain data that describe it."""
+
+OptimizerFactory = Callable[[Iterable[Parameter], int], tuple[Optimizer, LRScheduler]]
+
+
+class NowcastModule(L.LightningModule):
+    """Trains `network` on the network's scale, and scores its forecasts in mm/h.
+
+    `optimizer` takes (parameters, number of steps of the run). `metadata` is plain data (text, numbers, lists
+    and dicts of them) that goes into every checkpoint under "raincast". Validation logs CSI by threshold,
+    averaged over lead times, from counts pooled over all windows and ranks.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        transform: Transform,
+        loss: nn.Module,
+        optimizer: OptimizerFactory,
+        *,
+        thresholds: Sequence[float],
+        lead_steps: int,
+        metadata: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.transform = transform
+        self.loss = loss
+        self.optimizer_factory = optimizer
+        self.lead_steps = lead_steps
+        self.metadata = metadata
+        self.val_scores = RainScores(thresholds, lead_steps)
+
+    def forward(self, rain: Tensor) -> Tensor:
+        """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h."""
+        return predict_rates(self.network, self.transform, rain, self.lead_steps)
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        """One loss on the network's scale."""
+        prediction = self.network(to_network_scale(self.transform, batch["input"]), self.lead_steps)
+        loss: Tensor = self.loss(prediction, self.transform.forward(batch["target"]), batch["target_mask"])
+        self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["input"]))
+        return loss
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """Add the batch to the loss and to the score sums."""
+        prediction: Tensor = self.network(to_network_scale(self.transform, batch["input"]), self.lead_steps)
+        prediction = prediction.float()
+        target, mask = batch["target"], batch["target_mask"]
+        loss = self.loss(prediction, self.transform.forward(target), mask)
+        self.log("val/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(target))
+        self.val_scores.update(self.transform.inverse(prediction), target, mask)
+
+    def on_validation_epoch_end(self) -> None:
+        """Ratios of the pooled sums, the same on every rank."""
+        scores = self.val_scores.compute()
+        self.val_scores.reset()
+        for index, threshold in enumerate(self.val_scores.thresholds):
+            name = f"{float(threshold):g}mm"
+            self.log(f"val/csi_{name}", _mean(scores["csi"][index]), prog_bar=name == "1mm")
+            self.log(f"val/bias_{name}", _mean(scores["frequency_bias"][index]))
+        self.log("val/mae", _mean(scores["mae"]))
+        self.log("val/rmse", _mean(scores["rmse"]))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimiser, its schedule stepped after every batch."""
+        total = int(self.trainer.estimated_stepping_batches)
+        optimizer, scheduler = self.optimizer_factory(self.network.parameters(), total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what describes the run, as plain data."""
+        checkpoint[CHECKPOINT_KEY] = self.metadata
+
+
+def _mean(per_lead: Tensor) -> Tensor:
+    """Mean over the lead times at which the score is defined; NaN where it is at none."""
+    return torch.nanmean(per_lead).float()

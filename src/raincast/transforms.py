@@ -1,0 +1,135 @@
+"""Conversions between rain rate in mm/h, reflectivity in dBZ and the network's own scale.
+
+Each conversion is a frozen value object that maps both ways, states what no rain becomes, keeps NaN
+(missing) as NaN, and works on NumPy arrays and torch tensors alike without importing torch.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Array = TypeVar("Array")
+"""A NumPy array or a torch tensor: what goes in comes out."""
+
+
+def _namespace(values: Any) -> Any:
+    """The module (numpy or torch) whose functions take `values`; a tensor's module is loaded already."""
+    return sys.modules[type(values).__module__.partition(".")[0]]
+
+
+@dataclass(frozen=True)
+class ZR:
+    """Z = a·R^b between rain rate R (mm/h) and reflectivity Z (mm⁶/m³), used in dBZ.
+
+    The default is Marshall-Palmer. No rain has no finite dBZ: it becomes `dry_dbz`, and every dBZ at or
+    below that becomes exactly 0 mm/h again.
+    """
+
+    a: float = 200.0
+    b: float = 1.6
+    dry_dbz: float = -32.0
+
+    def __post_init__(self) -> None:
+        """Refuse coefficients that have no inverse."""
+        if self.a <= 0 or self.b <= 0:
+            raise ValueError(f"Z = a·R^b needs a > 0 and b > 0, found a={self.a}, b={self.b}.")
+
+    def to_dbz(self, rate: Array) -> Array:
+        """Rain rate in mm/h → dBZ."""
+        xp: Any = _namespace(rate)
+        wet = rate > 0  # type: ignore[operator]
+        dbz = 10.0 * math.log10(self.a) + 10.0 * self.b * xp.log10(xp.where(wet, rate, xp.ones_like(rate)))
+        out = xp.where(wet, xp.clip(dbz, self.dry_dbz, None), xp.full_like(rate, self.dry_dbz))
+        return xp.where(xp.isnan(rate), rate, out)  # type: ignore[no-any-return]
+
+    def to_rate(self, dbz: Array) -> Array:
+        """dBZ → rain rate in mm/h."""
+        xp: Any = _namespace(dbz)
+        rate = 10.0 ** ((dbz - 10.0 * math.log10(self.a)) / (10.0 * self.b))  # type: ignore[operator]
+        return xp.where(dbz <= self.dry_dbz, xp.zeros_like(dbz), rate)  # type: ignore[operator, no-any-return]
+
+
+@dataclass(frozen=True)
+class DbzScaling:
+    """Rain rate in mm/h ↔ dBZ scaled linearly so that `min_dbz` is 0 and `max_dbz` is 1.
+
+    This is the pixel scale of HKO-7 (Shi et al. 2017): with a = 58.53, b = 1.56, min −10 and max 60,
+    p = (dBZ + 10) / 70. No rain, and rain below `min_dbz`, is exactly 0 on the network's scale; 0 and
+    everything below it comes back as exactly 0 mm/h, everything above 1 as the rate of `max_dbz`.
+    """
+
+    a: float = 200.0
+    b: float = 1.6
+    min_dbz: float = -10.0
+    max_dbz: float = 60.0
+
+    def __post_init__(self) -> None:
+        """Refuse an empty scale."""
+        if self.max_dbz <= self.min_dbz:
+            raise ValueError(f"max_dbz={self.max_dbz} must exceed min_dbz={self.min_dbz}.")
+
+    @property
+    def zr(self) -> ZR:
+        """The Z-R relation underneath, dry at the bottom of the scale."""
+        return ZR(self.a, self.b, dry_dbz=self.min_dbz)
+
+    def forward(self, rate: Array) -> Array:
+        """Rain rate in mm/h → network scale, 0 to 1."""
+        xp: Any = _namespace(rate)
+        dbz: Any = self.zr.to_dbz(rate)
+        return xp.clip((dbz - self.min_dbz) / (self.max_dbz - self.min_dbz), 0.0, 1.0)  # type: ignore[no-any-return]
+
+    def inverse(self, scaled: Array) -> Array:
+        """Network scale → rain rate in mm/h."""
+        xp: Any = _namespace(scaled)
+        clipped = xp.clip(scaled, 0.0, 1.0)
+        rate: Any = self.zr.to_rate(self.min_dbz + clipped * (self.max_dbz - self.min_dbz))
+        # exact whatever the rounding of the line above
+        return xp.where(clipped <= 0, xp.zeros_like(rate), rate)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class LogScaling:
+    """Rain rate in mm/h ↔ log10((R + offset) / offset) / log10((max + offset) / offset).
+
+    0 mm/h is exactly 0 and `max_rate` is 1; rates above `max_rate` are cut.
+    """
+
+    offset: float = 0.1
+    max_rate: float = 150.0
+
+    def __post_init__(self) -> None:
+        """Refuse an empty scale."""
+        if self.offset <= 0 or self.max_rate <= 0:
+            raise ValueError(
+                f"offset and max_rate must be positive, found {self.offset} and {self.max_rate} mm/h."
+            )
+
+    @property
+    def _span(self) -> float:
+        return math.log10((self.max_rate + self.offset) / self.offset)
+
+    def forward(self, rate: Array) -> Array:
+        """Rain rate in mm/h → network scale, 0 to 1."""
+        xp: Any = _namespace(rate)
+        scaled: Array = xp.log10(1.0 + xp.clip(rate, 0.0, self.max_rate) / self.offset) / self._span
+        return scaled
+
+    def inverse(self, scaled: Array) -> Array:
+        """Network scale → rain rate in mm/h."""
+        xp: Any = _namespace(scaled)
+        rate: Array = self.offset * (10.0 ** (xp.clip(scaled, 0.0, 1.0) * self._span) - 1.0)
+        return rate
+
+
+def accumulation_to_rate(depth_mm: Array, step_minutes: float) -> Array:
+    """Depth in mm gathered over one step → mean rain rate in mm/h over that step."""
+    rate: Array = depth_mm * (60.0 / step_minutes)  # type: ignore[operator, assignment]
+    return rate
+
+
+def rate_to_accumulation(rate: Array, step_minutes: float) -> Array:
+    """Mean rain rate in mm/h over one step → depth in mm gathered over it."""
+    depth: Array = rate * (step_minutes / 60.0)  # type: ignore[operator, assignment]
+    return depth

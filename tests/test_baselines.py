@@ -1,0 +1,159 @@
+import logging
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+from scipy.ndimage import gaussian_filter
+
+from raincast.baselines import Extrapolation, Persistence
+
+both = pytest.mark.parametrize("forecaster", [Persistence(), Extrapolation()])
+
+
+def moving(dx: int = 3, dy: int = 2, frames: int = 8, size: int = 96) -> np.ndarray:
+    """Rain cells (frames, size, size) in mm/h, of which each frame is the last one moved by (dx, dy)."""
+    noise = np.random.default_rng(0).standard_normal((3 * size, 3 * size))
+    field = gaussian_filter(noise, 5)
+    rain = np.clip(field / field.std() - 0.5, 0, None) * 6
+    return np.stack(
+        [rain[size - t * dy : 2 * size - t * dy, size - t * dx : 2 * size - t * dx] for t in range(frames)]
+    ).astype(np.float32)
+
+
+def as_batch(frames: np.ndarray) -> np.ndarray:
+    return frames[None, :, None]
+
+
+def mse(a: np.ndarray, b: np.ndarray) -> float:
+    inner = (..., slice(20, -20), slice(20, -20))  # what flows in at the border nobody can know
+    return float(np.mean((a[inner] - b[inner]) ** 2))
+
+
+def test_persistence_repeats_the_last_frame():
+    rain = moving()
+    out = Persistence().forecast(as_batch(rain), 4)
+    np.testing.assert_array_equal(out, np.broadcast_to(rain[-1], (1, 4, 1, 96, 96)))
+
+
+def test_persistence_takes_each_pixels_last_valid_observation():
+    rain = np.array([[[1.0, 2.0, np.nan]], [[np.nan, 3.0, np.nan]]], dtype=np.float32)
+    np.testing.assert_array_equal(Persistence().forecast(as_batch(rain), 1)[0, 0, 0], [[1.0, 3.0, 0.0]])
+
+
+def test_extrapolation_clearly_beats_persistence_on_a_moving_pattern():
+    rain = moving()
+    past, future = as_batch(rain[:4]), as_batch(rain[4:])
+    flow = mse(Extrapolation().forecast(past, 4), future)
+    assert flow < 0.15 * mse(Persistence().forecast(past, 4), future)
+
+
+def test_extrapolation_catches_up_when_the_last_frames_are_missing():
+    rain = moving()
+    past, future = as_batch(rain[:5]).copy(), as_batch(rain[5:])
+    past[:, -1] = np.nan
+    flow = mse(Extrapolation().forecast(past, 3), future)
+    assert flow < 0.15 * mse(Persistence().forecast(past, 3), future)
+
+
+def test_extrapolation_moves_samples_apart():
+    rain = moving()
+    pair = np.concatenate([as_batch(rain[:4]), as_batch(rain[3::-1])])
+    together = Extrapolation().forecast(pair, 2)
+    for b in range(2):
+        np.testing.assert_array_equal(together[b : b + 1], Extrapolation().forecast(pair[b : b + 1], 2))
+
+
+def test_only_the_first_channel_is_rain():
+    past = as_batch(moving()[:3])
+    two = np.concatenate([past, np.full_like(past, 50.0)], axis=2)
+    np.testing.assert_array_equal(Extrapolation().forecast(two, 2), Extrapolation().forecast(past, 2))
+
+
+def missing_parts(rain: np.ndarray) -> np.ndarray:
+    rain = rain.copy()
+    rain[:, :40, :30] = np.nan
+    rain[-1, 50:, 50:] = np.nan
+    return rain
+
+
+AWKWARD = {
+    "no rain": np.zeros((3, 32, 32)),
+    "all missing": np.full((3, 32, 32), np.nan),
+    "one pixel": np.full((3, 1, 1), 2.0),
+    "one pixel missing": np.full((3, 1, 1), np.nan),
+    "tiny": np.arange(27.0).reshape(3, 3, 3),
+    "narrow": moving()[:3, :, :5],
+    "smallest": moving()[:3, 40:48, 40:48],
+    "a little larger": moving()[:3, 40:51, 40:53],
+    "odd": moving()[:3, :77, :51],
+    "one frame": moving()[:1],
+    "two frames": moving()[:2],
+    "constant": np.full((3, 40, 40), 5.0),
+    "one wet pixel": np.pad(np.full((3, 1, 1), 9.0), ((0, 0), (20, 20), (20, 20))),
+    "parts missing": missing_parts(moving()[:4]),
+    "middle frame missing": np.where(np.arange(4)[:, None, None] == 2, np.nan, moving()[:4]),
+    "infinite": np.where(np.arange(96) == 50, np.inf, moving()[:3]),
+    "extreme": moving()[:3] * 1e4,
+    "noise": np.random.default_rng(0).random((3, 64, 64)) * 20,
+}
+
+
+@both
+@pytest.mark.parametrize("case", AWKWARD)
+def test_always_finite_and_never_negative(forecaster, case):
+    rain = as_batch(AWKWARD[case].astype(np.float32))
+    before = rain.copy()
+    out = forecaster.forecast(rain, 3)
+    assert out.shape == (1, 3, 1, *rain.shape[-2:])
+    assert out.dtype == np.float32
+    assert np.isfinite(out).all()
+    assert (out >= 0).all()
+    np.testing.assert_array_equal(rain, before)
+
+
+@pytest.mark.parametrize("case", ["no rain", "all missing", "one pixel", "tiny", "narrow", "one frame"])
+def test_without_motion_extrapolation_is_persistence(case):
+    rain = as_batch(AWKWARD[case].astype(np.float32))
+    np.testing.assert_array_equal(Extrapolation().forecast(rain, 3), Persistence().forecast(rain, 3))
+
+
+def test_the_fallback_is_logged_once(caplog):
+    caplog.set_level(logging.INFO, logger="raincast.baselines")
+    forecaster = Extrapolation()
+    for _ in range(3):
+        forecaster.forecast(np.zeros((2, 2, 1, 16, 16), np.float32), 1)
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+def test_what_flows_in_is_no_rain():
+    rain = moving(dx=6, dy=0)
+    out = Extrapolation().forecast(as_batch(rain[:4]), 8)[0, -1, 0]
+    assert not out[:, :30].any()  # 8 steps of about 6 pixels from the left
+    assert out[:, 60:].any()
+
+
+def test_nothing_is_printed_and_warning_filters_stay(capfd):
+    before = list(warnings.filters)
+    Extrapolation().forecast(as_batch(moving()[:3]), 2)
+    assert warnings.filters == before
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+
+def test_importing_the_module_does_not_import_pysteps():
+    code = "import sys, raincast.baselines; print('pysteps' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_wrong_arguments_are_refused():
+    # checked annotations, where they are on, see it first
+    with pytest.raises((ValueError, TypeCheckError), match=r"3, ?8, ?8"):
+        Persistence().forecast(np.zeros((3, 8, 8), np.float32), 1)
+    with pytest.raises(ValueError, match="num_steps=0"):
+        Extrapolation().forecast(np.zeros((1, 2, 1, 8, 8), np.float32), 0)
+    with pytest.raises(ValueError, match="motion_frames=1"):
+        Extrapolation(motion_frames=1)
