@@ -148,7 +148,7 @@ class _OpenPart:
 
     array: xr.Variable
     table: npt.NDArray[np.float32] | None
-    fill: float | None
+    fills: tuple[float, ...]
     scale: float
     offset: float
     to_mm_h: float
@@ -160,15 +160,18 @@ class _OpenPart:
         attrs = array.attrs
         scale = float(attrs.get("scale_factor", 1.0))
         offset = float(attrs.get("add_offset", 0.0))
-        fill = attrs.get("_FillValue", attrs.get("missing_value"))
+        # a file may have both, and several missing values
+        fills = tuple(
+            float(f) for name in ("_FillValue", "missing_value") for f in np.atleast_1d(attrs.get(name, []))
+        )
         to_mm_h = schema.MM_H_PER_UNIT[attrs["units"]]
-        part = cls(array, None, None if fill is None else float(fill), scale, offset, to_mm_h)
+        part = cls(array, None, fills, scale, offset, to_mm_h)
         if array.dtype.kind in "iu" and array.dtype.itemsize <= 2:
             # every code decoded once, in float64: 50 × 0.01 is then exactly the float32 nearest 0.5,
             # so a rate that stands at a threshold is at the threshold
             info = np.iinfo(array.dtype)
             codes = np.arange(info.min, info.max + 1)
-            return cls(array, part._decode(codes), part.fill, scale, offset, to_mm_h)
+            return cls(array, part._decode(codes), fills, scale, offset, to_mm_h)
         return part
 
     def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.float32]:
@@ -180,8 +183,8 @@ class _OpenPart:
     def _decode(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         values = raw.astype(np.float64)
         missing = ~np.isfinite(values)
-        if self.fill is not None:
-            missing |= values == self.fill
+        for fill in self.fills:
+            missing |= values == fill
         rates = (values * self.scale + self.offset) * self.to_mm_h
         return np.where(missing, np.nan, rates).astype(np.float32)
 
@@ -253,6 +256,11 @@ def _check_fits(first: _Head, other: _Head, path: Path) -> None:
             f"{path} mixes grids: {first.path.name} is {first.grid.shape}, {other.path.name} is "
             f"{other.grid.shape}, or their coordinates differ. Ingest each grid into its own archive."
         )
+    if first.variable != other.variable:
+        raise ValueError(
+            f"{path} mixes variables: {first.variable} in {first.path.name}, {other.variable} in "
+            f"{other.path.name}. Rename one of them, or ingest the files into one archive."
+        )
     if first.step_minutes != other.step_minutes:
         raise ValueError(
             f"{path} mixes steps: {first.step_minutes} min in {first.path.name}, "
@@ -265,12 +273,14 @@ def _check_fits(first: _Head, other: _Head, path: Path) -> None:
 def write_part(dataset: xr.Dataset, path: Path) -> None:
     """Write one part of an archive (a day) in the archive's encoding, whole or not at all.
 
-    Rates above `MAX_RATE` mm/h do not fit the code: ValueError, cap them before.
+    Rates above `MAX_RATE` mm/h do not fit the code, negative ones are none: ValueError, clean them before.
     """
     schema.check_archive(dataset, path.name)
     rain = dataset[schema.RAIN]
     if float(rain.max()) > MAX_RATE:
         raise ValueError(f"A rate of {float(rain.max()):.0f} mm/h is over {MAX_RATE} mm/h: cap rates first.")
+    if float(rain.min()) < 0:
+        raise ValueError(f"A rate of {float(rain.min())} mm/h is negative: missing is NaN, no rain is 0.")
     chunks = tuple(min(c, n) for c, n in zip(CHUNKS, rain.shape, strict=True))
     encoding: dict[str, dict[str, Any]] = {
         schema.RAIN: {

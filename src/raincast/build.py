@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import logging
+import netrc
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -150,7 +151,12 @@ def callbacks(cfg: DictConfig) -> "list[L.Callback]":
     from raincast.training.callbacks import InterruptNotice
 
     built = [make(node) for node in cfg.callbacks.values() if node is not None]
-    return [*built, InterruptNotice(Path(cfg.callbacks.checkpoint.dirpath) / "last.ckpt")]
+    return [*built, InterruptNotice(last_checkpoint(cfg))]
+
+
+def last_checkpoint(cfg: DictConfig) -> Path:
+    """Where a run keeps its state after the newest epoch."""
+    return Path(cfg.callbacks.last.dirpath) / f"{cfg.callbacks.last.filename}.ckpt"
 
 
 def loggers(cfg: DictConfig, resumed: Mapping[str, str]) -> "list[Logger]":
@@ -185,17 +191,23 @@ def _wandb_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
 
 def _wandb_unreachable() -> str | None:
     """Why wandb cannot go online, or None; asked here because wandb itself waits more than a minute."""
-    import wandb
-
-    if wandb.Api().api_key is None if "WANDB_API_KEY" not in os.environ else False:
-        return "there is no API key (wandb login, or WANDB_API_KEY)"
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     name, _, port = host.partition(":")
+    if "WANDB_API_KEY" not in os.environ and not _in_netrc(name):
+        return "there is no API key (wandb login, or WANDB_API_KEY)"
     try:
         with socket.create_connection((name, int(port or 443)), timeout=3):
             return None
     except OSError as error:
         return f"{host} is out of reach ({error})"
+
+
+def _in_netrc(host: str) -> bool:
+    """Whether `wandb login` left a key for `host`."""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def baselines(cfg: DictConfig, names: list[str]) -> "list[Forecaster]":

@@ -261,7 +261,8 @@ def _axis_problems(dataset: xr.Dataset) -> list[str]:
             continue
         values = dataset[axis].values.astype(np.float64)
         differences = np.diff(values)
-        if differences.size and not np.allclose(differences, differences.mean(), rtol=1e-3):
+        even = np.allclose(differences, differences.mean(), rtol=1e-3) if differences.size else True
+        if not even or (differences == 0).any():
             problems.append(f"'{axis}' is not evenly spaced: {differences.min()} to {differences.max()}.")
     return problems
 

@@ -66,6 +66,7 @@ class DbzScaling:
 
     def __post_init__(self) -> None:
         """Refuse an empty scale."""
+        _ = self.zr  # refuses coefficients that have no inverse
         if self.max_dbz <= self.min_dbz:
             raise ValueError(f"max_dbz={self.max_dbz} must exceed min_dbz={self.min_dbz}.")
 

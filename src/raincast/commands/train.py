@@ -1,6 +1,7 @@
 """`python train.py`: archive → trained network, checkpoints, scores and a picture."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ def _resume_in_place(cfg: DictConfig) -> None:
     """A resumed run goes on in the folder of its checkpoint, so that its best and last stay one series."""
     if cfg.checkpoint is not None:
         build.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
-        cfg.callbacks.checkpoint.dirpath = str(Path(cfg.checkpoint).parent)
+        cfg.callbacks.best.dirpath = str(Path(cfg.checkpoint).parent)
 
 
 def _check_goal(cfg: DictConfig) -> None:
@@ -136,8 +137,8 @@ def _log_what_runs(cfg: DictConfig, trainer: "L.Trainer", net: Any, loggers: "li
 def _finish(cfg: DictConfig, trainer: "L.Trainer", data: "RadarDataModule", loggers: "list[Any]") -> TrainResult:
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     keeper: Any = trainer.checkpoint_callback
-    best, last = Path(keeper.best_model_path), Path(keeper.last_model_path)
-    if keeper.best_model_score is not None:
+    best = Path(keeper.best_model_path)
+    if keeper.best_model_score is not None and math.isfinite(keeper.best_model_score):
         metrics[cfg.metrics.goal] = float(keeper.best_model_score)
     scores = None
     if trainer.is_global_zero:
@@ -146,4 +147,4 @@ def _finish(cfg: DictConfig, trainer: "L.Trainer", data: "RadarDataModule", logg
         report.next_command(best, cfg.data.archive)
     for logger in loggers:
         report.close_logger(logger)
-    return TrainResult(best=best, last=last, metrics=metrics, scores=scores)
+    return TrainResult(best=best, last=build.last_checkpoint(cfg), metrics=metrics, scores=scores)

@@ -126,7 +126,15 @@ class RadarDataModule(L.LightningDataModule):
         """Find the windows and, for training, the candidates, before any worker starts."""
         _ = self.windows
         if stage in (None, "fit"):
-            _ = self.candidates
+            self._check_batch_size(min(self.samples_per_epoch, self.candidates.start.size))
+
+    def _check_batch_size(self, num_samples: int, whose: str = "") -> None:
+        if num_samples < self.batch_size:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} exceeds the {num_samples} training samples of an epoch{whose} "
+                f"(data.samples_per_epoch={self.samples_per_epoch}, {self.candidates.start.size} places to draw "
+                f"from). Take data.batch_size={max(1, num_samples)} or less."
+            )
 
     def eval_places(self, split: str) -> list[Place]:
         """The places of validation or test."""
@@ -154,11 +162,7 @@ class RadarDataModule(L.LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        if len(sampler) < self.batch_size:
-            raise ValueError(
-                f"data.batch_size={self.batch_size} on {world_size} process(es) exceeds the "
-                f"{sampler.num_samples} training samples of an epoch. Lower data.batch_size."
-            )
+        self._check_batch_size(len(sampler), f" for each of {world_size} processes" if world_size > 1 else "")
         return self._loader(sampler, self.batch_size, drop_last=True)
 
     def eval_dataloader(self, split: str) -> DataLoader[Sample]:

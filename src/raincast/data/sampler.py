@@ -148,6 +148,14 @@ def find_candidates(
 
     Crops of which less than `min_coverage` (0 to 1) was observed are left out. ValueError where none is left.
     """
+    for name, value, good in (
+        ("min_coverage", min_coverage, 0 <= min_coverage <= 1),
+        ("rain_weight", rain_weight, rain_weight >= 0),
+        ("min_weight", min_weight, min_weight > 0),
+        ("rain_scale", rain_scale, rain_scale > 0),
+    ):
+        if not good:
+            raise ValueError(f"data.{name}={value}: min_coverage is 0 to 1, rain_weight from 0 up, others over 0.")
     ys, xs = _lattice(archive.grid.shape[0], crop[0]), _lattice(archive.grid.shape[1], crop[1])
     frames = np.unique(starts[:, None] + np.arange(num_frames))
     rain = np.zeros((archive.num_times + 1, ys.size * xs.size))

@@ -1,7 +1,8 @@
 """Which windows an archive holds, and which of them train, choose and test a network.
 
 A window is `num_frames` consecutive frames without a missing one. A split assigns *times* to train, val and
-test first; a window belongs to a split only when every one of its frames does, so no frame is ever in two.
+test first, in ranges; a window belongs to a split only when one of its ranges holds every frame, so no frame is
+ever in two.
 """
 
 import hashlib
@@ -43,8 +44,9 @@ class BlockSplit:
     """Whole blocks of time (days by default), drawn at random from a seed into train, val and test.
 
     Rain of one block is alike, so windows of one block stand in one split only. Where blocks of different
-    splits touch, the first `embargo_minutes` of the later one belong to nobody. An archive of fewer than
-    three blocks is cut into three shorter ones, with a warning: its splits share an event.
+    splits touch, the first `embargo_minutes` of the later one belong to nobody. Blocks without frames are
+    not drawn. Frames of fewer than three blocks are cut into three shorter ones, with a warning: the
+    splits share an event.
     """
 
     block_minutes: float = 1440.0
@@ -62,33 +64,32 @@ class BlockSplit:
 
     def ranges(self, times: Times, step: np.timedelta64) -> list[TimeRange]:
         """Blocks that begin at whole multiples of the block length since 1970 (days: at 00 UTC)."""
-        edges = self._edges(times[0], times[-1] + step)
-        num_blocks = len(edges) - 1
+        bounds = self._bounds(times, step)
+        num_blocks = len(bounds)
         num_val, num_test = (max(1, round(f * num_blocks)) for f in self.fractions[1:])
         order = np.random.default_rng(self.seed).permutation(num_blocks)
         names = np.full(num_blocks, "train", dtype=object)
         names[order[:num_val]] = "val"
         names[order[num_val : num_val + num_test]] = "test"
-        blocks = [TimeRange(n, a, b) for n, a, b in zip(names, edges[:-1], edges[1:], strict=True)]
+        blocks = [TimeRange(name, *bound) for name, bound in zip(names, bounds, strict=True)]
         return with_embargo(blocks, _minutes(self.embargo_minutes))
 
-    def _edges(self, first: np.datetime64, end: np.datetime64) -> Times:
+    def _bounds(self, times: Times, step: np.timedelta64) -> list[tuple[np.datetime64, np.datetime64]]:
+        """Start and stop of each block that holds frames."""
         block = _minutes(self.block_minutes)
         midnight = np.datetime64(0, "ns")
-        origin = midnight + ((first - midnight) // block) * block
-        edges = np.arange(origin, end + block, block)
-        edges = edges[: np.searchsorted(edges, end) + 1]
-        if len(edges) - 1 >= 3:
-            return edges
-        third = (end - first) // 3
+        starts = midnight + np.unique((times - midnight) // block) * block
+        if starts.size >= 3:
+            return [(start, start + block) for start in starts]
         log.warning(
-            "The archive spans %.1f h, under three blocks of %g h: it is cut into three of %.1f h instead. "
-            "Its splits share one event, so its scores say little about new weather.",
-            (end - first) / np.timedelta64(1, "h"),
+            "The archive holds %d frames in %d block(s) of %g h, under three: its frames are cut into three "
+            "thirds instead. Its splits share one event, so its scores say little about new weather.",
+            times.size,
+            starts.size,
             self.block_minutes / 60,
-            third / np.timedelta64(1, "h"),
         )
-        return np.array([first, first + third, first + 2 * third, end])
+        edges = [times[0], times[times.size // 3], times[2 * times.size // 3], times[-1] + step]
+        return list(itertools.pairwise(edges))
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,13 @@ class DateSplit:
     embargo_minutes: float = 180.0
 
     def ranges(self, times: Times, step: np.timedelta64) -> list[TimeRange]:
-        """The stated ranges, ascending; ValueError where two overlap."""
+        """The stated ranges, ascending; ValueError where one is reversed or two overlap."""
         stated = [
             TimeRange(split, _utc(start), _utc(stop)) for split in SPLITS for start, stop in getattr(self, split)
         ]
+        for r in stated:
+            if r.stop <= r.start:
+                raise ValueError(f"data.split: {r.split} from {r.start} until {r.stop} ends before it begins.")
         stated.sort(key=lambda r: r.start)
         for earlier, later in itertools.pairwise(stated):
             if later.start < earlier.stop:
@@ -174,7 +178,7 @@ def _short(time: np.datetime64) -> str:
 def split_windows(
     times: Times, step: np.timedelta64, num_frames: int, split: Split, *, identity: str = ""
 ) -> SplitWindows:
-    """Give each window to the split that holds all its frames; ValueError where a split gets none."""
+    """Give each window to the split with a range that holds all its frames; ValueError where a split gets none."""
     starts = window_starts(times, step, num_frames)
     if starts.size == 0:
         raise ValueError(

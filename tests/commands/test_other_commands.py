@@ -1,0 +1,133 @@
+"""`ingest.py`, `evaluate.py` and `forecast.py` on small files, checked by outside programs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import TINY, compose_config, run_script
+
+from raincast import schema
+from raincast.archive import Archive
+from raincast.commands.evaluate import run as evaluate
+from raincast.commands.forecast import run as forecast
+from raincast.commands.ingest import run as ingest
+from raincast.commands.train import train
+
+
+def foreign_file(path: Path, num_times: int = 12) -> Path:
+    """A CF file of another service: kg m-2 s-1, float, no step stated."""
+    frames = schema.mock_archive(num_times, 20, 14).drop_vars("missing_times")
+    frames.attrs.clear()
+    frames["rain_rate"] = frames["rain_rate"] / 3600.0
+    frames["rain_rate"].attrs = {
+        "units": "kg m-2 s-1", "standard_name": "rainfall_flux", "grid_mapping": "crs", "cell_methods": "time: mean"
+    }  # fmt: skip
+    frames.rename(rain_rate="pr").to_netcdf(path)
+    return path
+
+
+def test_ingest_makes_an_archive_that_trains(tmp_path: Path) -> None:
+    foreign_file(tmp_path / "rain.nc", 40)
+    ingest(compose_config("ingest", tmp_path / "i", f"files={tmp_path}/*.nc", f"archive={tmp_path}/archive"))
+    archive = Archive.open(tmp_path / "archive")
+    assert archive.num_times == 40 and archive.step_minutes == 5.0
+    np.testing.assert_allclose(
+        archive.read(0, 40), schema.mock_archive(40, 20, 14)["rain_rate"].values, atol=0.00501
+    )
+    config = compose_config(
+        "train", tmp_path / "t", *TINY, f"data.archive={tmp_path}/archive", "data.split.embargo_minutes=0",
+        "data.crop=16", "trainer.max_epochs=1",
+    )  # fmt: skip
+    assert train(config).last.is_file()
+
+
+def test_ingest_leaves_a_bad_file_out_and_says_so(tmp_path: Path) -> None:
+    foreign_file(tmp_path / "a.nc")
+    (tmp_path / "b.nc").write_bytes(b"\x89HDF\r\n\x1a\n damaged")
+    with pytest.raises(SystemExit) as stop:
+        ingest(compose_config("ingest", tmp_path / "i", f"files={tmp_path}/*.nc", f"archive={tmp_path}/archive"))
+    assert stop.value.code == 1
+    assert Archive.open(tmp_path / "archive").num_times == 12
+    assert "b.nc" in (tmp_path / "archive" / "ingest_report.json").read_text()
+
+
+def test_evaluate_writes_table_plot_and_scores(tiny_run: Path, tmp_path: Path) -> None:
+    checkpoint = f"checkpoint={tiny_run}/checkpoints/best.ckpt"
+    evaluate(compose_config("evaluate", tmp_path, checkpoint, "data.eval_stride=6", "device=cpu"))
+    with xr.open_dataset(tmp_path / "scores.nc") as scores:
+        assert list(scores["forecaster"].values) == ["network", "persistence", "extrapolation"]
+        hits, misses, false = (scores[f"sum_{name}"].sum("event") for name in ("hits", "misses", "false_alarms"))
+        xr.testing.assert_allclose(scores["csi"], (hits / (hits + misses + false)).rename("csi"))
+        assert scores.attrs["split"] == "test"
+        # the mask is the target's: all forecasters are scored on the same pixels
+        assert (scores["sum_count"] == scores["sum_count"].isel(forecaster=0)).all()
+    for name in ("csi.png", "forecast.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "scores.txt").read_text()
+    assert all(name in text for name in ("network", "persistence", "extrapolation", "30 mm/h"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("baselines=[persistance]", "persistance unknown; there are persistence, extrapolation"),
+        ("split=tset", "choose one of train, val, test"),
+    ],
+)
+def test_evaluate_refuses_what_it_does_not_know(
+    override: str, message: str, tiny_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(compose_config("evaluate", tmp_path, f"checkpoint={tiny_run}/checkpoints/best.ckpt", override))
+
+
+def test_forecast_of_an_archive_is_where_it_belongs(tiny_run: Path, tiny_archive: Path, tmp_path: Path) -> None:
+    import rasterio
+    from pyproj import CRS, Transformer
+
+    checkpoint = tiny_run / "checkpoints" / "best.ckpt"
+    written = forecast(
+        compose_config("forecast", tmp_path, f"checkpoint={checkpoint}", f"input={tiny_archive}", "device=cpu")
+    )
+    archive = Archive.open(tiny_archive)
+    with xr.open_dataset(written, decode_timedelta=True) as file:
+        assert file["init_time"].values == archive.times[-1]
+        assert (file["time"].values == archive.times[-1] + np.arange(1, 4) * archive.step).all()
+        assert file["rain_rate"].attrs["units"] == "mm h-1"
+        assert file.attrs["checkpoint_sha256"] and "EncoderForecaster" in file.attrs["source"]
+        never = np.isnan(archive.read(archive.num_times - 3, 3)).all(axis=0)
+        assert (np.isnan(file["rain_rate"].values) == never).all() and never.any()
+    with rasterio.open(written) as file:
+        assert file.count == 3
+        assert CRS.from_user_input(file.crs).equals(CRS.from_wkt(archive.grid.crs_wkt), ignore_axis_order=True)
+        to_degrees = Transformer.from_crs(archive.grid.crs_wkt, 4326, always_xy=True)
+        corner = to_degrees.transform(archive.grid.x[0], archive.grid.y[0])
+        by_gdal = Transformer.from_crs(file.crs.to_wkt(), 4326, always_xy=True).transform(*file.xy(0, 0))
+        assert by_gdal == pytest.approx(corner, abs=1e-6)
+    assert written.with_suffix(".gif").read_bytes().startswith(b"GIF8")
+
+
+def test_forecast_of_radar_files_equals_that_of_their_archive(tiny_run: Path, tmp_path: Path) -> None:
+    """The file of the service is read as ingest would read it; the archive rounds to 0.01 mm/h."""
+    source = foreign_file(tmp_path / "rain.nc")
+    ingest(compose_config("ingest", tmp_path / "i", f"files={source}", f"archive={tmp_path}/archive"))
+    checkpoint = f"checkpoint={tiny_run}/checkpoints/best.ckpt"
+    common = [checkpoint, "init_time=2026-01-01T00:30", "animation=false", "device=cpu"]
+    files = forecast(compose_config("forecast", tmp_path / "a", *common, f"input={source}"))
+    archived = forecast(compose_config("forecast", tmp_path / "b", *common, f"input={tmp_path}/archive"))
+    with xr.open_dataset(files) as a, xr.open_dataset(archived) as b:
+        assert str(a["init_time"].values)[:16] == "2026-01-01T00:30"
+        np.testing.assert_allclose(a["rain_rate"].values, b["rain_rate"].values, atol=0.05)
+
+
+def test_the_commands_run_one_after_the_other_as_scripts(tiny_archive: Path, tmp_path: Path) -> None:
+    """train.py → evaluate.py → forecast.py, each with the command that the one before it printed."""
+    overrides = [*TINY, f"data.archive={tiny_archive}", "trainer.max_epochs=1"]
+    output = run_script(tmp_path, "train", *overrides)
+    for script in ("evaluate", "forecast"):
+        assert output.returncode == 0, output.stderr[-3000:]
+        line = next(line for line in output.stderr.splitlines() if f"python {script}.py" in line)
+        output = run_script(tmp_path, script, *line.split()[2:])
+    assert output.returncode == 0, output.stderr[-3000:]
+    assert len(list(tmp_path.glob("outputs/forecast/*/*/forecast_*.nc"))) == 1

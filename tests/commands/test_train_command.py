@@ -1,0 +1,160 @@
+"""`train.py` as a user runs it: what it leaves, how it goes on, what two processes give."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from conftest import TINY, compose_config, run_script
+
+from raincast import build
+from raincast.commands.evaluate import run as evaluate
+from raincast.commands.train import TrainResult, train
+from raincast.training.module import NowcastModule
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def last_row(metrics: Path, column: str) -> float:
+    with metrics.open() as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row.get(column)][-1]
+
+
+def test_a_run_leaves_checkpoints_scores_a_picture_and_csv(tiny_run: Path) -> None:
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "scores.nc", "csv/version_0/metrics.csv"):
+        assert (tiny_run / name).stat().st_size > 0, name
+    assert (tiny_run / "forecast.png").read_bytes().startswith(b"\x89PNG")
+    with xr.open_dataset(tiny_run / "scores.nc") as scores:
+        assert list(scores["forecaster"].values) == ["network", "persistence"]
+        assert scores["lead_time"].values.tolist() == [5.0, 10.0, 15.0]
+
+
+def test_a_checkpoint_is_plain_data_and_enough_to_forecast(tiny_run: Path) -> None:
+    checkpoint = build.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
+    assert checkpoint.info["step_minutes"] == 5.0
+    assert (checkpoint.info["input_steps"], checkpoint.info["lead_steps"]) == (3, 3)
+    forecaster = build.forecaster_of(checkpoint, device="cpu")
+    rain = np.full((1, 3, 1, 17, 9), 2.0, np.float32)
+    assert forecaster.forecast(rain, 5).shape == (1, 5, 1, 17, 9)
+
+
+def test_evaluate_gives_the_last_validation(tiny_run: Path, tmp_path: Path) -> None:
+    config = compose_config(
+        "evaluate",
+        tmp_path,
+        f"checkpoint={tiny_run}/checkpoints/last.ckpt",
+        "split=val",
+        "baselines=[persistence]",
+    )
+    scores = evaluate(config).sel(forecaster="network")
+    metrics = tiny_run / "csv" / "version_0" / "metrics.csv"
+    assert float(scores["csi"].sel(threshold=0.5).mean()) > 0.05, "a network that forecasts nothing shows nothing"
+    for threshold in (0.5, 1.0, 5.0):
+        csi = float(scores["csi"].sel(threshold=threshold).mean("lead_time"))
+        assert last_row(metrics, f"val/csi_{threshold:g}mm") == pytest.approx(csi, rel=1e-6, nan_ok=True)
+    assert last_row(metrics, "val/mae") == pytest.approx(float(scores["mae"].mean()), rel=1e-6)
+    assert last_row(metrics, "val/rmse") == pytest.approx(float(scores["rmse"].mean()), rel=1e-6)
+
+
+def test_resumed_equals_uninterrupted(tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*TINY, f"data.archive={tiny_archive}", "trainer.max_epochs=4"]
+    whole = train(compose_config("train", tmp_path / "whole", *overrides))
+
+    def stop(module: NowcastModule) -> None:
+        if module.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NowcastModule, "on_train_epoch_start", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(compose_config("train", tmp_path / "cut", *overrides))
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    resumed = train(compose_config("train", tmp_path / "resumed", *overrides, f"checkpoint={last}"))
+
+    assert resumed.last == last, "a resumed run goes on in its own folder"
+    expected, found = weights(whole.last), weights(resumed.last)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert whole.metrics == pytest.approx(resumed.metrics, nan_ok=True)
+
+
+def test_resuming_as_another_run_is_refused(tiny_run: Path, tiny_archive: Path, tmp_path: Path) -> None:
+    last = tiny_run / "checkpoints" / "last.ckpt"
+    overrides = [*TINY, f"data.archive={tiny_archive}", f"checkpoint={last}"]
+    with pytest.raises(ValueError, match=r"data\.lead_steps: 3 there, 2 here"):
+        train(compose_config("train", tmp_path / "leads", *overrides, "data.lead_steps=2"))
+    with pytest.raises(ValueError, match="the windows of train, val and test"):
+        train(compose_config("train", tmp_path / "split", *overrides, "data.split.seed=5"))
+
+
+def test_two_processes_train_and_score_as_one(tiny_archive: Path, tmp_path: Path) -> None:
+    """Two processes of two crops see the same four crops a step as one process of four.
+
+    Their gradients are averaged in another order, so weights agree to float32's rounding (1e-7 relative,
+    times some steps), and the counts of validation, with every window once, to the same.
+    """
+    common = [*TINY, f"data.archive={tiny_archive}", "trainer.max_epochs=1"]
+    one = train(compose_config("train", tmp_path / "one", *common))
+    script = [*common, f"paths.run_dir={tmp_path}/two", f"hydra.run.dir={tmp_path}/two", "data.batch_size=2"]
+    two = run_script(tmp_path, "train", *script, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu",
+                     "trainer.max_epochs=1")  # fmt: skip
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert "processes 2" in two.stderr
+    expected, found = weights(one.last), weights(tmp_path / "two" / "checkpoints" / "last.ckpt")
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=key)
+    metrics = [tmp_path / run / "csv" / "version_0" / "metrics.csv" for run in ("one", "two")]
+    for column in ("val/loss", "val/mae", "val/rmse", "val/csi_0.5mm"):
+        a, b = (last_row(path, column) for path in metrics)
+        assert a == pytest.approx(b, rel=1e-4), column
+
+
+def test_two_processes_count_each_validation_window_once(tiny_archive: Path, tmp_path: Path) -> None:
+    """With a learning rate of 0 both have the same weights to the bit, so the sums have to be the same."""
+    frozen = [
+        *TINY,
+        f"data.archive={tiny_archive}",
+        "trainer.max_epochs=1",
+        "optimizer.lr=0",
+        "data.eval_stride=1",
+    ]
+    one = train(compose_config("train", tmp_path / "one", *frozen))
+    script = [*frozen, f"paths.run_dir={tmp_path}/two", f"hydra.run.dir={tmp_path}/two", "data.batch_size=2"]
+    two = run_script(tmp_path, "train", *script, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu",
+                     "trainer.max_epochs=1")  # fmt: skip
+    assert two.returncode == 0, two.stderr[-3000:]
+    metrics = tmp_path / "two" / "csv" / "version_0" / "metrics.csv"
+    assert one.metrics.keys() >= {"val/mae", "val/rmse", "val/csi_0.5mm", "val/bias_1mm"}
+    for column in ("val/mae", "val/rmse", "val/csi_0.5mm", "val/bias_1mm"):
+        assert last_row(metrics, column) == pytest.approx(one.metrics[column], rel=1e-7, nan_ok=True), column
+
+
+def test_a_sweep_runs_every_trial_and_logs_offline_to_wandb(tiny_archive: Path, tmp_path: Path) -> None:
+    overrides = [o for o in TINY if o != "logger=csv"]
+    sweep = run_script(
+        tmp_path, "train", "-m", *overrides, f"data.archive={tiny_archive}", "trainer.max_epochs=1",
+        "optimizer.lr=1e-3,3e-4", f"hydra.sweep.dir={tmp_path}/sweep",
+    )  # fmt: skip
+    assert sweep.returncode == 0, sweep.stderr[-3000:]
+    for number, lr in enumerate((1e-3, 3e-4)):
+        trial = tmp_path / "sweep" / str(number)
+        assert build.read_checkpoint(trial / "checkpoints" / "best.ckpt").config.optimizer.lr == lr
+        runs = list((trial / "wandb").glob("offline-run-*/run-*.wandb"))
+        assert len(runs) == 1 and runs[0].stat().st_size > 0
+        assert list((trial / "wandb").glob("offline-run-*/files/media/images/val/*.png"))
+        assert list((trial / "wandb").glob("offline-run-*/files/media/table/val/*.json"))
+        assert (trial / "csv" / "version_0" / "metrics.csv").is_file()
+
+
+def test_the_result_names_what_was_kept(tiny_archive: Path, tmp_path: Path) -> None:
+    result = train(
+        compose_config("train", tmp_path, *TINY, f"data.archive={tiny_archive}", "trainer.max_epochs=1")
+    )
+    assert isinstance(result, TrainResult)
+    assert result.best.is_file() and result.last.is_file()
+    assert result.scores is not None and result.scores.attrs["split"] == "val"

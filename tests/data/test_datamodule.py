@@ -1,0 +1,195 @@
+"""The datamodule: crops, splits and loaders of one archive."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from raincast.archive import write_part
+from raincast.data.datamodule import RadarDataModule
+from raincast.data.sampler import Place, TrainSampler
+from raincast.data.windows import SPLITS, BlockSplit
+from raincast.schema import mock_archive
+
+NUM_FRAMES = 5  # 2 → 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """120 frames of 12 × 10, two of them missing."""
+    folder = tmp_path_factory.mktemp("archive")
+    write_part(mock_archive(120, missing=(17, 71)), folder / "a.nc")
+    return folder
+
+
+@pytest.fixture
+def make(folder):
+    def make(**kwargs) -> RadarDataModule:
+        split = BlockSplit(block_minutes=100, fractions=(0.5, 0.25, 0.25), embargo_minutes=10)
+        return RadarDataModule(
+            folder,
+            **{
+                "split": split,
+                "input_steps": 2,
+                "lead_steps": 3,
+                "crop": 4,
+                "samples_per_epoch": 32,
+                "batch_size": 4,
+                "num_workers": 0,
+            }
+            | kwargs,
+        )
+
+    return make
+
+
+def loaded_times(loader) -> list[int]:
+    return [int(t) for batch in loader for t in batch["time"]]
+
+
+def test_a_crop_larger_than_the_grid_is_cut_and_none_is_the_whole_grid(make):
+    assert make(crop=11, eval_crop=99).crop == (11, 10)
+    assert make(crop=11, eval_crop=99).eval_crop == (12, 10)
+    assert make(crop=None).crop == make().eval_crop == (12, 10)
+    for crop, shape in ((4, (4, 4)), (11, (11, 10)), (None, (12, 10))):
+        batch = next(iter(make(crop=crop, batch_size=2).train_dataloader()))
+        assert batch["input"].shape == (2, 2, 1, *shape)
+        assert batch["target"].shape == batch["target_mask"].shape == (2, 3, 1, *shape)
+
+
+def test_evaluation_takes_each_window_whole_once_and_in_order(make):
+    data = make(eval_batch_size=3)
+    newest = data.archive.times[data.windows.starts["val"] + 1].astype("datetime64[s]").astype(np.int64)
+    assert loaded_times(data.val_dataloader()) == newest.tolist()
+    shapes = {batch["target"].shape[-2:] for batch in data.val_dataloader()}
+    assert shapes == {(12, 10)}
+
+
+def test_evaluation_in_crops_tiles_the_grid(make):
+    data = make(eval_crop=4, eval_stride=3)
+    places = data.eval_places("test")
+    starts = data.windows.starts["test"][::3].tolist()
+    assert places == [Place(s, y, x, 4, 4) for s in starts for y in (0, 4, 8) for x in (0, 4)]
+
+
+@pytest.mark.parametrize("stage", [None, "validate"])
+def test_validation_is_the_same_in_every_epoch_and_for_every_seed(make, stage):
+    def first(data) -> list[dict[str, torch.Tensor]]:
+        data.setup(stage)
+        return [*data.val_dataloader()]
+
+    data = make(seed=1)
+    for one, other in zip(first(data), first(make(seed=2, augment=False, samples_per_epoch=8)), strict=True):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0, equal_nan=True)
+    assert loaded_times(data.val_dataloader()) == loaded_times(data.val_dataloader())
+
+
+def test_training_validation_and_test_share_no_frame(make):
+    """Else the best checkpoint is chosen on what it was trained on, or on the test set."""
+    data = make(samples_per_epoch=10_000, batch_size=1)
+    seen = {}
+    for split, loader in (
+        ("train", data.train_dataloader()),
+        ("val", data.val_dataloader()),
+        ("test", data.test_dataloader()),
+    ):
+        newest = np.array(loaded_times(loader)).astype("datetime64[s]")
+        step = np.timedelta64(300, "s")
+        seen[split] = {t for k in range(-1, 4) for t in (newest + k * step)}
+        assert newest.size
+    assert set(seen) == set(SPLITS)
+    assert not seen["train"] & seen["val"] and not seen["val"] & seen["test"] and not seen["train"] & seen["test"]
+
+
+def test_training_draws_from_training_windows_and_differs_by_epoch(make):
+    data = make()
+    loader = data.train_dataloader()
+    assert len(loader) == 8
+    newest = data.archive.times[data.windows.starts["train"] + 1].astype("datetime64[s]").astype(np.int64)
+    first = loaded_times(loader)
+    assert len(first) == 32 and set(first) <= set(newest.tolist())
+    assert loaded_times(make().train_dataloader()) == first
+    loader.sampler.set_epoch(1)
+    assert loaded_times(loader) != first
+
+
+def test_training_samples_are_the_same_with_workers(make):
+    alone, shared = ([*make(num_workers=n).train_dataloader()] for n in (0, 2))
+    for a, b in zip(alone, shared, strict=True):
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=0, equal_nan=True)
+
+
+class Watch(L.LightningModule):
+    """Learns nothing and keeps the times of each epoch's samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: dict[int, list[tuple[int, ...]]] = {}
+
+    def training_step(self, batch, batch_idx):
+        rows = zip(*(batch[name].tolist() for name in ("time", "y", "x")), strict=True)
+        self.seen.setdefault(self.current_epoch, []).extend(rows)
+        return self.weight.square()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_trainer_gives_each_epoch_its_own_draw(make, tmp_path, num_workers):
+    data, watch = make(num_workers=num_workers), Watch()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(watch, data)
+    sampler = TrainSampler(data.candidates, 32, grid_shape=(12, 10), augment=True, seed=0)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        newest = [data.archive.times[p.start + 1].astype("datetime64[s]").astype(int) for p in sampler]
+        expected = [(int(t), p.y, p.x) for t, p in zip(newest, sampler, strict=True)]
+        assert watch.seen[epoch] == expected, epoch
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({name: 0}, f"data.{name}=0: give a whole number from 1 up")
+        for name in (
+            "input_steps",
+            "lead_steps",
+            "eval_stride",
+            "samples_per_epoch",
+            "batch_size",
+            "eval_batch_size",
+        )
+    ]
+    + [
+        ({"crop": 0}, "A crop of 0 pixels: give 1 or more, or null"),
+        ({"eval_crop": -4}, "A crop of -4 pixels"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(make, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make(**kwargs)
+
+
+def test_more_in_a_batch_than_in_an_epoch_is_refused(make):
+    with pytest.raises(ValueError, match=r"data.batch_size=33 on 1 process.*exceeds the 32 training samples"):
+        make(batch_size=33).train_dataloader()
+
+
+def test_an_archive_that_is_not_there_is_said_at_once(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python ingest.py"):
+        RadarDataModule(tmp_path / "nowhere", split=BlockSplit())

@@ -1,0 +1,106 @@
+"""Samples: the frames of the archive, turned alike, the same in every worker."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch.utils.data import DataLoader
+
+from raincast.archive import Archive, write_part
+from raincast.data.dataset import WindowDataset, orient
+from raincast.data.sampler import Place
+from raincast.schema import RAIN, mock_archive
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """26 frames; frame 9 is missing, so that the numbers of frames and times part."""
+    folder = tmp_path_factory.mktemp("archive")
+    dataset = mock_archive(26, missing=(9,))
+    for name, frames in (("a", slice(0, 7)), ("b", slice(7, None))):
+        write_part(dataset.isel(time=frames, missing_times=slice(0)), folder / f"{name}.nc")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def windows(folder) -> WindowDataset:
+    return WindowDataset(Archive.open(folder), input_steps=3, lead_steps=4)
+
+
+def test_a_sample_is_what_xarray_reads(folder, windows):
+    parts = [xr.open_dataset(folder / f"{name}.nc", engine="netcdf4") for name in "ab"]
+    frames = xr.concat([part[RAIN] for part in parts], "time").load()
+    sample = windows[Place(start=5, y=2, x=1, height=6, width=8)]
+    box = frames.isel(y=slice(2, 8), x=slice(1, 9)).values.astype(np.float32)
+    np.testing.assert_array_equal(sample["input"], box[5:8, None])
+    np.testing.assert_array_equal(sample["target"], box[8:12, None])
+    np.testing.assert_array_equal(sample["target_mask"], np.isfinite(box[8:12, None]))
+    assert sample["input"].dtype == sample["target"].dtype == torch.float32
+    assert sample["target_mask"].dtype == torch.bool
+    assert (sample["y"], sample["x"]) == (2, 1)
+    assert np.datetime64(sample["time"], "s") == frames.time.values[7]  # the newest input
+
+
+def test_targets_begin_one_step_after_the_newest_input(tmp_path):
+    """Each frame says its own number: input 4, 5, 6 and target 7, 8, 9, 10, at their times."""
+    dataset = mock_archive(26)
+    dataset[RAIN].values[:] = np.arange(26, dtype=np.float32)[:, None, None]
+    write_part(dataset, tmp_path / "a.nc")
+    sample = WindowDataset(Archive.open(tmp_path), input_steps=3, lead_steps=4)[Place(4, 0, 0, 2, 2)]
+    assert sample["input"][:, 0, 0, 0].tolist() == [4, 5, 6]
+    assert sample["target"][:, 0, 0, 0].tolist() == [7, 8, 9, 10]
+    # frame 6 is 30 minutes after the start of 2026
+    assert np.datetime64(sample["time"], "s") == np.datetime64("2026-01-01T00:30")
+
+
+def test_missing_pixels_are_nan_and_masked_and_zeros_are_neither(windows):
+    sample = windows[Place(0, 0, 0, 12, 10)]
+    assert not sample["target_mask"][..., :2, :2].any() and sample["target_mask"][..., 2:, 2:].all()
+    assert sample["input"][..., :2, :2].isnan().all() and sample["target"][..., :2, :2].isnan().all()
+    assert (sample["target"] == 0).any()
+
+
+def test_eight_orientations_are_the_symmetries_of_a_square():
+    frames = np.random.default_rng(0).random((2, 5, 5), np.float32)
+    turned = [orient(frames, k) for k in range(8)]
+    assert len({t.tobytes() for t in turned}) == 8
+    np.testing.assert_array_equal(turned[0], frames)
+    np.testing.assert_array_equal(turned[1], frames[:, :, ::-1])
+    table = {t.tobytes() for t in turned}
+    for first in turned:
+        assert first.flags.c_contiguous
+        again = [orient(first, k).tobytes() for k in range(8)]
+        assert set(again) == table  # one after the other is one of the eight
+        assert frames.tobytes() in again  # and one of them leads back
+
+
+def test_oblong_crops_keep_their_shape():
+    frames = np.random.default_rng(0).random((2, 4, 6), np.float32)
+    turned = [orient(frames, k) for k in range(8)]
+    assert {t.shape for t in turned} == {(2, 4, 6)}
+    assert len({t.tobytes() for t in turned}) == 4
+    assert frames.tobytes() in {orient(turned[3], k).tobytes() for k in range(8)}
+
+
+def test_input_and_target_are_turned_alike(windows):
+    plain = windows[Place(0, 1, 1, 8, 8)]
+    for k in range(8):
+        turned = windows[Place(0, 1, 1, 8, 8, k)]
+        for name in ("input", "target"):
+            np.testing.assert_array_equal(turned[name][:, 0], orient(plain[name][:, 0].numpy(), k))
+        np.testing.assert_array_equal(turned["target_mask"], turned["target"].isfinite())
+        assert (turned["time"], turned["y"], turned["x"]) == (plain["time"], 1, 1)
+
+
+def test_workers_make_the_same_samples(windows):
+    places = [Place(i, i % 4, i % 3, 6, 6, i % 8) for i in range(16)]
+
+    def batches(num_workers: int) -> list[dict[str, torch.Tensor]]:
+        return [*DataLoader(windows, batch_size=4, sampler=places, num_workers=num_workers)]
+
+    for alone, shared in zip(batches(0), batches(2), strict=True):
+        assert alone["input"].shape == (4, 3, 1, 6, 6) and alone["time"].dtype == torch.int64
+        for name in alone:
+            torch.testing.assert_close(shared[name], alone[name], rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,190 @@
+"""Bad input: one message with the value, the alternatives and the remedy, and nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, compose_config, run_script
+
+from raincast.commands.forecast import run as forecast
+from raincast.commands.train import train
+
+
+def refused(result: subprocess.CompletedProcess[str], folder: Path) -> str:
+    """The message of a command that refused, once it is sure that it wrote nothing."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == []
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["experiment=radarr"], ["experiment/radarr", "radar", "smhi"]),
+        (["optimizer.lrr=1"], ["optimizer.lrr", "Did you mean optimizer.lr"]),
+        (["data.archive=nowhere"], ["nowhere", "does not exist", "python ingest.py"]),
+    ],
+)
+def test_a_mistyped_command_is_answered(overrides: list[str], words: list[str], tmp_path: Path) -> None:
+    message = refused(run_script(tmp_path, "train", *overrides), tmp_path)
+    assert all(word in message for word in words), message
+
+
+def test_what_must_be_given_is_named(tmp_path: Path) -> None:
+    message = refused(run_script(tmp_path, "forecast", "input=somewhere"), tmp_path)
+    assert "Not given: checkpoint" in message
+
+
+def test_a_missing_checkpoint_is_answered(tmp_path: Path) -> None:
+    message = refused(run_script(tmp_path, "evaluate", "checkpoint=no.ckpt"), tmp_path)
+    assert "There is no checkpoint no.ckpt" in message
+
+
+def test_an_unknown_command_is_answered() -> None:
+    found = subprocess.run([sys.executable, "-c", "from raincast.cli import main; main()", "trian"],
+                           capture_output=True, text=True)  # fmt: skip
+    assert found.returncode == 2
+    assert "train,evaluate,forecast,ingest" in found.stderr
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; from raincast.cli import train\n"
+        "sys.argv = ['train.py', '--help']\n"
+        "try: train()\n"
+        "finally: sys.stderr.write(str([m for m in ('torch', 'lightning', 'pysteps', 'wandb') if m in sys.modules]))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "experiment" in found.stdout
+    assert found.stderr.strip().endswith("[]"), found.stderr[-500:]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.crop=15", r"data\.crop=15 is not a multiple of the network's stride 8.*8 or 16"),
+        ("data.lead_steps=400", r"No window of 403 consecutive frames"),
+        ("data.lead_steps=25", r"no window of 28 frames for .*data\.input_steps"),
+        ("data.batch_size=0", r"data\.batch_size=0"),
+        (
+            "data.batch_size=500",
+            r"data\.batch_size=500 exceeds the \d+ training samples.*data\.batch_size=\d+ or less",
+        ),
+        ("metrics.goal=val/csi", r"metrics\.goal=val/csi is not logged.*val/csi_1mm"),
+        ("data.split.fractions=[1,1,1]", r"fractions=\[1, 1, 1\]"),
+        ("checkpoint=no.ckpt", r"There is no checkpoint no\.ckpt"),
+        ("loss.weights=[1,2]", r"weights"),
+    ],
+)
+def test_a_bad_value_is_answered(override: str, message: str, tiny_archive: Path, tmp_path: Path) -> None:
+    from hydra.errors import InstantiationException
+
+    from raincast.cli import USER_ERRORS
+
+    config = compose_config("train", tmp_path / "run", *TINY, f"data.archive={tiny_archive}", override)
+    with pytest.raises((*USER_ERRORS, InstantiationException), match=f"(?s){message}"):
+        train(config)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_an_archive_that_breaks_its_contract_is_refused(tmp_path: Path) -> None:
+    from raincast import schema
+
+    broken = schema.mock_archive(4).rename({"rain_rate": "pr"})
+    broken["pr"].attrs.clear()
+    (tmp_path / "broken").mkdir()
+    broken.to_netcdf(tmp_path / "broken" / "a.nc")
+    from hydra.errors import InstantiationException
+
+    config = compose_config("train", tmp_path / "run", *TINY, f"data.archive={tmp_path}/broken")
+    with pytest.raises((ValueError, InstantiationException), match=r"(?s)rain rate.*Found: pr.*python ingest\.py"):
+        train(config)
+
+
+def write_input(
+    folder: Path, num_times: int, *, step_minutes: float = 5.0, missing: bool = False, dry: bool = False
+) -> Path:
+    from raincast import schema
+    from raincast.archive import write_part
+
+    frames = schema.mock_archive(num_times, 20, 14, step_minutes=step_minutes)
+    if missing:
+        frames["rain_rate"][:] = float("nan")
+    if dry:
+        frames["rain_rate"][:] = 0.0
+    write_part(frames, folder / "part.nc")
+    return folder
+
+
+def test_forecast_refuses_another_step(tiny_run: Path, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in", 6, step_minutes=10)
+    with pytest.raises(ValueError, match=r"steps of 5 min, .* has 10 min"):
+        forecast(_forecast_config(tiny_run, source, tmp_path))
+
+
+def test_forecast_refuses_too_few_frames(tiny_run: Path, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in", 2)
+    with pytest.raises(ValueError, match=r"needs 3 frames .* lacks 2025-12-31T23:55"):
+        forecast(_forecast_config(tiny_run, source, tmp_path))
+
+
+def test_forecast_refuses_frames_that_are_all_missing(tiny_run: Path, tmp_path: Path) -> None:
+    source = write_input(tmp_path / "in", 6, missing=True)
+    with pytest.raises(ValueError, match="All pixels of the frames .* are missing"):
+        forecast(_forecast_config(tiny_run, source, tmp_path))
+
+
+def test_forecast_refuses_other_channels(tiny_run: Path, tmp_path: Path) -> None:
+    from raincast import build
+
+    forecaster = build.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
+    import numpy as np
+
+    with pytest.raises(ValueError, match=r"3 frames, 1 channels.*\(1, 3, 2, 8, 8\)"):
+        forecaster.forecast(np.zeros((1, 3, 2, 8, 8), np.float32), 3)
+
+
+def test_a_dry_input_makes_a_forecast(tiny_run: Path, tmp_path: Path) -> None:
+    import xarray as xr
+
+    written = forecast(_forecast_config(tiny_run, write_input(tmp_path / "in", 6, dry=True), tmp_path))
+    with xr.open_dataset(written, decode_timedelta=True) as file:
+        assert file["rain_rate"].shape == (3, 20, 14)
+        assert bool(file["rain_rate"].notnull().all())
+
+
+def _forecast_config(tiny_run: Path, source: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
+    return compose_config(
+        "forecast",
+        tmp_path / "out",
+        f"checkpoint={tiny_run}/checkpoints/last.ckpt",
+        f"input={source}",
+        "device=cpu",
+    )
+
+
+def test_no_rain_at_all_trains(tmp_path: Path) -> None:
+    """An archive without rain has nothing to weigh or to score; it trains all the same, and says NaN."""
+    import math
+
+    from raincast import schema
+    from raincast.archive import write_part
+
+    for day in ("01", "02", "03"):
+        frames = schema.mock_archive(20, 16, 16, start=f"2026-01-{day}T00:00")
+        frames["rain_rate"][:] = 0.0
+        write_part(frames, tmp_path / "dry" / f"{day}.nc")
+    config = compose_config(
+        "train",
+        tmp_path / "run",
+        *TINY,
+        f"data.archive={tmp_path}/dry",
+        "data.crop=16",
+        "trainer.max_epochs=1",
+        "data.split.embargo_minutes=0",
+    )
+    result = train(config)
+    assert math.isnan(result.metrics["val/csi_1mm"])
+    assert result.best.is_file() and result.last.is_file()

@@ -1,0 +1,125 @@
+"""A network as a Forecaster: mm/h in, mm/h out, whatever comes."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from raincast.forecaster import NetworkForecaster, predict_rates, to_network_scale
+from raincast.models import PyramidEncoderForecaster
+from raincast.transforms import DbzScaling, LogScaling
+
+STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
+TRANSFORMS = [DbzScaling(a=58.53, b=1.56), LogScaling()]
+
+any_transform = pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+
+
+def network(scale: float = 30.0) -> nn.Module:
+    """Untrained, with outputs on both sides of the scale's ends."""
+    torch.manual_seed(0)
+    made = PyramidEncoderForecaster(stages=STAGES)
+    with torch.no_grad():
+        for parameter in made.head.parameters():
+            parameter.mul_(scale)
+    return made
+
+
+def forecaster(transform=TRANSFORMS[0], **kwargs) -> NetworkForecaster:
+    given = {"name": "net", "input_steps": 3, "lead_steps": 4, "step_minutes": 5.0} | kwargs
+    return NetworkForecaster(network(), transform, **given)
+
+
+def rain(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).gamma(0.4, 5.0, shape).astype(np.float32)
+
+
+@any_transform
+def test_missing_pixels_are_taken_for_no_rain(transform):
+    """On the network's scale 0 is no rain: filling mm/h or the scale is the same."""
+    given = rain(2, 3, 1, 8, 8)
+    given[:, 1, 0, 2:4] = 0.0
+    missing = given.copy()
+    missing[:, 1, 0, 2:4] = np.nan
+    assert not to_network_scale(transform, torch.from_numpy(missing))[:, 1, 0, 2:4].any()
+    made = forecaster(transform)
+    out = made.forecast(missing, 4)
+    np.testing.assert_array_equal(out, made.forecast(given, 4))
+    given[:, 1, 0, 2:4] = 20.0
+    assert (out != made.forecast(given, 4)).any()
+
+
+@any_transform
+@pytest.mark.parametrize("hw", [(1, 1), (1, 7), (5, 9), (8, 8)])
+@pytest.mark.parametrize("value", [0.0, np.nan, 1e-6, 400.0, np.inf])
+def test_finite_and_not_negative_whatever_comes(transform, hw, value):
+    given = rain(2, 3, 1, *hw)
+    given[1] = value
+    out = forecaster(transform).forecast(given, 5)
+    assert out.shape == (2, 5, 1, *hw) and out.dtype == np.float32
+    assert np.isfinite(out).all() and (out >= 0).all()
+
+
+@any_transform
+def test_rates_lie_within_the_scale_and_below_it_are_exactly_zero(transform):
+    out = forecaster(transform).forecast(rain(4, 3, 1, 8, 8), 4)
+    highest = transform.inverse(torch.ones(1)).item()
+    assert (out == 0).any() and (out > 0).any() and out.max() <= highest
+
+
+def test_network_sees_the_scaled_rain_and_its_answer_is_unscaled():
+    class Last(nn.Module):
+        def forward(self, x, num_steps):
+            assert x.min() >= 0 and x.max() <= 1
+            return x[:, -1:].expand(-1, num_steps, -1, -1, -1).bfloat16().to(x.dtype)
+
+    given = torch.from_numpy(rain(2, 3, 1, 6, 6)).clamp(0.2, 100)
+    out = predict_rates(Last(), TRANSFORMS[1], given, 2)
+    assert out.dtype == torch.float32
+    # bfloat16 has 8 bits: half a step of 2^-8 on a scale of ln(1501) = 7.3
+    torch.testing.assert_close(out, given[:, -1:].expand(-1, 2, -1, -1, -1), rtol=0.03, atol=1e-3)
+
+
+def test_network_output_in_half_precision_comes_as_float32():
+    class Half(nn.Module):
+        def forward(self, x, num_steps):
+            return torch.full((len(x), num_steps, 1, *x.shape[-2:]), 0.5, dtype=torch.bfloat16)
+
+    out = predict_rates(Half(), TRANSFORMS[0], torch.zeros(1, 2, 1, 3, 3), 2)
+    # p = 0.5 is 25 dBZ: 10^((25 − 17.674) / 15.6) = 2.948 mm/h
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, torch.full_like(out, 2.948), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 2, 1, 8, 8), (1, 4, 1, 8, 8), (1, 3, 2, 8, 8), (3, 1, 8, 8), (1, 3, 8, 8)], ids=str
+)
+def test_other_frames_or_channels_are_refused(shape):
+    with pytest.raises(ValueError, match=r"net takes \(batch, 3 frames, 1 channels, y, x\), found"):
+        forecaster().forecast(np.zeros(shape, np.float32), 4)
+
+
+def test_forecasts_are_repeatable_and_leave_no_trace():
+    made = forecaster()
+    given = rain(2, 3, 1, 7, 5)
+    before = given.copy()
+    first = made.forecast(given, 4)
+    np.testing.assert_array_equal(made.forecast(given, 4), first)
+    np.testing.assert_array_equal(given, before)
+    assert not made.network.training
+    assert all(parameter.grad is None for parameter in made.network.parameters())
+
+
+def test_strided_and_float64_rain_is_taken():
+    given = rain(2, 3, 1, 8, 6)
+    expected = forecaster().forecast(given, 2)
+    turned = np.ascontiguousarray(given.transpose(0, 1, 2, 4, 3)).transpose(0, 1, 2, 4, 3)
+    np.testing.assert_array_equal(forecaster().forecast(turned.astype(np.float64), 2), expected)
+    np.testing.assert_array_equal(forecaster().forecast(given[:, :, :, ::-1], 2).shape, expected.shape)
+
+
+def test_windows_of_a_batch_do_not_mix():
+    given = rain(3, 3, 1, 8, 8)
+    together = forecaster().forecast(given, 4)
+    for window, own in zip(given, together, strict=True):
+        np.testing.assert_allclose(forecaster().forecast(window[None], 4)[0], own, rtol=1e-3, atol=1e-5)
