@@ -224,6 +224,24 @@ def test_pickles_without_open_files(parts):
     np.testing.assert_array_equal(copy.read(0, 20), rain)
 
 
+class NumOpen(Reads):
+    """How many files an archive holds open once frame i is read."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.archive.read(index, 1)
+        return torch.tensor(len(self.archive._open))
+
+
+def test_a_forked_worker_opens_its_own_files(parts):
+    """A handle that crosses a fork may read well for long, and garbage once."""
+    archive, _ = parts
+    archive.read(0, 20)
+    here = len(archive._open)
+    loader = DataLoader(NumOpen(archive), batch_size=None, num_workers=1, multiprocessing_context="fork")
+    assert next(iter(loader)) == here + 1  # frame 0 lies in one file
+    assert len(archive._open) == here
+
+
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_read_what_the_main_process_has_open(parts, start):
     archive, rain = parts

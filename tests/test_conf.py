@@ -78,7 +78,9 @@ def test_each_line_of_an_experiment_has_its_reason(experiment: str) -> None:
     lines = (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8").splitlines()
     values = [line for line in lines if not line.lstrip().startswith("#") and not line.rstrip().endswith(":")]
     settings = [
-        line for line in values if line.strip() and not line.lstrip().startswith(("- override", "train:", "val:"))
+        line
+        for line in values
+        if line.strip() and not line.lstrip().startswith(("- override", "train:", "val:", "- {"))
     ]
     bare = [line for line in settings if "#" not in line and "[[" not in line]
     assert not bare, f"no reason given: {bare}"

@@ -177,9 +177,10 @@ def test_validation_equals_evaluation(data, tmp_path):
 
 
 def test_scores_begin_anew_with_each_validation(data, tmp_path):
-    own = module()
-    first = validated(own, data, tmp_path)
-    np.testing.assert_equal(validated(own, data, tmp_path), first)
+    own, (first, *others) = module(), [*data.val_dataloader()]
+    alone = validated(own, [first], tmp_path)
+    assert validated(own, others, tmp_path)["val/mae"] != alone["val/mae"]
+    np.testing.assert_equal(validated(own, [first], tmp_path), alone)
 
 
 def test_validation_does_not_depend_on_the_batches(data, tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ def train(cfg: DictConfig) -> TrainResult:
     """Train on `cfg`; on all processes but the first the result has no scores."""
     import lightning as L
 
+    # Lightning's own use of a torch function, nothing a user could mend
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # its greetings, not its warnings
     _resume_in_place(cfg)

@@ -168,7 +168,13 @@ class RadarDataModule(L.LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader[Sample]:
         """Every place of `split` once, over the ranks."""
         rank, world_size = self._ranks()
-        sampler = EvalSampler(self.eval_places(split), rank=rank, world_size=world_size)
+        places = self.eval_places(split)
+        if len(places) < world_size:
+            raise ValueError(
+                f"{world_size} processes share {len(places)} {split} windows: each needs one. Lower "
+                f"trainer.devices or data.eval_stride={self.eval_stride}."
+            )
+        sampler = EvalSampler(places, rank=rank, world_size=world_size)
         return self._loader(sampler, self.eval_batch_size, drop_last=False)
 
     def val_dataloader(self) -> DataLoader[Sample]:

@@ -104,6 +104,8 @@ class TrainSampler(Sampler[Place]):
         # the n smallest of Exp(1)/w are a weighted draw without repeats (Efraimidis and Spirakis 2006)
         keys = rng.exponential(size=c.weight.size) / c.weight
         chosen = np.argsort(keys, kind="stable")[: self.num_samples]
+        # in that order an epoch would begin with the wettest crops and end with the driest
+        chosen = rng.permutation(chosen)
         y = _jitter(rng, c.y[chosen], c.spacing[0], self.grid_shape[0] - c.crop[0])
         x = _jitter(rng, c.x[chosen], c.spacing[1], self.grid_shape[1] - c.crop[1])
         turn = rng.integers(0, NUM_ORIENTATIONS, chosen.size) if self.augment else np.zeros_like(chosen)

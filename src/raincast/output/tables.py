@@ -63,8 +63,8 @@ def score_table(scores: xr.Dataset, *, threshold: float, score: str = "csi", max
     values = _at_threshold(scores, score, threshold)
     minutes = lead_minutes(scores)
     kept = _spread(minutes.size, max_columns)
-    title = f"{_HEADERS[score]} at ≥ {threshold:g} mm/h, by lead time"
-    table = _empty_table(title, ["forecaster"], [f"+{minutes[k]:g} min" for k in kept])
+    title = f"{_HEADERS[score]} at ≥ {threshold:g} mm/h, by lead time in minutes"
+    table = _empty_table(title, ["forecaster"], [f"+{minutes[k]:g}" for k in kept])
     columns = [_best_bold(values[:, k], score) for k in kept]
     for row, name in enumerate(scores["forecaster"].values):
         table.add_row(str(name), *(column[row] for column in columns))
