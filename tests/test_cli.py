@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, compose_config, run_script
+from running import TINY, compose_config, run_script
 
 from raincast.commands.forecast import run as forecast
 from raincast.commands.train import train

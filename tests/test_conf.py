@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import REPO, compose_config
 from hydra.utils import get_object
 from omegaconf import OmegaConf
+from running import REPO, compose_config
 
 CONF = REPO / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))

@@ -6,8 +6,8 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import REPO
 from nbclient import NotebookClient
+from running import REPO
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

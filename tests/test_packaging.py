@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPO, TINY, compose_config
+from running import REPO, TINY, compose_config
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"python (train|evaluate|forecast|ingest)\.py(?: +(.*?))?\s*(?:#.*)?$", README, re.MULTILINE)

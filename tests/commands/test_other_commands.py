@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import TINY, compose_config, run_script
+from running import TINY, compose_config, run_script
 
 from raincast import schema
 from raincast.archive import Archive

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, compose_config
+from running import TINY, compose_config
 
 from raincast.commands.train import train
 
