@@ -13,7 +13,9 @@ import pytest
 from running import REPO, TINY, compose_config
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"python (train|evaluate|forecast|ingest)\.py(?: +(.*?))?\s*(?:#.*)?$", README, re.MULTILINE)
+COMMANDS = re.findall(
+    r"(?:^|&& )python (train|evaluate|forecast|ingest)\.py(?: +(.*?))?\s*(?:#.*)?$", README, re.MULTILINE
+)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ class TrainResult:
 
 def run(cfg: DictConfig) -> float:
     """Train, and return the goal score of the best checkpoint: what a sweep maximises."""
-    return train(cfg).metrics[cfg.metrics.goal]
+    return train(cfg).metrics.get(cfg.metrics.goal, math.nan)
 
 
 def train(cfg: DictConfig) -> TrainResult:
@@ -140,7 +140,9 @@ def _log_what_runs(cfg: DictConfig, trainer: "L.Trainer", net: Any, loggers: "li
 def _finish(cfg: DictConfig, trainer: "L.Trainer", data: "RadarDataModule", loggers: "list[Any]") -> TrainResult:
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     keeper: Any = trainer.checkpoint_callback
-    best = Path(keeper.best_model_path)
+    last = build.last_checkpoint(cfg)
+    # a run that ends before its first validation (trainer.max_steps) has no best
+    best = Path(keeper.best_model_path) if keeper.best_model_path else last
     if keeper.best_model_score is not None and math.isfinite(keeper.best_model_score):
         metrics[cfg.metrics.goal] = float(keeper.best_model_score)
     scores = None
@@ -150,4 +152,4 @@ def _finish(cfg: DictConfig, trainer: "L.Trainer", data: "RadarDataModule", logg
         report.next_command(best, cfg.data.archive)
     for logger in loggers:
         report.close_logger(logger)
-    return TrainResult(best=best, last=build.last_checkpoint(cfg), metrics=metrics, scores=scores)
+    return TrainResult(best=best, last=last, metrics=metrics, scores=scores)
