@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 class Bar:
     """A progress bar on the terminal that appears with the first step and goes when done."""
 
-    def __init__(self, label: str, total: int | None = None) -> None:
+    def __init__(self, label: str) -> None:
         self.label = label
-        self.total = total
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 

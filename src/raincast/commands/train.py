@@ -46,7 +46,7 @@ def train(cfg: DictConfig) -> TrainResult:
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # its greetings, not its warnings
-    _resume_in_place(cfg)
+    resumed_from = _resume_in_place(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     with report.Bar("building the archive") as bar:
         archive = build.archive_path(cfg, progress=bar.update)
@@ -55,7 +55,7 @@ def train(cfg: DictConfig) -> TrainResult:
     build.check_crop(data, net, cfg.data.crop)
     info = build.metadata(cfg, data)
     _check_goal(cfg)
-    resumed = _check_resume(cfg, info)
+    resumed = _check_resume(cfg, info, resumed_from)
     with report.Bar("reading the training frames") as bar:
         data.progress = bar.update
         data.setup("fit")
@@ -72,11 +72,13 @@ def train(cfg: DictConfig) -> TrainResult:
     return _finish(cfg, trainer, data, loggers)
 
 
-def _resume_in_place(cfg: DictConfig) -> None:
+def _resume_in_place(cfg: DictConfig) -> build.Checkpoint | None:
     """A resumed run goes on in the folder of its checkpoint, so that its best and last stay one series."""
-    if cfg.checkpoint is not None:
-        build.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
-        cfg.callbacks.best.dirpath = str(Path(cfg.checkpoint).parent)
+    if cfg.checkpoint is None:
+        return None
+    checkpoint = build.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
+    cfg.callbacks.best.dirpath = str(checkpoint.path.parent)
+    return checkpoint
 
 
 def _check_goal(cfg: DictConfig) -> None:
@@ -88,11 +90,10 @@ def _check_goal(cfg: DictConfig) -> None:
         )
 
 
-def _check_resume(cfg: DictConfig, info: dict[str, Any]) -> dict[str, str]:
+def _check_resume(cfg: DictConfig, info: dict[str, Any], old: build.Checkpoint | None) -> dict[str, str]:
     """The logger ids of the run to go on with; ValueError where this run would be another one."""
-    if cfg.checkpoint is None:
+    if old is None:
         return {}
-    old = build.read_checkpoint(cfg.checkpoint)
     differences = [
         f"{key}: {OmegaConf.select(old.config, key)} there, {OmegaConf.select(cfg, key)} here"
         for key in COMPARED_ON_RESUME
