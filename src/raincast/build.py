@@ -3,6 +3,7 @@
 Heavy packages are imported inside the functions that need them, so that a mistyped key is answered at once.
 """
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -36,7 +37,7 @@ def make(node: Any, **arguments: Any) -> Any:
     return instantiate(node, _convert_="object", **arguments)
 
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 SAFE_MODULES = ("raincast.models.", "raincast.transforms.", "torch.nn.")
 """Where the classes that a checkpoint may name have to live: they compute, and do nothing else."""
 
@@ -303,10 +304,11 @@ def construct(node: Any) -> Any:
         return [construct(item) for item in node]
     if not isinstance(node, dict):
         return node
-    values = {key: construct(value) for key, value in node.items() if key != "_target_"}
+    values = {key: construct(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
     if "_target_" not in node:
         return values
-    return _safe_class(str(node["_target_"]))(**values)
+    made = _safe_class(str(node["_target_"]))
+    return functools.partial(made, **values) if node.get("_partial_") else made(**values)
 
 
 def _safe_class(target: str) -> Callable[..., Any]:

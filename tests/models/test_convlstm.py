@@ -45,7 +45,7 @@ def random_state(hidden: int = 3, hw: tuple[int, int] = (5, 7)):
     return tuple(torch.randn(2, hidden, *hw, dtype=F64, generator=g) for _ in range(2))
 
 
-@pytest.mark.parametrize("peephole", [True, False])
+@pytest.mark.parametrize("peephole", ["channel", "none"])
 @pytest.mark.parametrize("with_state", [True, False])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_equals_the_equations_in_values_and_gradients(peephole, with_state, steps):

@@ -1,12 +1,16 @@
 """The ConvLSTM layer of Shi et al. 2015 (arXiv 1506.04214): the recurrence everything else is built on."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-State = tuple[Float[Tensor, "b hidden h w"], Float[Tensor, "b hidden h w"]]
-"""Hidden state H and cell state C of one layer."""
+from raincast.models.initialise import Initialisation, initialise_gates
+from raincast.models.recurrent import State, check_odd, check_sequence, check_state, check_widths
+
+Peephole = Literal["none", "channel", "pixel"]
 
 
 class ConvLSTM(nn.Module):
@@ -18,10 +22,20 @@ class ConvLSTM(nn.Module):
         o_t = σ(W_xo * X_t + W_ho * H_{t-1} + W_co ∘ C_t + b_o)
         H_t = o_t ∘ tanh(C_t)
 
-    The output gate peeps at the new cell state. Peepholes are one weight per channel, biases one per gate
-    and channel; convolutions pad with zeros and keep H and W. The gates lie in the order i, f, c, o along
-    the first axis of `input_weight` (4·hidden, in, k, k), `state_weight` (4·hidden, hidden, k, k) and
-    `bias`; `peephole` (3, hidden) has the rows i, f, o. `in_channels=0` makes a layer without input.
+    The output gate peeps at the new cell state. Convolutions pad with zeros and keep H and W. The gates lie
+    in the order i, f, c, o along the first axis of `input_weight` (4·hidden, in, k, k), `state_weight`
+    (4·hidden, hidden, k, k) and `bias`; `peephole` (3, hidden, 1 or H, 1 or W) has the rows i, f, o.
+    `in_channels=0` makes a layer without input. The state is (hidden, cell), both (B, hidden, H, W).
+
+    Beside the equations, each off by default:
+
+    - `norm`: the sum of the convolutions is normalised before the biases and peepholes, each gate on its own
+      over its channels and pixels ("layer"; Ba et al. 2016, arXiv 1607.06450) or over groups of `norm_group`
+      channels and their pixels ("group"; Wu & He 2018, arXiv 1803.08494);
+    - `zoneout`: in training, each value of H and of C keeps its old value with this probability, and in
+      evaluation takes the mean of both (Krueger et al. 2017, arXiv 1606.01305);
+    - `recurrent_dropout`: in training, what is written to the cell, i ∘ tanh(…), is dropped with this
+      probability (Semeniuta et al. 2016, arXiv 1603.05118).
     """
 
     def __init__(
@@ -31,35 +45,39 @@ class ConvLSTM(nn.Module):
         *,
         input_kernel: int = 3,
         state_kernel: int = 3,
-        peephole: bool = True,
+        peephole: Peephole = "channel",
+        size: tuple[int, int] | None = None,
+        norm: Literal["none", "layer", "group"] = "none",
+        norm_group: int = 16,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        initialisation: Initialisation = "xavier",
         forget_bias: float = 1.0,
     ) -> None:
-        """Kernels are odd; `forget_bias` is where the forget gate's bias starts."""
+        """Kernels are odd; `size` is the (H, W) that peepholes per pixel are made for; `forget_bias` is where
+        the forget gate's bias starts.
+        """
         super().__init__()
-        if in_channels < 0 or hidden_channels < 1:
-            raise ValueError(
-                f"A ConvLSTM needs in_channels >= 0 and hidden_channels >= 1, "
-                f"found {in_channels} and {hidden_channels}."
-            )
-        _check_odd(input_kernel, "input_kernel")
-        _check_odd(state_kernel, "state_kernel")
+        check_widths("ConvLSTM", in_channels, hidden_channels)
+        check_odd(input_kernel, "input_kernel")
+        check_odd(state_kernel, "state_kernel")
+        for name, rate in (("zoneout", zoneout), ("recurrent_dropout", recurrent_dropout)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name}={rate} is a probability: take 0 <= {name} < 1.")
         self.in_channels = in_channels
         self.hidden_channels = hidden_channels
+        self.zoneout = zoneout
+        self.recurrent_dropout = recurrent_dropout
         gates = 4 * hidden_channels
         weight = torch.empty(gates, in_channels, input_kernel, input_kernel)
         self.input_weight = nn.Parameter(weight) if in_channels else None
         self.state_weight = nn.Parameter(torch.empty(gates, hidden_channels, state_kernel, state_kernel))
         self.bias = nn.Parameter(torch.zeros(gates))
-        self.peephole = nn.Parameter(torch.zeros(3, hidden_channels)) if peephole else None
-        self._initialise(forget_bias)
-
-    @torch.no_grad()
-    def _initialise(self, forget_bias: float) -> None:
-        for weight in (self.input_weight, self.state_weight):
-            if weight is not None:
-                for gate in weight.chunk(4):  # each gate is a convolution of its own: its own fan-out
-                    nn.init.xavier_uniform_(gate)
-        self.bias.chunk(4)[1].fill_(forget_bias)
+        self.peephole = _peepholes(peephole, hidden_channels, size)
+        self.norm = _norm(norm, hidden_channels, norm_group)
+        initialise_gates(self.input_weight, self.state_weight, num_gates=4, how=initialisation)
+        with torch.no_grad():
+            self.bias.chunk(4)[1].fill_(forget_bias)
 
     def forward(
         self,
@@ -72,78 +90,95 @@ class ConvLSTM(nn.Module):
         Without `state` the layer starts from zeros. A layer without input takes `x=None` and then needs
         `state` and `num_steps`; elsewhere `num_steps` is the length of `x` and may be left out.
         """
-        drives = self._drives(x, state, num_steps)
-        hidden: Tensor | None
-        cell: Tensor | None
+        steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
         if state is not None:
-            hidden, cell = state
-        elif len(drives) == 1:
-            # A single step from zeros would leave the state weights out of the graph, and DDP waits for
-            # the gradient of every parameter: convolve the zeros.
-            assert drives[0] is not None
-            hidden = cell = torch.zeros_like(drives[0][:, : self.hidden_channels])
-        else:
-            hidden, cell = None, None
+            width = self.hidden_channels
+            check_state(state, x, (width, width), ("hidden", "cell"))
+        self._check_size(x if x is not None else state)
+        return self.definition(x, state, steps)
+
+    def definition(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
+        """The equations in plain operations, step by step: what every faster way has to equal."""
+        if state is None:
+            assert x is not None
+            B, _, _, H, W = x.shape
+            zeros = x.new_zeros(B, self.hidden_channels, H, W)
+            state = (zeros, zeros)
+        hidden, cell = state
         outputs = []
-        for drive in drives:
-            hidden, cell = self._step(drive, hidden, cell)
+        for t in range(num_steps):
+            hidden, cell = self._step(None if x is None else x[:, t], hidden, cell)
             outputs.append(hidden)
-        assert hidden is not None and cell is not None
         return torch.stack(outputs, dim=1), (hidden, cell)
 
-    def _drives(self, x: Tensor | None, state: State | None, num_steps: int | None) -> list[Tensor | None]:
-        """What the input gives the gates, bias included, (B, 4·hidden, H, W) for each step."""
-        if x is None:
-            if self.input_weight is not None:
-                raise ValueError(f"This layer has in_channels={self.in_channels} but x is None. Pass x.")
-            if state is None or num_steps is None or num_steps < 1:
-                given = "no state" if state is None else "a state"
-                raise ValueError(f"x=None needs a state and num_steps >= 1, found {given} and {num_steps}.")
-            return [None] * num_steps
-        if self.input_weight is None or x.ndim != 5 or x.shape[2] != self.in_channels:
+    def _step(self, x: Tensor | None, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        gates = F.conv2d(hidden, self.state_weight, padding=self.state_weight.shape[-1] // 2)
+        if x is not None:
+            assert self.input_weight is not None
+            gates = gates + F.conv2d(x, self.input_weight, padding=self.input_weight.shape[-1] // 2)
+        if self.norm is not None:
+            gates = self.norm(gates)
+        i, f, z, o = (gates + self.bias[:, None, None]).chunk(4, dim=1)
+        if self.peephole is not None:
+            i = i + self.peephole[0] * cell
+            f = f + self.peephole[1] * cell
+        written = i.sigmoid() * z.tanh()
+        written = F.dropout(written, self.recurrent_dropout, self.training)
+        new_cell = self._zone_out(f.sigmoid() * cell + written, cell)
+        if self.peephole is not None:
+            o = o + self.peephole[2] * new_cell
+        return self._zone_out(o.sigmoid() * new_cell.tanh(), hidden), new_cell
+
+    def _zone_out(self, new: Tensor, old: Tensor) -> Tensor:
+        if not self.zoneout:
+            return new
+        if not self.training:
+            return torch.lerp(new, old.to(new.dtype), self.zoneout)
+        return torch.where(torch.rand_like(new) < self.zoneout, old.to(new.dtype), new)
+
+    def _check_size(self, like: Tensor | State | None) -> None:
+        if self.peephole is None or self.peephole.shape[-1] == self.peephole.shape[-2] == 1:
+            return
+        found = tuple((like if isinstance(like, Tensor) else like[0]).shape[-2:]) if like is not None else None
+        expected = tuple(self.peephole.shape[-2:])
+        if found != expected:
             raise ValueError(
-                f"Expected x of shape (B, T, {self.in_channels}, H, W), found {tuple(x.shape)}. "
-                "A layer with in_channels=0 takes x=None."
+                f"Peepholes per pixel were made for a grid of {expected}, found {found}. "
+                "peephole=channel works on any grid."
             )
-        B, T = x.shape[:2]
-        if T < 1 or num_steps not in (None, T):
-            raise ValueError(f"x has {T} steps but num_steps={num_steps}. Leave num_steps out, or x.")
-        padding = self.input_weight.shape[-1] // 2
-        # the input of all steps is known: one large convolution costs less than T small ones
-        gates = F.conv2d(x.flatten(0, 1), self.input_weight, self.bias, padding=padding)
-        return list(gates.view(B, T, *gates.shape[1:]).unbind(1))
-
-    def _step(self, drive: Tensor | None, hidden: Tensor | None, cell: Tensor | None) -> State:
-        gates = drive
-        if hidden is not None:
-            padding = self.state_weight.shape[-1] // 2
-            bias = self.bias if drive is None else None
-            gates = F.conv2d(hidden, self.state_weight, bias, padding=padding)
-            if drive is not None:
-                gates += drive
-        assert gates is not None
-        return self._gate(gates, cell)
-
-    def _gate(self, gates: Tensor, cell: Tensor | None) -> State:
-        """The point-wise half of a step; `cell=None` is a cell state of zeros."""
-        width = self.hidden_channels
-        # split and unbind, not slices: the backward of a slice fills a tensor as large as the whole
-        both, candidate, out = torch.split(gates, [2 * width, width, width], dim=1)
-        both = torch.unflatten(both, 1, (2, width))
-        peep = None if self.peephole is None else self.peephole[:, :, None, None]
-        if peep is not None and cell is not None:
-            both = torch.addcmul(both, peep[:2], cell.unsqueeze(1))
-        write, keep = both.sigmoid().unbind(1)
-        written = write * candidate.tanh()
-        cell = written if cell is None else torch.addcmul(written, keep, cell)
-        if peep is not None:
-            out = torch.addcmul(out, peep[2], cell)
-        return out.sigmoid() * cell.tanh(), cell
 
 
-def _check_odd(kernel: int, name: str) -> None:
-    if kernel < 1 or kernel % 2 == 0:
+def _peepholes(kind: Peephole, hidden_channels: int, size: tuple[int, int] | None) -> nn.Parameter | None:
+    if kind not in ("none", "channel", "pixel"):
+        raise ValueError(f"peephole={kind!r}: take none, channel or pixel.")
+    if (kind == "pixel") != (size is not None):
         raise ValueError(
-            f"{name}={kernel} must be odd and positive: an even kernel would shift the state at each step. "
-            f"Take {max(kernel, 2) - 1} or {max(kernel, 0) + 1}."
+            f"peephole={kind} with size={size}: peepholes per pixel need the size (H, W) of this layer's grid, "
+            "others take none."
         )
+    if kind == "none":
+        return None
+    H, W = size or (1, 1)
+    return nn.Parameter(torch.zeros(3, hidden_channels, H, W))
+
+
+class _GateNorm(nn.GroupNorm):
+    """Group norm without a shift: the gates' biases, which come after, are the shift."""
+
+    def __init__(self, num_groups: int, num_channels: int) -> None:
+        super().__init__(num_groups, num_channels)
+        self.register_parameter("bias", None)
+
+
+def _norm(kind: str, hidden_channels: int, norm_group: int) -> nn.Module | None:
+    if kind == "none":
+        return None
+    if kind == "layer":
+        return _GateNorm(4, 4 * hidden_channels)
+    if kind != "group":
+        raise ValueError(f"norm={kind!r}: take none, layer or group.")
+    if norm_group < 1 or hidden_channels % norm_group:
+        raise ValueError(
+            f"norm_group={norm_group} channels do not divide the {hidden_channels} hidden channels into groups."
+        )
+    return _GateNorm(4 * hidden_channels // norm_group, 4 * hidden_channels)

@@ -1,4 +1,4 @@
-"""Encoder-forecasters: read the past into ConvLSTM states, then run further ConvLSTMs on from them.
+"""Encoder-forecasters: read the past into recurrent states, then run further layers on from them.
 
 Both take frames in network units without NaN (the caller fills what is missing) and return frames in the
 same units, linear, uncut. Grids of any size work: they are padded at the bottom and right with 0, which is
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.convlstm import ConvLSTM
+from raincast.models.recurrent import CellFactory, State
 
 SLOPE = 0.2
 """Negative slope of the leaky ReLUs (Shi et al. 2017)."""
@@ -39,10 +40,9 @@ class StackedEncoderForecaster(nn.Module):
         hidden_channels: Sequence[int] = (128, 64, 64),
         input_kernel: int | Sequence[int] = 5,
         state_kernel: int | Sequence[int] = 5,
-        peephole: bool = True,
-        forget_bias: float = 1.0,
+        cell: CellFactory = ConvLSTM,
     ) -> None:
-        """A kernel is one size for all layers or one per layer."""
+        """A kernel is one size for all layers or one per layer; `cell` builds each recurrent layer."""
         super().__init__()
         self.in_channels = in_channels
         self.patch = patch
@@ -56,7 +56,7 @@ class StackedEncoderForecaster(nn.Module):
         def stack(first_channels: int) -> nn.ModuleList:
             channels = [first_channels, *widths[:-1]]
             return nn.ModuleList(
-                ConvLSTM(c, h, input_kernel=k, state_kernel=s, peephole=peephole, forget_bias=forget_bias)
+                cell(c, h, input_kernel=k, state_kernel=s)
                 for c, h, k, s in zip(channels, widths, input_kernels, state_kernels, strict=True)
             )
 
@@ -85,10 +85,12 @@ class StackedEncoderForecaster(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One level of the pyramid: a strided convolution and the ConvLSTM behind it.
+    """One level of the pyramid: a strided convolution and the recurrent layer behind it.
 
-    `conv_channels` come out of the convolution on the way down and of the up-sampling on the way back;
-    `down_kernel` is at least `stride`, so that no pixel is skipped.
+    `conv_channels` come out of the convolution on the way down, `up_channels` (by default as many) out of the
+    up-sampling on the way back. Both kernels are at least `stride`, so that no pixel is skipped; `up_kernel`
+    is by default twice the stride. `cell` builds this level's recurrent layers where they differ from the
+    network's.
     """
 
     conv_channels: int
@@ -97,6 +99,9 @@ class Stage:
     down_kernel: int = 3
     input_kernel: int = 3
     state_kernel: int = 3
+    up_channels: int | None = None
+    up_kernel: int | None = None
+    cell: CellFactory | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Stage":
@@ -115,14 +120,24 @@ class Stage:
                 f"stride={stage.stride} with down_kernel={stage.down_kernel} would skip pixels. "
                 "Take 1 <= stride <= down_kernel."
             )
+        if stage.up_kernel is not None and stage.up_kernel < stage.stride:
+            raise ValueError(
+                f"up_kernel={stage.up_kernel} with stride={stage.stride} would leave holes. "
+                "Take up_kernel >= stride."
+            )
         return stage
+
+    @property
+    def outputs(self) -> int:
+        """Channels that go up from this level."""
+        return self.up_channels or self.conv_channels
 
 
 class PyramidEncoderForecaster(nn.Module):
-    """The network of Shi et al. 2017 (arXiv 1706.03458) with ConvLSTMs: each level coarser than the last.
+    """The network of Shi et al. 2017 (arXiv 1706.03458): each level coarser than the last.
 
-    Encoder, per stage from fine to coarse: convolution with stride, leaky ReLU, ConvLSTM. Forecaster, from
-    coarse to fine: ConvLSTM started from that level's last encoder state (the coarsest has no input),
+    Encoder, per stage from fine to coarse: convolution with stride, leaky ReLU, recurrent layer. Forecaster, from
+    coarse to fine: recurrent layer started from that level's last encoder state (the coarsest has no input),
     up-sampling, leaky ReLU. Then a 3×3 and a 1×1 convolution to the output. With `patch` > 1 the pixels of
     each square become channels in front and are put back behind, which makes the network cheap.
     """
@@ -135,11 +150,10 @@ class PyramidEncoderForecaster(nn.Module):
         stages: Sequence[Mapping[str, Any]],
         patch: int = 1,
         head_channels: int | None = None,
-        peephole: bool = True,
-        forget_bias: float = 1.0,
+        cell: CellFactory = ConvLSTM,
     ) -> None:
-        """`stages` are mappings of `Stage`'s fields, fine to coarse; `head_channels` is by default the
-        first stage's `conv_channels`.
+        """`stages` are mappings of `Stage`'s fields, fine to coarse; `head_channels` is by default what comes
+        up from the first stage; `cell` builds each recurrent layer.
         """
         super().__init__()
         levels = [Stage.parse(stage) for stage in stages]
@@ -149,23 +163,21 @@ class PyramidEncoderForecaster(nn.Module):
         self.patch = patch
         self.stride = patch * math.prod(level.stride for level in levels)
 
-        def recurrent(level: Stage, channels: int) -> ConvLSTM:
-            return ConvLSTM(
+        def recurrent(level: Stage, channels: int) -> nn.Module:
+            return (level.cell or cell)(
                 channels,
                 level.hidden_channels,
                 input_kernel=level.input_kernel,
                 state_kernel=level.state_kernel,
-                peephole=peephole,
-                forget_bias=forget_bias,
             )
 
         widths = [in_channels * patch**2, *(level.hidden_channels for level in levels)]
         self.down = nn.ModuleList(_down(c, level) for c, level in zip(widths, levels, strict=False))
         self.encoder = nn.ModuleList(recurrent(level, level.conv_channels) for level in levels)
-        from_below = [*(level.conv_channels for level in levels[1:]), 0]
+        from_below = [*(level.outputs for level in levels[1:]), 0]
         self.forecaster = nn.ModuleList(recurrent(level, c) for level, c in zip(levels, from_below, strict=True))
         self.up = nn.ModuleList(_up(level) for level in levels)
-        first = levels[0].conv_channels
+        first = levels[0].outputs
         self.head = _head(first, head_channels or first, out_channels * patch**2)
 
     def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
@@ -176,14 +188,14 @@ class PyramidEncoderForecaster(nn.Module):
         frames = _framewise(self.head, self._forecast(states, num_steps))
         return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
 
-    def _encode(self, hidden: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _encode(self, hidden: Tensor) -> list[State]:
         states = []
         for down, layer in zip(self.down, self.encoder, strict=True):
             hidden, state = layer(_framewise(down, hidden))
             states.append(state)
         return states
 
-    def _forecast(self, states: list[tuple[Tensor, Tensor]], num_steps: int) -> Tensor:
+    def _forecast(self, states: list[State], num_steps: int) -> Tensor:
         below: Tensor | None = None
         for layer, up, state in zip(reversed(self.forecaster), reversed(self.up), reversed(states), strict=True):
             hidden, _ = layer(below, state, num_steps)
@@ -203,17 +215,17 @@ def _down(channels: int, level: Stage) -> nn.Sequential:
 def _up(level: Stage) -> nn.Sequential:
     # A kernel divisible by the stride touches every output pixel equally often: no checkerboard.
     stride = level.stride
-    kernel = 2 * stride if stride > 1 else 3
+    kernel = level.up_kernel or (2 * stride if stride > 1 else 3)
     padding = (kernel - stride + 1) // 2
     conv = nn.ConvTranspose2d(
         level.hidden_channels,
-        level.conv_channels,
+        level.outputs,
         kernel,
         stride,
         padding,
         output_padding=2 * padding - (kernel - stride),  # exactly H · stride, for odd strides too
     )
-    _initialise(conv, fan_in=level.hidden_channels * (kernel // stride) ** 2)
+    _initialise(conv, fan_in=level.hidden_channels * kernel**2 / stride**2)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE))
 
 
@@ -225,7 +237,7 @@ def _head(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE), last)
 
 
-def _initialise(conv: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: int) -> None:
+def _initialise(conv: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: float) -> None:
     """He's initialisation; PyTorch's own misjudges the fan of a strided transposed convolution."""
     nn.init.normal_(conv.weight, std=nn.init.calculate_gain("leaky_relu", SLOPE) / math.sqrt(fan_in))
     assert conv.bias is not None

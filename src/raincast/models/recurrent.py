@@ -1,0 +1,88 @@
+"""What all recurrent layers have in common: one interface over a sequence, and its checks.
+
+    layer(x, state, num_steps) → (hidden states, state)
+
+`x` is (B, T, C, H, W), or None for a layer built with `in_channels=0`, which runs on from a state alone. `state`
+is a tuple of tensors (B, ·, H, W), of which the first is the hidden state; None starts from zeros. What comes
+back has the same form, so that a sequence may be cut anywhere and continued: two calls equal one.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+State = tuple[Tensor, ...]
+"""What a layer carries from step to step; the first tensor is the hidden state (B, hidden, H, W)."""
+
+
+class CellFactory(Protocol):
+    """What builds the recurrent layer of a stage: a class, or a class with some arguments given."""
+
+    def __call__(
+        self, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int
+    ) -> nn.Module:
+        """A layer with the interface of this module, and an attribute `hidden_channels`."""
+
+
+def check_widths(name: str, in_channels: int, hidden_channels: int) -> None:
+    """ValueError unless there are hidden channels and no fewer than 0 input channels."""
+    if in_channels < 0 or hidden_channels < 1:
+        raise ValueError(
+            f"A {name} needs in_channels >= 0 and hidden_channels >= 1, found {in_channels} and {hidden_channels}."
+        )
+
+
+def check_odd(kernel: int, name: str) -> None:
+    """ValueError for a kernel that has no centre."""
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(
+            f"{name}={kernel} must be odd and positive: an even kernel would shift the state at each step. "
+            f"Take {max(kernel, 2) - 1} or {max(kernel, 0) + 1}."
+        )
+
+
+def check_sequence(
+    x: Float[Tensor, "b t c h w"] | None,
+    state: State | None,
+    num_steps: int | None,
+    *,
+    in_channels: int,
+    dtype: torch.dtype,
+) -> int:
+    """The number of steps of a call; ValueError for what does not fit the layer or each other."""
+    if x is None:
+        if in_channels:
+            raise ValueError(f"This layer has in_channels={in_channels} but x is None. Pass x.")
+        if state is None or num_steps is None or num_steps < 1:
+            given = "no state" if state is None else "a state"
+            raise ValueError(f"x=None needs a state and num_steps >= 1, found {given} and {num_steps}.")
+        return num_steps
+    if not in_channels:
+        raise ValueError(f"A layer with in_channels=0 takes x=None, found x of shape {tuple(x.shape)}.")
+    if x.ndim != 5 or x.shape[2] != in_channels:
+        raise ValueError(f"Expected x of shape (B, T, {in_channels}, H, W), found {tuple(x.shape)}.")
+    _check_dtype(x, "x", dtype)
+    if x.shape[1] < 1 or num_steps not in (None, x.shape[1]):
+        raise ValueError(f"x has {x.shape[1]} steps but num_steps={num_steps}. Leave num_steps out, or x.")
+    return int(x.shape[1])
+
+
+def check_state(state: State, x: Tensor | None, channels: Sequence[int], names: Sequence[str]) -> None:
+    """ValueError unless `state` holds tensors (B, channels, H, W) of the batch and grid of `x`."""
+    if len(state) != len(names):
+        raise ValueError(f"A state is ({', '.join(names)}), found {len(state)} tensors.")
+    lead, grid = (state[0].shape[0], state[0].shape[-2:]) if x is None else (x.shape[0], x.shape[-2:])
+    for tensor, width, name in zip(state, channels, names, strict=True):
+        expected = (lead, width, *grid)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"Expected the state {name} of shape {expected}, found {tuple(tensor.shape)}.")
+        if not tensor.is_floating_point():
+            raise ValueError(f"Expected the state {name} as floating-point numbers, found {tensor.dtype}.")
+
+
+def _check_dtype(x: Tensor, name: str, dtype: torch.dtype) -> None:
+    if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        raise ValueError(f"{name} is {x.dtype} but the layer's weights are {dtype}. Convert one of them.")
