@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from raincast.models.initialise import Initialisation, initialise_gates
 from raincast.models.recurrent import State, check_odd, check_sequence, check_state, check_widths
+from raincast.models.sequence import convlstm_sequence
 
 Peephole = Literal["none", "channel", "pixel"]
 
@@ -53,9 +54,12 @@ class ConvLSTM(nn.Module):
         recurrent_dropout: float = 0.0,
         initialisation: Initialisation = "xavier",
         forget_bias: float = 1.0,
+        recompute: bool = False,
+        fast: bool = True,
     ) -> None:
         """Kernels are odd; `size` is the (H, W) that peepholes per pixel are made for; `forget_bias` is where
-        the forget gate's bias starts.
+        the forget gate's bias starts. `recompute` keeps less for the backward and computes it again there;
+        `fast=False` takes the definition always, as norms, zoneout and recurrent dropout do anyway.
         """
         super().__init__()
         check_widths("ConvLSTM", in_channels, hidden_channels)
@@ -68,10 +72,11 @@ class ConvLSTM(nn.Module):
         self.hidden_channels = hidden_channels
         self.zoneout = zoneout
         self.recurrent_dropout = recurrent_dropout
+        self.recompute = recompute
+        self.fast = fast
         gates = 4 * hidden_channels
-        weight = torch.empty(gates, in_channels, input_kernel, input_kernel)
-        self.input_weight = nn.Parameter(weight) if in_channels else None
-        self.state_weight = nn.Parameter(torch.empty(gates, hidden_channels, state_kernel, state_kernel))
+        self.input_weight = _kernels(gates, in_channels, input_kernel) if in_channels else None
+        self.state_weight = _kernels(gates, hidden_channels, state_kernel)
         self.bias = nn.Parameter(torch.zeros(gates))
         self.peephole = _peepholes(peephole, hidden_channels, size)
         self.norm = _norm(norm, hidden_channels, norm_group)
@@ -95,7 +100,19 @@ class ConvLSTM(nn.Module):
             width = self.hidden_channels
             check_state(state, x, (width, width), ("hidden", "cell"))
         self._check_size(x if x is not None else state)
+        if self._takes_fast_way():
+            hidden, cell = (None, None) if state is None else state
+            weights = (self.input_weight, self.state_weight, self.bias, self.peephole)
+            outputs, *last = convlstm_sequence(
+                x, hidden, cell, *weights, num_steps=steps, recompute=self.recompute
+            )
+            return outputs, tuple(last)
         return self.definition(x, state, steps)
+
+    def _takes_fast_way(self) -> bool:
+        # compilers and exporters see the definition: they fuse it themselves
+        plain = self.norm is None and not self.zoneout and not (self.training and self.recurrent_dropout)
+        return self.fast and plain and not torch.compiler.is_compiling()
 
     def definition(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
         """The equations in plain operations, step by step: what every faster way has to equal."""
@@ -146,6 +163,11 @@ class ConvLSTM(nn.Module):
                 f"Peepholes per pixel were made for a grid of {expected}, found {found}. "
                 "peephole=channel works on any grid."
             )
+
+
+def _kernels(outputs: int, inputs: int, size: int) -> nn.Parameter:
+    # in memory as the fast way wants them, so that it does not copy them at each call
+    return nn.Parameter(torch.empty(outputs, inputs, size, size).contiguous(memory_format=torch.channels_last))
 
 
 def _peepholes(kind: Peephole, hidden_channels: int, size: tuple[int, int] | None) -> nn.Parameter | None:

@@ -8,7 +8,7 @@ back has the same form, so that a sequence may be cut anywhere and continued: tw
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ State = tuple[Tensor, ...]
 """What a layer carries from step to step; the first tensor is the hidden state (B, hidden, H, W)."""
 
 
+@runtime_checkable  # so that checked annotations (jaxtyping, beartype) accept it
 class CellFactory(Protocol):
     """What builds the recurrent layer of a stage: a class, or a class with some arguments given."""
 
@@ -25,6 +26,12 @@ class CellFactory(Protocol):
         self, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int
     ) -> nn.Module:
         """A layer with the interface of this module, and an attribute `hidden_channels`."""
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The precision that autocast asks for on a type of device; None where it is off or unknown (meta)."""
+    known = torch.amp.is_autocast_available(device)
+    return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else None
 
 
 def check_widths(name: str, in_channels: int, hidden_channels: int) -> None:
@@ -84,5 +91,5 @@ def check_state(state: State, x: Tensor | None, channels: Sequence[int], names: 
 
 
 def _check_dtype(x: Tensor, name: str, dtype: torch.dtype) -> None:
-    if x.dtype != dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+    if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x.device.type)):
         raise ValueError(f"{name} is {x.dtype} but the layer's weights are {dtype}. Convert one of them.")

@@ -1,0 +1,224 @@
+"""The point-wise half of a ConvLSTM step, forward and backward, on rows of pixels.
+
+Tensors here are (..., H, W, C), channels last and contiguous. Gates are (B, H, W, 4·hidden) in the order i, f,
+z, o (z is the candidate). Two ways give the same: plain PyTorch, on every device; and on a CPU with a C compiler
+the kernels of `kernels/gates.c`, which read and write each value once. They are compiled at first use (seconds),
+and kept in `$RAINCAST_CACHE` or the user's cache folder for the next process. `RAINCAST_KERNELS=0` does without.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels") / "gates.c"
+PRECISIONS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64"}
+FLAGS = [
+    *("-std=gnu11", "-O3", "-march=native", "-mprefer-vector-width=512"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),  # vectors; NaN keeps its meaning
+    *("-fopenmp", "-shared", "-fPIC"),
+]
+
+
+def cell_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The precision of cell states: a sum over all steps keeps float32 where the gates are shorter."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def forward(
+    a: Tensor,
+    b: Tensor | None,
+    old: Tensor | None,
+    peephole: Tensor | None,
+    *,
+    gates: Tensor | None,
+    out_gate: Tensor | None,
+    cell: Tensor,
+    hidden: Tensor,
+) -> None:
+    """One step: `a` + `b` are what the convolutions give the gates, `old` the cell before (None: zeros).
+
+    Writes the new `cell` and `hidden` and, where they are kept, all `gates` (which may be `a`) or `out_gate`
+    alone. `peephole` is (1 or H, 1 or W, 3, hidden) with i, f, o.
+    """
+    kernel = _kernel("forward", a)
+    if kernel is not None:
+        kernel(
+            *_size(cell), _period(peephole), *map(_pointer, (a, b, old, peephole, gates, out_gate, cell, hidden))
+        )
+        return
+    i, f, z, o = _split(a, b, 4, cell.dtype)
+    if peephole is not None and old is not None:
+        i, f = i + peephole[..., 0, :] * old, f + peephole[..., 1, :] * old
+    i, f, z = i.sigmoid(), f.sigmoid(), z.tanh()
+    new = i * z if old is None else torch.addcmul(i * z, f, old)
+    if peephole is not None:
+        o = o + peephole[..., 2, :] * new
+    o = o.sigmoid()
+    cell.copy_(new)
+    hidden.copy_(o * new.tanh())
+    if gates is not None:
+        torch.cat([part.to(gates.dtype) for part in (i, f, z, o)], dim=-1, out=gates)
+    if out_gate is not None:
+        out_gate.copy_(o)
+
+
+def regate(
+    a: Tensor,
+    b: Tensor | None,
+    old: Tensor | None,
+    peephole: Tensor | None,
+    out_gate: Tensor,
+    *,
+    gates: Tensor,
+) -> None:
+    """The gates of a step anew: `a` + `b` are what the convolutions give i, f and z; o was kept."""
+    kernel = _kernel("regate", a)
+    if kernel is not None:
+        kernel(*_size(out_gate), _period(peephole), *map(_pointer, (a, b, old, peephole, out_gate, gates)))
+        return
+    i, f, z = _split(a, b, 3, cell_dtype(a.dtype))
+    if peephole is not None and old is not None:
+        i, f = i + peephole[..., 0, :] * old, f + peephole[..., 1, :] * old
+    gates.copy_(torch.cat([i.sigmoid(), f.sigmoid(), z.tanh(), out_gate.to(i.dtype)], dim=-1))
+
+
+def backward(
+    gates: Tensor,
+    old: Tensor | None,
+    cell: Tensor,
+    dh_out: Tensor | None,
+    dh_next: Tensor | None,
+    peephole: Tensor | None,
+    *,
+    dcell: Tensor,
+    dpeephole: Tensor | None,
+    dgates: Tensor,
+) -> None:
+    """Gradients through one step; the hidden state's is the sum of `dh_out` and `dh_next`.
+
+    `dcell` comes in as the gradient of the new cell and leaves as that of the old; `dgates` is written, and
+    the peepholes' part is added to `dpeephole` (threads, 3, hidden) in float64, whose sum over threads counts.
+    """
+    kernel = _kernel("backward", gates)
+    if kernel is not None:
+        tensors = (gates, old, cell, dh_out, dh_next, dcell, peephole, dpeephole, dgates)
+        kernel(*_size(cell), _period(peephole), *map(_pointer, tensors))
+        return
+    i, f, z, o = _split(gates, None, 4, cell.dtype)
+    squashed = cell.tanh()
+    dh = sum((part.to(cell.dtype) for part in (dh_out, dh_next) if part is not None), torch.zeros_like(cell))
+    do = dh * squashed * o * (1 - o)
+    dnew = dcell + dh * o * (1 - squashed * squashed)
+    if peephole is not None:
+        dnew = dnew + peephole[..., 2, :] * do
+    di, dz = dnew * z * i * (1 - i), dnew * i * (1 - z * z)
+    df = torch.zeros_like(di) if old is None else dnew * old * f * (1 - f)
+    dcell.copy_(dnew * f)
+    if peephole is not None:
+        dcell += peephole[..., 0, :] * di + peephole[..., 1, :] * df
+    if dpeephole is not None:
+        before = torch.zeros_like(cell) if old is None else old
+        parts = [
+            (d * c).flatten(0, -2).sum(0, dtype=torch.float64) for d, c in ((di, before), (df, before), (do, cell))
+        ]
+        dpeephole[0] += torch.stack(parts)
+    dgates.copy_(torch.cat([di, df, dz, do], dim=-1))
+
+
+def _split(a: Tensor, b: Tensor | None, parts: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    total = a.to(dtype) if b is None else a.to(dtype) + b.to(dtype)
+    return total.chunk(parts, dim=-1)
+
+
+def _size(rows: Tensor) -> tuple[int, int, int]:
+    return torch.get_num_threads(), rows.numel() // rows.shape[-1], rows.shape[-1]
+
+
+def _period(peephole: Tensor | None) -> int:
+    return 1 if peephole is None else peephole.shape[0] * peephole.shape[1]
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _kernel(name: str, like: Tensor) -> Callable[..., Any] | None:
+    if like.device.type != "cpu" or like.dtype not in PRECISIONS:
+        return None
+    return _kernels(PRECISIONS[like.dtype]).get(name)
+
+
+@functools.cache
+def _kernels(precision: str) -> dict[str, Callable[..., Any]]:
+    """The compiled functions of one precision; none where they cannot be compiled, which is said once."""
+    if os.environ.get("RAINCAST_KERNELS", "1") == "0":
+        return {}
+    try:
+        library = ctypes.CDLL(str(_compile(precision)))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        _say_once(f"ConvLSTM runs on plain PyTorch: its C kernels could not be compiled ({reason}).")
+        return {}
+    names = {"forward": 8, "regate": 6, "backward": 9}
+    found: dict[str, Callable[..., Any]] = {}
+    for name, tensors in names.items():
+        function = library[f"raincast_{name}"]
+        function.argtypes = [ctypes.c_int, *[ctypes.c_int64] * 3, *[ctypes.c_void_p] * tensors]
+        function.restype = None
+        found[name] = function
+    return found
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.warning(message)
+
+
+def _compile(precision: str) -> Path:
+    """The shared library, from the cache or made anew; OSError or SubprocessError where that fails."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise OSError("no C compiler found; install gcc, or name one in CC")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), precision, *FLAGS, version, _processor()])
+    folder = _cache_folder()
+    library = folder / f"gates-{precision.lower()}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    if not library.exists():
+        # a name of its own first: other processes compile the same at the same time
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            made = Path(place) / library.name
+            command = [compiler, *FLAGS, f"-DRAINCAST_{precision}", str(SOURCE), "-o", str(made), "-lm"]
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            made.replace(library)
+    return library
+
+
+def _cache_folder() -> Path:
+    named = os.environ.get("RAINCAST_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(named) if named else base / "raincast"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _processor() -> str:
+    """What -march=native depends on: a cache shared by unlike machines holds one library for each."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.platform() + platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

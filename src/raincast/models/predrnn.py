@@ -1,0 +1,72 @@
+"""PredRNN (Wang et al. 2017, NeurIPS; 2021, arXiv 2103.09504): ST-LSTMs that read their own forecasts."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raincast.models.encoder_forecaster import _check_frames, _framewise, _initialise_output, _pad
+from raincast.models.initialise import Initialisation
+from raincast.models.st_lstm import STLSTM
+
+
+class PredRNN(nn.Module):
+    """One stack of ST-LSTMs at one resolution that forecasts frame by frame.
+
+    Frames are cut in patch × patch squares whose pixels become channels. At each step the stack takes a
+    frame, and a 1×1 convolution of the top's hidden state gives the next one. After the past is read each
+    forecast frame is the input of the next step. So what comes out must be what goes in: `in_channels` and
+    `out_channels` are equal.
+
+    There is no teacher forcing: in training too the network sees its own frames behind the last input, and
+    its one-step forecasts of frames within the input are not asked for. Grids of any size work: they are
+    padded at the bottom and right with 0, no rain, and the output is cut to the input's size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        patch: int = 4,
+        hidden_channels: int = 128,
+        num_layers: int = 4,
+        input_kernel: int = 5,
+        state_kernel: int = 5,
+        initialisation: Initialisation = "xavier",
+        forget_bias: float = 1.0,
+    ) -> None:
+        """All layers are `hidden_channels` wide, since they share one memory; see `STLSTM` for the rest."""
+        super().__init__()
+        if in_channels != out_channels:
+            raise ValueError(
+                f"PredRNN reads its own forecasts, so in_channels={in_channels} and out_channels={out_channels} "
+                "must be equal. Make them equal, or take an encoder-forecaster, which needs no input to forecast."
+            )
+        if patch < 1:
+            raise ValueError(f"Need patch >= 1, found {patch}.")
+        self.in_channels = in_channels
+        self.patch = patch
+        self.stride = patch
+        self.stack = STLSTM(
+            in_channels * patch**2,
+            hidden_channels,
+            input_kernel=input_kernel,
+            state_kernel=state_kernel,
+            num_layers=num_layers,
+            initialisation=initialisation,
+            forget_bias=forget_bias,
+        )
+        self.head = nn.Conv2d(hidden_channels, out_channels * patch**2, 1)
+        _initialise_output(self.head)
+
+    def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
+        """Past frames → the `num_steps` frames after them, both in network units."""
+        _check_frames(x, self.in_channels, num_steps)
+        H, W = x.shape[-2:]
+        hidden, state = self.stack(F.pixel_unshuffle(_pad(x, self.stride), self.patch))
+        outputs = [_framewise(self.head, hidden[:, -1:])]
+        while len(outputs) < num_steps:
+            hidden, state = self.stack(outputs[-1], state)
+            outputs.append(_framewise(self.head, hidden))
+        return F.pixel_shuffle(torch.cat(outputs, dim=1), self.patch)[..., :H, :W]

@@ -1,0 +1,383 @@
+"""The ConvLSTM over a whole sequence as one node of the graph: the fast way of `convlstm.ConvLSTM`.
+
+What it does otherwise than the definition:
+
+- tensors lie with channels last, time first: (T, B, H, W, C), so that the steps of a convolution over all steps,
+  and each step alone, are contiguous;
+- the input's convolution, and the gradients of all weights, are one call over many steps;
+- a state of zeros is not convolved;
+- the point-wise part is one pass (`gates`);
+- it keeps the gates, the cells and the hidden states for its backward, or with `recompute` of the gates only o:
+  then the three others cost 3/4 of the forward's convolutions again.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from raincast.models import gates as pointwise
+from raincast.models.recurrent import autocast_dtype
+
+BLOCKS = 4
+"""The backward goes through the steps in so many blocks: the gates' gradients exist for one at a time."""
+
+DRIVE_VALUES = 2**22
+"""Without kept gates, the input's convolution runs over as many steps at a time as give so many values."""
+
+
+def convlstm_sequence(
+    x: Tensor | None,
+    hidden: Tensor | None,
+    cell: Tensor | None,
+    input_weight: Tensor | None,
+    state_weight: Tensor,
+    bias: Tensor,
+    peephole: Tensor | None,
+    *,
+    num_steps: int,
+    recompute: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states (B, T, hidden, H, W), last hidden and last cell state; arguments as in `ConvLSTM`.
+
+    Under autocast the convolutions and hidden states take its precision; cells stay in float32.
+    """
+    device = state_weight.device.type
+    dtype = autocast_dtype(device) or state_weight.dtype
+    exact = pointwise.cell_dtype(dtype)
+    x, hidden, input_weight = (None if t is None else t.to(dtype) for t in (x, hidden, input_weight))
+    cell, peephole = (None if t is None else t.to(exact) for t in (cell, peephole))
+    with _without_autocast(device):
+        outputs: tuple[Tensor, Tensor, Tensor] = _Sequence.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            x,
+            hidden,
+            cell,
+            input_weight,
+            state_weight.to(dtype),
+            bias.to(dtype),
+            peephole,
+            num_steps,
+            recompute,
+            torch.is_grad_enabled(),
+        )
+    return outputs
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if autocast_dtype(device) else nullcontext()
+
+
+class _Weights(NamedTuple):
+    """The layer's parameters, kernels with channels last; `table` is the peepholes as (1|H, 1|W, 3, hidden)."""
+
+    of_input: Tensor | None
+    of_state: Tensor
+    bias: Tensor
+    table: Tensor | None
+
+    @classmethod
+    def of(
+        cls, input_weight: Tensor | None, state_weight: Tensor, bias: Tensor, peephole: Tensor | None
+    ) -> "_Weights":
+        """From the parameters as the layer holds them."""
+        last = torch.channels_last
+        return cls(
+            None if input_weight is None else input_weight.contiguous(memory_format=last),
+            state_weight.contiguous(memory_format=last),
+            bias,
+            None if peephole is None else peephole.permute(2, 3, 0, 1).contiguous(),
+        )
+
+    @property
+    def width(self) -> int:
+        return self.of_state.shape[1]
+
+    def drive(self, inputs: Tensor, gates: int = 4) -> Tensor:
+        """What the input gives the first `gates` of i, f, z, o; bias included."""
+        assert self.of_input is not None
+        if gates == 4:
+            return _convolve(inputs, self.of_input, self.bias)
+        rows = gates * self.width
+        return _convolve(inputs, self.of_input[:rows], self.bias[:rows])
+
+    def recur(self, states: Tensor, gates: int = 4) -> Tensor:
+        """What the hidden states before give them; bias included where there is no input."""
+        bias = self.bias if self.of_input is None else None
+        if gates == 4:
+            return _convolve(states, self.of_state, bias)
+        rows = gates * self.width
+        return _convolve(states, self.of_state[:rows], None if bias is None else bias[:rows])
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor | None,
+        hidden: Tensor | None,
+        cell: Tensor | None,
+        input_weight: Tensor | None,
+        state_weight: Tensor,
+        bias: Tensor,
+        peephole: Tensor | None,
+        num_steps: int,
+        recompute: bool,
+        training: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights = _Weights.of(input_weight, state_weight, bias, peephole)
+        like = hidden if x is None else x[:, 0]
+        assert like is not None
+        B, _, H, W = like.shape
+        keep = training and any(ctx.needs_input_grad)
+        start = int(hidden is not None)  # row 0 is then the state that came in
+        states = like.new_empty(start + num_steps, B, H, W, weights.width)
+        # without a backward nobody asks for the cells before the last
+        exact = pointwise.cell_dtype(like.dtype)
+        cells = like.new_empty(start + num_steps if keep else 2, B, H, W, weights.width, dtype=exact)
+        if hidden is not None and cell is not None:
+            states[0] = hidden.permute(0, 2, 3, 1)
+            cells[0] = cell.permute(0, 2, 3, 1)
+        inputs = None if x is None else _rows(x)
+        gates = out_gates = None
+        if keep and recompute:
+            out_gates = like.new_empty(num_steps, B, H, W, weights.width)
+        elif keep:
+            # the input's part is computed where the gates will lie
+            gates = (
+                like.new_empty(num_steps, B, H, W, 4 * weights.width) if inputs is None else weights.drive(inputs)
+            )
+        # views are made once for all steps: one by one they would cost as much as a small convolution
+        rows_of = states.unbind(0)
+        cells_of = cells.unbind(0)
+        for t, drive, gates_of, out_of in zip(
+            range(num_steps), _drives(weights, inputs, gates), _steps(gates), _steps(out_gates), strict=False
+        ):
+            row = start + t
+            recurrent = weights.recur(rows_of[row - 1]) if row else None
+            a, b = (recurrent, None) if drive is None else (drive, recurrent)
+            assert a is not None
+            pointwise.forward(
+                a,
+                b,
+                cells_of[(row - 1) % len(cells_of)] if row else None,
+                weights.table,
+                gates=gates_of,
+                out_gate=out_of,
+                cell=cells_of[row % len(cells_of)],
+                hidden=rows_of[row],
+            )
+        if keep:
+            ctx.save_for_backward(
+                inputs, states, cells, gates, out_gates, input_weight, state_weight, bias, peephole
+            )
+            ctx.start = start
+            ctx.set_materialize_grads(False)
+        # the last states are copies: views of them would keep the whole sequence alive
+        last = (start + num_steps - 1) % len(cells)
+        return (
+            states[start:].permute(1, 0, 4, 2, 3),
+            states[-1].clone().permute(0, 3, 1, 2),
+            cells[last].clone().permute(0, 3, 1, 2),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_outputs: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None) -> Any:
+        inputs, states, cells, gates, out_gates, *parameters = ctx.saved_tensors
+        weights, start, needs = _Weights.of(*parameters), ctx.start, ctx.needs_input_grad
+        num_steps = len(states) - start
+        dh_out = None if d_outputs is None else _rows(d_outputs)
+        dh_next = None if d_hidden is None else _channels_last(d_hidden.to(states.dtype))
+        dcell = torch.zeros_like(cells[0]) if d_cell is None else _channels_last(d_cell.to(cells.dtype)).clone()
+        sums = _Gradients(weights, inputs if needs[0] else None)
+
+        size = -(-num_steps // BLOCKS)
+        buffer = None
+        for begin in reversed(range(0, num_steps, size)):
+            steps = slice(begin, min(begin + size, num_steps))
+            # the states before the block's steps; the very first step may have none
+            skip = int(start + begin == 0)
+            before = slice(start + begin - 1 + skip, start + steps.stop - 1)
+            block_inputs = None if inputs is None else inputs[steps]
+            if gates is not None:
+                block = gates[steps]
+            else:
+                block = _regate(weights, block_inputs, states[before], cells[before], out_gates[steps])
+            buffer = torch.empty_like(block) if buffer is None or buffer.shape[0] < len(block) else buffer
+            d_gates = buffer[: len(block)]
+            for t in reversed(range(steps.start, steps.stop)):
+                row, index = start + t, t - begin
+                pointwise.backward(
+                    block[index],
+                    cells[row - 1] if row else None,
+                    cells[row],
+                    None if dh_out is None else dh_out[t],
+                    dh_next,
+                    weights.table,
+                    dcell=dcell,
+                    dpeephole=sums.peephole_per_channel,
+                    dgates=d_gates[index],
+                )
+                if t or (row and needs[1]):
+                    dh_next = _into_input(d_gates[index], states[row - 1], weights.of_state)
+            sums.add(
+                d_gates,
+                block_inputs,
+                states[before],
+                cells[before],
+                cells[start + begin : start + steps.stop],
+                steps,
+            )
+        return (
+            None if sums.inputs is None else sums.inputs.permute(1, 0, 4, 2, 3),
+            dh_next.permute(0, 3, 1, 2) if needs[1] and dh_next is not None else None,
+            dcell.permute(0, 3, 1, 2) if needs[2] else None,
+            *sums.of_parameters(),
+            None,
+            None,
+            None,
+        )
+
+
+class _Gradients:
+    """The gradients of inputs and parameters, gathered block by block."""
+
+    def __init__(self, weights: _Weights, inputs: Tensor | None) -> None:
+        """`inputs` is None where no gradient of them is wanted."""
+        self.weights = weights
+        self.inputs = None if inputs is None else torch.empty_like(inputs)
+        self.of_input = None if weights.of_input is None else torch.zeros_like(weights.of_input)
+        self.of_state = torch.zeros_like(weights.of_state)
+        self.bias = torch.zeros_like(weights.bias)
+        self.peephole_per_channel: Tensor | None = None
+        self.peephole_per_pixel: Tensor | None = None
+        if weights.table is None:
+            return
+        if weights.table.shape[:2] == (1, 1):
+            self.peephole_per_channel = torch.zeros(
+                torch.get_num_threads(), 3, weights.width, dtype=torch.float64, device=weights.table.device
+            )
+        else:
+            self.peephole_per_pixel = torch.zeros_like(weights.table)
+
+    def add(
+        self,
+        d_gates: Tensor,
+        inputs: Tensor | None,
+        states_before: Tensor,
+        cells_before: Tensor,
+        cells: Tensor,
+        steps: slice,
+    ) -> None:
+        """One block of steps; of the states and cells before them the first may be missing: it was zeros."""
+        if inputs is not None:
+            assert self.of_input is not None and self.weights.of_input is not None
+            d_inputs, d_weight, d_bias = _convolution_backward(
+                d_gates, inputs, self.weights.of_input, [self.inputs is not None, True, True]
+            )
+            if self.inputs is not None:
+                self.inputs[steps] = d_inputs
+            self.of_input += d_weight
+            self.bias += d_bias
+        recurrent = d_gates[len(d_gates) - len(states_before) :]
+        if len(recurrent):
+            _, d_weight, d_bias = _convolution_backward(
+                recurrent, states_before, self.weights.of_state, [False, True, inputs is None]
+            )
+            self.of_state += d_weight
+            if inputs is None:
+                self.bias += d_bias
+        if self.peephole_per_pixel is not None:
+            di, df, _, _ = recurrent.chunk(4, dim=-1)
+            do = d_gates.chunk(4, dim=-1)[3]
+            pairs = ((di, cells_before), (df, cells_before), (do, cells))
+            for gate, (d_gate, cell) in enumerate(pairs):
+                self.peephole_per_pixel[:, :, gate] += (d_gate * cell).sum((0, 1))
+
+    def of_parameters(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+        """As the layer holds its parameters: input weight, state weight, bias, peephole."""
+        table = self.peephole_per_pixel
+        if self.peephole_per_channel is not None:
+            assert self.weights.table is not None
+            table = self.peephole_per_channel.sum(0).to(self.weights.table.dtype)[None, None]
+        return self.of_input, self.of_state, self.bias, None if table is None else table.permute(2, 3, 0, 1)
+
+
+def _drives(weights: _Weights, inputs: Tensor | None, gates: Tensor | None) -> Iterator[Tensor | None]:
+    """What the input gives the gates, step by step: a few steps are convolved at a time."""
+    if inputs is None:
+        yield from itertools.repeat(None)
+    elif gates is not None:
+        yield from gates.unbind(0)
+    else:
+        pixels = inputs[0].numel() // inputs.shape[-1]
+        size = max(1, DRIVE_VALUES // (4 * weights.width * pixels))
+        for begin in range(0, len(inputs), size):
+            yield from weights.drive(inputs[begin : begin + size]).unbind(0)
+
+
+def _steps(tensor: Tensor | None) -> Iterable[Tensor | None]:
+    return itertools.repeat(None) if tensor is None else tensor.unbind(0)
+
+
+def _regate(
+    weights: _Weights, inputs: Tensor | None, states_before: Tensor, cells_before: Tensor, out_gates: Tensor
+) -> Tensor:
+    """All gates of a block of steps, from the kept o and what the three others are made of."""
+    gates = out_gates.new_empty(*out_gates.shape[:-1], 4 * weights.width)
+    drive = None if inputs is None else weights.drive(inputs, gates=3)
+    recurrent = weights.recur(states_before, gates=3) if len(states_before) else None
+    skip = len(out_gates) - len(states_before)
+    for index in range(len(out_gates)):
+        old = None if recurrent is None or index < skip else recurrent[index - skip]
+        a, b = (old, None) if drive is None else (drive[index], old)
+        assert a is not None
+        pointwise.regate(
+            a,
+            b,
+            None if index < skip else cells_before[index - skip],
+            weights.table,
+            out_gates[index],
+            gates=gates[index],
+        )
+    return gates
+
+
+def _rows(sequence: Tensor) -> Tensor:
+    """(B, T, C, H, W) → (T, B, H, W, C), contiguous."""
+    return sequence.permute(1, 0, 3, 4, 2).contiguous()
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, H, W, C), contiguous."""
+    return image.permute(0, 2, 3, 1).contiguous()
+
+
+def _image(rows: Tensor) -> Tensor:
+    """(…, H, W, C) → (N, C, H, W) without copying."""
+    return (rows if rows.ndim == 4 else rows.flatten(0, -4)).permute(0, 3, 1, 2)
+
+
+def _convolve(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    found = _channels_last(F.conv2d(_image(rows), weight, bias, padding=weight.shape[-1] // 2))
+    return found if rows.ndim == 4 else found.view(*rows.shape[:-1], -1)
+
+
+def _convolution_backward(
+    d_rows: Tensor, rows: Tensor, weight: Tensor, wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the input rows, the kernel and the bias of `_convolve`, as far as they are wanted."""
+    pad = weight.shape[-1] // 2
+    d_input, d_weight, d_bias = torch.ops.aten.convolution_backward(
+        _image(d_rows), _image(rows), weight, [len(weight)], [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, wanted
+    )
+    return (_channels_last(d_input).view(rows.shape) if wanted[0] else d_input), d_weight, d_bias
+
+
+def _into_input(d_rows: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    return _convolution_backward(d_rows, rows, weight, [True, False, False])[0]
