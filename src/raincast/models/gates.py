@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +85,29 @@ def regate(
     out_gate: Tensor,
     *,
     gates: Tensor,
+    cell: Tensor,
 ) -> None:
-    """The gates of a step anew: `a` + `b` are what the convolutions give i, f and z; o was kept."""
+    """Gates and cell of a step anew: `a` + `b` are what the convolutions give i, f and z; o was kept."""
     kernel = _kernel("regate", a)
     if kernel is not None:
-        kernel(*_size(out_gate), _period(peephole), *map(_pointer, (a, b, old, peephole, out_gate, gates)))
+        kernel(*_size(out_gate), _period(peephole), *map(_pointer, (a, b, old, peephole, out_gate, gates, cell)))
         return
-    i, f, z = _split(a, b, 3, cell_dtype(a.dtype))
+    i, f, z = _split(a, b, 3, cell.dtype)
     if peephole is not None and old is not None:
         i, f = i + peephole[..., 0, :] * old, f + peephole[..., 1, :] * old
-    gates.copy_(torch.cat([i.sigmoid(), f.sigmoid(), z.tanh(), out_gate.to(i.dtype)], dim=-1))
+    i, f, z = i.sigmoid(), f.sigmoid(), z.tanh()
+    cell.copy_(i * z if old is None else torch.addcmul(i * z, f, old))
+    gates.copy_(torch.cat([i, f, z, out_gate.to(cell.dtype)], dim=-1))
+
+
+def recell(gates: Tensor, old: Tensor | None, *, cell: Tensor) -> None:
+    """The cell of a step anew from its gates."""
+    kernel = _kernel("recell", gates)
+    if kernel is not None:
+        kernel(*_size(cell), 1, *map(_pointer, (gates, old, cell)))
+        return
+    i, f, z, _ = _split(gates, None, 4, cell.dtype)
+    cell.copy_(i * z if old is None else torch.addcmul(i * z, f, old))
 
 
 def backward(
@@ -159,6 +173,9 @@ def _pointer(tensor: Tensor | None) -> int | None:
 def _kernel(name: str, like: Tensor) -> Callable[..., Any] | None:
     if like.device.type != "cpu" or like.dtype not in PRECISIONS:
         return None
+    # who watches the operations has to see them: tracers, or tensors without memory of their own
+    if type(like) is not Tensor or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+        return None
     return _kernels(PRECISIONS[like.dtype]).get(name)
 
 
@@ -168,12 +185,12 @@ def _kernels(precision: str) -> dict[str, Callable[..., Any]]:
     if os.environ.get("RAINCAST_KERNELS", "1") == "0":
         return {}
     try:
-        library = ctypes.CDLL(str(_compile(precision)))
-    except (OSError, subprocess.SubprocessError) as error:
+        library = _load(precision)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
         reason = getattr(error, "stderr", None) or error
         _say_once(f"ConvLSTM runs on plain PyTorch: its C kernels could not be compiled ({reason}).")
         return {}
-    names = {"forward": 8, "regate": 6, "backward": 9}
+    names = {"forward": 8, "regate": 7, "recell": 3, "backward": 9}
     found: dict[str, Callable[..., Any]] = {}
     for name, tensors in names.items():
         function = library[f"raincast_{name}"]
@@ -186,6 +203,15 @@ def _kernels(precision: str) -> dict[str, Callable[..., Any]]:
 @functools.cache
 def _say_once(message: str) -> None:
     log.warning(message)
+
+
+def _load(precision: str) -> ctypes.CDLL:
+    path = _compile(precision)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # no library, whatever became of it
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(_compile(precision)))
 
 
 def _compile(precision: str) -> Path:
@@ -203,6 +229,8 @@ def _compile(precision: str) -> Path:
             made = Path(place) / library.name
             command = [compiler, *FLAGS, f"-DRAINCAST_{precision}", str(SOURCE), "-o", str(made), "-lm"]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # to load a torn library would end the process
             made.replace(library)
     return library
 

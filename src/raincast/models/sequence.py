@@ -7,8 +7,8 @@ What it does otherwise than the definition:
 - the input's convolution, and the gradients of all weights, are one call over many steps;
 - a state of zeros is not convolved;
 - the point-wise part is one pass (`gates`);
-- it keeps the gates, the cells and the hidden states for its backward, or with `recompute` of the gates only o:
-  then the three others cost 3/4 of the forward's convolutions again.
+- for its backward it keeps the hidden states, the gates and every few steps the cell, from which the cells between
+  follow; with `recompute` of the gates only o: the three others then cost 3/4 of the forward's convolutions again.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from raincast.models import gates as pointwise
 from raincast.models.recurrent import autocast_dtype
 
 BLOCKS = 4
-"""The backward goes through the steps in so many blocks: the gates' gradients exist for one at a time."""
+"""The backward goes through the steps in so many blocks: cells and gradients of gates exist for one at a time."""
 
 DRIVE_VALUES = 2**22
 """Without kept gates, the input's convolution runs over as many steps at a time as give so many values."""
@@ -136,12 +136,10 @@ class _Sequence(torch.autograd.Function):
         keep = training and any(ctx.needs_input_grad)
         start = int(hidden is not None)  # row 0 is then the state that came in
         states = like.new_empty(start + num_steps, B, H, W, weights.width)
-        # without a backward nobody asks for the cells before the last
-        exact = pointwise.cell_dtype(like.dtype)
-        cells = like.new_empty(start + num_steps if keep else 2, B, H, W, weights.width, dtype=exact)
+        cells = _Cells(states, start, num_steps, keep=keep)
         if hidden is not None and cell is not None:
             states[0] = hidden.permute(0, 2, 3, 1)
-            cells[0] = cell.permute(0, 2, 3, 1)
+            cells.of(0).copy_(cell.permute(0, 2, 3, 1))
         inputs = None if x is None else _rows(x)
         gates = out_gates = None
         if keep and recompute:
@@ -153,7 +151,6 @@ class _Sequence(torch.autograd.Function):
             )
         # views are made once for all steps: one by one they would cost as much as a small convolution
         rows_of = states.unbind(0)
-        cells_of = cells.unbind(0)
         for t, drive, gates_of, out_of in zip(
             range(num_steps), _drives(weights, inputs, gates), _steps(gates), _steps(out_gates), strict=False
         ):
@@ -164,75 +161,71 @@ class _Sequence(torch.autograd.Function):
             pointwise.forward(
                 a,
                 b,
-                cells_of[(row - 1) % len(cells_of)] if row else None,
+                cells.of(row - 1) if row else None,
                 weights.table,
                 gates=gates_of,
                 out_gate=out_of,
-                cell=cells_of[row % len(cells_of)],
+                cell=cells.of(row),
                 hidden=rows_of[row],
             )
         if keep:
             ctx.save_for_backward(
-                inputs, states, cells, gates, out_gates, input_weight, state_weight, bias, peephole
+                inputs, states, cells.kept, gates, out_gates, input_weight, state_weight, bias, peephole
             )
             ctx.start = start
             ctx.set_materialize_grads(False)
         # the last states are copies: views of them would keep the whole sequence alive
-        last = (start + num_steps - 1) % len(cells)
         return (
             states[start:].permute(1, 0, 4, 2, 3),
             states[-1].clone().permute(0, 3, 1, 2),
-            cells[last].clone().permute(0, 3, 1, 2),
+            cells.of(start + num_steps - 1).clone().permute(0, 3, 1, 2),
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None) -> Any:
-        inputs, states, cells, gates, out_gates, *parameters = ctx.saved_tensors
+        inputs, states, kept, gates, out_gates, *parameters = ctx.saved_tensors
         weights, start, needs = _Weights.of(*parameters), ctx.start, ctx.needs_input_grad
         num_steps = len(states) - start
         dh_out = None if d_outputs is None else _rows(d_outputs)
         dh_next = None if d_hidden is None else _channels_last(d_hidden.to(states.dtype))
-        dcell = torch.zeros_like(cells[0]) if d_cell is None else _channels_last(d_cell.to(cells.dtype)).clone()
+        dcell = torch.zeros_like(kept[0]) if d_cell is None else _channels_last(d_cell.to(kept.dtype)).clone()
         sums = _Gradients(weights, inputs if needs[0] else None)
+        blocks = _blocks(num_steps)
+        # room for one block: the cell before it and its own, its gates if they were not kept, their gradients
+        cells = kept.new_empty(blocks[0].stop + 1, *kept.shape[1:])
+        d_gates = states.new_empty(blocks[0].stop, *states.shape[1:4], 4 * weights.width)
+        again = None if gates is not None else torch.empty_like(d_gates)
 
-        size = -(-num_steps // BLOCKS)
-        buffer = None
-        for begin in reversed(range(0, num_steps, size)):
-            steps = slice(begin, min(begin + size, num_steps))
+        for number, steps in reversed(list(enumerate(blocks))):
+            size, first = steps.stop - steps.start, start + steps.start
             # the states before the block's steps; the very first step may have none
-            skip = int(start + begin == 0)
-            before = slice(start + begin - 1 + skip, start + steps.stop - 1)
+            before = states[max(first - 1, 0) : first + size - 1]
+            cells[0] = kept[number]
             block_inputs = None if inputs is None else inputs[steps]
-            if gates is not None:
+            if again is None:
                 block = gates[steps]
+                for index in range(size):
+                    pointwise.recell(block[index], cells[index] if first + index else None, cell=cells[index + 1])
             else:
-                block = _regate(weights, block_inputs, states[before], cells[before], out_gates[steps])
-            buffer = torch.empty_like(block) if buffer is None or buffer.shape[0] < len(block) else buffer
-            d_gates = buffer[: len(block)]
-            for t in reversed(range(steps.start, steps.stop)):
-                row, index = start + t, t - begin
+                block = again[:size]
+                _regate(weights, block_inputs, before, out_gates[steps], gates=block, cells=cells)
+            for index in reversed(range(size)):
+                row = first + index
                 pointwise.backward(
                     block[index],
-                    cells[row - 1] if row else None,
-                    cells[row],
-                    None if dh_out is None else dh_out[t],
+                    cells[index] if row else None,
+                    cells[index + 1],
+                    None if dh_out is None else dh_out[steps.start + index],
                     dh_next,
                     weights.table,
                     dcell=dcell,
                     dpeephole=sums.peephole_per_channel,
                     dgates=d_gates[index],
                 )
-                if t or (row and needs[1]):
+                if row - start or (row and needs[1]):
                     dh_next = _into_input(d_gates[index], states[row - 1], weights.of_state)
-            sums.add(
-                d_gates,
-                block_inputs,
-                states[before],
-                cells[before],
-                cells[start + begin : start + steps.stop],
-                steps,
-            )
+            sums.add(d_gates[:size], block_inputs, before, cells[: size + 1], steps)
         return (
             None if sums.inputs is None else sums.inputs.permute(1, 0, 4, 2, 3),
             dh_next.permute(0, 3, 1, 2) if needs[1] and dh_next is not None else None,
@@ -270,11 +263,10 @@ class _Gradients:
         d_gates: Tensor,
         inputs: Tensor | None,
         states_before: Tensor,
-        cells_before: Tensor,
         cells: Tensor,
         steps: slice,
     ) -> None:
-        """One block of steps; of the states and cells before them the first may be missing: it was zeros."""
+        """One block of steps; `cells` has the one before it, too. A first state of zeros is missing."""
         if inputs is not None:
             assert self.of_input is not None and self.weights.of_input is not None
             d_inputs, d_weight, d_bias = _convolution_backward(
@@ -295,7 +287,8 @@ class _Gradients:
         if self.peephole_per_pixel is not None:
             di, df, _, _ = recurrent.chunk(4, dim=-1)
             do = d_gates.chunk(4, dim=-1)[3]
-            pairs = ((di, cells_before), (df, cells_before), (do, cells))
+            old = cells[len(d_gates) - len(recurrent) : -1]
+            pairs = ((di, old), (df, old), (do, cells[1:]))
             for gate, (d_gate, cell) in enumerate(pairs):
                 self.peephole_per_pixel[:, :, gate] += (d_gate * cell).sum((0, 1))
 
@@ -316,7 +309,7 @@ def _drives(weights: _Weights, inputs: Tensor | None, gates: Tensor | None) -> I
         yield from gates.unbind(0)
     else:
         pixels = inputs[0].numel() // inputs.shape[-1]
-        size = max(1, DRIVE_VALUES // (4 * weights.width * pixels))
+        size = max(1, DRIVE_VALUES // max(1, 4 * weights.width * pixels))
         for begin in range(0, len(inputs), size):
             yield from weights.drive(inputs[begin : begin + size]).unbind(0)
 
@@ -326,26 +319,46 @@ def _steps(tensor: Tensor | None) -> Iterable[Tensor | None]:
 
 
 def _regate(
-    weights: _Weights, inputs: Tensor | None, states_before: Tensor, cells_before: Tensor, out_gates: Tensor
-) -> Tensor:
-    """All gates of a block of steps, from the kept o and what the three others are made of."""
-    gates = out_gates.new_empty(*out_gates.shape[:-1], 4 * weights.width)
+    weights: _Weights,
+    inputs: Tensor | None,
+    states_before: Tensor,
+    out_gates: Tensor,
+    *,
+    gates: Tensor,
+    cells: Tensor,
+) -> None:
+    """Writes the gates of a block of steps and the cells after its first, from o and what makes the others."""
     drive = None if inputs is None else weights.drive(inputs, gates=3)
     recurrent = weights.recur(states_before, gates=3) if len(states_before) else None
     skip = len(out_gates) - len(states_before)
     for index in range(len(out_gates)):
-        old = None if recurrent is None or index < skip else recurrent[index - skip]
-        a, b = (old, None) if drive is None else (drive[index], old)
+        from_state = None if recurrent is None or index < skip else recurrent[index - skip]
+        a, b = (from_state, None) if drive is None else (drive[index], from_state)
         assert a is not None
-        pointwise.regate(
-            a,
-            b,
-            None if index < skip else cells_before[index - skip],
-            weights.table,
-            out_gates[index],
-            gates=gates[index],
-        )
-    return gates
+        old = None if index < skip else cells[index]
+        pointwise.regate(a, b, old, weights.table, out_gates[index], gates=gates[index], cell=cells[index + 1])
+
+
+def _blocks(num_steps: int) -> list[slice]:
+    size = -(-num_steps // BLOCKS)
+    return [slice(begin, min(begin + size, num_steps)) for begin in range(0, num_steps, size)]
+
+
+class _Cells:
+    """Where the cell of each row lies: `kept` has those before each block of the backward, the rest take turns."""
+
+    def __init__(self, states: Tensor, start: int, num_steps: int, *, keep: bool) -> None:
+        """Rows count as in `states`; without `keep` none is kept."""
+        before = [start + steps.start - 1 for steps in _blocks(num_steps)] if keep else []
+        exact = pointwise.cell_dtype(states.dtype)
+        self.kept = states.new_zeros(len(before), *states.shape[1:], dtype=exact)
+        self.turns = states.new_empty(2, *states.shape[1:], dtype=exact).unbind(0)
+        self.number = {row: number for number, row in enumerate(before)}
+
+    def of(self, row: int) -> Tensor:
+        """The cell (B, H, W, hidden) of a row."""
+        number = self.number.get(row)
+        return self.turns[row % 2] if number is None else self.kept[number]
 
 
 def _rows(sequence: Tensor) -> Tensor:
@@ -365,7 +378,7 @@ def _image(rows: Tensor) -> Tensor:
 
 def _convolve(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     found = _channels_last(F.conv2d(_image(rows), weight, bias, padding=weight.shape[-1] // 2))
-    return found if rows.ndim == 4 else found.view(*rows.shape[:-1], -1)
+    return found if rows.ndim == 4 else found.view(*rows.shape[:-1], len(weight))
 
 
 def _convolution_backward(

@@ -135,7 +135,7 @@ void raincast_forward(int threads, int64_t pixels, int64_t width, int64_t period
 
 INLINE void regate_row(const int has, const stored *restrict a, const stored *restrict b, const real *restrict old,
                        const real *restrict peep, const stored *restrict out_gate, stored *restrict gates,
-                       int64_t w) {
+                       real *restrict cell, int64_t w) {
 #pragma omp simd
   for (int64_t k = 0; k < w; k++) {
     real i = load(a[k]), f = load(a[w + k]), z = load(a[2 * w + k]);
@@ -148,9 +148,13 @@ INLINE void regate_row(const int has, const stored *restrict a, const stored *re
       i += peep[k] * old[k];
       f += peep[w + k] * old[k];
     }
-    gates[k] = store(sigmoid(i));
-    gates[w + k] = store(sigmoid(f));
-    gates[2 * w + k] = store(hyperbolic(z));
+    i = sigmoid(i);
+    f = sigmoid(f);
+    z = hyperbolic(z);
+    cell[k] = (has & OLD) ? f * old[k] + i * z : i * z;
+    gates[k] = store(i);
+    gates[w + k] = store(f);
+    gates[2 * w + k] = store(z);
     gates[3 * w + k] = out_gate[k];
   }
 }
@@ -160,14 +164,39 @@ INLINE void regate_row(const int has, const stored *restrict a, const stored *re
     PARALLEL for (int64_t p = 0; p < pixels; p++)                                                                  \
         regate_row(has, a + 3 * p * width, AT(b, B, has, 3 * p * width), AT(old, OLD, has, p * width),             \
                    AT(peep, PEEP, has, 3 * (p % period) * width), out_gate + p * width, gates + 4 * p * width,     \
-                   width);                                                                                         \
+                   cell + p * width, width);                                                                       \
     break;
 
-/* The gates anew from what the convolutions give i, f and z (a, b: rows of 3 * width) and from the kept o. */
+/* Gates and cell anew from what the convolutions give i, f and z (a, b: rows of 3 * width) and from the kept o. */
 void raincast_regate(int threads, int64_t pixels, int64_t width, int64_t period, const stored *a, const stored *b,
-                     const real *old, const real *peep, const stored *out_gate, stored *gates) {
+                     const real *old, const real *peep, const stored *out_gate, stored *gates,
+                     real *cell) {
   switch ((b ? B : 0) | (old ? OLD : 0) | (peep ? PEEP : 0)) {
     REGATE(0) REGATE(PEEP) REGATE(OLD) REGATE(OLD | PEEP) REGATE(B | OLD) REGATE(B | OLD | PEEP)
+  }
+}
+
+INLINE void recell_row(const int has, const stored *restrict gates, const real *restrict old, real *restrict cell,
+                       int64_t w) {
+#pragma omp simd
+  for (int64_t k = 0; k < w; k++) {
+    real written = load(gates[k]) * load(gates[2 * w + k]);
+    cell[k] = (has & OLD) ? load(gates[w + k]) * old[k] + written : written;
+  }
+}
+
+#define RECELL(has)                                                                                                \
+  case has:                                                                                                        \
+    PARALLEL for (int64_t p = 0; p < pixels; p++)                                                                  \
+        recell_row(has, gates + 4 * p * width, AT(old, OLD, has, p * width), cell + p * width, width);             \
+    break;
+
+/* The cell anew from the gates. */
+void raincast_recell(int threads, int64_t pixels, int64_t width, int64_t period, const stored *gates,
+                     const real *old, real *cell) {
+  (void)period;
+  switch (old ? OLD : 0) {
+    RECELL(0) RECELL(OLD)
   }
 }
 
