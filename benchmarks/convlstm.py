@@ -93,9 +93,9 @@ def network_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     if name == "2015":  # Moving MNIST: 64², patch 4, 10 → 10
         network: nn.Module = StackedEncoderForecaster()
         frames, lead = torch.rand(4, 10, 1, 64, 64), 10
-    elif name == "2017":  # a quarter of the published 480², 5 → 20
+    elif name == "2017":  # a quarter of the published 480 pixels a side
         network = PyramidEncoderForecaster(stages=stages_2017(), head_channels=8)
-        frames, lead = torch.rand(1, 5, 1, 240, 240), 20
+        frames, lead = torch.rand(1, 5, 1, 120, 120), 10
     else:
         network = PyramidEncoderForecaster(stages=STAGES_OPEN, head_channels=16)
         frames, lead = torch.rand(2, 10, 1, 64, 64), 10

@@ -9,12 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.initialise import Initialisation, initialise_gates
-from raincast.models.recurrent import State, check_odd, check_sequence, check_state, check_widths
+from raincast.models.recurrent import SLOPE, State, check_odd, check_sequence, check_state, check_widths
 
 Activation = Literal["leaky_relu", "tanh"]
-
-LEAK = 0.2
-"""Negative slope of the recurrent layers' leaky ReLU (Shi et al. 2017)."""
 
 
 class ConvGRU(nn.Module):
@@ -87,7 +84,7 @@ def activation_of(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def _leaky_relu(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, LEAK)
+    return F.leaky_relu(x, SLOPE)
 
 
 def first_hidden(x: Tensor | None, state: State | None, width: int) -> Tensor:

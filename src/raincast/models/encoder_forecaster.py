@@ -16,10 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.convlstm import ConvLSTM
-from raincast.models.recurrent import CellFactory, State
-
-SLOPE = 0.2
-"""Negative slope of the leaky ReLUs (Shi et al. 2017)."""
+from raincast.models.frames import check_frames, framewise, initialise, initialise_output, merge, pad, split
+from raincast.models.recurrent import SLOPE, CellFactory, State
 
 
 class StackedEncoderForecaster(nn.Module):
@@ -63,13 +61,13 @@ class StackedEncoderForecaster(nn.Module):
         self.encoder = stack(in_channels * patch**2)
         self.forecaster = stack(0)
         self.head = nn.Conv2d(sum(widths), out_channels * patch**2, 1)
-        _initialise_output(self.head)
+        initialise_output(self.head)
 
     def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
         """Past frames → the `num_steps` frames after them, both in network units."""
-        _check_frames(x, self.in_channels, num_steps)
+        check_frames(x, self.in_channels, num_steps)
         H, W = x.shape[-2:]
-        hidden = F.pixel_unshuffle(_pad(x, self.stride), self.patch)
+        hidden = F.pixel_unshuffle(pad(x, self.stride), self.patch)
         states = []
         for layer in self.encoder:
             hidden, state = layer(hidden)
@@ -79,7 +77,8 @@ class StackedEncoderForecaster(nn.Module):
         for layer, state in zip(self.forecaster, states, strict=True):
             below, _ = layer(below, state, num_steps)
             outputs.append(below)
-        frames = _framewise(self.head, torch.cat(outputs, dim=2))
+        B = len(x)
+        frames = split(self.head(torch.cat([merge(hidden) for hidden in outputs], dim=1)), B)
         return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
 
 
@@ -182,16 +181,16 @@ class PyramidEncoderForecaster(nn.Module):
 
     def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
         """Past frames → the `num_steps` frames after them, both in network units."""
-        _check_frames(x, self.in_channels, num_steps)
+        check_frames(x, self.in_channels, num_steps)
         H, W = x.shape[-2:]
-        states = self._encode(F.pixel_unshuffle(_pad(x, self.stride), self.patch))
-        frames = _framewise(self.head, self._forecast(states, num_steps))
+        states = self._encode(F.pixel_unshuffle(pad(x, self.stride), self.patch))
+        frames = framewise(self.head, self._forecast(states, num_steps))
         return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
 
     def _encode(self, hidden: Tensor) -> list[State]:
         states = []
         for down, layer in zip(self.down, self.encoder, strict=True):
-            hidden, state = layer(_framewise(down, hidden))
+            hidden, state = layer(framewise(down, hidden))
             states.append(state)
         return states
 
@@ -199,7 +198,7 @@ class PyramidEncoderForecaster(nn.Module):
         below: Tensor | None = None
         for layer, up, state in zip(reversed(self.forecaster), reversed(self.up), reversed(states), strict=True):
             hidden, _ = layer(below, state, num_steps)
-            below = _framewise(up, hidden)
+            below = framewise(up, hidden)
         assert below is not None
         return below
 
@@ -208,7 +207,7 @@ def _down(channels: int, level: Stage) -> nn.Sequential:
     # Half of what the kernel is wider than the stride: H becomes exactly H / stride.
     padding = (level.down_kernel - level.stride + 1) // 2
     conv = nn.Conv2d(channels, level.conv_channels, level.down_kernel, level.stride, padding)
-    _initialise(conv, fan_in=channels * level.down_kernel**2)
+    initialise(conv, fan_in=channels * level.down_kernel**2)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE))
 
 
@@ -225,41 +224,16 @@ def _up(level: Stage) -> nn.Sequential:
         padding,
         output_padding=2 * padding - (kernel - stride),  # exactly H · stride, for odd strides too
     )
-    _initialise(conv, fan_in=level.hidden_channels * kernel**2 / stride**2)
+    initialise(conv, fan_in=level.hidden_channels * kernel**2 / stride**2)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE))
 
 
 def _head(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
     conv = nn.Conv2d(channels, hidden, 3, padding=1)
     last = nn.Conv2d(hidden, out_channels, 1)
-    _initialise(conv, fan_in=9 * channels)
-    _initialise_output(last)
+    initialise(conv, fan_in=9 * channels)
+    initialise_output(last)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE), last)
-
-
-def _initialise(conv: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: float) -> None:
-    """He's initialisation; PyTorch's own misjudges the fan of a strided transposed convolution."""
-    nn.init.normal_(conv.weight, std=nn.init.calculate_gain("leaky_relu", SLOPE) / math.sqrt(fan_in))
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)
-
-
-def _initialise_output(conv: nn.Conv2d) -> None:
-    nn.init.xavier_uniform_(conv.weight)
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)  # no rain is 0: start there
-
-
-def _framewise(module: nn.Module, x: Tensor) -> Tensor:
-    """A module for (N, C, H, W) on every frame of (B, T, C, H, W), in one call."""
-    frames: Tensor = module(x.flatten(0, 1))
-    return frames.view(*x.shape[:2], *frames.shape[1:])
-
-
-def _pad(x: Tensor, multiple: int) -> Tensor:
-    """Bottom and right filled with 0, no rain, up to the next multiple."""
-    H, W = x.shape[-2:]
-    return F.pad(x, (0, -W % multiple, 0, -H % multiple)) if H % multiple or W % multiple else x
 
 
 def _per_layer(kernel: int | Iterable[int], layers: int, name: str) -> list[int]:
@@ -269,13 +243,3 @@ def _per_layer(kernel: int | Iterable[int], layers: int, name: str) -> list[int]
             f"{name}={kernels} has {len(kernels)} sizes for {layers} layers. Give one per layer or one number."
         )
     return kernels
-
-
-def _check_frames(x: Tensor, channels: int, num_steps: int) -> None:
-    if x.ndim != 5 or x.shape[2] != channels:
-        raise ValueError(
-            f"Expected frames of shape (B, T, C, H, W) with C={channels}, found {tuple(x.shape)}. "
-            "Add the missing axis, or build the network with in_channels equal to the number of channels."
-        )
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}: ask for at least one frame.")

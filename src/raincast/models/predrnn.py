@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.encoder_forecaster import _check_frames, _framewise, _initialise_output, _pad
+from raincast.models.frames import check_frames, framewise, initialise_output, pad
 from raincast.models.initialise import Initialisation
 from raincast.models.st_lstm import STLSTM
 
@@ -58,15 +58,15 @@ class PredRNN(nn.Module):
             forget_bias=forget_bias,
         )
         self.head = nn.Conv2d(hidden_channels, out_channels * patch**2, 1)
-        _initialise_output(self.head)
+        initialise_output(self.head)
 
     def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
         """Past frames → the `num_steps` frames after them, both in network units."""
-        _check_frames(x, self.in_channels, num_steps)
+        check_frames(x, self.in_channels, num_steps)
         H, W = x.shape[-2:]
-        hidden, state = self.stack(F.pixel_unshuffle(_pad(x, self.stride), self.patch))
-        outputs = [_framewise(self.head, hidden[:, -1:])]
+        hidden, state = self.stack(F.pixel_unshuffle(pad(x, self.stride), self.patch))
+        outputs = [framewise(self.head, hidden[:, -1:])]
         while len(outputs) < num_steps:
             hidden, state = self.stack(outputs[-1], state)
-            outputs.append(_framewise(self.head, hidden))
+            outputs.append(framewise(self.head, hidden))
         return F.pixel_shuffle(torch.cat(outputs, dim=1), self.patch)[..., :H, :W]

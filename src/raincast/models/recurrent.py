@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+SLOPE = 0.2
+"""Negative slope of the leaky ReLUs (Shi et al. 2017, arXiv 1706.03458)."""
+
 State = tuple[Tensor, ...]
 """What a layer carries from step to step; the first tensor is the hidden state (B, hidden, H, W)."""
 

@@ -1,0 +1,57 @@
+"""What encoder-forecasters share: convolutions over all frames of a sequence, padding, starts, checks."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raincast.models.recurrent import SLOPE
+
+
+def merge(x: Tensor) -> Tensor:
+    """(B, T, C, H, W) → (T·B, C, H, W), time first: no copy for what a ConvLSTM returns."""
+    return x.transpose(0, 1).flatten(0, 1)
+
+
+def split(frames: Tensor, batch: int) -> Tensor:
+    """(T·B, C, H, W) → (B, T, C, H, W), a view."""
+    return frames.unflatten(0, (-1, batch)).transpose(0, 1)
+
+
+def framewise(module: nn.Module, x: Tensor) -> Tensor:
+    """A module for (N, C, H, W) on every frame of (B, T, C, H, W), in one call."""
+    return split(module(merge(x)), len(x))
+
+
+def pad(x: Tensor, multiple: int) -> Tensor:
+    """Bottom and right filled with 0, no rain, up to the next multiple."""
+    H, W = x.shape[-2:]
+    return F.pad(x, (0, -W % multiple, 0, -H % multiple)) if H % multiple or W % multiple else x
+
+
+def initialise(conv: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: float) -> None:
+    """He's initialisation; PyTorch's own misjudges the fan of a strided transposed convolution."""
+    nn.init.normal_(conv.weight, std=nn.init.calculate_gain("leaky_relu", SLOPE) / math.sqrt(fan_in))
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    conv.to(memory_format=torch.channels_last)  # as the recurrent layers hand on their frames
+
+
+def initialise_output(conv: nn.Conv2d) -> None:
+    """Xavier's for the weights, and no rain to begin with."""
+    nn.init.xavier_uniform_(conv.weight)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)  # no rain is 0: start there
+    conv.to(memory_format=torch.channels_last)
+
+
+def check_frames(x: Tensor, channels: int, num_steps: int) -> None:
+    """ValueError unless x is (B, T, channels, H, W) and there is a step to forecast."""
+    if x.ndim != 5 or x.shape[2] != channels:
+        raise ValueError(
+            f"Expected frames of shape (B, T, C, H, W) with C={channels}, found {tuple(x.shape)}. "
+            "Add the missing axis, or build the network with in_channels equal to the number of channels."
+        )
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}: ask for at least one frame.")
