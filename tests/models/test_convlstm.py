@@ -133,3 +133,22 @@ def test_what_does_not_fit_is_refused():
         layer(in_channels=0)(None, None, 3)
     with pytest.raises(ValueError, match="num_steps=5"):
         layer()(torch.zeros(1, 2, 2, 4, 4, dtype=F64), None, 5)
+
+
+@pytest.mark.parametrize("how", ["xavier", "he", "orthogonal"])
+def test_each_gate_starts_as_a_convolution_of_its_own(how):
+    torch.manual_seed(0)
+    cell = ConvLSTM(32, 32, initialisation=how)
+    fan = 32 * 9
+    # Xavier: 2 / (fan-in + fan-out) with as many maps in as out; He: 2 / fan-in; orthonormal rows: 1 / fan-in
+    variance = {"xavier": 1 / fan, "he": 2 / fan, "orthogonal": 1 / fan}[how]
+    for gate in cell.state_weight.chunk(4):
+        assert gate.var().item() == pytest.approx(variance, rel=0.1)
+        if how == "orthogonal":
+            rows = gate.flatten(1)
+            torch.testing.assert_close(rows @ rows.T, torch.eye(32), atol=1e-5, rtol=0)
+
+
+def test_an_unknown_start_is_refused():
+    with pytest.raises(ValueError, match="initialisation='zeros': take xavier, he, orthogonal"):
+        ConvLSTM(1, 1, initialisation="zeros")

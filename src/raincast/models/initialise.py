@@ -31,4 +31,5 @@ def initialise_gates(
     for weight, start in zip((input_weight, state_weight), _STARTS[how], strict=True):
         if weight is not None:
             for gate in weight.chunk(num_gates):
-                start(gate)
+                # on a copy: a matrix view, which orthogonal_ needs, does not exist with channels last
+                gate.copy_(start(torch.empty_like(gate, memory_format=torch.contiguous_format)))
