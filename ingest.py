@@ -1,3 +1,4 @@
 from raincast.cli import ingest
 
-ingest()
+if __name__ == "__main__":  # worker processes import this file, too
+    ingest()

@@ -1,6 +1,7 @@
 """Archives on disk: codes, parts, foreign files, other processes."""
 
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from raincast import schema
-from raincast.archive import CODE_MM_H, MAX_RATE, Archive, archive_files, write_part
+from raincast.archive import CODE_MM_H, MAX_RATE, Archive, PartWriter, archive_files, write_part
 from raincast.schema import mock_archive
 
 RAIN = schema.RAIN
@@ -98,17 +99,106 @@ def test_rates_that_the_code_cannot_hold_are_refused(tmp_path):
 
 
 def test_a_part_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    def fail(self, path, **_):
-        Path(path).write_bytes(b"half")
+    def fail(self, *_):
         raise OSError("disk full")
 
     write_part(mock_archive(), tmp_path / "a.nc")
     before = (tmp_path / "a.nc").read_bytes()
-    monkeypatch.setattr(xr.Dataset, "to_netcdf", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_part(mock_archive(seed=1), tmp_path / "a.nc")
-    assert (tmp_path / "a.nc").read_bytes() == before
-    assert archive_files(tmp_path) == [tmp_path / "a.nc"]
+    for step in ("_flush", "_write_times", "_write_coverage"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+            patch.setattr(PartWriter, step, fail)
+            write_part(mock_archive(seed=1), tmp_path / "a.nc")
+        assert (tmp_path / "a.nc").read_bytes() == before
+        assert list(tmp_path.iterdir()) == archive_files(tmp_path) == [tmp_path / "a.nc"]
+
+
+def writer(path, dataset) -> PartWriter:
+    attrs = {"title": "mock archive"}
+    return PartWriter(path, schema.mock_grid(*dataset[RAIN].shape[1:]), step_minutes=5.0, attrs=attrs)
+
+
+def write_frames(path, dataset, frames, old=None) -> bytes:
+    """A part of `frames` of `dataset`; those numbered in `old` come out of another part."""
+    with writer(path, dataset) as part:
+        for frame in frames:
+            if old is not None and dataset.time[frame].values in old.times:
+                at = int(np.searchsorted(old.times, dataset.time[frame].values))
+                part.copy(old, at, at + 1)
+            else:
+                part.add(dataset.time[frame].values, dataset[RAIN][frame].values)
+    return path.read_bytes()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.sets(st.integers(0, 29), min_size=1))
+def test_a_part_that_grew_is_byte_for_byte_one_written_in_one_go(tmp_path_factory, first):
+    """Old frames are copied in runs of any length, at any place of a chunk, on two rows of chunks."""
+    folder = tmp_path_factory.mktemp("grown")
+    dataset = mock_archive(30, 150, 9)
+    whole = write_frames(folder / "whole.nc", dataset, range(30))
+    write_frames(folder / "a.nc", dataset, sorted(first))
+    old = Archive.open(folder / "a.nc")
+    with writer(folder / "a.nc", dataset) as part:
+        taken = 0
+        for frame in sorted(set(range(30)) - first):
+            stop = int(np.searchsorted(old.times, dataset.time[frame].values))
+            part.copy(old, taken, stop)
+            taken = stop
+            part.add(dataset.time[frame].values, dataset[RAIN][frame].values)
+        part.copy(old, taken, old.num_times)
+    assert (folder / "a.nc").read_bytes() == whole
+
+
+def test_a_part_of_another_encoding_is_copied_by_its_values(tmp_path):
+    dataset = mock_archive(5)
+    dataset.to_netcdf(tmp_path / "float.nc", engine="netcdf4")
+    old = Archive.open(tmp_path / "float.nc")
+    assert write_frames(tmp_path / "a.nc", dataset, range(5), old) == write_frames(
+        tmp_path / "b.nc", dataset, range(5)
+    )
+
+
+def test_large_images_wait_on_disk_and_the_number_of_frames_takes_no_memory(tmp_path, monkeypatch):
+    dataset = mock_archive(19, 300, 280)
+    in_memory = write_frames(tmp_path / "a.nc", dataset, range(19))
+    monkeypatch.setattr("raincast.archive.part.BLOCK_IN_MEMORY", 0)
+    assert write_frames(tmp_path / "a.nc", dataset, range(19)) == in_memory
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.nc"]
+    rain, peaks = dataset[RAIN][0].values, []
+    times = np.datetime64("2026-01-01", "ns") + np.timedelta64(5, "m") * np.arange(80)
+    for num in (8, 80):
+        tracemalloc.start()
+        with writer(tmp_path / "b.nc", dataset) as part:
+            for time in times[:num]:
+                part.add(time, rain)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 50_000
+    # a frame's codes and mask, 128 rows of a block, the float64 of a band: not a block of frames
+    assert peaks[1] < rain.size * 3 + 8 * 128 * 280 * 2 + 3 * rain.size * 8 + 100_000
+
+
+def test_of_two_writers_of_one_part_the_later_wins_and_the_other_says_so(tmp_path, monkeypatch):
+    dataset, path = mock_archive(4), tmp_path / "a.nc"
+    with pytest.raises(OSError), writer(path, dataset) as slow:
+        slow.add(dataset.time[0].values, dataset[RAIN][0].values)
+        monkeypatch.setattr("os.getpid", lambda: -1)  # another process
+        quick = write_frames(path, dataset, range(4))
+    assert path.read_bytes() == quick
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_coverage_is_where_any_frame_observed(tmp_path):
+    rain = np.zeros((3, 2, 4), np.float32)
+    rain[:, 0], rain[:2, 1, :2], rain[1:, 1, 2] = np.nan, np.nan, np.nan
+    for number, day in enumerate(("2026-01-01", "2026-01-02")):
+        write_part(with_rain(rain[2 * number : 2 * number + 2], start=day), tmp_path / f"{day}.nc")
+    np.testing.assert_array_equal(
+        Archive.open(tmp_path).coverage,
+        [[False] * 4, [True] * 4],  # the second day sees what the first did not
+    )
+    FOREIGN.to_netcdf(tmp_path / "foreign.nc", engine="netcdf4")
+    assert Archive.open(tmp_path / "foreign.nc").coverage is None
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ Every other module takes its names from here. `check_archive` states the archive
 makes the smallest Dataset that keeps it.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ import xarray as xr
 
 TIME, Y, X = "time", "y", "x"
 INIT_TIME, LEAD_TIME = "init_time", "lead_time"
-RAIN, CRS, MISSING_TIMES = "rain_rate", "crs", "missing_times"
+RAIN, CRS, MISSING_TIMES, COVERAGE = "rain_rate", "crs", "missing_times", "coverage"
+EXCEEDANCE, THRESHOLD = "rain_rate_exceedance", "threshold"
 STEP_MINUTES = "step_minutes"
 CONVENTIONS = "CF-1.11"
 
@@ -80,7 +82,7 @@ class Grid:
 
         crs = ProjCRS.from_wkt(self.crs_wkt)
         # to_cf knows a few projections by their CF name; crs_wkt stands in for all the others
-        mapping = {k: v for k, v in crs.to_cf().items() if v is not None} | {
+        mapping = {k: v for k, v in _cf_attrs(crs).items() if v is not None} | {
             "crs_wkt": self.crs_wkt,
             "spatial_ref": crs.to_wkt("WKT1_GDAL") if _has_wkt1(crs) else self.crs_wkt,
         }
@@ -94,6 +96,15 @@ class Grid:
             X: (X, self.x, x_attrs),
             CRS: ((), np.int32(0), mapping),
         }
+
+
+def _cf_attrs(crs: Any) -> dict[str, Any]:
+    """CF's attributes of a projection; none where they would say half of it (the Swiss one loses its skew)."""
+    with warnings.catch_warnings(record=True) as lost:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        attrs: dict[str, Any] = crs.to_cf()
+    return {} if lost else attrs
 
 
 def _has_wkt1(crs: Any) -> bool:

@@ -269,7 +269,7 @@ def test_auto_tells_formats_by_content(tmp_path: Path, write_knmi: Any) -> None:
     assert auto.read(knmi)[schema.RAIN].shape == (1, 6, 5)
     assert auto.read(netcdf)[schema.RAIN].shape == (4, 6, 5)
     (tmp_path / "c.bin").write_text("no radar")
-    with pytest.raises(ValueError, match=r"c\.bin .*none of the formats raincast reads: knmi, cf"):
+    with pytest.raises(ValueError, match=r"c\.bin .*none of the formats raincast knows: knmi, cf"):
         auto.read(tmp_path / "c.bin")
     assert not auto.recognises(tmp_path / "c.bin")
 
@@ -290,28 +290,3 @@ def test_real_smhi(radar_dir: Path) -> None:
     wkt = dataset[schema.CRS].attrs["crs_wkt"]
     found = Transformer.from_crs(4326, wkt, always_xy=True).transform(lon, lat)
     assert np.hypot(found[0] - x, found[1] - y).max() < 1000
-
-
-def test_the_yaml_of_each_source_names_every_argument() -> None:
-    import dataclasses
-
-    import yaml
-
-    folder = Path(__file__).parents[2] / "conf/source"
-    for name, reader in (("knmi", KNMI), ("cf", CF)):
-        keys = yaml.safe_load((folder / f"{name}.yaml").read_text())
-        assert keys.pop("_target_") == f"{reader.__module__}.{reader.__name__}"
-        assert reader(**keys) == reader()
-        assert set(keys) == {field.name for field in dataclasses.fields(reader)}
-
-
-def test_auto_composes_from_the_other_sources() -> None:
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
-
-    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base=None):
-        config = compose(overrides=["+source=auto", "source.readers.cf.variable=R"])
-    auto = instantiate(config.source)
-    assert isinstance(auto, Auto)
-    assert dict(auto.readers) == {"knmi": KNMI(), "cf": CF(variable="R")}
-    assert list(auto.readers) == ["knmi", "cf"]

@@ -12,23 +12,30 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> None:
-    """Ingest `cfg.files`; exit code 1 where files were bad, after all others are in."""
+    """Ingest `cfg.files`; exit code 1 where files were bad or days failed, after all others are in."""
     from raincast.ingest.archive import ingest
 
     files = list(cfg.files) if isinstance(cfg.files, ListConfig) else str(cfg.files)
     reader = build.make(cfg.source)
-    with report.Bar("ingesting") as bar:
-        result = ingest(
-            files,
-            Path(cfg.archive),
-            reader,
-            max_rate=cfg.max_rate,
-            min_rate=cfg.min_rate,
-            progress=bar.update,
-            config_text=build.config_text(
-                OmegaConf.create({k: cfg[k] for k in ("source", "max_rate", "min_rate")})
-            ),
-        )
+    grid = OmegaConf.to_container(cfg.grid)
+    assert isinstance(grid, dict)
+    try:
+        with report.Bar("looking at files") as scan_bar, report.Bar("ingesting frames") as bar:
+            result = ingest(
+                files,
+                Path(cfg.archive),
+                reader,
+                max_rate=cfg.max_rate,
+                min_rate=cfg.min_rate,
+                crop=grid["crop"],
+                coarsen=grid["coarsen"],
+                workers=cfg.workers,
+                progress=bar.update,
+                scan_progress=scan_bar.update,
+            )
+    except KeyboardInterrupt:
+        log.warning("Stopped. The days that are written stay; the same command goes on with the others.")
+        raise SystemExit(130) from None  # as a shell counts Ctrl-C
     log.info("\nNext, train on it:\n  python train.py experiment=radar data.archive=%s", cfg.archive)
-    if result.bad_files:
+    if result.problems:
         raise SystemExit(1)

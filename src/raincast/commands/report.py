@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from raincast import build
 
@@ -20,6 +30,13 @@ if TYPE_CHECKING:
     from raincast.forecaster import Forecaster
 
 log = logging.getLogger(__name__)
+
+
+class _Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
 class Bar:
@@ -41,6 +58,7 @@ class Bar:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
+                _Rate(),
                 TimeRemainingColumn(),
             )
             self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
@@ -48,6 +66,8 @@ class Bar:
             self._task = self._progress.add_task(self.label, total=total)
         assert self._task is not None
         self._progress.update(self._task, completed=done, total=total)
+        if done >= total:
+            self._stop()
 
     def advance_of(self, total: int) -> "Callable[[int], None]":
         """A function that is told how many more are done."""
@@ -62,8 +82,12 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         """Clear the line."""
+        self._stop()
+
+    def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None  # there is one line on a terminal, and another bar may need it
 
 
 def score(

@@ -1,153 +1,197 @@
-"""The frames of one UTC day on their way into the archive: the most that an ingest holds in memory."""
+"""One UTC day of an archive: its frames, from files and from what is there, into a part, a block at a time."""
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from raincast import schema
-from raincast.archive import CHUNKS, Archive, write_part
+from raincast.archive import Archive, PartWriter
+from raincast.ingest.offers import Offers
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Reader
+from raincast.ingest.region import Region
+from raincast.ingest.scan import BadFileError, reason
+from raincast.ingest.workers import Tick
 from raincast.schema import Grid
 
-log = logging.getLogger(__name__)
-
 CAPPED = "capped_pixels"
-Times = npt.NDArray[np.datetime64]
+READ_BYTES = 2**25
+"""How much of a file is read at once, in float32, at least a frame: opening it costs more than small frames."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A frame that a file offers: its valid time, its number in the file, and that of the file."""
+@dataclass(frozen=True, eq=False)
+class DayTask:
+    """What a process needs to write a day. `shape` is that of the service's images, `files` number `paths`."""
 
-    time: np.datetime64
-    path: Path
-    index: int
-    rank: int
-
-
-@dataclass(eq=False)
-class Run:
-    """What one ingest has found so far."""
-
+    part: Path
     reader: Reader
     quality: Quality
+    region: Region
+    shape: tuple[int, int]
+    grid: Grid
+    step_minutes: float
+    attrs: Mapping[str, Any]
+    paths: list[Path]
+    offers: Offers
     raise_bad: bool
-    attrs: dict[str, Any]
-    grid: Grid | None = None
-    grid_path: Path | None = None
-    step_minutes: float | None = None
-    bad_files: dict[str, str] = field(default_factory=dict)
-    empty: set[np.datetime64] = field(default_factory=set)
-    written: list[np.datetime64] = field(default_factory=list)
-    num_capped: int = 0
-
-    def note_bad(self, path: Path, error: ValueError) -> None:
-        """Record a bad file and go on, or stop, as the user wishes."""
-        if self.raise_bad:
-            raise error
-        log.warning("Skipped: %s", error)
-        self.bad_files[str(path)] = str(error)
-
-
-def by_file(offers: Iterable[Offer]) -> Iterator[tuple[Path, list[Offer]]]:
-    """Offers grouped by file, in the order of the files: where two have the same time the first wins."""
-    groups: dict[Path, list[Offer]] = {}
-    for offer in sorted(offers, key=lambda offer: offer.rank):
-        groups.setdefault(offer.path, []).append(offer)
-    yield from groups.items()
 
 
 @dataclass(eq=False)
-class Day:
-    """The frames of one day while they gather.
+class DayResult:
+    """What became of a day's frames; `num_frames` is 0 where none was new, and the part stayed as it was."""
 
-    `rain` is (T, H, W) in mm/h, `filled` (T,) says which frames exist, `old` which times the archive had.
-    """
-
-    run: Run
-    day: np.datetime64
-    offers: list[Offer]
-    times: Times
-    rain: npt.NDArray[np.float32]
-    filled: npt.NDArray[np.bool_]
-    old: Times
-    attrs: dict[str, Any] = field(default_factory=dict)
-    cell_methods: str = "time: point"
+    written: list[np.datetime64] = field(default_factory=list)
+    empty: list[np.datetime64] = field(default_factory=list)
+    bad_files: dict[str, str] = field(default_factory=dict)
     num_capped: int = 0
+    num_frames: int = 0
 
-    @classmethod
-    def start(cls, run: Run, existing: Archive | None, day: np.datetime64, offers: list[Offer]) -> "Day":
-        """Room for a day's frames, with those of the archive in place."""
-        assert run.grid is not None
-        first, last = np.searchsorted(existing.times, [day, day + np.timedelta64(1, "D")]) if existing else (0, 0)
-        old = existing.times[first:last] if existing else np.array([], "datetime64[ns]")
-        times = np.union1d(old, np.array([offer.time for offer in offers]))
-        rain = np.full((times.size, *run.grid.shape), np.nan, np.float32)
-        self = cls(run, day, offers, times, rain, np.isin(times, old), old)
-        if existing and old.size:
-            self._take_old(existing, int(first))
-        return self
 
-    def _take_old(self, existing: Archive, first: int) -> None:
-        places = np.flatnonzero(self.filled)
-        for start in range(0, places.size, CHUNKS[0]):
-            block = places[start : start + CHUNKS[0]]
-            self.rain[block] = existing.read(first + start, block.size)
-        part = next(part for part in existing.parts if part.first == first)
-        with xr.open_dataset(part.path, engine="netcdf4") as dataset:
-            self.num_capped = int(dataset.attrs.get(CAPPED, 0))
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """One frame as a reader gave it, in mm/h (H, W)."""
 
-    def add_file(self, path: Path, offers: list[Offer]) -> None:
-        """Fill the frames of one file that no earlier file has filled."""
-        places = np.searchsorted(self.times, np.array([offer.time for offer in offers]))
-        new = [(o.index, place) for o, place in zip(offers, places, strict=True) if not self.filled[place]]
-        if not new:
-            return
-        low, high = min(new)[0], max(new)[0]
+    rain: npt.NDArray[np.float32]
+    attrs: dict[str, Any]
+    cell_methods: str
+
+
+def write_day(task: DayTask, tick: Tick) -> DayResult:
+    """Write the day's part anew if any of the offered frames is new and good; ticks once a time offered."""
+    old = Archive.open(task.part) if task.part.exists() else None
+    with PartWriter(task.part, task.grid, step_minutes=task.step_minutes) as part:
+        return _Day(task, tick, old, part).write()
+
+
+class _Day:
+    """A day while it is written: frames in the order of time, those of the old part between the new."""
+
+    def __init__(self, task: DayTask, tick: Tick, old: Archive | None, part: PartWriter) -> None:
+        self.task, self.tick, self.old, self.part = task, tick, old, part
+        self.result = DayResult()
+        self.num_copied = 0
+        self.attrs: dict[str, Any] | None = None
+        # one part holds means or momentary rates, not both
+        self.cell_methods = str(old.rain_attrs["cell_methods"]) if old else None
+
+    def write(self) -> DayResult:
+        result, old, part = self.result, self.old, self.part
+        known = old.times if old else np.array([], "datetime64[ns]")
+        there = np.isin(self.task.offers.times, known)
+        # none, but for a process that died between writing the day and saying so: it counts all the same
+        result.written = list(np.unique(self.task.offers.times[there]))
+        offers = self.task.offers.take(~there)
+        for batch in self._batches(offers):
+            self._add_batch(offers, batch)
+        if part.times:
+            if old:
+                self._copy_old(old.num_times)
+            capped = result.num_capped + int(old.attrs.get(CAPPED, 0) if old else 0)
+            part.attrs = {**(self.attrs or {}), **self.task.attrs, CAPPED: capped}
+            part.cell_methods = self.cell_methods or part.cell_methods
+            result.num_frames = len(part.times)
+        return result
+
+    def _batches(self, offers: Offers) -> Iterator[list[range]]:
+        """The candidates of each time; times whose first candidates lie close together in a file go together."""
+        most = max(1, READ_BYTES // (4 * self.task.shape[0] * self.task.shape[1]))
+        firsts = np.flatnonzero(~offers.repeats())
+        batch: list[range] = []
+        low = high = 0
+        stops = np.append(firsts[1:], len(offers))[: firsts.size]
+        for first, stop in zip(firsts, stops, strict=True):
+            index = offers.indices[first]
+            low, high = min(low, index), max(high, index)
+            if batch and (offers.files[first] != offers.files[batch[0].start] or high - low >= most):
+                yield batch
+                batch = []
+            if not batch:
+                low = high = index
+            batch.append(range(first, stop))
+        if batch:
+            yield batch
+
+    def _add_batch(self, offers: Offers, batch: list[range]) -> None:
+        firsts = [candidates.start for candidates in batch]
+        file = int(offers.files[firsts[0]])
+        read = self._read(file, offers.take(np.isin(np.arange(len(offers)), firsts)))
+        for candidates in batch:
+            self._add_time(offers, candidates, read)
+            self.tick(1)
+
+    def _add_time(self, offers: Offers, candidates: range, read: dict[int, _Frame | None]) -> None:
+        """Add the first candidate that is good and not all missing."""
+        time = offers.times[candidates.start]
+        for number in candidates:
+            index = int(offers.indices[number])
+            if number == candidates.start:
+                frame = read.pop(index, None)
+            else:
+                frame = self._read(int(offers.files[number]), offers.take(slice(number, number + 1)))[index]
+            if frame is None:
+                continue
+            window = self.task.region.window(self.task.shape)
+            clean, num_capped = self.task.quality.clean(frame.rain[window])
+            rain = self.task.region.mean(clean)
+            if not np.isnan(rain).all():
+                self._add(time, rain, frame)
+                self.result.num_capped += num_capped
+                return
+            self.result.empty.append(time)
+
+    def _add(self, time: np.datetime64, rain: npt.NDArray[np.float32], frame: _Frame) -> None:
+        if self.old:
+            self._copy_old(int(np.searchsorted(self.old.times, time)))
+        if self.attrs is None:  # of the part's first frame, whoever came first
+            self.attrs = {name: v for name, v in frame.attrs.items() if name != schema.STEP_MINUTES}
+        self.cell_methods = frame.cell_methods
+        self.part.add(time, rain)
+        self.result.written.append(time)
+
+    def _copy_old(self, stop: int) -> None:
+        """Old frames wait until a new one follows: a day without a new one is not written again."""
+        assert self.old is not None
+        if stop > self.num_copied:
+            if self.attrs is None:
+                self.attrs = dict(self.old.attrs)
+            self.part.copy(self.old, self.num_copied, stop)
+            self.num_copied = stop
+
+    def _read(self, file: int, offers: Offers) -> dict[int, _Frame | None]:
+        """Frames of one file by their number in it, None for bad ones; a bad file is noted."""
+        path = self.task.paths[file]
         try:
-            dataset = self.run.reader.read(path, slice(low, high + 1), step_minutes=self.run.step_minutes)
-        except ValueError as error:
-            self.run.note_bad(path, error)
-            return
+            return self._try(path, offers)
+        except Exception as error:  # whatever a library throws at one file, the others go on
+            if self.task.raise_bad:
+                raise BadFileError(reason(path, error)) from error
+            if len(offers) == 1:
+                self.result.bad_files.setdefault(str(path), reason(path, error))
+                return {int(offers.indices[0]): None}
+        # one damaged frame does not take those beside it along
+        frames: dict[int, _Frame | None] = {}
+        for number in range(len(offers)):
+            frames |= self._read(file, offers.take(slice(number, number + 1)))
+        return frames
+
+    def _try(self, path: Path, offers: Offers) -> dict[int, _Frame | None]:
+        task = self.task
+        low, high = int(offers.indices.min()), int(offers.indices.max())
+        dataset = task.reader.read(path, slice(low, high + 1), step_minutes=task.step_minutes)
         rain = dataset[schema.RAIN]
-        self.attrs = self.attrs or {k: v for k, v in dataset.attrs.items() if k != schema.STEP_MINUTES}
-        self.cell_methods = rain.attrs["cell_methods"]
-        for index, place in new:
-            self._fill(place, rain.values[index - low])
-
-    def _fill(self, place: int, frame: npt.NDArray[np.float32]) -> None:
-        clean, num_capped = self.run.quality.clean(frame)
-        if np.isnan(clean).all():
-            self.run.empty.add(self.times[place])
-        elif not self.filled[place]:  # a file may hold a time twice
-            self.rain[place], self.filled[place] = clean, True
-            self.num_capped += num_capped
-            self.run.num_capped += num_capped
-
-    def write(self, archive: Path) -> None:
-        """Write the day's file anew if there is a new frame."""
-        new = np.setdiff1d(self.times[self.filled], self.old)
-        if not new.size or self.run.grid is None or self.run.step_minutes is None:
-            return
-        for place, source in enumerate(np.flatnonzero(self.filled)):  # in place: a day may be gigabytes
-            if place != source:
-                self.rain[place] = self.rain[source]
-        num_times = int(self.filled.sum())
-        dataset = schema.rain_dataset(
-            self.rain[:num_times],
-            self.times[self.filled],
-            self.run.grid,
-            step_minutes=self.run.step_minutes,
-            cell_methods=self.cell_methods,
-            attrs=self.attrs | self.run.attrs | {CAPPED: self.num_capped},
-        )
-        write_part(dataset, archive / f"{self.day}.nc")
-        self.run.written += list(new)
-        log.info("%s: %d frames, %d of them new", self.day, num_times, new.size)
+        cell_methods = str(rain.attrs["cell_methods"])
+        if rain.shape != (high - low + 1, *task.shape):
+            raise ValueError(f"{path} holds {rain.shape}, not {(high - low + 1, *task.shape)} (time, y, x)")
+        if (dataset[schema.TIME].values[offers.indices - low] != offers.times).any():
+            raise ValueError(f"{path} changed while it was ingested: its times are others now")
+        if self.cell_methods not in (None, cell_methods):
+            raise ValueError(
+                f"{path} holds rates of '{cell_methods}', the others of '{self.cell_methods}': means and "
+                "momentary rates do not mix. Ingest each into its own archive"
+            )
+        values = rain.values
+        return {int(i): _Frame(values[i - low], dict(dataset.attrs), cell_methods) for i in offers.indices}

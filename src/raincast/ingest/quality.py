@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raincast.archive import CODE_MM_H, MAX_RATE
+from raincast.archive import MAX_RATE
+from raincast.archive.codes import bands
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,16 @@ class Quality:
     def clean(self, rain: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], int]:
         """`rain` in mm/h (any shape) within the limits, and the number of capped pixels.
 
-        Negative and infinite values are missing (NaN). Rates are rounded to the archive's code, so that
-        what is read back equals what was written.
+        Negative and infinite values are missing (NaN).
         """
-        rates = rain.astype(np.float64)
-        rates[~np.isfinite(rates) | (rates < 0)] = np.nan
-        num_capped = int((rates > self.max_rate).sum())
-        np.minimum(rates, self.max_rate, out=rates)
-        rates[rates < self.min_rate] = 0.0
-        return (np.rint(rates / CODE_MM_H) * CODE_MM_H).astype(np.float32), num_capped
+        clean = np.empty(rain.shape, np.float32)
+        num_capped = 0
+        for rows in bands(rain.shape):
+            rates = clean[rows]
+            rates[...] = rain[rows]
+            rates[~((rates >= 0) & (rates < np.inf))] = np.nan
+            num_capped += int((rates > self.max_rate).sum())
+            np.minimum(rates, np.float32(self.max_rate), out=rates)
+            if self.min_rate:
+                rates[rates < self.min_rate] = 0.0
+        return clean, num_capped

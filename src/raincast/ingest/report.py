@@ -15,7 +15,8 @@ class IngestReport:
 
     `num_present` frames were offered and in the archive before; `num_capped` counts pixels. `duplicates` and
     `off_step` say time and file. `missing_times` are due between the first and the last frame offered and
-    not in the archive; `empty_times` are those of them whose frame had every pixel missing.
+    not in the archive; `empty_times` are those of them whose frame had every pixel missing. `failed_days` were
+    not written, for want of disk or memory say, and are as they were: run the same ingest again.
     """
 
     archive: Path
@@ -25,6 +26,7 @@ class IngestReport:
     duplicates: tuple[str, ...]
     off_step: tuple[str, ...]
     bad_files: Mapping[str, str]
+    failed_days: Mapping[str, str]
     empty_times: tuple[str, ...]
     missing_times: tuple[str, ...]
     seconds: float
@@ -34,21 +36,29 @@ class IngestReport:
         """Where `save` writes it."""
         return self.archive / NAME
 
+    @property
+    def problems(self) -> int:
+        """How many files were bad and days failed."""
+        return len(self.bad_files) + len(self.failed_days)
+
     def save(self) -> None:
         """Write it as JSON beside the day files."""
         content = dataclasses.asdict(self) | {"archive": str(self.archive)}
-        self.path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial = self.path.with_name(f".{NAME}.partial")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.path)
 
     def reasons(self) -> str:
         """Why frames were left out, in one line."""
         counts = {
+            f"{len(self.failed_days)} days failed": self.failed_days,
             f"{len(self.bad_files)} bad files": self.bad_files,
             f"{len(self.empty_times)} frames with every pixel missing": self.empty_times,
             f"{len(self.off_step)} frames off the step": self.off_step,
             f"{len(self.duplicates)} duplicates": self.duplicates,
         }
         parts = [words for words, what in counts.items() if what]
-        first = next(iter(self.bad_files.values()), "")
+        first = next(iter([*self.failed_days.values(), *self.bad_files.values()]), "")
         return ", ".join(parts) + (f"; the first: {first}" if first else "")
 
     def __str__(self) -> str:

@@ -18,6 +18,19 @@ from raincast.schema import Grid
 
 ALL = slice(None)
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# what libraries throw at damaged files; sizes out of a spoilt header ask for any amount of memory
+_DAMAGE = (
+    OSError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    SyntaxError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +88,7 @@ class Auto:
             if reader.recognises(path):
                 return reader
         raise ValueError(
-            f"{path} ({_content(path)}) is none of the formats raincast reads: {', '.join(self.readers)}. "
+            f"{path} ({_content(path)}) is none of the formats raincast knows: {', '.join(self.readers)}. "
             "If it should be one of them, ask that one for its reason, e.g. source=cf."
         )
 
@@ -94,7 +107,7 @@ def naming(path: Path, what: str) -> Iterator[None]:
     """Turn whatever a library throws at a damaged file into a ValueError that names `path`."""
     try:
         yield
-    except (OSError, LookupError, RuntimeError, TypeError, AttributeError, ValueError) as error:
+    except _DAMAGE as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         reason = str(error) or type(error).__name__

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.codes import bands
 from raincast.ingest.coordinates import find_grid, find_roles, in_our_words
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.schema import TIME, X, Y
@@ -81,12 +82,11 @@ class CF:
         with self._open(path) as (dataset, field, quantity):
             times, interval = _valid_times(dataset, field, frames)
             step = self._step(dataset) or step_minutes or _step_of(dataset, field)
-            values = _values(field, frames) * UNITS[quantity][self._unit(field, quantity)]
+            factor = UNITS[quantity][self._unit(field, quantity)]
             interval = self.accumulation_minutes or interval or step
-            rain = self._to_rate(values, quantity, interval)
             is_mean = quantity == ACCUMULATION or "time: mean" in str(field.attrs.get("cell_methods"))
             return schema.rain_dataset(
-                np.where(np.isnan(rain), 0.0, rain) if self.missing_is_dry else rain,
+                self._rates(field, frames, quantity, factor, interval),
                 times,
                 find_grid(dataset, field, self.crs),
                 step_minutes=step,
@@ -146,6 +146,22 @@ class CF:
                 f"{', '.join(UNITS[quantity])}. Set source.quantity, or mend the units attribute"
             )
         return unit
+
+    def _rates(
+        self, field: xr.DataArray, frames: slice, quantity: str, factor: float, interval: float
+    ) -> npt.NDArray[np.float32]:
+        """The rates of `frames` in mm/h, a few rows at a time: in float64 a large image takes much room."""
+        values = _values(field, frames)
+        low, high = _valid_limits(field)
+        rates = np.empty(values.shape, np.float32)
+        for frame, of_frame in zip(rates, values, strict=True):
+            for rows in bands(frame.shape):
+                part = of_frame[rows].astype(np.float64)
+                part[(part < low) | (part > high)] = np.nan
+                frame[rows] = self._to_rate(part * factor, quantity, interval)
+        if self.missing_is_dry:
+            rates[np.isnan(rates)] = 0.0
+        return rates
 
     def _to_rate(self, values: npt.NDArray[np.float64], quantity: str, interval: float) -> npt.NDArray[np.float32]:
         """mm/h from mm/h, from mm over `interval` minutes, or from dBZ."""
@@ -222,12 +238,17 @@ def _step_of(dataset: xr.Dataset, field: xr.DataArray) -> float:
     return schema.find_step_minutes(xr.Dataset(coords={TIME: times}))
 
 
-def _values(field: xr.DataArray, frames: slice) -> npt.NDArray[np.float64]:
-    """The decoded values of `frames`; what valid_min, valid_max and valid_range exclude is missing."""
+def _values(field: xr.DataArray, frames: slice) -> npt.NDArray[np.floating]:
+    """The decoded values of `frames`, (time, y, x)."""
     if TIME in field.dims:
-        values = field.isel({TIME: frames}).load().transpose(TIME, Y, X).values.astype(np.float64)
-    else:
-        values = field.transpose(Y, X).values[None][frames].astype(np.float64)
+        values: npt.NDArray[np.floating] = field.isel({TIME: frames}).load().transpose(TIME, Y, X).values
+        return values
+    one: npt.NDArray[np.floating] = field.transpose(Y, X).values[None][frames]
+    return one
+
+
+def _valid_limits(field: xr.DataArray) -> tuple[float, float]:
+    """What valid_min, valid_max and valid_range leave: values beyond are missing."""
     scale, offset = (field.encoding.get(n, d) for n, d in (("scale_factor", 1.0), ("add_offset", 0.0)))
     low, high = field.attrs.get("valid_range", (-np.inf, np.inf))
     # the limits are in the units of the packed codes (CF 2.5.1); half a code allows for rounding
@@ -235,8 +256,7 @@ def _values(field: xr.DataArray, frames: slice) -> npt.NDArray[np.float64]:
         float(v) * scale + offset for v in (field.attrs.get("valid_min", low), field.attrs.get("valid_max", high))
     )
     slack = 0.5 * abs(scale) if "scale_factor" in field.encoding else 0.0
-    values[(values < low - slack) | (values > high + slack)] = np.nan
-    return values
+    return low - slack, high + slack
 
 
 def _listing(dataset: xr.Dataset) -> str:

@@ -1,9 +1,4 @@
-"""An archive on disk: a folder of netCDF files (one a day), a single CF netCDF file, or a Zarr store.
-
-`Archive` reads windows fast and without dask; `write_part` is the one place that decides how rain lies on
-disk. Rates are int16 codes of 0.01 mm/h in chunks of (8, 128, 128), zstd 3 with shuffle: a window of
-24 frames of 256² then reads about 7 × faster than from the usual one-frame zlib chunks.
-"""
+"""`Archive`: the files of an archive as one series of frames, read by window, without dask."""
 
 import hashlib
 import os
@@ -17,13 +12,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.codes import CODE_MM_H, MISSING_CODE, encode
 from raincast.schema import Grid
-
-CODE_MM_H = 0.01
-MISSING_CODE = -32768
-MAX_RATE = 327.0  # the largest rate an int16 code of 0.01 mm/h holds, rounded down
-CHUNKS = (8, 128, 128)
-TIME_UNITS = "seconds since 1970-01-01"
 
 
 @dataclass(frozen=True)
@@ -109,19 +99,35 @@ class Archive:
         digest.update(f"{self.step_minutes} {self.variable}".encode())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def coverage(self) -> npt.NDArray[np.bool_] | None:
+        """The pixels that any frame observed, (H, W); None for an archive whose files do not say it."""
+        masks = [_read_coverage(part.path) for part in self.parts]
+        seen = [mask for mask in masks if mask is not None]
+        return np.logical_or.reduce(seen) if len(seen) == len(masks) else None
+
     def read(
         self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
     ) -> npt.NDArray[np.float32]:
         """Rain rates in mm/h, NaN for missing, of frames `first` to `first + num_times`: (T, H, W)."""
-        pieces = []
+        pieces = [part.read(window, y, x) for part, window in self._windows(first, num_times)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def read_codes(self, first: int, num_times: int, *, y: slice = slice(None)) -> npt.NDArray[np.int16]:
+        """The same as codes of 0.01 mm/h, `codes.MISSING_CODE` for missing: as they lie on disk, if they do."""
+        pieces = [part.read_codes(window, y) for part, window in self._windows(first, num_times)]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _windows(self, first: int, num_times: int) -> list[tuple["_OpenPart", slice]]:
+        """The open parts that hold the frames, and which of their own frames those are."""
+        windows = []
         for part in self.parts:
             start, stop = max(first, part.first), min(first + num_times, part.first + part.num_times)
             if start < stop:
-                window = slice(start - part.first, stop - part.first)
-                pieces.append(self._part(part).read(window, y, x))
-        if not pieces or sum(len(piece) for piece in pieces) != num_times:
+                windows.append((self._part(part), slice(start - part.first, stop - part.first)))
+        if not windows or sum(window.stop - window.start for _, window in windows) != num_times:
             raise IndexError(f"Frames {first} to {first + num_times} are not all in 0 to {self.num_times}.")
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return windows
 
     def to_dataset(self, first: int, num_times: int) -> xr.Dataset:
         """Whole frames as a Dataset in the words of the archive contract."""
@@ -179,6 +185,13 @@ class _OpenPart:
         if self.table is None:
             return self._decode(raw)
         return self.table[raw.astype(np.intp) - np.iinfo(raw.dtype).min]
+
+    def read_codes(self, time: slice, y: slice) -> npt.NDArray[np.int16]:
+        ours = (np.dtype(np.int16), (float(MISSING_CODE),), CODE_MM_H, 0.0, 1.0)
+        if (self.array.dtype, self.fills, self.scale, self.offset, self.to_mm_h) == ours:
+            codes: npt.NDArray[np.int16] = self.array[time, y].values
+            return codes
+        return np.stack([encode(frame) for frame in self.read(time, y, slice(None))])
 
     def _decode(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         values = raw.astype(np.float64)
@@ -250,6 +263,13 @@ def _read_head(path: Path) -> _Head:
         )
 
 
+def _read_coverage(path: Path) -> npt.NDArray[np.bool_] | None:
+    with _open_dataset(path, mask_and_scale=False) as dataset:
+        if schema.COVERAGE not in dataset:
+            return None
+        return np.asarray(dataset[schema.COVERAGE].values, np.bool_)
+
+
 def _check_fits(first: _Head, other: _Head, path: Path) -> None:
     if not first.grid.same_as(other.grid):
         raise ValueError(
@@ -268,41 +288,3 @@ def _check_fits(first: _Head, other: _Head, path: Path) -> None:
         )
     if (other.times[0] - first.times[0]) % schema.step_timedelta(first.step_minutes):
         raise ValueError(f"{other.path.name} is off the step of {first.step_minutes} min of {path}.")
-
-
-def write_part(dataset: xr.Dataset, path: Path) -> None:
-    """Write one part of an archive (a day) in the archive's encoding, whole or not at all.
-
-    Rates above `MAX_RATE` mm/h do not fit the code, negative ones are none: ValueError, clean them before.
-    """
-    schema.check_archive(dataset, path.name)
-    rain = dataset[schema.RAIN]
-    if float(rain.max()) > MAX_RATE:
-        raise ValueError(f"A rate of {float(rain.max()):.0f} mm/h is over {MAX_RATE} mm/h: cap rates first.")
-    if float(rain.min()) < 0:
-        raise ValueError(f"A rate of {float(rain.min())} mm/h is negative: missing is NaN, no rain is 0.")
-    chunks = tuple(min(c, n) for c, n in zip(CHUNKS, rain.shape, strict=True))
-    encoding: dict[str, dict[str, Any]] = {
-        schema.RAIN: {
-            "dtype": "int16",
-            "scale_factor": CODE_MM_H,
-            "_FillValue": np.int16(MISSING_CODE),
-            "chunksizes": chunks,
-            "compression": "zstd",
-            "complevel": 3,
-            "shuffle": True,
-        },
-        schema.Y: {"_FillValue": None},
-        schema.X: {"_FillValue": None},
-        schema.CRS: {"_FillValue": None},
-    }
-    for name in (schema.TIME, schema.MISSING_TIMES):
-        encoding[name] = {"units": TIME_UNITS, "dtype": "int64", "_FillValue": None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    plain = dataset.copy()
-    for name in map(str, plain.variables):
-        # what an earlier file was encoded as does not matter, and CF allows `coordinates` on data alone
-        plain[name].encoding = {} if name == schema.RAIN else {"coordinates": None}
-    plain.to_netcdf(partial, engine="netcdf4", encoding=encoding)
-    partial.replace(path)

@@ -1,0 +1,232 @@
+"""Writing a part of an archive (a day), frame by frame: the one place that decides how rain lies on disk."""
+
+import contextlib
+import glob
+import io
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.archive.codes import CHUNKS, CODE_MM_H, MISSING_CODE, TIME_UNITS, encode
+from raincast.archive.series import Archive
+from raincast.schema import CONVENTIONS, COVERAGE, CRS, MISSING_TIMES, RAIN, STEP_MINUTES, TIME, Grid, X, Y
+
+BLOCK_IN_MEMORY = 2**27
+"""Bytes. A larger block of frames (above 8 million pixels) waits in a file without a name instead."""
+PACKED: dict[str, Any] = {"compression": "zstd", "complevel": 3, "shuffle": True}
+TIME_CODES = {"units": TIME_UNITS, "calendar": "proleptic_gregorian"}
+
+
+class PartWriter:
+    """A part of an archive, whole or not at all.
+
+    Frames come in the order of time, by `add` and `copy`, and gather in blocks of 8, the length of a chunk:
+    more than one block is never held. `attrs` and `cell_methods` may be set until the end. Leaving the `with`
+    block writes the rest and puts the file at `path`, in place of what is there; an error, or no frame, leaves
+    `path` as it is. The same frames and attributes make the same bytes, whoever brought them. Of two writers of
+    one path the later wins, and the earlier ends in an OSError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        grid: Grid,
+        *,
+        step_minutes: float,
+        cell_methods: str = "time: point",
+        attrs: dict[str, Any] | None = None,
+    ) -> None:
+        self.path = path
+        self.grid = grid
+        self.step_minutes = step_minutes
+        self.cell_methods = cell_methods
+        self.attrs = dict(attrs or {})
+        self.times: list[np.datetime64] = []
+        # by process: where two write the same part, neither writes into the other's file
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._file: Any = None
+        self._num_in_block = 0
+
+    def __enter__(self) -> "PartWriter":
+        """The file is made with the first frame."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish the file, or leave nothing of it behind."""
+        if self._file is None:
+            return
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._block.close()
+            with contextlib.suppress(OSError, RuntimeError):  # a full disk fails once more
+                if self._file.isopen():
+                    self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+    def add(self, time: np.datetime64, rain: npt.NDArray[np.floating]) -> None:
+        """Append a frame (H, W) in mm/h, NaN for missing; ValueError for rates that no code holds."""
+        assert rain.shape == self.grid.shape, f"{rain.shape} is not {self.grid.shape}"
+        codes = encode(rain)
+        self._begin()
+        self._observed |= codes != MISSING_CODE
+        self._put(self._num_in_block, 0, codes)
+        self._count([time])
+
+    def copy(self, part: Archive, first: int, stop: int) -> None:
+        """Append the frames `first` to `stop` of another part, code by code and a few rows at a time."""
+        self._begin()
+        while first < stop:
+            # within a chunk of theirs and of ours, so that each is unpacked and packed as rarely as may be
+            num = min(stop - first, CHUNKS[0] - first % CHUNKS[0], CHUNKS[0] - self._num_in_block)
+            for rows in self._chunk_rows():
+                codes = part.read_codes(first, num, y=rows)
+                self._observed[rows] |= (codes != MISSING_CODE).any(axis=0)
+                for number, frame in enumerate(codes):
+                    self._put(self._num_in_block + number, rows.start, frame)
+            self._count(list(part.times[first : first + num]))
+            first += num
+
+    def _count(self, times: list[np.datetime64]) -> None:
+        assert not self.times or times[0] > self.times[-1], "frames come in the order of time"
+        self.times += times
+        self._num_in_block += len(times)
+        if self._num_in_block == CHUNKS[0]:
+            self._flush()
+
+    def _put(self, place: int, row: int, codes: npt.NDArray[np.int16]) -> None:
+        """Lay rows of one frame, from `row` on, into the block."""
+        height, width = self.grid.shape
+        self._block.seek((place * height + row) * width * codes.itemsize)
+        self._block.write(np.ascontiguousarray(codes).data)
+
+    def _flush(self) -> None:
+        """Write the block: whole chunks at once, so that none is packed twice."""
+        height, width = self.grid.shape
+        last = len(self.times)
+        for rows in self._chunk_rows():
+            codes = np.empty((self._num_in_block, rows.stop - rows.start, width), np.int16)
+            for place, frame in enumerate(codes):
+                self._block.seek((place * height + rows.start) * width * codes.itemsize)
+                self._block.readinto(frame)  # type: ignore[attr-defined]
+            self._rain[last - self._num_in_block : last, rows] = codes
+        self._num_in_block = 0
+
+    def _chunk_rows(self) -> list[slice]:
+        height = self.grid.shape[0]
+        return [slice(row, min(row + CHUNKS[1], height)) for row in range(0, height, CHUNKS[1])]
+
+    def _begin(self) -> None:
+        if self._file is not None:
+            return
+        import netCDF4
+
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(f".{glob.escape(self.path.name)}.*.partial"):  # of writers that were killed
+            stale.unlink(missing_ok=True)
+        height, width = self.grid.shape
+        self._observed = np.zeros((height, width), np.bool_)
+        in_memory = CHUNKS[0] * height * width * 2 <= BLOCK_IN_MEMORY
+        self._block: IO[bytes] = io.BytesIO() if in_memory else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._file = netCDF4.Dataset(self._partial, "w")
+        self._define()
+
+    def _define(self) -> None:
+        """Dimensions, coordinates and the empty rain: how many frames there will be is not known yet."""
+        file = self._file
+        height, width = self.grid.shape
+        for name, size in ((TIME, None), (Y, height), (X, width)):
+            file.createDimension(name, size)
+        chunks = (CHUNKS[0], min(CHUNKS[1], height), min(CHUNKS[2], width))
+        self._rain = file.createVariable(
+            RAIN, "i2", (TIME, Y, X), chunksizes=chunks, fill_value=np.int16(MISSING_CODE), **PACKED
+        )
+        self._rain.set_auto_maskandscale(False)
+        for name, (dims, values, attrs) in self.grid.to_coords().items():
+            variable = file.createVariable(name, values.dtype, dims)
+            variable.setncatts(attrs)
+            variable[...] = values
+
+    def _finish(self) -> None:
+        """The block that is left, and what is known at the end; then the file takes its place."""
+        if self._num_in_block:
+            self._flush()
+        rain_attrs = {"grid_mapping": CRS, "cell_methods": self.cell_methods, "coordinates": CRS}
+        self._rain.setncatts(schema.RAIN_ATTRS | rain_attrs | {"scale_factor": CODE_MM_H})
+        self._write_times()
+        self._write_coverage()
+        own = {"Conventions": CONVENTIONS, STEP_MINUTES: float(self.step_minutes)}
+        self._file.setncatts(own | self.attrs)
+        self._file.close()
+        with self._partial.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+        self._partial.replace(self.path)
+
+    def _write_times(self) -> None:
+        file = self._file
+        times = np.array(self.times, "datetime64[ns]")
+        missing = schema.missing_times(times, schema.step_timedelta(self.step_minutes))
+        file.createDimension(MISSING_TIMES, missing.size)
+        # frames are appended along time, so it has chunks: one for a day of any radar
+        frames = file.createVariable(TIME, "i8", (TIME,), chunksizes=(1024,))
+        frames.setncatts(schema.TIME_ATTRS | TIME_CODES)
+        if "mean" in self.cell_methods:
+            frames.comment = f"the end of the {self.step_minutes:g} minutes that a mean is over"
+        frames[:] = _seconds(times)
+        absent = file.createVariable(MISSING_TIMES, "i8", (MISSING_TIMES,))
+        absent.setncatts({"long_name": "times of the step that have no frame"} | TIME_CODES)
+        absent[:] = _seconds(missing)
+
+    def _write_coverage(self) -> None:
+        height, width = self.grid.shape
+        chunks = (min(CHUNKS[1], height), min(CHUNKS[2], width))
+        coverage = self._file.createVariable(COVERAGE, "i1", (Y, X), chunksizes=chunks, **PACKED)
+        coverage.setncatts(
+            {
+                "standard_name": "status_flag",
+                "long_name": "whether any frame of this file observed the pixel",
+                "flag_values": np.array([0, 1], np.int8),
+                "flag_meanings": "never_observed observed",
+                "grid_mapping": CRS,
+            }
+        )
+        coverage[:] = self._observed.view(np.int8)
+
+
+def _seconds(times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
+    return times.astype("datetime64[s]").astype(np.int64)
+
+
+def write_part(dataset: xr.Dataset, path: Path) -> None:
+    """Write one part of an archive (a day) in the archive's encoding, whole or not at all.
+
+    `dataset` keeps the contract (`schema.check_archive`), its rain in mm/h. Rates above `MAX_RATE` mm/h do not
+    fit the code, negative ones are none: ValueError, clean them before.
+    """
+    schema.check_archive(dataset, path.name)
+    rain = dataset[RAIN]
+    grid = Grid(
+        y=dataset[Y].values.astype(np.float64),
+        x=dataset[X].values.astype(np.float64),
+        crs_wkt=str(schema.find_crs_wkt(dataset, RAIN)),
+    )
+    with PartWriter(
+        path,
+        grid,
+        step_minutes=schema.find_step_minutes(dataset),
+        cell_methods=str(rain.attrs.get("cell_methods", "time: point")),
+        attrs={name: value for name, value in dataset.attrs.items() if name not in ("Conventions", STEP_MINUTES)},
+    ) as part:
+        for number, time in enumerate(dataset[TIME].values):
+            part.add(time, rain[number].values)

@@ -1,0 +1,32 @@
+"""The bytes of files that services send gzipped or plain."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+GZIP_SIGNATURE = b"\x1f\x8b"
+
+
+def first_bytes(path: Path, number: int) -> bytes:
+    """The first `number` bytes, unpacked; fewer or none where the file is shorter, damaged or absent."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(GZIP_SIGNATURE))
+            file.seek(0)
+            if start != GZIP_SIGNATURE:
+                return file.read(number)
+            with gzip.open(file) as unpacked:
+                return unpacked.read(number)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def all_bytes(path: Path) -> bytes:
+    """The whole content, unpacked; ValueError for a damaged gzip."""
+    content = path.read_bytes()
+    if not content.startswith(GZIP_SIGNATURE):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"its gzip is damaged: {error}") from error

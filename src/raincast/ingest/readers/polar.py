@@ -1,0 +1,72 @@
+"""Polar volumes and sweeps: recognised, and refused with the way to grid them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import xarray as xr
+
+from raincast.ingest.packed import first_bytes
+from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, starts_with
+
+NEXRAD_SIGNATURES = (b"AR2V", b"ARCHIVE2")  # NOAA ICD 2620010, volume header record
+POLAR_OBJECTS = ("PVOL", "SCAN", "RAY", "AZIM", "ELEV")  # what/object of ODIM_H5
+
+
+@dataclass(frozen=True)
+class Polar:
+    """ODIM volumes and scans, CfRadial in netCDF-4, NEXRAD level 2 (gzipped or plain): never read.
+
+    raincast forecasts fields on a map; how rays become one (height, beam blockage, overlap) is a choice that
+    the tools made for it should make.
+    """
+
+    def recognises(self, path: Path) -> bool:
+        """One of these formats."""
+        return polar_kind(path) is not None
+
+    def scan(self, path: Path) -> Head:
+        """Never returns: ValueError that says how to grid the file."""
+        refuse(path, polar_kind(path))
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """Never returns: ValueError that says how to grid the file."""
+        refuse(path, polar_kind(path))
+
+
+def polar_kind(path: Path) -> str | None:
+    """Which polar format `path` is; None for none or where it cannot be read."""
+    if first_bytes(path, 8).startswith(NEXRAD_SIGNATURES):
+        return "NEXRAD level 2"
+    return _hdf5_kind(path) if starts_with(path, HDF5_SIGNATURE) else None
+
+
+def refuse(path: Path, kind: str | None) -> NoReturn:
+    """ValueError that names the file, its format and the remedy."""
+    if kind is None:
+        raise ValueError(f"{path} is no polar file that raincast knows: take source=auto")
+    raise ValueError(
+        f"{path} ({kind}) holds rays, not a map: raincast reads composites and other gridded fields. Grid it "
+        "first, e.g. with pyart.map.grid_from_radars or wradlib.comp, write reflectivity or rain on (time, y, x) "
+        "with its projection as CF netCDF, and take source=cf"
+    )
+
+
+def _hdf5_kind(path: Path) -> str | None:
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            name = _text(file["what"].attrs.get("object", "")) if "what" in file else ""
+            if name in POLAR_OBJECTS:
+                return f"ODIM HDF5, object {name}"
+            conventions = _text(file.attrs.get("Conventions", ""))
+            return "CfRadial" if "radial" in conventions.lower() else None
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _text(value: object) -> str:
+    value = np.ravel(value)[0]  # type: ignore[call-overload]
+    return value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,83 @@
+"""The archive's grid: the service's as it is, or a part of it, or its area means."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from raincast.archive.codes import bands
+from raincast.schema import Grid
+
+
+@dataclass(frozen=True)
+class Region:
+    """First cropped, then coarsened; by default neither.
+
+    `crop` is [y0, y1, x0, x1] in pixels of the service's images, counted from 0 and without the last: rows y0
+    to y1 − 1 in the order of the file, whichever way its axes run. `coarsen` is how many pixels along each axis
+    become one; rows and columns at the far ends that do not fill a pixel are left out.
+    """
+
+    crop: tuple[int, int, int, int] | None = None
+    coarsen: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what is wrong for every grid."""
+        given = self.crop
+        if given is not None:
+            crop = tuple(self.crop) if isinstance(self.crop, list | tuple) else ()
+            object.__setattr__(self, "crop", crop)  # a list where it comes from YAML
+            numbers = len(crop) == 4 and all(isinstance(number, int) for number in crop)
+            if not numbers or not (0 <= crop[0] < crop[1] and 0 <= crop[2] < crop[3]):
+                raise ValueError(
+                    f"grid.crop={given} must be [y0,y1,x0,x1] in whole pixels, 0 ≤ y0 < y1 and "
+                    "0 ≤ x0 < x1: rows y0 to y1 − 1 and columns x0 to x1 − 1 are kept. null keeps all."
+                )
+        if not isinstance(self.coarsen, int) or self.coarsen < 1:
+            raise ValueError(
+                f"grid.coarsen={self.coarsen} must be a whole number from 1: how many pixels along each axis "
+                "become one. 1 leaves the grid as it is."
+            )
+
+    def window(self, shape: tuple[int, int]) -> tuple[slice, slice]:
+        """The rows and columns that are used, of images of `shape`; ValueError where they reach beyond."""
+        y0, y1, x0, x1 = self.crop or (0, shape[0], 0, shape[1])
+        if y1 > shape[0] or x1 > shape[1]:
+            raise ValueError(
+                f"grid.crop={[y0, y1, x0, x1]} reaches beyond the images of {shape[0]} × {shape[1]} pixels."
+            )
+        height, width = ((n // self.coarsen) * self.coarsen for n in (y1 - y0, x1 - x0))
+        if not height or not width:
+            raise ValueError(
+                f"grid.coarsen={self.coarsen} leaves no pixel of {y1 - y0} × {x1 - x0}. Take a smaller one."
+            )
+        return slice(y0, y0 + height), slice(x0, x0 + width)
+
+    def grid(self, source: Grid) -> Grid:
+        """The archive's grid for images on `source`; `source` itself where all is kept."""
+        if self.crop is None and self.coarsen == 1:
+            return source
+        y, x = (
+            axis[window].reshape(-1, self.coarsen).mean(axis=1)
+            for axis, window in zip((source.y, source.x), self.window(source.shape), strict=True)
+        )
+        return Grid(y=y, x=x, crs_wkt=source.crs_wkt)
+
+    def mean(self, rain: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The area means of `rain` (H, W), a multiple of `coarsen` each way.
+
+        A mean is over the observed pixels; it is missing where fewer than half of them were observed. Pixels
+        count alike: on a grid in degrees, those of one mean differ in area by less than 0.1 %.
+        """
+        k = self.coarsen
+        if k == 1:
+            return rain
+        height, width = rain.shape[0] // k, rain.shape[1] // k
+        means = np.empty((height, width), np.float32)
+        for rows in bands((height, width, k, k)):
+            pixels = rain[rows.start * k : rows.stop * k].reshape(-1, k, width, k)
+            observed = ~np.isnan(pixels)
+            count = observed.sum(axis=(1, 3))
+            total = np.where(observed, pixels, 0).sum(axis=(1, 3), dtype=np.float64)
+            means[rows] = np.where(2 * count >= k * k, total / np.maximum(count, 1), np.nan)
+        return means

@@ -1,0 +1,103 @@
+"""What made an archive, as plain data in its files; and the refusal to go on with something else."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from raincast.archive import Archive
+from raincast.ingest.quality import Quality
+from raincast.ingest.readers import Reader
+from raincast.ingest.region import Region
+
+ATTR = "raincast_config"
+# told by the files or by the user, but checked as the archive's step either way
+_CHECKED_ELSEWHERE = ("step_minutes",)
+
+
+def describe(reader: Reader, quality: Quality, region: Region) -> dict[str, Any]:
+    """All that decides what frames become, by the keys of conf/ingest.yaml, as JSON can hold it."""
+    settings = {
+        "source": _plain(reader),
+        "max_rate": quality.max_rate,
+        "min_rate": quality.min_rate,
+        "grid": _plain(region),
+    }
+    del settings["grid"]["_target_"]
+    restored: dict[str, Any] = json.loads(json.dumps(settings))
+    return restored
+
+
+def check_same(archive: Archive, settings: Mapping[str, Any]) -> None:
+    """ValueError, with each difference, where `archive` was made with other settings.
+
+    Of a source that tells formats by content only those are compared that the archive's source knows too.
+    """
+    try:
+        before = json.loads(archive.attrs.get(ATTR, ""))
+    except ValueError:
+        return  # not made by an ingest that says how
+    (sources, others), (old_sources, old_others) = _by_reader(settings), _by_reader(before)
+    differences = _differences(old_others, others)
+    for name in old_sources.keys() & sources.keys():
+        differences += _differences(old_sources[name], sources[name], f"source={name} ")
+    if not old_sources.keys() & sources.keys():
+        names = (", ".join(sorted(of)) for of in (old_sources, sources))
+        differences.append("source: {} in the archive, {} now".format(*names))
+    if differences:
+        raise ValueError(
+            f"{archive.path} was made with another configuration:\n  " + "\n  ".join(differences) + "\n"
+            "Repeat the archive's settings, or choose another archive."
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """A line for each key that both have, and differently: versions of raincast may know more keys or fewer."""
+    both = [key for key in before if key in now and key not in _CHECKED_ELSEWHERE]
+    return [
+        f"{prefix}{key}: {_text(before[key])} in the archive, {_text(now[key])} now"
+        for key in both
+        if before[key] != now[key]
+    ]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # as one writes it in YAML: null, true
+
+
+def _by_reader(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The settings of each reader by its class, alone or among others, and all other settings; flat."""
+    readers = {str(r.get("_target_")).rpartition(".")[2]: r for r in _readers(settings.get("source", {}))}
+    sources = {name: dict(_flat({k: v for k, v in r.items() if k != "_target_"})) for name, r in readers.items()}
+    return sources, dict(_flat({key: value for key, value in settings.items() if key != "source"}))
+
+
+def _readers(source: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "readers" not in source:
+        yield source
+        return
+    for reader in source["readers"].values():
+        yield from _readers(reader)
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as its class and fields, and what they hold likewise."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value) if isinstance(value, Path) else f"{type(value).__module__}.{type(value).__qualname__}"

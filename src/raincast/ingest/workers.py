@@ -1,0 +1,226 @@
+"""Tasks over processes: with progress, and in a way that any of them may be killed."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Tick = Callable[[int], None]
+"""Is told how many more are done."""
+
+MOST = 8  # beyond, it is the disk that is waited for
+POLL_SECONDS = 0.2
+
+
+class Pool:
+    """Up to `workers` processes, started when first needed; with one, tasks run in this process.
+
+    None is one a core, at most `MOST`, and one alone for work that is not large. Processes are spawned, for the
+    HDF5 library does not survive a fork: the main module of a program needs its `if __name__ == "__main__":`.
+    """
+
+    def __init__(self, workers: int | None = 1) -> None:
+        if workers is not None and (not isinstance(workers, int) or workers < 1):
+            raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
+        self.workers = workers
+        self._context = multiprocessing.get_context("spawn")
+        self._executor: ProcessPoolExecutor | None = None
+        self._size = 0
+        self._lifeline: Connection | None = None
+        self._counts: Any = None
+
+    def __enter__(self) -> "Pool":
+        """No process is started yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all processes; after an error at once, wherever they are."""
+        self._close(at_once=kind is not None)
+
+    def run(
+        self,
+        function: Callable[[Task, Tick], Result],
+        tasks: Sequence[Task],
+        *,
+        large: bool,
+        progress: Callable[[int], None] | None = None,
+    ) -> Iterator[tuple[int, Result | Exception]]:
+        """Call `function(task, tick)` for each task; yields its number and its result or error, as they come.
+
+        `progress` is told the sum of all ticks, never a smaller one. A task whose process dies (out of memory,
+        say) is an error too.
+        """
+        processes = min(self._num_processes(large), len(tasks))
+        if processes <= 1:
+            yield from _run_here(function, tasks, progress)
+            return
+        todo = dict(enumerate(tasks))
+        total = _Total(progress)
+        while todo:
+            for number, outcome in self._run_there(function, todo, processes, total):
+                del todo[number]
+                yield number, outcome
+            if todo:
+                # a process died and took the others with it; one at a time, the next to die is the culprit
+                if processes == 1:
+                    number = min(todo)
+                    del todo[number]
+                    yield number, RuntimeError("its process died, perhaps killed for want of memory")
+                processes = 1
+                self._close(at_once=True)
+
+    def _num_processes(self, large: bool) -> int:
+        if self.workers is not None:
+            return self.workers
+        return min(num_cores(), MOST) if large else 1
+
+    def _run_there(
+        self,
+        function: Callable[[Task, Tick], Result],
+        todo: dict[int, Task],
+        processes: int,
+        total: "_Total",
+    ) -> Iterator[tuple[int, Result | Exception]]:
+        executor = self._start(processes)
+        try:
+            with _deaf_to_interrupts():  # the processes that this starts, for good
+                futures = {executor.submit(_call, function, todo[number]): number for number in sorted(todo)}
+        except BrokenProcessPool:
+            return
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+            ended = [(futures[future], future.exception(), future) for future in done]
+            total.finished += sum(future.result()[1] for _, error, future in ended if error is None)
+            total.tell(sum(self._counts))
+            for number, error, future in ended:
+                if error is None:
+                    yield number, future.result()[0]
+                elif isinstance(error, Exception) and not isinstance(error, BrokenProcessPool):
+                    yield number, error
+
+    def _start(self, size: int) -> ProcessPoolExecutor:
+        if self._executor is not None and self._size >= size:
+            return self._executor
+        self._close(at_once=False)
+        # each process counts in a place of its own, so that none can die with a lock
+        self._counts = self._context.RawArray("q", size)
+        numbers = self._context.Value("i", 0)
+        end, self._lifeline = self._context.Pipe(duplex=False)
+        self._size = size
+        self._executor = ProcessPoolExecutor(
+            size, self._context, initializer=_begin_worker, initargs=(end, self._counts, numbers)
+        )
+        return self._executor
+
+    def _close(self, *, at_once: bool) -> None:
+        if self._executor is None or self._lifeline is None:
+            return
+        if at_once:
+            self._lifeline.close()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._lifeline.close()
+        self._executor = None
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run_here(
+    function: Callable[[Task, Tick], Result], tasks: Sequence[Task], progress: Callable[[int], None] | None
+) -> Iterator[tuple[int, Result | Exception]]:
+    done = 0
+
+    def tick(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done)
+
+    for number, task in enumerate(tasks):
+        outcome: Result | Exception
+        try:
+            outcome = function(task, tick)
+        except Exception as error:  # the caller decides; the other tasks go on
+            outcome = error
+        yield number, outcome
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C goes to all processes of a terminal: here it waits, and the main process ends the others.
+
+    Processes inherit the mask, so that none is interrupted while it imports what it needs.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Total:
+    """Ticks of finished tasks and of running ones: those are counted by their processes."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self.progress, self.finished, self.told = progress, 0, 0
+
+    def tell(self, running: int) -> None:
+        # between its end and the news of it a task is in neither number
+        self.told = max(self.told, self.finished + running)
+        if self.progress is not None:
+            self.progress(self.told)
+
+
+_place: tuple[Any, int] | None = None
+"""In a worker: the counts of all, and which is its own."""
+
+
+def _begin_worker(lifeline: Connection, counts: Any, numbers: Any) -> None:
+    """In a new process: count in a place of its own, and live no longer than the main process wants."""
+    global _place
+    with numbers.get_lock():
+        _place = counts, numbers.value % len(counts)
+        numbers.value += 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where a system has no mask
+    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+
+
+def _die_with(lifeline: Connection) -> None:
+    """End this process, mid-sentence, once the other end is closed: by the main process or by its death.
+
+    A part is written whole or not at all, so no moment is a bad one.
+    """
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
+    os._exit(1)
+
+
+def _call(function: Callable[[Task, Tick], Result], task: Task) -> tuple[Result, int]:
+    """The result, and how much was done for it."""
+    assert _place is not None
+    counts, number = _place
+
+    def tick(more: int) -> None:
+        counts[number] += more
+
+    counts[number] = 0
+    result = function(task, tick)
+    done, counts[number] = counts[number], 0
+    return result, done

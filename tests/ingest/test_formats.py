@@ -1,0 +1,143 @@
+"""All formats together: each file is told by its content, refused by the readers of the others, and by the configs."""
+
+import dataclasses
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import test_fmi
+import test_mch_gif
+import test_mrms
+import test_odim
+import yaml
+from spoiling import check_reads_or_names, spoilt
+
+from raincast import schema
+from raincast.ingest.readers import Auto, Reader
+from raincast.ingest.readers.cf import CF
+from raincast.ingest.readers.fmi import FMI
+from raincast.ingest.readers.knmi import KNMI
+from raincast.ingest.readers.mch_gif import MCHGif
+from raincast.ingest.readers.mrms import MRMS
+from raincast.ingest.readers.odim import ODIM
+from raincast.ingest.readers.polar import Polar
+
+CONF = Path(__file__).parents[2] / "conf/source"
+READERS: dict[str, Reader] = {
+    "polar": Polar(),
+    "knmi": KNMI(),
+    "odim": ODIM(),
+    "mch_gif": MCHGif(),
+    "fmi": FMI(),
+    "mrms": MRMS(),
+    "cf": CF(),
+}
+
+
+def write_cf(path: Path) -> Path:
+    schema.mock_archive(num_times=2).to_netcdf(path, engine="netcdf4")
+    return path
+
+
+def write_nexrad(path: Path, zipped: bool = False) -> Path:
+    content = b"AR2V0006.001" + bytes(100)
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    return path
+
+
+def write_cfradial(path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file.attrs["Conventions"] = "CF/Radial instrument_parameters"
+        file.create_dataset("range", data=np.arange(3.0)).make_scale("range")
+    return path
+
+
+WRITERS: list[tuple[str, Callable[[Path], Path]]] = [
+    ("polar", lambda path: test_odim.write(path, kind="PVOL")),
+    ("polar", write_nexrad),
+    ("polar", lambda path: write_nexrad(path, zipped=True)),
+    ("polar", write_cfradial),
+    ("odim", test_odim.write),
+    ("mch_gif", test_mch_gif.write),
+    ("fmi", test_fmi.write_pgm),
+    ("fmi", lambda path: test_fmi.write_pgm(path, zipped=True)),
+    ("fmi", test_fmi.write_tiff),
+    ("mrms", test_mrms.write),
+    ("cf", write_cf),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), WRITERS)
+def test_each_file_has_one_reader_and_the_others_say_why_not(
+    tmp_path: Path, name: str, write: Callable[[Path], Path]
+) -> None:
+    path = write(tmp_path / "a.bin")
+    recognised = [other for other, reader in READERS.items() if reader.recognises(path)]
+    assert recognised[0] == name and set(recognised) <= {name, "cf"}
+    for other, reader in READERS.items():
+        if other != name:
+            for call in (reader.scan, reader.read):
+                with pytest.raises(ValueError, match=r"a\.bin"):
+                    call(path)
+    if name != "polar":
+        assert Auto(READERS).read(path, step_minutes=5)[schema.RAIN].sizes[schema.TIME] >= 1
+
+
+def test_knmi_files_are_knmis_alone(write_knmi: Callable[..., Path]) -> None:
+    path = write_knmi("2020-01-01T00:05")
+    assert [name for name, reader in READERS.items() if reader.recognises(path)] == ["knmi"]
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b", b"no radar", b"GRIB", b"GIF89a", b"P5\n", b"II*\0", b"\x89HDF\r\n\x1a\n"]
+)
+def test_nothing_at_all(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / "a.bin").write_bytes(content)
+    for path in (tmp_path / "a.bin", tmp_path / "absent.bin", tmp_path):
+        assert not READERS[name].recognises(path) or (name, content) == ("mch_gif", b"GIF89a")
+        for call in (READERS[name].scan, READERS[name].read):
+            with pytest.raises(ValueError, match=path.name):
+                call(path)
+
+
+@pytest.mark.parametrize("write", [write_nexrad, write_cfradial, lambda path: test_odim.write(path, kind="SCAN")])
+def test_polar_files_are_refused_with_the_way_to_grid_them(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    path = write(tmp_path / "a.bin")
+    for reader in (Polar(), Auto(READERS)):
+        for call in (reader.scan, reader.read):
+            with pytest.raises(
+                ValueError,
+                match=r"a\.bin \((NEXRAD level 2|CfRadial|ODIM HDF5, object SCAN)\) holds rays.*source=cf",
+            ):
+                call(path)
+    with pytest.raises(ValueError, match=r"b\.nc is no polar file that raincast knows: take source=auto"):
+        Polar().scan(write_cf(tmp_path / "b.nc"))
+    assert check_reads_or_names(Polar(), path, spoilt(path.read_bytes(), num=10)) > 0
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_the_yaml_of_each_source_names_every_argument(name: str) -> None:
+    reader: Any = type(READERS[name])
+    keys = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert keys.pop("_target_") == f"{reader.__module__}.{reader.__name__}"
+    assert reader(**keys) == reader()
+    assert set(keys) == {field.name for field in dataclasses.fields(reader)}
+
+
+def test_auto_composes_from_the_other_sources_in_this_order() -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    with initialize_config_dir(str(CONF.parent), version_base=None):
+        config = compose(
+            overrides=["+source=auto", "source.readers.cf.variable=R", "source.readers.odim.quantity=DBZH"]
+        )
+    auto = instantiate(config.source)
+    assert isinstance(auto, Auto)
+    assert dict(auto.readers) == READERS | {"cf": CF(variable="R"), "odim": ODIM(quantity="DBZH")}
+    assert list(auto.readers) == list(READERS)
