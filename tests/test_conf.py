@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 from running import REPO, compose_config
@@ -14,7 +15,7 @@ CONF = REPO / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [
     f"{group}={path.stem}"
-    for group in ("transform", "model", "loss", "optimizer", "metrics", "trainer", "callbacks", "logger")
+    for group in ("transform", "model", "head", "loss", "optimizer", "metrics", "trainer", "callbacks", "logger")
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
 DATES = [
@@ -55,6 +56,60 @@ def test_every_experiment_composes_and_its_keys_match_signatures(experiment: str
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_its_keys_match_signatures(choice: str, tmp_path: Path) -> None:
     assert check_signatures(compose_config("train", tmp_path, choice)) >= 5
+
+
+@pytest.mark.parametrize(
+    ("head", "loss"),
+    [
+        ("rate", "BalancedLoss"),
+        ("softmax", "ClassLoss"),
+        ("ordinal", "OrdinalLoss"),
+        ("quantiles", "QuantileLoss"),
+    ],
+)
+def test_a_head_brings_its_loss_and_the_network_its_channels(head: str, loss: str, tmp_path: Path) -> None:
+    from raincast import build
+
+    config = compose_config("train", tmp_path, "experiment=radar", f"head={head}")
+    assert config.loss._target_ == f"raincast.losses.{loss}"
+    made = build.head(config)
+    small = OmegaConf.to_container(config.model, resolve=True) | {"head_channels": 2}  # type: ignore[operator]
+    net = build.network(small, num_channels=made.num_channels)
+    module = build.module(config, net, made, {"lead_steps": 2})
+    loss_of = module.loss
+    assert net(torch.zeros(1, 2, 1, 16, 16), 2).shape == (1, 2, made.num_channels, 16, 16)
+    assert getattr(loss_of, "num_channels", 1) == made.num_channels
+
+
+def test_the_numbers_of_a_head_stand_once(tmp_path: Path) -> None:
+    config = compose_config("train", tmp_path, "head=ordinal", "head.thresholds=[1,5]")
+    assert config.loss.thresholds == [1, 5]
+    config = compose_config("train", tmp_path, "head=quantiles", "head.levels=[0.2,0.8]")
+    assert config.loss.levels == [0.2, 0.8]
+    # the classes of one are those of the other: only the loss differs
+    assert (
+        compose_config("train", tmp_path, "head=ordinal", "loss=softmax").loss._target_
+        == "raincast.losses.ClassLoss"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["head=rate", "loss=quantiles"], r"QuantileLoss does not belong to .*RateHead: .*head\.levels.*head=…"),
+        (["head=quantiles", "loss=ordinal"], r"OrdinalLoss does not belong to .*QuantileHead: .*head\.thresholds"),
+        (["head=quantiles", "loss=balanced"], r"BalancedLoss compares 1 channels, QuantileHead\(.*\) gives 7"),
+        (["head=softmax", "+model.out_channels=3"], r"model\.out_channels=3, but the head reads 7 channels"),
+    ],
+)
+def test_what_does_not_fit_a_head_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
+    from raincast import build
+
+    config = compose_config("train", tmp_path, "experiment=radar", *overrides)
+    with pytest.raises(ValueError, match=message):
+        head = build.head(config)
+        model: Any = OmegaConf.to_container(config.model, resolve=True)
+        build.module(config, build.network(model, num_channels=head.num_channels), head, {"lead_steps": 2})
 
 
 def test_split_by_dates_composes(tmp_path: Path) -> None:

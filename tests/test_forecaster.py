@@ -5,33 +5,54 @@ import pytest
 import torch
 from torch import nn
 
-from raincast.forecaster import NetworkForecaster, predict_rates, to_network_scale
+from raincast.forecaster import NetworkForecaster, network_input, predict_rates, to_network_scale
 from raincast.models import PyramidEncoderForecaster
+from raincast.models.heads import ClassHead, QuantileHead, RateHead
 from raincast.transforms import DbzScaling, LogScaling
 
 STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
 TRANSFORMS = [DbzScaling(a=58.53, b=1.56), LogScaling()]
 
+HEADS = [RateHead(), ClassHead((0.5, 2.0, 10.0)), QuantileHead((0.1, 0.5, 0.9))]
+
+any_head = pytest.mark.parametrize("head", HEADS, ids=lambda head: type(head).__name__)
 any_transform = pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
 
 
-def network(scale: float = 30.0) -> nn.Module:
+def network(scale: float = 30.0, out_channels: int = 1) -> nn.Module:
     """Untrained, with outputs on both sides of the scale's ends."""
     torch.manual_seed(0)
-    made = PyramidEncoderForecaster(stages=STAGES)
+    made = PyramidEncoderForecaster(out_channels=out_channels, stages=STAGES)
     with torch.no_grad():
         for parameter in made.head.parameters():
             parameter.mul_(scale)
     return made
 
 
-def forecaster(transform=TRANSFORMS[0], **kwargs) -> NetworkForecaster:
+def forecaster(transform=TRANSFORMS[0], head=HEADS[0], **kwargs) -> NetworkForecaster:
     given = {"name": "net", "input_steps": 3, "lead_steps": 4, "step_minutes": 5.0} | kwargs
-    return NetworkForecaster(network(), transform, **given)
+    return NetworkForecaster(network(out_channels=head.num_channels), head, transform, **given)
 
 
 def rain(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).gamma(0.4, 5.0, shape).astype(np.float32)
+
+
+def test_a_missing_pixel_reaches_no_other_and_may_be_told_from_a_dry_one():
+    torch.manual_seed(0)
+    made = PyramidEncoderForecaster(in_channels=2, stages=STAGES)
+    given = torch.from_numpy(rain(1, 3, 1, 8, 8))
+    given[0, 1, 0, 2, 3] = 0.0
+    missing = given.clone()
+    missing[0, 1, 0, 2, 3] = torch.nan
+    read = network_input(made, TRANSFORMS[0], missing)
+    difference = read - network_input(made, TRANSFORMS[0], given)
+    expected = torch.zeros(1, 3, 2, 8, 8)
+    expected[0, 1, 1, 2, 3] = -1.0  # no longer observed; the rain is 0 in both, and nothing else differs
+    assert torch.equal(difference, expected)
+    forecast = predict_rates(made, HEADS[0], TRANSFORMS[0], missing, 4)
+    assert forecast.isfinite().all()
+    assert not torch.equal(forecast, predict_rates(made, HEADS[0], TRANSFORMS[0], given, 4))
 
 
 @any_transform
@@ -50,12 +71,13 @@ def test_missing_pixels_are_taken_for_no_rain(transform):
 
 
 @any_transform
+@any_head
 @pytest.mark.parametrize("hw", [(1, 1), (1, 7), (5, 9), (8, 8)])
 @pytest.mark.parametrize("value", [0.0, np.nan, 1e-6, 400.0, np.inf])
-def test_finite_and_not_negative_whatever_comes(transform, hw, value):
+def test_finite_and_not_negative_whatever_comes(transform, head, hw, value):
     given = rain(2, 3, 1, *hw)
     given[1] = value
-    out = forecaster(transform).forecast(given, 5)
+    out = forecaster(transform, head).forecast(given, 5)
     assert out.shape == (2, 5, 1, *hw) and out.dtype == np.float32
     assert np.isfinite(out).all() and (out >= 0).all()
 
@@ -74,7 +96,7 @@ def test_network_sees_the_scaled_rain_and_its_answer_is_unscaled():
             return x[:, -1:].expand(-1, num_steps, -1, -1, -1).bfloat16().to(x.dtype)
 
     given = torch.from_numpy(rain(2, 3, 1, 6, 6)).clamp(0.2, 100)
-    out = predict_rates(Last(), TRANSFORMS[1], given, 2)
+    out = predict_rates(Last(), RateHead(), TRANSFORMS[1], given, 2)
     assert out.dtype == torch.float32
     # bfloat16 has 8 bits: half a step of 2^-8 on a scale of ln(1501) = 7.3
     torch.testing.assert_close(out, given[:, -1:].expand(-1, 2, -1, -1, -1), rtol=0.03, atol=1e-3)
@@ -85,7 +107,7 @@ def test_network_output_in_half_precision_comes_as_float32():
         def forward(self, x, num_steps):
             return torch.full((len(x), num_steps, 1, *x.shape[-2:]), 0.5, dtype=torch.bfloat16)
 
-    out = predict_rates(Half(), TRANSFORMS[0], torch.zeros(1, 2, 1, 3, 3), 2)
+    out = predict_rates(Half(), RateHead(), TRANSFORMS[0], torch.zeros(1, 2, 1, 3, 3), 2)
     # p = 0.5 is 25 dBZ: 10^((25 − 17.674) / 15.6) = 2.948 mm/h
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, torch.full_like(out, 2.948), rtol=1e-3, atol=0)
@@ -97,6 +119,27 @@ def test_network_output_in_half_precision_comes_as_float32():
 def test_other_frames_or_channels_are_refused(shape):
     with pytest.raises(ValueError, match=r"net takes \(batch, 3 frames, 1 channels, y, x\), found"):
         forecaster().forecast(np.zeros(shape, np.float32), 4)
+
+
+@any_head
+def test_exceedance_goes_with_the_forecast(head):
+    made, given, thresholds = forecaster(head=head), rain(2, 3, 1, 7, 9), (0.5, 1.0, 10.0)
+    given[0, :, 0, :3] = np.nan
+    rates, chances = made.forecast_with_exceedance(given, 4, thresholds)
+    np.testing.assert_array_equal(made.forecast(given, 4), rates)
+    np.testing.assert_array_equal(made.exceedance(given, 4, thresholds), chances)
+    assert chances.shape == (2, 4, 3, 7, 9) and chances.dtype == np.float32
+    assert (chances >= 0).all() and (chances <= 1).all() and (np.diff(chances, axis=2) <= 0).all()
+    assert (chances > 0).any() and (head.probabilistic or np.isin(chances, (0, 1)).all())
+    assert made.forecast_with_exceedance(given, 4, ())[1].shape == (2, 4, 0, 7, 9)
+
+
+def test_a_network_of_another_head_is_refused():
+    made = NetworkForecaster(
+        network(), HEADS[1], TRANSFORMS[0], name="net", input_steps=3, lead_steps=4, step_minutes=5.0
+    )
+    with pytest.raises(ValueError, match=r"\(B, T, 4, H, W\), found \(1, 4, 1, 8, 8\).*out_channels=4"):
+        made.forecast(rain(1, 3, 1, 8, 8), 4)
 
 
 def test_forecasts_are_repeatable_and_leave_no_trace():

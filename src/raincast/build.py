@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 
 import raincast
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raincast.data.datamodule import RadarDataModule
-    from raincast.forecaster import Forecaster, NetworkForecaster, Transform
+    from raincast.forecaster import Forecaster, NetworkForecaster
+    from raincast.models.heads import Head
+    from raincast.transforms import Transform
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +73,34 @@ def datamodule(cfg: DictConfig, archive: Path) -> "RadarDataModule":
     return module
 
 
-def network(model: Mapping[str, Any]) -> "nn.Module":
-    """The network of a model config."""
-    built: nn.Module = make(dict(model))
+def head(cfg: DictConfig) -> "Head":
+    """The head of `cfg.head`, once it is sure that `cfg.loss` finds in it what it needs."""
+    try:
+        OmegaConf.to_container(cfg.loss, resolve=True)
+    except InterpolationKeyError as error:
+        raise ValueError(
+            f"{cfg.loss._target_} does not belong to {cfg.head._target_}: {str(error).splitlines()[0]}. "
+            "Choose the head with head=… and leave loss=… out: each head brings its own."
+        ) from error
+    made: Head = make(cfg.head)
+    return made
+
+
+def network(model: Mapping[str, Any], *, num_channels: int = 1) -> "nn.Module":
+    """The network of a model config, with as many output channels as its head reads."""
+    built: nn.Module = make(_for_head(model, num_channels))
     return built
+
+
+def _for_head(model: Mapping[str, Any], num_channels: int) -> dict[str, Any]:
+    """`model` with the head's number of channels; ValueError where it states another."""
+    stated = model.get("out_channels", num_channels)
+    if stated != num_channels:
+        raise ValueError(
+            f"model.out_channels={stated}, but the head reads {num_channels} channels. Leave model.out_channels "
+            "out (~model.out_channels): it follows from the head."
+        )
+    return {**model, "out_channels": num_channels}
 
 
 def check_crop(data: "RadarDataModule", net: "nn.Module", crop: int | None) -> None:
@@ -121,13 +148,14 @@ def config_text(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(container))
 
 
-def module(cfg: DictConfig, net: "nn.Module", info: dict[str, Any]) -> "L.LightningModule":
+def module(cfg: DictConfig, net: "nn.Module", net_head: "Head", info: dict[str, Any]) -> "L.LightningModule":
     """The LightningModule of a run."""
     from raincast.training.module import NowcastModule
 
     transform = make(cfg.transform)
     return NowcastModule(
         net,
+        net_head,
         transform,
         # partial, or Hydra would turn the transform, a dataclass, into a config
         make(cfg.loss, _partial_=True)(transform=transform),
@@ -275,8 +303,11 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    net: nn.Module = construct(OmegaConf.to_container(checkpoint.config.model, resolve=False))
-    transform: Transform = construct(OmegaConf.to_container(checkpoint.config.transform, resolve=False))
+    config = _mapping(OmegaConf.to_container(checkpoint.config, resolve=False))
+    # older checkpoints say nothing of a head: their networks gave the rate
+    net_head: Head = construct(config.get("head", {"_target_": "raincast.models.heads.RateHead"}))
+    net: nn.Module = construct(_for_head(config["model"], net_head.num_channels))
+    transform: Transform = construct(config["transform"])
     prefix = "network."
     net.load_state_dict(
         {key.removeprefix(prefix): w for key, w in checkpoint.state.items() if key.startswith(prefix)}
@@ -284,6 +315,7 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
     info = checkpoint.info
     return NetworkForecaster(
         net,
+        net_head,
         transform,
         name="network",
         input_steps=info["input_steps"],

@@ -4,6 +4,7 @@ mm/h in, mm/h out, whoever is behind it. A Forecaster always answers with finite
 nothing it says 0. Which pixels nobody can say anything about (never observed) is the caller's to mask.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from raincast.models.heads import Head
+from raincast.transforms import Transform
 
 
 class Forecaster(Protocol):
@@ -22,38 +26,49 @@ class Forecaster(Protocol):
         """(B, T_in, C, H, W) mm/h with NaN for missing → (B, num_steps, 1, H, W) mm/h, finite, ≥ 0."""
 
 
-class Transform(Protocol):
-    """mm/h ↔ the network's scale, on which no rain is 0."""
-
-    def forward(self, rate: Tensor) -> Tensor:
-        """mm/h → network scale; NaN stays NaN."""
-
-    def inverse(self, scaled: Tensor) -> Tensor:
-        """Network scale → mm/h."""
-
-
 def to_network_scale(transform: Transform, rain: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
     """mm/h with NaN → network scale, where a missing pixel becomes 0: no rain."""
     return torch.nan_to_num(transform.forward(rain), nan=0.0)
 
 
-def predict_rates(
+def network_input(
+    network: nn.Module, transform: Transform, rain: Float[Tensor, "b t c h w"]
+) -> Float[Tensor, "b t n h w"]:
+    """Rain on the network's scale and, if it takes a channel more, where it was observed: 1, missing: 0."""
+    scaled = to_network_scale(transform, rain)
+    channels = rain.shape[2]
+    if getattr(network, "in_channels", channels) != channels + 1:
+        return scaled
+    observed = ~rain.isnan().any(dim=2, keepdim=True)
+    return torch.cat([scaled, observed.to(scaled.dtype)], dim=2)
+
+
+def predict_output(
     network: nn.Module, transform: Transform, rain: Float[Tensor, "b t c h w"], num_steps: int
+) -> Float[Tensor, "b s n h w"]:
+    """The network's answer to rain in mm/h, for its head, in float32 whatever precision it ran in."""
+    output: Tensor = network(network_input(network, transform, rain), num_steps)
+    return output.float()
+
+
+def predict_rates(
+    network: nn.Module, head: Head, transform: Transform, rain: Float[Tensor, "b t c h w"], num_steps: int
 ) -> Float[Tensor, "b s 1 h w"]:
-    """The network's forecast in mm/h, in float32 whatever precision it ran in."""
-    scaled: Tensor = network(to_network_scale(transform, rain), num_steps)
-    return transform.inverse(scaled.float())
+    """The network's forecast in mm/h."""
+    return head.rates(predict_output(network, transform, rain, num_steps), transform)
 
 
 class NetworkForecaster:
     """A trained network as a Forecaster.
 
     It was trained on `input_steps` frames of `step_minutes`, and refuses another number of frames.
+    `head` says what its channels mean.
     """
 
     def __init__(
         self,
         network: nn.Module,
+        head: Head,
         transform: Transform,
         *,
         name: str,
@@ -64,6 +79,7 @@ class NetworkForecaster:
         device: str | torch.device = "cpu",
     ) -> None:
         self.network = network.to(device).eval()
+        self.head = head
         self.transform = transform
         self.name = name
         self.input_steps = input_steps
@@ -72,13 +88,33 @@ class NetworkForecaster:
         self.num_channels = num_channels
         self.device = torch.device(device)
 
-    @torch.inference_mode()
     def forecast(self, rain: npt.NDArray[np.float32], num_steps: int) -> npt.NDArray[np.float32]:
         """As the protocol says; ValueError for other frames or channels than it was trained on."""
+        return self.forecast_with_exceedance(rain, num_steps, ())[0]
+
+    def exceedance(
+        self, rain: npt.NDArray[np.float32], num_steps: int, thresholds: Sequence[float]
+    ) -> npt.NDArray[np.float32]:
+        """(B, T_in, C, H, W) mm/h with NaN → (B, num_steps, K, H, W): P(rate >= threshold), each in 0 to 1.
+
+        `thresholds` are K rates in mm/h, above 0 and increasing; ValueError otherwise, and as in `forecast`.
+        Where the head is not probabilistic, the probabilities are 0 and 1.
+        """
+        return self.forecast_with_exceedance(rain, num_steps, thresholds)[1]
+
+    @torch.inference_mode()
+    def forecast_with_exceedance(
+        self, rain: npt.NDArray[np.float32], num_steps: int, thresholds: Sequence[float]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What `forecast` and `exceedance` give, from one run of the network; K may be 0."""
         if rain.ndim != 5 or rain.shape[1:3] != (self.input_steps, self.num_channels):
             raise ValueError(
                 f"{self.name} takes (batch, {self.input_steps} frames, {self.num_channels} channels, y, x), "
                 f"found {rain.shape}."
             )
         tensor = torch.from_numpy(np.ascontiguousarray(rain, dtype=np.float32)).to(self.device)
-        return predict_rates(self.network, self.transform, tensor, num_steps).cpu().numpy()
+        output = predict_output(self.network, self.transform, tensor, num_steps)
+        rates = self.head.rates(output, self.transform)
+        # no threshold is no question
+        chances = self.head.exceedance(output, thresholds, self.transform) if len(thresholds) else rates[:, :, :0]
+        return rates.cpu().numpy(), chances.cpu().numpy()

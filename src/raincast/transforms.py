@@ -7,10 +7,21 @@ Each conversion is a frozen value object that maps both ways, states what no rai
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Array = TypeVar("Array")
 """A NumPy array or a torch tensor: what goes in comes out."""
+
+
+@runtime_checkable  # so that checked annotations (jaxtyping, beartype) accept it
+class Transform(Protocol):
+    """mm/h ↔ the network's scale, on which no rain is 0."""
+
+    def forward(self, rate: Array) -> Array:
+        """mm/h → network scale; NaN stays NaN."""
+
+    def inverse(self, scaled: Array) -> Array:
+        """Network scale → mm/h, 0 or more."""
 
 
 def _namespace(values: Any) -> Any:

@@ -108,6 +108,49 @@ def test_forecast_of_an_archive_is_where_it_belongs(tiny_run: Path, tiny_archive
     assert written.with_suffix(".gif").read_bytes().startswith(b"GIF8")
 
 
+@pytest.mark.parametrize("head", ["softmax", "ordinal", "quantiles"])
+def test_every_head_trains_scores_and_forecasts(head: str, tiny_archive: Path, tmp_path: Path) -> None:
+    """Of its checkpoint alone: rates, and probabilities at the thresholds that training scored, or others."""
+    one_epoch = ["trainer.max_epochs=1", "data.samples_per_epoch=8", "data.eval_stride=8"]
+    result = train(
+        compose_config("train", tmp_path / "t", *TINY, f"head={head}", f"data.archive={tiny_archive}", *one_epoch)
+    )
+    # as evaluate.py scores it
+    assert result.scores is not None and np.isfinite(result.scores["mae"].sel(forecaster="network")).all()
+    checkpoint = f"checkpoint={result.last}"
+    common = [checkpoint, f"input={tiny_archive}", "animation=false", "device=cpu"]
+    with xr.open_dataset(forecast(compose_config("forecast", tmp_path / "a", *common))) as file:
+        chance = file["rain_rate_exceedance"]
+        assert file["threshold"].values.tolist() == [0.5, 1, 2, 5, 10, 30]
+        assert chance.dims == ("lead_time", "threshold", "y", "x") and chance.attrs["units"] == "1"
+        observed = file["rain_rate"].notnull()
+        assert (chance.notnull() == observed).all() and observed.any() and not observed.all()
+        assert float(chance.min()) >= 0 and float(chance.max()) <= 1
+        assert (chance.diff("threshold").where(observed, 0) <= 0).all()
+    asked = forecast(compose_config("forecast", tmp_path / "b", *common, "exceedance=[0.7,3]"))
+    with xr.open_dataset(asked) as file:
+        assert file["rain_rate_exceedance"].sizes["threshold"] == 2
+    never = forecast(compose_config("forecast", tmp_path / "c", *common, "exceedance=[]"))
+    with xr.open_dataset(never) as file:
+        assert "rain_rate_exceedance" not in file
+
+
+def test_a_forecast_of_rates_has_probabilities_if_asked(
+    tiny_run: Path, tiny_archive: Path, tmp_path: Path
+) -> None:
+    checkpoint = f"checkpoint={tiny_run}/checkpoints/best.ckpt"
+    common = [checkpoint, f"input={tiny_archive}", "animation=false", "device=cpu"]
+    with xr.open_dataset(forecast(compose_config("forecast", tmp_path / "a", *common))) as file:
+        assert "rain_rate_exceedance" not in file
+    with xr.open_dataset(forecast(compose_config("forecast", tmp_path / "b", *common, "exceedance=[1]"))) as file:
+        reached = (file["rain_rate"] >= 1).where(file["rain_rate"].notnull())
+        # rates are rounded to 0.01 mm/h in the file
+        unclear = abs(file["rain_rate"] - 1) < 0.0051
+        assert (reached == file["rain_rate_exceedance"][:, 0]).where(reached.notnull() & ~unclear, True).all()
+    with pytest.raises(ValueError, match=r"thresholds=\[5\.0, 1\.0\] must be .* increasing"):
+        forecast(compose_config("forecast", tmp_path / "c", *common, "exceedance=[5,1]"))
+
+
 def test_forecast_of_radar_files_equals_that_of_their_archive(tiny_run: Path, tmp_path: Path) -> None:
     """The file of the service is read as ingest would read it; the archive rounds to 0.01 mm/h."""
     source = foreign_file(tmp_path / "rain.nc")

@@ -9,7 +9,7 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 from raincast import __version__, schema
-from raincast.output.forecast_file import MAX_RATE, forecast_dataset, write_forecast
+from raincast.output.forecast_file import MAX_RATE, forecast_dataset, with_exceedance, write_forecast
 from raincast.schema import Grid
 
 INIT = np.datetime64("2026-01-01T12:00")
@@ -62,6 +62,16 @@ def made(rain, grid, *, cell_methods="time: point", attrs=None, step_minutes=STE
         cell_methods=cell_methods,
         attrs=attrs or {},
     )
+
+
+THRESHOLDS = (0.5, 2.0, 10.0)
+
+
+@pytest.fixture
+def probability(rain):
+    """(lead, threshold, y, x), missing where the rain is."""
+    falling = np.sort(np.random.default_rng(1).random((6, 3, 12, 10), np.float32), axis=1)[:, ::-1]
+    return np.where(np.isnan(rain)[:, None], np.nan, falling).astype(np.float32)
 
 
 def test_what_is_written_is_read_back(rain, grid, tmp_path):
@@ -136,6 +146,47 @@ def test_gdal_and_pyproj_agree_on_the_projection(rain, grid, tmp_path):
     np.testing.assert_allclose(*to_degrees, rtol=0, atol=1e-8)
 
 
+def test_probabilities_are_read_back(rain, probability, grid, tmp_path):
+    path = write_forecast(with_exceedance(made(rain, grid), probability, THRESHOLDS), tmp_path / "a.nc")
+    with xr.open_dataset(path, engine="netcdf4", decode_timedelta=True) as read:
+        assert read.rain_rate_exceedance.dims == ("lead_time", "threshold", "y", "x")
+        assert read.threshold.values.tolist() == list(THRESHOLDS)
+        # half a code of 0.0001; NaN only where nobody looked
+        np.testing.assert_allclose(read.rain_rate_exceedance.values, probability, rtol=0, atol=0.5e-4 + 1e-6)
+        assert (read.rain_rate_exceedance.diff("threshold") <= 0).where(read.rain_rate.notnull(), True).all()
+        # a program that looks for the rain rate finds one
+        assert schema.find_rain_variable(read) == schema.RAIN
+    with netCDF4.Dataset(path) as file:
+        variable = file["rain_rate_exceedance"]
+        assert variable.units == "1" and file["threshold"].units == "mm h-1"
+        assert variable.coordinates == "init_time time" and variable.grid_mapping == "crs"
+        assert variable.chunking() == [1, 1, 12, 10]
+
+
+def test_gdal_finds_rates_and_probabilities(rain, probability, tmp_path):
+    grid = schema.mock_grid()
+    path = write_forecast(with_exceedance(made(rain, grid), probability, THRESHOLDS), tmp_path / "a.nc")
+    with rasterio.open(f"netcdf:{path}:rain_rate") as gdal:
+        assert gdal.count == len(rain)
+        value = gdal.read(4)[7, 3] * gdal.scales[3]
+    assert value == pytest.approx(rain[3, 7, 3], abs=0.0051)
+    with rasterio.open(f"netcdf:{path}:rain_rate_exceedance") as gdal:
+        assert gdal.count == len(rain) * len(THRESHOLDS)
+        tags = gdal.tags(11)  # of lead number 3 the second threshold
+        assert (tags["NETCDF_DIM_lead_time"], tags["NETCDF_DIM_threshold"]) == ("20", "2")
+        value = gdal.read(11)[7, 3] * gdal.scales[10]
+        np.testing.assert_allclose(gdal.xy(7, 3), (grid.x[3], grid.y[7]), rtol=1e-9)
+    assert value == pytest.approx(probability[3, 1, 7, 3], abs=1e-4)
+
+
+def test_probabilities_that_do_not_fit_are_refused(rain, probability):
+    dataset = made(rain, schema.mock_grid())
+    with pytest.raises(ValueError, match=r"\(lead, threshold, y, x\), here \(6, 2, 12, 10\)"):
+        with_exceedance(dataset, probability, THRESHOLDS[:2])
+    with pytest.raises(ValueError, match="outside 0 to 1, the first is 50"):
+        with_exceedance(dataset, np.full_like(probability, 50), THRESHOLDS)
+
+
 def test_means_have_the_bounds_of_their_step(rain, tmp_path):
     path = write_forecast(made(rain, schema.mock_grid(), cell_methods="time: mean"), tmp_path / "a.nc")
     with xr.open_dataset(path, engine="netcdf4", decode_timedelta=True) as read:
@@ -165,6 +216,14 @@ def cf_errors(path):
 def test_the_compliance_checker_finds_no_error(rain, grid, cell_methods, tmp_path):
     pytest.importorskip("compliance_checker", reason="the CF checker is not installed")
     assert cf_errors(write_forecast(made(rain, grid, cell_methods=cell_methods), tmp_path / "a.nc")) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("cell_methods", ["time: point", "time: mean"])
+def test_the_compliance_checker_finds_no_error_in_probabilities(rain, probability, cell_methods, tmp_path):
+    pytest.importorskip("compliance_checker", reason="the CF checker is not installed")
+    dataset = with_exceedance(made(rain, schema.mock_grid(), cell_methods=cell_methods), probability, THRESHOLDS)
+    assert cf_errors(write_forecast(dataset, tmp_path / "a.nc")) == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

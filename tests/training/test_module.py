@@ -13,8 +13,9 @@ from raincast.data.datamodule import RadarDataModule
 from raincast.data.windows import BlockSplit
 from raincast.evaluation import evaluate
 from raincast.forecaster import NetworkForecaster, to_network_scale
-from raincast.losses import BalancedLoss
+from raincast.losses import BalancedLoss, ClassLoss, OrdinalLoss, QuantileLoss
 from raincast.models import PyramidEncoderForecaster
+from raincast.models.heads import ClassHead, QuantileHead, RateHead
 from raincast.schema import RAIN, mock_archive
 from raincast.training.module import CHECKPOINT_KEY, NowcastModule
 from raincast.training.optimizer import adamw_warmup_cosine
@@ -27,9 +28,19 @@ STAGES = [
 THRESHOLDS = (0.5, 2.0, 10.0, 1000.0)  # the last is never reached
 SCALE = DbzScaling(a=58.53, b=1.56)
 LEADS = 3
+CLASSES = ClassHead((0.5, 2.0, 5.0, 10.0))
+LEVELS = QuantileHead((0.1, 0.25, 0.5, 0.75, 0.9))
+HEADS = {
+    "rate": (RateHead(), BalancedLoss(SCALE)),
+    "softmax": (CLASSES, ClassLoss(SCALE, thresholds=CLASSES.thresholds)),
+    "ordinal": (CLASSES, OrdinalLoss(SCALE, thresholds=CLASSES.thresholds)),
+    "quantiles": (LEVELS, QuantileLoss(SCALE, levels=LEVELS.levels)),
+}
+any_head = pytest.mark.parametrize("name", HEADS)
 
 
-def module(metadata: dict | None = None) -> NowcastModule:
+def module(metadata: dict | None = None, name: str = "rate") -> NowcastModule:
+    head, loss = HEADS[name]
     torch.manual_seed(0)
     optimizer = partial(
         adamw_warmup_cosine,
@@ -40,9 +51,10 @@ def module(metadata: dict | None = None) -> NowcastModule:
         final_fraction=0.01,
     )
     return NowcastModule(
-        PyramidEncoderForecaster(stages=STAGES),
+        PyramidEncoderForecaster(out_channels=head.num_channels, stages=STAGES),
+        head,
         SCALE,
-        BalancedLoss(SCALE),
+        loss,
         optimizer,
         thresholds=THRESHOLDS,
         lead_steps=LEADS,
@@ -85,8 +97,25 @@ def test_one_batch_is_learnt_by_heart(tmp_path):
     assert error < 0.5 * persistence
 
 
-def test_every_parameter_gets_a_gradient():
-    own = module()
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "rate"])
+def test_every_head_learns_one_batch(tmp_path, name):
+    """Its loss falls, its mean comes nearer to the rain than persistence, and where it rains it knows."""
+    own, batch = module(name=name), moving_rain()
+    before = loss_of(own, batch).detach()
+    del own.log
+    trainer(tmp_path, max_steps=120).fit(own, torch.utils.data.DataLoader([batch] * 120, batch_size=None))
+    assert loss_of(own, batch) < 0.3 * before
+    seen, rain = batch["target_mask"], batch["target"]
+    persistence = (batch["input"][:, -1:] - rain)[seen].abs().mean()
+    assert (own(batch["input"]) - rain)[seen].abs().mean() < 0.5 * persistence
+    output = own.network(to_network_scale(SCALE, batch["input"]), LEADS)
+    chance = own.head.exceedance(output, (2.0,), SCALE)
+    assert chance[seen & (rain >= 2)].mean() > 0.8 and chance[seen & (rain < 2)].mean() < 0.1
+
+
+@any_head
+def test_every_parameter_gets_a_gradient(name):
+    own = module(name=name)
     loss_of(own, moving_rain()).backward()
     assert [name for name, p in own.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -108,9 +137,10 @@ def validated(own: NowcastModule, batches, folder: Path) -> dict[str, float]:
     return trainer(folder).validate(own, loader, verbose=False)[0]
 
 
+@any_head
 @pytest.mark.parametrize("rubbish", [0.0, 55.0, -3.0, np.inf, np.nan])
-def test_what_was_not_observed_changes_nothing(tmp_path, rubbish):
-    own, batch = module(), moving_rain()
+def test_what_was_not_observed_changes_nothing(tmp_path, rubbish, name):
+    own, batch = module(name=name), moving_rain()
     batch["target_mask"][:, :, :, 2:6] = False
     changed = batch | {"target": torch.where(batch["target_mask"], batch["target"], rubbish)}
     results = []
@@ -155,14 +185,19 @@ def data(tmp_path_factory) -> RadarDataModule:
     )
 
 
-def test_validation_equals_evaluation(data, tmp_path):
+@any_head
+def test_validation_equals_evaluation(data, tmp_path, name):
     """One truth: what chose the checkpoint is what the evaluation reports."""
-    own = module()
+    own = module(name=name)
+    rain = {"rate": 0.35, "quantiles": 0.35}.get(name, 0.0)  # 14.5 dBZ: rain near the lowest threshold
     with torch.no_grad():
-        own.network.head[-1].bias.fill_(0.35)  # 14.5 dBZ: rain near the lowest threshold
+        own.network.head[-1].bias.fill_(rain)
+        own.network.head[-1].bias[0] += 0.0 if name in ("rate", "quantiles") else 2.5  # most likely dry
     logged = validated(own, data, tmp_path)
     assert len(data.eval_places("val")) % 3
-    forecaster = NetworkForecaster(own.network, SCALE, name="net", input_steps=3, lead_steps=LEADS, step_minutes=5)
+    forecaster = NetworkForecaster(
+        own.network, own.head, SCALE, name="net", input_steps=3, lead_steps=LEADS, step_minutes=5
+    )
     scores = evaluate(
         [forecaster], data.val_dataloader(), thresholds=THRESHOLDS, lead_steps=LEADS, step_minutes=5.0
     ).isel(forecaster=0)
@@ -206,10 +241,24 @@ def test_a_run_steps_its_schedule_once_a_batch_to_its_end(data, tmp_path):
     assert rates == sorted(rates, reverse=True)
 
 
-def test_forward_gives_rates_in_mm_h():
-    own, batch = module(), moving_rain()
+@pytest.mark.parametrize(("given", "loss"), [(given, loss) for given in HEADS for loss in HEADS])
+def test_the_loss_of_another_head_is_refused(given, loss):
+    head, loss = HEADS[given][0], HEADS[loss][1]
+    make = partial(NowcastModule, None, head, SCALE, loss, None, thresholds=THRESHOLDS, lead_steps=1, metadata={})
+    if loss.num_channels == head.num_channels:
+        make()
+    else:
+        with pytest.raises(
+            ValueError, match=rf"{type(loss).__name__} compares \d channels, {type(head).__name__}"
+        ):
+            make()
+
+
+@any_head
+def test_forward_gives_rates_in_mm_h(name):
+    own, batch = module(name=name), moving_rain()
     rates = own(batch["input"])
-    expected = SCALE.inverse(own.network(to_network_scale(SCALE, batch["input"]), LEADS))
+    expected = own.head.rates(own.network(to_network_scale(SCALE, batch["input"]), LEADS), SCALE)
     assert rates.shape == batch["target"].shape
     torch.testing.assert_close(rates, expected, rtol=0, atol=0)
 

@@ -20,7 +20,7 @@ def run(cfg: DictConfig) -> Path:
     """Forecast from `cfg.input`, and write forecast_TIME.nc and .gif into the run folder."""
     from raincast.archive import Archive
     from raincast.output.animation import forecast_animation
-    from raincast.output.forecast_file import forecast_dataset, write_forecast
+    from raincast.output.forecast_file import forecast_dataset, with_exceedance, write_forecast
 
     checkpoint = build.read_checkpoint(cfg.checkpoint)
     if cfg.lead_steps is not None and cfg.lead_steps < 1:
@@ -32,9 +32,12 @@ def run(cfg: DictConfig) -> Path:
     _warn_of_other_grid(checkpoint, frames)
     forecaster = build.forecaster_of(checkpoint, device=cfg.device)
     lead_steps = cfg.lead_steps or forecaster.lead_steps
+    thresholds = _thresholds(cfg, checkpoint, probabilistic=forecaster.head.probabilistic)
     past = frames[schema.RAIN].values
-    rain = forecaster.forecast(past[None, :, None], lead_steps)[0, :, 0]
-    rain[:, np.isnan(past).all(axis=0)] = np.nan  # nobody ever looked there
+    rates, probabilities = forecaster.forecast_with_exceedance(past[None, :, None], lead_steps, thresholds)
+    rain, exceedance = rates[0, :, 0], probabilities[0]
+    never = np.isnan(past).all(axis=0)  # nobody ever looked there
+    rain[:, never] = exceedance[:, :, never] = np.nan
     init_time = frames[schema.TIME].values[-1]
     grid = _grid_of(frames)
     common: dict[str, Any] = {
@@ -46,6 +49,8 @@ def run(cfg: DictConfig) -> Path:
         attrs=_provenance(checkpoint, cfg, frames),
         **common,
     )
+    if thresholds:
+        dataset = with_exceedance(dataset, exceedance, thresholds)
     name = f"forecast_{np.datetime_as_string(init_time, unit='m').replace('-', '').replace(':', '')}"
     written = write_forecast(dataset, Path(cfg.paths.run_dir) / f"{name}.nc")
     log.info("forecast   %s", report.short(written))
@@ -58,9 +63,16 @@ def run(cfg: DictConfig) -> Path:
         forecaster.step_minutes,
         forecaster.step_minutes * lead_steps,
         float(np.nan_to_num(rain).max()),
-        report.short(written),
+        f"NETCDF:{report.short(written)}:{schema.RAIN}" if thresholds else report.short(written),
     )
     return written
+
+
+def _thresholds(cfg: DictConfig, checkpoint: build.Checkpoint, *, probabilistic: bool) -> list[float]:
+    """Of the probabilities to write: those asked for; by default those that training scored, or none."""
+    if cfg.exceedance is not None:
+        return [float(threshold) for threshold in cfg.exceedance]
+    return [float(threshold) for threshold in checkpoint.config.metrics.thresholds] if probabilistic else []
 
 
 def newest_frames(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COMPARED_ON_RESUME = ("model", "transform", "loss", "data.input_steps", "data.lead_steps", "data.crop")
+COMPARED_ON_RESUME = ("model", "head", "transform", "loss", "data.input_steps", "data.lead_steps", "data.crop")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +47,18 @@ def train(cfg: DictConfig) -> TrainResult:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # its greetings, not its warnings
     resumed_from = _resume_in_place(cfg)
+    head = build.head(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     with report.Bar("building the archive") as bar:
         archive = build.archive_path(cfg, progress=bar.update)
     data = build.datamodule(cfg, archive)
-    net = build.network(OmegaConf.to_container(cfg.model, resolve=True))  # type: ignore[arg-type]
+    model: Any = OmegaConf.to_container(cfg.model, resolve=True)
+    net = build.network(model, num_channels=head.num_channels)
     build.check_crop(data, net, cfg.data.crop)
     info = build.metadata(cfg, data)
     _check_goal(cfg)
     resumed = _check_resume(cfg, info, resumed_from)
+    module = build.module(cfg, net, head, info)
     with report.Bar("reading the training frames") as bar:
         data.progress = bar.update
         data.setup("fit")
@@ -66,7 +69,6 @@ def train(cfg: DictConfig) -> TrainResult:
     loggers = build.loggers(cfg, resumed)
     trainer = build.trainer(cfg, loggers, build.callbacks(cfg))
     _note_loggers(info, loggers)
-    module = build.module(cfg, net, info)
     _log_what_runs(cfg, trainer, net, loggers)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
     return _finish(cfg, trainer, data, loggers)

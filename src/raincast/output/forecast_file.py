@@ -3,10 +3,13 @@
 Rates are int16 codes of 0.01 mm/h, as in the archive: a fifth of the size of float32 after zlib, and finer
 than any radar measures. The compression is zlib, which every netCDF library has; zstd would be smaller, and
 unreadable for GDAL and for netCDF builds without the filter.
+
+Probabilities, where there are any, are a second variable beside the rates, (lead_time, threshold, y, x). GDAL then
+asks which of the two is meant: NETCDF:file.nc:rain_rate.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import xarray as xr
 
 from raincast import __version__, schema
 from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS
-from raincast.schema import CRS, INIT_TIME, LEAD_TIME, RAIN, STEP_MINUTES, TIME, Grid, X, Y
+from raincast.schema import CRS, EXCEEDANCE, INIT_TIME, LEAD_TIME, RAIN, STEP_MINUTES, THRESHOLD, TIME, Grid, X, Y
 
 TIME_BOUNDS = "time_bounds"
 INIT_TIME_ATTRS = {
@@ -27,6 +30,16 @@ INIT_TIME_ATTRS = {
 LEAD_TIME_ATTRS = {"standard_name": "forecast_period", "long_name": "time from init_time to valid time"}
 # no axis="T" here: the dimension is lead_time, and CF allows one T axis, a coordinate variable of its own
 VALID_TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)"}
+# as CF has it for its own names that end in "above_threshold": the coordinate is a value of the quantity
+THRESHOLD_ATTRS = {"standard_name": "rainfall_rate", "long_name": "rain rate to reach", "units": "mm h-1"}
+# CF has no standard name for it
+EXCEEDANCE_ATTRS = {
+    "long_name": "probability that the rain rate is at least the threshold",
+    "units": "1",
+    "grid_mapping": CRS,
+}
+PROBABILITY_CODE = 1e-4
+"""Probabilities are int16 codes of this."""
 CAPPED = f"rates above {MAX_RATE:g} mm/h are set to {MAX_RATE:g} mm/h, the largest that the file can hold"
 
 
@@ -63,6 +76,28 @@ def forecast_dataset(
         attrs=_global_attrs(attrs, init_time, step_minutes),
     )
     return _with_bounds(dataset, step_minutes) if "mean" in cell_methods else dataset
+
+
+def with_exceedance(
+    dataset: xr.Dataset, probability: npt.NDArray[np.float32], thresholds: Sequence[float]
+) -> xr.Dataset:
+    """A `forecast_dataset` and how likely its rate reaches each of `thresholds` (mm/h, increasing).
+
+    `probability` is (lead, threshold, y, x), 0 to 1 with NaN for missing.
+    """
+    rain = dataset[RAIN]
+    expected = (rain.shape[0], len(thresholds), *rain.shape[1:])
+    if probability.shape != expected:
+        raise ValueError(
+            f"The probabilities have shape {probability.shape}: pass (lead, threshold, y, x), here {expected}."
+        )
+    bad = (probability < 0) | (probability > 1)
+    if bad.any():
+        raise ValueError(f"{bad.sum()} probabilities lie outside 0 to 1, the first is {probability[bad][0]}.")
+    values = probability.astype(np.float32, copy=False)
+    return dataset.assign(
+        {EXCEEDANCE: ((LEAD_TIME, THRESHOLD, Y, X), values, dict(EXCEEDANCE_ATTRS))}
+    ).assign_coords({THRESHOLD: (THRESHOLD, np.array(thresholds, np.float64), THRESHOLD_ATTRS)})
 
 
 def write_forecast(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -163,7 +198,9 @@ def _in_file_form(dataset: xr.Dataset) -> xr.Dataset:
     """A copy whose `coordinates` attribute names init_time and time only: xarray would add crs."""
     outside = [name for name in (CRS, TIME_BOUNDS) if name in dataset.coords]
     plain = dataset.drop_encoding().reset_coords(outside)
-    plain[RAIN].attrs["coordinates"] = f"{INIT_TIME} {TIME}"
+    for name in (RAIN, EXCEEDANCE):
+        if name in plain:
+            plain[name].attrs["coordinates"] = f"{INIT_TIME} {TIME}"
     for name in outside:
         plain[name].encoding["coordinates"] = None  # xarray's word for: write none
     return plain
@@ -171,16 +208,7 @@ def _in_file_form(dataset: xr.Dataset) -> xr.Dataset:
 
 def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     _, height, width = dataset[RAIN].shape
-    rain = {
-        "dtype": "int16",
-        "scale_factor": CODE_MM_H,
-        "_FillValue": np.int16(MISSING_CODE),
-        # a map of one lead is what programs ask for
-        "chunksizes": (1, height, width),
-        "zlib": True,
-        "complevel": 4,
-        "shuffle": True,
-    }
+    rain = _map_encoding(CODE_MM_H, (1, height, width))
     # float64, because steps of 2.5 minutes exist
     lead_time = {"units": "minutes", "dtype": "float64", "_FillValue": None}
     times = {"units": TIME_UNITS, "dtype": "int64", "_FillValue": None}
@@ -188,4 +216,20 @@ def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     encoding |= {name: {"_FillValue": None} for name in (Y, X, CRS)}
     if TIME_BOUNDS in dataset.variables:
         encoding[TIME_BOUNDS] = {"dtype": "int64", "_FillValue": None, "units": TIME_UNITS}
+    if EXCEEDANCE in dataset.variables:
+        encoding[EXCEEDANCE] = _map_encoding(PROBABILITY_CODE, (1, 1, height, width))
+        encoding[THRESHOLD] = {"_FillValue": None}
     return encoding
+
+
+def _map_encoding(code: float, chunks: tuple[int, ...]) -> dict[str, Any]:
+    """int16 codes; a chunk is one map, which is what programs ask for."""
+    return {
+        "dtype": "int16",
+        "scale_factor": code,
+        "_FillValue": np.int16(MISSING_CODE),
+        "chunksizes": chunks,
+        "zlib": True,
+        "complevel": 4,
+        "shuffle": True,
+    }

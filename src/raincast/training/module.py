@@ -12,8 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raincast.data.dataset import Sample
-from raincast.forecaster import Transform, predict_rates, to_network_scale
+from raincast.forecaster import network_input, predict_output, predict_rates
 from raincast.metrics.rain_scores import RainScores
+from raincast.models.heads import Head
+from raincast.transforms import Transform
 
 CHECKPOINT_KEY = "raincast"
 """Where a checkpoint holds the plain data that describe it."""
@@ -24,6 +26,8 @@ OptimizerFactory = Callable[[Iterable[Parameter], int], tuple[Optimizer, LRSched
 class NowcastModule(L.LightningModule):
     """Trains `network` on the network's scale, and scores its forecasts in mm/h.
 
+    `head` says what the network's channels mean: `loss` compares what it makes of them, and validation scores its
+    rates. ValueError where the loss is another head's (it compares `loss.num_channels`, 1 if it does not say).
     `optimizer` takes (parameters, number of steps of the run). `metadata` is plain data (text, numbers, lists
     and dicts of them) that goes into every checkpoint under "raincast". Validation logs CSI by threshold,
     averaged over lead times, from counts pooled over all windows and ranks.
@@ -32,6 +36,7 @@ class NowcastModule(L.LightningModule):
     def __init__(
         self,
         network: nn.Module,
+        head: Head,
         transform: Transform,
         loss: nn.Module,
         optimizer: OptimizerFactory,
@@ -41,7 +46,9 @@ class NowcastModule(L.LightningModule):
         metadata: dict[str, Any],
     ) -> None:
         super().__init__()
+        _check_loss(loss, head)
         self.network = network
+        self.head = head
         self.transform = transform
         self.loss = loss
         self.optimizer_factory = optimizer
@@ -51,23 +58,23 @@ class NowcastModule(L.LightningModule):
 
     def forward(self, rain: Tensor) -> Tensor:
         """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h."""
-        return predict_rates(self.network, self.transform, rain, self.lead_steps)
+        return predict_rates(self.network, self.head, self.transform, rain, self.lead_steps)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """One loss on the network's scale."""
-        prediction = self.network(to_network_scale(self.transform, batch["input"]), self.lead_steps)
-        loss: Tensor = self.loss(prediction, self.transform.forward(batch["target"]), batch["target_mask"])
+        output = self.network(network_input(self.network, self.transform, batch["input"]), self.lead_steps)
+        target = self.transform.forward(batch["target"])
+        loss: Tensor = self.loss(self.head.prediction(output), target, batch["target_mask"])
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["input"]))
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Add the batch to the loss and to the score sums."""
-        prediction: Tensor = self.network(to_network_scale(self.transform, batch["input"]), self.lead_steps)
-        prediction = prediction.float()
+        output = predict_output(self.network, self.transform, batch["input"], self.lead_steps)
         target, mask = batch["target"], batch["target_mask"]
-        loss = self.loss(prediction, self.transform.forward(target), mask)
+        loss = self.loss(self.head.prediction(output), self.transform.forward(target), mask)
         self.log("val/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(target))
-        self.val_scores.update(self.transform.inverse(prediction), target, mask)
+        self.val_scores.update(self.head.rates(output, self.transform), target, mask)
 
     def on_validation_epoch_end(self) -> None:
         """Ratios of the pooled sums, the same on every rank."""
@@ -89,6 +96,15 @@ class NowcastModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what describes the run, as plain data."""
         checkpoint[CHECKPOINT_KEY] = self.metadata
+
+
+def _check_loss(loss: nn.Module, head: Head) -> None:
+    compared = getattr(loss, "num_channels", 1)
+    if compared != head.num_channels:
+        raise ValueError(
+            f"{type(loss).__name__} compares {compared} channels, {head} gives {head.num_channels}: they do not "
+            "belong together. Choose the head with head=… and leave loss=… out: each head brings its own."
+        )
 
 
 def _mean(per_lead: Tensor) -> Tensor:
