@@ -1,14 +1,15 @@
 """The memory of a training step and of a forecast: what `raincast summary` says, and what is measured.
 
     python benchmarks/memory.py [--out outputs/benchmarks/memory.json] [--only TEXT]
+    python benchmarks/memory.py --tables       the tables of docs/memory.md, estimates alone
 
 Each case runs in a process of its own, as Lightning runs a step: forward, loss, gradients of the step before set
 to None, backward, norm of the gradients clipped, AdamW; then, in another process, a forecast without gradients
 at the same sizes. On a CPU two things are measured:
 
 - allocated: the most bytes of tensors and of the convolutions' work space that exist at a time, from the
-  allocations and releases that torch.profiler records in a fourth step, above what exists when it begins
-  (parameters, optimiser state, batch, old gradients), which is counted tensor by tensor;
+  allocations and releases that torch.profiler records in the first two steps, and the parameters and the batch,
+  which were there before;
 - resident: how far the process's peak resident memory (VmHWM of /proc/self/status, Linux) in three steps rises
   above its resident memory before the network is built, after a step of a tiny network has loaded all code. With
   MALLOC_MMAP_THRESHOLD_=131072, so that glibc gives freed blocks back to the system;
@@ -61,11 +62,41 @@ CASES = [
     "model=convlstm_2017 batch_size=2 height=120",
     "model=trajgru_2017 batch_size=1 height=120",
     "model=predrnn model.hidden_channels=32 batch_size=2 height=64",
+    "model=predrnn model.hidden_channels=64 batch_size=4 height=96",
 ]
 """Overrides of `raincast summary`; of two of the same key the later counts."""
 
 WARM_UP = "model=convlstm_2015 model.hidden_channels=[16] batch_size=1 height=16 input_steps=2 lead_steps=2"
 STEPS = 3
+
+STRIDES = (
+    "model.stages=[{conv_channels:16,hidden_channels:64,stride:%d,down_kernel:5},"
+    "{conv_channels:64,hidden_channels:96,stride:2,down_kernel:4},"
+    "{conv_channels:96,hidden_channels:96,stride:2,down_kernel:4}]"
+)
+TABLES = {
+    "model=convlstm device=cpu": {
+        "as it stands": "",
+        "`batch_size=4`": "batch_size=4",
+        "`height=64`": "height=64",
+        "`height=256`": "height=256",
+        "`input_steps=12`": "input_steps=12",
+        "`lead_steps=24`": "lead_steps=24",
+        "`model.patch=2`": "model.patch=2",
+        "`model.patch=4`": "model.patch=4",
+        "first stride 4": STRIDES % 4,
+        "`model.cell.recompute=true`": "model.cell.recompute=true",
+    },
+    "model=convlstm_2015 device=cpu": {
+        "as it stands": "",
+        "`model.patch=2`": "model.patch=2",
+        "`model.patch=8`": "model.patch=8",
+        "kernels of 3": "model.input_kernel=3 model.state_kernel=3",
+        "`model.hidden_channels=[64,32,32]`": "model.hidden_channels=[64,32,32]",
+        "`model.cell.recompute=true`": "model.cell.recompute=true",
+    },
+}
+"""Of docs/memory.md: what all rows share, and what each of them changes."""
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """glibc's own first threshold; said aloud, it no longer grows with what is freed."""
@@ -113,13 +144,10 @@ class Run:
         self.network.eval()
         self.network(self.rain.clone(), self.cfg.lead_steps)
 
-    def resident_bytes(self, *, training: bool) -> int:
-        """Bytes of the tensors that live from step to step."""
-        held: list[Tensor] = [*self.network.parameters(), *self.network.buffers(), self.rain]
-        if training:
-            held += [self.target, self.mask, *(p.grad for p in self.network.parameters() if p.grad is not None)]
-            held += [v for s in self.optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
-        return sum(t.nbytes for t in held)
+    def held_bytes(self, *, training: bool) -> int:
+        """Bytes of the tensors that are there before the first step."""
+        held = [*self.network.parameters(), *self.network.buffers(), self.rain]
+        return sum(t.nbytes for t in held + ([self.target, self.mask] if training else []))
 
 
 def status_bytes(key: str) -> int:
@@ -130,12 +158,14 @@ def status_bytes(key: str) -> int:
     raise ValueError(f"/proc/self/status has no line {key}: resident memory is measured on Linux only.")
 
 
-def allocated_peak(work: Callable[[], None]) -> int:
-    """The most that the CPU allocations of `work` add up to at a time."""
+def allocated_peak(work: Callable[[], None], times: int) -> int:
+    """The most that the CPU allocations of `work`, done `times` times, add up to."""
     from torch.profiler import ProfilerActivity, profile
 
+    # releases of what was allocated before are not recorded
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
+        for _ in range(times):
+            work()
     results: Any = profiler.profiler
     memory = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
@@ -168,9 +198,14 @@ def measure(case: str, mode: str, device: str) -> dict[str, int]:
     for _ in range(STEPS):
         work()
     resident = status_bytes("VmHWM") - before
-    # old gradients, which the step releases, are counted in `held`
-    held = run.resident_bytes(training=training)
-    return {"resident": resident, "allocated": held + allocated_peak(work)}
+    del run, work
+    gc.collect()
+    fresh = Run(config(case), device)
+    held = fresh.held_bytes(training=training)
+    return {
+        "resident": resident,
+        "allocated": held + allocated_peak(fresh.step if training else fresh.forecast, times=2),
+    }
 
 
 def compare(case: str, device: str) -> dict[str, Any]:
@@ -195,6 +230,22 @@ def measured_apart(case: str, mode: str, device: str, environment: dict[str, str
         raise RuntimeError(f"{case}: {ran.stderr[-2000:]}")
     measured: dict[str, int] = json.loads(ran.stdout.splitlines()[-1])
     return measured
+
+
+def markdown_table(shared: str, rows: dict[str, str]) -> str:
+    """Estimates for `shared` with the overrides of each row."""
+    lines = [
+        f"`raincast summary {shared} …`",
+        "",
+        "| | parameters | GFLOP a step | activations, MiB | step, MiB | forecast, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, overrides in rows.items():
+        s, _ = summarise(config(f"{shared} {overrides}"))
+        sizes = (s.activation_bytes, s.training_peak_bytes, s.forecast_peak_bytes)
+        cells = [f"{s.parameters:,}", f"{s.training_step_flops / 1e9:,.0f}", *(f"{n / 2**20:,.0f}" for n in sizes)]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def circumstances(device: str) -> dict[str, Any]:
@@ -235,11 +286,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/memory.json"))
     parser.add_argument("--only", default="", help="cases that contain this text")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tables", action="store_true", help="print the tables of docs/memory.md")
     parser.add_argument("--measure", choices=("step", "forecast"), help=argparse.SUPPRESS)
     parser.add_argument("--case", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         sys.stdout.write(json.dumps(measure(arguments.case, arguments.measure, arguments.device)) + "\n")
+        return
+    if arguments.tables:
+        sys.stdout.write("\n\n".join(markdown_table(*table) for table in TABLES.items()) + "\n")
         return
     console = Console(width=150)
     rows = []
@@ -249,7 +304,9 @@ def main() -> None:
     result = {**circumstances(arguments.device), "unit": "bytes", "cases": rows}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    console.print(as_table(rows), {k: v for k, v in result.items() if k != "cases"}, str(arguments.out), sep="\n\n")
+    console.print(
+        as_table(rows), {k: v for k, v in result.items() if k != "cases"}, str(arguments.out), sep="\n\n"
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from running import REPO, TINY, compose_config
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # a worker a core already: more threads, here or in the commands that tests start, would fight for the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def radar_dir() -> Path:

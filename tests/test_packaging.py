@@ -14,7 +14,7 @@ from running import REPO, TINY, compose_config
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(
-    r"(?:^|&& )python (train|evaluate|forecast|ingest)\.py(?: +(.*?))?\s*(?:#.*)?$", README, re.MULTILINE
+    r"(?:^|&& )python (train|evaluate|forecast|ingest|export)\.py(?: +(.*?))?\s*(?:#.*)?$", README, re.MULTILINE
 )
 
 
@@ -76,7 +76,7 @@ def test_the_wheel_trains_from_another_folder(wheel: Path, tiny_archive: Path, t
 
 
 def test_the_readme_shows_every_command() -> None:
-    assert {command for command, _ in COMMANDS} == {"train", "evaluate", "forecast", "ingest"}
+    assert {command for command, _ in COMMANDS} == {"train", "evaluate", "forecast", "ingest", "export"}
 
 
 @pytest.mark.parametrize(("command", "arguments"), COMMANDS)

@@ -1,4 +1,6 @@
-"""The commands: `python train.py`, `evaluate.py`, `forecast.py`, `ingest.py`, or `raincast train` and so on.
+"""The commands: `python train.py`, `evaluate.py`, `forecast.py`, `ingest.py`, `export.py`, or `raincast train` …
+
+`raincast summary`, which reads and writes nothing, has no script.
 
 Only Hydra is imported here; what a command needs is imported once its config stands.
 """
@@ -16,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-COMMANDS = ("train", "evaluate", "forecast", "ingest")
+COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary")
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
 HYDRA_VERSION_BASE = "1.3"
 
@@ -45,6 +47,11 @@ def forecast() -> None:
 def ingest() -> None:
     """Turn radar files into an archive."""
     _run("ingest")
+
+
+def export() -> None:
+    """Write a network as ONNX or as a torch.export program."""
+    _run("export")
 
 
 def main() -> None:
@@ -110,7 +117,9 @@ def _check_missing(cfg: DictConfig) -> None:
 
 
 def _remove_if_empty(run_dir: Path) -> None:
-    """Remove a run folder that holds nothing but Hydra's own notes."""
+    """Remove a run folder that holds nothing but Hydra's own notes; never the folder one works in."""
+    if run_dir.resolve() == Path.cwd():
+        return
     if run_dir.is_dir() and all(p.name == ".hydra" or p.suffix == ".log" for p in run_dir.iterdir()):
         shutil.rmtree(run_dir)
         for parent in list(run_dir.parents)[:3]:

@@ -77,7 +77,7 @@ class StackedEncoderForecaster(nn.Module):
         for layer, state in zip(self.forecaster, states, strict=True):
             below, _ = layer(below, state, num_steps)
             outputs.append(below)
-        B = len(x)
+        B = x.shape[0]  # not len(x), which a tracer takes for a constant
         frames = split(self.head(torch.cat([merge(hidden) for hidden in outputs], dim=1)), B)
         return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
 

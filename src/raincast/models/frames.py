@@ -16,12 +16,12 @@ def merge(x: Tensor) -> Tensor:
 
 def split(frames: Tensor, batch: int) -> Tensor:
     """(T·B, C, H, W) → (B, T, C, H, W), a view."""
-    return frames.unflatten(0, (-1, batch)).transpose(0, 1)
+    return frames.view(-1, batch, *frames.shape[1:]).transpose(0, 1)
 
 
 def framewise(module: nn.Module, x: Tensor) -> Tensor:
     """A module for (N, C, H, W) on every frame of (B, T, C, H, W), in one call."""
-    return split(module(merge(x)), len(x))
+    return split(module(merge(x)), x.shape[0])
 
 
 def pad(x: Tensor, multiple: int) -> Tensor:
@@ -30,12 +30,12 @@ def pad(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, -W % multiple, 0, -H % multiple)) if H % multiple or W % multiple else x
 
 
-def initialise(conv: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: float) -> None:
+def initialise(conv: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: int | float) -> None:
     """He's initialisation; PyTorch's own misjudges the fan of a strided transposed convolution."""
     nn.init.normal_(conv.weight, std=nn.init.calculate_gain("leaky_relu", SLOPE) / math.sqrt(fan_in))
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
-    conv.to(memory_format=torch.channels_last)  # as the recurrent layers hand on their frames
+    _channels_last(conv)
 
 
 def initialise_output(conv: nn.Conv2d) -> None:
@@ -43,7 +43,12 @@ def initialise_output(conv: nn.Conv2d) -> None:
     nn.init.xavier_uniform_(conv.weight)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)  # no rain is 0: start there
-    conv.to(memory_format=torch.channels_last)
+    _channels_last(conv)
+
+
+def _channels_last(conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+    # as the recurrent layers hand on their frames, so that nothing is copied between
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def check_frames(x: Tensor, channels: int, num_steps: int) -> None:

@@ -174,7 +174,7 @@ def _kernel(name: str, like: Tensor) -> Callable[..., Any] | None:
     if like.device.type != "cpu" or like.dtype not in PRECISIONS:
         return None
     # who watches the operations has to see them: tracers, or tensors without memory of their own
-    if type(like) is not Tensor or torch.jit.is_tracing() or is_in_torch_dispatch_mode():
+    if type(like) is not Tensor or is_in_torch_dispatch_mode():
         return None
     return _kernels(PRECISIONS[like.dtype]).get(name)
 

@@ -383,8 +383,8 @@ def _convolve(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _convolution_backward(
     d_rows: Tensor, rows: Tensor, weight: Tensor, wanted: list[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the input rows, the kernel and the bias of `_convolve`, as far as they are wanted."""
+) -> tuple[Any, Any, Any]:
+    """Gradients of the input rows, the kernel and the bias of `_convolve`, None where they are not wanted."""
     pad = weight.shape[-1] // 2
     d_input, d_weight, d_bias = torch.ops.aten.convolution_backward(
         _image(d_rows), _image(rows), weight, [len(weight)], [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, wanted
@@ -393,4 +393,5 @@ def _convolution_backward(
 
 
 def _into_input(d_rows: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    return _convolution_backward(d_rows, rows, weight, [True, False, False])[0]
+    found: Tensor = _convolution_backward(d_rows, rows, weight, [True, False, False])[0]
+    return found

@@ -1,0 +1,211 @@
+"""`python export.py`: a checkpoint → one file, ONNX or torch.export, that forecasts without raincast."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from omegaconf import DictConfig
+
+import raincast
+from raincast import build
+from raincast.commands import report
+
+if TYPE_CHECKING:
+    from raincast.export import Arrays
+    from raincast.forecaster import NetworkForecaster
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+TOLERANCE = 1e-4
+"""How far the file's forecast may lie from the network's, on the transform's scale of 0 to 1."""
+
+
+def run(cfg: DictConfig) -> Path:
+    """Write the network of `cfg.checkpoint` to `cfg.path`, and compare the file with the network."""
+    from raincast import export
+
+    path = _path(cfg)
+    _check_packages(cfg.format)
+    size = _size(cfg.size)
+    if cfg.lead_steps is not None and cfg.lead_steps < 1:
+        raise ValueError(f"lead_steps={cfg.lead_steps}: give a whole number from 1 up.")
+    checkpoint = build.read_checkpoint(cfg.checkpoint)
+    forecaster = build.forecaster_of(checkpoint, device="cpu")
+    lead_steps = cfg.lead_steps or forecaster.lead_steps
+    log.info("tracing %d → %d frames, which may take a minute or two …", forecaster.input_steps, lead_steps)
+    traced = export.trace_forecast(
+        forecaster.network,
+        forecaster.head,
+        forecaster.transform,
+        input_steps=forecaster.input_steps,
+        lead_steps=lead_steps,
+        num_channels=forecaster.num_channels,
+        size=size,
+    )
+    smallest = export.smallest_grid(forecaster.network)
+    metadata = describe(checkpoint, forecaster, lead_steps, size=size, smallest=smallest)
+    grids = [size] if size else [(smallest + 1, 2 * smallest + 3), (3 * smallest - 2, 2 * smallest)]
+    with _kept_if_good(path) as partial:
+        if cfg.format == "onnx":
+            run_file, _ = export.read_onnx(export.write_onnx(traced, partial, metadata))
+        else:
+            run_file, _ = export.read_torch(export.write_torch(traced, partial, metadata))
+        difference = compare(run_file, forecaster, lead_steps, grids)
+        if not difference.scaled <= TOLERANCE:
+            raise RuntimeError(
+                f"The {cfg.format} file gives another forecast than the network: {difference}, allowed are "
+                f"{TOLERANCE:g}. It was not kept. Try another format= or another version of the exporter."
+            )
+    _tell(path, metadata, difference, grids)
+    return path
+
+
+@contextlib.contextmanager
+def _kept_if_good(path: Path) -> Iterator[Path]:
+    """Another name to write to, which becomes `path` unless there was an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the process number keeps two writers of one file apart; the exporters look at the suffix
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far forecasts of a file and of its network lie apart, at most: on the transform's scale and in mm/h.
+
+    `highest` is the highest rate (mm/h) that was forecast.
+    """
+
+    scaled: float
+    rate: float
+    highest: float
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.scaled:.1e} of the network's scale, {self.rate:.1e} mm/h of up to {self.highest:.1f} mm/h"
+
+
+def compare(
+    run_file: "Callable[..., Arrays]",
+    forecaster: "NetworkForecaster",
+    lead_steps: int,
+    grids: list[tuple[int, int]],
+) -> Difference:
+    """The largest difference between the file and the network on rain at random, on grids of (y, x) pixels.
+
+    On the transform's scale, since a transform may leap from 0 to its lowest rate in mm/h.
+    """
+    found = []
+    for number, (height, width) in enumerate(grids, start=1):
+        shape = (number, forecaster.input_steps, forecaster.num_channels, height, width)
+        rain = random_rain(shape, seed=number)
+        (by_file,), by_network = run_file(rain), forecaster.forecast(rain, lead_steps)
+        scale = forecaster.transform.forward
+        found.append(
+            Difference(
+                _largest(scale(by_file), scale(by_network)), _largest(by_file, by_network), float(by_network.max())
+            )
+        )
+    return Difference(*(max(getattr(d, name) for d in found) for name in ("scaled", "rate", "highest")))
+
+
+def random_rain(shape: tuple[int, ...], *, seed: int) -> npt.NDArray[np.float32]:
+    """Blots of rain, (B, T, C, H, W) in mm/h: half of them dry, up to some 100 mm/h, a corner missing."""
+    generator = np.random.default_rng(seed)
+    *lead, height, width = shape
+    coarse = generator.lognormal(1.0, 1.5, (*lead, -(-height // 4), -(-width // 4)))
+    coarse[generator.random(coarse.shape) < 0.5] = 0.0
+    rain = coarse.repeat(4, axis=-2).repeat(4, axis=-1)[..., :height, :width].astype(np.float32)
+    rain[..., -2:, :2] = np.nan
+    return rain
+
+
+def describe(
+    checkpoint: build.Checkpoint,
+    forecaster: "NetworkForecaster",
+    lead_steps: int,
+    *,
+    size: tuple[int, int] | None,
+    smallest: int,
+) -> dict[str, str]:
+    """What a user of the file has to know, as text: its metadata."""
+    info = checkpoint.info
+    y, x = (str(n) for n in size) if size else ("y", "x")
+    return {
+        "title": "Precipitation nowcast",
+        "raincast_version": raincast.__version__,
+        "checkpoint_sha256": checkpoint.sha256,
+        "network": str(checkpoint.config.model._target_).rpartition(".")[2],
+        "head": str(forecaster.head),
+        "transform": str(forecaster.transform),
+        "input": f"rain_rate (batch, {forecaster.input_steps}, {forecaster.num_channels}, {y}, {x}) float32",
+        "output": f"rain_rate_forecast (batch, {lead_steps}, 1, {y}, {x}) float32",
+        "axes": "batch, time, channel, y, x; frames from old to new",
+        "grid": f"{y} x {x} pixels only" if size else f"any, from {smallest} x {smallest} pixels up",
+        "units": "mm h-1",
+        "missing": "NaN, taken for no rain; the forecast has none: mask what was never observed",
+        "step_minutes": f"{forecaster.step_minutes:g}",
+        "input_steps": str(forecaster.input_steps),
+        "lead_steps": str(lead_steps),
+        "channels": ", ".join(info["channels"]),
+        "grid_spacing": ", ".join(f"{spacing:g}" for spacing in info["grid_spacing"]),
+        "cell_methods": str(info["archive"]["cell_methods"]),
+    }
+
+
+def _largest(a: Any, b: Any) -> float:
+    # in float64, where a difference of infinities or NaN cannot pass for 0
+    return float(np.abs(np.asarray(a, dtype=np.float64) - b).max())
+
+
+def _path(cfg: DictConfig) -> Path:
+    if cfg.format not in SUFFIXES:
+        raise ValueError(f"format={cfg.format}: take one of {', '.join(SUFFIXES)}.")
+    suffix = SUFFIXES[cfg.format]
+    path = Path(cfg.paths.run_dir) / f"network{suffix}" if cfg.path is None else Path(cfg.path)
+    if path.suffix != suffix:
+        raise ValueError(
+            f"path={path}: format={cfg.format} is written to a file {suffix}. Say path={path.with_suffix(suffix)}"
+        )
+    if path.exists() and not cfg.overwrite:
+        raise FileExistsError(f"{path} exists. Choose another path, delete it, or allow it with overwrite=true.")
+    return path
+
+
+def _check_packages(fmt: str) -> None:
+    absent = [name for name in PACKAGES[fmt] if importlib.util.find_spec(name) is None]
+    if absent:
+        raise ValueError(
+            f"format={fmt} needs {', '.join(PACKAGES[fmt])}: pip install -e '.[export]' "
+            f"(missing: {', '.join(absent)}), or take format=torch."
+        )
+
+
+def _size(stated: Any) -> tuple[int, int] | None:
+    if stated is None:
+        return None
+    pixels = list(stated) if hasattr(stated, "__len__") and not isinstance(stated, str) else [stated]
+    if len(pixels) != 2 or not all(isinstance(n, int) and n >= 1 for n in pixels):
+        raise ValueError(f"size={stated}: give the pixels along y and x, size=[256,256], or null for any grid.")
+    return pixels[0], pixels[1]
+
+
+def _tell(path: Path, metadata: dict[str, str], difference: Difference, grids: list[tuple[int, int]]) -> None:
+    log.info("%s  (%.1f MB)", report.short(path), path.stat().st_size / 1e6)
+    for name in ("input", "output", "grid", "units", "missing"):
+        log.info("  %-8s %s", name, metadata[name])
+    sizes = " and ".join(f"{y}×{x}" for y, x in grids)
+    log.info("largest difference from the network, on rain at random of %s pixels: %s", sizes, difference)
