@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from raincast.models import ConvLSTM
@@ -22,8 +23,7 @@ def definition(cell: ConvLSTM, x: Tensor | None, h: Tensor, c: Tensor, steps: in
     """The equations, one gate at a time."""
     wx = cell.input_weight.chunk(4) if cell.input_weight is not None else None
     wh, b = cell.state_weight.chunk(4), cell.bias.chunk(4)
-    peep = cell.peephole if cell.peephole is not None else torch.zeros(3, cell.hidden_channels, dtype=F64)
-    wci, wcf, wco = (row.view(1, -1, 1, 1) for row in peep)
+    wci, wcf, wco = cell.peephole if cell.peephole is not None else torch.zeros(3, dtype=F64)
 
     def pre(gate: int, t: int, h: Tensor) -> Tensor:
         total = F.conv2d(h, wh[gate], padding="same") + b[gate].view(1, -1, 1, 1)
@@ -45,11 +45,13 @@ def random_state(hidden: int = 3, hw: tuple[int, int] = (5, 7)):
     return tuple(torch.randn(2, hidden, *hw, dtype=F64, generator=g) for _ in range(2))
 
 
-@pytest.mark.parametrize("peephole", ["channel", "none"])
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("peephole", ["channel", "pixel", "none"])
 @pytest.mark.parametrize("with_state", [True, False])
 @pytest.mark.parametrize("steps", [1, 4])
-def test_equals_the_equations_in_values_and_gradients(peephole, with_state, steps):
-    cell = layer(peephole=peephole, input_kernel=5, state_kernel=3)
+def test_equals_the_equations_in_values_and_gradients(peephole, with_state, steps, fast):
+    size = (5, 7) if peephole == "pixel" else None
+    cell = layer(peephole=peephole, size=size, input_kernel=5, state_kernel=3, fast=fast)
     x = torch.randn(2, steps, 2, 5, 7, dtype=F64, requires_grad=True)
     zeros = torch.zeros(2, 3, 5, 7, dtype=F64)
     state = random_state() if with_state else None
@@ -64,8 +66,9 @@ def test_equals_the_equations_in_values_and_gradients(peephole, with_state, step
     torch.testing.assert_close(mine, theirs)
 
 
-def test_without_input_equals_the_equations():
-    cell = layer(in_channels=0)
+@pytest.mark.parametrize("fast", [True, False])
+def test_without_input_equals_the_equations(fast):
+    cell = layer(in_channels=0, fast=fast)
     assert cell.input_weight is None
     state = random_state()
     torch.testing.assert_close(cell(None, state, 4), definition(cell, None, *state, 4))
@@ -86,9 +89,11 @@ def test_a_state_of_zeros_is_no_state():
     torch.testing.assert_close(cell(x), cell(x, (zeros, zeros)))
 
 
+@pytest.mark.parametrize("variant", [{}, {"recompute": True}, {"fast": False}])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_every_parameter_is_registered_and_receives_a_gradient(steps):
-    cell = ConvLSTM(2, 3)
+def test_every_parameter_is_registered_and_receives_a_gradient(steps, variant):
+    """After one step from zeros, too: gradients that are summed over processes have to exist in all."""
+    cell = ConvLSTM(2, 3, **variant)
     assert {name for name, _ in cell.named_parameters()} == {
         "input_weight", "state_weight", "bias", "peephole",
     }  # fmt: skip
@@ -124,31 +129,94 @@ def test_even_kernels_are_refused(kernel):
         ConvLSTM(1, 1, state_kernel=kernel)
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"\(B, T, 2, H, W\), found \(1, 2, 1, 4, 4\)"):
-        layer()(torch.zeros(1, 2, 1, 4, 4, dtype=F64))
-    with pytest.raises(ValueError, match="x is None"):
-        layer()(None, random_state(), 3)
-    with pytest.raises(ValueError, match="no state"):
-        layer(in_channels=0)(None, None, 3)
-    with pytest.raises(ValueError, match="num_steps=5"):
-        layer()(torch.zeros(1, 2, 2, 4, 4, dtype=F64), None, 5)
+def refused(message: str):
+    """Where annotations are checked while the tests run, they may be what refuses."""
+    return pytest.raises((ValueError, TypeCheckError), match=f"{message}|Type-check error")
 
 
-@pytest.mark.parametrize("how", ["xavier", "he", "orthogonal"])
-def test_each_gate_starts_as_a_convolution_of_its_own(how):
-    torch.manual_seed(0)
-    cell = ConvLSTM(32, 32, initialisation=how)
-    fan = 32 * 9
-    # Xavier: 2 / (fan-in + fan-out) with as many maps in as out; He: 2 / fan-in; orthonormal rows: 1 / fan-in
-    variance = {"xavier": 1 / fan, "he": 2 / fan, "orthogonal": 1 / fan}[how]
-    for gate in cell.state_weight.chunk(4):
-        assert gate.var().item() == pytest.approx(variance, rel=0.1)
-        if how == "orthogonal":
-            rows = gate.flatten(1)
-            torch.testing.assert_close(rows @ rows.T, torch.eye(32), atol=1e-5, rtol=0)
+def zeros(*shape: int, dtype: torch.dtype = F64) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
 
 
-def test_an_unknown_start_is_refused():
-    with pytest.raises(ValueError, match="initialisation='zeros': take xavier, he, orthogonal"):
-        ConvLSTM(1, 1, initialisation="zeros")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: layer()(zeros(1, 2, 1, 4, 4)), r"\(B, T, 2, H, W\), found \(1, 2, 1, 4, 4\)"),
+        (lambda: layer()(zeros(1, 2, 4, 4)), r"\(B, T, 2, H, W\), found \(1, 2, 4, 4\)"),
+        # (B, C, T, H, W) and (B, T, H, W, C)
+        (lambda: layer()(zeros(1, 2, 5, 4, 4)), r"\(B, T, 2, H, W\), found \(1, 2, 5, 4, 4\)"),
+        (lambda: layer()(zeros(1, 5, 4, 4, 2)), r"\(B, T, 2, H, W\), found \(1, 5, 4, 4, 2\)"),
+        (lambda: layer()(None, random_state(), 3), "in_channels=2 but x is None"),
+        (lambda: layer(in_channels=0)(None, None, 3), "found no state and 3"),
+        (lambda: layer(in_channels=0)(None, random_state()), "found a state and None"),
+        (lambda: layer(in_channels=0)(None, random_state(), 0), "found a state and 0"),
+        (lambda: layer(in_channels=0)(zeros(1, 2, 1, 4, 4)), r"takes x=None, found x of shape \(1, 2, 1, 4, 4\)"),
+        (lambda: layer()(zeros(1, 2, 2, 4, 4), None, 5), "2 steps but num_steps=5"),
+        (lambda: layer()(zeros(1, 0, 2, 4, 4)), "0 steps"),
+        (lambda: layer()(zeros(1, 2, 2, 4, 4, dtype=torch.float32)), "x is torch.float32 but .* are torch.float64"),
+        (lambda: layer()(zeros(1, 2, 2, 4, 4, dtype=torch.int64)), "x is torch.int64 but .* are torch.float64"),
+    ],
+)  # fmt: skip
+def test_frames_that_do_not_fit_are_refused(call, message):
+    with refused(message):
+        call()
+
+
+def test_autocast_takes_any_floating_point_and_no_integers():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer().float()(zeros(1, 2, 2, 4, 4))[0].isfinite().all()
+        with refused("x is torch.int32 but"):
+            layer()(zeros(1, 2, 2, 4, 4, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ((zeros(2, 3, 5, 7),), r"\(hidden, cell\), found 1 tensors"),
+        ((zeros(2, 3, 5, 7),) * 3, r"\(hidden, cell\), found 3 tensors"),
+        ((zeros(1, 3, 5, 7),) * 2, r"hidden of shape \(2, 3, 5, 7\), found \(1, 3, 5, 7\)"),
+        ((zeros(2, 4, 5, 7),) * 2, r"hidden of shape \(2, 3, 5, 7\), found \(2, 4, 5, 7\)"),
+        ((zeros(2, 3, 5, 7), zeros(2, 3, 7, 5)), r"cell of shape \(2, 3, 5, 7\), found \(2, 3, 7, 5\)"),
+        ((zeros(2, 3, 5, 7), zeros(3, 5, 7)), r"cell of shape \(2, 3, 5, 7\), found \(3, 5, 7\)"),
+        ((zeros(2, 3, 5, 7, dtype=torch.int64),) * 2, "hidden as floating-point numbers, found torch.int64"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("fast", [True, False])
+def test_states_that_do_not_fit_are_refused(state, message, fast):
+    with pytest.raises(ValueError, match=message):
+        layer(fast=fast)(zeros(2, 1, 2, 5, 7), state)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_peepholes_for_another_grid_are_refused(fast):
+    message = r"for a grid of \(5, 7\), found \(7, 5\).*peephole=channel works on any grid"
+    cell = layer(peephole="pixel", size=(5, 7), fast=fast)
+    with pytest.raises(ValueError, match=message):
+        cell(zeros(2, 1, 2, 7, 5))
+    with pytest.raises(ValueError, match=message):
+        layer(0, peephole="pixel", size=(5, 7), fast=fast)(None, random_state(hw=(7, 5)), 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"peephole": "pixels"}, "peephole='pixels': take none, channel or pixel"),
+        ({"peephole": "pixel"}, r"peephole=pixel with size=None.*size \(H, W\)"),
+        ({"peephole": "none", "size": (4, 4)}, r"peephole=none with size=\(4, 4\)"),
+        ({"norm": "batch"}, "norm='batch': take none, layer or group"),
+        ({"norm": "group", "norm_group": 4}, "norm_group=4 channels do not divide the 6 hidden"),
+        ({"norm": "group", "norm_group": 0}, "norm_group=0"),
+        ({"norm": "group"}, "norm_group=16 channels do not divide the 6 hidden"),
+        ({"zoneout": 1.0}, "zoneout=1.0 is a probability: take 0 <= zoneout < 1"),
+        ({"zoneout": -0.1}, "zoneout=-0.1"),
+        ({"zoneout": float("nan")}, "zoneout=nan"),
+        ({"recurrent_dropout": 1.5}, "recurrent_dropout=1.5 is a probability"),
+        ({"initialisation": "zero"}, "initialisation='zero': take xavier, he, orthogonal"),
+        ({"input_kernel": 4}, "input_kernel=4 must be odd.*Take 3 or 5"),
+        ({"in_channels": -1}, "found -1 and 6"),
+        ({"hidden_channels": 0}, "found 2 and 0"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(settings, message):
+    with refused(message):
+        ConvLSTM(**({"in_channels": 2, "hidden_channels": 6} | settings))
