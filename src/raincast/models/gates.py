@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels") / "gates.c"
 PRECISIONS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64"}
 FLAGS = [
-    *("-std=gnu11", "-O3", "-march=native", "-mprefer-vector-width=512"),
+    *("-std=gnu11", "-O3", "-march=native"),
+    *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),  # vectors; NaN keeps its meaning
     *("-fopenmp", "-shared", "-fPIC"),
 ]
@@ -216,10 +218,11 @@ def _load(precision: str) -> ctypes.CDLL:
 
 def _compile(precision: str) -> Path:
     """The shared library, from the cache or made anew; OSError or SubprocessError where that fails."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    compiler = shlex.split(os.environ.get("CC", "")) or ([found] if found else [])
+    if not compiler:
         raise OSError("no C compiler found; install gcc, or name one in CC")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), precision, *FLAGS, version, _processor()])
     folder = _cache_folder()
     library = folder / f"gates-{precision.lower()}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
@@ -227,7 +230,7 @@ def _compile(precision: str) -> Path:
         # a name of its own first: other processes compile the same at the same time
         with tempfile.TemporaryDirectory(dir=folder) as place:
             made = Path(place) / library.name
-            command = [compiler, *FLAGS, f"-DRAINCAST_{precision}", str(SOURCE), "-o", str(made), "-lm"]
+            command = [*compiler, *FLAGS, f"-DRAINCAST_{precision}", str(SOURCE), "-o", str(made), "-lm"]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
             with made.open("rb") as file:
                 os.fsync(file.fileno())  # to load a torn library would end the process
