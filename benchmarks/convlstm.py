@@ -1,6 +1,6 @@
 """How fast the ConvLSTM is, against its bare convolutions, its plain definition and Keras.
 
-    python benchmarks/convlstm.py [--quick] [--device cuda] [--json FILE]
+    python benchmarks/convlstm.py [--quick] [--device cuda] [--json FILE]       a quarter of an hour on two cores
 
 Everything in one run, interleaved, medians of `--repeats` (seven). "floor" is the convolutions alone (floor.py); a
 training step is forward and backward. Keep the machine quiet: a second process on the same cores makes every
@@ -335,15 +335,21 @@ def main() -> None:
     start = time.perf_counter()
     precisions = [torch.float32, *([torch.bfloat16] if _fast_bfloat16(args.device) else [])]
     calls = first_call(args)
-    rows = []
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        # a long run that is stopped keeps what it measured
+        write_json(args.json, {"rows": rows, "first_call_s": calls, "repeats": args.repeats})
+        Console(stderr=True).print(f"{time.perf_counter() - start:.0f} s: {row['case']}, {row['precision']}")
+        gc.collect()
+
     for dtype in precisions:
         for shape in QUICK if args.quick else LAYERS:
-            rows.append(layer_row(*shape, dtype, args))
-            gc.collect()
+            add(layer_row(*shape, dtype, args))
     if not args.quick:
         for name in ("2015", "2017", "open"):
-            rows.append(network_row(name, args))
-            gc.collect()
+            add(network_row(name, args))
     show(rows, calls)
     seconds = time.perf_counter() - start
     write_json(args.json, {"rows": rows, "first_call_s": calls, "repeats": args.repeats, "wall_s": seconds})
