@@ -13,7 +13,10 @@ from torch import nn
 from raincast import build, export
 from raincast.archive import Archive
 from raincast.commands import export as command
+from raincast.forecaster import predict_rates
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
+from raincast.models.heads import RateHead
+from raincast.transforms import DbzScaling
 
 STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
 
@@ -192,3 +195,17 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         command.run(config(tmp_path, tmp_path))
     with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
         command.run(config(tmp_path, tmp_path, "format=torch"))
+
+
+def test_a_mask_channel_sees_what_was_missing() -> None:
+    """And takes the padding of odd sizes for missing, as the network's own."""
+    torch.manual_seed(0)
+    made = PyramidEncoderForecaster(in_channels=2, stages=[{"conv_channels": 4, "hidden_channels": 4}])
+    traced = export.trace_forecast(made, RateHead(), DbzScaling(), input_steps=2, lead_steps=2)
+    rain = torch.rand(1, 2, 1, 9, 7) * 20
+    rain[0, 0, 0, 2:4] = torch.nan
+    with torch.no_grad():
+        expected = predict_rates(made, RateHead(), DbzScaling(), rain, 2)
+        torch.testing.assert_close(traced.program.module()(rain), expected, atol=1e-6, rtol=1e-5)
+        dry = predict_rates(made, RateHead(), DbzScaling(), rain.nan_to_num(), 2)
+    assert not torch.allclose(expected, dry, atol=1e-6, rtol=1e-5)

@@ -190,9 +190,8 @@ class _Forecast(nn.Module):
         self.lead_steps = lead_steps
 
     def forward(self, rain_rate: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b s 1 h w"]:
-        # Here and not after the transform: runtimes differ in what they clip NaN to. No rain is 0 on both sides.
-        known = torch.where(rain_rate.isnan(), torch.zeros_like(rain_rate), rain_rate)
-        padded = _pad(known, self.network)
+        # missing, as the networks' own padding is: a mask channel tells it from dry
+        padded = _pad(rain_rate, self.network, value=float("nan"))
         return _cut(predict_rates(self.network, self.head, self.transform, padded, self.lead_steps), rain_rate)
 
 
@@ -220,15 +219,15 @@ class _Layer(nn.Module):
         return hidden, tuple(new_state)
 
 
-def _pad(frames: Tensor, network: nn.Module) -> Tensor:
-    """Bottom and right filled with 0 up to a multiple of the stride, as the networks do it themselves.
+def _pad(frames: Tensor, network: nn.Module, value: float = 0.0) -> Tensor:
+    """Bottom and right filled with `value` up to a multiple of the stride, as the networks do it themselves.
 
     They ask first whether it is needed, and a trace would hold for the one answer alone. This always adds
     rows and takes those that are wanted, so that the networks have nothing left to ask.
     """
     stride = smallest_grid(network) - 1
     H, W = frames.shape[-2:]
-    wider = F.pad(frames, (0, stride - 1, 0, stride - 1))
+    wider = F.pad(frames, (0, stride - 1, 0, stride - 1), value=value)
     # not -(-H // stride) · stride: in this form the tracer sees that it is positive, and is twice as fast
     return _first(wider, (H - 1) // stride * stride + stride, (W - 1) // stride * stride + stride)
 

@@ -28,7 +28,9 @@ class Forecaster(Protocol):
 
 def to_network_scale(transform: Transform, rain: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
     """mm/h with NaN → network scale, where a missing pixel becomes 0: no rain."""
-    return torch.nan_to_num(transform.forward(rain), nan=0.0)
+    # before the transform, where no rain is 0 too: what exported networks run on differs in what it clips NaN to
+    scaled: Tensor = transform.forward(torch.nan_to_num(rain, nan=0.0))
+    return scaled
 
 
 def network_input(
