@@ -14,20 +14,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from raincast.models import ConvLSTM, gates, sequence
+from raincast.models import ConvLSTM, gates, kernel, sequence
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 
 
-@pytest.fixture(params=["C", "PyTorch"])
+@pytest.fixture(params=["C", "PyTorch", "C and products"])
 def kernels(request, monkeypatch) -> Iterator[str]:
-    """Both ways of the point-wise half."""
+    """Both ways of the point-wise half, and of the convolutions."""
+    if "products" in request.param:
+        monkeypatch.setattr(kernel, "LARGE", 0)
+        monkeypatch.setattr(kernel, "PIXELS_RATIO", 0)
     if request.param == "PyTorch":
         monkeypatch.setenv("RAINCAST_KERNELS", "0")
         gates._kernels.cache_clear()
     elif not gates._kernels("F64"):
         pytest.skip("needs a C compiler")
-    assert bool(gates._kernels("F64")) == (request.param == "C")
+    assert bool(gates._kernels("F64")) == request.param.startswith("C")
     yield request.param
     if request.param == "PyTorch":
         gates._kernels.cache_clear()

@@ -208,7 +208,7 @@ def _down(channels: int, level: Stage) -> nn.Sequential:
     padding = (level.down_kernel - level.stride + 1) // 2
     conv = nn.Conv2d(channels, level.conv_channels, level.down_kernel, level.stride, padding)
     initialise(conv, fan_in=channels * level.down_kernel**2)
-    return nn.Sequential(conv, nn.LeakyReLU(SLOPE))
+    return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def _up(level: Stage) -> nn.Sequential:
@@ -225,7 +225,7 @@ def _up(level: Stage) -> nn.Sequential:
         output_padding=2 * padding - (kernel - stride),  # exactly H · stride, for odd strides too
     )
     initialise(conv, fan_in=level.hidden_channels * kernel**2 / stride**2)
-    return nn.Sequential(conv, nn.LeakyReLU(SLOPE))
+    return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def _head(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
@@ -233,7 +233,7 @@ def _head(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
     last = nn.Conv2d(hidden, out_channels, 1)
     initialise(conv, fan_in=9 * channels)
     initialise_output(last)
-    return nn.Sequential(conv, nn.LeakyReLU(SLOPE), last)
+    return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True), last)
 
 
 def _per_layer(kernel: int | Iterable[int], layers: int, name: str) -> list[int]:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from raincast.cache import cache_folder
+
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels") / "gates.c"
@@ -224,7 +226,7 @@ def _compile(precision: str) -> Path:
         raise OSError("no C compiler found; install gcc, or name one in CC")
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), precision, *FLAGS, version, _processor()])
-    folder = _cache_folder()
+    folder = cache_folder()
     library = folder / f"gates-{precision.lower()}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     if not library.exists():
         # a name of its own first: other processes compile the same at the same time
@@ -236,14 +238,6 @@ def _compile(precision: str) -> Path:
                 os.fsync(file.fileno())  # to load a torn library would end the process
             made.replace(library)
     return library
-
-
-def _cache_folder() -> Path:
-    named = os.environ.get("RAINCAST_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(named) if named else base / "raincast"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
 
 
 def _processor() -> str:

@@ -17,11 +17,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raincast.models import gates as pointwise
+from raincast.models.kernel import Kernel
 from raincast.models.recurrent import autocast_dtype
 
 BLOCKS = 4
@@ -73,45 +73,55 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 class _Weights(NamedTuple):
-    """The layer's parameters, kernels with channels last; `table` is the peepholes as (1|H, 1|W, 3, hidden)."""
+    """The layer's parameters; `table` is the peepholes as (1|H, 1|W, 3, hidden)."""
 
-    of_input: Tensor | None
-    of_state: Tensor
+    of_input: Kernel | None
+    of_state: Kernel
     bias: Tensor
     table: Tensor | None
 
     @classmethod
     def of(
-        cls, input_weight: Tensor | None, state_weight: Tensor, bias: Tensor, peephole: Tensor | None
+        cls,
+        input_weight: Tensor | None,
+        state_weight: Tensor,
+        bias: Tensor,
+        peephole: Tensor | None,
+        *,
+        pixels: int,
     ) -> "_Weights":
-        """From the parameters as the layer holds them."""
-        last = torch.channels_last
+        """From the parameters as the layer holds them, for steps of so many pixels."""
         return cls(
-            None if input_weight is None else input_weight.contiguous(memory_format=last),
-            state_weight.contiguous(memory_format=last),
+            None if input_weight is None else Kernel(input_weight, pixels),
+            Kernel(state_weight, pixels),
             bias,
             None if peephole is None else peephole.permute(2, 3, 0, 1).contiguous(),
         )
 
     @property
     def width(self) -> int:
-        return self.of_state.shape[1]
+        return self.of_state.channels
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks the backward goes through: more cost a sum of the kernel's gradients each."""
+        return 1 if self.of_state.as_product else BLOCKS
 
     def drive(self, inputs: Tensor, gates: int = 4) -> Tensor:
         """What the input gives the first `gates` of i, f, z, o; bias included."""
         assert self.of_input is not None
         if gates == 4:
-            return _convolve(inputs, self.of_input, self.bias)
+            return self.of_input.convolve(inputs, self.bias)
         rows = gates * self.width
-        return _convolve(inputs, self.of_input[:rows], self.bias[:rows])
+        return self.of_input.first(rows).convolve(inputs, self.bias[:rows])
 
     def recur(self, states: Tensor, gates: int = 4) -> Tensor:
         """What the hidden states before give them; bias included where there is no input."""
         bias = self.bias if self.of_input is None else None
         if gates == 4:
-            return _convolve(states, self.of_state, bias)
+            return self.of_state.convolve(states, bias)
         rows = gates * self.width
-        return _convolve(states, self.of_state[:rows], None if bias is None else bias[:rows])
+        return self.of_state.first(rows).convolve(states, None if bias is None else bias[:rows])
 
 
 class _Sequence(torch.autograd.Function):
@@ -129,14 +139,15 @@ class _Sequence(torch.autograd.Function):
         recompute: bool,
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = _Weights.of(input_weight, state_weight, bias, peephole)
         like = hidden if x is None else x[:, 0]
         assert like is not None
         B, _, H, W = like.shape
+        weights = _Weights.of(input_weight, state_weight, bias, peephole, pixels=B * H * W)
         keep = training and any(ctx.needs_input_grad)
         start = int(hidden is not None)  # row 0 is then the state that came in
         states = like.new_empty(start + num_steps, B, H, W, weights.width)
-        cells = _Cells(states, start, num_steps, keep=keep)
+        blocks = _blocks(num_steps, weights.num_blocks) if keep else []
+        cells = _Cells(states, start, blocks)
         if hidden is not None and cell is not None:
             states[0] = hidden.permute(0, 2, 3, 1)
             cells.of(0).copy_(cell.permute(0, 2, 3, 1))
@@ -185,13 +196,14 @@ class _Sequence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None) -> Any:
         inputs, states, kept, gates, out_gates, *parameters = ctx.saved_tensors
-        weights, start, needs = _Weights.of(*parameters), ctx.start, ctx.needs_input_grad
+        start, needs = ctx.start, ctx.needs_input_grad
+        weights = _Weights.of(*parameters, pixels=states[0, ..., 0].numel())
         num_steps = len(states) - start
         dh_out = None if d_outputs is None else _rows(d_outputs)
         dh_next = None if d_hidden is None else _channels_last(d_hidden.to(states.dtype))
         dcell = torch.zeros_like(kept[0]) if d_cell is None else _channels_last(d_cell.to(kept.dtype)).clone()
         sums = _Gradients(weights, inputs if needs[0] else None)
-        blocks = _blocks(num_steps)
+        blocks = _blocks(num_steps, weights.num_blocks)
         # room for one block: the cell before it and its own, its gates if they were not kept, their gradients
         cells = kept.new_empty(blocks[0].stop + 1, *kept.shape[1:])
         d_gates = states.new_empty(blocks[0].stop, *states.shape[1:4], 4 * weights.width)
@@ -224,7 +236,7 @@ class _Sequence(torch.autograd.Function):
                     dgates=d_gates[index],
                 )
                 if row - start or (row and needs[1]):
-                    dh_next = _into_input(d_gates[index], states[row - 1], weights.of_state)
+                    dh_next = weights.of_state.gradient_of_rows(d_gates[index], states[row - 1])
             sums.add(d_gates[:size], block_inputs, before, cells[: size + 1], steps)
         return (
             None if sums.inputs is None else sums.inputs.permute(1, 0, 4, 2, 3),
@@ -244,9 +256,9 @@ class _Gradients:
         """`inputs` is None where no gradient of them is wanted."""
         self.weights = weights
         self.inputs = None if inputs is None else torch.empty_like(inputs)
-        self.of_input = None if weights.of_input is None else torch.zeros_like(weights.of_input)
-        self.of_state = torch.zeros_like(weights.of_state)
-        self.bias = torch.zeros_like(weights.bias)
+        self.of_input: Tensor | None = None
+        self.of_state: Tensor | None = None
+        self.bias: Tensor | None = None
         self.peephole_per_channel: Tensor | None = None
         self.peephole_per_pixel: Tensor | None = None
         if weights.table is None:
@@ -268,22 +280,15 @@ class _Gradients:
     ) -> None:
         """One block of steps; `cells` has the one before it, too. A first state of zeros is missing."""
         if inputs is not None:
-            assert self.of_input is not None and self.weights.of_input is not None
-            d_inputs, d_weight, d_bias = _convolution_backward(
-                d_gates, inputs, self.weights.of_input, [self.inputs is not None, True, True]
-            )
+            assert self.weights.of_input is not None
+            d_weight, d_bias = self.weights.of_input.gradients(d_gates, inputs, bias=True)
+            self.of_input, self.bias = _added(self.of_input, d_weight), _added(self.bias, d_bias)
             if self.inputs is not None:
-                self.inputs[steps] = d_inputs
-            self.of_input += d_weight
-            self.bias += d_bias
+                self.inputs[steps] = self.weights.of_input.gradient_of_rows(d_gates, inputs)
         recurrent = d_gates[len(d_gates) - len(states_before) :]
         if len(recurrent):
-            _, d_weight, d_bias = _convolution_backward(
-                recurrent, states_before, self.weights.of_state, [False, True, inputs is None]
-            )
-            self.of_state += d_weight
-            if inputs is None:
-                self.bias += d_bias
+            d_weight, d_bias = self.weights.of_state.gradients(recurrent, states_before, bias=inputs is None)
+            self.of_state, self.bias = _added(self.of_state, d_weight), _added(self.bias, d_bias)
         if self.peephole_per_pixel is not None:
             di, df, _, _ = recurrent.chunk(4, dim=-1)
             do = d_gates.chunk(4, dim=-1)[3]
@@ -292,13 +297,21 @@ class _Gradients:
             for gate, (d_gate, cell) in enumerate(pairs):
                 self.peephole_per_pixel[:, :, gate] += (d_gate * cell).sum((0, 1))
 
-    def of_parameters(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None]:
+    def of_parameters(self) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
         """As the layer holds its parameters: input weight, state weight, bias, peephole."""
         table = self.peephole_per_pixel
         if self.peephole_per_channel is not None:
             assert self.weights.table is not None
             table = self.peephole_per_channel.sum(0).to(self.weights.table.dtype)[None, None]
-        return self.of_input, self.of_state, self.bias, None if table is None else table.permute(2, 3, 0, 1)
+        of_state = torch.zeros_like(self.weights.of_state.weight) if self.of_state is None else self.of_state
+        return self.of_input, of_state, self.bias, None if table is None else table.permute(2, 3, 0, 1)
+
+
+def _added(total: Tensor | None, term: Tensor | None) -> Tensor | None:
+    """The sum, in `total` where there is one: the first term is taken as it is."""
+    if total is None or term is None:
+        return term if total is None else total
+    return total.add_(term)
 
 
 def _drives(weights: _Weights, inputs: Tensor | None, gates: Tensor | None) -> Iterator[Tensor | None]:
@@ -339,17 +352,17 @@ def _regate(
         pointwise.regate(a, b, old, weights.table, out_gates[index], gates=gates[index], cell=cells[index + 1])
 
 
-def _blocks(num_steps: int) -> list[slice]:
-    size = -(-num_steps // BLOCKS)
+def _blocks(num_steps: int, num_blocks: int) -> list[slice]:
+    size = -(-num_steps // num_blocks)
     return [slice(begin, min(begin + size, num_steps)) for begin in range(0, num_steps, size)]
 
 
 class _Cells:
     """Where the cell of each row lies: `kept` has those before each block of the backward, the rest take turns."""
 
-    def __init__(self, states: Tensor, start: int, num_steps: int, *, keep: bool) -> None:
-        """Rows count as in `states`; without `keep` none is kept."""
-        before = [start + steps.start - 1 for steps in _blocks(num_steps)] if keep else []
+    def __init__(self, states: Tensor, start: int, blocks: list[slice]) -> None:
+        """Rows count as in `states`; without blocks none is kept."""
+        before = [start + steps.start - 1 for steps in blocks]
         exact = pointwise.cell_dtype(states.dtype)
         self.kept = states.new_zeros(len(before), *states.shape[1:], dtype=exact)
         self.turns = states.new_empty(2, *states.shape[1:], dtype=exact).unbind(0)
@@ -369,29 +382,3 @@ def _rows(sequence: Tensor) -> Tensor:
 def _channels_last(image: Tensor) -> Tensor:
     """(B, C, H, W) → (B, H, W, C), contiguous."""
     return image.permute(0, 2, 3, 1).contiguous()
-
-
-def _image(rows: Tensor) -> Tensor:
-    """(…, H, W, C) → (N, C, H, W) without copying."""
-    return (rows if rows.ndim == 4 else rows.flatten(0, -4)).permute(0, 3, 1, 2)
-
-
-def _convolve(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found = _channels_last(F.conv2d(_image(rows), weight, bias, padding=weight.shape[-1] // 2))
-    return found if rows.ndim == 4 else found.view(*rows.shape[:-1], len(weight))
-
-
-def _convolution_backward(
-    d_rows: Tensor, rows: Tensor, weight: Tensor, wanted: list[bool]
-) -> tuple[Any, Any, Any]:
-    """Gradients of the input rows, the kernel and the bias of `_convolve`, None where they are not wanted."""
-    pad = weight.shape[-1] // 2
-    d_input, d_weight, d_bias = torch.ops.aten.convolution_backward(
-        _image(d_rows), _image(rows), weight, [len(weight)], [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, wanted
-    )
-    return (_channels_last(d_input).view(rows.shape) if wanted[0] else d_input), d_weight, d_bias
-
-
-def _into_input(d_rows: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    found: Tensor = _convolution_backward(d_rows, rows, weight, [True, False, False])[0]
-    return found
