@@ -45,7 +45,7 @@ def batches(archive: Path, transform: DbzScaling, *, steps: int, seed: int) -> l
     data.setup("fit")
     found: list[Batch] = []
     while len(found) < steps:  # an archive with fewer crops is read again
-        for batch in data.train_dataloader():
+        for batch in map(data.dataset.decode, data.train_dataloader()):
             frames = to_network_scale(transform, batch["input"])
             found.append((frames, transform.forward(batch["target"]), batch["target_mask"]))
     return found[:steps]

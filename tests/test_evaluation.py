@@ -26,7 +26,8 @@ def windows(tmp_path_factory) -> WindowDataset:
 
 
 def batches(windows: WindowDataset, batch_size: int = 3, starts=range(20)) -> list:
-    return [*DataLoader(windows, batch_size=batch_size, sampler=[Place(s, 0, 0, 12, 10) for s in starts])]
+    loader = DataLoader(windows, batch_size=batch_size, sampler=[Place(s, 0, 0, 12, 10) for s in starts])
+    return [*map(windows.decode, loader)]
 
 
 class Says:

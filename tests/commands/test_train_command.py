@@ -80,7 +80,42 @@ def test_resumed_equals_uninterrupted(tiny_archive: Path, tmp_path: Path, monkey
     expected, found = weights(whole.last), weights(resumed.last)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
-    assert whole.metrics == pytest.approx(resumed.metrics, nan_ok=True)
+    waits = {"train/data_wait": whole.metrics["train/data_wait"]}  # a time, which no two runs share
+    assert 0 < waits["train/data_wait"] < 1
+    assert whole.metrics == pytest.approx(resumed.metrics | waits, nan_ok=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_in_mid_epoch_equals_uninterrupted(
+    tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """Every sample of the epoch is trained on once, in the order of a run that was not stopped."""
+    overrides = [*TINY, f"data.archive={tiny_archive}", "trainer.max_epochs=3", "+callbacks.last.every_n_train_steps=1"]
+    seen: list[tuple[int, int, list[int]]] = []
+    step = NowcastModule.training_step
+
+    def stop(self: NowcastModule, batch, batch_idx: int):
+        if stop.at == (self.current_epoch, batch_idx):
+            raise KeyboardInterrupt
+        seen.append((self.current_epoch, batch_idx, batch["time"].tolist()))
+        return step(self, batch, batch_idx)
+
+    stop.at = None
+    monkeypatch.setattr(NowcastModule, "training_step", stop)
+    whole = train(compose_config("train", tmp_path / "whole", *overrides))
+    expected_batches, seen[:] = [*seen], []
+    assert len(expected_batches) > 6, "three epochs of more than two batches"
+    stop.at = (1, 2)
+    cut = [*overrides, f"data.num_workers={num_workers}"]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(compose_config("train", tmp_path / "cut", *cut))
+    stop.at = None
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    resumed = train(compose_config("train", tmp_path / "resumed", *cut, f"checkpoint={last}"))
+    assert seen == expected_batches
+    expected, found = weights(whole.last), weights(resumed.last)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert whole.metrics == pytest.approx(resumed.metrics | {"train/data_wait": whole.metrics["train/data_wait"]})
 
 
 def test_resuming_as_another_run_is_refused(tiny_run: Path, tiny_archive: Path, tmp_path: Path) -> None:

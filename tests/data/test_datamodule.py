@@ -45,6 +45,11 @@ def make(folder):
     return make
 
 
+def times_of_slots(slots: np.ndarray) -> np.ndarray:
+    """Seconds since 1970; the archive begins on 1 January 2026, with a step of 5 minutes."""
+    return np.datetime64("2026-01-01", "s").astype(np.int64) + 300 * slots
+
+
 def loaded_times(loader) -> list[int]:
     return [int(t) for batch in loader for t in batch["time"]]
 
@@ -54,16 +59,17 @@ def test_a_crop_larger_than_the_grid_is_cut_and_none_is_the_whole_grid(make):
     assert make(crop=11, eval_crop=99).eval_crop == (12, 10)
     assert make(crop=None).crop == make().eval_crop == (12, 10)
     for crop, shape in ((4, (4, 4)), (11, (11, 10)), (None, (12, 10))):
-        batch = next(iter(make(crop=crop, batch_size=2).train_dataloader()))
+        data = make(crop=crop, batch_size=2)
+        batch = data.dataset.decode(next(iter(data.train_dataloader())))
         assert batch["input"].shape == (2, 2, 1, *shape)
         assert batch["target"].shape == batch["target_mask"].shape == (2, 3, 1, *shape)
 
 
 def test_evaluation_takes_each_window_whole_once_and_in_order(make):
     data = make(eval_batch_size=3)
-    newest = data.archive.times[data.windows.starts["val"] + 1].astype("datetime64[s]").astype(np.int64)
+    newest = times_of_slots(data.windows.starts["val"] + 1)
     assert loaded_times(data.val_dataloader()) == newest.tolist()
-    shapes = {batch["target"].shape[-2:] for batch in data.val_dataloader()}
+    shapes = {batch["target"].shape[-2:] for batch in data.eval_batches("val")}
     assert shapes == {(12, 10)}
 
 
@@ -78,7 +84,7 @@ def test_evaluation_in_crops_tiles_the_grid(make):
 def test_validation_is_the_same_in_every_epoch_and_for_every_seed(make, stage):
     def first(data) -> list[dict[str, torch.Tensor]]:
         data.setup(stage)
-        return [*data.val_dataloader()]
+        return [*data.eval_batches("val")]
 
     data = make(seed=1)
     for one, other in zip(first(data), first(make(seed=2, augment=False, samples_per_epoch=8)), strict=True):
@@ -108,7 +114,7 @@ def test_training_draws_from_training_windows_and_differs_by_epoch(make):
     data = make()
     loader = data.train_dataloader()
     assert len(loader) == 8
-    newest = data.archive.times[data.windows.starts["train"] + 1].astype("datetime64[s]").astype(np.int64)
+    newest = times_of_slots(data.windows.starts["train"] + 1)
     first = loaded_times(loader)
     assert len(first) == 32 and set(first) <= set(newest.tolist())
     assert loaded_times(make().train_dataloader()) == first
@@ -157,7 +163,7 @@ def test_trainer_gives_each_epoch_its_own_draw(make, tmp_path, num_workers):
     sampler = TrainSampler(data.candidates, 32, grid_shape=(12, 10), augment=True, seed=0)
     for epoch in range(3):
         sampler.set_epoch(epoch)
-        newest = [data.archive.times[p.start + 1].astype("datetime64[s]").astype(int) for p in sampler]
+        newest = times_of_slots(np.array([p.start + 1 for p in sampler]))
         expected = [(int(t), p.y, p.x) for t, p in zip(newest, sampler, strict=True)]
         assert watch.seen[epoch] == expected, epoch
 
@@ -176,6 +182,9 @@ def test_trainer_gives_each_epoch_its_own_draw(make, tmp_path, num_workers):
         )
     ]
     + [
+        ({"max_missing": 5}, "data.max_missing=5 must be from 0 to below the 5 frames"),
+        ({"max_missing": -1}, "data.max_missing=-1 must be"),
+        ({"jitter": -0.1}, "data.jitter=-0.1 from 0 up"),
         ({"crop": 0}, "A crop of 0 pixels: give 1 or more, or null"),
         ({"eval_crop": -4}, "A crop of -4 pixels"),
     ],
@@ -183,6 +192,12 @@ def test_trainer_gives_each_epoch_its_own_draw(make, tmp_path, num_workers):
 def test_numbers_that_cannot_be_are_refused(make, kwargs, message):
     with pytest.raises(ValueError, match=message):
         make(**kwargs)
+
+
+def test_a_gap_budget_makes_more_windows(make):
+    """Each of the two missing frames spoils 5 windows; as the newest input, in one of them, it still does."""
+    strict, lenient = (sum(own.size for own in make(max_missing=n).windows.starts.values()) for n in (0, 1))
+    assert strict < lenient <= strict + 8
 
 
 def test_more_in_a_batch_than_in_an_epoch_is_refused(make):

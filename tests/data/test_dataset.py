@@ -32,15 +32,17 @@ def windows(folder) -> WindowDataset:
 def test_a_sample_is_what_xarray_reads(folder, windows):
     parts = [xr.open_dataset(folder / f"{name}.nc", engine="netcdf4") for name in "ab"]
     frames = xr.concat([part[RAIN] for part in parts], "time").load()
-    sample = windows[Place(start=5, y=2, x=1, height=6, width=8)]
+    # slot 13 is frame 12: frame 9 of the series is missing
+    sample = windows.sample(Place(start=13, y=2, x=1, height=6, width=8))
     box = frames.isel(y=slice(2, 8), x=slice(1, 9)).values.astype(np.float32)
-    np.testing.assert_array_equal(sample["input"], box[5:8, None])
-    np.testing.assert_array_equal(sample["target"], box[8:12, None])
-    np.testing.assert_array_equal(sample["target_mask"], np.isfinite(box[8:12, None]))
+    np.testing.assert_array_equal(sample["input"], box[12:15, None])
+    np.testing.assert_array_equal(sample["target"], box[15:19, None])
+    np.testing.assert_array_equal(sample["target_mask"], np.isfinite(box[15:19, None]))
+    assert not sample["filled"].any()
     assert sample["input"].dtype == sample["target"].dtype == torch.float32
     assert sample["target_mask"].dtype == torch.bool
     assert (sample["y"], sample["x"]) == (2, 1)
-    assert np.datetime64(sample["time"], "s") == frames.time.values[7]  # the newest input
+    assert np.datetime64(sample["time"], "s") == frames.time.values[14]  # the newest input
 
 
 def test_targets_begin_one_step_after_the_newest_input(tmp_path):
@@ -48,7 +50,7 @@ def test_targets_begin_one_step_after_the_newest_input(tmp_path):
     dataset = mock_archive(26)
     dataset[RAIN].values[:] = np.arange(26, dtype=np.float32)[:, None, None]
     write_part(dataset, tmp_path / "a.nc")
-    sample = WindowDataset(Archive.open(tmp_path), input_steps=3, lead_steps=4)[Place(4, 0, 0, 2, 2)]
+    sample = WindowDataset(Archive.open(tmp_path), input_steps=3, lead_steps=4).sample(Place(4, 0, 0, 2, 2))
     assert sample["input"][:, 0, 0, 0].tolist() == [4, 5, 6]
     assert sample["target"][:, 0, 0, 0].tolist() == [7, 8, 9, 10]
     # frame 6 is 30 minutes after the start of 2026
@@ -56,10 +58,59 @@ def test_targets_begin_one_step_after_the_newest_input(tmp_path):
 
 
 def test_missing_pixels_are_nan_and_masked_and_zeros_are_neither(windows):
-    sample = windows[Place(0, 0, 0, 12, 10)]
+    sample = windows.sample(Place(0, 0, 0, 12, 10))
     assert not sample["target_mask"][..., :2, :2].any() and sample["target_mask"][..., 2:, 2:].all()
     assert sample["input"][..., :2, :2].isnan().all() and sample["target"][..., :2, :2].isnan().all()
     assert (sample["target"] == 0).any()
+
+
+def test_codes_travel_as_they_are_and_become_the_rates_of_the_archive(windows):
+    stored = windows[Place(0, 0, 0, 12, 10)]
+    assert stored["frames"].dtype == torch.int16
+    rates = windows.archive.read(0, 7)
+    both = torch.cat([windows.sample(Place(0, 0, 0, 12, 10))[name] for name in ("input", "target")])
+    np.testing.assert_array_equal(both[:, 0], rates)  # to the last bit
+
+
+def test_every_code_becomes_the_float_nearest_its_rate(windows):
+    codes = torch.arange(-32768, 32768).to(torch.int16).reshape(1, 8, 64, 128)
+    zeros = torch.zeros(1, dtype=torch.int64)
+    batch = {
+        "frames": codes,
+        "filled": torch.zeros(1, 8),
+        "gain": torch.ones(1),
+        "time": zeros,
+        "y": zeros,
+        "x": zeros,
+    }
+    found = windows.decode(batch)
+    rates = torch.cat([found["input"], found["target"]], dim=1).ravel().numpy()
+    numbers = np.arange(-32768, 32768)
+    np.testing.assert_array_equal(rates, np.where(numbers < 0, np.nan, numbers * 0.01).astype(np.float32))
+
+
+def test_a_gain_multiplies_the_rain_of_its_sample(windows):
+    place = Place(0, 1, 1, 8, 8)
+    plain, more = windows.sample(place), windows.sample(place._replace(gain=1.5))
+    for name in ("input", "target"):
+        np.testing.assert_array_equal(more[name], plain[name] * 1.5)
+    np.testing.assert_array_equal(more["target_mask"], plain["target_mask"])
+
+
+def test_missing_frames_repeat_the_one_before_as_input_and_are_missing_as_target(folder, windows):
+    """Frame 9 of 26 is missing: once it is the second input, once the first, once a target."""
+    rain = Archive.open(folder).read(0, 25)  # slots 0 to 8, then 10 to 25
+    place = Place(start=8, y=0, x=0, height=12, width=10)
+    sample = windows.sample(place)
+    np.testing.assert_array_equal(sample["input"][:, 0], rain[[8, 8, 9]])
+    assert sample["filled"].tolist() == [False, True, False, False, False, False, False]
+    np.testing.assert_array_equal(sample["target"][:, 0], rain[10:14])
+    first = windows.sample(place._replace(start=9))
+    assert first["input"][0].isnan().all() and first["filled"].tolist() == [True] + [False] * 6
+    target = windows.sample(place._replace(start=5))
+    assert target["target"][1].isnan().all() and not target["target_mask"][1].any()
+    np.testing.assert_array_equal(target["target"][[0, 2, 3], 0], rain[[8, 9, 10]])
+    assert np.datetime64(sample["time"], "s") == np.datetime64("2026-01-01T00:50")  # slot 10
 
 
 def test_eight_orientations_are_the_symmetries_of_a_square():
@@ -85,9 +136,9 @@ def test_oblong_crops_keep_their_shape():
 
 
 def test_input_and_target_are_turned_alike(windows):
-    plain = windows[Place(0, 1, 1, 8, 8)]
+    plain = windows.sample(Place(0, 1, 1, 8, 8))
     for k in range(8):
-        turned = windows[Place(0, 1, 1, 8, 8, k)]
+        turned = windows.sample(Place(0, 1, 1, 8, 8, k))
         for name in ("input", "target"):
             np.testing.assert_array_equal(turned[name][:, 0], orient(plain[name][:, 0].numpy(), k))
         np.testing.assert_array_equal(turned["target_mask"], turned["target"].isfinite())
@@ -98,7 +149,8 @@ def test_workers_make_the_same_samples(windows):
     places = [Place(i, i % 4, i % 3, 6, 6, i % 8) for i in range(16)]
 
     def batches(num_workers: int) -> list[dict[str, torch.Tensor]]:
-        return [*DataLoader(windows, batch_size=4, sampler=places, num_workers=num_workers)]
+        loader = DataLoader(windows, batch_size=4, sampler=places, num_workers=num_workers)
+        return [*map(windows.decode, loader)]
 
     for alone, shared in zip(batches(0), batches(2), strict=True):
         assert alone["input"].shape == (4, 3, 1, 6, 6) and alone["time"].dtype == torch.int64

@@ -199,7 +199,7 @@ def test_validation_equals_evaluation(data, tmp_path, name):
         own.network, own.head, SCALE, name="net", input_steps=3, lead_steps=LEADS, step_minutes=5
     )
     scores = evaluate(
-        [forecaster], data.val_dataloader(), thresholds=THRESHOLDS, lead_steps=LEADS, step_minutes=5.0
+        [forecaster], data.eval_batches("val"), thresholds=THRESHOLDS, lead_steps=LEADS, step_minutes=5.0
     ).isel(forecaster=0)
     assert scores.event.size == 2  # pooled over the days, as validation does
     for index, threshold in enumerate(THRESHOLDS):
@@ -212,7 +212,7 @@ def test_validation_equals_evaluation(data, tmp_path, name):
 
 
 def test_scores_begin_anew_with_each_validation(data, tmp_path):
-    own, (first, *others) = module(), [*data.val_dataloader()]
+    own, (first, *others) = module(), [*data.eval_batches("val")]
     alone = validated(own, [first], tmp_path)
     assert validated(own, others, tmp_path)["val/mae"] != alone["val/mae"]
     np.testing.assert_equal(validated(own, [first], tmp_path), alone)
@@ -220,7 +220,7 @@ def test_scores_begin_anew_with_each_validation(data, tmp_path):
 
 def test_validation_does_not_depend_on_the_batches(data, tmp_path):
     own = module()
-    batches = [*data.val_dataloader()]
+    batches = [*data.eval_batches("val")]
     single = [{k: v[i : i + 1] for k, v in batch.items()} for batch in batches for i in range(len(batch["input"]))]
     whole, parts = validated(own, batches, tmp_path), validated(own, single, tmp_path)
     assert parts == pytest.approx(whole, rel=1e-5, nan_ok=True)

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,8 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import CODE_MM_H, MISSING_CODE, encode
 from raincast.schema import Grid
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Archive:
     attrs: dict[str, Any]
     rain_attrs: dict[str, Any]
     parts: tuple[_Part, ...]
+    coded: bool = False
+    """Whether all of it lies on disk in the codes of `archive.codes`."""
     _open: dict[tuple[int, Path], "_OpenPart"] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -69,6 +75,7 @@ class Archive:
             attrs=first.attrs,
             rain_attrs=first.rain_attrs,
             parts=parts,
+            coded=all(head.coded for head in heads),
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,10 +120,18 @@ class Archive:
         pieces = [part.read(window, y, x) for part, window in self._windows(first, num_times)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def read_codes(self, first: int, num_times: int, *, y: slice = slice(None)) -> npt.NDArray[np.int16]:
+    def read_codes(
+        self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
+    ) -> npt.NDArray[np.int16]:
         """The same as codes of 0.01 mm/h, `codes.MISSING_CODE` for missing: as they lie on disk, if they do."""
-        pieces = [part.read_codes(window, y) for part, window in self._windows(first, num_times)]
+        pieces = [part.read_codes(window, y, x) for part, window in self._windows(first, num_times)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def read_stored(
+        self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
+    ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+        """Codes if the archive holds them (`coded`), else rain rates: what costs least to read and to carry."""
+        return (self.read_codes if self.coded else self.read)(first, num_times, y=y, x=x)
 
     def _windows(self, first: int, num_times: int) -> list[tuple["_OpenPart", slice]]:
         """The open parts that hold the frames, and which of their own frames those are."""
@@ -158,6 +173,7 @@ class _OpenPart:
     scale: float
     offset: float
     to_mm_h: float
+    path: Path
 
     @classmethod
     def open(cls, path: Path, variable: str) -> "_OpenPart":
@@ -171,27 +187,29 @@ class _OpenPart:
             float(f) for name in ("_FillValue", "missing_value") for f in np.atleast_1d(attrs.get(name, []))
         )
         to_mm_h = schema.MM_H_PER_UNIT[attrs["units"]]
-        part = cls(array, None, fills, scale, offset, to_mm_h)
+        part = cls(array, None, fills, scale, offset, to_mm_h, path)
         if array.dtype.kind in "iu" and array.dtype.itemsize <= 2:
             # every code decoded once, in float64: 50 × 0.01 is then exactly the float32 nearest 0.5,
             # so a rate that stands at a threshold is at the threshold
             info = np.iinfo(array.dtype)
             codes = np.arange(info.min, info.max + 1)
-            return cls(array, part._decode(codes), fills, scale, offset, to_mm_h)
+            return cls(array, part._decode(codes), fills, scale, offset, to_mm_h, path)
         return part
 
     def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.float32]:
-        raw = self.array[time, y, x].values
+        with _naming(self.path):
+            raw = self.array[time, y, x].values
         if self.table is None:
             return self._decode(raw)
         return self.table[raw.astype(np.intp) - np.iinfo(raw.dtype).min]
 
-    def read_codes(self, time: slice, y: slice) -> npt.NDArray[np.int16]:
+    def read_codes(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.int16]:
         ours = (np.dtype(np.int16), (float(MISSING_CODE),), CODE_MM_H, 0.0, 1.0)
         if (self.array.dtype, self.fills, self.scale, self.offset, self.to_mm_h) == ours:
-            codes: npt.NDArray[np.int16] = self.array[time, y].values
+            with _naming(self.path):
+                codes: npt.NDArray[np.int16] = self.array[time, y, x].values
             return codes
-        return np.stack([encode(frame) for frame in self.read(time, y, slice(None))])
+        return np.stack([encode(frame) for frame in self.read(time, y, x)])
 
     def _decode(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         values = raw.astype(np.float64)
@@ -199,6 +217,7 @@ class _OpenPart:
         for fill in self.fills:
             missing |= values == fill
         rates = (values * self.scale + self.offset) * self.to_mm_h
+        missing |= rates < 0  # as in an ingest: a negative rate says nothing, least of all that it was dry
         return np.where(missing, np.nan, rates).astype(np.float32)
 
 
@@ -213,11 +232,12 @@ class _Head:
     variable: str
     attrs: dict[str, Any]
     rain_attrs: dict[str, Any]
+    coded: bool
 
 
 def archive_files(path: Path) -> list[Path]:
     """The files of the archive at `path`, sorted; FileNotFoundError with the remedy where there are none."""
-    if path.is_file() or path.suffix == ".zarr":
+    if path.is_file() or path.suffix == ".zarr" or is_zarr(path):
         files = [path] if path.exists() else []
     else:
         files = sorted(path.glob("*.nc")) or sorted(path.glob("*.zarr"))
@@ -233,18 +253,40 @@ def archive_files(path: Path) -> list[Path]:
 
 
 def _engine(path: Path) -> str:
-    return "zarr" if path.suffix == ".zarr" else "netcdf4"
+    return "zarr" if path.suffix == ".zarr" or path.is_dir() else "netcdf4"
 
 
 def _open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
+    engine = _engine(path)
+    options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     try:
-        return xr.open_dataset(path, engine=_engine(path), chunks=None, mask_and_scale=mask_and_scale)
+        dataset = xr.open_dataset(path, engine=engine, chunks=None, mask_and_scale=mask_and_scale, **options)
+        return schema.regular_part(dataset)
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be opened as {_engine(path)}: {error}") from error
+        raise ValueError(f"{path} cannot be opened as {engine}: {error}") from error
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr store."""
+    return any((path / name).exists() for name in ("zarr.json", ".zgroup"))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever the libraries throw at a damaged file into a ValueError that names it."""
+    try:
+        yield
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise ValueError(
+            f"{path} cannot be read: {str(error) or type(error).__name__}. If it is damaged, remove it and ingest "
+            "its frames again."
+        ) from error
 
 
 def _read_head(path: Path) -> _Head:
-    with _open_dataset(path) as dataset:
+    with _naming(path), _open_dataset(path) as dataset:
         schema.check_archive(dataset, str(path))
         variable = schema.find_rain_variable(dataset)
         grid = Grid(
@@ -260,11 +302,21 @@ def _read_head(path: Path) -> _Head:
             variable=variable,
             attrs=dict(dataset.attrs),
             rain_attrs=dict(dataset[variable].attrs),
+            coded=_is_coded(dataset[variable]),
         )
 
 
+def _is_coded(rain: xr.DataArray) -> bool:
+    """Whether a variable, opened with its codes decoded, lies on disk in ours."""
+    names = ("dtype", "scale_factor", "add_offset", "_FillValue", "missing_value")
+    dtype, scale, offset, *fills = (rain.encoding.get(name) for name in names)
+    same = dtype == np.int16 and scale == CODE_MM_H and offset in (None, 0.0)
+    in_mm_h = schema.MM_H_PER_UNIT.get(rain.attrs["units"]) == 1.0
+    return same and in_mm_h and {float(f) for f in fills if f is not None} == {float(MISSING_CODE)}
+
+
 def _read_coverage(path: Path) -> npt.NDArray[np.bool_] | None:
-    with _open_dataset(path, mask_and_scale=False) as dataset:
+    with _naming(path), _open_dataset(path, mask_and_scale=False) as dataset:
         if schema.COVERAGE not in dataset:
             return None
         return np.asarray(dataset[schema.COVERAGE].values, np.bool_)

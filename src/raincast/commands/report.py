@@ -99,7 +99,7 @@ def score(
     with Bar(f"scoring {', '.join(f.name for f in forecasters)}") as bar:
         return evaluate(
             forecasters,
-            data.eval_dataloader(split),
+            data.eval_batches(split),
             thresholds=thresholds,
             lead_steps=data.lead_steps,
             step_minutes=data.archive.step_minutes,
@@ -144,7 +144,7 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
     from raincast.schema import Grid
 
     place = _wettest(data, data.eval_places(split))
-    sample = data.dataset[place]
+    sample = data.dataset.sample(place)
     rain = sample["input"].numpy()[None]
     observed = sample["target"].numpy()[:, 0]
     never = np.isnan(rain[0, :, 0]).all(axis=0)
@@ -164,7 +164,7 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
 
 def _wettest(data: "RadarDataModule", places: "list[Place]", at_most: int = 100) -> "Place":
     spread = places[:: max(1, len(places) // at_most)]
-    rain = [np.nanmean(np.nan_to_num(data.dataset[place]["target"].numpy())) for place in spread]
+    rain = [np.nanmean(np.nan_to_num(data.dataset.sample(place)["target"].numpy())) for place in spread]
     return spread[int(np.argmax(rain))]
 
 

@@ -2,15 +2,18 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 
 from raincast.archive import Archive
-from raincast.data.dataset import Sample, WindowDataset
+from raincast.data.dataset import Sample, Stored, WindowDataset
+from raincast.data.loader import ResumableLoader
 from raincast.data.sampler import (
     Candidates,
     EvalSampler,
@@ -38,6 +41,7 @@ class RadarDataModule(L.LightningDataModule):
         split: Split,
         input_steps: int = 6,
         lead_steps: int = 12,
+        max_missing: int = 0,
         crop: int | None = 128,
         eval_crop: int | None = None,
         eval_stride: int = 1,
@@ -45,6 +49,7 @@ class RadarDataModule(L.LightningDataModule):
         batch_size: int = 8,
         eval_batch_size: int = 4,
         augment: bool = True,
+        jitter: float = 0.0,
         min_coverage: float = 0.5,
         rain_weight: float = 0.1,
         min_weight: float = 1e-4,
@@ -63,10 +68,16 @@ class RadarDataModule(L.LightningDataModule):
         }.items():
             if value < 1:
                 raise ValueError(f"data.{name}={value}: give a whole number from 1 up.")
+        if not 0 <= max_missing < input_steps + lead_steps or jitter < 0:
+            raise ValueError(
+                f"data.max_missing={max_missing} must be from 0 to below the {input_steps + lead_steps} frames of "
+                f"a window, data.jitter={jitter} from 0 up."
+            )
         self.archive = Archive.open(archive)
         self.split = split
         self.input_steps = input_steps
         self.lead_steps = lead_steps
+        self.max_missing = max_missing
         self.crop = self._fit_crop(crop)
         self.eval_crop = self._fit_crop(eval_crop)
         self.eval_stride = eval_stride
@@ -74,6 +85,7 @@ class RadarDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.augment = augment
+        self.jitter = jitter
         self.min_coverage = min_coverage
         self.rain_weight = rain_weight
         self.min_weight = min_weight
@@ -81,6 +93,8 @@ class RadarDataModule(L.LightningDataModule):
         cores = os.cpu_count() or 1
         self.num_workers = min(4, cores - 1) if num_workers is None else num_workers
         self.seed = seed
+        self._train_loader: ResumableLoader | None = None
+        self._resumed: dict[str, Any] = {}
         self.progress: Callable[[int, int], None] | None = None
 
     def _fit_crop(self, crop: int | None) -> tuple[int, int]:
@@ -100,6 +114,8 @@ class RadarDataModule(L.LightningDataModule):
             self.input_steps + self.lead_steps,
             self.split,
             identity=self.archive.identity,
+            input_steps=self.input_steps,
+            max_missing=self.max_missing,
         )
 
     @cached_property
@@ -150,22 +166,53 @@ class RadarDataModule(L.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Rain-weighted crops, the same number of whole batches for each rank."""
+    def on_after_batch_transfer(self, batch: Stored, dataloader_idx: int) -> Sample:
+        """Codes travel to the device as they are stored, and become mm/h there."""
+        return self.dataset.decode(batch)
+
+    def eval_batches(self, split: str) -> Iterator[Sample]:
+        """The batches of validation or test in mm/h, for who has no Trainer."""
+        return map(self.dataset.decode, self.eval_dataloader(split))
+
+    def train_dataloader(self) -> DataLoader[Stored]:
+        """Rain-weighted crops, the same number of whole batches for each rank; goes on in mid-epoch."""
         rank, world_size = self._ranks()
         sampler = TrainSampler(
             self.candidates,
             self.samples_per_epoch,
             grid_shape=self.archive.grid.shape,
             augment=self.augment,
+            jitter=self.jitter,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
         )
         self._check_batch_size(len(sampler), f" for each of {world_size} processes" if world_size > 1 else "")
-        return self._loader(sampler, self.batch_size, drop_last=True)
+        loader = ResumableLoader(
+            self.dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True, **self._loader_options()
+        )
+        loader.num_done = self._batches_done
+        if self._resumed:
+            loader.load_state_dict(self._resumed)
+        self._train_loader = loader
+        return loader
 
-    def eval_dataloader(self, split: str) -> DataLoader[Sample]:
+    def state_dict(self) -> dict[str, Any]:
+        """How far training is within its epoch, for a checkpoint."""
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on there: Lightning restores this before it asks for a loader, and loaders' own state after."""
+        self._resumed = state_dict
+
+    def _batches_done(self) -> int:
+        if self.trainer is None:
+            return 0
+        # processed, not fetched: a batch that an error interrupts is not done
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)
+
+    def eval_dataloader(self, split: str) -> DataLoader[Stored]:
         """Every place of `split` once, over the ranks."""
         rank, world_size = self._ranks()
         places = self.eval_places(split)
@@ -175,24 +222,19 @@ class RadarDataModule(L.LightningDataModule):
                 f"trainer.devices or data.eval_stride={self.eval_stride}."
             )
         sampler = EvalSampler(places, rank=rank, world_size=world_size)
-        return self._loader(sampler, self.eval_batch_size, drop_last=False)
+        return DataLoader(self.dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loader_options())
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> DataLoader[Stored]:
         """The validation windows."""
         return self.eval_dataloader("val")
 
-    def test_dataloader(self) -> DataLoader[Sample]:
+    def test_dataloader(self) -> DataLoader[Stored]:
         """The test windows."""
         return self.eval_dataloader("test")
 
-    def _loader(
-        self, sampler: TrainSampler | EvalSampler, batch_size: int, *, drop_last: bool
-    ) -> DataLoader[Sample]:
-        return DataLoader(
-            self.dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

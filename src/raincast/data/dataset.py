@@ -1,6 +1,6 @@
-"""A `Place` in an archive → a sample of tensors."""
+"""A `Place` in an archive → a sample: as stored until the batch is on its device, then tensors in mm/h."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -9,54 +9,122 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from raincast.archive import Archive
+from raincast.archive.codes import MISSING_CODE
 from raincast.data.sampler import Place
+from raincast.data.windows import frame_slots
+
+CODES_PER_MM_H = 100.0
+Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]
+"""As `Archive.read_stored` gives them."""
 
 
-class Sample(TypedDict):
-    """What the network sees and what it should have said, in mm/h with NaN for missing.
+class Stored(TypedDict):
+    """A window as it lies on disk: frames (T, H, W), int16 codes or, of foreign archives, mm/h in float32.
 
-    input (T_in, C, H, W), target (T_out, C, H, W), target_mask (the same, bool: True where observed);
-    time: UTC of the newest input frame in seconds since 1970; y, x: top-left pixel within the archive.
+    filled (T,) bool: True where the archive has no frame; gain: factor on the rain; time: UTC of the newest input
+    frame in seconds since 1970; y, x: top-left pixel within the archive.
     """
 
-    input: Tensor
-    target: Tensor
-    target_mask: Tensor
+    frames: Tensor
+    filled: Tensor
+    gain: float
     time: int
     y: int
     x: int
 
 
-class WindowDataset(Dataset[Sample]):
-    """Windows of an archive, indexed by `Place`."""
+class Sample(TypedDict):
+    """What the network sees and what it should have said, in mm/h with NaN for missing.
+
+    input (T_in, C, H, W), target (T_out, C, H, W), target_mask (the same, bool: True where observed); filled
+    (T_in + T_out,) bool: True where the archive has no frame; time, y, x as in `Stored`.
+    """
+
+    input: Tensor
+    target: Tensor
+    target_mask: Tensor
+    filled: Tensor
+    time: int
+    y: int
+    x: int
+
+
+class WindowDataset(Dataset[Stored]):
+    """Windows of an archive, indexed by `Place`.
+
+    Of missing frames those of the input repeat the frame before (missing, where there is none); those of the
+    target are missing.
+    """
 
     def __init__(self, archive: Archive, *, input_steps: int, lead_steps: int) -> None:
         self.archive = archive
         self.input_steps = input_steps
         self.lead_steps = lead_steps
+        slots = frame_slots(archive.times, archive.step)
+        self._frames = np.full(int(slots[-1]) + 1, -1, np.int64)
+        self._frames[slots] = np.arange(slots.size)
 
-    def __getitem__(self, place: Place) -> Sample:
-        """Read one window."""
-        frames = self.archive.read(
-            place.start,
-            self.input_steps + self.lead_steps,
-            y=slice(place.y, place.y + place.height),
-            x=slice(place.x, place.x + place.width),
-        )
-        rain = torch.from_numpy(orient(frames, place.orientation)).unsqueeze(1)
-        target = rain[self.input_steps :]
-        newest = self.archive.times[place.start + self.input_steps - 1]
-        return Sample(
-            input=rain[: self.input_steps],
-            target=target,
-            target_mask=torch.isfinite(target),
+    def __getitem__(self, place: Place) -> Stored:
+        """Read one window, as it is stored."""
+        frames, filled = self._read(place)
+        newest = self.archive.times[0] + (place.start + self.input_steps - 1) * self.archive.step
+        return Stored(
+            frames=torch.from_numpy(orient(frames, place.orientation)),
+            filled=torch.from_numpy(filled),
+            gain=place.gain,
             time=int(newest.astype("datetime64[s]").astype(np.int64)),
             y=place.y,
             x=place.x,
         )
 
+    def sample(self, place: Place) -> Sample:
+        """Read one window, in mm/h."""
+        stored: dict[str, Any] = {**self[place]}
+        batch: Any = {name: torch.as_tensor(value)[None] for name, value in stored.items()}
+        one: Any = {name: value[0] for name, value in self.decode(batch).items()}  # type: ignore[index]
+        one.update({name: stored[name] for name in ("time", "y", "x")})
+        sample: Sample = one
+        return sample
 
-def orient(frames: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.float32]:
+    def decode(self, batch: Stored) -> Sample:
+        """A batch as stored, (B, T, H, W) → in mm/h, (B, T, 1, H, W), on the device where it is."""
+        frames = batch["frames"]
+        rain = frames.to(torch.float32)
+        if frames.dtype == torch.int16:
+            # the quotient is rounded once: 50 codes are exactly 0.5 mm/h, and at that threshold
+            rain = torch.where(frames < 0, torch.nan, rain / CODES_PER_MM_H)
+        gain = torch.as_tensor(batch["gain"], dtype=rain.dtype, device=rain.device)
+        rain = (rain * gain[:, None, None, None]).unsqueeze(2)
+        target = rain[:, self.input_steps :]
+        return Sample(
+            input=rain[:, : self.input_steps],
+            target=target,
+            target_mask=torch.isfinite(target),
+            filled=batch["filled"],
+            time=batch["time"],
+            y=batch["y"],
+            x=batch["x"],
+        )
+
+    def _read(self, place: Place) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        numbers = self._frames[place.start : place.start + self.input_steps + self.lead_steps]
+        y, x = slice(place.y, place.y + place.height), slice(place.x, place.x + place.width)
+        filled = numbers < 0
+        there = numbers[~filled]
+        # frames that are there follow each other in the archive, whatever is missing between them
+        found = self.archive.read_stored(int(there[0]), there.size, y=y, x=x)
+        if there.size == numbers.size:
+            return found, filled
+        gone = MISSING_CODE if found.dtype == np.int16 else np.nan
+        frames = np.full((numbers.size, *found.shape[1:]), gone, found.dtype)
+        frames[~filled] = found
+        for step in range(1, self.input_steps):
+            if filled[step]:
+                frames[step] = frames[step - 1]
+        return frames, filled
+
+
+def orient(frames: Frames, orientation: int) -> Frames:
     """Frames (T, H, W) mirrored (odd numbers) and turned by orientation // 2 quarter turns.
 
     Frames that are not square keep their shape: they are turned by half turns only.
@@ -64,5 +132,7 @@ def orient(frames: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.
     quarters = orientation // 2
     if frames.shape[1] != frames.shape[2]:
         quarters = 2 * (quarters % 2)
-    turned = np.rot90(frames, quarters, axes=(1, 2))
-    return np.ascontiguousarray(turned[:, :, ::-1] if orientation % 2 else turned)
+    turned: Any = np.rot90(frames, quarters, axes=(1, 2))
+    turned = np.ascontiguousarray(turned[:, :, ::-1] if orientation % 2 else turned)
+    oriented: Frames = turned
+    return oriented

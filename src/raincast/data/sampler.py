@@ -14,13 +14,18 @@ import numpy.typing as npt
 from torch.utils.data import Sampler
 
 from raincast.archive import Archive
+from raincast.data.rain import Lattice, rain_table
+from raincast.data.windows import frame_slots
 
 NUM_ORIENTATIONS = 8
 """Four quarter turns, each as it is or mirrored."""
 
 
 class Place(NamedTuple):
-    """A sample: first frame, top-left pixel, size in pixels, and orientation (0 = as it is)."""
+    """A sample: slot of its first frame, top-left pixel, size in pixels, and what is done to it.
+
+    `orientation` 0 is as it is; rain is multiplied by `gain`.
+    """
 
     start: int
     y: int
@@ -28,6 +33,7 @@ class Place(NamedTuple):
     height: int
     width: int
     orientation: int = 0
+    gain: float = 1.0
 
 
 class EvalSampler(Sampler[Place]):
@@ -73,6 +79,7 @@ class TrainSampler(Sampler[Place]):
         grid_shape: tuple[int, int],
         augment: bool,
         seed: int,
+        jitter: float = 0.0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -80,14 +87,22 @@ class TrainSampler(Sampler[Place]):
         self.num_samples = min(num_samples, candidates.start.size)
         self.grid_shape = grid_shape
         self.augment = augment
+        self.jitter = jitter
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.seen = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch, after a resume too."""
-        self.epoch = epoch
+        # and once before it knows of the resume, when workers already begin to load
+        self.epoch = max(epoch, self.seen[0])
+
+    def go_on(self, epoch: int, num_samples: int) -> None:
+        """Begin with this epoch, without its first `num_samples` places, which all ranks together have seen."""
+        self.seen = (epoch, num_samples)
+        self.set_epoch(0)
 
     def __len__(self) -> int:
         """Number of places for each rank, the same for all."""
@@ -96,7 +111,8 @@ class TrainSampler(Sampler[Place]):
     def __iter__(self) -> Iterator[Place]:
         """This rank's places of the current epoch."""
         places = self._draw()[: len(self) * self.world_size]
-        return iter(places[self.rank :: self.world_size])
+        epoch, num_seen = self.seen
+        return iter(places[(num_seen if epoch == self.epoch else 0) + self.rank :: self.world_size])
 
     def _draw(self) -> list[Place]:
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -109,10 +125,10 @@ class TrainSampler(Sampler[Place]):
         y = _jitter(rng, c.y[chosen], c.spacing[0], self.grid_shape[0] - c.crop[0])
         x = _jitter(rng, c.x[chosen], c.spacing[1], self.grid_shape[1] - c.crop[1])
         turn = rng.integers(0, NUM_ORIENTATIONS, chosen.size) if self.augment else np.zeros_like(chosen)
-        rows = np.stack([c.start[chosen], y, x], axis=1)
-        return [
-            Place(int(s), int(py), int(px), *c.crop, int(o)) for (s, py, px), o in zip(rows, turn, strict=True)
-        ]
+        # drawn last, so that the places are the same with and without it
+        gain = np.exp(self.jitter * rng.standard_normal(chosen.size)) if self.jitter else np.ones(chosen.size)
+        rows = zip(c.start[chosen].tolist(), y.tolist(), x.tolist(), turn.tolist(), gain.tolist(), strict=True)
+        return [Place(start, py, px, *c.crop, o, g) for start, py, px, o, g in rows]
 
 
 def _jitter(
@@ -128,12 +144,6 @@ def tile_positions(size: int, crop: int) -> list[int]:
     return list(range(0, size - crop + 1, crop))
 
 
-def _lattice(size: int, crop: int) -> npt.NDArray[np.int64]:
-    """Offsets half a crop apart, the last at the far edge."""
-    inner = np.arange(0, size - crop, max(1, crop // 2))
-    return np.append(inner, size - crop).astype(np.int64)
-
-
 def find_candidates(
     archive: Archive,
     starts: npt.NDArray[np.int64],
@@ -146,9 +156,10 @@ def find_candidates(
     rain_scale: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> Candidates:
-    """Read the frames of the training windows once, and weigh each crop of a half-crop lattice by its rain.
+    """Weigh each crop of a half-crop lattice, in each training window, by its rain.
 
-    Crops of which less than `min_coverage` (0 to 1) was observed are left out. ValueError where none is left.
+    `starts` are slots. Crops of which less than `min_coverage` (0 to 1) was observed are left out: of all frames
+    of the window, the missing ones included. ValueError where none is left.
     """
     for name, value, good in (
         ("min_coverage", min_coverage, 0 <= min_coverage <= 1),
@@ -158,60 +169,36 @@ def find_candidates(
     ):
         if not good:
             raise ValueError(f"data.{name}={value}: min_coverage is 0 to 1, rain_weight from 0 up, others over 0.")
-    ys, xs = _lattice(archive.grid.shape[0], crop[0]), _lattice(archive.grid.shape[1], crop[1])
-    frames = np.unique(starts[:, None] + np.arange(num_frames))
-    rain = np.zeros((archive.num_times + 1, ys.size * xs.size))
-    covered = np.zeros_like(rain)
-    for done, frame in enumerate(frames):
-        rates = archive.read(int(frame), 1)[0]
-        observed = np.isfinite(rates)
-        amount = np.where(observed, -np.expm1(-np.nan_to_num(rates) / rain_scale), 0.0)
-        rain[frame + 1] = _box_means(amount, ys, xs, crop)
-        covered[frame + 1] = _box_means(observed, ys, xs, crop)
-        if progress:
-            progress(done + 1, frames.size)
-    window_rain, window_covered = (_window_means(a, starts, num_frames) for a in (rain, covered))
-    kept = window_covered >= min_coverage
+    lattice = Lattice.of(archive.grid.shape, crop)
+    table = rain_table(archive, lattice, rain_scale, progress=progress)
+    slots = frame_slots(archive.times, archive.step)
+    rain, observed = (_window_means(a, slots, starts, num_frames) for a in (table.amount, table.observed))
+    # shares add up to 1 but for rounding
+    kept = observed >= min_coverage - 1e-6
     if not kept.any():
         raise ValueError(
             f"No crop of {crop[0]}×{crop[1]} pixels is observed to {min_coverage:.0%} in any training window; "
-            f"the best is {window_covered.max():.1%}. Lower data.min_coverage or data.crop."
+            f"the best is {observed.max():.1%}. Lower data.min_coverage or data.crop."
         )
     window, place = np.nonzero(kept)
-    weight = np.minimum(1.0, min_weight + rain_weight * window_rain[kept])
     return Candidates(
         start=starts[window],
-        y=ys[place // xs.size],
-        x=xs[place % xs.size],
-        weight=weight,
+        y=lattice.y[place // lattice.x.size],
+        x=lattice.x[place % lattice.x.size],
+        weight=np.minimum(1.0, min_weight + rain_weight * rain[kept]),
         crop=crop,
         spacing=(max(1, crop[0] // 2), max(1, crop[1] // 2)),
     )
 
 
-def _box_means(
-    values: npt.NDArray[np.generic],
-    ys: npt.NDArray[np.int64],
-    xs: npt.NDArray[np.int64],
-    crop: tuple[int, int],
-) -> npt.NDArray[np.float64]:
-    """Mean over the crop at each (y, x) of the lattice, by a summed-area table."""
-    table = np.pad(values.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    top, bottom, left, right = ys, ys + crop[0], xs, xs + crop[1]
-    sums = (
-        table[np.ix_(bottom, right)]
-        - table[np.ix_(top, right)]
-        - table[np.ix_(bottom, left)]
-        + table[np.ix_(top, left)]
-    )
-    means: npt.NDArray[np.float64] = (sums / (crop[0] * crop[1])).ravel()
-    return means
-
-
 def _window_means(
-    per_frame: npt.NDArray[np.float64], starts: npt.NDArray[np.int64], num_frames: int
+    per_frame: npt.NDArray[np.float32],
+    slots: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    num_frames: int,
 ) -> npt.NDArray[np.float64]:
-    """Means over the frames of each window; row i + 1 of `per_frame` is frame i."""
-    sums = per_frame.cumsum(0)
-    means: npt.NDArray[np.float64] = (sums[starts + num_frames] - sums[starts]) / num_frames
+    """Means over the slots of each window, (N, crops); a missing frame counts as 0."""
+    sums = np.concatenate([np.zeros((1, per_frame.shape[1])), per_frame.cumsum(0, dtype=np.float64)])
+    begin, end = np.searchsorted(slots, starts), np.searchsorted(slots, starts + num_frames)
+    means: npt.NDArray[np.float64] = (sums[end] - sums[begin]) / num_frames
     return means

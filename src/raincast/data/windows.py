@@ -1,8 +1,8 @@
 """Which windows an archive holds, and which of them train, choose and test a network.
 
-A window is `num_frames` consecutive frames without a missing one. A split assigns *times* to train, val and
-test first, in ranges; a window belongs to a split only when one of its ranges holds every frame, so no frame is
-ever in two.
+A window is `num_frames` times, one step apart, at which the archive has a frame; a few may be missing, if asked
+for. A split assigns *times* to train, val and test first, in ranges; a window belongs to a split only when one of
+its ranges holds every time of it, so no frame is ever in two.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 Times = npt.NDArray[np.datetime64]
 Starts = npt.NDArray[np.int64]
-"""Numbers of the first frames of windows, within the archive's `times`."""
+"""First times of windows, as steps since the archive's first frame: its *slots*."""
 
 
 @dataclass(frozen=True)
@@ -35,44 +35,35 @@ class TimeRange:
 class Split(Protocol):
     """Assigns the times of an archive to train, val and test."""
 
-    def ranges(self, times: Times, step: np.timedelta64) -> list[TimeRange]:
-        """Ranges that do not overlap, ascending."""
+    def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
+        """Ranges that do not overlap, ascending; `window` is how much time a window covers."""
 
 
 @dataclass(frozen=True)
 class BlockSplit:
-    """Whole blocks of time (days by default), drawn at random from a seed into train, val and test.
+    """Whole blocks of time (days by default, weeks with 10080 min), drawn at random into train, val and test.
 
     Rain of one block is alike, so windows of one block stand in one split only. Where blocks of different
-    splits touch, the first `embargo_minutes` of the later one belong to nobody. Blocks without frames are
-    not drawn. Frames of fewer than three blocks are cut into three shorter ones, with a warning: the
-    splits share an event.
+    splits touch, the first `embargo_minutes` (None: as long as a window) of the later one belong to nobody. Blocks
+    without frames are not drawn. Frames of fewer than three blocks are cut into three shorter ones, with a
+    warning: the splits share an event.
     """
 
     block_minutes: float = 1440.0
     fractions: Sequence[float] = (0.7, 0.15, 0.15)
-    embargo_minutes: float = 60.0
+    embargo_minutes: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Refuse fractions that are none."""
-        if len(self.fractions) != 3 or min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError(
-                f"data.split.fractions={list(self.fractions)}: give three positive numbers that sum to 1, "
-                "for train, val and test."
-            )
+        check_fractions(self.fractions)
 
-    def ranges(self, times: Times, step: np.timedelta64) -> list[TimeRange]:
+    def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
         """Blocks that begin at whole multiples of the block length since 1970 (days: at 00 UTC)."""
         bounds = self._bounds(times, step)
-        num_blocks = len(bounds)
-        num_val, num_test = (max(1, round(f * num_blocks)) for f in self.fractions[1:])
-        order = np.random.default_rng(self.seed).permutation(num_blocks)
-        names = np.full(num_blocks, "train", dtype=object)
-        names[order[:num_val]] = "val"
-        names[order[num_val : num_val + num_test]] = "test"
+        names = draw_splits(len(bounds), self.fractions, self.seed)
         blocks = [TimeRange(name, *bound) for name, bound in zip(names, bounds, strict=True)]
-        return with_embargo(blocks, _minutes(self.embargo_minutes))
+        return with_embargo(blocks, embargo_of(self.embargo_minutes, window))
 
     def _bounds(self, times: Times, step: np.timedelta64) -> list[tuple[np.datetime64, np.datetime64]]:
         """Start and stop of each block that holds frames."""
@@ -96,33 +87,61 @@ class BlockSplit:
 class DateSplit:
     """Stated dates: each of train, val and test is a list of [start, stop) pairs in UTC.
 
-    Where ranges of different splits lie closer than `embargo_minutes`, the later one starts later.
+    Where ranges of different splits lie closer than `embargo_minutes` (None: than a window is long), the later
+    one starts later.
     """
 
     train: Sequence[Sequence[str]]
     val: Sequence[Sequence[str]]
     test: Sequence[Sequence[str]]
-    embargo_minutes: float = 180.0
+    embargo_minutes: float | None = None
 
-    def ranges(self, times: Times, step: np.timedelta64) -> list[TimeRange]:
+    def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
         """The stated ranges, ascending; ValueError where one is reversed or two overlap."""
         stated = [
-            TimeRange(split, _utc(start), _utc(stop)) for split in SPLITS for start, stop in getattr(self, split)
+            TimeRange(split, parse_utc(start), parse_utc(stop))
+            for split in SPLITS
+            for start, stop in getattr(self, split)
         ]
-        for r in stated:
-            if r.stop <= r.start:
-                raise ValueError(f"data.split: {r.split} from {r.start} until {r.stop} ends before it begins.")
-        stated.sort(key=lambda r: r.start)
-        for earlier, later in itertools.pairwise(stated):
-            if later.start < earlier.stop:
-                raise ValueError(
-                    f"data.split: {earlier.split} until {earlier.stop} and {later.split} from "
-                    f"{later.start} overlap."
-                )
-        return with_embargo(stated, _minutes(self.embargo_minutes))
+        stated = in_order(stated)
+        return with_embargo(stated, embargo_of(self.embargo_minutes, window))
 
 
-def _utc(text: str) -> np.datetime64:
+def in_order(stated: Sequence[TimeRange]) -> list[TimeRange]:
+    """Ascending; ValueError where one ends before it begins, or two overlap."""
+    for r in stated:
+        if r.stop <= r.start:
+            raise ValueError(f"data.split: {r.split} from {r.start} until {r.stop} ends before it begins.")
+    ordered = sorted(stated, key=lambda r: r.start)
+    for earlier, later in itertools.pairwise(ordered):
+        if later.start < earlier.stop:
+            raise ValueError(
+                f"data.split: {earlier.split} until {earlier.stop} and {later.split} from {later.start} overlap."
+            )
+    return ordered
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """ValueError unless they are shares of train, val and test."""
+    if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(
+            f"data.split.fractions={list(fractions)}: give three positive numbers that sum to 1, for train, val "
+            "and test."
+        )
+
+
+def draw_splits(num: int, fractions: Sequence[float], seed: int) -> list[str]:
+    """A split for each of `num` blocks or events: at least one of val and of test, the rest train."""
+    num_val, num_test = (max(1, round(f * num)) for f in fractions[1:])
+    order = np.random.default_rng(seed).permutation(num)
+    names = np.full(num, "train", dtype=object)
+    names[order[:num_val]] = "val"
+    names[order[num_val : num_val + num_test]] = "test"
+    return [str(name) for name in names]
+
+
+def parse_utc(text: str) -> np.datetime64:
+    """A date or time in UTC; ValueError for anything else."""
     try:
         return np.datetime64(str(text), "ns")
     except ValueError as error:
@@ -133,23 +152,48 @@ def _minutes(minutes: float) -> np.timedelta64:
     return np.timedelta64(round(minutes * 60e9), "ns")
 
 
+def embargo_of(minutes: float | None, window: np.timedelta64) -> np.timedelta64:
+    """As stated, or as long as a window."""
+    return window if minutes is None else _minutes(minutes)
+
+
 def with_embargo(ranges: Sequence[TimeRange], embargo: np.timedelta64) -> list[TimeRange]:
     """`ranges` (ascending), each starting at least `embargo` after the last frame of another split."""
     kept: list[TimeRange] = []
+    last: dict[str, np.datetime64] = {}  # where each split was last
     for current in ranges:
-        others = [r.stop for r in kept if r.split != current.split]
-        start = max([current.start, *(stop + embargo for stop in others[-1:])])
+        others = [stop for split, stop in last.items() if split != current.split]
+        start = max([current.start, *(stop + embargo for stop in others)])
         if start < current.stop:
             kept.append(TimeRange(current.split, start, current.stop))
+            last[current.split] = current.stop
     return kept
 
 
-def window_starts(times: Times, step: np.timedelta64, num_frames: int) -> Starts:
-    """First frames of all windows of `num_frames` frames that lie one step apart: (N,) int64."""
-    if times.size < num_frames:
+def frame_slots(times: Times, step: np.timedelta64) -> npt.NDArray[np.int64]:
+    """The slot of each frame: (T,) steps since the first."""
+    slots: npt.NDArray[np.int64] = ((times - times[0]) // step).astype(np.int64)
+    return slots
+
+
+def window_starts(
+    times: Times, step: np.timedelta64, num_frames: int, *, input_steps: int | None = None, max_missing: int = 0
+) -> Starts:
+    """Slots at which windows of `num_frames` begin that lack at most `max_missing` frames: (N,), ascending.
+
+    The newest input frame, the last of `input_steps`, is never missing: the forecast begins with it.
+    """
+    slots = frame_slots(times, step)
+    num_slots = int(slots[-1]) + 1
+    if num_slots < num_frames:
         return np.empty(0, dtype=np.int64)
-    spans = times[num_frames - 1 :] - times[: times.size - num_frames + 1]
-    return np.flatnonzero(spans == step * (num_frames - 1)).astype(np.int64)
+    present = np.zeros(num_slots, np.bool_)
+    present[slots] = True
+    counts = np.concatenate([[0], np.cumsum(present)])
+    valid = counts[num_frames:] - counts[: num_slots - num_frames + 1] >= num_frames - max_missing
+    if max_missing and input_steps:
+        valid &= present[input_steps - 1 : input_steps - 1 + valid.size]
+    return np.flatnonzero(valid).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,37 +220,44 @@ def _short(time: np.datetime64) -> str:
 
 
 def split_windows(
-    times: Times, step: np.timedelta64, num_frames: int, split: Split, *, identity: str = ""
+    times: Times,
+    step: np.timedelta64,
+    num_frames: int,
+    split: Split,
+    *,
+    identity: str = "",
+    input_steps: int | None = None,
+    max_missing: int = 0,
 ) -> SplitWindows:
-    """Give each window to the split with a range that holds all its frames; ValueError where a split gets none."""
-    starts = window_starts(times, step, num_frames)
+    """Give each window to the split with a range that holds all its times; ValueError where a split gets none."""
+    starts = window_starts(times, step, num_frames, input_steps=input_steps, max_missing=max_missing)
     if starts.size == 0:
         raise ValueError(
             f"No window of {num_frames} consecutive frames in {times.size} frames from {times[0]} to "
-            f"{times[-1]}: lower data.input_steps or data.lead_steps, or ingest more files."
+            f"{times[-1]}: lower data.input_steps or data.lead_steps, raise data.max_missing={max_missing}, or "
+            "ingest more files."
         )
-    ranges = split.ranges(times, step)
-    first, last = times[starts], times[starts + num_frames - 1]
+    span = step * (num_frames - 1)
+    ranges = split.ranges(times, step, span + step)
+    first = times[0] + starts * step
     chosen: dict[str, Starts] = {}
     for name in SPLITS:
         inside = np.zeros(starts.size, dtype=bool)
         for r in ranges:
             if r.split == name:
-                inside |= (first >= r.start) & (last < r.stop)
+                begin, end = np.searchsorted(first, [r.start, r.stop - span])
+                inside[begin:end] = True
         chosen[name] = starts[inside]
     empty = [name for name in SPLITS if chosen[name].size == 0]
     if empty:
-        listing = "; ".join(f"{r.split} {_short(r.start)} to {_short(r.stop)}" for r in ranges)
+        listing = "; ".join(f"{r.split} {_short(r.start)} to {_short(r.stop)}" for r in ranges[:12])
+        more = f"; and {len(ranges) - 12} more" if len(ranges) > 12 else ""
         raise ValueError(
             f"The split leaves no window of {num_frames} frames for {' and '.join(empty)} in an archive from "
-            f"{_short(times[0])} to {_short(times[-1])} ({listing}). Lower data.input_steps, data.lead_steps "
-            "or data.split.embargo_minutes, or state dates with data/split=dates."
+            f"{_short(times[0])} to {_short(times[-1])} ({listing}{more}). Lower data.input_steps, "
+            "data.lead_steps or data.split.embargo_minutes, or state dates with data/split=dates."
         )
-    return SplitWindows(starts=chosen, ranges=ranges, hash=_hash(chosen, num_frames, identity))
-
-
-def _hash(starts: dict[str, Starts], num_frames: int, identity: str) -> str:
-    digest = hashlib.sha256(f"{identity} {num_frames}".encode())
+    digest = hashlib.sha256(f"{identity} {num_frames} {max_missing}".encode())
     for name in SPLITS:
-        digest.update(name.encode() + starts[name].tobytes())
-    return digest.hexdigest()[:16]
+        digest.update(name.encode() + chosen[name].tobytes())
+    return SplitWindows(starts=chosen, ranges=ranges, hash=digest.hexdigest()[:16])

@@ -1,5 +1,6 @@
 """The LightningModule: how a network is trained, validated and put into a checkpoint."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
 
 from raincast.data.dataset import Sample
 from raincast.forecaster import network_input, predict_output, predict_rates
@@ -55,6 +57,9 @@ class NowcastModule(L.LightningModule):
         self.lead_steps = lead_steps
         self.metadata = metadata
         self.val_scores = RainScores(thresholds, lead_steps)
+        # Lightning's own mean rounds the count of a rank's windows; a loss of NaN stays one ("disable" would
+        # do without the weights)
+        self.val_loss = MeanMetric(nan_strategy=math.nan)
 
     def forward(self, rain: Tensor) -> Tensor:
         """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h."""
@@ -73,13 +78,15 @@ class NowcastModule(L.LightningModule):
         output = predict_output(self.network, self.transform, batch["input"], self.lead_steps)
         target, mask = batch["target"], batch["target_mask"]
         loss = self.loss(self.head.prediction(output), self.transform.forward(target), mask)
-        self.log("val/loss", loss, on_epoch=True, sync_dist=True, batch_size=len(target))
+        self.val_loss.update(loss, len(target))
         self.val_scores.update(self.head.rates(output, self.transform), target, mask)
 
     def on_validation_epoch_end(self) -> None:
         """Ratios of the pooled sums, the same on every rank."""
         scores = self.val_scores.compute()
+        self.log("val/loss", self.val_loss.compute())
         self.val_scores.reset()
+        self.val_loss.reset()
         for index, threshold in enumerate(self.val_scores.thresholds):
             name = f"{float(threshold):g}mm"
             self.log(f"val/csi_{name}", _mean(scores["csi"][index]), prog_bar=name == "1mm")

@@ -1,0 +1,76 @@
+"""`python ingest.py audit=…`: the proof that an archive's train, val and test windows share no frame."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from raincast import build
+
+if TYPE_CHECKING:
+    from raincast.data.audit import Audit
+    from raincast.data.datamodule import RadarDataModule
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> "Audit":
+    """Audit an archive with the windows and split of `cfg.data`, or a checkpoint with its own.
+
+    Exit code 1 where a frame is in two splits, or the checkpoint was trained on another split.
+    """
+    from raincast.data.audit import audit
+    from raincast.data.windows import frame_slots
+
+    expected = None
+    if str(cfg.audit).endswith(".ckpt"):
+        checkpoint = build.read_checkpoint(cfg.audit)
+        expected = str(checkpoint.info["split_hash"])
+        archive = build.archive_path(checkpoint.config)
+        data = build.datamodule(checkpoint.config, archive)
+    else:
+        archive = Path(cfg.audit)
+        data = build.datamodule(cfg, archive)
+    windows = data.windows
+    found = audit(
+        windows.starts, data.input_steps + data.lead_steps, frame_slots(data.archive.times, data.archive.step)
+    )
+    log.info("%s: %d frames\n%s", archive, data.archive.num_times, windows.describe())
+    log.info("%s", _result(found, data))
+    same = _compare(windows.hash, expected)
+    if not found.passed or not same:
+        raise SystemExit(1)
+    return found
+
+
+def _result(found: "Audit", data: "RadarDataModule") -> str:
+    frames = ", ".join(f"{name} {number}" for name, number in found.num_frames.items())
+    lines = [f"Frames in windows: {frames}."]
+    for (a, b), slots in found.shared.items():
+        if slots.size:
+            first = data.archive.times[0] + slots[0] * data.archive.step
+            lines.append(f"SHARED: {slots.size} frames are in {a} and in {b}, the first {first}.")
+    if found.passed:
+        apart = (
+            ""
+            if found.closest is None
+            else f"; the nearest are {found.closest * data.archive.step_minutes:g} min apart"
+        )
+        lines.append(f"No frame is in two splits{apart}.")
+    return "\n".join(lines)
+
+
+def _compare(found: str, expected: str | None) -> bool:
+    if expected is None:
+        log.info("Split %s, as checkpoints trained with these settings carry it.", found)
+        return True
+    if found == expected:
+        log.info("Split %s: the same as in the checkpoint.", found)
+        return True
+    log.error(
+        "Split %s, but the checkpoint carries %s: its archive or its split has changed since it was trained.",
+        found,
+        expected,
+    )
+    return False

@@ -1,0 +1,63 @@
+"""The proof that no frame is in two splits: frame by frame, from the windows alone."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from raincast.data.windows import SPLITS, Starts
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the windows of each split cover.
+
+    `num_windows` and `num_frames` are by split; `shared` are pairs of splits and the slots of the frames that both
+    have; `closest` is the fewest steps between frames of two splits, None where there is one split alone.
+    """
+
+    num_windows: dict[str, int]
+    num_frames: dict[str, int]
+    shared: dict[tuple[str, str], npt.NDArray[np.int64]]
+    closest: int | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether no frame is in two splits."""
+        return not any(slots.size for slots in self.shared.values())
+
+
+def audit(starts: Mapping[str, Starts], num_frames: int, present: npt.NDArray[np.int64]) -> Audit:
+    """Of windows of `num_frames` slots that begin at `starts`; `present` are the slots that have a frame."""
+    num_slots = int(present[-1]) + 1
+    there = np.zeros(num_slots, np.bool_)
+    there[present] = True
+    covered = {name: _covered(starts[name], num_frames, num_slots) & there for name in SPLITS}
+    pairs = [*itertools.combinations(SPLITS, 2)]
+    return Audit(
+        num_windows={name: int(starts[name].size) for name in SPLITS},
+        num_frames={name: int(covered[name].sum()) for name in SPLITS},
+        shared={(a, b): np.flatnonzero(covered[a] & covered[b]) for a, b in pairs},
+        closest=_closest(covered),
+    )
+
+
+def _covered(starts: Starts, num_frames: int, num_slots: int) -> npt.NDArray[np.bool_]:
+    """Which slots lie in a window."""
+    changes = np.zeros(num_slots + 1, np.int64)
+    np.add.at(changes, starts, 1)
+    np.add.at(changes, starts + num_frames, -1)
+    covered: npt.NDArray[np.bool_] = changes.cumsum()[:-1] > 0
+    return covered
+
+
+def _closest(covered: Mapping[str, npt.NDArray[np.bool_]]) -> int | None:
+    """Steps between the nearest frames of different splits: neighbours in time, once all are in order."""
+    slots = np.concatenate([np.flatnonzero(covered[name]) for name in SPLITS])
+    owners = np.concatenate([np.full(int(covered[name].sum()), k) for k, name in enumerate(SPLITS)])
+    order = np.argsort(slots, kind="stable")
+    slots, owners = slots[order], owners[order]
+    apart = np.diff(slots)[owners[1:] != owners[:-1]]
+    return int(apart.min()) if apart.size else None

@@ -1,0 +1,175 @@
+"""How wet an archive is, frame by frame and crop by crop: read once, kept for the next run."""
+
+import contextlib
+import hashlib
+import logging
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from raincast.archive import Archive
+from raincast.archive.codes import CHUNKS, CODE_MM_H
+from raincast.cache import cache_folder
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lattice:
+    """Crops half their size apart, the last at the far edge: `y` and `x` are their offsets."""
+
+    y: npt.NDArray[np.int64]
+    x: npt.NDArray[np.int64]
+    crop: tuple[int, int]
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], crop: tuple[int, int]) -> "Lattice":
+        """On a grid of `shape`."""
+        y, x = (
+            np.append(np.arange(0, size - side, max(1, side // 2)), size - side).astype(np.int64)
+            for size, side in zip(shape, crop, strict=True)
+        )
+        return cls(y, x, crop)
+
+    def means(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Mean of (T, H, W) over each crop: (T, crops), row after row of them."""
+        rows, columns = (
+            ((np.arange(size) >= starts[:, None]) & (np.arange(size) < starts[:, None] + side)).astype(np.float32)
+            for size, starts, side in zip(values.shape[1:], (self.y, self.x), self.crop, strict=True)
+        )
+        # sums over columns, then rows, as products: crops overlap, but each pixel is read once
+        sums = rows @ (values @ columns.T)
+        means = (sums / np.float32(self.crop[0] * self.crop[1])).reshape(len(values), -1)
+        return means.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class RainTable:
+    """Of each frame of an archive and each crop of a lattice, (T, crops) float32.
+
+    `amount` is the mean of 1 − exp(−R/s) over the crop, where a pixel that was not observed adds nothing;
+    `observed` is the share of it that was.
+    """
+
+    amount: npt.NDArray[np.float32]
+    observed: npt.NDArray[np.float32]
+
+
+def rain_table(
+    archive: Archive, lattice: Lattice, rain_scale: float, *, progress: Progress | None = None
+) -> RainTable:
+    """The table of all frames: from the cache where it was made before, else in one pass.
+
+    The cache is by file of the archive, so that of an archive that grows only what is new is read. `progress` is
+    called with the frames done and to do.
+    """
+    try:
+        path = cache_folder() / "rain" / f"{_name(archive, lattice, rain_scale)}.npz"
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        log.debug("The rain of %s is not kept: %s", archive.path, error)
+        return _stack(archive, _missing_parts(archive, lattice, rain_scale, {}, progress))
+    # of several processes one reads the archive, the others wait for it
+    with FileLock(path.with_suffix(".lock")):
+        known = _load(path)
+        parts = _missing_parts(archive, lattice, rain_scale, known, progress)
+        if parts.keys() != known.keys():
+            _save(path, parts)
+    return _stack(archive, parts)
+
+
+def _name(archive: Archive, lattice: Lattice, rain_scale: float) -> str:
+    """Everything that the table follows from but the frames."""
+    settings = (str(archive.path.resolve()), archive.variable, archive.grid.shape, lattice.crop, float(rain_scale))
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
+
+
+def _part_key(path: Path) -> str:
+    """Changes whenever the file does."""
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    digest = hashlib.sha256(path.name.encode())
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:24]
+
+
+def _missing_parts(
+    archive: Archive,
+    lattice: Lattice,
+    rain_scale: float,
+    known: dict[str, npt.NDArray[np.float32]],
+    progress: Progress | None,
+) -> dict[str, npt.NDArray[np.float32]]:
+    """All parts' tables (2, T, crops), those that are not known newly read."""
+    keys = {_part_key(part.path): part for part in archive.parts}
+    todo = sum(part.num_times for key, part in keys.items() if key not in known)
+    parts = {}
+    done = 0
+    for key, part in keys.items():
+        if key in known:
+            parts[key] = known[key]
+            continue
+        pieces = []
+        for first in range(0, part.num_times, CHUNKS[0]):  # whole chunks, so that each is unpacked once
+            num = min(CHUNKS[0], part.num_times - first)
+            pieces.append(_weigh(archive.read_stored(part.first + first, num), lattice, rain_scale))
+            done += num
+            if progress:
+                progress(done, todo)
+        parts[key] = np.concatenate(pieces, axis=1)
+    return parts
+
+
+def _weigh(
+    frames: npt.NDArray[np.int16] | npt.NDArray[np.float32], lattice: Lattice, rain_scale: float
+) -> npt.NDArray[np.float32]:
+    """Amount and observed share of frames (T, H, W): (2, T, crops)."""
+    if frames.dtype == np.int16:
+        observed = frames >= 0
+        # each code's amount is known: a table is many times faster than the exponential
+        amount = _amounts(rain_scale)[frames.view(np.uint16)]
+    else:
+        observed = np.isfinite(frames)
+        rates = np.where(observed, frames, np.float32(0)).astype(np.float32)
+        amount = -np.expm1(-rates / np.float32(rain_scale))
+    return np.stack([lattice.means(amount), lattice.means(observed.astype(np.float32))])
+
+
+def _amounts(rain_scale: float) -> npt.NDArray[np.float32]:
+    """1 − exp(−R/s) of every code, by its bits as uint16; 0 for those that are no rate."""
+    codes = np.arange(2**16).astype(np.uint16).view(np.int16)
+    rates = np.maximum(codes, 0) * CODE_MM_H
+    return (-np.expm1(-rates / rain_scale)).astype(np.float32)
+
+
+def _stack(archive: Archive, parts: dict[str, npt.NDArray[np.float32]]) -> RainTable:
+    both = np.concatenate([parts[_part_key(part.path)] for part in archive.parts], axis=1)
+    return RainTable(both[0], both[1])
+
+
+def _load(path: Path) -> dict[str, npt.NDArray[np.float32]]:
+    try:
+        with np.load(path) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError):
+        return {}  # absent, or torn: made anew
+
+
+def _save(path: Path, parts: dict[str, npt.NDArray[np.float32]]) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            np.savez(file, **parts)  # type: ignore[arg-type]  # its stub takes a keyword for a switch
+        Path(file.name).replace(path)
+    except OSError as error:
+        log.warning("The rain of the archive could not be kept in %s: %s", path, error)
+        with contextlib.suppress(OSError):
+            Path(file.name).unlink()
