@@ -121,6 +121,8 @@ def test_grids_are_the_same_to_a_tenth_of_a_pixel():
     # the same projection in kilometres, or said in other words, lies where it lay
     in_km = CRS.from_proj4(schema.MOCK_CRS_PROJ.replace("units=m", "units=km")).to_wkt()
     assert grid.same_as(Grid(grid.y / 1000, grid.x / 1000, in_km))
+    # heights above a geoid: out of a spoilt file, and no way leads from there to a map
+    assert not grid.same_as(Grid(grid.y, grid.x, CRS.from_epsg(5703).to_wkt()))
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:3413", "EPSG:28992", schema.MOCK_CRS_PROJ])

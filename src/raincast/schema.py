@@ -17,6 +17,8 @@ INIT_TIME, LEAD_TIME = "init_time", "lead_time"
 RAIN, CRS, MISSING_TIMES, COVERAGE = "rain_rate", "crs", "missing_times", "coverage"
 EXCEEDANCE, THRESHOLD = "rain_rate_exceedance", "threshold"
 STEP_MINUTES = "step_minutes"
+REGULAR_START = "consistent_timestep_start"  # of the mlcast specification: before it the step was another
+CAPPED_PIXELS, SETTINGS, WET_SHARE = "capped_pixels", "raincast_config", "wet_share"
 CONVENTIONS = "CF-1.11"
 
 RAIN_STANDARD_NAMES = (
@@ -70,8 +72,12 @@ class Grid:
         corners = [np.stack(np.meshgrid(g.x[[0, -1]], g.y[[0, -1]])) for g in (self, other)]
         if self.crs_wkt != other.crs_wkt:
             from pyproj import Transformer
+            from pyproj.exceptions import ProjError
 
-            to_own = Transformer.from_crs(other.crs_wkt, self.crs_wkt, always_xy=True)
+            try:
+                to_own = Transformer.from_crs(other.crs_wkt, self.crs_wkt, always_xy=True)
+            except ProjError:  # no way leads from the one to the other
+                return False
             corners[1] = np.stack(to_own.transform(*corners[1]))
         pixel = min(_spacing(self.y), _spacing(self.x))
         return bool(np.hypot(*(corners[0] - corners[1])).max() <= 0.1 * pixel)
@@ -171,6 +177,17 @@ def missing_times(times: npt.NDArray[np.datetime64], step: np.timedelta64) -> np
         return times[:0]
     due = np.arange(times[0], times[-1] + step, step)
     return np.setdiff1d(due, times)
+
+
+def regular_part(dataset: xr.Dataset) -> xr.Dataset:
+    """`dataset` from its `consistent_timestep_start` on, if it states one: before, its step was another."""
+    start = dataset.attrs.get(REGULAR_START)
+    if start is None or TIME not in dataset.variables:
+        return dataset
+    times = dataset[TIME].values
+    utc = np.datetime64(str(start).removesuffix("Z").removesuffix("+00:00"))
+    first = int(np.searchsorted(times, utc.astype(times.dtype)))
+    return dataset.isel({TIME: slice(first, None)}) if first else dataset
 
 
 def find_rain_variable(dataset: xr.Dataset) -> str:

@@ -90,7 +90,12 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(
     tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
     """Every sample of the epoch is trained on once, in the order of a run that was not stopped."""
-    overrides = [*TINY, f"data.archive={tiny_archive}", "trainer.max_epochs=3", "+callbacks.last.every_n_train_steps=1"]
+    overrides = [
+        *TINY,
+        f"data.archive={tiny_archive}",
+        "trainer.max_epochs=3",
+        "+callbacks.last.every_n_train_steps=1",
+    ]
     seen: list[tuple[int, int, list[int]]] = []
     step = NowcastModule.training_step
 

@@ -9,22 +9,35 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import test_bom
 import test_fmi
+import test_geotiff
 import test_mch_gif
+import test_meteonet
 import test_mrms
+import test_nimrod
 import test_odim
+import test_radolan
+import test_sevir
 import yaml
 from spoiling import check_reads_or_names, spoilt
 
 from raincast import schema
 from raincast.ingest.readers import Auto, Reader
+from raincast.ingest.readers.bom import BoM
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.fmi import FMI
+from raincast.ingest.readers.geotiff import GeoTIFF
 from raincast.ingest.readers.knmi import KNMI
 from raincast.ingest.readers.mch_gif import MCHGif
+from raincast.ingest.readers.meteonet import MeteoNet
 from raincast.ingest.readers.mrms import MRMS
+from raincast.ingest.readers.nimrod import NIMROD
 from raincast.ingest.readers.odim import ODIM
+from raincast.ingest.readers.plugin import Plugin
 from raincast.ingest.readers.polar import Polar
+from raincast.ingest.readers.radolan import RADOLAN
+from raincast.ingest.readers.sevir import SEVIR
 
 CONF = Path(__file__).parents[2] / "conf/source"
 READERS: dict[str, Reader] = {
@@ -34,6 +47,13 @@ READERS: dict[str, Reader] = {
     "mch_gif": MCHGif(),
     "fmi": FMI(),
     "mrms": MRMS(),
+    "radolan": RADOLAN(),
+    "nimrod": NIMROD(),
+    "bom": BoM(),
+    "sevir": SEVIR(),
+    "meteonet": MeteoNet(),
+    "plugin": Plugin(),
+    "geotiff": GeoTIFF(),
     "cf": CF(),
 }
 
@@ -66,7 +86,15 @@ WRITERS: list[tuple[str, Callable[[Path], Path]]] = [
     ("fmi", test_fmi.write_pgm),
     ("fmi", lambda path: test_fmi.write_pgm(path, zipped=True)),
     ("fmi", test_fmi.write_tiff),
+    ("geotiff", test_geotiff.write),
     ("mrms", test_mrms.write),
+    ("radolan", test_radolan.write),
+    ("radolan", test_radolan.write_tar),
+    ("nimrod", test_nimrod.write),
+    ("nimrod", test_nimrod.write_tar),
+    ("bom", test_bom.write),
+    ("sevir", test_sevir.write),
+    ("meteonet", test_meteonet.write),
     ("cf", write_cf),
 ]
 
@@ -84,7 +112,8 @@ def test_each_file_has_one_reader_and_the_others_say_why_not(
                 with pytest.raises(ValueError, match=r"a\.bin"):
                     call(path)
     if name != "polar":
-        assert Auto(READERS).read(path, step_minutes=5)[schema.RAIN].sizes[schema.TIME] >= 1
+        auto = Auto(READERS | {"geotiff": GeoTIFF("rate", time_tag="TIME")})  # it must be told what it reads
+        assert auto.read(path, step_minutes=5)[schema.RAIN].sizes[schema.TIME] >= 1
 
 
 def test_knmi_files_are_knmis_alone(write_knmi: Callable[..., Path]) -> None:

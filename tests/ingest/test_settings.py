@@ -27,7 +27,8 @@ def half(tmp_path: Path) -> Path:
 def test_settings_are_plain_data() -> None:
     settings = describe(Auto({"cf": CF(zr_a=256.0)}), Quality(), Region((0, 1, 0, 1), 1))
     assert settings["source"]["readers"]["cf"]["zr_a"] == 256.0
-    assert (settings["max_rate"], settings["grid"]) == (300.0, {"crop": [0, 1, 0, 1], "coarsen": 1})
+    grid = {"crop": [0, 1, 0, 1], "coarsen": 1, "reproject": None, "spacing": None, "bounds": None}
+    assert (settings["max_rate"], settings["grid"]) == (300.0, grid)
 
 
 def test_other_settings_are_refused_with_the_difference(half: Path) -> None:

@@ -565,5 +565,5 @@ def test_two_compile_at_once(compiler, no_library):
         thread.join()
     assert len(set(compiler.read_text().split())) == 2
     assert len(made) == 2 and made[0] == made[1]
-    assert [path.suffix for path in gates._cache_folder().iterdir()] == [".so"]
+    assert [path.suffix for path in gates.cache_folder().iterdir()] == [".so"]
     assert gates._kernels("F64")

@@ -8,6 +8,7 @@ shuffle: a window of 24 frames of 256² then reads about 7 × faster than from t
 from raincast.archive.codes import CHUNKS, CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS, encode
 from raincast.archive.part import PartWriter, write_part
 from raincast.archive.series import Archive, archive_files
+from raincast.archive.zarr_part import ZarrPartWriter
 
 __all__ = [
     "CHUNKS",
@@ -17,6 +18,7 @@ __all__ = [
     "TIME_UNITS",
     "Archive",
     "PartWriter",
+    "ZarrPartWriter",
     "archive_files",
     "encode",
     "write_part",

@@ -22,6 +22,13 @@ BLOCK_IN_MEMORY = 2**27
 """Bytes. A larger block of frames (above 8 million pixels) waits in a file without a name instead."""
 PACKED: dict[str, Any] = {"compression": "zstd", "complevel": 3, "shuffle": True}
 TIME_CODES = {"units": TIME_UNITS, "calendar": "proleptic_gregorian"}
+COVERAGE_ATTRS: dict[str, Any] = {
+    "standard_name": "status_flag",
+    "long_name": "whether any frame of this file observed the pixel",
+    "flag_values": np.array([0, 1], np.int8),
+    "flag_meanings": "never_observed observed",
+    "grid_mapping": CRS,
+}
 
 
 class PartWriter:
@@ -183,28 +190,21 @@ class PartWriter:
         frames.setncatts(schema.TIME_ATTRS | TIME_CODES)
         if "mean" in self.cell_methods:
             frames.comment = f"the end of the {self.step_minutes:g} minutes that a mean is over"
-        frames[:] = _seconds(times)
+        frames[:] = in_seconds(times)
         absent = file.createVariable(MISSING_TIMES, "i8", (MISSING_TIMES,))
         absent.setncatts({"long_name": "times of the step that have no frame"} | TIME_CODES)
-        absent[:] = _seconds(missing)
+        absent[:] = in_seconds(missing)
 
     def _write_coverage(self) -> None:
         height, width = self.grid.shape
         chunks = (min(CHUNKS[1], height), min(CHUNKS[2], width))
         coverage = self._file.createVariable(COVERAGE, "i1", (Y, X), chunksizes=chunks, **PACKED)
-        coverage.setncatts(
-            {
-                "standard_name": "status_flag",
-                "long_name": "whether any frame of this file observed the pixel",
-                "flag_values": np.array([0, 1], np.int8),
-                "flag_meanings": "never_observed observed",
-                "grid_mapping": CRS,
-            }
-        )
+        coverage.setncatts(COVERAGE_ATTRS)
         coverage[:] = self._observed.view(np.int8)
 
 
-def _seconds(times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
+def in_seconds(times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
+    """Times as the numbers of `TIME_CODES`."""
     return times.astype("datetime64[s]").astype(np.int64)
 
 

@@ -2,23 +2,30 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from raincast import build
-from raincast.commands import report
+from raincast.commands import audit, inspect, report
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> None:
     """Ingest `cfg.files`; exit code 1 where files were bad or days failed, after all others are in."""
+    if cfg.inspect is not None:
+        inspect.run(cfg)
+        return
+    if cfg.audit is not None:
+        audit.run(cfg)
+        return
+    _check_given(cfg)
     from raincast.ingest.archive import ingest
 
     files = list(cfg.files) if isinstance(cfg.files, ListConfig) else str(cfg.files)
     reader = build.make(cfg.source)
-    grid = OmegaConf.to_container(cfg.grid)
-    assert isinstance(grid, dict)
+    grid: Any = OmegaConf.to_container(cfg.grid)
     try:
         with report.Bar("looking at files") as scan_bar, report.Bar("ingesting frames") as bar:
             result = ingest(
@@ -27,9 +34,14 @@ def run(cfg: DictConfig) -> None:
                 reader,
                 max_rate=cfg.max_rate,
                 min_rate=cfg.min_rate,
-                crop=grid["crop"],
-                coarsen=grid["coarsen"],
+                speck_pixels=cfg.speck_pixels,
+                clutter_maps=cfg.clutter_maps,
+                clutter_share=cfg.clutter_share,
+                **grid,
+                format=cfg.format,
+                attrs=dict(cfg.attrs),
                 workers=cfg.workers,
+                scheduler=cfg.scheduler,
                 progress=bar.update,
                 scan_progress=scan_bar.update,
             )
@@ -39,3 +51,12 @@ def run(cfg: DictConfig) -> None:
     log.info("\nNext, train on it:\n  python train.py experiment=radar data.archive=%s", cfg.archive)
     if result.problems:
         raise SystemExit(1)
+
+
+def _check_given(cfg: DictConfig) -> None:
+    missing = [key for key in ("archive", "files") if cfg[key] is None]
+    if missing:
+        raise ValueError(
+            f"Not given: {', '.join(missing)}. Say, for example: files='radar/*.h5' archive=data/NAME, or look "
+            "into an archive with inspect=data/NAME or audit=data/NAME"
+        )

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +13,19 @@ import xarray as xr
 import raincast
 from raincast import schema
 from raincast.archive import Archive
+from raincast.ingest.cluster import Cluster
+from raincast.ingest.clutter import Clutter
 from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.files import find_files
+from raincast.ingest.layout import Layout
 from raincast.ingest.lock import locked
 from raincast.ingest.offers import Offers, Times
 from raincast.ingest.quality import Quality
-from raincast.ingest.readers import Reader
+from raincast.ingest.readers import Auto, Reader
 from raincast.ingest.region import Region
-from raincast.ingest.report import IngestReport
+from raincast.ingest.report import IngestReport, missing_times
 from raincast.ingest.scan import BadFileError, Found, place, scan
-from raincast.ingest.settings import ATTR, check_same, describe
+from raincast.ingest.settings import ATTR, check_attrs, check_same, describe
 from raincast.ingest.workers import Pool
 from raincast.schema import Grid
 
@@ -39,38 +42,57 @@ def ingest(
     *,
     max_rate: float = 300.0,
     min_rate: float = 0.0,
+    speck_pixels: int = 0,
+    clutter_maps: str | Path | None = None,
+    clutter_share: float = 0.9,
     crop: tuple[int, int, int, int] | None = None,
     coarsen: int = 1,
+    reproject: str | None = None,
+    spacing: float | None = None,
+    bounds: tuple[float, float, float, float] | None = None,
+    format: Literal["netcdf", "zarr"] = "netcdf",
+    attrs: Mapping[str, Any] | None = None,
     workers: int | None = 1,
+    scheduler: str | None = None,
     on_bad_file: Literal["report", "raise"] = "report",
     progress: Progress | None = None,
     scan_progress: Progress | None = None,
 ) -> IngestReport:
-    """Add the frames of `files` (patterns or paths) to the folder `archive`, a file `YYYY-MM-DD.nc` a day.
+    """Add the frames of `files` (patterns or paths) to the folder `archive`, a part a day as `Layout` says.
 
     Frames that are there already stay; an interrupted ingest is continued by running it again, and ends with the
     same bytes of data as if it had not been. Of frames with the same time the first wins, in the order of `files`
-    and by name within a pattern. `max_rate` and `min_rate` are in mm/h, see `Quality`; `crop` and `coarsen` choose
-    the grid, see `Region`; `workers` processes write a day each, see `Pool`. `progress` is called with the frames
-    done and to do, `scan_progress` with the files. ValueError, with the archive untouched, for other settings,
-    grid or step than the archive's, where another process writes it, and where no frame at all can be used.
+    and by name within a pattern. `max_rate` and `min_rate` are in mm/h, see `Quality`; `clutter_maps` and
+    `clutter_share` say which pixels never count, see `Clutter`; `crop` to `bounds` choose the grid, see `Region`;
+    `attrs` are attributes of all parts, instead of the source's; `workers` processes write a day each, see `Pool`,
+    or as many of the dask cluster at `scheduler`, see `Cluster`.
+    `progress` is called with the frames done and to do, `scan_progress` with the files. ValueError, with the
+    archive untouched, for other settings, grid or step than the archive's, where another process writes it, and
+    where no frame at all can be used.
     """
     started = time.monotonic()
     if on_bad_file not in ("report", "raise"):
         raise ValueError(f"on_bad_file={on_bad_file} is neither report nor raise.")
-    quality, region, pool = Quality(max_rate, min_rate), Region(crop, coarsen), Pool(workers)
-    archive, raise_bad = Path(archive), on_bad_file == "raise"
-    settings = describe(reader, quality, region)
-    paths = find_files(files)
-    _check_folder(archive)
+    # workers elsewhere stand in other folders
+    place_of = Path.absolute if scheduler else Path
+    clutter = Clutter(place_of(Path(clutter_maps)), clutter_share) if clutter_maps else None
+    quality = Quality(max_rate, min_rate, speck_pixels, clutter)
+    region = Region(crop, coarsen, reproject, spacing, bounds)
+    archive, raise_bad = place_of(Path(archive)), on_bad_file == "raise"
+    pool = Cluster(scheduler, archive, workers) if scheduler else Pool(workers)
+    layout = Layout(archive, format)
+    attrs = check_attrs(attrs or {})
+    settings = describe(reader, quality, region, attrs)
+    paths = [place_of(path) for path in find_files(files)]
     with locked(archive), pool:
-        existing = Archive.open(archive) if any(archive.glob("*.nc")) else None
+        existing = layout.open()
         if existing:
             check_same(existing, settings)
         found = scan(reader, paths, pool, raise_bad=raise_bad, progress=scan_progress)
         for why in found.bad_files.values():
             log.warning("Skipped: %s", why)
-        job = _Job(archive, reader, quality, region, settings, paths, raise_bad)
+        job = _Job(layout, reader, quality, region, settings, paths, raise_bad)
+        job.attrs |= attrs
         job.fit(found, existing)
         report = job.run(found, existing, pool, progress, started)
         if not report.num_written and not report.num_present:
@@ -81,30 +103,12 @@ def ingest(
     return report
 
 
-def _check_folder(archive: Path) -> None:
-    """ValueError where the archive is not a folder of day files."""
-    if archive.is_file() or archive.suffix in (".nc", ".zarr"):
-        raise ValueError(f"archive={archive} must be a folder: ingest writes a file a day into it.")
-    others = [path.stem for path in archive.glob("*.nc") if not _is_day(path.stem)]
-    if others:
-        raise ValueError(
-            f"{archive} holds {others[0]}.nc, which is no day file (YYYY-MM-DD.nc). Choose another folder."
-        )
-
-
-def _is_day(name: str) -> bool:
-    try:
-        return str(np.datetime64(name, "D")) == name
-    except ValueError:
-        return False
-
-
 class _Job:
     """One ingest: what is the same for all its days."""
 
     def __init__(
         self,
-        archive: Path,
+        layout: Layout,
         reader: Reader,
         quality: Quality,
         region: Region,
@@ -112,7 +116,7 @@ class _Job:
         paths: list[Path],
         raise_bad: bool,
     ) -> None:
-        self.archive, self.reader, self.quality, self.region = archive, reader, quality, region
+        self.layout, self.reader, self.quality, self.region = layout, reader, quality, region
         self.paths, self.raise_bad = paths, raise_bad
         self.grid: Grid | None = None
         self.step_minutes = 0.0
@@ -129,13 +133,15 @@ class _Job:
         if step is None and existing:
             step = existing.step_minutes
         if step is None:
-            raise ValueError("The step is unknown: one or two frames do not show it. Set source.step_minutes=5")
+            raise ValueError(f"The step is unknown: one or two frames do not show it. Set {self._step_key()}=5")
         self.step_minutes = step
+        if self.quality.clutter:
+            self.quality.clutter.check(found.grid)
         self.grid = self.region.grid(found.grid)
         if existing is None:
             return
         if step != existing.step_minutes:
-            remedy = f", or set source.step_minutes={existing.step_minutes:g} if these are gaps"
+            remedy = f", or set {self._step_key()}={existing.step_minutes:g} if these are gaps"
             raise ValueError(
                 f"{existing.path} has a step of {existing.step_minutes:g} min, the files of {step:g} min. "
                 f"Choose another archive{'' if found.step_minutes else remedy}."
@@ -146,6 +152,12 @@ class _Job:
                 f"({place(self.grid)}). Choose another archive."
             )
         self.grid = existing.grid
+
+    def _step_key(self) -> str:
+        """The key that states the step; among several readers that of the one that reads the first file."""
+        readers = self.reader.readers if isinstance(self.reader, Auto) else {}
+        names = (name for name, reader in readers.items() if reader.recognises(self.paths[0]))
+        return f"source.readers.{next(names, 'NAME')}.step_minutes" if readers else "source.step_minutes"
 
     def run(
         self, found: Found, existing: Archive | None, pool: Pool, progress: Progress | None, started: float
@@ -179,11 +191,11 @@ class _Job:
         assert self.grid is not None
         files, local = np.unique(offers.files, return_inverse=True)
         return DayTask(
-            part=self.archive / f"{day}.nc",
+            part=self.layout.part(day),
             reader=self.reader,
             quality=self.quality,
             region=self.region,
-            shape=found.grid.shape,
+            source=found.grid,
             grid=self.grid,
             step_minutes=self.step_minutes,
             attrs=self.attrs,
@@ -206,12 +218,11 @@ class _Job:
         empty = np.unique(np.array([time for day in days for time in day.empty], "datetime64[ns]"))
         offered = np.unique(offers.times)
         kept = np.union1d(present, written)
-        span = kept[(kept >= offered[0]) & (kept <= offered[-1])]
         step = schema.step_timedelta(self.step_minutes)
-        gaps = schema.missing_times(np.union1d(span, offered[[0, -1]]), step)
+        num_missing, missing = missing_times(offered[0], offered[-1], kept, step)
         bad_files = found.bad_files | {path: why for day in days for path, why in day.bad_files.items()}
         return IngestReport(
-            archive=self.archive,
+            archive=self.layout.archive,
             num_written=written.size,
             num_present=int(np.isin(offered, present).sum()),
             num_capped=sum(day.num_capped for day in days),
@@ -220,7 +231,8 @@ class _Job:
             bad_files=bad_files,
             failed_days=failed,
             empty_times=_texts(np.setdiff1d(empty, kept)),
-            missing_times=_texts(np.union1d(gaps, np.setdiff1d(offered, kept))),
+            num_missing=num_missing,
+            missing_times=_texts(missing),
             seconds=round(seconds, 3),
         )
 

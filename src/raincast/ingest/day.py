@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from raincast import schema
 from raincast.archive import Archive, PartWriter
+from raincast.ingest.layout import writer_of
 from raincast.ingest.offers import Offers
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Reader
@@ -18,26 +19,31 @@ from raincast.ingest.scan import BadFileError, reason
 from raincast.ingest.workers import Tick
 from raincast.schema import Grid
 
-CAPPED = "capped_pixels"
+CAPPED = schema.CAPPED_PIXELS
 READ_BYTES = 2**25
 """How much of a file is read at once, in float32, at least a frame: opening it costs more than small frames."""
 
 
 @dataclass(frozen=True, eq=False)
 class DayTask:
-    """What a process needs to write a day. `shape` is that of the service's images, `files` number `paths`."""
+    """What a process needs to write a day. `source` is the service's own grid, `files` number `paths`."""
 
     part: Path
     reader: Reader
     quality: Quality
     region: Region
-    shape: tuple[int, int]
+    source: Grid
     grid: Grid
     step_minutes: float
     attrs: Mapping[str, Any]
     paths: list[Path]
     offers: Offers
     raise_bad: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the service's images."""
+        return self.source.shape
 
 
 @dataclass(eq=False)
@@ -63,7 +69,7 @@ class _Frame:
 def write_day(task: DayTask, tick: Tick) -> DayResult:
     """Write the day's part anew if any of the offered frames is new and good; ticks once a time offered."""
     old = Archive.open(task.part) if task.part.exists() else None
-    with PartWriter(task.part, task.grid, step_minutes=task.step_minutes) as part:
+    with writer_of(task.part)(task.part, task.grid, step_minutes=task.step_minutes) as part:
         return _Day(task, tick, old, part).write()
 
 
@@ -135,8 +141,8 @@ class _Day:
             if frame is None:
                 continue
             window = self.task.region.window(self.task.shape)
-            clean, num_capped = self.task.quality.clean(frame.rain[window])
-            rain = self.task.region.mean(clean)
+            clean, num_capped = self.task.quality.clean(frame.rain[window], window)
+            rain = self.task.region.rain(clean, self.task.source, self.task.grid)
             if not np.isnan(rain).all():
                 self._add(time, rain, frame)
                 self.result.num_capped += num_capped

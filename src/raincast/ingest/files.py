@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from raincast.archive.series import is_zarr
+
 _MAGIC = frozenset("*?[")
 
 
 def find_files(files: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files and Zarr folders of patterns and paths, without repeats: by name within each pattern.
+
+    A folder that is an archive stands for its parts.
 
     FileNotFoundError, with what lies beside, for a pattern or path that nothing matches.
     """
@@ -19,6 +23,8 @@ def _match(pattern: str | Path) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.exists() and (path.is_file() or is_zarr(path)):
         return [path]
+    if path.is_dir() and (parts := sorted(path.glob("*.nc")) or sorted(path.glob("*.zarr"))):
+        return parts
     folder, rest = _split(path)
     matches = sorted(folder.glob(str(rest))) if rest.parts and folder.is_dir() else []
     stores = {match for match in matches if match.is_dir() and is_zarr(match)}
@@ -27,11 +33,6 @@ def _match(pattern: str | Path) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"No file matches files={pattern}. {_beside(path if path.is_dir() else folder)}")
     return found
-
-
-def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr store."""
-    return any((path / name).exists() for name in ("zarr.json", ".zgroup"))
 
 
 def _split(path: Path) -> tuple[Path, Path]:

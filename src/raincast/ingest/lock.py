@@ -1,10 +1,13 @@
 """One writer an archive."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from raincast.archive.swap import restore
 
 NAME = ".ingest.lock"
 
@@ -39,5 +42,9 @@ def locked(archive: Path) -> Iterator[None]:
 
 
 def _remove_partials(archive: Path) -> None:
+    restore(archive)
     for partial in archive.glob(".*.partial"):
-        partial.unlink(missing_ok=True)
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)

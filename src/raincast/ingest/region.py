@@ -1,4 +1,4 @@
-"""The archive's grid: the service's as it is, or a part of it, or its area means."""
+"""The archive's grid: the service's as it is, or a part of it, or its area means, also on another projection."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,27 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive.codes import bands
+from raincast.ingest.projection import crs_in_metres
+from raincast.ingest.reproject import target_grid, weights_between
 from raincast.schema import Grid
 
 
 @dataclass(frozen=True)
 class Region:
-    """First cropped, then coarsened; by default neither.
+    """First cropped, then coarsened, then reprojected; by default none of it.
 
     `crop` is [y0, y1, x0, x1] in pixels of the service's images, counted from 0 and without the last: rows y0
     to y1 − 1 in the order of the file, whichever way its axes run. `coarsen` is how many pixels along each axis
-    become one; rows and columns at the far ends that do not fill a pixel are left out.
+    become one; rows and columns at the far ends that do not fill a pixel are left out. `reproject` is what pyproj
+    takes for a projection (EPSG:3035, a proj string, WKT), with square pixels of `spacing` within `bounds`
+    [y0, y1, x0, x1], both in its units; without bounds they reach over the whole image.
     """
 
     crop: tuple[int, int, int, int] | None = None
     coarsen: int = 1
+    reproject: str | int | None = None
+    spacing: float | None = None
+    bounds: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is wrong for every grid."""
@@ -38,6 +45,34 @@ class Region:
                 f"grid.coarsen={self.coarsen} must be a whole number from 1: how many pixels along each axis "
                 "become one. 1 leaves the grid as it is."
             )
+        self._check_projection()
+
+    def _check_projection(self) -> None:
+        if isinstance(self.reproject, int):
+            object.__setattr__(self, "reproject", f"EPSG:{self.reproject}")
+        if self.reproject is None:
+            for name, value in (("spacing", self.spacing), ("bounds", self.bounds)):
+                if value is not None:
+                    raise ValueError(
+                        f"grid.{name}={value} is of another projection: say which with grid.reproject=EPSG:3035, "
+                        "or leave it out. grid.crop and grid.coarsen are in the service's own pixels."
+                    )
+            return
+        if not isinstance(self.spacing, int | float) or not self.spacing > 0:
+            raise ValueError(
+                f"grid.spacing={self.spacing} must be over 0: how long a pixel is in the units of "
+                f"grid.reproject={self.reproject}, e.g. grid.spacing=1000 for metres, 0.01 for degrees."
+            )
+        crs_in_metres(self.reproject)
+        if self.bounds is not None:
+            bounds = tuple(self.bounds) if isinstance(self.bounds, list | tuple) else ()
+            numbers = len(bounds) == 4 and all(isinstance(number, int | float) for number in bounds)
+            if not numbers or not (bounds[0] < bounds[1] and bounds[2] < bounds[3]):
+                raise ValueError(
+                    f"grid.bounds={self.bounds} must be [y0,y1,x0,x1] in units of "
+                    f"grid.reproject={self.reproject}, y0 < y1 and x0 < x1. null reaches over the whole image."
+                )
+            object.__setattr__(self, "bounds", bounds)
 
     def window(self, shape: tuple[int, int]) -> tuple[slice, slice]:
         """The rows and columns that are used, of images of `shape`; ValueError where they reach beyond."""
@@ -55,6 +90,19 @@ class Region:
 
     def grid(self, source: Grid) -> Grid:
         """The archive's grid for images on `source`; `source` itself where all is kept."""
+        own = self._own_grid(source)
+        if self.reproject is None:
+            return own
+        assert self.spacing is not None
+        return target_grid(own, str(self.reproject), self.spacing, self.bounds)
+
+    def rain(self, rain: npt.NDArray[np.float32], source: Grid, grid: Grid) -> npt.NDArray[np.float32]:
+        """Rates on the archive's `grid` of `rain`, the `window` of an image on `source`; mm/h, NaN for missing."""
+        means = self.mean(rain)
+        return means if self.reproject is None else weights_between(self._own_grid(source), grid).mean(means)
+
+    def _own_grid(self, source: Grid) -> Grid:
+        """The grid on the service's own projection."""
         if self.crop is None and self.coarsen == 1:
             return source
         y, x = (

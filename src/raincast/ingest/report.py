@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from raincast.ingest.offers import Times
+
 NAME = "ingest_report.json"
+MOST_LISTED = 10_000
+"""Missing times that are told one by one: between one file of a wrong year and the others there are millions."""
+BLOCK = 2**16
 
 
 @dataclass(frozen=True)
@@ -14,9 +21,10 @@ class IngestReport:
     """Counts of frames, and each frame or file that was left out with its reason.
 
     `num_present` frames were offered and in the archive before; `num_capped` counts pixels. `duplicates` and
-    `off_step` say time and file. `missing_times` are due between the first and the last frame offered and
-    not in the archive; `empty_times` are those of them whose frame had every pixel missing. `failed_days` were
-    not written, for want of disk or memory say, and are as they were: run the same ingest again.
+    `off_step` say time and file. `num_missing` times are due between the first and the last frame offered and not
+    in the archive, `missing_times` are the first `MOST_LISTED` of them; `empty_times` are those whose frame had
+    every pixel missing. `failed_days` were not written, for want of disk or memory say, and are as they were: run
+    the same ingest again.
     """
 
     archive: Path
@@ -28,6 +36,7 @@ class IngestReport:
     bad_files: Mapping[str, str]
     failed_days: Mapping[str, str]
     empty_times: tuple[str, ...]
+    num_missing: int
     missing_times: tuple[str, ...]
     seconds: float
 
@@ -66,5 +75,20 @@ class IngestReport:
         reasons = self.reasons()
         return (
             f"{self.archive}: {self.num_written} frames written, {self.num_present} were there, "
-            f"{len(self.missing_times)} times missing, {self.seconds:.1f} s" + (f" ({reasons})" if reasons else "")
+            f"{self.num_missing} times missing, {self.seconds:.1f} s" + (f" ({reasons})" if reasons else "")
         )
+
+
+def missing_times(
+    first: np.datetime64, last: np.datetime64, kept: Times, step: np.timedelta64
+) -> tuple[int, Times]:
+    """How many times from `first` to `last` are due and not in `kept`, and the first `MOST_LISTED` of them."""
+    num_due = int((last - first) // step) + 1
+    kept = kept[(kept >= first) & (kept <= last)]
+    found = [kept[:0]]
+    for start in range(0, num_due, BLOCK):
+        due = first + step * np.arange(start, min(start + BLOCK, num_due))
+        found.append(due[~np.isin(due, kept)])
+        if sum(times.size for times in found) >= MOST_LISTED:
+            break
+    return num_due - kept.size, np.concatenate(found)[:MOST_LISTED]

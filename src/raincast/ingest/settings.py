@@ -6,27 +6,56 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Reader
 from raincast.ingest.region import Region
 
-ATTR = "raincast_config"
+ATTR = schema.SETTINGS
+_OWN_ATTRS = (
+    ATTR,
+    schema.STEP_MINUTES,
+    schema.CAPPED_PIXELS,
+    schema.REGULAR_START,
+    "Conventions",
+    "raincast_version",
+)
 # told by the files or by the user, but checked as the archive's step either way
 _CHECKED_ELSEWHERE = ("step_minutes",)
+# archives made before there was a choice
+_BEFORE = {"speck_pixels": 0, "clutter_share": None, "clutter_pixels": None}
 
 
-def describe(reader: Reader, quality: Quality, region: Region) -> dict[str, Any]:
+def describe(
+    reader: Reader, quality: Quality, region: Region, attrs: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """All that decides what frames become, by the keys of conf/ingest.yaml, as JSON can hold it."""
     settings = {
         "source": _plain(reader),
         "max_rate": quality.max_rate,
         "min_rate": quality.min_rate,
+        "speck_pixels": quality.speck_pixels,
+        "clutter_share": quality.clutter and quality.clutter.share,
+        "clutter_pixels": quality.clutter and quality.clutter.identity,
         "grid": _plain(region),
+        "attrs": _plain(attrs or {}),
     }
     del settings["grid"]["_target_"]
     restored: dict[str, Any] = json.loads(json.dumps(settings))
     return restored
+
+
+def check_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes that are given (not None); ValueError for one that the ingest sets itself."""
+    given = {name: value for name, value in attrs.items() if value is not None}
+    for name, value in given.items():
+        if name in _OWN_ATTRS or not isinstance(value, str | int | float):
+            raise ValueError(
+                f"attrs.{name}={value} cannot be given: attributes are texts and numbers, and "
+                f"{', '.join(_OWN_ATTRS)} are what the ingest itself says."
+            )
+    return given
 
 
 def check_same(archive: Archive, settings: Mapping[str, Any]) -> None:
@@ -38,7 +67,7 @@ def check_same(archive: Archive, settings: Mapping[str, Any]) -> None:
         before = json.loads(archive.attrs.get(ATTR, ""))
     except ValueError:
         return  # not made by an ingest that says how
-    (sources, others), (old_sources, old_others) = _by_reader(settings), _by_reader(before)
+    (sources, others), (old_sources, old_others) = _by_reader(settings), _by_reader(_BEFORE | before)
     differences = _differences(old_others, others)
     for name in old_sources.keys() & sources.keys():
         differences += _differences(old_sources[name], sources[name], f"source={name} ")

@@ -57,7 +57,7 @@ def forecast_picture(
     num_leads = max(len(rain) for rain in rows.values())
     leads = _lead_numbers(leads_minutes, num_leads, step_minutes)
     view = MapView.of(grid)
-    lines = _Graticule.of(view) if graticule else None
+    lines = Graticule.of(view) if graticule else None
     figure, panels = _panels(view, num_rows=len(rows), num_columns=len(leads))
     for (name, rain), row in zip(rows.items(), panels, strict=True):
         row[0].set_ylabel(f"{name}\n{view.axis_labels[1]}", fontsize=9)
@@ -104,7 +104,7 @@ def _panels(view: MapView, *, num_rows: int, num_columns: int) -> tuple[Figure, 
 
 
 @dataclass(frozen=True)
-class _Graticule:
+class Graticule:
     """Longitudes and latitudes on a coarse mesh of the map, (n, n), computed once for all panels."""
 
     view: MapView
@@ -112,7 +112,7 @@ class _Graticule:
     lat: Degrees
 
     @classmethod
-    def of(cls, view: MapView, num_points: int = 41) -> "_Graticule":
+    def of(cls, view: MapView, num_points: int = 41) -> "Graticule":
         return cls(view, *view.lonlat(num_points, num_points))
 
     def draw(self, panel: Axes) -> None:
@@ -159,7 +159,7 @@ def _edge_label(panel: Axes, x: float, y: float, text: str, offset: tuple[float,
     )
 
 
-def _draw_map(panel: Axes, rain: Rain, view: MapView, graticule: _Graticule | None) -> AxesImage:
+def _draw_map(panel: Axes, rain: Rain, view: MapView, graticule: Graticule | None) -> AxesImage:
     colours, norm = rain_image.rain_colours()
     shown = view.north_up(rain)
     # finer than the dots of the figure would let small showers fall between them

@@ -14,6 +14,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.ingest.coordinates import find_grid, find_roles, in_our_words
+from raincast.ingest.netcdf3 import check_whole
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.schema import TIME, X, Y
 from raincast.transforms import ZR, accumulation_to_rate
@@ -99,7 +100,10 @@ class CF:
         """The dataset, its rain as lazy (time, y, x), and the quantity that this is."""
         engine = "zarr" if path.is_dir() else "netcdf4"
         options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
-        with naming(path, FORMAT), xr.open_dataset(path, engine=engine, chunks=None, **options) as dataset:
+        with naming(path, FORMAT):
+            check_whole(path)
+        with naming(path, FORMAT), xr.open_dataset(path, engine=engine, chunks=None, **options) as opened:
+            dataset = schema.regular_part(opened)
             name, quantity = self._choose(dataset)
             yield dataset, in_our_words(dataset[name]), quantity
 
@@ -189,8 +193,9 @@ def _has_dimension_scales(path: Path) -> bool:
 
     try:
         with h5py.File(path) as file:
-            return any(member.attrs.get("CLASS") == b"DIMENSION_SCALE" for member in file.values())
-    except (OSError, RuntimeError, KeyError):
+            members = [member for member in file.values() if member is not None]  # None is a damaged one
+            return any(member.attrs.get("CLASS") == b"DIMENSION_SCALE" for member in members)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
         return False
 
 

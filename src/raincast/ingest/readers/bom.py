@@ -1,0 +1,161 @@
+"""BoM netCDF: Rainfields 3 of the Australian Bureau of Meteorology, single radars and the national composite.
+
+Layout as pysteps (`import_bom_rf3`) and public users of the archive at NCI read it: one image (y, x) a file;
+`precipitation` in mm (prcp-c5, prcp-c10 and others) gathered from `start_time` to `valid_time`, or `rain_rate` in
+mm/h (prcp-crate); `x` and `y` in km of the Albers projection that the variable `proj` describes. Missing pixels
+hold the fill value or a negative one: some products have −1 as fill, others −32768.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.archive.codes import bands
+from raincast.ingest.coordinates import find_grid
+from raincast.ingest.netcdf3 import check_whole
+from raincast.ingest.projection import crs_in_metres
+from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.schema import Grid, X, Y
+from raincast.transforms import accumulation_to_rate
+
+FORMAT = "BoM netCDF"
+NETCDF3_SIGNATURES = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
+DEPTH, RATE = "precipitation", "rain_rate"
+UNITS = {DEPTH: {"mm": 1.0, "kg m-2": 1.0}, RATE: schema.MM_H_PER_UNIT}
+"""How many mm or mm/h one of each unit is."""
+START, END = "start_time", "valid_time"
+PROJECTIONS = ("proj", "albers_conical_equal_area")
+MAX_PIXELS = 5 * 10**7  # the national composite has 5 million: more is a spoilt size
+
+
+@dataclass(frozen=True)
+class BoM:
+    """One frame a file, depth or rate → mm/h; conf/source/bom.yaml says what the arguments do.
+
+    A depth becomes the mean rate from its start to its valid time.
+    """
+
+    step_minutes: float | None = None
+    source: str = "Bureau of Meteorology"
+
+    def recognises(self, path: Path) -> bool:
+        """NetCDF with the rain, its valid time and its projection under Rainfields' names."""
+        import netCDF4
+
+        if not starts_with(path, HDF5_SIGNATURE, *NETCDF3_SIGNATURES):
+            return False
+        try:
+            with netCDF4.Dataset(path) as file:
+                names = file.variables.keys()
+                return {X, Y, END} <= names and not names.isdisjoint(UNITS) and not names.isdisjoint(PROJECTIONS)
+        except (OSError, RuntimeError, ValueError, AttributeError, UnicodeError):
+            return False
+
+    def scan(self, path: Path) -> Head:
+        """Time, grid and step; a rate states no step."""
+        with self._open(path) as (dataset, field):
+            interval = _minutes(dataset) if field.name == DEPTH else None
+            return Head(np.array([_time(dataset, END)]), _grid(dataset, field), self.step_minutes or interval)
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The file's one frame (`frames` may leave none)."""
+        with self._open(path) as (dataset, field):
+            interval = _minutes(dataset) if field.name == DEPTH else None
+            step = self.step_minutes or interval or step_minutes
+            if step is None:
+                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            return schema.rain_dataset(
+                _rates(field, interval)[None][frames],
+                np.array([_time(dataset, END)])[frames],
+                _grid(dataset, field),
+                step_minutes=step,
+                cell_methods="time: point" if interval is None else "time: mean",
+                attrs={"source": self.source, "title": f"Rainfields {field.name}"},
+            )
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[tuple[xr.Dataset, xr.DataArray]]:
+        """The dataset with its times decoded, and its rain on y and x, not yet loaded, as it is packed."""
+        with naming(path, FORMAT):
+            check_whole(path)
+            _check_sizes(path)
+            with xr.open_dataset(path, engine="netcdf4", chunks=None, mask_and_scale=False) as dataset:
+                name = next((name for name in UNITS if name in dataset.variables), None)
+                if name is None:
+                    raise ValueError(f"it holds neither {' nor '.join(UNITS)}, but {', '.join(map(str, dataset))}")
+                sizes = dict(zip(dataset[name].dims, dataset[name].shape, strict=True))
+                ones = [dim for dim in sizes if dim not in (Y, X)]
+                if any(sizes[dim] != 1 for dim in ones) or not {Y, X} <= sizes.keys() & dataset.variables.keys():
+                    raise ValueError(f"{name} is on {sizes}, not on (y, x) with the coordinates y and x")
+                yield dataset, dataset[name].squeeze(ones)
+
+
+def _check_sizes(path: Path) -> None:
+    """ValueError for more pixels than any image has, before the coordinates are loaded."""
+    import netCDF4
+
+    with netCDF4.Dataset(path) as file:
+        sizes = {name: dimension.size for name, dimension in file.dimensions.items()}
+    if not 0 < math.prod(sizes.get(axis, 1) for axis in (Y, X)) <= MAX_PIXELS:
+        raise ValueError(f"its dimensions are {sizes}: 1 to {MAX_PIXELS} pixels are possible")
+
+
+def _grid(dataset: xr.Dataset, field: xr.DataArray) -> Grid:
+    name = next((name for name in PROJECTIONS if name in dataset.variables), None)
+    if name is None:
+        return find_grid(dataset, field)
+    said = tuple((str(key), tuple(np.ravel(value).tolist())) for key, value in dataset[name].attrs.items())
+    return find_grid(dataset, field, _projection(said))
+
+
+@lru_cache(maxsize=16)
+def _projection(said: tuple[tuple[str, tuple[Any, ...]], ...]) -> str:
+    """The WKT of a projection's CF attributes: pyproj takes a quarter of a second to make it."""
+    return crs_in_metres({key: values[0] if len(values) == 1 else list(values) for key, values in said})[0]
+
+
+def _time(dataset: xr.Dataset, name: str) -> np.datetime64:
+    if name not in dataset.variables:
+        raise ValueError(f"it has no {name}")
+    times = np.ravel(dataset[name].values)
+    if times.size != 1 or not np.issubdtype(times.dtype, np.datetime64) or np.isnat(times[0]):
+        raise ValueError(f"{name} is {times[:3]} in {dataset[name].attrs.get('units')!r}: not one time")
+    time: np.datetime64 = times[0].astype("datetime64[ns]")
+    return time
+
+
+def _minutes(dataset: xr.Dataset) -> float:
+    """What a depth gathers over."""
+    start, end = _time(dataset, START), _time(dataset, END)
+    if start >= end:
+        raise ValueError(f"it starts at {start} and ends at {end}: no accumulation over a time")
+    return float((end - start) / np.timedelta64(1, "m"))
+
+
+def _rates(field: xr.DataArray, interval: float | None) -> npt.NDArray[np.float32]:
+    """(H, W) in mm/h, NaN where missing; a few rows at a time, for in float64 an image takes much room."""
+    attrs = field.attrs
+    unit = str(attrs.get("units", "")).strip()
+    units = UNITS[str(field.name)]
+    if unit not in units:
+        raise ValueError(f"{field.name} is in {unit or 'no unit'}: known are {', '.join(units)}")
+    codes = field.load().transpose(Y, X).values
+    if codes.dtype.kind not in "iuf":
+        raise ValueError(f"{field.name} is {codes.dtype}, no numbers")
+    scale, offset = (float(attrs.get(name, default)) for name, default in (("scale_factor", 1), ("add_offset", 0)))
+    fills = [np.ravel(attrs[name])[0] for name in ("_FillValue", "missing_value") if name in attrs]
+    rates = np.empty(codes.shape, np.float32)
+    for rows in bands(codes.shape):
+        values = (offset + scale * codes[rows].astype(np.float64)) * units[unit]
+        values[np.isin(codes[rows], fills) | (values < 0)] = np.nan
+        rates[rows] = values if interval is None else accumulation_to_rate(values, interval)
+    return rates

@@ -1,0 +1,259 @@
+"""MeteoNet npz: rainfall of Météo-France for the north-west and the south-east of France, 2016 to 2018.
+
+Layout (G. Larvor et al. 2020, MeteoNet, docs on rain radar): `data` (T, H, W) int16 in 1/100 mm over 5 min, −1
+missing; `dates` (T,) of datetime.datetime, UTC, taken as the ends of the 5 min; `miss_dates`. Latitudes and
+longitudes of the pixel centres lie in radar_coords_NW.npz and radar_coords_SE.npz: `lats`, `lons`.
+"""
+
+import math
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.ingest.pickled import unpickle_dates
+from raincast.ingest.projection import crs_in_metres, even_axis
+from raincast.ingest.readers import ALL, Head, naming, starts_with
+from raincast.schema import Grid
+from raincast.transforms import accumulation_to_rate
+
+FORMAT = "MeteoNet npz"
+DATA, DATES, LATS, LONS = "data.npy", "dates.npy", "lats.npy", "lons.npy"
+COORDINATES = "radar_coords_*.npz"
+LEVELS_ABOVE = 4  # folders from a month's files up to where the coordinates lie
+STEP_MINUTES, MM = 5.0, 0.01
+NORTH_WEST = {(565, 784): (51.896, -5.842), (515, 784): (46.25, 2.0)}
+"""Centre of the first pixel of NW and SE (MeteoNet, coordinates_and_projection.py), where no file states it."""
+SPACING = 0.01  # degrees
+MAX_PIXELS, MAX_DATES_BYTES = 10**7, 2**24  # far more than any file has: larger is a spoilt size
+DEFLATE_RATIO = 1100  # the best that deflate can do is 1032
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, pickle.UnpicklingError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class MeteoNet:
+    """Rainfall over 5 min → mean rate in mm/h; conf/source/meteonet.yaml says what the arguments do."""
+
+    coordinates: str | None = None
+    source: str = "Météo-France, MeteoNet"
+
+    def recognises(self, path: Path) -> bool:
+        """An npz with the arrays of frames, or with those of coordinates: the latter holds no frame."""
+        if not starts_with(path, b"PK\x03\x04"):
+            return False
+        try:
+            with zipfile.ZipFile(path) as file:
+                names = set(file.namelist())
+        except (*_DAMAGE, OSError, ValueError):
+            return False
+        return {DATA, DATES} <= names or {LATS, LONS} <= names
+
+    def scan(self, path: Path) -> Head:
+        """Times and grid, without the frames; no times for a file of coordinates."""
+        with _opened(path) as file:
+            if DATA not in file.namelist() and LATS in file.namelist():
+                return Head(np.array([], "datetime64[ns]"), _stated_grid(path, *_identity(path)), STEP_MINUTES)
+            shape = _layout(file).shape
+            return Head(_dates(file, shape[0]), self._grid(path, shape[1:]), STEP_MINUTES)
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The frames numbered `frames`: only they are kept, but what lies before them is unpacked, too."""
+        with _opened(path) as file:
+            layout = _layout(file)
+            times = _dates(file, layout.shape[0])
+            start, stop, _ = frames.indices(layout.shape[0])
+            codes = _Frames.of(path).read(layout, start, max(start, stop))
+            return schema.rain_dataset(
+                _rates(codes[:: frames.step or 1]),
+                times[frames],
+                self._grid(path, layout.shape[1:]),
+                step_minutes=STEP_MINUTES,
+                cell_methods="time: mean",
+                attrs={"source": self.source, "title": "MeteoNet rainfall"},
+            )
+
+    def _grid(self, path: Path, shape: tuple[int, ...]) -> Grid:
+        """As `coordinates` say, else a file of this shape beside or above `path`, else the zone's corner."""
+        if self.coordinates is not None:
+            candidates = [Path(self.coordinates).expanduser()]
+        else:
+            folders = path.absolute().parents[: LEVELS_ABOVE + 1]
+            candidates = [found for folder in folders for found in sorted(folder.glob(COORDINATES))]
+        for candidate in candidates:
+            grid = _stated_grid(candidate, *_identity(candidate))
+            if grid.shape == shape:
+                return grid
+        if self.coordinates is None and shape in NORTH_WEST:
+            return _zone_grid((shape[0], shape[1]))
+        seen = f"{', '.join(map(str, candidates)) or f'no {COORDINATES} beside or above it'}"
+        raise ValueError(
+            f"nobody says where its {shape[0]} × {shape[1]} pixels lie ({seen}). Give MeteoNet's file with "
+            "source.coordinates=radar_coords_NW.npz"
+        )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Of `data`: (T, H, W), the numbers, and where they begin in the unpacked member."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    first: int
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.shape[1] * self.shape[2] * self.dtype.itemsize
+
+
+class _Frames:
+    """The unpacked `data` of one file, kept open: frame after frame costs one pass, from the start again many."""
+
+    def __init__(self, path: Path) -> None:
+        self.zip = zipfile.ZipFile(path)
+        self.stream = self.zip.open(DATA)
+
+    def __del__(self) -> None:
+        """When another file takes its place."""
+        for file in (getattr(self, "stream", None), getattr(self, "zip", None)):
+            if file is not None:
+                file.close()
+
+    @staticmethod
+    def of(path: Path) -> "_Frames":
+        """Those of the file as it is now."""
+        return _frames(path, *_identity(path))
+
+    def read(self, layout: _Layout, start: int, stop: int) -> npt.NDArray[Any]:
+        """(stop − start, H, W) as they are packed."""
+        size = (stop - start) * layout.frame_bytes
+        try:
+            self.stream.seek(layout.first + start * layout.frame_bytes)
+            content = self.stream.read(size)
+        except Exception:
+            _frames.cache_clear()  # where the stream stands now nobody knows
+            raise
+        if len(content) != size:
+            raise ValueError(f"data ends early: {len(content)} of {size} bytes of the frames from {start} on")
+        return np.frombuffer(content, layout.dtype).reshape(stop - start, *layout.shape[1:])
+
+
+@lru_cache(maxsize=1)
+def _frames(path: Path, size: int, changed: int) -> _Frames:
+    return _Frames(path)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip file; what is wrong with it or inside as a ValueError that names it."""
+    with naming(path, FORMAT):
+        try:
+            with zipfile.ZipFile(path) as file:
+                yield file
+        except _DAMAGE as error:
+            raise ValueError(str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def _member(file: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any], int]]:
+    """An array as a stream at its first number, with its shape, type and the bytes that it says to have left."""
+    if name not in file.namelist():
+        raise ValueError(f"it holds no {name}; found: {', '.join(file.namelist()) or 'nothing'}")
+    info = file.getinfo(name)
+    if info.file_size > DEFLATE_RATIO * info.compress_size:
+        raise ValueError(f"{name} claims {info.file_size} bytes out of {info.compress_size}")
+    with file.open(info) as stream:
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(np.lib.format.read_magic(stream))
+        if read_header is None:
+            raise ValueError(f"{name} is of an npy version that MeteoNet does not have")
+        shape, fortran_order, dtype = read_header(stream)
+        if fortran_order and len(shape) > 1:
+            raise ValueError(f"{name} lies in Fortran's order, MeteoNet's do not")
+        yield stream, shape, dtype, info.file_size - stream.tell()
+
+
+def _rates(codes: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """(T, H, W) in mm/h, NaN where missing."""
+    rates = np.empty(codes.shape, np.float32)
+    for frame, of_frame in zip(rates, codes, strict=True):
+        if of_frame.min() < -1:
+            raise ValueError(f"data goes down to {of_frame.min()}: rainfall has −1 for missing, and nothing below")
+        frame[...] = accumulation_to_rate(of_frame * MM, STEP_MINUTES)
+        frame[of_frame == -1] = np.nan
+    return rates
+
+
+def _layout(file: zipfile.ZipFile) -> _Layout:
+    if {"prob.npy", "height.npy"} & set(file.namelist()):
+        raise ValueError("it holds reflectivity: of MeteoNet the rainfall is read")
+    with _member(file, DATA) as (stream, shape, dtype, size):
+        layout = _Layout(shape, dtype, stream.tell())
+    if len(shape) != 3 or dtype.kind != "i":
+        raise ValueError(f"data is {dtype} {shape}, not int16 (time, y, x): of MeteoNet the rainfall is read")
+    if not 0 < shape[1] * shape[2] <= MAX_PIXELS or layout.frame_bytes * shape[0] != size:
+        raise ValueError(f"data says {shape} of {dtype}, but {size} bytes are there")
+    return layout
+
+
+def _dates(file: zipfile.ZipFile, number: int) -> npt.NDArray[np.datetime64]:
+    with _member(file, DATES) as (stream, shape, dtype, size):
+        if shape != (number,) or size > MAX_DATES_BYTES:
+            raise ValueError(f"dates are {shape} in {size} bytes, not one for each of {number} frames")
+        content = stream.read(size)
+    if dtype.kind == "M":
+        dates = np.frombuffer(content, dtype)
+    elif dtype.hasobject:
+        dates = np.array(unpickle_dates(content), "datetime64[ns]")
+    else:
+        raise ValueError(f"dates are {dtype}, not datetime objects")
+    if dates.shape != (number,) or np.isnat(dates).any():
+        raise ValueError(f"{dates.size} dates stand for {number} frames")
+    return dates.astype("datetime64[ns]")
+
+
+@lru_cache(maxsize=16)
+def _stated_grid(path: Path, size: int, changed: int) -> Grid:
+    """The grid of a file of coordinates."""
+    axes = []
+    with _opened(path) as file:
+        for name, axis in ((LATS, 0), (LONS, 1)):
+            with _member(file, name) as (stream, shape, dtype, _):
+                number = math.prod(shape)
+                if dtype.kind != "f" or len(shape) not in (1, 2) or not 0 < number <= MAX_PIXELS:
+                    raise ValueError(f"{name} is {dtype} {shape}, no coordinates")
+                values = np.frombuffer(stream.read(number * dtype.itemsize), dtype).reshape(shape)
+            if values.ndim == 2:
+                values = np.moveaxis(values, axis, 0)
+                if np.ptp(values, axis=1).max() > 0.02 * SPACING:
+                    raise ValueError(f"{name} varies along both axes: its grid is not regular in degrees")
+                values = values[:, 0]
+            axes.append(even_axis(values, name))
+    return Grid(y=axes[0], x=axes[1], crs_wkt=crs_in_metres("EPSG:4326")[0])
+
+
+@lru_cache(maxsize=4)
+def _zone_grid(shape: tuple[int, int]) -> Grid:
+    north, west = NORTH_WEST[shape]
+    return Grid(
+        y=north - SPACING * np.arange(shape[0], dtype=np.float64),
+        x=west + SPACING * np.arange(shape[1], dtype=np.float64),
+        crs_wkt=crs_in_metres("EPSG:4326")[0],
+    )

@@ -1,0 +1,252 @@
+"""UK Met Office NIMROD: rain-rate composites, as big-endian Fortran records of a header and of the pixels.
+
+Format: Met Office, NIMROD file format 2.6-4 (at CEDA, with the data): 'element' is its numbering, from 1.
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.ingest.projection import crs_in_metres
+from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.unpacked import Stream, at_end, first_bytes_inside, in_member, read_exactly, unpacked
+from raincast.schema import Grid
+
+FORMAT = "NIMROD"
+RAIN_RATE = (213, 63)  # field codes: radar composite, and rate of precipitation
+NATIONAL_GRID, CRS_CODE = 0, "EPSG:27700"
+TYPES = {(0, 4): ">f4", (1, 1): ">i1", (1, 2): ">i2", (1, 4): ">i4", (2, 1): ">i1"}
+"""Of pixels, by kind (real, integer, byte) and length."""
+
+_HEADER_BYTES = 512
+_MARKER = struct.Struct(">i")  # a Fortran record has its length before and behind it
+_START_BYTES = _HEADER_BYTES + 3 * _MARKER.size  # the header's record, and the length of the pixels'
+_MOST_PIXELS = 2**25
+
+
+@dataclass(frozen=True)
+class NIMROD:
+    """Rates of one field a file, several in a row, or a tar of files with one each → mm/h.
+
+    Negative pixels and those of the header's missing value are missing. Fields of something else, and forecasts,
+    are left out; a file that holds nothing else is refused. conf/source/nimrod.yaml says what the arguments do.
+    """
+
+    step_minutes: float | None = None
+    source: str = "UK Met Office"
+
+    def recognises(self, path: Path) -> bool:
+        """A record of 512 bytes, and another behind it."""
+        return any(_is_header(start) for start in first_bytes_inside(path, _START_BYTES))
+
+    def scan(self, path: Path) -> Head:
+        """Times and grid; the format does not state the time between frames."""
+        with naming(path, FORMAT), unpacked(path) as files:
+            headers = [header for _, header, _ in _fields(files)]
+            return Head(np.array([header.time for header in headers]), _grid(*headers[0].place), self.step_minutes)
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The fields numbered `frames`; pixels of others are passed over."""
+        with naming(path, FORMAT), unpacked(path) as files:
+            step = self.step_minutes or step_minutes
+            if step is None:
+                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            fields = _fields(files)
+            first = next(fields)
+            header = first[1]
+            read = [
+                (own.time, _rates(name, own, stream))
+                for name, own, stream in islice(chain([first], fields), frames.start, frames.stop, frames.step)
+            ]
+            return schema.rain_dataset(
+                np.array([rates for _, rates in read], np.float32).reshape(-1, *header.shape),
+                np.array([time for time, _ in read], "datetime64[ns]"),
+                _grid(*header.place),
+                step_minutes=step,
+                cell_methods="time: point",
+                attrs={"source": self.source, "title": header.title},
+            )
+
+
+_Place = tuple[tuple[float, float, int], tuple[float, float, int]]
+"""Centre of the first pixel, signed spacing and number of pixels, along y and along x."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a header says of the field behind it; a pixel divided by `per_unit` is in mm/h."""
+
+    time: np.datetime64
+    place: _Place
+    dtype: str
+    missing: float
+    per_unit: float
+    title: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.place[0][2], self.place[1][2]
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.shape[0] * self.shape[1] * np.dtype(self.dtype).itemsize)
+
+
+class _Elements:
+    """The elements of a header by their number; ValueError where the records are not those of a field."""
+
+    def __init__(self, start: bytes) -> None:
+        if not _is_header(start):
+            raise ValueError(f"it begins with {start[:8]!r}: no NIMROD header, a record of {_HEADER_BYTES} bytes")
+        self._numbers = struct.unpack_from(">31h28f", start, _MARKER.size)
+        self.units, self.source, self.title = (
+            text.decode("latin-1").split("\0")[0].strip()
+            for text in struct.unpack_from("8s24s24s", start, _MARKER.size + 354)
+        )
+        (self.record_bytes,) = _MARKER.unpack_from(start, _START_BYTES - _MARKER.size)
+        if self.record_bytes < 0:
+            raise ValueError(f"its record of pixels says that it has {self.record_bytes} bytes")
+
+    def integer(self, element: int) -> int:
+        return int(self._numbers[element - 1])
+
+    def real(self, element: int) -> float:
+        return float(self._numbers[element - 1])
+
+    def time(self, element: int, num: int) -> np.datetime64:
+        """Year, month and so on, `num` numbers from `element` on."""
+        year, *rest = (self.integer(element + i) for i in range(num))
+        if not 1970 <= year < 2200:
+            raise ValueError(f"its year is {year}")
+        month, day, hour, minute = rest[:4]
+        second = rest[4] if num > 5 and rest[4] > 0 else 0  # often stated as missing
+        return np.datetime64(f"{year}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}", "ns")
+
+
+def _is_header(start: bytes) -> bool:
+    marker = _MARKER.pack(_HEADER_BYTES)
+    behind = start[_MARKER.size + _HEADER_BYTES : _START_BYTES - _MARKER.size]
+    return len(start) == _START_BYTES and start.startswith(marker) and behind == marker
+
+
+def _fields(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header, Stream]]:
+    """The fields of observed rain, each with its stream at the first pixel; ValueError for none.
+
+    Of the members of a tar only the first is looked for: to look behind it would be to unpack all of them.
+    """
+    first: _Header | None = None
+    left_out: list[str] = []
+    for name, stream in files:
+        end = 0
+        with in_member(name):
+            while start := stream.read(_START_BYTES):
+                elements = _Elements(start)
+                end += _START_BYTES + elements.record_bytes + _MARKER.size
+                reason = _why_not(elements)
+                if reason:
+                    left_out.append(reason)
+                else:
+                    header = _header(elements)
+                    first = first or header
+                    if header.place != first.place:
+                        raise ValueError("its fields are on more than one grid: split it")
+                    yield name, header, stream
+                if name:
+                    break
+                if stream.tell() < end:
+                    stream.seek(end - _MARKER.size)
+                    _check_end(stream, elements.record_bytes)
+    if first is None:
+        raise ValueError(f"it holds no observed rain rates, but {', '.join(sorted(set(left_out))) or 'nothing'}")
+
+
+def _why_not(elements: _Elements) -> str | None:
+    """Why a field is left out, in few words; None for one to read."""
+    code = elements.integer(19)
+    if code not in RAIN_RATE:
+        return f"field code {code} ({elements.title or 'no title'})"
+    try:
+        is_forecast = bool(elements.time(7, 5) < elements.time(1, 6))
+    except ValueError:  # without the time of its data it is taken for what radars saw
+        return None
+    return "forecasts" if is_forecast else None
+
+
+def _header(elements: _Elements) -> _Header:
+    kind = elements.integer(12), elements.integer(13)
+    if kind not in TYPES:
+        known = ", ".join(f"{a} of {b}" for a, b in TYPES)
+        raise ValueError(f"its pixels are of type {kind[0]} of {kind[1]} bytes: known are {known}")
+    header = _Header(
+        time=elements.time(1, 6),
+        place=_place(elements),
+        dtype=TYPES[kind],
+        missing=elements.real(38) if kind[0] == 0 else elements.integer(25),
+        per_unit=_per_unit(elements.units),
+        title=elements.title,
+    )
+    if header.num_bytes != elements.record_bytes:
+        height, width = header.shape
+        raise ValueError(
+            f"its record of pixels has {elements.record_bytes} bytes, but {height} × {width} pixels of {kind[1]} "
+            f"bytes take {header.num_bytes}"
+        )
+    if elements.real(40) not in (0.0, -32767.0):
+        raise ValueError(f"its pixels have the offset {elements.real(40):g} (element 40): read is 0 alone")
+    return header
+
+
+def _per_unit(units: str) -> float:
+    """'mm/h*32' → 32: as the service scales; element 39, a scale too, is 0 in its composites."""
+    match = re.fullmatch(r"mm/hr?(?:\*([1-9]\d*))?", units)
+    if match is None:
+        raise ValueError(f"its unit is {units or 'not stated'}: read are mm/h and multiples such as mm/h*32")
+    return float(match[1] or 1)
+
+
+def _place(elements: _Elements) -> _Place:
+    grid, origin = elements.integer(15), elements.integer(24)
+    if grid != NATIONAL_GRID:
+        raise ValueError(f"its grid is of type {grid} (element 15): read is the British National Grid, type 0")
+    if origin not in (0, 1):
+        raise ValueError(f"it begins in corner {origin} (element 24): read are 0, top left, and 1, bottom left")
+    height, width = elements.integer(16), elements.integer(17)
+    if min(height, width) < 1 or height * width > _MOST_PIXELS:
+        raise ValueError(f"it has {height} × {width} pixels: no image")
+    north, dy, east, dx = (elements.real(i) for i in (34, 35, 36, 37))
+    if not np.isfinite([north, east]).all() or not (0 < dy < 1e6 and 0 < dx < 1e6):
+        raise ValueError(f"its pixels are {dy:g} by {dx:g} m from {north:g}, {east:g} on: no place")
+    return (north, dy if origin else -dy, height), (east, dx, width)
+
+
+def _check_end(stream: Stream, num_bytes: int) -> None:
+    if read_exactly(stream, _MARKER.size) != _MARKER.pack(num_bytes):
+        raise ValueError("its record of pixels does not end where it says: it is damaged")
+
+
+def _rates(name: str, header: _Header, stream: Stream) -> npt.NDArray[np.float32]:
+    """(H, W) in mm/h, NaN where missing."""
+    with in_member(name):
+        content = read_exactly(stream, header.num_bytes)
+        _check_end(stream, header.num_bytes)
+        if not at_end(stream) and name:
+            raise ValueError("it holds several fields: unpack the tar")
+    pixels = np.frombuffer(content, header.dtype).reshape(header.shape)
+    rates = (pixels / header.per_unit).astype(np.float32)
+    rates[(pixels == header.missing) | (pixels < 0)] = np.nan
+    return rates
+
+
+@lru_cache(maxsize=8)
+def _grid(y: tuple[float, float, int], x: tuple[float, float, int]) -> Grid:
+    centres = [first + step * np.arange(number, dtype=np.float64) for first, step, number in (y, x)]
+    return Grid(y=centres[0], x=centres[1], crs_wkt=crs_in_metres(CRS_CODE)[0])

@@ -1,0 +1,166 @@
+"""Readers of other packages, found by the entry points that these declare."""
+
+import functools
+import logging
+import multiprocessing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from raincast import schema
+from raincast.ingest.readers import ALL, Head, Reader, naming
+from raincast.schema import Grid
+
+log = logging.getLogger(__name__)
+
+GROUP = "raincast.readers"
+READER_ATTR = "reader"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """The reader that another package declares as `name` in the entry-point group `raincast.readers`.
+
+    Without a name, any of them: the first, by name, that recognises a file reads it, made without arguments;
+    one that cannot be imported or made is left out with a warning. With a name it gets `arguments`, and whatever
+    is wrong with it is a ValueError. What it returns is checked: a mistake in it costs its files, not an ingest.
+    """
+
+    name: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a name that no package declares, or whose reader cannot be made."""
+        if self.name is not None:
+            assert self._readers
+        elif self.arguments:
+            raise ValueError(
+                f"source.arguments={dict(self.arguments)} are for one reader: say source.name=…, too."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the readers behind: each process makes its own."""
+        return {"name": self.name, "arguments": self.arguments}
+
+    @functools.cached_property
+    def _readers(self) -> tuple[tuple[EntryPoint, Reader], ...]:
+        return _all() if self.name is None else (_named(self.name, **self.arguments),)
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the reader, or any of them, does."""
+        return self._find(path) is not None
+
+    def scan(self, path: Path) -> Head:
+        """What the reader says of `path`."""
+        entry, reader = self._reader_of(path)
+        with naming(path, _words(entry)):
+            head = reader.scan(path)
+            if not isinstance(head, Head) or not isinstance(head.grid, Grid):
+                raise TypeError(
+                    f"scan returned {type(head).__name__}, not a raincast.ingest.readers.Head on a Grid"
+                )
+            if not np.issubdtype(np.asarray(head.times).dtype, np.datetime64) or np.ndim(head.times) != 1:
+                raise TypeError("the times of its head are no 1-D array of datetime64")
+            return head
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The frames that the reader gives; the attribute `reader` says whose they are."""
+        entry, reader = self._reader_of(path)
+        with naming(path, _words(entry)):
+            dataset = reader.read(path, frames, step_minutes=step_minutes)
+            if not isinstance(dataset, xr.Dataset):
+                raise TypeError(f"read returned {type(dataset).__name__}, not an xarray.Dataset")
+            _check_rain(dataset)
+            return dataset.assign_attrs({READER_ATTR: _words(entry)})
+
+    def _reader_of(self, path: Path) -> tuple[EntryPoint, Reader]:
+        if self.name is not None:
+            return self._readers[0]
+        found = self._find(path)
+        if found is None:
+            names = ", ".join(sorted(entry.name for entry in _entries())) or "none is installed"
+            raise ValueError(f"{path} is recognised by no reader of another package ({names}). Take source=auto")
+        return found
+
+    def _find(self, path: Path) -> tuple[EntryPoint, Reader] | None:
+        """The reader that recognises `path`; None where none does."""
+        for entry, reader in self._readers:
+            try:
+                if reader.recognises(path):
+                    return entry, reader
+            except Exception as error:  # someone else's mistake; the other readers may know the file
+                _warn_once(entry, f"fails at recognising {path.name}: {type(error).__name__}: {error}")
+        return None
+
+
+def _check_rain(dataset: xr.Dataset) -> None:
+    rain = dataset[schema.RAIN]
+    units, dims = rain.attrs.get("units"), (schema.TIME, schema.Y, schema.X)
+    if rain.dims != dims or units != schema.RAIN_ATTRS["units"] or "cell_methods" not in rain.attrs:
+        raise TypeError(
+            f"its {schema.RAIN} is {rain.dims} in {units}, with {', '.join(rain.attrs)}: make it with "
+            "raincast.schema.rain_dataset"
+        )
+
+
+@functools.cache
+def _entries() -> tuple[EntryPoint, ...]:
+    """What is declared, by name."""
+    return tuple(sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)))
+
+
+def _entry(name: str) -> EntryPoint:
+    for entry in _entries():
+        if entry.name == name:
+            return entry
+    names = ", ".join(entry.name for entry in _entries()) or "none"
+    raise ValueError(
+        f"source.name={name}: no installed package declares this reader in the entry-point group {GROUP} "
+        f"(declared: {names}). Install its package into this environment."
+    )
+
+
+def _named(name: str, **arguments: Any) -> tuple[EntryPoint, Reader]:
+    entry = _entry(name)
+    try:
+        return entry, _make(entry, **arguments)
+    except Exception as error:  # of any kind: the code is another package's
+        raise ValueError(
+            f"source.name={name}: {_words(entry)} is broken: {type(error).__name__}: {error}"
+        ) from error
+
+
+@functools.cache
+def _all() -> tuple[tuple[EntryPoint, Reader], ...]:
+    """Every reader that can be made, once a process."""
+    readers = []
+    for entry in _entries():
+        try:
+            readers.append((entry, _make(entry)))
+        except Exception as error:  # of any kind: the code is another package's
+            _warn_once(entry, f"is broken and left out: {type(error).__name__}: {error}")
+    return tuple(readers)
+
+
+def _make(entry: EntryPoint, **arguments: Any) -> Reader:
+    reader: Reader = entry.load()(**arguments)
+    absent = [method for method in ("recognises", "scan", "read") if not callable(getattr(reader, method, None))]
+    if absent:
+        raise TypeError(f"it has no method {' or '.join(absent)}: see raincast.ingest.readers.Reader")
+    return reader
+
+
+@functools.cache
+def _warn_once(entry: EntryPoint, what: str) -> None:
+    if multiprocessing.parent_process() is None:  # workers would say it all again
+        log.warning("%s %s", _words(entry), what)
+
+
+def _words(entry: EntryPoint) -> str:
+    package = f" of {entry.dist.name} {entry.dist.version}" if entry.dist else ""
+    return f"the reader {entry.name} = {entry.value}{package}"

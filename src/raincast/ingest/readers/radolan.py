@@ -1,0 +1,249 @@
+"""DWD RADOLAN and RADVOR composites in their binary format: an ASCII header up to ETX, then the pixels.
+
+Format: DWD, RADOLAN/RADVOR-OP Kompositformat, as wradlib (Heistermann et al. 2013) and its RADOLAN guide give it.
+Grids and the two models of the Earth: DWD, Radarkomposits - Projektionen und Gitter, 1.01 (2022).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.ingest.projection import crs_in_metres
+from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.unpacked import Stream, at_end, first_bytes_inside, in_member, read_exactly, unpacked
+from raincast.schema import Grid
+from raincast.transforms import ZR, accumulation_to_rate
+
+FORMAT = "DWD RADOLAN"
+REFLECTIVITY = ("RX", "WX", "EX", "WN")
+DEPTH = (*("RY", "RZ", "YW", "RV", "EY", "EZ"), *("RW", "RH", "RB", "RL", "RU", "RQ", "EW", "EH", "EB"))
+COMPOSITE = "10000"  # where other products have the WMO number of a radar
+
+# bits of two bytes; those below are the value. Bit 13, from a second source (gauges in RW), makes no difference.
+VALUE, NO_DATA, NEGATIVE, CLUTTER = 0x0FFF, 0x2000, 0x4000, 0x8000
+CLUTTER_CODE = 2490  # stands for the value where clutter has none
+CODES_OF_A_BYTE = 249  # from here on: clutter, no data, not used
+
+# rows and columns of pixels of 1 km: how many lie south and west of the reference point
+REFERENCE = 9.0, 51.0  # longitude and latitude, on both models
+GRIDS = {(900, 900): (450, 450), (1100, 900): (550, 370), (1200, 1100): (600, 470), (1500, 1400): (800, 600)}
+PIXEL = 1000.0
+SPHERE, WGS84 = "+R=6370040", "+datum=WGS84"
+FIRST_WGS84_VERSION = 5
+
+_ETX = b"\x03"
+_MOST_HEADER_BYTES = 2048
+_START = re.compile(rb"[A-Z]{2}\d{15}BY *\d")
+_HEADER = re.compile(
+    r"(?P<product>[A-Z]{2})(?P<day>\d\d)(?P<hour>\d\d)(?P<minute>\d\d)(?P<site>\d{5})(?P<month>\d\d)(?P<year>\d\d)"
+    r"BY *\d+VS *(?P<version>\d+)SW.{1,12}?PR *(?P<precision>E[+-]\d\d)"
+    r"INT *(?P<interval>\d+)(?:U *(?P<unit>\d))?GP *(?P<rows>\d+)x *(?P<columns>\d+)(?P<rest>.*)"
+)
+
+
+@dataclass(frozen=True)
+class RADOLAN:
+    """One product a file, or several in a tar: depth or reflectivity → mm/h; conf/source/radolan.yaml says more.
+
+    The header's time is the end of what a depth gathers over. Depths over an hour may come every 10 min: their
+    rates are running means, longer than the step, and `accumulation_minutes` of the archive says so. Forecasts
+    (VV above 0) in a tar are left out; a file that holds nothing else is refused.
+    """
+
+    step_minutes: float | None = None
+    keep_clutter: bool = False
+    zr_a: float = 256.0
+    zr_b: float = 1.42
+    source: str = "DWD"
+
+    def recognises(self, path: Path) -> bool:
+        """A RADOLAN header at the beginning, or at that of a member of a tar."""
+        return any(_START.match(start) for start in first_bytes_inside(path, 32))
+
+    def scan(self, path: Path) -> Head:
+        """Times and grid; the step is that of 5 min products, and not known for depths over an hour."""
+        with naming(path, FORMAT), unpacked(path) as files:
+            headers = [header for _, header, _ in _analyses(files)]
+            return Head(
+                np.array([header.time for header in headers]),
+                _grid(headers[0].shape, headers[0].earth),
+                self.step_minutes or (headers[0].minutes if headers[0].minutes < 60 else None),
+            )
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The products numbered `frames`; a tar that is packed as a whole is unpacked up to the last of them."""
+        with naming(path, FORMAT), unpacked(path) as files:
+            products = _analyses(files)
+            first = next(products)
+            header = first[1]
+            zr = ZR(self.zr_a, self.zr_b)
+            read = [
+                (own.time, _rates(name, own, stream, zr, self.keep_clutter))
+                for name, own, stream in islice(chain([first], products), frames.start, frames.stop, frames.step)
+            ]
+            step = self.step_minutes or step_minutes or header.minutes
+            attrs = {"source": self.source, "title": f"{header.product} composite"}
+            return schema.rain_dataset(
+                np.array([rates for _, rates in read], np.float32).reshape(-1, *header.shape),
+                np.array([time for time, _ in read], "datetime64[ns]"),
+                _grid(header.shape, header.earth),
+                step_minutes=step,
+                cell_methods="time: mean" if header.is_depth else "time: point",
+                attrs=attrs | (_depth_attrs(header, step) if header.is_depth else {"zr_a": zr.a, "zr_b": zr.b}),
+            )
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What stands before the pixels, in `size` bytes; a value times `precision` is mm, or steps of 0.5 dBZ."""
+
+    product: str
+    time: np.datetime64
+    shape: tuple[int, int]
+    pixel_bytes: int
+    size: int
+    earth: str
+    precision: float
+    minutes: float
+    lead_minutes: int
+
+    @property
+    def is_depth(self) -> bool:
+        return self.product in DEPTH
+
+    @property
+    def kind(self) -> str:
+        """What products in one file must agree on."""
+        return f"{self.product}, {self.shape[0]}x{self.shape[1]}, {self.minutes:g} min, {self.earth}"
+
+
+def _depth_attrs(header: _Header, step_minutes: float) -> dict[str, object]:
+    attrs: dict[str, object] = {"accumulation_minutes": header.minutes}
+    if step_minutes < header.minutes:
+        attrs["comment"] = f"running means: each rate is that of {header.minutes:g} min, not of the step"
+    return attrs
+
+
+def _analyses(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header, Stream]]:
+    """The products that are no forecasts, each with its stream at the first pixel; ValueError for none."""
+    first: _Header | None = None
+    leads = []
+    for name, stream in files:
+        with in_member(name):
+            header = _parse(stream.read(_MOST_HEADER_BYTES))
+            if header.lead_minutes:
+                leads.append(header.lead_minutes)
+                continue
+            first = first or header
+            if header.kind != first.kind:
+                raise ValueError(f"it is {header.kind}, where the first is {first.kind}: split the tar")
+            stream.seek(header.size)
+        yield name, header, stream
+    if first is None and leads:
+        raise ValueError(f"it holds forecasts alone (VV {min(leads)} min and more): rain that was not observed")
+    if first is None:
+        raise ValueError("it is a tar without files")
+
+
+def _parse(start: bytes) -> _Header:
+    text, etx, _ = start.partition(_ETX)
+    match = _HEADER.fullmatch(text.decode("ascii", "replace"))
+    if match is None or not etx:
+        raise ValueError(
+            f"it begins with {start[:40]!r}: no RADOLAN header, as in RW010050100000119BY1620130VS 3SW …"
+        )
+    said = match.groupdict()
+    product, shape = said["product"], (int(said["rows"]), int(said["columns"]))
+    _check(product, said["site"], shape)
+    lead = re.search(r"VV *(\d+)", said["rest"].partition("MS")[0])
+    return _Header(
+        product=product,
+        time=np.datetime64("20{year}-{month}-{day}T{hour}:{minute}".format(**said), "ns"),
+        shape=shape,
+        pixel_bytes=1 if product in REFLECTIVITY and product != "WN" else 2,
+        size=len(text) + len(etx),
+        earth=WGS84 if int(said["version"]) >= FIRST_WGS84_VERSION else SPHERE,
+        precision=_precision(said["precision"]),
+        minutes=_minutes(int(said["interval"]), said["unit"]),
+        lead_minutes=int(lead[1]) if lead else 0,
+    )
+
+
+def _check(product: str, site: str, shape: tuple[int, int]) -> None:
+    """ValueError for what is no rain, no composite, or on a grid whose place is not known."""
+    if product not in REFLECTIVITY + DEPTH:
+        raise ValueError(f"it is the product {product}: read are {', '.join(REFLECTIVITY + DEPTH)}")
+    if site != COMPOSITE:
+        raise ValueError(f"it is of the radar {site}: only composites ({COMPOSITE}) are read")
+    if shape not in GRIDS:
+        known = ", ".join(f"{rows}x{columns}" for rows, columns in GRIDS)
+        raise ValueError(f"its grid is {shape[0]}x{shape[1]} (GP): known are {known}")
+
+
+def _precision(text: str) -> float:
+    """'E-01' → 0.1."""
+    if text not in ("E+00", "E-00", "E-01", "E-02", "E-03"):
+        raise ValueError(f"its precision is {text} (PR): possible are E-00 to E-03")
+    return float(f"1{text}")
+
+
+def _minutes(interval: int, unit: str | None) -> float:
+    if unit not in (None, "0") or not 0 < interval <= 60:
+        raise ValueError(f"its interval is {interval}, unit {unit or 0} (INT, U): read are up to 60 min")
+    return float(interval)
+
+
+def _rates(name: str, header: _Header, stream: Stream, zr: ZR, keep_clutter: bool) -> npt.NDArray[np.float32]:
+    """(H, W) in mm/h, NaN where missing."""
+    height, width = header.shape
+    with in_member(name):
+        content = read_exactly(stream, height * width * header.pixel_bytes)
+        if not at_end(stream):
+            raise ValueError("it goes on after its last pixel")
+    codes = np.frombuffer(content, f"<u{header.pixel_bytes}").reshape(header.shape)
+    scale = header.precision, header.minutes if header.is_depth else None
+    rates: npt.NDArray[np.float32] = _table(header.pixel_bytes, *scale, zr, keep_clutter)[codes]
+    return rates
+
+
+@lru_cache(maxsize=4)
+def _table(
+    pixel_bytes: int, precision: float, minutes: float | None, zr: ZR, keep_clutter: bool
+) -> npt.NDArray[np.float32]:
+    """The rate of every code; without `minutes` codes are steps of 0.5 dBZ from −32.5 dBZ (RVP6)."""
+    codes = np.arange(256**pixel_bytes)
+    values = codes & VALUE
+    if minutes is None:
+        rates = zr.to_rate(0.5 * precision * values - 32.5)
+    else:
+        rates = accumulation_to_rate(precision * values, minutes)
+    if pixel_bytes == 1:
+        rates[codes >= CODES_OF_A_BYTE] = np.nan
+    else:
+        clutter = (codes & CLUTTER) > 0
+        rates[(codes & (NO_DATA | NEGATIVE)) > 0] = np.nan
+        rates[clutter & (values == CLUTTER_CODE) if keep_clutter else clutter] = np.nan
+    return rates.astype(np.float32)
+
+
+@lru_cache(maxsize=8)
+def _grid(shape: tuple[int, int], earth: str) -> Grid:
+    """The polar stereographic grid true at 60° N; rows from south to north, as in the files."""
+    from pyproj import Proj
+
+    proj4 = f"+proj=stere +lat_0=90 +lat_ts=60 +lon_0=10 {earth} +units=m"
+    x, y = Proj(proj4)(*REFERENCE)
+    num_south, num_west = GRIDS[shape]
+    return Grid(
+        y=y + PIXEL * (np.arange(shape[0], dtype=np.float64) + 0.5 - num_south),
+        x=x + PIXEL * (np.arange(shape[1], dtype=np.float64) + 0.5 - num_west),
+        crs_wkt=crs_in_metres(proj4)[0],
+    )

@@ -1,0 +1,248 @@
+"""SEVIR HDF5: images of vertically integrated liquid (VIL) of some 20,000 storms and random places of the USA.
+
+Layout (M. Veillette, S. Samsi, C. Mattioli 2020, NeurIPS; tutorial and display code of eie-sevir): `vil` (event,
+y from south to north, x, 49 frames) uint8 and `id` (event,); CATALOG.csv says when and where each event was.
+
+**Nominal times and place.** Events overlap in time and lie anywhere, while an archive has one grid, and each time
+once. To drop what collides would lose most of SEVIR, and an archive for each event would be 20,000 archives. So
+each event gets eight hours of its own, in the order of the catalog's true times, from 2100 on: three events a day,
+their frames from 03:55, 11:55 and 19:55. Windows never cross events, for hours without frames lie between.
+Whole days hold whole events, so data/split=blocks splits by event, and an embargo of up to 235 min costs nothing.
+The slot follows from the catalog alone, whatever files are ingested. The grid is 1 km about the origin of SEVIR's
+projection. What is true of each event stands in the attribute `sevir_events` of its day. With `event` that event
+alone comes out as it was, at its true times and place.
+
+**Nominal rates.** VIL is not rain at the ground. Code → kg/m² is SEVIR's; from there on: the liquid fills a column
+of `depth_m` evenly, M = 1000·VIL/depth in g/m³; M = 0.00344·Z^(4/7) (D. Greene and R. Clark 1972, Mon. Wea. Rev.
+100, 548-552); Z = a·R^b. With 5000 m, 200 and 1.6 this is R = 3.10·VIL^1.094: SEVIR's thresholds 16, 74, 133, 160,
+181 and 219 are 0.40, 2.3, 12.3, 26.4, 47.6 and 138 mm/h. Codes from 247 on are above 300 mm/h, ingest's max_rate.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.ingest.corners import grid_between
+from raincast.ingest.projection import crs_in_metres
+from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.sevir_catalog import CORNERS, Event, events_by_name
+from raincast.schema import Grid
+from raincast.transforms import ZR
+
+FORMAT = "SEVIR HDF5"
+CATALOG = "CATALOG.csv"
+LEVELS_ABOVE = 4  # folders from data/vil/2019 up to where the catalog lies
+STEP_MINUTES = 5.0
+FIRST_SLOT = np.datetime64("2100-01-01T03:55", "ns")  # far from the true years 2017 to 2019
+EVENTS_A_DAY = 3
+SLOT = np.timedelta64(24 // EVENTS_A_DAY, "h")
+MISSING = 255
+MAX_EVENT_BYTES, MAX_EVENTS = 2**26, 10**5  # SEVIR has 7 MB an event, 20,000 in all: more is a spoilt size
+PROJ4 = "+proj=laea +lat_0=38 +lon_0=-98 +units=m +a=6370997.0 +ellps=sphere"
+PIXEL = 1000.0  # m
+
+
+@dataclass(frozen=True)
+class SEVIR:
+    """VIL → nominal mm/h, event by event; conf/source/sevir.yaml says what the arguments do."""
+
+    catalog: str | None = None
+    event: str | None = None
+    depth_m: float = 5000.0
+    zr_a: float = 200.0
+    zr_b: float = 1.6
+    source: str = "SEVIR VIL"
+
+    def __post_init__(self) -> None:
+        """Refuse a column that holds nothing."""
+        if self.depth_m <= 0:
+            raise ValueError(f"source.depth_m={self.depth_m} must be the height of a column, e.g. 5000.")
+        _ = ZR(self.zr_a, self.zr_b)
+
+    def recognises(self, path: Path) -> bool:
+        """HDF5 with VIL in four dimensions and the names of its events."""
+        import h5py
+
+        if not starts_with(path, HDF5_SIGNATURE):
+            return False
+        try:
+            with h5py.File(path) as file:
+                return "id" in file and getattr(file.get("vil"), "ndim", 0) == 4
+        except (OSError, RuntimeError, KeyError, TypeError, ValueError):
+            return False
+
+    def scan(self, path: Path) -> Head:
+        """Times and grid of all events that the catalog lists; of none where `event` is in another file."""
+        with self._open(path) as (vil, events):
+            times = [self._times(event, vil.shape[3]) for event in events.values()]
+            joined = np.concatenate([*times, np.array([], "datetime64[ns]")])
+            return Head(joined, self._grid(events, vil.shape[1:3]), STEP_MINUTES)
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The frames numbered `frames`, counted through the events that `scan` gives: only they are loaded."""
+        with self._open(path) as (vil, events):
+            length = vil.shape[3]
+            start, stop, _ = frames.indices(len(events) * length)
+            table = self._rate_of_codes()
+            rates, times, used = [], [], []
+            for number, (place, event) in enumerate(events.items()):
+                own = slice(max(start - number * length, 0), min(stop - number * length, length))
+                if own.start < own.stop:
+                    codes = np.moveaxis(vil[place, :, :, own], -1, 0)
+                    rates.append(table[codes])
+                    times.append(self._times(event, length)[own])
+                    used.append(event)
+            rain = np.concatenate([*rates, np.empty((0, *vil.shape[1:3]), np.float32)])
+            return schema.rain_dataset(
+                rain[:: frames.step or 1],
+                np.concatenate([*times, np.array([], "datetime64[ns]")])[:: frames.step or 1],
+                self._grid(events, vil.shape[1:3]),
+                step_minutes=STEP_MINUTES,
+                cell_methods="time: point",
+                attrs=self._attrs(self._neighbours(path, used)),
+            )
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[tuple[Any, dict[int, Event]]]:
+        """The codes, on disk, and the events of the file that are read, by their number in it."""
+        import h5py
+
+        with naming(path, FORMAT), h5py.File(path) as file:
+            absent = [name for name in ("vil", "id") if name not in file]
+            if absent:
+                raise ValueError(f"it holds no {', '.join(absent)}; found: {', '.join(file) or 'nothing'}")
+            vil, ids = file["vil"], file["id"]
+            if vil.ndim != 4 or vil.dtype != np.uint8:
+                raise ValueError(f"vil is {vil.dtype} {vil.shape}, not uint8 (event, y, x, frame)")
+            if ids.shape != vil.shape[:1] or vil.shape[0] > MAX_EVENTS or ids.dtype.itemsize > 256:
+                raise ValueError(f"id is {ids.dtype} {ids.shape}, not a name for each of {vil.shape[0]} events")
+            if not 0 < np.prod(vil.shape[1:], dtype=object) <= MAX_EVENT_BYTES:
+                raise ValueError(f"vil is {vil.shape}: no event is larger than {MAX_EVENT_BYTES} bytes")
+            names = [name.decode("ascii") if isinstance(name, bytes) else str(name) for name in ids[()]]
+            yield vil, self._choose(path, names)
+
+    def _choose(self, path: Path, names: list[str]) -> dict[int, Event]:
+        """The catalog's entry of each event; those that it does not list are left out."""
+        known = events_by_name(*self._catalog(path))
+        chosen: dict[int, Event] = {}
+        for number, name in enumerate(names):
+            rows = known.get(name, ())
+            if len(rows) > 1:  # some ids are in SEVIR more than once
+                rows = tuple(row for row in rows if row.file == (path.name, number))
+            if rows and self.event in (None, name):
+                chosen[number] = rows[0]
+        if names and not any(name in known for name in names):
+            raise ValueError(
+                f"the catalog lists none of its {len(names)} events ({names[0]} …): set source.catalog={CATALOG}"
+            )
+        return chosen
+
+    def _catalog(self, path: Path) -> tuple[Path, int, int]:
+        """The catalog as told, else beside or above `path`; with what tells whether it changed."""
+        if self.catalog is not None:
+            found = Path(self.catalog).expanduser()
+        else:
+            folders = path.absolute().parents[: LEVELS_ABOVE + 1]
+            found = next((f / CATALOG for f in folders if (f / CATALOG).is_file()), Path(CATALOG))
+        if not found.is_file():
+            raise ValueError(
+                f"when and where its events were stands in SEVIR's {CATALOG}, and there is none "
+                f"{'beside or above it' if self.catalog is None else f'at {found}'}. "
+                f"Give it with source.catalog=PATH/{CATALOG}"
+            )
+        status = found.stat()
+        return found, status.st_size, status.st_mtime_ns
+
+    def _times(self, event: Event, number: int) -> npt.NDArray[np.datetime64]:
+        """The times of an event's frames; SEVIR fills gaps by repeating frame and time: a duplicate then."""
+        if len(event.offsets) != number:
+            raise ValueError(f"the catalog has {len(event.offsets)} minute_offsets of {event.name}, not {number}")
+        offsets = np.array(event.offsets)
+        start = event.time
+        if self.event is None:
+            start, offsets = _start(event), STEP_MINUTES * np.rint((offsets - offsets[0]) / STEP_MINUTES)
+        times: npt.NDArray[np.datetime64] = start + np.rint(offsets * 60e9).astype("timedelta64[ns]")
+        return times
+
+    def _grid(self, events: Mapping[int, Event], shape: tuple[int, int]) -> Grid:
+        if self.event is None or not events:
+            return _nominal_grid(shape)
+        event = next(iter(events.values()))
+        south, west, north, east = event.corners
+        grid = grid_between(
+            event.proj, (("LL", west, south), ("UR", east, north)), ((shape[0], 0.0), (shape[1], 0.0))
+        )
+        return Grid(y=grid.y[::-1], x=grid.x, crs_wkt=grid.crs_wkt)
+
+    def _rate_of_codes(self) -> npt.NDArray[np.float32]:
+        """mm/h of each code."""
+        water = 1000.0 * vil_of_codes() / self.depth_m  # g/m³
+        with np.errstate(divide="ignore"):  # no liquid is −∞ dBZ, and 0 mm/h
+            dbz = 10.0 * 7.0 / 4.0 * np.log10(water / 3.44e-3)
+        rates: npt.NDArray[np.float32] = ZR(self.zr_a, self.zr_b).to_rate(dbz).astype(np.float32)
+        return rates
+
+    def _neighbours(self, path: Path, used: list[Event]) -> list[Event]:
+        """All events of the days of `used`: the first frame of a day gives its file the attributes."""
+        if self.event is not None:
+            return used
+        days = {event.slot // EVENTS_A_DAY for event in used}
+        known = events_by_name(*self._catalog(path)).values()
+        found = [event for rows in known for event in rows if event.slot // EVENTS_A_DAY in days]
+        return sorted(found, key=lambda event: event.slot)
+
+    def _attrs(self, events: list[Event]) -> dict[str, Any]:
+        place = "" if self.event else "Times and place are nominal: sevir_events has the true ones. "
+        listed = [
+            {
+                "start": str(_start(event).astype("datetime64[s]")),
+                "id": event.name,
+                "time_utc": str(event.time.astype("datetime64[s]")),
+                "proj": event.proj,
+                **dict(zip(CORNERS, event.corners, strict=True)),
+            }
+            for event in events
+        ]
+        return {
+            "source": self.source,
+            "title": "SEVIR",
+            "comment": f"{place}Rates are nominal, from VIL: not rain at the ground.",
+            "vil_depth_m": self.depth_m,
+            "zr_a": self.zr_a,
+            "zr_b": self.zr_b,
+            "sevir_events": json.dumps(listed),
+        }
+
+
+def _start(event: Event) -> np.datetime64:
+    """The nominal time of an event's first frame."""
+    return FIRST_SLOT + event.slot * SLOT
+
+
+def vil_of_codes() -> npt.NDArray[np.float64]:
+    """kg/m² of each code 0 to 255, NaN for missing.
+
+    The tutorial of SEVIR prints exp(X − 83.9)/38.9, which is 1e-30 beside the 0.18 that it continues: the
+    parentheses stand as in exp((X − 83.9)/38.9).
+    """
+    codes = np.arange(256, dtype=np.float64)
+    vil = np.where(codes <= 18, (codes - 2.0) / 90.66, np.exp((codes - 83.9) / 38.9))
+    vil[codes <= 5] = 0.0
+    vil[MISSING] = np.nan
+    return vil
+
+
+@lru_cache(maxsize=4)
+def _nominal_grid(shape: tuple[int, int]) -> Grid:
+    """1 km pixels around the origin of SEVIR's projection, from the south and west on."""
+    y, x = (PIXEL * (np.arange(number, dtype=np.float64) - 0.5 * (number - 1)) for number in shape)
+    return Grid(y=y, x=x, crs_wkt=crs_in_metres(PROJ4)[0])

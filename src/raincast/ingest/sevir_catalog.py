@@ -1,0 +1,67 @@
+"""SEVIR's CATALOG.csv: when and where each event was, and its place in the order of all."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+CORNERS = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon")
+COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "minute_offsets", "proj", *CORNERS)
+MAX_EVENTS = 150_000  # eight nominal hours each from 2100 on: until 2236, for datetime64[ns] ends in 2262
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of the catalog: `slot` is its place in the order of true times, `offsets` are minutes from `time`."""
+
+    slot: int
+    name: str
+    file: tuple[str, int]
+    time: np.datetime64
+    offsets: tuple[float, ...]
+    proj: str
+    corners: tuple[float, float, float, float]
+
+
+@lru_cache(maxsize=2)
+def events_by_name(catalog: Path, size: int, changed: int) -> dict[str, tuple[Event, ...]]:
+    """The VIL events of a catalog of this `size` that was `changed` then, by their id.
+
+    Slots are in the order of true time, then of id, file and index.
+    """
+    with catalog.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{catalog} is no catalog of SEVIR: it has no column {', '.join(missing)}")
+        entries = {_key(row): row for row in rows if row["img_type"] == "vil"}
+    if len(entries) > MAX_EVENTS:
+        raise ValueError(f"{catalog} lists {len(entries)} events: at most {MAX_EVENTS} are read")
+    found: dict[str, tuple[Event, ...]] = {}
+    for slot, key in enumerate(sorted(entries)):
+        event = _event(catalog, slot, entries[key])
+        found[event.name] = (*found.get(event.name, ()), event)
+    return found
+
+
+def _key(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in ("time_utc", "id", "file_name", "file_index"))
+
+
+def _event(catalog: Path, slot: int, row: Mapping[str, str]) -> Event:
+    try:
+        south, west, north, east = (float(row[name]) for name in CORNERS)
+        return Event(
+            slot=slot,
+            name=row["id"],
+            file=(Path(row["file_name"]).name, int(float(row["file_index"]))),
+            time=np.datetime64(row["time_utc"].strip(), "ns"),
+            offsets=tuple(float(text) for text in row["minute_offsets"].split(":")),
+            proj=row["proj"].strip(),
+            corners=(south, west, north, east),
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{catalog}: the row of {row.get('id')} cannot be read: {error}") from error
