@@ -25,6 +25,7 @@ from raincast.archive import Archive, PartWriter
 from raincast.data.dataset import WindowDataset
 from raincast.data.rain import Lattice, rain_table
 from raincast.data.sampler import Place
+from raincast.data.source import Source
 from raincast.data.windows import BlockSplit, split_windows
 
 SIZE, NUM_FRAMES, STEP_MINUTES = 512, 2000, 5
@@ -57,7 +58,7 @@ def _normal(values: np.ndarray) -> np.ndarray:
 
 def raincast_way(archive: Archive, places: list[Place]) -> int:
     """Batches of codes, as training gets them; one core: no workers."""
-    windows = WindowDataset(archive, input_steps=INPUT_STEPS, lead_steps=LEAD_STEPS)
+    windows = WindowDataset([Source(archive, INPUT_STEPS, LEAD_STEPS)])
     loader = DataLoader(windows, batch_size=BATCH, sampler=places)
     return sum(len(batch["frames"]) for batch in loader)
 

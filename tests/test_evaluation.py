@@ -10,6 +10,7 @@ from raincast.archive import Archive, write_part
 from raincast.baselines import Persistence
 from raincast.data.dataset import WindowDataset
 from raincast.data.sampler import Place
+from raincast.data.source import Source
 from raincast.evaluation import CATEGORICAL, CONTINUOUS, evaluate
 from raincast.schema import mock_archive
 
@@ -22,7 +23,7 @@ def windows(tmp_path_factory) -> WindowDataset:
     """Two hours from 23 UTC, with a corner that was never seen: two events."""
     folder = tmp_path_factory.mktemp("archive")
     write_part(mock_archive(24, start="2026-01-01T23:00"), folder / "a.nc")
-    return WindowDataset(Archive.open(folder), input_steps=2, lead_steps=LEADS)
+    return WindowDataset([Source(Archive.open(folder), 2, LEADS)])
 
 
 def batches(windows: WindowDataset, batch_size: int = 3, starts=range(20)) -> list:

@@ -133,10 +133,11 @@ def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
         "grid_spacing": [float(abs(axis[1] - axis[0])) if axis.size > 1 else 0.0 for axis in (y, x)],
         "archive": {
             "identity": data.archive.identity,
+            "more": [source.archive.identity for source in data.sources[1:]],
             "source": str(data.archive.attrs.get("source", "unknown")),
             "cell_methods": str(data.archive.rain_attrs.get("cell_methods", "unknown")),
         },
-        "split_hash": data.windows.hash,
+        "split_hash": data.split_hash,
         "loggers": {},
     }
 

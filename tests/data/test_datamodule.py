@@ -160,7 +160,7 @@ def test_trainer_gives_each_epoch_its_own_draw(make, tmp_path, num_workers):
         default_root_dir=tmp_path,
     )
     trainer.fit(watch, data)
-    sampler = TrainSampler(data.candidates, 32, grid_shape=(12, 10), augment=True, seed=0)
+    sampler = TrainSampler(data.candidates, 32, augment=True, seed=0)
     for epoch in range(3):
         sampler.set_epoch(epoch)
         newest = times_of_slots(np.array([p.start + 1 for p in sampler]))

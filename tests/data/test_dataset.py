@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from raincast.archive import Archive, write_part
 from raincast.data.dataset import WindowDataset, orient
 from raincast.data.sampler import Place
+from raincast.data.source import Source
 from raincast.schema import RAIN, mock_archive
 
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def windows(folder) -> WindowDataset:
-    return WindowDataset(Archive.open(folder), input_steps=3, lead_steps=4)
+    return WindowDataset([Source(Archive.open(folder), 3, 4)])
 
 
 def test_a_sample_is_what_xarray_reads(folder, windows):
@@ -50,7 +51,7 @@ def test_targets_begin_one_step_after_the_newest_input(tmp_path):
     dataset = mock_archive(26)
     dataset[RAIN].values[:] = np.arange(26, dtype=np.float32)[:, None, None]
     write_part(dataset, tmp_path / "a.nc")
-    sample = WindowDataset(Archive.open(tmp_path), input_steps=3, lead_steps=4).sample(Place(4, 0, 0, 2, 2))
+    sample = WindowDataset([Source(Archive.open(tmp_path), 3, 4)]).sample(Place(4, 0, 0, 2, 2))
     assert sample["input"][:, 0, 0, 0].tolist() == [4, 5, 6]
     assert sample["target"][:, 0, 0, 0].tolist() == [7, 8, 9, 10]
     # frame 6 is 30 minutes after the start of 2026
@@ -67,7 +68,7 @@ def test_missing_pixels_are_nan_and_masked_and_zeros_are_neither(windows):
 def test_codes_travel_as_they_are_and_become_the_rates_of_the_archive(windows):
     stored = windows[Place(0, 0, 0, 12, 10)]
     assert stored["frames"].dtype == torch.int16
-    rates = windows.archive.read(0, 7)
+    rates = windows.sources[0].archive.read(0, 7)
     both = torch.cat([windows.sample(Place(0, 0, 0, 12, 10))[name] for name in ("input", "target")])
     np.testing.assert_array_equal(both[:, 0], rates)  # to the last bit
 

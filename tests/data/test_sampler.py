@@ -31,14 +31,16 @@ def candidates(n: int = 200, *, crop=(8, 6), grid=(20, 17), seed: int = 0, weigh
         y=rng.integers(0, grid[0] - crop[0] + 1, n),
         x=rng.integers(0, grid[1] - crop[1] + 1, n),
         weight=rng.uniform(0.01, 1.0, n) if weight is None else weight,
+        source=np.zeros(n, np.int64),
         crop=crop,
         spacing=(crop[0] // 2, crop[1] // 2),
+        grids=(grid,),
     )
 
 
 def sampler(epoch: int = 0, *, n: int = 64, given: Candidates | None = None, **kwargs) -> TrainSampler:
     given = given or candidates()
-    made = TrainSampler(given, n, **({"grid_shape": (20, 17), "augment": True, "seed": 7} | kwargs))
+    made = TrainSampler(given, n, **({"augment": True, "seed": 7} | kwargs))
     made.set_epoch(epoch)
     return made
 
@@ -80,7 +82,7 @@ def test_places_lie_within_the_grid(data):
     grid = data.draw(st.tuples(size, size))
     crop = tuple(data.draw(st.integers(1, n)) for n in grid)
     made = candidates(50, crop=crop, grid=grid, seed=data.draw(st.integers(0, 9)))
-    places = [*sampler(given=made, n=50, grid_shape=grid)]
+    places = [*sampler(given=made, n=50)]
     assert len(places) == 50
     for place in places:
         assert (place.height, place.width) == crop
@@ -93,8 +95,8 @@ def test_crops_begin_at_every_pixel_and_turn_every_way():
     grid, crop = (24, 24), (8, 8)
     lattice = np.arange(0, 17, 4)
     y, x = (a.ravel() for a in np.meshgrid(lattice, lattice))
-    made = Candidates(np.arange(25), y, x, np.ones(25), crop, (4, 4))
-    drawn = [p for epoch in range(60) for p in sampler(epoch, given=made, n=25, grid_shape=grid)]
+    made = Candidates(np.arange(25), y, x, np.ones(25), np.zeros(25, np.int64), crop, (4, 4), (grid,))
+    drawn = [p for epoch in range(60) for p in sampler(epoch, given=made, n=25)]
     assert {p.y for p in drawn} == {p.x for p in drawn} == set(range(17))
     turned = Counter(p.orientation for p in drawn)
     assert set(turned) == set(range(8))
@@ -190,7 +192,7 @@ def test_wetter_crops_are_drawn_more(archive):
     rain = np.insert(archive.read(0, 29), 11, np.nan, axis=0)
 
     def mean_rain(made: Candidates) -> float:
-        places = [p for epoch in range(20) for p in sampler(epoch, given=made, n=n, grid_shape=(12, 10))]
+        places = [p for epoch in range(20) for p in sampler(epoch, given=made, n=n)]
         boxes = [rain[p.start : p.start + 5, p.y : p.y + 4, p.x : p.x + 4] for p in places]
         return float(np.mean([np.nanmean(1 - np.exp(-box)) for box in boxes]))
 

@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> "Audit":
     )
     log.info("%s: %d frames\n%s", archive, data.archive.num_times, windows.describe())
     log.info("%s", _result(found, data))
-    same = _compare(windows.hash, expected)
+    same = _compare(data.split_hash, expected)
     if not found.passed or not same:
         raise SystemExit(1)
     return found

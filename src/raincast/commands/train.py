@@ -65,6 +65,8 @@ def train(cfg: DictConfig) -> TrainResult:
         data.progress = None
     log.info("Archive %s: %d frames of %d×%d", archive, data.archive.num_times, *data.archive.grid.shape)
     log.info("%s", data.windows.describe())
+    for source, windows in zip(data.sources[1:], data.more_windows, strict=True):
+        log.info("and to train on, of %s: %d windows", source.archive.path, windows.starts["train"].size)
 
     loggers = build.loggers(cfg, resumed)
     trainer = build.trainer(cfg, loggers, build.callbacks(cfg))

@@ -1,9 +1,12 @@
 """The LightningDataModule: archive, split, samplers, loaders."""
 
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from operator import lt
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,27 @@ from raincast.data.sampler import (
     find_candidates,
     tile_positions,
 )
-from raincast.data.windows import Split, SplitWindows, split_windows
+from raincast.data.source import Source
+from raincast.data.windows import Split, SplitWindows
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Extra:
+    """A further archive to train on; its places are drawn `weight` times as often as by their rain alone."""
+
+    archive: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is none."""
+        if not self.weight > 0:
+            raise ValueError(f"data.more: weight={self.weight} of {self.archive} must be over 0.")
+
+
 class RadarDataModule(L.LightningDataModule):
-    """Windows of one archive for training, validation and test.
+    """Windows of an archive for training, validation and test, and of further ones (`more`) for training.
 
     Training draws rain-weighted crops; validation and test take every `eval_stride`-th window of their
     split, whole or in side-by-side crops of `eval_crop`, each once, in order, whatever the number of ranks.
@@ -39,6 +56,7 @@ class RadarDataModule(L.LightningDataModule):
         archive: str | Path,
         *,
         split: Split,
+        more: Sequence[Mapping[str, Any]] = (),
         input_steps: int = 6,
         lead_steps: int = 12,
         max_missing: int = 0,
@@ -74,11 +92,18 @@ class RadarDataModule(L.LightningDataModule):
                 f"a window, data.jitter={jitter} from 0 up."
             )
         self.archive = Archive.open(archive)
+        sizes = {"input_steps": input_steps, "lead_steps": lead_steps}
+        self.more = [Extra(**extra) for extra in more]
+        self.sources = [
+            Source.at_step(found, self.archive.step_minutes, **sizes)
+            for found in (self.archive, *(Archive.open(extra.archive) for extra in self.more))
+        ]
         self.split = split
         self.input_steps = input_steps
         self.lead_steps = lead_steps
         self.max_missing = max_missing
         self.crop = self._fit_crop(crop)
+        self._check_more()
         self.eval_crop = self._fit_crop(eval_crop)
         self.eval_stride = eval_stride
         self.samples_per_epoch = samples_per_epoch
@@ -97,6 +122,14 @@ class RadarDataModule(L.LightningDataModule):
         self._resumed: dict[str, Any] = {}
         self.progress: Callable[[int, int], None] | None = None
 
+    def _check_more(self) -> None:
+        small = [s.archive for s in self.sources if any(map(lt, s.archive.grid.shape, self.crop))]
+        if small:
+            raise ValueError(
+                f"{small[0].path} of data.more has a grid of {small[0].grid.shape}, smaller than the crops of "
+                f"{self.crop}: lower data.crop."
+            )
+
     def _fit_crop(self, crop: int | None) -> tuple[int, int]:
         height, width = self.archive.grid.shape
         if crop is None:
@@ -107,36 +140,45 @@ class RadarDataModule(L.LightningDataModule):
 
     @cached_property
     def windows(self) -> SplitWindows:
-        """The windows of each split."""
-        return split_windows(
-            self.archive.times,
-            self.archive.step,
-            self.input_steps + self.lead_steps,
-            self.split,
-            identity=self.archive.identity,
-            input_steps=self.input_steps,
-            max_missing=self.max_missing,
-        )
+        """The windows of each split of `archive`."""
+        return self.sources[0].split(self.split, self.max_missing)
+
+    @cached_property
+    def more_windows(self) -> list[SplitWindows]:
+        """The windows of the further archives, by the same split: training takes those of train alone."""
+        return [source.split(self.split, self.max_missing) for source in self.sources[1:]]
+
+    @property
+    def split_hash(self) -> str:
+        """Changes with any window of any archive."""
+        if not self.more:
+            return self.windows.hash
+        hashes = [windows.hash for windows in (self.windows, *self.more_windows)]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
     @cached_property
     def candidates(self) -> Candidates:
-        """The places that training may draw: one pass over the training frames."""
-        return find_candidates(
-            self.archive,
-            self.windows.starts["train"],
-            self.input_steps + self.lead_steps,
-            self.crop,
-            min_coverage=self.min_coverage,
-            rain_weight=self.rain_weight,
-            min_weight=self.min_weight,
-            rain_scale=self.rain_scale,
-            progress=self.progress,
-        )
+        """The places that training may draw: one pass over each archive that was not read before."""
+        found = [
+            find_candidates(
+                source.archive,
+                windows.starts["train"],
+                source.num_slots,
+                self.crop,
+                min_coverage=self.min_coverage,
+                rain_weight=self.rain_weight,
+                min_weight=self.min_weight,
+                rain_scale=self.rain_scale,
+                progress=self.progress,
+            )
+            for source, windows in zip(self.sources, (self.windows, *self.more_windows), strict=True)
+        ]
+        return Candidates.join(found, [1.0, *(extra.weight for extra in self.more)])
 
     @cached_property
     def dataset(self) -> WindowDataset:
         """The samples, indexed by place."""
-        return WindowDataset(self.archive, input_steps=self.input_steps, lead_steps=self.lead_steps)
+        return WindowDataset(self.sources)
 
     def setup(self, stage: str | None = None) -> None:
         """Find the windows and, for training, the candidates, before any worker starts."""
@@ -180,7 +222,6 @@ class RadarDataModule(L.LightningDataModule):
         sampler = TrainSampler(
             self.candidates,
             self.samples_per_epoch,
-            grid_shape=self.archive.grid.shape,
             augment=self.augment,
             jitter=self.jitter,
             seed=self.seed,

@@ -1,21 +1,17 @@
 """A `Place` in an archive → a sample: as stored until the batch is on its device, then tensors in mm/h."""
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from raincast.archive import Archive
-from raincast.archive.codes import MISSING_CODE
 from raincast.data.sampler import Place
-from raincast.data.windows import frame_slots
+from raincast.data.source import Frames, Source
 
 CODES_PER_MM_H = 100.0
-Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]
-"""As `Archive.read_stored` gives them."""
 
 
 class Stored(TypedDict):
@@ -50,29 +46,30 @@ class Sample(TypedDict):
 
 
 class WindowDataset(Dataset[Stored]):
-    """Windows of an archive, indexed by `Place`.
+    """Windows of one or several archives, indexed by `Place`.
 
     Of missing frames those of the input repeat the frame before (missing, where there is none); those of the
     target are missing.
     """
 
-    def __init__(self, archive: Archive, *, input_steps: int, lead_steps: int) -> None:
-        self.archive = archive
-        self.input_steps = input_steps
-        self.lead_steps = lead_steps
-        slots = frame_slots(archive.times, archive.step)
-        self._frames = np.full(int(slots[-1]) + 1, -1, np.int64)
-        self._frames[slots] = np.arange(slots.size)
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.input_steps = sources[0].input_steps
+        self.coded = all(source.archive.coded for source in sources)  # a batch holds one kind
 
     def __getitem__(self, place: Place) -> Stored:
         """Read one window, as it is stored."""
-        frames, filled = self._read(place)
-        newest = self.archive.times[0] + (place.start + self.input_steps - 1) * self.archive.step
+        source = self.sources[place.source]
+        y, x = slice(place.y, place.y + place.height), slice(place.x, place.x + place.width)
+        frames, filled = source.read(place.start, y, x, coded=self.coded)
+        for step in range(1, self.input_steps):
+            if filled[step]:
+                frames[step] = frames[step - 1]
         return Stored(
             frames=torch.from_numpy(orient(frames, place.orientation)),
             filled=torch.from_numpy(filled),
             gain=place.gain,
-            time=int(newest.astype("datetime64[s]").astype(np.int64)),
+            time=int(source.newest(place.start).astype("datetime64[s]").astype(np.int64)),
             y=place.y,
             x=place.x,
         )
@@ -105,23 +102,6 @@ class WindowDataset(Dataset[Stored]):
             y=batch["y"],
             x=batch["x"],
         )
-
-    def _read(self, place: Place) -> tuple[npt.NDArray[np.int16] | npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        numbers = self._frames[place.start : place.start + self.input_steps + self.lead_steps]
-        y, x = slice(place.y, place.y + place.height), slice(place.x, place.x + place.width)
-        filled = numbers < 0
-        there = numbers[~filled]
-        # frames that are there follow each other in the archive, whatever is missing between them
-        found = self.archive.read_stored(int(there[0]), there.size, y=y, x=x)
-        if there.size == numbers.size:
-            return found, filled
-        gone = MISSING_CODE if found.dtype == np.int16 else np.nan
-        frames = np.full((numbers.size, *found.shape[1:]), gone, found.dtype)
-        frames[~filled] = found
-        for step in range(1, self.input_steps):
-            if filled[step]:
-                frames[step] = frames[step - 1]
-        return frames, filled
 
 
 def orient(frames: Frames, orientation: int) -> Frames:

@@ -24,7 +24,7 @@ NUM_ORIENTATIONS = 8
 class Place(NamedTuple):
     """A sample: slot of its first frame, top-left pixel, size in pixels, and what is done to it.
 
-    `orientation` 0 is as it is; rain is multiplied by `gain`.
+    `orientation` 0 is as it is; rain is multiplied by `gain`; `source` is the number of the archive.
     """
 
     start: int
@@ -34,6 +34,7 @@ class Place(NamedTuple):
     width: int
     orientation: int = 0
     gain: float = 1.0
+    source: int = 0
 
 
 class EvalSampler(Sampler[Place]):
@@ -53,14 +54,33 @@ class EvalSampler(Sampler[Place]):
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Places that training may draw, with the weight of each: (N,) arrays."""
+    """Places that training may draw, with the weight of each: (N,) arrays.
+
+    `source` is the number of the archive, `grids` are the archives' shapes; `spacing` is how far places lie apart.
+    """
 
     start: npt.NDArray[np.int64]
     y: npt.NDArray[np.int64]
     x: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float64]
+    source: npt.NDArray[np.int64]
     crop: tuple[int, int]
     spacing: tuple[int, int]
+    grids: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def join(cls, each: Sequence["Candidates"], factors: Sequence[float]) -> "Candidates":
+        """Of several archives, of one crop; an archive's weights are multiplied by its factor."""
+        return cls(
+            start=np.concatenate([own.start for own in each]),
+            y=np.concatenate([own.y for own in each]),
+            x=np.concatenate([own.x for own in each]),
+            weight=np.concatenate([own.weight * factor for own, factor in zip(each, factors, strict=True)]),
+            source=np.concatenate([np.full_like(own.start, number) for number, own in enumerate(each)]),
+            crop=each[0].crop,
+            spacing=each[0].spacing,
+            grids=tuple(own.grids[0] for own in each),
+        )
 
 
 class TrainSampler(Sampler[Place]):
@@ -76,7 +96,6 @@ class TrainSampler(Sampler[Place]):
         candidates: Candidates,
         num_samples: int,
         *,
-        grid_shape: tuple[int, int],
         augment: bool,
         seed: int,
         jitter: float = 0.0,
@@ -85,7 +104,6 @@ class TrainSampler(Sampler[Place]):
     ) -> None:
         self.candidates = candidates
         self.num_samples = min(num_samples, candidates.start.size)
-        self.grid_shape = grid_shape
         self.augment = augment
         self.jitter = jitter
         self.seed = seed
@@ -122,17 +140,20 @@ class TrainSampler(Sampler[Place]):
         chosen = np.argsort(keys, kind="stable")[: self.num_samples]
         # in that order an epoch would begin with the wettest crops and end with the driest
         chosen = rng.permutation(chosen)
-        y = _jitter(rng, c.y[chosen], c.spacing[0], self.grid_shape[0] - c.crop[0])
-        x = _jitter(rng, c.x[chosen], c.spacing[1], self.grid_shape[1] - c.crop[1])
+        source = c.source[chosen]
+        largest = np.array(c.grids)[source] - np.array(c.crop)
+        y = _jitter(rng, c.y[chosen], c.spacing[0], largest[:, 0])
+        x = _jitter(rng, c.x[chosen], c.spacing[1], largest[:, 1])
         turn = rng.integers(0, NUM_ORIENTATIONS, chosen.size) if self.augment else np.zeros_like(chosen)
         # drawn last, so that the places are the same with and without it
         gain = np.exp(self.jitter * rng.standard_normal(chosen.size)) if self.jitter else np.ones(chosen.size)
-        rows = zip(c.start[chosen].tolist(), y.tolist(), x.tolist(), turn.tolist(), gain.tolist(), strict=True)
-        return [Place(start, py, px, *c.crop, o, g) for start, py, px, o, g in rows]
+        columns = (c.start[chosen], y, x, turn, gain, source)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [Place(start, py, px, *c.crop, o, g, s) for start, py, px, o, g, s in rows]
 
 
 def _jitter(
-    rng: np.random.Generator, position: npt.NDArray[np.int64], spacing: int, largest: int
+    rng: np.random.Generator, position: npt.NDArray[np.int64], spacing: int, largest: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
     moved = position + rng.integers(-(spacing // 2), spacing // 2 + 1, position.size)
     clipped: npt.NDArray[np.int64] = np.clip(moved, 0, largest)
@@ -186,8 +207,10 @@ def find_candidates(
         y=lattice.y[place // lattice.x.size],
         x=lattice.x[place % lattice.x.size],
         weight=np.minimum(1.0, min_weight + rain_weight * rain[kept]),
+        source=np.zeros(window.size, np.int64),
         crop=crop,
         spacing=(max(1, crop[0] // 2), max(1, crop[1] // 2)),
+        grids=(archive.grid.shape,),
     )
 
 

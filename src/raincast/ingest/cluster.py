@@ -133,11 +133,11 @@ class Cluster(Pool):
                 f"dask worker {self.scheduler} --nworkers 4 --nthreads 1"
             )
         answers = self._client.run(self._permit.problem, on_error="return")
-        problems = sorted({_words(answer) for answer in answers.values() if answer is not None})
+        problems = [_words(address, answer) for address, answer in answers.items() if answer is not None]
         if problems:
             raise ValueError(
-                f"{sum(answer is not None for answer in answers.values())} of {len(answers)} workers of the dask "
-                f"cluster at scheduler={self.scheduler} cannot ingest:\n  " + "\n  ".join(problems[:5])
+                f"{len(problems)} of {len(answers)} workers of the dask cluster at scheduler={self.scheduler} cannot "
+                "ingest:\n  " + "\n  ".join(sorted(problems)[:5])
             )
         if max(num_threads.values()) > 1:
             log.warning(
@@ -262,6 +262,7 @@ def _me() -> str:
     return f"The worker on {socket.gethostname()} (process {os.getpid()})"
 
 
-def _words(answer: Any) -> str:
-    text = f"{type(answer).__name__}: {answer}" if isinstance(answer, BaseException) else str(answer)
-    return f"{text} Install raincast there." if isinstance(answer, ImportError) else text
+def _words(address: str, answer: Any) -> str:
+    if isinstance(answer, str):
+        return answer
+    return f"The worker {address}: {answer}. Install raincast {raincast.__version__} there."

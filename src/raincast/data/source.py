@@ -1,0 +1,111 @@
+"""An archive as training sees it: at the step of the samples, which may be several of its own."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from raincast.archive import Archive
+from raincast.archive.codes import MISSING_CODE
+from raincast.data.windows import Split, SplitWindows, frame_slots, split_windows
+
+Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]
+"""As `Archive.read_stored` gives them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Windows of `input_steps` + `lead_steps` steps of `every` of the archive's frames.
+
+    Means over the archive's step are averaged, over what was observed if that is at least half; of momentary rates
+    the last of each step is taken. Slots and starts count the archive's own steps: a window may begin at any.
+    """
+
+    archive: Archive
+    input_steps: int
+    lead_steps: int
+    every: int = 1
+
+    @classmethod
+    def at_step(cls, archive: Archive, step_minutes: float, *, input_steps: int, lead_steps: int) -> "Source":
+        """With samples of `step_minutes`; ValueError unless it is a multiple of the archive's step."""
+        every = round(step_minutes / archive.step_minutes)
+        if every < 1 or abs(every * archive.step_minutes - step_minutes) > 1e-6:
+            raise ValueError(
+                f"{archive.path} has a step of {archive.step_minutes:g} min, of which {step_minutes:g} min, the "
+                "step of data.archive, is no multiple. Leave it out of data.more, or make it data.archive."
+            )
+        return cls(archive, input_steps, lead_steps, every)
+
+    @property
+    def _means(self) -> bool:
+        return "mean" in str(self.archive.rain_attrs.get("cell_methods", ""))
+
+    def _span(self, num_steps: int) -> int:
+        """The archive's own steps from the first to the last frame that so many steps are made of."""
+        return num_steps * self.every if self._means else (num_steps - 1) * self.every + 1
+
+    @property
+    def num_slots(self) -> int:
+        """The archive's own steps that a window covers."""
+        return self._span(self.input_steps + self.lead_steps)
+
+    def split(self, split: Split, max_missing: int) -> SplitWindows:
+        """The windows of each split; `max_missing` counts the archive's frames."""
+        return split_windows(
+            self.archive.times,
+            self.archive.step,
+            self.num_slots,
+            split,
+            identity=self.archive.identity,
+            input_steps=self._span(self.input_steps),
+            max_missing=max_missing,
+        )
+
+    def newest(self, start: int) -> np.datetime64:
+        """The time of the newest input frame of the window from slot `start`."""
+        slot = start + self._span(self.input_steps) - 1
+        newest: np.datetime64 = self.archive.times[0] + slot * self.archive.step
+        return newest
+
+    def read(self, start: int, y: slice, x: slice, *, coded: bool) -> tuple[Frames, npt.NDArray[np.bool_]]:
+        """The frames of a window, (T, H, W) codes or mm/h, and which of them the archive lacks, (T,)."""
+        numbers = self._numbers[start : start + self.num_slots]
+        absent = numbers < 0
+        there = numbers[~absent]
+        # frames that are there follow each other in the archive, whatever is missing between them
+        read = self.archive.read_codes if coded else self.archive.read
+        found: Frames = read(int(there[0]), there.size, y=y, x=x)
+        if there.size < numbers.size:
+            frames = np.full((numbers.size, *found.shape[1:]), MISSING_CODE if coded else np.nan, found.dtype)
+            frames[~absent] = found
+            found = frames
+        if self.every == 1:
+            return found, absent
+        if not self._means:
+            return found[:: self.every], absent[:: self.every]
+        groups: npt.NDArray[np.bool_] = absent.reshape(-1, self.every)
+        return _means(found, self.every), np.all(groups, axis=1)
+
+    @cached_property
+    def _numbers(self) -> npt.NDArray[np.int64]:
+        """The frame of each slot, −1 where there is none."""
+        slots = frame_slots(self.archive.times, self.archive.step)
+        numbers = np.full(int(slots[-1]) + 1, -1, np.int64)
+        numbers[slots] = np.arange(slots.size)
+        return numbers
+
+
+def _means(frames: Frames, every: int) -> Frames:
+    """Of each `every` frames, over what was observed; missing where that is less than half."""
+    coded = frames.dtype == np.int16
+    groups = frames.reshape(-1, every, *frames.shape[1:])
+    observed = groups >= 0 if coded else np.isfinite(groups)
+    count = observed.sum(axis=1)
+    sums = np.where(observed, groups, 0).sum(axis=1, dtype=np.float64)
+    means = sums / np.maximum(count, 1)
+    seen = 2 * count >= every
+    if coded:
+        return np.where(seen, np.rint(means), MISSING_CODE).astype(np.int16)
+    return np.where(seen, means, np.nan).astype(np.float32)
