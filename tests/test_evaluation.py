@@ -11,7 +11,7 @@ from raincast.baselines import Persistence
 from raincast.data.dataset import WindowDataset
 from raincast.data.sampler import Place
 from raincast.data.source import Source
-from raincast.evaluation import CATEGORICAL, CONTINUOUS, evaluate
+from raincast.evaluation import BALANCED, CATEGORICAL, CONTINUOUS, evaluate
 from raincast.schema import mock_archive
 
 THRESHOLDS = (0.5, 2.0, 10.0)
@@ -59,9 +59,11 @@ def scored(forecasters, samples, **kwargs) -> xr.Dataset:
 def test_perfect_forecaster_scores_perfectly(windows):
     samples = batches(windows)
     best = scored([Says("perfect", truth(samples))], samples).isel(forecaster=0)
-    for name in ("csi", "pod", "frequency_bias", "hss"):
+    for name in ("csi", "pod", "frequency_bias", "hss", "ets", "f1"):
         assert (best[name] == 1).all(), name
-    for name in ("far", "mae", "rmse", "mean_error"):
+    for name in ("correlation", "uncentred_correlation"):
+        np.testing.assert_allclose(best[name], 1)
+    for name in ("far", "mae", "rmse", "mean_error", *BALANCED):
         assert (best[name] == 0).all(), name
 
 
@@ -155,12 +157,15 @@ def test_scores_agree_with_the_package_scores(windows):
             "far": basic.false_alarm_ratio(),
             "frequency_bias": basic.frequency_bias(),
             "hss": basic.heidke_skill_score(),
+            "ets": basic.gilberts_skill_score(),
+            "f1": basic.f1_score(),
         }.items():
             np.testing.assert_allclose(ours[name][number], theirs, rtol=1e-12, err_msg=name)
     for name, function in {
         "mae": continuous.mae,
         "rmse": continuous.rmse,
         "mean_error": continuous.mean_error,
+        "correlation": continuous.correlation.pearsonr,
     }.items():
         theirs = function(forecast, observed, preserve_dims="lead_time")
         np.testing.assert_allclose(ours[name], theirs, rtol=1e-5, err_msg=name)
@@ -180,9 +185,10 @@ def test_coordinates_have_units_and_the_first_lead_is_one_step(windows):
     assert scores.lead_time.values.tolist() == [7.5, 15.0, 22.5]
     assert scores.lead_time.attrs["units"] == "minutes"
     assert scores.threshold.values.tolist() == list(THRESHOLDS) and scores.threshold.attrs["units"] == "mm h-1"
-    for name in (*CATEGORICAL, *CONTINUOUS):
+    for name in (*CATEGORICAL, *CONTINUOUS, *BALANCED):
         assert scores[name].attrs["long_name"]
-    assert all(scores[name].attrs["units"] == "mm h-1" for name in CONTINUOUS)
+    assert all(scores[name].attrs["units"] == "mm h-1" for name in ("mean_error", "mae", "rmse"))
+    assert all(scores[name].attrs["units"] == "1" for name in ("correlation", *BALANCED))
 
 
 def test_progress_counts_windows(windows):

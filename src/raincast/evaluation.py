@@ -22,11 +22,19 @@ CATEGORICAL = {
     "far": categorical.far,
     "frequency_bias": categorical.frequency_bias,
     "hss": categorical.hss,
+    "ets": categorical.ets,
+    "f1": categorical.f1,
 }
 CONTINUOUS = {
     "mean_error": continuous.mean_error,
     "mae": continuous.mae,
     "rmse": continuous.rmse,
+    "correlation": continuous.correlation,
+    "uncentred_correlation": continuous.uncentred_correlation,
+}
+BALANCED = {
+    "balanced_mse": continuous.balanced_mse,
+    "balanced_mae": continuous.balanced_mae,
 }
 LONG_NAMES = {
     "csi": "critical success index",
@@ -34,10 +42,17 @@ LONG_NAMES = {
     "far": "false alarm ratio",
     "frequency_bias": "frequency bias",
     "hss": "Heidke skill score",
+    "ets": "equitable threat score",
+    "f1": "F1",
     "mean_error": "mean error (forecast − observation)",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",
+    "correlation": "correlation about the means (Pearson)",
+    "uncentred_correlation": "uncentred correlation (Shi et al. 2015)",
+    "balanced_mse": "mean squared error of the HKO-7 pixel with its weights",
+    "balanced_mae": "mean absolute error of the HKO-7 pixel with its weights",
 }
+UNITS = dict.fromkeys(("mean_error", "mae", "rmse"), "mm h-1")
 
 EventSums = dict[str, dict[str, Tensor]]
 """event → name of the sum → (K, T) counts or (T,) error sums."""
@@ -83,7 +98,8 @@ def _add(
     target, mask = batch["target"], batch["target_mask"]
     table = categorical.contingency(prediction, target, mask, thresholds)
     errors = continuous.error_sums(prediction, target, mask)
-    for name, values in {**table._asdict(), **errors._asdict()}.items():
+    balanced = _named_balanced(continuous.balanced_sums(prediction, target, mask))
+    for name, values in {**table._asdict(), **errors._asdict(), **balanced}.items():
         for row, event in enumerate(events):
             own = sums.setdefault(event, {})
             own[name] = own[name] + values[row] if name in own else values[row].clone()
@@ -115,7 +131,14 @@ def _to_dataset(
     for key, formula in CATEGORICAL.items():
         dims3 = ("forecaster", "threshold", "lead_time")
         dataset[key] = (dims3, formula(table).numpy(), {"long_name": LONG_NAMES[key]})
-    for key, finish in CONTINUOUS.items():
-        attrs = {"long_name": LONG_NAMES[key], "units": "mm h-1"}
-        dataset[key] = (("forecaster", "lead_time"), finish(errors).numpy(), attrs)
+    balanced = continuous.BalancedSums(*(pooled[f"balanced_{key}"] for key in continuous.BalancedSums._fields))
+    means = {key: finish(errors) for key, finish in CONTINUOUS.items()}
+    means |= {key: finish(balanced) for key, finish in BALANCED.items()}
+    for key, mean in means.items():
+        attrs = {"long_name": LONG_NAMES[key], "units": UNITS.get(key, "1")}
+        dataset[key] = (("forecaster", "lead_time"), mean.numpy(), attrs)
     return dataset
+
+
+def _named_balanced(sums: continuous.BalancedSums) -> dict[str, Tensor]:
+    return {f"balanced_{key}": values for key, values in sums._asdict().items()}

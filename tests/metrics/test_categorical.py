@@ -7,10 +7,10 @@ import torch
 import xarray as xr
 
 from raincast.metrics import Contingency, contingency
-from raincast.metrics.categorical import csi, far, frequency_bias, hss, pod
+from raincast.metrics.categorical import csi, ets, f1, far, frequency_bias, hss, pod
 
 THRESHOLDS = (0.1, 1.0, 5.0)
-FORMULAS = {csi, pod, far, frequency_bias, hss}
+FORMULAS = {csi, pod, far, frequency_bias, hss, ets, f1}
 
 
 def fields(seed: int = 0, shape: tuple[int, ...] = (2, 3, 2, 9, 7)):
@@ -58,6 +58,8 @@ def test_agrees_with_the_package_scores(threshold):
         far: manager.false_alarm_ratio(),
         frequency_bias: manager.frequency_bias(),
         hss: manager.heidke_skill_score(),
+        ets: manager.gilberts_skill_score(),
+        f1: manager.f1_score(),
     }
     for formula, value in theirs.items():
         assert float(formula(counts)) == pytest.approx(float(value), rel=1e-12), formula.__name__
@@ -80,7 +82,7 @@ def test_a_rate_at_the_threshold_is_an_event():
 def test_perfect_forecast():
     _, target, mask = fields()
     counts = contingency(target, target, mask, THRESHOLDS)
-    for formula, perfect in [(csi, 1), (pod, 1), (far, 0), (frequency_bias, 1), (hss, 1)]:
+    for formula, perfect in [(csi, 1), (pod, 1), (far, 0), (frequency_bias, 1), (hss, 1), (ets, 1), (f1, 1)]:
         assert (formula(counts) == perfect).all()
 
 
@@ -92,6 +94,8 @@ def test_formulas_by_hand():
     assert float(far(counts)) == pytest.approx(72 / 100)
     assert float(frequency_bias(counts)) == pytest.approx(100 / 51)
     assert float(hss(counts)) == pytest.approx(0.355, abs=5e-4)
+    assert float(ets(counts)) == pytest.approx((28 - 1.8195) / (123 - 1.8195), abs=1e-4)  # 100 · 51 / 2803 by chance
+    assert float(f1(counts)) == pytest.approx(56 / 151)
 
 
 @pytest.mark.parametrize("formula", FORMULAS)
@@ -110,7 +114,15 @@ def test_each_score_is_undefined_for_its_own_reason():
 
 def test_counts_of_a_whole_archive_do_not_overflow():
     n = 3 * 10**12  # products of two such counts exceed int64
-    assert float(hss(one(n, 0, 0, n))) == 1.0
+    assert float(hss(one(n, 0, 0, n))) == float(ets(one(n, 0, 0, n))) == 1.0
+
+
+def test_chance_has_no_skill_and_a_dry_forecast_hits_nothing():
+    independent = one(2, 6, 3, 9)  # a/c = b/d
+    assert ets(independent) == 0 and hss(independent) == 0 and f1(independent) > 0
+    dry = one(0, 5, 0, 5)
+    assert ets(dry) == 0 and f1(dry) == 0
+    assert -1 / 3 <= float(ets(one(0, 5, 5, 0))) < 0  # the lower limit, always wrong
 
 
 def test_nan_inside_the_mask_is_refused():

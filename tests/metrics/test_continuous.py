@@ -1,8 +1,25 @@
+import numpy as np
 import pytest
+import scores.continuous
 import torch
+import xarray as xr
 
+from raincast.losses import BalancedLoss
 from raincast.metrics import ErrorSums, error_sums
-from raincast.metrics.continuous import mae, mean_error, rmse
+from raincast.metrics.continuous import (
+    HKO7_PIXEL,
+    BalancedSums,
+    balanced_mae,
+    balanced_mse,
+    balanced_sums,
+    correlation,
+    hko7_b_mae,
+    hko7_b_mse,
+    mae,
+    mean_error,
+    rmse,
+    uncentred_correlation,
+)
 
 
 def fields(shape: tuple[int, ...] = (2, 3, 2, 5, 4)):
@@ -30,7 +47,9 @@ def test_sums_merge_by_addition():
     pred, target, mask = fields()
     parts = [error_sums(pred[..., s], target[..., s], mask[..., s]) for s in (slice(0, 1), slice(1, None))]
     merged = ErrorSums(*(a + b for a, b in zip(*parts, strict=True)))
-    torch.testing.assert_close(rmse(merged), rmse(error_sums(pred, target, mask)))
+    whole = error_sums(pred, target, mask)
+    for formula in (rmse, correlation, uncentred_correlation):
+        torch.testing.assert_close(formula(merged), formula(whole))
 
 
 @pytest.mark.parametrize("rubbish", [99.0, torch.nan, torch.inf])
@@ -46,7 +65,7 @@ def test_perfect_forecast_and_sign():
     torch.testing.assert_close(mean_error(error_sums(target + 2, target, mask)), torch.full((2, 3), 2.0).double())
 
 
-@pytest.mark.parametrize("formula", [mean_error, mae, rmse])
+@pytest.mark.parametrize("formula", [mean_error, mae, rmse, correlation, uncentred_correlation])
 def test_no_pixels_is_nan(formula):
     pred, target, mask = fields()
     assert formula(error_sums(pred, target, torch.zeros_like(mask))).isnan().all()
@@ -58,3 +77,86 @@ def test_nan_inside_the_mask_is_refused():
     pred.view(-1)[mask.view(-1).nonzero()[0]] = torch.nan
     with pytest.raises(ValueError, match="pred: 1 pixels, target: 0 pixels"):
         error_sums(pred, target, mask)
+
+
+def test_correlation_agrees_with_the_package_scores():
+    pred, target, mask = fields()
+    pred = pred + target  # correlated
+    dims = ("b", "t", "c", "h", "w")
+    theirs = scores.continuous.correlation.pearsonr(
+        xr.DataArray(pred.double().numpy(), dims=dims),
+        xr.DataArray(target.masked_fill(~mask, torch.nan).double().numpy(), dims=dims),
+        preserve_dims=("b", "t"),
+    )
+    np.testing.assert_allclose(correlation(error_sums(pred, target, mask)), theirs, atol=1e-6)
+
+
+def test_correlations_by_their_definitions():
+    pred, target, mask = fields()
+    sums = error_sums(pred, target, mask)
+    p, t = (rain[0, 0][mask[0, 0]].double() for rain in (pred, target))
+    assert float(correlation(sums)[0, 0]) == pytest.approx(np.corrcoef(p, t)[0, 1], abs=1e-12)
+    assert float(uncentred_correlation(sums)[0, 0]) == pytest.approx(float(p @ t / (p.norm() * t.norm())))
+    perfect = error_sums(target, target, mask)
+    for formula in (correlation, uncentred_correlation):
+        torch.testing.assert_close(formula(perfect), torch.ones(2, 3).double())
+        torch.testing.assert_close(formula(error_sums(3 * target, target, mask)), formula(perfect))
+    # more rain everywhere: the same about the means, another pattern about zero
+    wetter = error_sums(target + 5, target, mask)
+    torch.testing.assert_close(correlation(wetter), correlation(perfect))
+    assert (uncentred_correlation(wetter) < 1).all()
+
+
+def test_constant_forecasts_have_no_correlation():
+    _, target, mask = fields()
+    for rate in (0.0, 0.1, 7.3):
+        assert correlation(error_sums(torch.full_like(target, rate), target, mask)).isnan().all()
+    assert uncentred_correlation(error_sums(0 * target, target, mask)).isnan().all()
+
+
+def one_channel():
+    pred, target, mask = fields((2, 3, 1, 9, 8))
+    return pred**2 / 2, target**2 / 2, mask  # up to 50 mm/h: all bins of HKO-7
+
+
+def test_balanced_errors_pixel_by_pixel():
+    pred, target, mask = one_channel()
+    target[0, 0, 0, 0, :5] = torch.tensor([0.5, 2.0, 5.0, 10.0, 30.0])  # at a threshold: the upper bin
+    mask[0, 0, 0, 0, :5] = True
+    sums = balanced_sums(pred, target, mask)
+    for b, t in np.ndindex(2, 3):
+        squared = absolute = 0.0
+        for r, o in zip(pred[b, t][mask[b, t]].tolist(), target[b, t][mask[b, t]].tolist(), strict=True):
+            weight = 30 if o >= 30 else 10 if o >= 10 else 5 if o >= 5 else 2 if o >= 2 else 1
+            dbz = [10 * np.log10(58.53) + 15.6 * np.log10(max(rate, 1e-9)) for rate in (r, o)]
+            error = np.subtract(*np.clip((np.array(dbz) + 10) / 70, 0, 1))
+            squared, absolute = squared + weight * error**2, absolute + weight * abs(error)
+        n = int(mask[b, t].sum())
+        assert float(balanced_mse(sums)[b, t]) == pytest.approx(squared / n, rel=1e-5)
+        assert float(balanced_mae(sums)[b, t]) == pytest.approx(absolute / n, rel=1e-5)
+        assert float(hko7_b_mse(sums)[b, t]) == pytest.approx(squared, rel=1e-5)
+
+
+def test_balanced_errors_are_those_the_network_is_trained_on():
+    pred, target, mask = one_channel()
+    loss = BalancedLoss(HKO7_PIXEL)(HKO7_PIXEL.forward(pred), HKO7_PIXEL.forward(target), mask)
+    sums = BalancedSums(*(part.sum() for part in balanced_sums(pred, target, mask)))
+    assert sums.frames == 6
+    assert float(loss) * 9 * 8 == pytest.approx(float(hko7_b_mse(sums) + hko7_b_mae(sums)), rel=1e-5)
+
+
+def test_balanced_errors_perfect_masked_merged_and_undefined():
+    pred, target, mask = one_channel()
+    assert not balanced_mse(balanced_sums(target, target, mask)).any()
+    whole = balanced_sums(pred, target, mask)
+    parts = [balanced_sums(pred[:, :, :, s], target[:, :, :, s], mask[:, :, :, s]) for s in (slice(4), slice(4, 9))]
+    merged = BalancedSums(*(a + b for a, b in zip(*parts, strict=True)))
+    torch.testing.assert_close(balanced_mse(merged), balanced_mse(whole))
+    for rubbish in (99.0, torch.nan, torch.inf):
+        dirty = balanced_sums(pred.masked_fill(~mask, rubbish), target.masked_fill(~mask, rubbish), mask)
+        assert all(torch.equal(a, b) for a, b in zip(whole, dirty, strict=True))
+    nothing = balanced_sums(pred, target, torch.zeros_like(mask))
+    for formula in (balanced_mse, balanced_mae, hko7_b_mse, hko7_b_mae):
+        assert formula(nothing).isnan().all()
+    with pytest.raises(ValueError, match=r"pred: \d+ pixels, target: 0 pixels"):
+        balanced_sums(pred * torch.nan, target, mask)

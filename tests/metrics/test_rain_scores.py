@@ -11,8 +11,8 @@ from raincast.metrics.categorical import hss
 from raincast.metrics.continuous import rmse
 
 THRESHOLDS = (0.5, 2.0)
-RATIOS = ("csi", "pod", "far", "frequency_bias", "hss")
-MEANS = ("mean_error", "mae", "rmse")
+RATIOS = ("csi", "pod", "far", "frequency_bias", "hss", "ets", "f1")
+MEANS = ("mean_error", "mae", "rmse", "correlation", "uncentred_correlation")
 
 
 def fields(num: int = 4, leads: int = 3):
@@ -50,7 +50,7 @@ def test_perfect_forecast():
     metric = RainScores(THRESHOLDS, 3)
     metric.update(target, target, mask)
     got = metric.compute()
-    assert all((got[name] == 1).all() for name in ("csi", "pod", "frequency_bias", "hss"))
+    assert all((got[name] == 1).all() for name in ("csi", "pod", "frequency_bias", "hss", "ets", "f1"))
     assert all((got[name] == 0).all() for name in ("far", "mae", "rmse"))
 
 

@@ -49,7 +49,7 @@ class Cluster(Pool):
             import distributed  # noqa: F401
         except ImportError as error:
             raise ValueError(
-                f"scheduler={scheduler} needs dask.distributed: pip install -e '.[cluster]', or leave scheduler out."
+                f"scheduler={scheduler} needs dask.distributed: pip install -e '.[cluster]', or leave it out."
             ) from error
         self.scheduler = scheduler
         self._permit = _Permit(folder.absolute() / f".cluster.{uuid.uuid4().hex}.partial", _versions())
@@ -122,7 +122,7 @@ class Cluster(Pool):
 
     def _lost(self) -> Exception:
         what = "the scheduler" if self._client.status != "running" else "all workers"
-        return RuntimeError(f"{what} of the dask cluster at {self.scheduler} went away")
+        return ValueError(f"{what} of the dask cluster at {self.scheduler} went away. Run the same again.")
 
     def _check_workers(self) -> None:
         """ValueError where there is no worker, and with what is wrong with each of them."""
@@ -136,13 +136,13 @@ class Cluster(Pool):
         problems = [_words(address, answer) for address, answer in answers.items() if answer is not None]
         if problems:
             raise ValueError(
-                f"{len(problems)} of {len(answers)} workers of the dask cluster at scheduler={self.scheduler} cannot "
-                "ingest:\n  " + "\n  ".join(sorted(problems)[:5])
+                f"{len(problems)} of {len(answers)} workers of the dask cluster at scheduler={self.scheduler} "
+                "cannot ingest:\n  " + "\n  ".join(sorted(problems)[:5])
             )
         if max(num_threads.values()) > 1:
             log.warning(
-                "The workers at %s have up to %d threads, but each process does one day at a time: start them with "
-                "--nworkers N --nthreads 1",
+                "The workers at %s have up to %d threads, but a process does one day at a time: start them "
+                "with --nworkers N --nthreads 1",
                 self.scheduler,
                 max(num_threads.values()),
             )
@@ -219,12 +219,12 @@ def _connect(scheduler: str) -> Any:
             kind = thread.submit(asyncio.run, asyncio.wait_for(_kind(scheduler), CONNECT_SECONDS)).result()
         if kind != "Scheduler":
             raise ValueError(f"it is a {kind}")
-        return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+        return Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else f"silent for {CONNECT_SECONDS:g} s"
         raise ValueError(
-            f"No dask scheduler answers at scheduler={scheduler} ({reason}). Start one with `dask scheduler`, which "
-            "says its address (tcp://HOST:8786), or leave scheduler out to ingest on this machine."
+            f"No dask scheduler answers at scheduler={scheduler} ({reason}). Start one with `dask scheduler`, "
+            "which says its address (tcp://HOST:8786), or leave scheduler out to ingest on this machine."
         ) from error
 
 
@@ -232,7 +232,7 @@ async def _kind(address: str) -> str:
     """What answers at this address in dask's language."""
     from distributed import rpc
 
-    async with rpc(address) as server:
+    async with rpc(address) as server:  # type: ignore[no-untyped-call]
         identity = await server.identity()
     return str(identity["type"])
 
@@ -247,7 +247,7 @@ def _outcome(future: Any) -> tuple[Any, int]:
         times, last = error.allowed_failures + 1, error.last_worker.address
         return RuntimeError(f"its worker died {times} times, lastly {last}, perhaps killed for want of memory"), 0
     except CancelledError as error:
-        return RuntimeError(f"the dask cluster dropped it: {error}"), 0
+        return ValueError(f"the dask cluster dropped it ({error}). Run the same again."), 0
     except Exception as error:  # the caller decides; the other tasks go on
         return error, 0
     return result, done

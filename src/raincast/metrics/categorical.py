@@ -104,6 +104,21 @@ def hss(counts: Contingency) -> Float[Tensor, "..."]:
     return _ratio(2 * (a * d - b * c), (a + c) * (c + d) + (a + b) * (b + d))
 
 
+def ets(counts: Contingency) -> Float[Tensor, "..."]:
+    """Equitable threat score (Gilbert 1884), CSI without the hits that chance would give, (a − r) / (a + b + c − r)
+    with r = (a+b)(a+c) / n and letters as in `hss`; NaN where all pixels are events on both sides, or none are.
+    """
+    a, c, b, d = (count.double() for count in counts)  # products of counts overflow int64
+    # a − r = (ad − bc) / n: the difference of products keeps 0 exact where forecast and rain are independent
+    skill = a * d - b * c
+    return _ratio(skill, skill + (b + c) * (a + b + c + d))
+
+
+def f1(counts: Contingency) -> Float[Tensor, "..."]:
+    """F1 (Dice), 2·hits / (2·hits + misses + false alarms); NaN without events."""
+    return _ratio(2 * counts.hits, 2 * counts.hits + counts.misses + counts.false_alarms)
+
+
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     ratio = numerator.double() / denominator.double()
     return ratio.masked_fill(denominator == 0, torch.nan)

@@ -1,10 +1,20 @@
 """Errors in mm/h: sums per event and lead time, and the means made of them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from raincast.transforms import DbzScaling
+
+HKO7_THRESHOLDS = (0.5, 2.0, 5.0, 10.0, 30.0)
+"""mm/h (Shi et al. 2017)"""
+HKO7_WEIGHTS = (1.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+"""of the bins they cut, each closed below"""
+HKO7_PIXEL = DbzScaling(a=58.53, b=1.56, min_dbz=-10.0, max_dbz=60.0)
+"""mm/h to HKO-7's pixel, 0 to 1"""
 
 
 class ErrorSums(NamedTuple):
@@ -15,7 +25,13 @@ class ErrorSums(NamedTuple):
     """mm/h, float64 as the next two"""
     absolute_error: Float[Tensor, "..."]
     squared_error: Float[Tensor, "..."]
-    """(mm/h)²"""
+    """(mm/h)², as all that follow but the two sums of rates"""
+    pred: Float[Tensor, "..."]
+    target: Float[Tensor, "..."]
+    """mm/h"""
+    pred_squared: Float[Tensor, "..."]
+    target_squared: Float[Tensor, "..."]
+    product: Float[Tensor, "..."]
 
 
 def error_sums(
@@ -24,7 +40,8 @@ def error_sums(
     mask: Bool[Tensor, "b t c h w"],
 ) -> ErrorSums:
     """Sums over C, H, W where `mask` is True, (B, T) each. Elsewhere pred and target may be NaN."""
-    error = (pred - target).masked_fill(~mask, 0.0).flatten(2)
+    pred0, target0 = (rain.masked_fill(~mask, 0.0).flatten(2) for rain in (pred, target))
+    error = pred0 - target0
     total = error.sum(-1, dtype=torch.float64)
     if bool(total.isnan().any()):
         raise ValueError(
@@ -36,6 +53,11 @@ def error_sums(
         error=total,
         absolute_error=error.abs().sum(-1, dtype=torch.float64),
         squared_error=error.double().square().sum(-1),
+        pred=pred0.sum(-1, dtype=torch.float64),
+        target=target0.sum(-1, dtype=torch.float64),
+        pred_squared=pred0.double().square().sum(-1),
+        target_squared=target0.double().square().sum(-1),
+        product=(pred0.double() * target0).sum(-1),
     )
 
 
@@ -52,6 +74,88 @@ def mae(sums: ErrorSums) -> Float[Tensor, "..."]:
 def rmse(sums: ErrorSums) -> Float[Tensor, "..."]:
     """Root mean square error in mm/h; NaN without pixels."""
     return (sums.squared_error / sums.count).sqrt()
+
+
+def correlation(sums: ErrorSums) -> Float[Tensor, "..."]:
+    """Pearson's correlation, of departures from the means over all counted pixels; NaN where either is constant."""
+    n = sums.count.double()
+    covariance = n * sums.product - sums.pred * sums.target
+    variances = [_variance(n, sums.pred, sums.pred_squared), _variance(n, sums.target, sums.target_squared)]
+    return covariance / (variances[0].sqrt() * variances[1].sqrt())
+
+
+def uncentred_correlation(sums: ErrorSums) -> Float[Tensor, "..."]:
+    """Σpt / √(Σp²·Σt²), the correlation of Shi et al. (2015); NaN where either side has no rain."""
+    norms = [s.masked_fill(s == 0, torch.nan).sqrt() for s in (sums.pred_squared, sums.target_squared)]
+    return sums.product / (norms[0] * norms[1])
+
+
+def _variance(n: Tensor, total: Tensor, squared: Tensor) -> Tensor:
+    """n² times the variance; NaN where it is nothing but the rounding of its two terms."""
+    variance = n * squared - total.square()
+    return variance.masked_fill(variance <= 1e-12 * n * squared, torch.nan)
+
+
+class BalancedSums(NamedTuple):
+    """Weighted errors of HKO-7's pixel (0 to 1, `HKO7_PIXEL`), float64; they merge by addition."""
+
+    pixels: Int64[Tensor, "..."]
+    """counted ones, whatever their weight"""
+    frames: Int64[Tensor, "..."]
+    """with at least one counted pixel"""
+    squared: Float[Tensor, "..."]
+    absolute: Float[Tensor, "..."]
+
+
+def balanced_sums(
+    pred: Float[Tensor, "b t 1 h w"],
+    target: Float[Tensor, "b t 1 h w"],
+    mask: Bool[Tensor, "b t 1 h w"],
+    *,
+    thresholds: Sequence[float] = HKO7_THRESHOLDS,
+    weights: Sequence[float] = HKO7_WEIGHTS,
+    pixel: DbzScaling = HKO7_PIXEL,
+) -> BalancedSums:
+    """Sums over C, H, W where `mask` is True, (B, T) each, of rates in mm/h; NaN inside the mask is an error.
+
+    The weight is that of the observed rate (Shi et al. 2017); both rates are limited to what a pixel can hold.
+    """
+    missing = _masked_nans(pred, mask), _masked_nans(target, mask)
+    if any(missing):
+        raise ValueError(f"NaN inside the mask (pred: {missing[0]} pixels, target: {missing[1]} pixels).")
+    pred0, target0 = (rain.masked_fill(~mask, 0.0).flatten(2) for rain in (pred, target))
+    weight = torch.full_like(target0, weights[0])
+    for threshold, heavier in zip(thresholds, weights[1:], strict=True):
+        weight.masked_fill_(target0 >= threshold, heavier)
+    # under the mask both are 0
+    error = pixel.forward(pred0) - pixel.forward(target0)
+    num_pixels = mask.flatten(2).sum(-1)
+    return BalancedSums(
+        pixels=num_pixels,
+        frames=(num_pixels > 0).long(),
+        squared=(weight * error.square()).sum(-1, dtype=torch.float64),
+        absolute=(weight * error.abs()).sum(-1, dtype=torch.float64),
+    )
+
+
+def balanced_mse(sums: BalancedSums) -> Float[Tensor, "..."]:
+    """Mean weighted squared error of a pixel, whatever the image's size; NaN without pixels."""
+    return sums.squared / sums.pixels
+
+
+def balanced_mae(sums: BalancedSums) -> Float[Tensor, "..."]:
+    """Mean weighted absolute error of a pixel, whatever the image's size; NaN without pixels."""
+    return sums.absolute / sums.pixels
+
+
+def hko7_b_mse(sums: BalancedSums) -> Float[Tensor, "..."]:
+    """HKO-7's B-MSE, a frame's sum: to be compared on its 480 × 480 pixels only; NaN without frames."""
+    return sums.squared / sums.frames
+
+
+def hko7_b_mae(sums: BalancedSums) -> Float[Tensor, "..."]:
+    """HKO-7's B-MAE, a frame's sum: to be compared on its 480 × 480 pixels only; NaN without frames."""
+    return sums.absolute / sums.frames
 
 
 def _masked_nans(values: Tensor, mask: Tensor) -> int:

@@ -16,8 +16,8 @@ class RainScores(Metric):
     """Contingency and error sums per lead time over everything seen; ratios are formed once, at the end.
 
     States are int64 counts and float64 sums that merge across ranks by addition, so that the scores of N
-    ranks are those of one process. `compute()` gives float64 tensors: csi, pod, far, frequency_bias, hss
-    of shape (K thresholds, T leads), mean_error, mae in mm/h and rmse (T); beside them the sums
+    ranks are those of one process. `compute()` gives float64 tensors: csi, pod, far, frequency_bias, hss,
+    ets, f1 of shape (K thresholds, T leads), mean_error, mae and rmse in mm/h and both correlations (T); beside them the sums
     themselves under their names in `Contingency` (K, T) and `ErrorSums` (T). Undefined is NaN.
     """
 
@@ -67,9 +67,13 @@ class RainScores(Metric):
             "far": categorical.far(counts),
             "frequency_bias": categorical.frequency_bias(counts),
             "hss": categorical.hss(counts),
+            "ets": categorical.ets(counts),
+            "f1": categorical.f1(counts),
             "mean_error": continuous.mean_error(errors),
             "mae": continuous.mae(errors),
             "rmse": continuous.rmse(errors),
+            "correlation": continuous.correlation(errors),
+            "uncentred_correlation": continuous.uncentred_correlation(errors),
             **counts._asdict(),
             **errors._asdict(),
         }
