@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raincast.data.audit import audit
+from raincast.data.audit import audit, same_times
 from raincast.data.windows import SPLITS
 
 
@@ -29,6 +29,14 @@ def test_audit_against_sets(data):
     assert found.passed == (not any(frames[a] & frames[b] for a, b in found.shared))
     gaps = [abs(p - q) for a, b in found.shared for p in frames[a] for q in frames[b]]
     assert found.closest == (min(gaps) if gaps else None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(st.integers(0, 60)), st.sets(st.integers(0, 60)), st.integers(1, 8))
+def test_same_times_against_all_pairs(times, others, step):
+    expected = sum(any(abs(t - o) < step for o in others) for t in times)
+    given_times, of_others = (np.array(sorted(own), "datetime64[m]") for own in (times, others))
+    assert same_times(given_times, of_others, np.timedelta64(step, "m")) == expected
 
 
 def test_one_shared_frame_is_found():

@@ -127,6 +127,24 @@ def test_batches_mix_archives_and_validation_is_of_the_first(make):
     assert {place.source for place in data.eval_places("val")} == {0}
 
 
+def test_all_of_an_archive_may_train(make, tmp_path):
+    def extra(**kwargs) -> RadarDataModule:
+        return make(more=[{"archive": str(tmp_path / "other"), **kwargs}])
+
+    # 240 frames of 5 min hold 240 − 9 windows of 10
+    assert extra(all=True).more_windows[0].starts["train"].size == 231
+    assert 0 < extra().more_windows[0].starts["train"].size < 231
+    assert extra(all=True).split_hash != extra().split_hash
+
+
+def test_an_event_too_short_to_split_trains_whole(make, tmp_path):
+    archive(tmp_path / "event", 20, height=20, width=30)
+    with pytest.raises(ValueError, match="no window of 10 frames for train"):
+        _ = make(more=[{"archive": str(tmp_path / "event")}]).more_windows
+    data = make(more=[{"archive": str(tmp_path / "event"), "all": True}])
+    assert data.more_windows[0].starts["train"].size == 11
+
+
 def test_the_hash_changes_with_the_further_archives(make):
     assert make().split_hash != make(more=[]).split_hash == make(more=[]).windows.hash
 

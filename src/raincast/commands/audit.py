@@ -38,6 +38,7 @@ def run(cfg: DictConfig) -> "Audit":
     )
     log.info("%s: %d frames\n%s", archive, data.archive.num_times, windows.describe())
     log.info("%s", _result(found, data))
+    _warn_of_same_times(data)
     same = _compare(data.split_hash, expected)
     if not found.passed or not same:
         raise SystemExit(1)
@@ -59,6 +60,26 @@ def _result(found: "Audit", data: "RadarDataModule") -> str:
         )
         lines.append(f"No frame is in two splits{apart}.")
     return "\n".join(lines)
+
+
+def _warn_of_same_times(data: "RadarDataModule") -> None:
+    """Of further archives: the same rain, seen by another radar, may be in train and in test."""
+    from raincast.data.audit import same_times, window_times
+
+    main = data.sources[0]
+    for source, windows in zip(data.sources[1:], data.more_windows, strict=True):
+        times = window_times(source, windows.starts["train"])
+        for name in ("val", "test"):
+            number = same_times(times, window_times(main, data.windows.starts[name]), main.archive.step)
+            if number:
+                log.warning(
+                    "%s: %d of its %d training times are times of %s too. If it sees the same rain, give it the "
+                    "split (all:false) or leave it out.",
+                    source.archive.path,
+                    number,
+                    times.size,
+                    name,
+                )
 
 
 def _compare(found: str, expected: str | None) -> bool:

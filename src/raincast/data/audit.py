@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from raincast.data.source import Source
 from raincast.data.windows import SPLITS, Starts
 
 
@@ -42,6 +43,28 @@ def audit(starts: Mapping[str, Starts], num_frames: int, present: npt.NDArray[np
         shared={(a, b): np.flatnonzero(covered[a] & covered[b]) for a, b in pairs},
         closest=_closest(covered),
     )
+
+
+def same_times(
+    times: npt.NDArray[np.datetime64],
+    of_others: npt.NDArray[np.datetime64],
+    step: np.timedelta64,
+) -> int:
+    """How many of `times` lie less than a step from one of `of_others`, both ascending."""
+    if not of_others.size:
+        return 0
+    after = np.searchsorted(of_others, times).clip(0, of_others.size - 1)
+    nearest = np.minimum(abs(of_others[after] - times), abs(of_others[(after - 1).clip(0)] - times))
+    return int((nearest < step).sum())
+
+
+def window_times(source: Source, starts: Starts) -> npt.NDArray[np.datetime64]:
+    """The times of all slots in the windows that begin at `starts`, ascending."""
+    if not starts.size:
+        return source.archive.times[:0]
+    covered = _covered(starts, source.num_slots, int(starts[-1]) + source.num_slots)
+    times: npt.NDArray[np.datetime64] = source.archive.times[0] + np.flatnonzero(covered) * source.archive.step
+    return times
 
 
 def _covered(starts: Starts, num_frames: int, num_slots: int) -> npt.NDArray[np.bool_]:

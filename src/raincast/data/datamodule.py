@@ -26,17 +26,21 @@ from raincast.data.sampler import (
     tile_positions,
 )
 from raincast.data.source import Source
-from raincast.data.windows import Split, SplitWindows
+from raincast.data.windows import Split, SplitWindows, TrainAll
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Extra:
-    """A further archive to train on; its places are drawn `weight` times as often as by their rain alone."""
+    """A further archive to train on; its places are drawn `weight` times as often as by their rain alone.
+
+    `all`: of its windows all train, and not only those that the split gives to train.
+    """
 
     archive: str
     weight: float = 1.0
+    all: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a weight that is none."""
@@ -145,8 +149,11 @@ class RadarDataModule(L.LightningDataModule):
 
     @cached_property
     def more_windows(self) -> list[SplitWindows]:
-        """The windows of the further archives, by the same split: training takes those of train alone."""
-        return [source.split(self.split, self.max_missing) for source in self.sources[1:]]
+        """The windows of the further archives, by the same split; training takes those of train alone."""
+        return [
+            source.split(TrainAll() if extra.all else self.split, self.max_missing, needed=("train",))
+            for source, extra in zip(self.sources[1:], self.more, strict=True)
+        ]
 
     @property
     def split_hash(self) -> str:

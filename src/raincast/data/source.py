@@ -1,5 +1,6 @@
 """An archive as training sees it: at the step of the samples, which may be several of its own."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 
 from raincast.archive import Archive
 from raincast.archive.codes import MISSING_CODE
-from raincast.data.windows import Split, SplitWindows, frame_slots, split_windows
+from raincast.data.windows import SPLITS, Split, SplitWindows, frame_slots, split_windows
 
 Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 """As `Archive.read_stored` gives them."""
@@ -51,8 +52,8 @@ class Source:
         """The archive's own steps that a window covers."""
         return self._span(self.input_steps + self.lead_steps)
 
-    def split(self, split: Split, max_missing: int) -> SplitWindows:
-        """The windows of each split; `max_missing` counts the archive's frames."""
+    def split(self, split: Split, max_missing: int, *, needed: Sequence[str] = SPLITS) -> SplitWindows:
+        """The windows of each split; `max_missing` counts the archive's frames, `needed` splits hold windows."""
         return split_windows(
             self.archive.times,
             self.archive.step,
@@ -61,6 +62,7 @@ class Source:
             identity=self.archive.identity,
             input_steps=self._span(self.input_steps),
             max_missing=max_missing,
+            needed=needed,
         )
 
     def newest(self, start: int) -> np.datetime64:

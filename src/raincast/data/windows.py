@@ -107,6 +107,15 @@ class DateSplit:
         return with_embargo(stated, embargo_of(self.embargo_minutes, window))
 
 
+@dataclass(frozen=True)
+class TrainAll:
+    """Everything trains."""
+
+    def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
+        """One range."""
+        return [TimeRange("train", times[0], times[-1] + step)]
+
+
 def in_order(stated: Sequence[TimeRange]) -> list[TimeRange]:
     """Ascending; ValueError where one ends before it begins, or two overlap."""
     for r in stated:
@@ -228,8 +237,12 @@ def split_windows(
     identity: str = "",
     input_steps: int | None = None,
     max_missing: int = 0,
+    needed: Sequence[str] = SPLITS,
 ) -> SplitWindows:
-    """Give each window to the split with a range that holds all its times; ValueError where a split gets none."""
+    """Give each window to the split with a range that holds all its times.
+
+    ValueError where one of the splits that are `needed` gets none.
+    """
     starts = window_starts(times, step, num_frames, input_steps=input_steps, max_missing=max_missing)
     if starts.size == 0:
         raise ValueError(
@@ -248,7 +261,7 @@ def split_windows(
                 begin, end = np.searchsorted(first, [r.start, r.stop - span])
                 inside[begin:end] = True
         chosen[name] = starts[inside]
-    empty = [name for name in SPLITS if chosen[name].size == 0]
+    empty = [name for name in needed if chosen[name].size == 0]
     if empty:
         listing = "; ".join(f"{r.split} {_short(r.start)} to {_short(r.stop)}" for r in ranges[:12])
         more = f"; and {len(ranges) - 12} more" if len(ranges) > 12 else ""
