@@ -1,7 +1,7 @@
 """An archive on disk: a folder of netCDF files (one a day), a single CF netCDF file, or a Zarr store.
 
 `Archive` reads windows fast and without dask; `PartWriter`, and `write_part` by it, is the one place that
-decides how rain lies on disk. Rates are int16 codes of 0.01 mm/h in chunks of (8, 128, 128), zstd 3 with
+decides how rain lies on disk. Rates are int16 codes of 0.01 mm/h in chunks of (8, 64, 64), zstd 3 with
 shuffle: a window of 24 frames of 256² then reads about 7 × faster than from the usual one-frame zlib chunks.
 """
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 CODE_MM_H = 0.01
 MISSING_CODE = -32768
 MAX_RATE = 327.0  # the largest rate an int16 code of 0.01 mm/h holds, rounded down
-CHUNKS = (8, 128, 128)
+CHUNKS = (8, 64, 64)
 TIME_UNITS = "seconds since 1970-01-01"
 BAND_PIXELS = 2**18  # 2 MB in float64: stays in a core's cache
 

@@ -4,6 +4,7 @@ import contextlib
 import glob
 import io
 import os
+import socket
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +58,7 @@ class PartWriter:
         self.attrs = dict(attrs or {})
         self.times: list[np.datetime64] = []
         # by process: where two write the same part, neither writes into the other's file
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
         self._file: Any = None
         self._num_in_block = 0
 
