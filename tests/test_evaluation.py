@@ -191,6 +191,45 @@ def test_coordinates_have_units_and_the_first_lead_is_one_step(windows):
     assert all(scores[name].attrs["units"] == "1" for name in ("correlation", *BALANCED))
 
 
+SCALES = {"scales": (1, 4, 16), "pixel_km": 2.0}
+
+
+def test_fss_of_perfect_dry_and_shifted_forecasts(windows):
+    samples = batches(windows)
+    shifted = [np.roll(frame, 2, axis=-1) for frame in truth(samples)]
+    dry = [0 * frame for frame in truth(samples)]
+    answers = {"perfect": truth(samples), "shifted": shifted, "dry": dry}
+    scores = scored([Says(name, frames) for name, frames in answers.items()], samples, **SCALES)
+    fss = scores["fss"].sel(threshold=0.5)
+    assert fss.dims == ("forecaster", "scale", "lead_time") and scores["box"].values.tolist() == [1, 2, 8]
+    assert (fss.sel(forecaster="perfect") == 1).all() and (fss.sel(forecaster="dry") == 0).all()
+    assert (fss.sel(forecaster="shifted").diff("scale") > 0).all()
+    assert scores["scale"].attrs["units"] == "km" and scores["fss"].attrs["long_name"]
+
+
+def test_fss_of_one_pixel_is_f1_and_its_sums_are_kept_by_event(windows):
+    samples = batches(windows)
+    scores = scored([Says("noisy", noisy(samples)), Persistence()], samples, **SCALES)
+    np.testing.assert_allclose(scores["fss"].isel(scale=0), scores["f1"], rtol=1e-12)
+    difference, squares = (scores[f"sum_fss_{key}"] for key in ("squared_difference", "squares"))
+    assert difference.dims == ("forecaster", "event", "threshold", "scale", "lead_time")
+    np.testing.assert_allclose(scores["fss"], 1 - difference.sum("event") / squares.sum("event"))
+    for size in (1, 20):  # chunked equals whole
+        other = batches(windows, size)
+        again = scored([Says("noisy", noisy(other)), Persistence()], other, **SCALES)
+        xr.testing.assert_allclose(again["fss"], scores["fss"], rtol=1e-12)
+    bare = scored([Says("noisy", noisy(samples)), Persistence()], samples)
+    xr.testing.assert_identical(bare, scores[list(bare)].drop_vars(["scale", "box"], errors="ignore"))
+    assert "fss" not in bare
+
+
+def test_scales_need_the_size_of_a_pixel_and_stand_once(windows):
+    with pytest.raises(ValueError, match=r"scales=\[1, 4\] in km: state pixel_km"):
+        scored([Persistence()], batches(windows), scales=[1, 4])
+    with pytest.raises(ValueError, match="has one twice"):
+        scored([Persistence()], batches(windows), scales=[4, 4], pixel_km=1.0)
+
+
 def test_progress_counts_windows(windows):
     seen = []
     scored([Persistence()], batches(windows), progress=seen.append)

@@ -26,6 +26,26 @@ class Forecaster(Protocol):
         """(B, T_in, C, H, W) mm/h with NaN for missing → (B, num_steps, 1, H, W) mm/h, finite, ≥ 0."""
 
 
+def forecast_windows(
+    forecaster: Forecaster,
+    rain: npt.NDArray[np.float32],
+    num_steps: int,
+    *,
+    times: npt.NDArray[np.datetime64],
+    y: Sequence[int],
+    x: Sequence[int],
+) -> npt.NDArray[np.float32]:
+    """As `forecaster.forecast`; who has a `forecast_at` is also told when and where.
+
+    `times` (B,): UTC of the newest input frames; `y`, `x` (B,): the top-left pixels within the archive.
+    """
+    forecast_at = getattr(forecaster, "forecast_at", None)
+    if forecast_at is None:
+        return forecaster.forecast(rain, num_steps)
+    forecast: npt.NDArray[np.float32] = forecast_at(rain, num_steps, times=times, y=y, x=x)
+    return forecast
+
+
 def to_network_scale(transform: Transform, rain: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
     """mm/h with NaN → network scale, where a missing pixel becomes 0: no rain."""
     # before the transform, where no rain is 0 too: what exported networks run on differs in what it clips NaN to

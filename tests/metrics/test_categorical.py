@@ -94,7 +94,9 @@ def test_formulas_by_hand():
     assert float(far(counts)) == pytest.approx(72 / 100)
     assert float(frequency_bias(counts)) == pytest.approx(100 / 51)
     assert float(hss(counts)) == pytest.approx(0.355, abs=5e-4)
-    assert float(ets(counts)) == pytest.approx((28 - 1.8195) / (123 - 1.8195), abs=1e-4)  # 100 · 51 / 2803 by chance
+    assert float(ets(counts)) == pytest.approx(
+        (28 - 1.8195) / (123 - 1.8195), abs=1e-4
+    )  # 100 · 51 / 2803 by chance
     assert float(f1(counts)) == pytest.approx(56 / 151)
 
 

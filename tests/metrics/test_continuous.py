@@ -149,7 +149,9 @@ def test_balanced_errors_perfect_masked_merged_and_undefined():
     pred, target, mask = one_channel()
     assert not balanced_mse(balanced_sums(target, target, mask)).any()
     whole = balanced_sums(pred, target, mask)
-    parts = [balanced_sums(pred[:, :, :, s], target[:, :, :, s], mask[:, :, :, s]) for s in (slice(4), slice(4, 9))]
+    parts = [
+        balanced_sums(pred[:, :, :, s], target[:, :, :, s], mask[:, :, :, s]) for s in (slice(4), slice(4, 9))
+    ]
     merged = BalancedSums(*(a + b for a, b in zip(*parts, strict=True)))
     torch.testing.assert_close(balanced_mse(merged), balanced_mse(whole))
     for rubbish in (99.0, torch.nan, torch.inf):

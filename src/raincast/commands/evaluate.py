@@ -35,6 +35,9 @@ def run(cfg: DictConfig) -> "xr.Dataset":
             checkpoint.path,
         )
     network = build.forecaster_of(checkpoint, device=cfg.device)
+    for other in others:
+        if locate := getattr(other, "locate", None):  # some have to know where and how far apart the pixels lie
+            locate(data.archive.grid, data.archive.step_minutes)
     thresholds = [float(t) for t in cfg.metrics.thresholds]
     scores = report.score([network, *others], data, cfg.split, thresholds).assign_attrs(
         checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256

@@ -140,6 +140,7 @@ def after_training(
 
 def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, path: Path) -> Path:
     """Draw the window of `split` with the most rain to come: what happened, and each forecast of it."""
+    from raincast.forecaster import forecast_windows
     from raincast.output.pictures import forecast_picture
     from raincast.schema import Grid
 
@@ -148,7 +149,12 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
     rain = sample["input"].numpy()[None]
     observed = sample["target"].numpy()[:, 0]
     never = np.isnan(rain[0, :, 0]).all(axis=0)
-    forecasts = {f.name: np.where(never, np.nan, f.forecast(rain, data.lead_steps)[0, :, 0]) for f in forecasters}
+    times = np.array([sample["time"]], "datetime64[s]")
+    forecasts = {
+        f.name: forecast_windows(f, rain, data.lead_steps, times=times, y=[place.y], x=[place.x])[0, :, 0]
+        for f in forecasters
+    }
+    forecasts = {name: np.where(never, np.nan, forecast) for name, forecast in forecasts.items()}
     grid = data.archive.grid
     crop = Grid(grid.y[place.y : place.y + place.height], grid.x[place.x : place.x + place.width], grid.crs_wkt)
     return forecast_picture(

@@ -246,8 +246,8 @@ def _outcome(future: Any) -> tuple[Any, int]:
     except KilledWorker as error:
         times, last = error.allowed_failures + 1, error.last_worker.address
         return RuntimeError(f"its worker died {times} times, lastly {last}, perhaps killed for want of memory"), 0
-    except CancelledError as error:
-        return ValueError(f"the dask cluster dropped it ({error}). Run the same again."), 0
+    except CancelledError:
+        return ValueError("the dask cluster dropped it, or its scheduler went away. Run the same again."), 0
     except Exception as error:  # the caller decides; the other tasks go on
         return error, 0
     return result, done

@@ -29,8 +29,8 @@ def contingency(
     Pixels where `mask` is False count nowhere and may be NaN; NaN elsewhere is an error.
     """
     check_thresholds(thresholds)
-    _check_finite("pred", pred, mask)
-    _check_finite("target", target, mask)
+    check_finite("pred", pred, mask)
+    check_finite("target", target, mask)
     joint = _joint_histogram(_bins(pred, thresholds), _bins(target, thresholds), mask, len(thresholds) + 1)
     # reached[..., i, j]: pixels whose forecast is in bin i or above and whose observation in bin j or above
     reached = joint.flip(-2, -1).cumsum(-2).cumsum(-1).flip(-2, -1)
@@ -46,7 +46,8 @@ def check_thresholds(thresholds: Sequence[float]) -> None:
         raise ValueError(f"thresholds={list(thresholds)} must be at least one, increasing, in mm/h.")
 
 
-def _check_finite(name: str, values: Tensor, mask: Tensor) -> None:
+def check_finite(name: str, values: Tensor, mask: Tensor) -> None:
+    """Refuse NaN where it would be scored."""
     missing = int((values.isnan() & mask).sum())
     if missing:
         raise ValueError(
@@ -105,8 +106,8 @@ def hss(counts: Contingency) -> Float[Tensor, "..."]:
 
 
 def ets(counts: Contingency) -> Float[Tensor, "..."]:
-    """Equitable threat score (Gilbert 1884), CSI without the hits that chance would give, (a − r) / (a + b + c − r)
-    with r = (a+b)(a+c) / n and letters as in `hss`; NaN where all pixels are events on both sides, or none are.
+    """Equitable threat score (Gilbert 1884), CSI without the hits of chance, (a − r) / (a + b + c − r) with
+    r = (a+b)(a+c) / n and letters as in `hss`; NaN where all pixels are events on both sides, or none are.
     """
     a, c, b, d = (count.double() for count in counts)  # products of counts overflow int64
     # a − r = (ad − bc) / n: the difference of products keeps 0 exact where forecast and rain are independent

@@ -42,23 +42,25 @@ def error_sums(
     """Sums over C, H, W where `mask` is True, (B, T) each. Elsewhere pred and target may be NaN."""
     pred0, target0 = (rain.masked_fill(~mask, 0.0).flatten(2) for rain in (pred, target))
     error = pred0 - target0
+    pred0, target0 = pred0.double(), target0.double()
     total = error.sum(-1, dtype=torch.float64)
-    if bool(total.isnan().any()):
-        raise ValueError(
-            f"pred or target has NaN inside the mask (pred: {_masked_nans(pred, mask)} pixels, "
-            f"target: {_masked_nans(target, mask)} pixels). Fill the forecast; mask what was not observed."
-        )
+    _check_sum(total, pred, target, mask)
     return ErrorSums(
         count=mask.flatten(2).sum(-1),
         error=total,
         absolute_error=error.abs().sum(-1, dtype=torch.float64),
-        squared_error=error.double().square().sum(-1),
-        pred=pred0.sum(-1, dtype=torch.float64),
-        target=target0.sum(-1, dtype=torch.float64),
-        pred_squared=pred0.double().square().sum(-1),
-        target_squared=target0.double().square().sum(-1),
-        product=(pred0.double() * target0).sum(-1),
+        squared_error=dot(error.double(), error.double()),
+        pred=pred0.sum(-1),
+        target=target0.sum(-1),
+        pred_squared=dot(pred0, pred0),
+        target_squared=dot(target0, target0),
+        product=dot(pred0, target0),
     )
+
+
+def dot(a: Float[Tensor, "*n p"], b: Float[Tensor, "*n p"]) -> Float[Tensor, "*n"]:
+    """Σab over the last axis, without holding the products."""
+    return (a.unsqueeze(-2) @ b.unsqueeze(-1))[..., 0, 0]
 
 
 def mean_error(sums: ErrorSums) -> Float[Tensor, "..."]:
@@ -77,7 +79,7 @@ def rmse(sums: ErrorSums) -> Float[Tensor, "..."]:
 
 
 def correlation(sums: ErrorSums) -> Float[Tensor, "..."]:
-    """Pearson's correlation, of departures from the means over all counted pixels; NaN where either is constant."""
+    """Pearson's correlation, about the means over all counted pixels; NaN where either side is constant."""
     n = sums.count.double()
     covariance = n * sums.product - sums.pred * sums.target
     variances = [_variance(n, sums.pred, sums.pred_squared), _variance(n, sums.target, sums.target_squared)]
@@ -120,21 +122,20 @@ def balanced_sums(
 
     The weight is that of the observed rate (Shi et al. 2017); both rates are limited to what a pixel can hold.
     """
-    missing = _masked_nans(pred, mask), _masked_nans(target, mask)
-    if any(missing):
-        raise ValueError(f"NaN inside the mask (pred: {missing[0]} pixels, target: {missing[1]} pixels).")
     pred0, target0 = (rain.masked_fill(~mask, 0.0).flatten(2) for rain in (pred, target))
-    weight = torch.full_like(target0, weights[0])
+    weight = torch.full_like(target0, weights[0], dtype=torch.float64)
     for threshold, heavier in zip(thresholds, weights[1:], strict=True):
         weight.masked_fill_(target0 >= threshold, heavier)
     # under the mask both are 0
-    error = pixel.forward(pred0) - pixel.forward(target0)
+    error = (pixel.forward(pred0) - pixel.forward(target0)).double()
+    absolute = dot(weight, error.abs())
+    _check_sum(absolute, pred, target, mask)
     num_pixels = mask.flatten(2).sum(-1)
     return BalancedSums(
         pixels=num_pixels,
         frames=(num_pixels > 0).long(),
-        squared=(weight * error.square()).sum(-1, dtype=torch.float64),
-        absolute=(weight * error.abs()).sum(-1, dtype=torch.float64),
+        squared=dot(weight * error, error),
+        absolute=absolute,
     )
 
 
@@ -156,6 +157,15 @@ def hko7_b_mse(sums: BalancedSums) -> Float[Tensor, "..."]:
 def hko7_b_mae(sums: BalancedSums) -> Float[Tensor, "..."]:
     """HKO-7's B-MAE, a frame's sum: to be compared on its 480 × 480 pixels only; NaN without frames."""
     return sums.absolute / sums.frames
+
+
+def _check_sum(total: Tensor, pred: Tensor, target: Tensor, mask: Tensor) -> None:
+    """Refuse NaN inside the mask by the sum it has spoilt, which costs no pass over the pixels."""
+    if bool(total.isnan().any()):
+        raise ValueError(
+            f"pred or target has NaN inside the mask (pred: {_masked_nans(pred, mask)} pixels, "
+            f"target: {_masked_nans(target, mask)} pixels). Fill the forecast; mask what was not observed."
+        )
 
 
 def _masked_nans(values: Tensor, mask: Tensor) -> int:

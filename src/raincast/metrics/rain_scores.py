@@ -17,8 +17,9 @@ class RainScores(Metric):
 
     States are int64 counts and float64 sums that merge across ranks by addition, so that the scores of N
     ranks are those of one process. `compute()` gives float64 tensors: csi, pod, far, frequency_bias, hss,
-    ets, f1 of shape (K thresholds, T leads), mean_error, mae and rmse in mm/h and both correlations (T); beside them the sums
-    themselves under their names in `Contingency` (K, T) and `ErrorSums` (T). Undefined is NaN.
+    ets, f1 of shape (K thresholds, T leads), mean_error, mae and rmse in mm/h, and both correlations (T);
+    beside them the sums themselves under their names in `Contingency` (K, T) and `ErrorSums` (T).
+    Undefined is NaN.
     """
 
     full_state_update = False

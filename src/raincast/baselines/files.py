@@ -1,0 +1,137 @@
+"""The forecasts of any other party, from CF files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.baselines.past import Forecast, Rain, check
+from raincast.schema import INIT_TIME, LEAD_TIME, Grid, X, Y
+
+Times = npt.NDArray[np.datetime64]
+
+
+class ForecastFiles:
+    """Forecasts that lie in CF netCDF files: one file, or a folder with one file for each init_time.
+
+    A file is as `forecast.py` writes it: a rain rate (lead_time, y, x), a scalar init_time (UTC), lead_time
+    as a duration, and a projection. Files may cover more than what is scored, in area, times and leads; less is
+    an error, as a forecast that was never made has no score. Missing pixels are no rain. Nothing is interpolated.
+    """
+
+    def __init__(self, path: str | Path | None, *, name: str = "file") -> None:
+        """`name` is the party's, in tables; ValueError without a readable forecast in `path`."""
+        if path is None:
+            raise ValueError(
+                "path=null: say where the forecasts are, for example baseline.file.path=their/forecasts."
+            )
+        self.name = name
+        self.path = Path(path)
+        self._files = _index(self.path)
+        self._grid: Grid | None = None
+        self._step_minutes = 0.0
+
+    def locate(self, grid: Grid, step_minutes: float) -> None:
+        """Tell it where the pixels lie that it will be asked for, and how far apart the frames."""
+        self._grid = grid
+        self._step_minutes = step_minutes
+
+    def forecast(self, rain: Rain, num_steps: int) -> Forecast:
+        """ValueError: what lies in files depends on the time and the place."""
+        raise ValueError(f"{self.name} are forecasts in files, found by time and place: call forecast_at.")
+
+    def forecast_at(
+        self, rain: Rain, num_steps: int, *, times: Times, y: Sequence[int], x: Sequence[int]
+    ) -> Forecast:
+        """As the protocol says, for windows whose newest input frames are of `times` (B,), UTC.
+
+        `y` and `x` (B,) are their top-left pixels in the grid of `locate`.
+        """
+        check(rain, num_steps)
+        if self._grid is None:
+            raise ValueError(f"{self.name}: call locate(grid, step_minutes) first.")
+        height, width = rain.shape[3:]
+        leads = schema.step_timedelta(self._step_minutes) * np.arange(1, num_steps + 1)
+        out = np.empty((len(rain), num_steps, 1, height, width), np.float32)
+        for row, (time, top, left) in enumerate(zip(times, y, x, strict=True)):
+            crop = Grid(self._grid.y[top : top + height], self._grid.x[left : left + width], self._grid.crs_wkt)
+            out[row, :, 0] = self._read(time.astype("datetime64[ns]"), leads, crop)
+        return out
+
+    def _read(self, time: np.datetime64, leads: npt.NDArray[np.timedelta64], crop: Grid) -> np.ndarray:
+        if time not in self._files:
+            first, last = min(self._files), max(self._files)
+            raise ValueError(
+                f"{self.path} has no forecast from {_text(time)}; it has {len(self._files)}, from {_text(first)} "
+                f"to {_text(last)}. Add it, or score only windows that it has (data.split, data.eval_stride)."
+            )
+        path = self._files[time]
+        with _open(path) as dataset:
+            variable = schema.find_rain_variable(dataset)
+            rain = dataset[variable].transpose(LEAD_TIME, Y, X)
+            rows, columns = _place(path, dataset, variable, crop)
+            own = dataset[LEAD_TIME].values.astype("timedelta64[ns]")
+            absent = np.setdiff1d(leads, own)
+            if len(absent):
+                raise ValueError(
+                    f"{path} lacks lead times, the first {absent[0] / np.timedelta64(60, 's'):g} min: ask for "
+                    "fewer steps, or add them."
+                )
+            order = [int(np.flatnonzero(own == lead)[0]) for lead in leads]
+            to_mm_h = schema.MM_H_PER_UNIT[str(rain.attrs["units"])]
+            values = rain.isel({Y: rows, X: columns}).values[order] * to_mm_h
+        filled: np.ndarray = np.maximum(np.nan_to_num(values, nan=0.0, posinf=0.0), 0.0).astype(np.float32)
+        return filled
+
+
+def _index(path: Path) -> dict[Any, Path]:
+    """init_time → file."""
+    files = [path] if path.is_file() else sorted(path.glob("*.nc"))
+    if not files:
+        raise ValueError(f"path={path} is no forecast file, and no folder with some (*.nc).")
+    found: dict[Any, Path] = {}
+    for file in files:
+        with _open(file) as dataset:
+            time = dataset[INIT_TIME].values.astype("datetime64[ns]")[()]
+        if time in found:
+            raise ValueError(f"{found[time]} and {file} are both from {_text(time)}: remove one of them.")
+        found[time] = file
+    return found
+
+
+def _open(path: Path) -> xr.Dataset:
+    try:
+        dataset = xr.open_dataset(path, engine="netcdf4", chunks=None, decode_timedelta=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a CF netCDF file: {error}") from error
+    absent = [name for name in (INIT_TIME, LEAD_TIME, Y, X) if name not in dataset.variables]
+    if absent or dataset[INIT_TIME].ndim:
+        dataset.close()
+        raise ValueError(
+            f"{path} is no forecast as raincast writes it: it lacks "
+            f"{', '.join(absent) or 'an init_time of one value'}. Write a file for each init_time."
+        )
+    return dataset
+
+
+def _place(path: Path, dataset: xr.Dataset, variable: str, crop: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns of the file at which the pixels of `crop` lie."""
+    axes = [dataset[axis].values.astype(np.float64) for axis in (Y, X)]
+    picked = [
+        np.abs(axis[:, None] - wanted).argmin(axis=0) for axis, wanted in zip(axes, (crop.y, crop.x), strict=True)
+    ]
+    own = Grid(axes[0][picked[0]], axes[1][picked[1]], str(schema.find_crs_wkt(dataset, variable)))
+    if not own.same_as(crop):
+        raise ValueError(
+            f"{path} does not have the pixels that are scored (y {crop.y[0]:g} … {crop.y[-1]:g}, x {crop.x[0]:g} "
+            f"… {crop.x[-1]:g}): put the forecast on the grid of the archive first."
+        )
+    return picked[0], picked[1]
+
+
+def _text(time: Any) -> str:
+    return str(np.datetime_as_string(time, unit="m"))

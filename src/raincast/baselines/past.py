@@ -1,0 +1,70 @@
+"""What was seen: rain in mm/h with NaN where missing, and the forecast that it stays as it is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+Rain = Float32[np.ndarray, "b t c h w"]
+"""mm/h, NaN = missing; channel 0 is rain"""
+
+Forecast = Float32[np.ndarray, "b steps 1 h w"]
+"""mm/h, finite and not negative"""
+
+
+class Persistence:
+    """It will rain as it does now: each pixel's last valid observation, at every lead time."""
+
+    name = "persistence"
+
+    def forecast(self, rain: Rain, num_steps: int) -> Forecast:
+        """(B, T_in, C, H, W) mm/h → (B, num_steps, 1, H, W) mm/h."""
+        check(rain, num_steps)
+        return np.stack([persist(frames, num_steps) for frames in rain[:, :, 0]])[:, :, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """The consecutive frames, (T, H, W) in mm/h, that end at the last one with an observation.
+
+    `frames` has NaN where missing; in `filled` the pixel's last valid observation stands there, 0 where
+    there is none. `age` is how many steps ago the last of them was.
+    """
+
+    frames: np.ndarray
+    filled: np.ndarray
+    age: int
+
+
+def look_back(frames: np.ndarray, num_frames: int) -> Past:
+    """The past in `frames`, of at most `num_frames` frames; of one if nothing was ever observed."""
+    observed = np.isfinite(frames).any(axis=(1, 2))
+    last = int(np.flatnonzero(observed)[-1]) if observed.any() else 0
+    first = last
+    while first > 0 and observed[first - 1] and last - first + 1 < num_frames:
+        first -= 1
+    window = slice(first, last + 1)
+    return Past(frames[window], fill(frames[: last + 1])[window], len(frames) - 1 - last)
+
+
+def check(rain: np.ndarray, num_steps: int) -> None:
+    """ValueError where a forecaster was not given rain of five axes, or is asked for no step."""
+    if rain.ndim != 5 or 0 in rain.shape:
+        raise ValueError(f"Expected rain of shape (B, T, C, H, W), found {rain.shape}. Add the missing axis.")
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps}: ask for at least one frame.")
+
+
+def fill(frames: np.ndarray) -> np.ndarray:
+    """(T, H, W) → the same, not negative, with each missing pixel's last valid value, 0 where there is none."""
+    filled = np.empty(frames.shape, dtype=np.float32)
+    latest = np.zeros(frames.shape[1:], dtype=np.float32)
+    for step, frame in enumerate(frames):
+        latest = np.where(np.isfinite(frame), frame, latest)
+        filled[step] = latest
+    return np.maximum(filled, 0.0, dtype=np.float32)
+
+
+def persist(frames: np.ndarray, num_steps: int) -> np.ndarray:
+    """(T, H, W) → (num_steps, H, W): each pixel's last valid observation."""
+    return np.repeat(fill(frames)[-1:], num_steps, axis=0)

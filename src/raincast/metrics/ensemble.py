@@ -1,0 +1,103 @@
+"""Scores of ensembles, rain rates in mm/h: (B, T, M, H, W), where M members of one rain field stand in C's place.
+
+C of an ensemble is 1, so that no tensor has members and channels mixed on one axis.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from raincast.metrics.categorical import check_finite
+
+
+class EnsembleSums(NamedTuple):
+    """Sums over the counted pixels, float64 but for the count; they merge by addition. One M throughout."""
+
+    count: Int64[Tensor, "..."]  # type: ignore[assignment]  # hides tuple.count, which nobody needs
+    absolute_error: Float[Tensor, "..."]
+    """of the members' mean |x − y|, mm/h"""
+    difference: Float[Tensor, "..."]
+    """of the mean |x − x'| over all M² pairs of members, mm/h"""
+    fair_difference: Float[Tensor, "..."]
+    """the same over the M(M − 1) pairs of two members; NaN for one member"""
+    variance: Float[Tensor, "..."]
+    """of the variance (M − 1) times (M + 1) / M, (mm/h)²; NaN for one member"""
+    squared_error: Float[Tensor, "..."]
+    """of the ensemble mean, (mm/h)²"""
+
+
+def ensemble_sums(
+    ensemble: Float[Tensor, "b t m h w"],
+    target: Float[Tensor, "b t 1 h w"],
+    mask: Bool[Tensor, "b t 1 h w"],
+) -> EnsembleSums:
+    """Sums over H, W where `mask` is True, (B, T) each. Elsewhere all may be NaN; inside it that is an error."""
+    x, y = _checked(ensemble, target, mask)
+    M = x.shape[2]
+    pairs = M * (M - 1) if M > 1 else torch.nan
+    # Σ|x − x'| over all M² pairs = 2·Σᵢ (2i − M − 1)·xᵢ of the sorted members, i = 1 … M: no M² copies
+    rank = torch.arange(1, M + 1, dtype=x.dtype, device=x.device).view(M, 1, 1)
+    differences = 2 * ((2 * rank - M - 1) * x.sort(dim=2).values).sum((2, 3, 4))
+    mean = x.mean(2, keepdim=True)
+    return EnsembleSums(
+        count=mask.flatten(2).sum(-1),
+        absolute_error=(x - y).abs().mean(2).sum((-2, -1)),
+        difference=differences / M**2,
+        fair_difference=differences / pairs,
+        variance=(x - mean).square().sum((2, 3, 4)) * (M + 1) / pairs,
+        squared_error=(mean - y).square().sum((2, 3, 4)),
+    )
+
+
+def crps(sums: EnsembleSums) -> Float[Tensor, "..."]:
+    """CRPS in mm/h of the members taken for the distribution, mean |x − y| − ½ mean |x − x'|; NaN without pixels.
+
+    From the members themselves, no distribution fitted to them. That of one member is its MAE.
+    """
+    return (sums.absolute_error - 0.5 * sums.difference) / sums.count
+
+
+def fair_crps(sums: EnsembleSums) -> Float[Tensor, "..."]:
+    """CRPS in mm/h that does not favour large ensembles (Ferro 2014); NaN without pixels and for one member."""
+    return (sums.absolute_error - 0.5 * sums.fair_difference) / sums.count
+
+
+def spread(sums: EnsembleSums) -> Float[Tensor, "..."]:
+    """Root mean variance of the members times (M + 1) / M, in mm/h; NaN without pixels and for one member.
+
+    In a reliable ensemble it equals `mean_rmse` (Fortin et al. 2014).
+    """
+    return (sums.variance / sums.count).sqrt()
+
+
+def mean_rmse(sums: EnsembleSums) -> Float[Tensor, "..."]:
+    """Root mean square error of the ensemble mean in mm/h; NaN without pixels."""
+    return (sums.squared_error / sums.count).sqrt()
+
+
+def rank_histogram(
+    ensemble: Float[Tensor, "b t m h w"],
+    target: Float[Tensor, "b t 1 h w"],
+    mask: Bool[Tensor, "b t 1 h w"],
+) -> Float[Tensor, "b t r"]:
+    """How many observations exceed 0, 1 … M members, float64 (B, T, M + 1), over the pixels of the mask.
+
+    An observation that equals members counts in equal parts for every rank it could take (most are 0 mm/h among
+    zeros). The sums merge by addition; divided by their total they are frequencies, 1 / (M + 1) each of a
+    reliable ensemble. NaN inside the mask is an error.
+    """
+    x, y = _checked(ensemble, target, mask)
+    lowest, highest = (x < y).sum(2), (x <= y).sum(2)
+    part = mask[:, :, 0].double() / (highest - lowest + 1)
+    ranks = range(x.shape[2] + 1)
+    counts = [(part * ((lowest <= r) & (r <= highest))).sum((-2, -1)) for r in ranks]
+    return torch.stack(counts, dim=-1)
+
+
+def _checked(ensemble: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, 0 where masked: there they add nothing to a sum of differences."""
+    check_finite("ensemble", ensemble, mask.expand_as(ensemble))
+    check_finite("target", target, mask)
+    return ensemble.double().masked_fill(~mask, 0.0), target.double().masked_fill(~mask, 0.0)

@@ -1,0 +1,139 @@
+"""Forecasts of another party, from the files that forecast.py writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raincast.baselines import ForecastFiles
+from raincast.evaluation import evaluate
+from raincast.forecaster import forecast_windows
+from raincast.output.forecast_file import forecast_dataset, write_forecast
+from raincast.schema import Grid, mock_grid
+
+GRID = mock_grid(12, 10)
+START = np.datetime64("2026-01-01T10:00", "s")
+RAIN = np.zeros((2, 3, 1, 5, 4), np.float32)
+
+
+def rates(number: int) -> np.ndarray:
+    """(4, 12, 10) mm/h, in hundredths as files hold them; no two pixels the same."""
+    return (np.arange(4 * 12 * 10).reshape(4, 12, 10) / 100 + 10 * number).astype(np.float32)
+
+
+def write(folder: Path, number: int, *, grid: Grid = GRID, rain: np.ndarray | None = None) -> Path:
+    dataset = forecast_dataset(
+        rates(number) if rain is None else rain,
+        init_time=START + np.timedelta64(5 * number, "m"),
+        step_minutes=5,
+        grid=grid,
+        cell_methods="time: point",
+        attrs={},
+    )
+    return write_forecast(dataset, folder / f"{number}.nc")
+
+
+def opened(path: Path, **settings: str) -> ForecastFiles:
+    files = ForecastFiles(path, **settings)
+    files.locate(GRID, 5.0)
+    return files
+
+
+def times(*numbers: int) -> np.ndarray:
+    return START + np.timedelta64(5, "m") * np.array(numbers)
+
+
+def test_windows_get_their_time_and_place(tmp_path):
+    for number in range(3):
+        write(tmp_path, number)
+    out = forecast_windows(opened(tmp_path), RAIN, 2, times=times(2, 0), y=[3, 7], x=[0, 6])
+    assert out.shape == (2, 2, 1, 5, 4)
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out[0, :, 0], rates(2)[:2, 3:8, :4], rtol=1e-6)
+    np.testing.assert_allclose(out[1, :, 0], rates(0)[:2, 7:12, 6:], rtol=1e-6)
+
+
+def test_a_file_turned_upside_down_is_read_by_its_coordinates(tmp_path):
+    turned = Grid(GRID.y[::-1].copy(), GRID.x, GRID.crs_wkt)
+    write(tmp_path, 0, grid=turned, rain=rates(0)[:, ::-1].copy())
+    out = opened(tmp_path / "0.nc").forecast_at(RAIN[:1], 4, times=times(0), y=[2], x=[1])
+    np.testing.assert_allclose(out[0, :, 0], rates(0)[:, 2:7, 1:5], rtol=1e-6)
+
+
+def test_missing_pixels_are_no_rain(tmp_path):
+    rain = rates(0)
+    rain[:, :3] = np.nan
+    write(tmp_path, 0, rain=rain)
+    out = opened(tmp_path).forecast_at(RAIN[:1], 1, times=times(0), y=[0], x=[0])[0, 0, 0]
+    assert not out[:3].any()
+    assert out[3:].all()
+
+
+@pytest.mark.parametrize("other", ["moved", "smaller"])
+def test_another_grid_is_refused(tmp_path, other):
+    if other == "moved":
+        write(tmp_path, 0, grid=Grid(GRID.y, GRID.x + 300.0, GRID.crs_wkt))
+    else:
+        write(tmp_path, 0, grid=Grid(GRID.y[:4], GRID.x, GRID.crs_wkt), rain=rates(0)[:, :4])
+    with pytest.raises(ValueError, match=r"0\.nc does not have the pixels that are scored"):
+        opened(tmp_path).forecast_at(RAIN[:1], 1, times=times(0), y=[0], x=[0])
+
+
+def test_what_was_never_forecast_is_an_error(tmp_path):
+    write(tmp_path, 0)
+    files = opened(tmp_path, name="service")
+    with pytest.raises(ValueError, match=r"no forecast from 2026-01-01T10:05; it has 1, from 2026-01-01T10:00"):
+        files.forecast_at(RAIN[:1], 1, times=times(1), y=[0], x=[0])
+    with pytest.raises(ValueError, match=r"lacks lead times, the first 25 min"):
+        files.forecast_at(RAIN[:1], 5, times=times(0), y=[0], x=[0])
+    with pytest.raises(ValueError, match="service are forecasts in files"):
+        files.forecast(RAIN, 1)
+
+
+def test_paths_without_forecasts_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"baseline\.file\.path="):
+        ForecastFiles(None)
+    with pytest.raises(ValueError, match="no forecast file, and no folder"):
+        ForecastFiles(tmp_path)
+    (tmp_path / "a.nc").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"a\.nc cannot be read as a CF netCDF file"):
+        ForecastFiles(tmp_path)
+    (tmp_path / "a.nc").unlink()
+    write(tmp_path, 0).rename(tmp_path / "first.nc")
+    write(tmp_path, 0)
+    with pytest.raises(ValueError, match=r"are both from 2026-01-01T10:00"):
+        ForecastFiles(tmp_path)
+
+
+def test_evaluation_tells_time_and_place(tmp_path):
+    for number in range(2):
+        write(tmp_path, number)
+    # what comes true is what the files say: each batch as one window elsewhere and at another time
+    batches = []
+    for number, top, left in ((1, 4, 2), (0, 0, 6)):
+        target = torch.from_numpy(rates(number)[:2, top : top + 5, left : left + 4])[None, :, None]
+        batches.append(
+            {
+                "input": torch.zeros(1, 3, 1, 5, 4),
+                "target": target,
+                "target_mask": torch.ones_like(target, dtype=torch.bool),
+                "time": torch.tensor([times(number)[0].astype(np.int64)]),
+                "y": torch.tensor([top]),
+                "x": torch.tensor([left]),
+            }
+        )
+    scores = evaluate([opened(tmp_path)], batches, thresholds=[1.0], lead_steps=2, step_minutes=5.0)
+    np.testing.assert_allclose(scores["mae"], 0, atol=1e-5)
+    np.testing.assert_array_equal(scores["csi"], 1)
+
+
+def test_forecasters_without_forecast_at_are_asked_as_before():
+    class Plain:
+        name = "plain"
+
+        def forecast(self, rain: np.ndarray, num_steps: int) -> np.ndarray:
+            return rain[:, :num_steps] + 1
+
+    out = forecast_windows(Plain(), RAIN, 2, times=times(0, 1), y=[0, 0], x=[0, 0])
+    np.testing.assert_array_equal(out, np.ones((2, 2, 1, 5, 4)))
