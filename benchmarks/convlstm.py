@@ -30,6 +30,7 @@ from timing import medians, write_json
 from torch import Tensor, nn
 
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
+from raincast.models import kernel as kernels
 
 STEPS = 10
 LAYERS = [  # batch, width, kernel, size
@@ -330,10 +331,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="two shapes, no whole networks")
     parser.add_argument("--networks", action="store_true", help="whole networks only")
+    parser.add_argument("--convolutions", action="store_true", help="large kernels are convolved, not multiplied")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/convlstm.json"))
     args = parser.parse_args()
+    if args.convolutions:
+        kernels.LARGE = sys.maxsize
     start = time.perf_counter()
     precisions = [torch.float32, *([torch.bfloat16] if _fast_bfloat16(args.device) else [])]
     calls = first_call(args)

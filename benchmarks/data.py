@@ -5,23 +5,27 @@ windows of 24 frames: crops of 128² and 256² pixels, and whole frames.
 """
 
 import argparse
-import json
-import platform
+import functools
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import torch
 import xarray as xr
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
+from timing import medians, write_json
 from torch.utils.data import DataLoader
 
 from raincast import schema
 from raincast.archive import Archive, PartWriter
+from raincast.archive.part import PACKED
 from raincast.data.dataset import WindowDataset
 from raincast.data.rain import Lattice, rain_table
 from raincast.data.sampler import Place
@@ -84,34 +88,74 @@ def draw(rng: np.random.Generator, size: int, num: int) -> list[Place]:
     return [Place(int(s), int(y), int(x), size, size) for s, y, x in zip(starts, ys, xs, strict=True)]
 
 
-def rate(way: Callable[[list[Place]], int], places: list[Place]) -> float:
-    """Windows a second."""
-    began = time.perf_counter()
-    count = way(places)
-    return count / (time.perf_counter() - began)
-
-
 def measure(archive: Archive, folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Medians of interleaved repeats."""
+    """Windows a second, from medians of interleaved repeats."""
     import dask
 
     rows = []
     plain = xr.open_mfdataset(sorted(folder.glob("*.nc")), engine="netcdf4", chunks={}, combine="nested",
                               concat_dim="time", data_vars="minimal", coords="minimal", compat="override",
                               drop_variables=["missing_times", "coverage"])  # fmt: skip
+    rng = np.random.default_rng(1)
     with dask.config.set(scheduler="synchronous"):  # one core, as ours
         for size, num in ((128, 160), (256, 80), (SIZE, 24)):
-            found: dict[str, list[float]] = {"raincast": [], "xarray and dask": []}
-            rng = np.random.default_rng(1)
-            for repeat in range(repeats + 1):
-                places = draw(rng, size, num)
-                ours = rate(lambda p: raincast_way(archive, p), places)
-                theirs = rate(lambda p: xarray_way(plain, p), places[: max(BATCH, num // 5)])
-                if repeat:  # the first warms up
-                    found["raincast"].append(ours)
-                    found["xarray and dask"].append(theirs)
-            rows.append({"window": f"24 × {size}²", **{k: float(np.median(v)) for k, v in found.items()}})
+            few = max(BATCH, num // 5)
+            drawn = [draw(rng, size, num) for _ in range(repeats + 1)]
+            ours, theirs = iter(drawn), iter(drawn)
+            ways: dict[str, Callable[[], Any]] = {
+                "raincast": lambda places=ours: raincast_way(archive, next(places)),
+                "xarray and dask": lambda places=theirs, few=few: xarray_way(plain, next(places)[:few]),
+            }
+            seconds = medians(ways, repeats=repeats, warm_up=1)
+            rates = {"raincast": num / seconds["raincast"], "xarray and dask": few / seconds["xarray and dask"]}
+            rows.append({"window": f"24 × {size}²"} | rates)
     return rows
+
+
+def chunks(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds a window, read by netCDF4 alone, from a day file that is written anew in other ways."""
+    encodings: dict[str, dict[str, Any]] = {
+        f"{frames} × {side}², zstd": {"chunksizes": (frames, side, side)} | PACKED
+        for frames, side in ((8, 128), (8, 96), (8, 64), (8, 48), (4, 64), (16, 64))
+    }
+    lz4 = {"compression": "blosc_lz4", "complevel": 5, "blosc_shuffle": 1}
+    encodings["8 × 64², Blosc LZ4"] = {"chunksizes": (8, 64, 64)} | lz4
+    with tempfile.TemporaryDirectory() as temporary, netCDF4.Dataset(sorted(folder.glob("*.nc"))[1]) as day:
+        day.set_auto_maskandscale(False)
+        paths = [Path(temporary) / f"{number}.nc" for number in range(len(encodings))]
+        for path, encoding in zip(paths, encodings.values(), strict=True):
+            write_codes(path, day[schema.RAIN][:], encoding)
+        files = [netCDF4.Dataset(path) for path in paths]
+        rows = [
+            {"chunk": name, "MiB": path.stat().st_size / 2**20}
+            for name, path in zip(encodings, paths, strict=True)
+        ]
+        for size, num in ((128, 80), (256, 40), (SIZE, 12)):
+            places = [p._replace(start=p.start % (288 - 24)) for p in draw(np.random.default_rng(1), size, num)]
+            ways = {
+                name: functools.partial(read, file["codes"], places)
+                for name, file in zip(encodings, files, strict=True)
+            }
+            seconds = medians(ways, repeats=repeats, warm_up=1)
+            for row in rows:
+                row[f"24 × {size}², ms"] = 1e3 * seconds[str(row["chunk"])] / num
+        for file in files:
+            file.close()
+    return rows
+
+
+def write_codes(path: Path, codes: np.ndarray, encoding: dict[str, Any]) -> None:
+    """A file of codes (T, H, W) alone."""
+    with netCDF4.Dataset(path, "w") as file:
+        for name, size in zip(("time", "y", "x"), codes.shape, strict=True):
+            file.createDimension(name, size)
+        file.createVariable("codes", "i2", ("time", "y", "x"), **encoding)[:] = codes
+
+
+def read(variable: Any, places: list[Place]) -> None:
+    """Windows of 24 frames."""
+    for p in places:
+        variable[p.start : p.start + 24, p.y : p.y + p.height, p.x : p.x + p.width]
 
 
 def year() -> dict[str, float]:
@@ -128,10 +172,12 @@ def weigh(archive: Archive) -> dict[str, float]:
     """Frames a second of the pass that weighs crops by their rain, and seconds when it is known."""
     lattice = Lattice.of(archive.grid.shape, (128, 128))
     seconds = []
-    for _ in range(2):
-        began = time.perf_counter()
-        rain_table(archive, lattice, 1.0)
-        seconds.append(time.perf_counter() - began)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["RAINCAST_CACHE"] = cache  # of an earlier run nothing is known
+        for _ in range(2):
+            began = time.perf_counter()
+            rain_table(archive, lattice, 1.0)
+            seconds.append(time.perf_counter() - began)
     return {"frames weighed a second": archive.num_times / seconds[0], "weights from the cache, s": seconds[1]}
 
 
@@ -141,24 +187,32 @@ def main() -> None:
     parser.add_argument("--archive", type=Path, default=Path("outputs/benchmarks/archive"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/data.json"))
+    parser.add_argument("--chunks", action="store_true", help="compare ways of writing a day instead")
     args = parser.parse_args()
     torch.set_num_threads(1)
     archive = Archive.open(args.archive) if any(args.archive.glob("*.nc")) else make_archive(args.archive)
+    if args.chunks:
+        rows = chunks(args.archive, args.repeats)
+        show("A day of 512² frames, read by netCDF4", rows)
+        write_json(args.json.with_stem("chunks"), {"rows": rows})
+        return
     size = sum(f.stat().st_size for f in args.archive.glob("*.nc"))
-    console = Console()
     rows = measure(archive, args.archive, args.repeats)
-    table = Table(title=f"windows/s on one core; {archive.num_times} frames of {SIZE}², {size / 2**20:.0f} MiB")
-    for name in ("window", "raincast", "xarray and dask", "ratio"):
-        table.add_column(name, justify="left" if name == "window" else "right")
-    for row in rows:
-        ours, theirs = row["raincast"], row["xarray and dask"]
-        table.add_row(row["window"], f"{ours:.0f}", f"{theirs:.1f}", f"{ours / theirs:.1f}")
-    console.print(table)
+    ratios = [row | {"ratio": row["raincast"] / row["xarray and dask"]} for row in rows]
+    show(f"windows/s on one core; {archive.num_times} frames of {SIZE}², {size / 2**20:.0f} MiB", ratios)
     others = year() | weigh(archive)
-    console.print(", ".join(f"{name} {value:.3g}" for name, value in others.items()))
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"processor": platform.processor(), "python": platform.python_version(), "torch": torch.__version__}
-    args.json.write_text(json.dumps({"rows": rows, **others, **machine, "archive_bytes": size}, indent=1))
+    Console().print(", ".join(f"{name} {value:.3g}" for name, value in others.items()))
+    write_json(args.json, {"rows": rows, **others, "archive_bytes": size})
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """As a table, a column a key."""
+    table = Table(title=title)
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if number else "left")
+    for first, *values in (row.values() for row in rows):
+        table.add_row(first, *(f"{value:.3g}" for value in values))
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -76,16 +76,22 @@ class PartWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._block.close()
-            with contextlib.suppress(OSError, RuntimeError):  # a full disk fails once more
-                if self._file.isopen():
-                    self._file.close()
-            self._partial.unlink(missing_ok=True)
+            self._discard()
+
+    def _discard(self) -> None:
+        """Leave nothing but the finished part behind."""
+        self._block.close()
+        with contextlib.suppress(OSError, RuntimeError):  # a full disk fails once more
+            if self._file.isopen():
+                self._file.close()
+        self._partial.unlink(missing_ok=True)
 
     def add(self, time: np.datetime64, rain: npt.NDArray[np.floating]) -> None:
         """Append a frame (H, W) in mm/h, NaN for missing; ValueError for rates that no code holds."""
         assert rain.shape == self.grid.shape, f"{rain.shape} is not {self.grid.shape}"
-        codes = encode(rain)
+        self._append(time, encode(rain))
+
+    def _append(self, time: np.datetime64, codes: npt.NDArray[np.int16]) -> None:
         self._begin()
         self._observed |= codes != MISSING_CODE
         self._put(self._num_in_block, 0, codes)

@@ -12,14 +12,13 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raincast import schema
-from raincast.archive.codes import CODE_MM_H, MISSING_CODE, bands, encode
+from raincast.archive.codes import CODE_MM_H, MISSING_CODE, bands
 from raincast.archive.part import COVERAGE_ATTRS, TIME_CODES, PartWriter, in_seconds
 from raincast.archive.series import Archive
 from raincast.archive.swap import put_in_place
@@ -51,22 +50,8 @@ class ZarrPartWriter(PartWriter):
     back without a change. Each frame is a chunk and a file: any frame is read alone, a crop reads whole frames.
     """
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Finish the store, or leave nothing of it behind."""
-        if self._file is None:
-            return
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
-
-    def add(self, time: np.datetime64, rain: npt.NDArray[np.floating]) -> None:
-        """Append a frame (H, W) in mm/h, NaN for missing; ValueError for rates that no code holds."""
-        assert rain.shape == self.grid.shape, f"{rain.shape} is not {self.grid.shape}"
-        self._append(time, encode(rain))
+    def _discard(self) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
 
     def copy(self, part: Archive, first: int, stop: int) -> None:
         """Append the frames `first` to `stop` of another part."""

@@ -76,14 +76,14 @@ def rain_table(
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         log.debug("The rain of %s is not kept: %s", archive.path, error)
-        return _stack(archive, _missing_parts(archive, lattice, rain_scale, {}, progress))
+        return _stack(_missing_parts(archive, lattice, rain_scale, {}, progress))
     # of several processes one reads the archive, the others wait for it
     with FileLock(path.with_suffix(".lock")):
         known = _load(path)
         parts = _missing_parts(archive, lattice, rain_scale, known, progress)
         if parts.keys() != known.keys():
             _save(path, parts)
-    return _stack(archive, parts)
+    return _stack(parts)
 
 
 def _name(archive: Archive, lattice: Lattice, rain_scale: float) -> str:
@@ -109,7 +109,7 @@ def _missing_parts(
     known: dict[str, npt.NDArray[np.float32]],
     progress: Progress | None,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """All parts' tables (2, T, crops), those that are not known newly read."""
+    """All parts' tables (2, T, crops) in the order of time, those that are not known newly read."""
     keys = {_part_key(part.path): part for part in archive.parts}
     todo = sum(part.num_times for key, part in keys.items() if key not in known)
     parts = {}
@@ -151,8 +151,8 @@ def _amounts(rain_scale: float) -> npt.NDArray[np.float32]:
     return (-np.expm1(-rates / rain_scale)).astype(np.float32)
 
 
-def _stack(archive: Archive, parts: dict[str, npt.NDArray[np.float32]]) -> RainTable:
-    both = np.concatenate([parts[_part_key(part.path)] for part in archive.parts], axis=1)
+def _stack(parts: dict[str, npt.NDArray[np.float32]]) -> RainTable:
+    both = np.concatenate([*parts.values()], axis=1)
     return RainTable(both[0], both[1])
 
 
