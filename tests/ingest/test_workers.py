@@ -109,8 +109,10 @@ def test_a_day_that_is_asked_for_again_counts_once(
         return write_day(task, tick)
 
     monkeypatch.setattr("raincast.ingest.archive.write_day", twice)
-    report = ingest(files[:10], tmp_path / "out", Moody())
+    seen: list[tuple[int, int]] = []
+    report = ingest(files[:10], tmp_path / "out", Moody(), progress=lambda *n: seen.append(n))
     assert (report.num_written, report.missing_times) == (10, ())
+    assert seen[-1] == (10, 10)
     assert days(tmp_path / "out") == {"2026-01-01.nc": one_go["2026-01-01.nc"]}
 
 

@@ -90,6 +90,7 @@ class _Day:
         there = np.isin(self.task.offers.times, known)
         # none, but for a process that died between writing the day and saying so: it counts all the same
         result.written = list(np.unique(self.task.offers.times[there]))
+        self.tick(len(result.written))
         offers = self.task.offers.take(~there)
         for batch in self._batches(offers):
             self._add_batch(offers, batch)
