@@ -11,7 +11,8 @@ import logging
 import netrc
 import os
 import socket
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from raincast.data.datamodule import RadarDataModule
     from raincast.forecaster import Forecaster, NetworkForecaster
     from raincast.models.heads import Head
+    from raincast.nowcast import Nowcaster
     from raincast.transforms import Transform
 
 log = logging.getLogger(__name__)
@@ -325,6 +327,64 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
         num_channels=len(info["channels"]),
         device=device,
     )
+
+
+def nowcaster(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    lead_steps: int | None = None,
+    thresholds: Sequence[float] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> "Nowcaster":
+    """The network of a checkpoint as what makes forecast files, `attrs` and its own origin in each of them.
+
+    `thresholds` (mm/h, increasing) are those of the probabilities; None: those that training scored, if the
+    network's head gives probabilities.
+    """
+    from raincast.nowcast import Nowcaster
+
+    forecaster = forecaster_of(checkpoint, device=device)
+    if thresholds is None:
+        scored = checkpoint.config.metrics.thresholds
+        thresholds = [float(t) for t in scored] if forecaster.head.probabilistic else []
+    return Nowcaster(
+        forecaster,
+        lead_steps=lead_steps,
+        thresholds=[float(t) for t in thresholds],
+        grid_spacing=checkpoint.info["grid_spacing"],
+        attrs=provenance(checkpoint) | dict(attrs or {}),
+    )
+
+
+def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where a network's forecasts come from, as global attributes."""
+    version = raincast.__version__
+    return {
+        "title": "Precipitation nowcast",
+        "source": f"raincast {version}, {checkpoint.config.model._target_.rpartition('.')[2]}",
+        "raincast_version": version,
+        "raincast_commit": commit(),
+        "checkpoint": str(checkpoint.path),
+        "checkpoint_sha256": checkpoint.sha256,
+        "split_hash": checkpoint.info["split_hash"],
+        "config": checkpoint.info["config"],
+    }
+
+
+def commit() -> str:
+    """The commit of the checkout this runs from; "unknown" when installed from a wheel."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip() or "unknown"
 
 
 def construct(node: Any) -> Any:

@@ -1,0 +1,128 @@
+"""Anything with radar frames in it as one series: an archive, a folder, files of any format, a glob."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.archive import Archive
+from raincast.ingest.files import find_files
+from raincast.ingest.readers import Head, Reader
+from raincast.schema import Grid
+
+Times = npt.NDArray[np.datetime64]
+
+
+class Series(Protocol):
+    """Frames of rain by their times: `times` ascending (UTC), `step_minutes` between frames."""
+
+    @property
+    def times(self) -> Times:
+        """The frames there are, (T,)."""
+        ...
+
+    @property
+    def step_minutes(self) -> float:
+        """Time between frames; ValueError where it cannot be told."""
+        ...
+
+    def read(self, wanted: Times) -> xr.Dataset:
+        """The frames at `wanted`, which all have to be there, as `schema.rain_dataset` makes them."""
+        ...
+
+
+def open_series(source: str | Path, reader: Reader) -> Series:
+    """The frames of an archive, or of radar files (one, a folder of them, a glob) that `reader` understands."""
+    try:
+        return ArchiveSeries(Archive.open(source))
+    except (ValueError, FileNotFoundError):
+        path = Path(source)
+        folder = path.is_dir() and path.suffix != ".zarr"
+        return FileSeries(reader, find_files(f"{source}/*" if folder else source))
+
+
+class ArchiveSeries:
+    """An archive as a series."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive = archive
+
+    @property
+    def times(self) -> Times:
+        """The frames there are, (T,)."""
+        return self.archive.times
+
+    @property
+    def step_minutes(self) -> float:
+        """Time between frames."""
+        return self.archive.step_minutes
+
+    def read(self, wanted: Times) -> xr.Dataset:
+        """Consecutive frames of the archive."""
+        return self.archive.to_dataset(int(np.searchsorted(self.times, wanted[0])), wanted.size)
+
+
+class FileSeries:
+    """Radar files as one series, which may grow; only the frames asked for are read."""
+
+    def __init__(self, reader: Reader, files: list[Path]) -> None:
+        self.reader = reader
+        self.heads: dict[Path, Head] = {}
+        self.where: dict[np.datetime64, tuple[Path, int]] = {}
+        for file in files:
+            self.add(file)
+
+    def add(self, file: Path) -> Head:
+        """One more file; ValueError where it cannot be read. Of frames with the same time the last added stays."""
+        head = self.reader.scan(file)
+        self.heads[file] = head
+        for number, time in enumerate(head.times):
+            self.where[time.astype("datetime64[ns]")] = (file, number)
+        return head
+
+    @property
+    def times(self) -> Times:
+        """The frames there are, (T,)."""
+        return np.array(sorted(self.where), dtype="datetime64[ns]")
+
+    @property
+    def step_minutes(self) -> float:
+        """As the files state it, or the commonest time between frames."""
+        stated = {head.step_minutes for head in self.heads.values() if head.step_minutes}
+        if len(stated) == 1:
+            return float(stated.pop())
+        times = self.times
+        gaps, counts = np.unique(np.diff(times), return_counts=True)
+        if gaps.size == 0:
+            raise ValueError(
+                f"One frame only, {times[0]}: give as many files as the network needs frames."
+                if times.size
+                else "There is no frame yet."
+            )
+        return float(gaps[counts.argmax()] / np.timedelta64(1, "m"))
+
+    def read(self, wanted: Times) -> xr.Dataset:
+        """The frames at `wanted`, in that order."""
+        step_minutes = self.step_minutes
+        pieces = []
+        for time in wanted:
+            file, number = self.where[time]
+            pieces.append(self.reader.read(file, slice(number, number + 1), step_minutes=step_minutes))
+        newest = pieces[-1]
+        return schema.rain_dataset(
+            np.concatenate([piece[schema.RAIN].values for piece in pieces]),
+            wanted,
+            grid_of(newest),
+            step_minutes=step_minutes,
+            cell_methods=str(newest[schema.RAIN].attrs["cell_methods"]),
+            attrs={key: value for key, value in newest.attrs.items() if key != schema.STEP_MINUTES},
+        )
+
+
+def grid_of(frames: xr.Dataset) -> Grid:
+    """Where the frames lie on Earth."""
+    wkt = schema.find_crs_wkt(frames, schema.RAIN)
+    return Grid(frames[schema.Y].values, frames[schema.X].values, str(wkt))
