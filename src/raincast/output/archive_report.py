@@ -1,7 +1,5 @@
 """What an archive holds, for people: lines for a terminal, one HTML page that needs nothing else, a map file."""
 
-import base64
-import html
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +12,13 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.statistics import WET_MM_H, Gap, Statistics
+from raincast.output import page
 from raincast.output.archive_pictures import class_names, pictures
 from raincast.output.rain_image import MapView, utc_text
 from raincast.schema import CRS, WET_SHARE, Grid, X, Y
 
 MOST_GAPS, MOST_MONTHS = 10, 24
 ORIGIN = ("source", "institution", "title", "license", "licence", "references", "raincast_version")
-STYLE = """
-body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 1180px; padding: 0 1em; color: #1d2730; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.1em; margin: 1.6em 0 .4em; }
-table { border-collapse: collapse; } td { padding: .15em 1.2em .15em 0; vertical-align: top; }
-td:first-child { color: #5a6772; white-space: nowrap; } figure { margin: 0; }
-td + td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } img { max-width: 100%; }
-"""
 
 
 @dataclass(frozen=True)
@@ -179,29 +171,10 @@ def text(told: Sequence[Section]) -> str:
 
 def write_page(statistics: Statistics, told: Sequence[Section], path: Path) -> Path:
     """One HTML file with its pictures inside: no network, no script, nothing beside it."""
-    name = html.escape(statistics.archive.path.resolve().name)
-    figures = "\n".join(
-        f'<h2>{html.escape(title)}</h2><figure><img alt="{html.escape(title)}" '
-        f'src="data:image/png;base64,{base64.b64encode(png).decode()}"></figure>'
-        for title, png in pictures(statistics).items()
-    )
-    tables = "\n".join(
-        f"<h2>{html.escape(section.title)}</h2><table>{''.join(map(_row, section.rows))}</table>"
-        for section in told
-    )
-    page = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{name}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>The archive {name}</h1>\n{figures}\n{tables}\n</body></html>\n"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
-
-
-def _row(row: tuple[str, str]) -> str:
-    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+    name = statistics.archive.path.resolve().name
+    figures = [page.figure(title, png) for title, png in pictures(statistics).items()]
+    tables = [page.pairs(section.title, section.rows) for section in told]
+    return page.write_page(path, title=name, heading=f"The archive {name}", parts=[*figures, *tables])
 
 
 def write_maps(statistics: Statistics, path: Path) -> Path:

@@ -1,0 +1,66 @@
+"""One HTML file that needs nothing else: no network, no script, its pictures inside."""
+
+import base64
+import html
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+STYLE = """
+body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 1180px; padding: 0 1em; color: #1d2730; }
+h1 { font-size: 1.5em; } h2 { font-size: 1.1em; margin: 1.6em 0 .4em; }
+table { border-collapse: collapse; } td { padding: .15em 1.2em .15em 0; vertical-align: top; }
+td:first-child { color: #5a6772; white-space: nowrap; } figure { margin: 0; }
+td + td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } img { max-width: 100%; }
+th { text-align: left; padding: .15em 1.2em .15em 0; font-weight: 600; }
+.wide { overflow-x: auto; font-size: 13px; } .wide td { white-space: nowrap; }
+pre { background: #f2f4f6; padding: .8em 1em; white-space: pre-wrap; }
+"""
+
+
+def write_page(path: Path, *, title: str, heading: str, parts: Iterable[str]) -> Path:
+    """The page of `parts` (HTML) below `heading`; whole at any moment, also when it takes another's place."""
+    body = "\n".join(parts)
+    page = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{html.escape(heading)}</h1>\n{body}\n</body></html>\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(page, encoding="utf-8")
+    return new.replace(path)
+
+
+def section(title: str, content: str) -> str:
+    """`content` (HTML) below its heading."""
+    return f"<h2>{html.escape(title)}</h2>{content}"
+
+
+def figure(title: str, png: bytes) -> str:
+    """A picture below its heading."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return section(title, f'<figure><img alt="{html.escape(title)}" src="{source}"></figure>')
+
+
+def pairs(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values below a heading."""
+    return section(title, f"<table>{''.join(map(_row, rows))}</table>")
+
+
+def wide_table(title: str, rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows that share their columns, below a heading; the page scrolls where they are too wide."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    body = "".join(_row([row.get(name, "") for name in names]) for row in rows)
+    return section(title, f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>')
+
+
+def command(title: str, text: str) -> str:
+    """A command to copy, below a heading."""
+    return section(title, f"<pre>{html.escape(text)}</pre>")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
