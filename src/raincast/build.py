@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from raincast.data.datamodule import RadarDataModule
     from raincast.forecaster import Forecaster, NetworkForecaster
+    from raincast.metrics.calibration import Calibration
     from raincast.models.heads import Head
     from raincast.nowcast import Nowcaster
     from raincast.transforms import Transform
@@ -303,6 +304,7 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
     import torch
 
     from raincast.forecaster import NetworkForecaster
+    from raincast.metrics.calibration import Calibration
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -316,6 +318,7 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
         {key.removeprefix(prefix): w for key, w in checkpoint.state.items() if key.startswith(prefix)}
     )
     info = checkpoint.info
+    plain = info.get("calibration")
     return NetworkForecaster(
         net,
         net_head,
@@ -326,7 +329,21 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
         step_minutes=info["step_minutes"],
         num_channels=len(info["channels"]),
         device=device,
+        calibration=None if plain is None else Calibration.from_plain(plain),
     )
+
+
+def write_calibrated(checkpoint: Checkpoint, calibration: "Calibration", path: Path) -> Path:
+    """A copy of `checkpoint`, which stays as it is, that also holds `calibration`; returns its path."""
+    import torch
+
+    raw = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
+    raw["raincast"]["calibration"] = calibration.to_plain()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(raw, partial)
+    partial.replace(path)
+    return path
 
 
 def nowcaster(
@@ -335,19 +352,24 @@ def nowcaster(
     device: str = "auto",
     lead_steps: int | None = None,
     thresholds: Sequence[float] | None = None,
+    calibrated: bool = True,
     attrs: Mapping[str, Any] | None = None,
 ) -> "Nowcaster":
     """The network of a checkpoint as what makes forecast files, `attrs` and its own origin in each of them.
 
-    `thresholds` (mm/h, increasing) are those of the probabilities; None: those that training scored, if the
-    network's head gives probabilities.
+    `thresholds` (mm/h, increasing) are those of the probabilities; None: those it is calibrated at, or
+    that training scored if its head gives probabilities. `calibrated=False` leaves its calibration aside.
     """
     from raincast.nowcast import Nowcaster
 
     forecaster = forecaster_of(checkpoint, device=device)
-    if thresholds is None:
+    if not calibrated:
+        forecaster.calibration = None
+    if thresholds is None and forecaster.calibration is not None:
+        thresholds = forecaster.calibration.thresholds
+    elif thresholds is None:
         scored = checkpoint.config.metrics.thresholds
-        thresholds = [float(t) for t in scored] if forecaster.head.probabilistic else []
+        thresholds = [float(t) for t in scored] if forecaster.probabilistic else []
     return Nowcaster(
         forecaster,
         lead_steps=lead_steps,

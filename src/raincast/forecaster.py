@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raincast.metrics.calibration import Calibration
 from raincast.models.heads import Head
 from raincast.transforms import Transform
 
@@ -84,7 +85,7 @@ class NetworkForecaster:
     """A trained network as a Forecaster.
 
     It was trained on `input_steps` frames of `step_minutes`, and refuses another number of frames.
-    `head` says what its channels mean.
+    `head` says what its channels mean, `calibration` what its probabilities become before anyone sees them.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class NetworkForecaster:
         step_minutes: float,
         num_channels: int = 1,
         device: str | torch.device = "cpu",
+        calibration: Calibration | None = None,
     ) -> None:
         self.network = network.to(device).eval()
         self.head = head
@@ -109,6 +111,12 @@ class NetworkForecaster:
         self.step_minutes = step_minutes
         self.num_channels = num_channels
         self.device = torch.device(device)
+        self.calibration = calibration
+
+    @property
+    def probabilistic(self) -> bool:
+        """Whether `exceedance` is more than 0 and 1."""
+        return self.head.probabilistic or self.calibration is not None
 
     def forecast(self, rain: npt.NDArray[np.float32], num_steps: int) -> npt.NDArray[np.float32]:
         """As the protocol says; ValueError for other frames or channels than it was trained on."""
@@ -120,15 +128,23 @@ class NetworkForecaster:
         """(B, T_in, C, H, W) mm/h with NaN → (B, num_steps, K, H, W): P(rate >= threshold), each in 0 to 1.
 
         `thresholds` are K rates in mm/h, above 0 and increasing; ValueError otherwise, and as in `forecast`.
-        Where the head is not probabilistic, the probabilities are 0 and 1.
+        Where the head is not probabilistic and nothing calibrated, the probabilities are 0 and 1.
         """
         return self.forecast_with_exceedance(rain, num_steps, thresholds)[1]
 
     @torch.inference_mode()
     def forecast_with_exceedance(
-        self, rain: npt.NDArray[np.float32], num_steps: int, thresholds: Sequence[float]
+        self,
+        rain: npt.NDArray[np.float32],
+        num_steps: int,
+        thresholds: Sequence[float],
+        *,
+        calibrated: bool = True,
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """What `forecast` and `exceedance` give, from one run of the network; K may be 0."""
+        """What `forecast` and `exceedance` give, from one run of the network; K may be 0.
+
+        With `calibrated=False` the probabilities are the head's own.
+        """
         if rain.ndim != 5 or rain.shape[1:3] != (self.input_steps, self.num_channels):
             raise ValueError(
                 f"{self.name} takes (batch, {self.input_steps} frames, {self.num_channels} channels, y, x), "
@@ -139,4 +155,7 @@ class NetworkForecaster:
         rates = self.head.rates(output, self.transform)
         # no threshold is no question
         chances = self.head.exceedance(output, thresholds, self.transform) if len(thresholds) else rates[:, :, :0]
-        return rates.cpu().numpy(), chances.cpu().numpy()
+        stated = chances.cpu().numpy()
+        if calibrated and self.calibration is not None and len(thresholds):
+            stated = self.calibration.apply(stated, thresholds)
+        return rates.cpu().numpy(), stated

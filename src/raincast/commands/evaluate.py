@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raincast import build
 from raincast.commands import report
+from raincast.commands.calibrate import calibrate
 from raincast.data.windows import SPLITS
 
 if TYPE_CHECKING:
@@ -35,14 +36,16 @@ def run(cfg: DictConfig) -> "xr.Dataset":
             checkpoint.path,
         )
     network = build.forecaster_of(checkpoint, device=cfg.device)
+    thresholds = [float(t) for t in cfg.metrics.thresholds]
+    run_dir = Path(cfg.paths.run_dir)
+    if cfg.calibrate:
+        checkpoint = calibrate(checkpoint, network, data, thresholds, split=cfg.split, run_dir=run_dir)
     for other in others:
         if locate := getattr(other, "locate", None):  # some have to know where and how far apart the pixels lie
             locate(data.archive.grid, data.archive.step_minutes)
-    thresholds = [float(t) for t in cfg.metrics.thresholds]
     scores = report.score([network, *others], data, cfg.split, thresholds).assign_attrs(
         checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256
     )
-    run_dir = Path(cfg.paths.run_dir)
     tables = [score_table(scores, threshold=report.goal_threshold(thresholds)), summary_table(scores)]
     text = "\n".join(table_text(table) for table in tables)
     (run_dir / "scores.txt").write_text(text, encoding="utf-8")

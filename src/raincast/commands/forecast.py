@@ -22,6 +22,7 @@ def run(cfg: DictConfig) -> Path:
         device=cfg.device,
         lead_steps=cfg.lead_steps,
         thresholds=cfg.exceedance,
+        calibrated=cfg.calibrated,
         attrs={"input": str(cfg.input)},
     )
     series = open_series(cfg.input, build.make(cfg.source))

@@ -90,7 +90,16 @@ class Nowcaster:
             cell_methods=str(frames[schema.RAIN].attrs["cell_methods"]),
             attrs=self._attrs_with(frames),
         )
-        return with_exceedance(dataset, exceedance, self.thresholds) if self.thresholds else dataset
+        if not self.thresholds:
+            return dataset
+        return with_exceedance(dataset, exceedance, self.thresholds, comment=self._calibrated_on())
+
+    def _calibrated_on(self) -> str | None:
+        """Where the probabilities come from, if they are not the head's own."""
+        if self.forecaster.calibration is None:
+            return None
+        on = self.forecaster.calibration.fitted_on
+        return f"calibrated by isotonic regression on {on['num_windows']} validation windows of {on['archive']}"
 
     def _attrs_with(self, frames: xr.Dataset) -> dict[str, Any]:
         kept = {key: frames.attrs[key] for key in KEPT_ATTRS if key in frames.attrs}

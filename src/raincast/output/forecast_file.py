@@ -79,11 +79,15 @@ def forecast_dataset(
 
 
 def with_exceedance(
-    dataset: xr.Dataset, probability: npt.NDArray[np.float32], thresholds: Sequence[float]
+    dataset: xr.Dataset,
+    probability: npt.NDArray[np.float32],
+    thresholds: Sequence[float],
+    *,
+    comment: str | None = None,
 ) -> xr.Dataset:
     """A `forecast_dataset` and how likely its rate reaches each of `thresholds` (mm/h, increasing).
 
-    `probability` is (lead, threshold, y, x), 0 to 1 with NaN for missing.
+    `probability` is (lead, threshold, y, x), 0 to 1 with NaN for missing; `comment` says where it comes from.
     """
     rain = dataset[RAIN]
     expected = (rain.shape[0], len(thresholds), *rain.shape[1:])
@@ -95,9 +99,10 @@ def with_exceedance(
     if bad.any():
         raise ValueError(f"{bad.sum()} probabilities lie outside 0 to 1, the first is {probability[bad][0]}.")
     values = probability.astype(np.float32, copy=False)
-    return dataset.assign(
-        {EXCEEDANCE: ((LEAD_TIME, THRESHOLD, Y, X), values, dict(EXCEEDANCE_ATTRS))}
-    ).assign_coords({THRESHOLD: (THRESHOLD, np.array(thresholds, np.float64), THRESHOLD_ATTRS)})
+    attrs = EXCEEDANCE_ATTRS | ({"comment": comment} if comment else {})
+    return dataset.assign({EXCEEDANCE: ((LEAD_TIME, THRESHOLD, Y, X), values, attrs)}).assign_coords(
+        {THRESHOLD: (THRESHOLD, np.array(thresholds, np.float64), THRESHOLD_ATTRS)}
+    )
 
 
 def write_forecast(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:

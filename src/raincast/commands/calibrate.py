@@ -1,0 +1,94 @@
+"""`python evaluate.py calibrate=true`: fit the network's probabilities on the validation windows."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raincast import build
+from raincast.commands import report
+
+if TYPE_CHECKING:
+    from raincast.data.datamodule import RadarDataModule
+    from raincast.forecaster import NetworkForecaster
+    from raincast.metrics.calibration import Calibration
+
+log = logging.getLogger(__name__)
+
+NAME = "calibrated.ckpt"
+
+
+def calibrate(
+    checkpoint: build.Checkpoint,
+    network: "NetworkForecaster",
+    data: "RadarDataModule",
+    thresholds: list[float],
+    *,
+    split: str,
+    run_dir: Path,
+) -> build.Checkpoint:
+    """Fit, and return the copy of `checkpoint` in `run_dir` that holds the calibration; `network` has it, too.
+
+    ValueError where the validation windows may be ones that the network was trained on, or are those to score.
+    """
+    if split == "val":
+        raise ValueError(
+            "calibrate=true fits on the validation windows, on which it would look better than it is: score it "
+            "with split=test."
+        )
+    if data.windows.hash != checkpoint.info["split_hash"]:
+        raise ValueError(
+            f"The windows here are not those that {checkpoint.path} was split by, so its training may have seen "
+            "the ones to calibrate on. Leave data.split out and give the archive that it was trained on; "
+            "evaluate.py without calibrate=true takes any archive."
+        )
+    calibration = fit(network, data, thresholds)
+    path = build.write_calibrated(checkpoint, calibration, run_dir / NAME)
+    network.calibration = calibration
+    left = [
+        f"{threshold:g}"
+        for threshold, row in zip(thresholds, calibration.knots, strict=True)
+        if any(knots is None for knots in row)
+    ]
+    if left:
+        log.warning(
+            "At %s mm/h the validation windows hold too little rain at some lead times: there the probabilities "
+            "stay as the network states them.",
+            ", ".join(left),
+        )
+    return build.read_checkpoint(path)
+
+
+def fit(network: "NetworkForecaster", data: "RadarDataModule", thresholds: list[float]) -> "Calibration":
+    """The calibration of `network` on the validation windows of `data`."""
+    import torch
+
+    from raincast.metrics.calibration import NUM_BINS, Calibration, pool
+    from raincast.metrics.probabilistic import BinSums, bin_sums
+
+    total: BinSums | None = None
+    num_windows = len(data.eval_places("val"))
+    with report.Bar("calibrating") as bar:
+        advance = bar.advance_of(num_windows)
+        for batch in data.eval_batches("val"):
+            rain = batch["input"].numpy()
+            stated = network.forecast_with_exceedance(rain, data.lead_steps, thresholds, calibrated=False)[1]
+            sums = pool(
+                bin_sums(
+                    torch.from_numpy(stated), batch["target"], batch["target_mask"], thresholds, num_bins=NUM_BINS
+                )
+            )
+            total = sums if total is None else BinSums(*(a + b for a, b in zip(total, sums, strict=True)))
+            advance(len(rain))
+    if total is None:
+        raise ValueError("There is no validation window to calibrate on: change data.split.")
+    fitted_on = {
+        "split": "val",
+        "split_hash": data.windows.hash,
+        "archive": data.archive.path.name,
+        "num_windows": num_windows,
+        "lead_minutes": [float(data.archive.step_minutes * k) for k in range(1, data.lead_steps + 1)],
+        "events": np.asarray(total.events.sum(-1)).tolist(),
+    }
+    return Calibration.fit(total, thresholds, fitted_on=fitted_on)
