@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from raincast import build
 from raincast.commands import report
 from raincast.commands.calibrate import calibrate
+from raincast.commands.evaluation_outputs import write_page
 from raincast.data.windows import SPLITS
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> "xr.Dataset":
-    """Score on `cfg.split`, and write scores.nc, scores.txt, csi.png and forecast.png into the run folder."""
+    """Score on `cfg.split`, and write report.html, scores.nc, scores.csv and pictures into the run folder."""
     from raincast.output.pictures import csi_plot
+    from raincast.output.score_csv import write_csv
     from raincast.output.tables import score_table, summary_table, table_text
 
     if cfg.split not in SPLITS:
@@ -51,6 +53,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     (run_dir / "scores.txt").write_text(text, encoding="utf-8")
     files = [
         report.write_scores(scores, run_dir / "scores.nc"),
+        write_csv(scores, run_dir / "scores.csv"),
+        write_page(scores, [network, *others], data, checkpoint, run_dir / "report.html"),
         csi_plot(scores, run_dir / "csi.png"),
         report.example_picture([network, *others], data, cfg.split, run_dir / "forecast.png"),
     ]

@@ -144,7 +144,7 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
     from raincast.output.pictures import forecast_picture
     from raincast.schema import Grid
 
-    place = _wettest(data, data.eval_places(split))
+    place = wettest(data, data.eval_places(split))
     sample = data.dataset.sample(place)
     rain = sample["input"].numpy()[None]
     observed = sample["target"].numpy()[:, 0]
@@ -168,7 +168,8 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
     )
 
 
-def _wettest(data: "RadarDataModule", places: "list[Place]", at_most: int = 100) -> "Place":
+def wettest(data: "RadarDataModule", places: "list[Place]", at_most: int = 100) -> "Place":
+    """Of `places`, or of so many spread over them, that with the most rain to come."""
     spread = places[:: max(1, len(places) // at_most)]
     rain = [np.nanmean(np.nan_to_num(data.dataset.sample(place)["target"].numpy())) for place in spread]
     return spread[int(np.argmax(rain))]

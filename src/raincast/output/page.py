@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: no network, no script, its pictures inside."""
+"""One HTML file that needs nothing else: no network, no other file, its pictures inside."""
 
 import base64
 import html
@@ -17,15 +17,25 @@ th { text-align: left; padding: .15em 1.2em .15em 0; font-weight: 600; }
 pre { background: #f2f4f6; padding: .8em 1em; white-space: pre-wrap; }
 """
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""What a browser lets a page do: show and run what stands in it, and load nothing."""
 
-def write_page(path: Path, *, title: str, heading: str, parts: Iterable[str]) -> Path:
-    """The page of `parts` (HTML) below `heading`; whole at any moment, also when it takes another's place."""
+
+def write_page(
+    path: Path, *, title: str, heading: str, parts: Iterable[str], style: str = "", script: str = ""
+) -> Path:
+    """The page of `parts` (HTML) below `heading`; whole at any moment, also when it takes another's place.
+
+    `style` is added to the style of all pages, `script` runs once the page is there.
+    """
+    run = f"<script>{script}</script>\n" if script else ""
     body = "\n".join(parts)
     page = (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width">\n'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(heading)}</h1>\n{body}\n</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>\n"
+        f"<body><h1>{html.escape(heading)}</h1>\n{body}\n{run}</body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
@@ -38,15 +48,30 @@ def section(title: str, content: str) -> str:
     return f"<h2>{html.escape(title)}</h2>{content}"
 
 
-def figure(title: str, png: bytes) -> str:
+def figure(title: str, image: bytes) -> str:
     """A picture below its heading."""
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return section(title, f'<figure><img alt="{html.escape(title)}" src="{source}"></figure>')
+    return section(title, picture(image, title))
+
+
+def picture(image: bytes, alt: str) -> str:
+    """A PNG or SVG as part of the page; `alt` says what it shows to who cannot see it."""
+    return f'<figure><img alt="{html.escape(alt)}" src="{data_uri(image)}"></figure>'
+
+
+def data_uri(image: bytes) -> str:
+    """A PNG or SVG as an address that holds it."""
+    kind = "png" if image.startswith(b"\x89PNG") else "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def pairs(title: str, rows: Iterable[tuple[str, str]]) -> str:
     """Names and values below a heading."""
-    return section(title, f"<table>{''.join(map(_row, rows))}</table>")
+    return section(title, table(rows))
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values."""
+    return f"<table>{''.join(map(_row, rows))}</table>"
 
 
 def wide_table(title: str, rows: Sequence[Mapping[str, str]]) -> str:

@@ -123,13 +123,13 @@ class Graticule:
             levels = rain_image.graticule_levels(degrees)
             if levels.size:
                 panel.contour(x, y, degrees, levels=levels, colors=LINE_COLOUR, linewidths=0.5, linestyles="solid")
-        for level, place in _crossings(self.lon[-1], x, self.lon):
+        for level, place in crossings(self.lon[-1], x, self.lon):
             _edge_label(panel, place, self.view.bottom, f"{abs(level):g}°{'E' if level >= 0 else 'W'}", (0, 3))
-        for level, place in _crossings(self.lat[:, 0], y, self.lat):
+        for level, place in crossings(self.lat[:, 0], y, self.lat):
             _edge_label(panel, self.view.left, place, f"{abs(level):g}°{'N' if level >= 0 else 'S'}", (2, 0))
 
 
-def _crossings(edge: Degrees, places: Degrees, degrees: Degrees) -> list[tuple[float, float]]:
+def crossings(edge: Degrees, places: Degrees, degrees: Degrees) -> list[tuple[float, float]]:
     """Where the lines drawn for `degrees` meet an edge: (degrees, place), none within 5 % of its ends."""
     if not np.isfinite(edge).all():
         return []

@@ -1,0 +1,171 @@
+"""What `python evaluate.py` leaves: scores.nc, scores.csv, report.html, scores.txt and pictures."""
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import raincast
+from raincast import build
+from raincast.commands import report
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.sampler import Place
+    from raincast.forecaster import Forecaster
+    from raincast.output.event_maps import EventMaps
+
+log = logging.getLogger(__name__)
+
+MAP_EVENTS = ("Best", "Median", "Worst")
+MOST_LOOKED_AT = 60  # windows of an event, to find its wettest
+
+
+def write_page(
+    scores: "xr.Dataset",
+    forecasters: "Sequence[Forecaster]",
+    data: "RadarDataModule",
+    checkpoint: build.Checkpoint,
+    path: Path,
+) -> Path:
+    """report.html of one evaluation; the first forecaster is the network."""
+    from raincast.output.evaluation_report import Evaluation, write_report
+
+    threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
+    split = str(scores.attrs["split"])
+    by_event = csi_by(scores, "event", "sum_")
+    with report.Bar("drawing events") as bar:
+        maps = event_maps(by_event["csi"].sel(threshold=threshold), forecasters, data, split, bar)
+    evaluation = Evaluation(
+        scores,
+        threshold,
+        facts=facts(scores, data, checkpoint),
+        by_event=by_event,
+        by_hour=csi_by(scores, "hour", "hourly_") if "hourly_hits" in scores else None,
+        config=str(checkpoint.info["config"]),
+        maps=maps,
+    )
+    return write_report(evaluation, path, title=f"Evaluation on {split} windows of {data.archive.path.name}")
+
+
+def csi_by(scores: "xr.Dataset", dim: str, prefix: str) -> "xr.Dataset":
+    """CSI by (forecaster, `dim`, threshold) over all lead times, with `num_windows` by `dim` where it is known."""
+    hits, misses, false = (
+        scores[f"{prefix}{name}"].sum("lead_time").astype(float) for name in ("hits", "misses", "false_alarms")
+    )
+    total = hits + misses + false
+    found = (hits / total.where(total > 0)).to_dataset(name="csi")
+    windows = {"event": "num_windows", "hour": "hourly_num_windows"}[dim]
+    return found.assign(num_windows=scores[windows]) if windows in scores else found
+
+
+def event_maps(
+    csi: "xr.DataArray",
+    forecasters: "Sequence[Forecaster]",
+    data: "RadarDataModule",
+    split: str,
+    bar: report.Bar,
+) -> "list[EventMaps]":
+    """The wettest window of the network's best, median and worst event, of `csi` (forecaster, event)."""
+    own = csi.sel(forecaster=forecasters[0].name)
+    places = places_by_event(data, split, [str(event) for event in own["event"].values])
+    values = {str(event): float(own.sel(event=event)) for event in own["event"].values}
+    ranked = sorted((e for e in values if np.isfinite(values[e]) and places[e]), key=lambda e: -values[e])
+    if not ranked:
+        return []
+    chosen = {MAP_EVENTS[0]: ranked[0], MAP_EVENTS[1]: ranked[len(ranked) // 2], MAP_EVENTS[2]: ranked[-1]}
+    if len(ranked) < len(MAP_EVENTS):
+        chosen = dict(zip(("Best", "Worst") if len(ranked) == 2 else ("The only",), ranked, strict=True))
+    maps = []
+    for done, (rank, event) in enumerate(chosen.items(), 1):
+        note = (
+            f"CSI of {forecasters[0].name} at ≥ {float(csi['threshold']):g} mm/h over all lead times and the "
+            f"{len(places[event])} windows of the event: {values[event]:.3f}. Shown is its wettest window."
+        )
+        maps.append(_maps_of(f"{rank} event: {event}", note, places[event], forecasters, data))
+        bar.update(done, len(chosen))
+    return maps
+
+
+def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "dict[str, list[Place]]":
+    """The windows of each event, which lasts until the next one begins, or less."""
+    places = data.eval_places(split)
+    newest = np.array([data.sources[0].newest(place.start) for place in places], "datetime64[s]")
+    starts = np.array([event.replace(" ", "T") for event in events], "datetime64[s]")
+    number = np.searchsorted(np.sort(starts), newest, side="right") - 1
+    ordered = [events[k] for k in np.argsort(starts)]
+    found: dict[str, list[Place]] = {event: [] for event in events}
+    for place, k in zip(places, number, strict=True):
+        if k >= 0:
+            found[ordered[k]].append(place)
+    return found
+
+
+def _maps_of(
+    title: str, note: str, places: "list[Place]", forecasters: "Sequence[Forecaster]", data: "RadarDataModule"
+) -> "EventMaps":
+    from raincast.forecaster import forecast_windows
+    from raincast.output.event_maps import EventMaps
+    from raincast.schema import Grid
+
+    place = report.wettest(data, places, MOST_LOOKED_AT)
+    sample = data.dataset.sample(place)
+    rain = sample["input"].numpy()[None]
+    times = np.array([sample["time"]], "datetime64[s]")
+    never = np.isnan(rain[0, :, 0]).all(axis=0)
+    forecasts = {}
+    for forecaster in forecasters:
+        forecast = forecast_windows(forecaster, rain, data.lead_steps, times=times, y=[place.y], x=[place.x])
+        forecasts[forecaster.name] = np.where(never, np.float32(np.nan), forecast[0, :, 0])
+    grid = data.archive.grid
+    y, x = slice(place.y, place.y + place.height), slice(place.x, place.x + place.width)
+    return EventMaps(
+        title=title,
+        note=note,
+        grid=Grid(grid.y[y], grid.x[x], grid.crs_wkt),
+        init_time=times[0],
+        step_minutes=data.archive.step_minutes,
+        last_seen=rain[0, -1, 0],
+        observed=sample["target"].numpy()[:, 0],
+        forecasts=forecasts,
+    )
+
+
+def facts(
+    scores: "xr.Dataset", data: "RadarDataModule", checkpoint: build.Checkpoint
+) -> dict[str, list[tuple[str, str]]]:
+    """What was trained on what, and what it was scored on: names and values by heading."""
+    info, config = checkpoint.info, checkpoint.config
+    weights = [w for key, w in checkpoint.state.items() if key.startswith("network.")]
+    identity = info["archive"]["identity"]
+    described = [line.partition(":") for line in data.windows.describe().splitlines()]
+    same = data.windows.hash == info["split_hash"]
+    trained = [
+        ("checkpoint", str(checkpoint.path)),
+        ("SHA-256", checkpoint.sha256),
+        ("network", f"{config.model._target_.rpartition('.')[2]}, {sum(w.numel() for w in weights):,} parameters"),
+        ("epochs", str(checkpoint.epoch + 1)),
+        ("frames in and out", f"{info['input_steps']}, {info['lead_steps']}, of {info['step_minutes']:g} min"),
+        ("trained on", f"{config.data.archive or 'the built-in archive'} (identity {identity})"),
+        ("source", str(info["archive"]["source"])),
+        ("split", str(info["split_hash"])),
+        ("raincast, torch", f"{info['raincast_version']}, {info['torch_version']}"),
+    ]
+    if "calibration" in info:
+        on = info["calibration"]["fitted_on"]
+        trained.append(("calibrated on", f"{on['num_windows']} validation windows of {on['archive']}"))
+    height, width = data.archive.grid.shape
+    scored = [
+        ("archive", f"{data.archive.path} (identity {data.archive.identity})"),
+        ("grid (y × x)", f"{height} × {width}"),
+        ("windows", f"{scores.attrs['num_windows']} of {scores.attrs['split']}, {scores.sizes['event']} events"),
+        ("split", f"{data.windows.hash}, " + ("as in training" if same else "not that of the training")),
+        *((split.strip(), what.strip()) for split, _, what in described),
+        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {raincast.__version__} ({build.commit()})"),
+    ]
+    return {"The network": trained, "Scored on": scored}

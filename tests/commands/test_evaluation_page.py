@@ -1,0 +1,136 @@
+"""What `evaluate.py` leaves: one page that a browser opens from disk, and rows for other programs."""
+
+import html.parser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from browser import look_at
+from running import compose_config
+
+from raincast.commands.evaluate import run as evaluate
+
+FORECASTERS = ["network", "persistence", "extrapolation"]
+
+
+class Page(html.parser.HTMLParser):
+    """What a page would load, and whether its tags are closed."""
+
+    EMPTY = ("meta", "img", "input", "polyline", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.feed(text)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("link", "iframe")
+        self.sources += [str(value) for name, value in attrs if name in ("src", "href")]
+        if tag == "img":
+            self.pictures.append(dict(attrs))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.EMPTY:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("evaluation")
+    checkpoint = f"checkpoint={tiny_run}/checkpoints/best.ckpt"
+    few = ["metrics.thresholds=[0.5,1,50]", "baselines=[persistence,extrapolation]", "data.eval_stride=4"]
+    evaluate(compose_config("evaluate", run_dir, checkpoint, "calibrate=true", "device=cpu", *few))
+    return run_dir
+
+
+def test_the_page_holds_everything_itself(written: Path, tiny_run: Path) -> None:
+    text = (written / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(source.startswith(("data:image/", "#s")) for source in page.sources)
+    assert all("alt" in picture for picture in page.pictures)
+    for heading in ("Scores", "Against lead time", "Events on maps", "Performance", "What was trained and scored"):
+        assert f">{heading}</a>" in text and f"<h2>{heading}</h2>" in text
+    with xr.open_dataset(written / "scores.nc") as scores:
+        assert str(scores.attrs["checkpoint_sha256"]) in text
+        csi = float(scores["csi"].sel(forecaster="network", threshold=1).mean("lead_time"))
+        assert f">{csi:.3f}<" in text
+    assert str(written / "calibrated.ckpt") in text and "hidden_channels: 8" in text  # of the config
+
+
+def test_a_browser_shows_it_without_errors_or_a_network_and_the_slider_moves(
+    written: Path, tmp_path: Path
+) -> None:
+    seen = look_at(
+        written / "report.html",
+        tmp_path,
+        """
+        const event = document.querySelector(".event"), slider = event.querySelector("input");
+        const frames = [...event.querySelectorAll(".map img")], windows = [...event.querySelectorAll(".map")];
+        const steps = [];
+        const note = () => steps.push({
+            text: event.querySelector("output").textContent,
+            spoken: slider.getAttribute("aria-valuetext"),
+            frame: frames.map((frame, k) => Math.round(
+                (windows[k].getBoundingClientRect().top - frame.getBoundingClientRect().top)
+                / windows[k].clientHeight)),
+        });
+        note();
+        for (const value of [0, 3]) {
+            slider.value = value;
+            slider.dispatchEvent(new Event("input"));
+            note();
+        }
+        event.querySelector("button").click();
+        return {steps, playing: event.querySelector("button").textContent, maps: frames.length,
+                broken: [...document.images].filter((image) => image.naturalWidth === 0).length,
+                images: document.images.length};
+        """,
+    )
+    assert seen["problems"] == [] and seen["broken"] == 0 and seen["images"] > 5
+    assert seen["asked"] == []
+    assert seen["maps"] == 1 + len(FORECASTERS)
+    start, newest, last = seen["steps"]
+    assert [set(step["frame"]) for step in (start, newest, last)] == [{2}, {0}, {3}]
+    assert "newest input" in newest["text"] and "+15 min" in last["text"] and last["spoken"] == last["text"]
+    assert seen["playing"] == "stop"
+
+
+def test_rows_are_the_scores(written: Path) -> None:
+    frame = pd.read_csv(written / "scores.csv", keep_default_na=False)
+    with xr.open_dataset(written / "scores.nc") as scores:
+        csi = scores["csi"].load()
+        names = {str(name) for name in scores.data_vars if not str(name).startswith(("sum_", "hourly_"))}
+        names = {name for name in names if "forecaster" in scores[name].dims}
+    assert set(frame["score"]) == names and list(frame.columns[:4]) == [
+        "forecaster",
+        "score",
+        "threshold",
+        "lead_time",
+    ]
+    rows = frame[frame["score"] == "csi"]
+    assert len(rows) == csi.size
+    for row in rows.itertuples():
+        value = float(
+            csi.sel(forecaster=row.forecaster, threshold=float(row.threshold), lead_time=float(row.lead_time))
+        )
+        assert row.value == ("nan" if np.isnan(value) else f"{value:.6g}")
+    assert (frame[frame["score"] == "mae"]["threshold"] == "").all()
+
+
+def test_a_page_that_asks_for_more_is_found_out(tmp_path: Path) -> None:
+    """What the test above relies on: a script that fails, and a picture from elsewhere, are told."""
+    from raincast.output.page import write_page
+
+    outside = '<img alt="" src="https://example.invalid/a.png">'
+    page = write_page(tmp_path / "a.html", title="a", heading="a", parts=[outside], script='throw Error("broken")')
+    (tmp_path / "browser").mkdir()
+    seen = look_at(page, tmp_path / "browser", "return {};")
+    assert any("broken" in problem for problem in seen["problems"])
+    assert any("example.invalid" in problem for problem in seen["problems"])
