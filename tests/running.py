@@ -43,9 +43,14 @@ def compose_config(command: str, run_dir: Path, *overrides: str) -> DictConfig:
 
 def run_script(cwd: Path, script: str, *overrides: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
     """`python SCRIPT.py overrides` in the folder `cwd`, offline and on one thread."""
+    return run_command(cwd, sys.executable, str(REPO / f"{script}.py"), *overrides, timeout=timeout)
+
+
+def run_command(cwd: Path, *command: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """A command in the folder `cwd`, offline and on one thread."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
     return subprocess.run(
-        [sys.executable, str(REPO / f"{script}.py"), *overrides],
+        command,
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -155,9 +155,10 @@ def config_text(cfg: DictConfig) -> str:
 def module(cfg: DictConfig, net: "nn.Module", net_head: "Head", info: dict[str, Any]) -> "L.LightningModule":
     """The LightningModule of a run."""
     from raincast.training.module import NowcastModule
+    from raincast.training.parallel import ShardedModule
 
     transform = make(cfg.transform)
-    return NowcastModule(
+    return (ShardedModule if is_sharded(cfg) else NowcastModule)(
         net,
         net_head,
         transform,
@@ -170,6 +171,17 @@ def module(cfg: DictConfig, net: "nn.Module", net_head: "Head", info: dict[str, 
     )
 
 
+def is_sharded(cfg: DictConfig) -> bool:
+    """Whether the processes of a run share its weights (trainer=fsdp)."""
+    target = OmegaConf.select(cfg, "trainer.strategy._target_")
+    sharded = bool(target == "raincast.training.parallel.Sharded")
+    if sharded and cfg.ema is not None:
+        raise ValueError(
+            f"ema={cfg.ema} averages whole weights, which trainer=fsdp has not: leave one of them out."
+        )
+    return sharded
+
+
 def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callback]") -> "L.Trainer":
     """The Trainer of `cfg.trainer`."""
     # partial, or Hydra would look for configs in the loggers and callbacks
@@ -180,10 +192,13 @@ def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callbac
 
 
 def callbacks(cfg: DictConfig) -> "list[L.Callback]":
-    """The callbacks of `cfg.callbacks`, and the notice on Ctrl-C."""
+    """The callbacks of `cfg.callbacks`, the averaged weights if asked for, and the notice on Ctrl-C."""
+    from raincast.training.averaging import AveragedWeights
     from raincast.training.callbacks import InterruptNotice
 
     built = [make(node) for node in cfg.callbacks.values() if node is not None]
+    if cfg.ema is not None:
+        built.append(AveragedWeights(cfg.ema))
     return [*built, InterruptNotice(last_checkpoint(cfg))]
 
 

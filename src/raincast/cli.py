@@ -9,7 +9,8 @@ import difflib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 
 COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary")
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Where torchrun, Lightning and SLURM tell a process its number."""
+
 HYDRA_VERSION_BASE = "1.3"
 
 
@@ -77,6 +81,8 @@ def _run(command: str) -> None:
         started = True
         return _guarded(_command(command), cfg)
 
+    if command == "train":
+        sys.argv += _shared_run_dir(sys.argv[1:], os.environ)
     app = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name=command)(task)
     try:
         app()
@@ -84,6 +90,47 @@ def _run(command: str) -> None:
         if stop.code and not started:
             _suggest_keys(command, sys.argv[1:])
         raise
+
+
+def _shared_run_dir(overrides: list[str], environment: Mapping[str, str]) -> list[str]:
+    """Overrides that give the processes of torchrun or srun, which do not know of each other, one run folder.
+
+    Under SLURM it is named by the job, so that a job that is queued again finds it.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        rank, name = int(environment["RANK"]), _time_of_first
+    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        rank, name = int(environment["SLURM_PROCID"]), _slurm_name
+    else:
+        return []
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    shared = []
+    if not given & {"hydra.run.dir", "hydra.sweep.dir"}:
+        where = name(environment)
+        shared = [f"hydra.run.dir=${{paths.output_dir}}/train/{where}"]
+        shared += [f"hydra.sweep.dir=${{paths.output_dir}}/sweep/{where}"]
+    if rank:
+        shared += ["hydra.output_subdir=null", f"hydra.job.name=train_process_{rank}"]
+    return shared
+
+
+def _slurm_name(environment: Mapping[str, str]) -> str:
+    step = environment["SLURM_STEP_ID"]
+    return f"slurm-{environment['SLURM_JOB_ID']}" + (f"-{step}" if step != "0" else "")
+
+
+def _time_of_first(environment: Mapping[str, str]) -> str:
+    """When torchrun's first process began, which it tells the others by the store that torchrun keeps for them."""
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise SystemExit("This torchrun keeps no store for its processes: name their folder with hydra.run.dir=…")
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch lists no exports
+
+    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    if environment["RANK"] == "0":
+        # processes that torchrun starts again find the time of the first start
+        now = f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
+        return str(store.compare_set("raincast/began", "", now).decode())
+    return str(store.get("raincast/began").decode())
 
 
 def _command(name: str) -> Callable[[DictConfig], Any]:
@@ -103,7 +150,8 @@ def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         error = raised.__cause__ if isinstance(raised, InstantiationException) else raised
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, (*USER_ERRORS, TypeError)):
             raise
-        _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+        if not any(int(os.environ.get(rank, "0")) for rank in RANKS):  # the others share the folder of the first
+            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
         sys.stderr.write(f"Error: {error}\n")
         raise SystemExit(1) from error
 

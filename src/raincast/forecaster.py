@@ -57,13 +57,20 @@ def to_network_scale(transform: Transform, rain: Float[Tensor, "b t c h w"]) -> 
 def network_input(
     network: nn.Module, transform: Transform, rain: Float[Tensor, "b t c h w"]
 ) -> Float[Tensor, "b t n h w"]:
-    """Rain on the network's scale and, if it takes a channel more, where it was observed: 1, missing: 0."""
-    scaled = to_network_scale(transform, rain)
+    """Rain on the network's scale and, if it takes a channel more, where it was observed: 1, missing: 0.
+
+    In the precision of the network's weights.
+    """
+    scaled = to_network_scale(transform, rain).to(_precision(network))
     channels = rain.shape[2]
     if getattr(network, "in_channels", channels) != channels + 1:
         return scaled
     observed = ~rain.isnan().any(dim=2, keepdim=True)
     return torch.cat([scaled, observed.to(scaled.dtype)], dim=2)
+
+
+def _precision(network: nn.Module) -> torch.dtype:
+    return next((weight.dtype for weight in network.parameters()), torch.float32)
 
 
 def predict_output(

@@ -1,4 +1,4 @@
-"""`train.py` as a user runs it: what it leaves, how it goes on, what two processes give."""
+"""`train.py` as a user runs it: what it leaves, how it goes on."""
 
 import csv
 from pathlib import Path
@@ -130,48 +130,6 @@ def test_resuming_as_another_run_is_refused(tiny_run: Path, tiny_archive: Path, 
         train(compose_config("train", tmp_path / "leads", *overrides, "data.lead_steps=2"))
     with pytest.raises(ValueError, match="the windows of train, val and test"):
         train(compose_config("train", tmp_path / "split", *overrides, "data.split.seed=5"))
-
-
-def test_two_processes_train_and_score_as_one(tiny_archive: Path, tmp_path: Path) -> None:
-    """Two processes of two crops see the same four crops a step as one process of four.
-
-    Their gradients are averaged in another order, so weights agree to float32's rounding (1e-7 relative,
-    times some steps), and the counts of validation, with every window once, to the same.
-    """
-    common = [*TINY, f"data.archive={tiny_archive}", "trainer.max_epochs=1"]
-    one = train(compose_config("train", tmp_path / "one", *common))
-    script = [*common, f"paths.run_dir={tmp_path}/two", f"hydra.run.dir={tmp_path}/two", "data.batch_size=2"]
-    two = run_script(tmp_path, "train", *script, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu",
-                     "trainer.max_epochs=1")  # fmt: skip
-    assert two.returncode == 0, two.stderr[-3000:]
-    assert "processes 2" in two.stderr
-    expected, found = weights(one.last), weights(tmp_path / "two" / "checkpoints" / "last.ckpt")
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=key)
-    metrics = [tmp_path / run / "csv" / "version_0" / "metrics.csv" for run in ("one", "two")]
-    for column in ("val/loss", "val/mae", "val/rmse", "val/csi_0.5mm"):
-        a, b = (last_row(path, column) for path in metrics)
-        assert a == pytest.approx(b, rel=1e-4), column
-
-
-def test_two_processes_count_each_validation_window_once(tiny_archive: Path, tmp_path: Path) -> None:
-    """With a learning rate of 0 both have the same weights to the bit, so the sums have to be the same."""
-    frozen = [
-        *TINY,
-        f"data.archive={tiny_archive}",
-        "trainer.max_epochs=1",
-        "optimizer.lr=0",
-        "data.eval_stride=1",
-    ]
-    one = train(compose_config("train", tmp_path / "one", *frozen))
-    script = [*frozen, f"paths.run_dir={tmp_path}/two", f"hydra.run.dir={tmp_path}/two", "data.batch_size=2"]
-    two = run_script(tmp_path, "train", *script, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu",
-                     "trainer.max_epochs=1")  # fmt: skip
-    assert two.returncode == 0, two.stderr[-3000:]
-    metrics = tmp_path / "two" / "csv" / "version_0" / "metrics.csv"
-    assert one.metrics.keys() >= {"val/mae", "val/rmse", "val/csi_0.5mm", "val/bias_1mm"}
-    for column in ("val/mae", "val/rmse", "val/csi_0.5mm", "val/bias_1mm"):
-        assert last_row(metrics, column) == pytest.approx(one.metrics[column], rel=1e-7, nan_ok=True), column
 
 
 def test_a_sweep_runs_every_trial_and_logs_offline_to_wandb(tiny_archive: Path, tmp_path: Path) -> None:

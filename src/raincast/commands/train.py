@@ -23,6 +23,15 @@ log = logging.getLogger(__name__)
 COMPARED_ON_RESUME = ("model", "head", "transform", "loss", "data.input_steps", "data.lead_steps", "data.crop")
 
 
+NOTHING_TO_MEND = (
+    r".*LeafSpec.* is deprecated",  # Lightning's own use of a torch function
+    r".*sync_dist=True.* when logging on epoch level",  # scores are pooled before they are logged
+    r".*Grad strides do not match bucket view strides",  # of 1×1 kernels: a copy of a few numbers
+    r".*FSDP2-wrapped module .* returned a view tensor",  # nothing changes them in place
+)
+"""Warnings of libraries that a user can do nothing about."""
+
+
 @dataclass(frozen=True, eq=False)
 class TrainResult:
     """What a run leaves: checkpoints, the last validation's metrics, the validation scores of the best."""
@@ -41,11 +50,16 @@ def run(cfg: DictConfig) -> float:
 def train(cfg: DictConfig) -> TrainResult:
     """Train on `cfg`; on all processes but the first the result has no scores."""
     import lightning as L
+    from lightning.pytorch.utilities import rank_zero_only
 
-    # Lightning's own use of a torch function, nothing a user could mend
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    from raincast.training import execution
+
+    for message in NOTHING_TO_MEND:
+        warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # its greetings, not its warnings
+    if getattr(rank_zero_only, "rank", 0):
+        logging.getLogger("raincast").setLevel(logging.WARNING)  # the first process says it for all
     resumed_from = _resume_in_place(cfg)
     head = build.head(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -54,6 +68,7 @@ def train(cfg: DictConfig) -> TrainResult:
     data = build.datamodule(cfg, archive)
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
     net = build.network(model, num_channels=head.num_channels)
+    execution.prepare(net, compile=cfg.compile, recompute=cfg.recompute, tf32=cfg.tf32)
     build.check_crop(data, net, cfg.data.crop)
     info = build.metadata(cfg, data)
     _check_goal(cfg)
@@ -126,12 +141,11 @@ def _note_loggers(info: dict[str, Any], loggers: "list[Any]") -> None:
 
 def _log_what_runs(cfg: DictConfig, trainer: "L.Trainer", net: Any, loggers: "list[Any]") -> None:
     """What the trainer really uses, read back from it."""
+    from raincast.training import execution
+
     used = {
         "parameters": sum(p.numel() for p in net.parameters()),
-        "accelerator": type(trainer.accelerator).__name__,
-        "processes": trainer.world_size,
-        "precision": str(trainer.precision),
-        "gradient_clip_val": trainer.gradient_clip_val,
+        **execution.used(trainer, net),
         "max_epochs": trainer.max_epochs,
         "resumed_from": cfg.checkpoint,
     }

@@ -59,7 +59,7 @@ class NowcastModule(L.LightningModule):
         self.val_scores = RainScores(thresholds, lead_steps)
         # Lightning's own mean rounds the count of a rank's windows; a loss of NaN stays one ("disable" would
         # do without the weights)
-        self.val_loss = MeanMetric(nan_strategy=math.nan)
+        self.val_loss = MeanMetric(nan_strategy=math.nan).set_dtype(torch.float64)
 
     def forward(self, rain: Tensor) -> Tensor:
         """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h."""
@@ -70,7 +70,8 @@ class NowcastModule(L.LightningModule):
         output = self.network(network_input(self.network, self.transform, batch["input"]), self.lead_steps)
         target = self.transform.forward(batch["target"])
         loss: Tensor = self.loss(self.head.prediction(output), target, batch["target_mask"])
-        self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["input"]))
+        # of all processes: their batches are equally large
+        self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["input"]), sync_dist=True)
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
@@ -84,7 +85,7 @@ class NowcastModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Ratios of the pooled sums, the same on every rank."""
         scores = self.val_scores.compute()
-        self.log("val/loss", self.val_loss.compute())
+        self.log("val/loss", self.val_loss.compute().float())
         self.val_scores.reset()
         self.val_loss.reset()
         for index, threshold in enumerate(self.val_scores.thresholds):
