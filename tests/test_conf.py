@@ -75,7 +75,7 @@ def test_a_head_brings_its_loss_and_the_network_its_channels(head: str, loss: st
     made = build.head(config)
     small = OmegaConf.to_container(config.model, resolve=True) | {"head_channels": 2}  # type: ignore[operator]
     net = build.network(small, num_channels=made.num_channels)
-    module = build.module(config, net, made, {"lead_steps": 2})
+    module = build.module(config, net, made, {"lead_steps": 2, "step_minutes": 5.0})
     loss_of = module.loss
     assert net(torch.zeros(1, 2, 1, 16, 16), 2).shape == (1, 2, made.num_channels, 16, 16)
     assert getattr(loss_of, "num_channels", 1) == made.num_channels
@@ -109,7 +109,12 @@ def test_what_does_not_fit_a_head_is_refused(overrides: list[str], message: str,
     with pytest.raises(ValueError, match=message):
         head = build.head(config)
         model: Any = OmegaConf.to_container(config.model, resolve=True)
-        build.module(config, build.network(model, num_channels=head.num_channels), head, {"lead_steps": 2})
+        build.module(
+            config,
+            build.network(model, num_channels=head.num_channels),
+            head,
+            {"lead_steps": 2, "step_minutes": 5.0},
+        )
 
 
 def test_split_by_dates_composes(tmp_path: Path) -> None:

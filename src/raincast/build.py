@@ -11,7 +11,6 @@ import logging
 import netrc
 import os
 import socket
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 import raincast
+from raincast.provenance import commit
 
 if TYPE_CHECKING:
     import lightning as L
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from raincast.metrics.calibration import Calibration
     from raincast.models.heads import Head
     from raincast.nowcast import Nowcaster
+    from raincast.training.skill import Scores
     from raincast.transforms import Transform
 
 log = logging.getLogger(__name__)
@@ -152,8 +153,14 @@ def config_text(cfg: DictConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(container))
 
 
-def module(cfg: DictConfig, net: "nn.Module", net_head: "Head", info: dict[str, Any]) -> "L.LightningModule":
-    """The LightningModule of a run."""
+def module(
+    cfg: DictConfig,
+    net: "nn.Module",
+    net_head: "Head",
+    info: dict[str, Any],
+    references: "Mapping[str, Scores] | None" = None,
+) -> "L.LightningModule":
+    """The LightningModule of a run; `references` are baselines' scores of the validation windows."""
     from raincast.training.module import NowcastModule
     from raincast.training.parallel import ShardedModule
 
@@ -167,7 +174,9 @@ def module(cfg: DictConfig, net: "nn.Module", net_head: "Head", info: dict[str, 
         make(cfg.optimizer),
         thresholds=list(cfg.metrics.thresholds),
         lead_steps=int(info["lead_steps"]),
+        step_minutes=float(info["step_minutes"]),
         metadata=info,
+        references=references,
     )
 
 
@@ -230,6 +239,7 @@ def loggers(cfg: DictConfig, resumed: Mapping[str, str]) -> "list[Logger]":
 def _wandb_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
     os.environ.setdefault("WANDB_SILENT", "true")
     values = _mapping(OmegaConf.to_container(node, resolve=True))
+    values["log_model"] = False  # Lightning would add every checkpoint, and none offline; the best goes at the end
     if not values.get("offline") and (reason := _wandb_unreachable()):
         log.warning("wandb logs offline: %s. Upload later with: wandb sync", reason)
         values["offline"] = True
@@ -258,12 +268,26 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def baselines(cfg: DictConfig, names: list[str]) -> "list[Forecaster]":
-    """The baselines of `cfg.baseline` called `names`."""
+def check_baselines(cfg: DictConfig, names: list[str]) -> None:
+    """ValueError where `cfg.baseline` has not all of `names`."""
     unknown = [name for name in names if name not in cfg.baseline]
     if unknown:
         raise ValueError(f"baselines: {', '.join(unknown)} unknown; there are {', '.join(cfg.baseline)}.")
+
+
+def baselines(cfg: DictConfig, names: list[str]) -> "list[Forecaster]":
+    """The baselines of `cfg.baseline` called `names`."""
+    check_baselines(cfg, names)
     return [make(cfg.baseline[name]) for name in names]
+
+
+def located_baselines(cfg: DictConfig, data: "RadarDataModule") -> "list[Forecaster]":
+    """Those of `cfg.baselines`, told where and how far apart the pixels of `data` lie if they have to know."""
+    made = baselines(cfg, list(cfg.baselines))
+    for baseline in made:
+        if locate := getattr(baseline, "locate", None):
+            locate(data.archive.grid, data.archive.step_minutes)
+    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -407,21 +431,6 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "split_hash": checkpoint.info["split_hash"],
         "config": checkpoint.info["config"],
     }
-
-
-def commit() -> str:
-    """The commit of the checkout this runs from; "unknown" when installed from a wheel."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 def construct(node: Any) -> Any:

@@ -82,6 +82,10 @@ class Grid:
         pixel = min(_spacing(self.y), _spacing(self.x))
         return bool(np.hypot(*(corners[0] - corners[1])).max() <= 0.1 * pixel)
 
+    def crop(self, y: int, x: int, height: int, width: int) -> "Grid":
+        """The part of it whose top-left pixel is (y, x)."""
+        return Grid(self.y[y : y + height], self.x[x : x + width], self.crs_wkt)
+
     def to_coords(self) -> dict[str, Any]:
         """The coordinates y, x and the grid-mapping variable that a CF file needs."""
         from pyproj import CRS as ProjCRS

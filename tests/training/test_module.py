@@ -58,6 +58,7 @@ def module(metadata: dict | None = None, name: str = "rate") -> NowcastModule:
         optimizer,
         thresholds=THRESHOLDS,
         lead_steps=LEADS,
+        step_minutes=5.0,
         metadata=metadata or {},
     )
 
@@ -244,7 +245,8 @@ def test_a_run_steps_its_schedule_once_a_batch_to_its_end(data, tmp_path):
 @pytest.mark.parametrize(("given", "loss"), [(given, loss) for given in HEADS for loss in HEADS])
 def test_the_loss_of_another_head_is_refused(given, loss):
     head, loss = HEADS[given][0], HEADS[loss][1]
-    make = partial(NowcastModule, None, head, SCALE, loss, None, thresholds=THRESHOLDS, lead_steps=1, metadata={})
+    make = partial(NowcastModule, None, head, SCALE, loss, None, thresholds=THRESHOLDS, lead_steps=1, step_minutes=5.0,
+                   metadata={})  # fmt: skip
     if loss.num_channels == head.num_channels:
         make()
     else:

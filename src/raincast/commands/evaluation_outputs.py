@@ -11,6 +11,7 @@ import numpy as np
 import raincast
 from raincast import build
 from raincast.commands import report
+from raincast.provenance import commit
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -113,7 +114,7 @@ def _maps_of(
     from raincast.output.event_maps import EventMaps
     from raincast.schema import Grid
 
-    place = report.wettest(data, places, MOST_LOOKED_AT)
+    (place,) = data.wettest(places, at_most=MOST_LOOKED_AT)
     sample = data.dataset.sample(place)
     rain = sample["input"].numpy()[None]
     times = np.array([sample["time"]], "datetime64[s]")
@@ -166,6 +167,6 @@ def facts(
         ("windows", f"{scores.attrs['num_windows']} of {scores.attrs['split']}, {scores.sizes['event']} events"),
         ("split", f"{data.windows.hash}, " + ("as in training" if same else "not that of the training")),
         *((split.strip(), what.strip()) for split, _, what in described),
-        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {raincast.__version__} ({build.commit()})"),
+        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {raincast.__version__} ({commit()})"),
     ]
     return {"The network": trained, "Scored on": scored}

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from raincast.data.datamodule import RadarDataModule
-    from raincast.data.sampler import Place
     from raincast.forecaster import Forecaster
 
 log = logging.getLogger(__name__)
@@ -120,20 +119,37 @@ def goal_threshold(thresholds: list[float]) -> float:
 
 
 def after_training(
-    best: Path, data: "RadarDataModule", run_dir: Path, thresholds: list[float], loggers: list[Any]
+    best: Path,
+    data: "RadarDataModule",
+    run_dir: Path,
+    thresholds: list[float],
+    loggers: list[Any],
+    references: "xr.Dataset | None" = None,
+    *,
+    artifact: bool = False,
 ) -> "xr.Dataset":
-    """Score the best checkpoint against persistence on the validation windows; table, scores.nc, picture."""
+    """Score the best checkpoint on the validation windows; table, scores.nc, picture.
+
+    `references` are the scores of baselines on the same windows. `artifact`: the checkpoint goes to wandb, too.
+    """
+    import xarray as xr
+
     from raincast.baselines import Persistence
     from raincast.output.tables import score_table, table_text
 
     network = build.load_forecaster(best)
-    scores = score([network, Persistence()], data, "val", thresholds)
+    scores = score([network], data, "val", thresholds)
+    if references is not None:
+        both = [scores, references]
+        scores = xr.concat(
+            both, "forecaster", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
+        )
     write_scores(scores, run_dir / "scores.nc")
     table = table_text(score_table(scores, threshold=goal_threshold(thresholds)))
     log.info("\nValidation windows (%d), best checkpoint:\n%s", scores.attrs["num_windows"], table)
     picture = example_picture([network, Persistence()], data, "val", run_dir / "forecast.png")
     for logger in loggers:
-        log_results(logger, scores, picture)
+        log_results(logger, scores, picture, best if artifact else None)
     log.info("checkpoint  %s\npicture     %s\nscores      %s", *map(short, (best, picture, run_dir / "scores.nc")))
     return scores
 
@@ -142,9 +158,8 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
     """Draw the window of `split` with the most rain to come: what happened, and each forecast of it."""
     from raincast.forecaster import forecast_windows
     from raincast.output.pictures import forecast_picture
-    from raincast.schema import Grid
 
-    place = wettest(data, data.eval_places(split))
+    (place,) = data.wettest(data.eval_places(split))
     sample = data.dataset.sample(place)
     rain = sample["input"].numpy()[None]
     observed = sample["target"].numpy()[:, 0]
@@ -155,12 +170,10 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
         for f in forecasters
     }
     forecasts = {name: np.where(never, np.nan, forecast) for name, forecast in forecasts.items()}
-    grid = data.archive.grid
-    crop = Grid(grid.y[place.y : place.y + place.height], grid.x[place.x : place.x + place.width], grid.crs_wkt)
     return forecast_picture(
         observed,
         forecasts,
-        grid=crop,
+        grid=data.archive.grid.crop(place.y, place.x, place.height, place.width),
         init_time=np.datetime64(sample["time"], "s"),
         step_minutes=data.archive.step_minutes,
         path=path,
@@ -168,15 +181,8 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
     )
 
 
-def wettest(data: "RadarDataModule", places: "list[Place]", at_most: int = 100) -> "Place":
-    """Of `places`, or of so many spread over them, that with the most rain to come."""
-    spread = places[:: max(1, len(places) // at_most)]
-    rain = [np.nanmean(np.nan_to_num(data.dataset.sample(place)["target"].numpy())) for place in spread]
-    return spread[int(np.argmax(rain))]
-
-
-def log_results(logger: Any, scores: "xr.Dataset", picture: Path) -> None:
-    """The picture and the score table to wandb; other loggers hold scalars only."""
+def log_results(logger: Any, scores: "xr.Dataset", picture: Path, checkpoint: Path | None) -> None:
+    """The picture, the score table and, if it is given, the checkpoint to wandb; others hold scalars only."""
     from lightning.pytorch.loggers import WandbLogger
 
     if not isinstance(logger, WandbLogger):
@@ -186,6 +192,12 @@ def log_results(logger: Any, scores: "xr.Dataset", picture: Path) -> None:
     rows = frame[["forecaster", "threshold", "lead_time", *columns[3:]]].values.tolist()
     logger.log_table("val/scores", columns=columns, data=rows)
     logger.log_image("val/forecast", images=[str(picture)])
+    if checkpoint:
+        import wandb
+
+        artifact = wandb.Artifact(f"network-{logger.experiment.id}", type="model")
+        artifact.add_file(str(checkpoint))
+        logger.experiment.log_artifact(artifact, aliases=["best"])
 
 
 def close_logger(logger: Any) -> None:

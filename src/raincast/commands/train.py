@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from raincast import build
+from raincast import build, provenance
 from raincast.commands import report
+from raincast.commands.references import as_tensors, reference_scores
 
 if TYPE_CHECKING:
     import lightning as L
@@ -53,6 +54,7 @@ def train(cfg: DictConfig) -> TrainResult:
     from lightning.pytorch.utilities import rank_zero_only
 
     from raincast.training import execution
+    from raincast.training.record import RunRecord
 
     for message in NOTHING_TO_MEND:
         warnings.filterwarnings("ignore", message=message)
@@ -71,9 +73,8 @@ def train(cfg: DictConfig) -> TrainResult:
     execution.prepare(net, compile=cfg.compile, recompute=cfg.recompute, tf32=cfg.tf32)
     build.check_crop(data, net, cfg.data.crop)
     info = build.metadata(cfg, data)
-    _check_goal(cfg)
+    _check_goal(cfg, info)
     resumed = _check_resume(cfg, info, resumed_from)
-    module = build.module(cfg, net, head, info)
     with report.Bar("reading the training frames") as bar:
         data.progress = bar.update
         data.setup("fit")
@@ -83,12 +84,18 @@ def train(cfg: DictConfig) -> TrainResult:
     for source, windows in zip(data.sources[1:], data.more_windows, strict=True):
         log.info("and to train on, of %s: %d windows", source.archive.path, windows.starts["train"].size)
 
+    references = reference_scores(cfg, data)
+    module = build.module(cfg, net, head, info, as_tensors(references))
+    facts: dict[str, Any] = {}
     loggers = build.loggers(cfg, resumed)
-    trainer = build.trainer(cfg, loggers, build.callbacks(cfg))
+    trainer = build.trainer(
+        cfg, loggers, [*build.callbacks(cfg), RunRecord(build.last_checkpoint(cfg).parents[1] / "run.json", facts)]
+    )
     _note_loggers(info, loggers)
-    _log_what_runs(cfg, trainer, net, loggers)
+    facts |= _what_runs(cfg, trainer, net, data, info)
+    _log_what_runs(trainer, loggers, facts)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
-    return _finish(cfg, trainer, data, loggers)
+    return _finish(cfg, trainer, data, loggers, references)
 
 
 def _resume_in_place(cfg: DictConfig) -> build.Checkpoint | None:
@@ -100,13 +107,30 @@ def _resume_in_place(cfg: DictConfig) -> build.Checkpoint | None:
     return checkpoint
 
 
-def _check_goal(cfg: DictConfig) -> None:
-    names = [f"val/{score}_{t:g}mm" for t in cfg.metrics.thresholds for score in ("csi",)]
-    if cfg.metrics.goal not in names:
+def _check_goal(cfg: DictConfig, info: dict[str, Any]) -> None:
+    """The best checkpoint is chosen by a score that validation logs, in the direction in which it gets better."""
+    from raincast.training.skill import better, score_names
+
+    build.check_baselines(cfg, list(cfg.baselines))
+    thresholds = [float(threshold) for threshold in cfg.metrics.thresholds]
+    names = score_names(
+        list(cfg.baselines),
+        thresholds=thresholds,
+        lead_steps=info["lead_steps"],
+        step_minutes=info["step_minutes"],
+    )
+    goal, mode = cfg.metrics.goal, cfg.metrics.goal_mode
+    if goal not in names:
         raise ValueError(
-            f"metrics.goal={cfg.metrics.goal} is not logged; with metrics.thresholds="
-            f"{list(cfg.metrics.thresholds)} there are {', '.join(names)}."
+            f"metrics.goal={goal} is not logged; with metrics.thresholds={list(cfg.metrics.thresholds)} and "
+            f"baselines={list(cfg.baselines)} there are {', '.join(names)}."
         )
+    if (direction := better(goal)) is None:
+        raise ValueError(
+            f"metrics.goal={goal} orders nothing, it is best at 1: take {goal.replace('bias', 'bias_error')}."
+        )
+    if mode != direction:
+        raise ValueError(f"metrics.goal={goal} is better at its {direction}: set metrics.goal_mode={direction}.")
 
 
 def _check_resume(cfg: DictConfig, info: dict[str, Any], old: build.Checkpoint | None) -> dict[str, str]:
@@ -139,9 +163,12 @@ def _note_loggers(info: dict[str, Any], loggers: "list[Any]") -> None:
                 info["loggers"]["wandb"] = run_id
 
 
-def _log_what_runs(cfg: DictConfig, trainer: "L.Trainer", net: Any, loggers: "list[Any]") -> None:
-    """What the trainer really uses, read back from it."""
+def _what_runs(
+    cfg: DictConfig, trainer: "L.Trainer", net: Any, data: "RadarDataModule", info: dict[str, Any]
+) -> dict[str, Any]:
+    """What the run really is: read back from the trainer, the data and the machine, not from the config."""
     from raincast.training import execution
+    from raincast.training.record import gpus
 
     used = {
         "parameters": sum(p.numel() for p in net.parameters()),
@@ -149,14 +176,37 @@ def _log_what_runs(cfg: DictConfig, trainer: "L.Trainer", net: Any, loggers: "li
         "max_epochs": trainer.max_epochs,
         "resumed_from": cfg.checkpoint,
     }
-    log.info("%s", ", ".join(f"{key} {value}" for key, value in used.items() if value is not None))
-    if trainer.is_global_zero:
-        plain = {**OmegaConf.to_container(cfg, resolve=True), "used": used}  # type: ignore[dict-item]
-        for logger in loggers:
-            logger.log_hyperparams(plain)
+    windows = {name: int(starts.size) for name, starts in data.windows.starts.items()}
+    return {
+        "used": used,
+        "archive": str(data.archive.path),
+        "archive_identity": data.archive.identity,
+        "split_hash": info["split_hash"],
+        "windows": windows,
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine() | {"gpus": gpus()},
+        "config": OmegaConf.to_container(cfg, resolve=True),
+    }
 
 
-def _finish(cfg: DictConfig, trainer: "L.Trainer", data: "RadarDataModule", loggers: "list[Any]") -> TrainResult:
+def _log_what_runs(trainer: "L.Trainer", loggers: "list[Any]", facts: dict[str, Any]) -> None:
+    used = {key: value for key, value in facts["used"].items() if value is not None}
+    log.info("%s", ", ".join(f"{key} {value}" for key, value in used.items()))
+    if not trainer.is_global_zero:
+        return
+    flat = {key: facts[key] for key in ("used", "split_hash", "commit", "versions", "machine")}
+    for logger in loggers:
+        logger.log_hyperparams({**facts["config"], **flat})
+
+
+def _finish(
+    cfg: DictConfig,
+    trainer: "L.Trainer",
+    data: "RadarDataModule",
+    loggers: "list[Any]",
+    references: "xr.Dataset | None",
+) -> TrainResult:
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     keeper: Any = trainer.checkpoint_callback
     last = build.last_checkpoint(cfg)
@@ -167,7 +217,11 @@ def _finish(cfg: DictConfig, trainer: "L.Trainer", data: "RadarDataModule", logg
     scores = None
     if trainer.is_global_zero:
         data.trainer = None  # its loaders now serve this process alone
-        scores = report.after_training(best, data, Path(cfg.paths.run_dir), list(cfg.metrics.thresholds), loggers)
+        thresholds = [float(threshold) for threshold in cfg.metrics.thresholds]
+        scores = report.after_training(
+            best, data, Path(cfg.paths.run_dir), thresholds, loggers, references,
+            artifact=bool(OmegaConf.select(cfg, "logger.wandb.log_model")),
+        )  # fmt: skip
         report.next_command(best, cfg.data.archive)
     for logger in loggers:
         report.close_logger(logger)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -211,6 +212,21 @@ class RadarDataModule(L.LightningDataModule):
             for y in tile_positions(height, crop_y)
             for x in tile_positions(width, crop_x)
         ]
+
+    def wettest(self, places: Sequence[Place], num: int = 1, *, at_most: int = 100) -> list[Place]:
+        """Those of `places` with the most rain to come, the wettest first: a UTC day each, while there are days.
+
+        At most `at_most` of them are looked at, spread over all.
+        """
+        looked_at = places[:: max(1, len(places) // at_most)]
+        rain = {}
+        for place in looked_at:
+            sample = self.dataset.sample(place)
+            rain[place] = float(np.nan_to_num(sample["target"].numpy()).mean()), sample["time"] // 86400
+        wettest = sorted(rain, key=lambda place: -rain[place][0])
+        firsts = {rain[place][1]: place for place in reversed(wettest)}
+        by_day = [place for place in wettest if firsts[rain[place][1]] == place]
+        return [*by_day, *(place for place in wettest if place not in by_day)][:num]
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -92,7 +92,7 @@ def _name(archive: Archive, lattice: Lattice, rain_scale: float) -> str:
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
 
 
-def _part_key(path: Path) -> str:
+def part_key(path: Path) -> str:
     """Changes whenever the file does."""
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     digest = hashlib.sha256(path.name.encode())
@@ -110,7 +110,7 @@ def _missing_parts(
     progress: Progress | None,
 ) -> dict[str, npt.NDArray[np.float32]]:
     """All parts' tables (2, T, crops) in the order of time, those that are not known newly read."""
-    keys = {_part_key(part.path): part for part in archive.parts}
+    keys = {part_key(part.path): part for part in archive.parts}
     todo = sum(part.num_times for key, part in keys.items() if key not in known)
     parts = {}
     done = 0

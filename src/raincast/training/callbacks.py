@@ -65,15 +65,19 @@ class RunProgress(ProgressBar):
 
     def _describe(self, trainer: L.Trainer) -> str:
         goal = trainer.callback_metrics.get(self.goal)
-        shown = "" if goal is None else f"  {self.goal} {float(goal):.3f}"
+        shown = "" if goal is None else f"  {self.goal} {float(goal):.3f}{self._best(trainer)}"
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self._loss:.4f}{shown}"
+
+    def _best(self, trainer: L.Trainer) -> str:
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        return "" if best is None else f" (best {float(best):.3f})"
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """One line for the log; validation of this epoch is over by now."""
         if not self._enabled:
             return
         metrics = trainer.callback_metrics
-        names = ("train/loss", "val/loss", self.goal, "train/data_wait")
+        names = dict.fromkeys(("train/loss", "val/loss", self.goal, "train/data_wait", "train/windows_per_s"))
         shown = "  ".join(f"{name} {float(metrics[name]):.4f}" for name in names if name in metrics)
         elapsed = time.monotonic() - self._began
         log.info("epoch %d/%s  %s  %.0f s", trainer.current_epoch + 1, trainer.max_epochs, shown, elapsed)
@@ -90,36 +94,6 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-
-
-class DataWait(Callback):
-    """Logs `train/data_wait`: the share of an epoch's time in which training waited for its next batch."""
-
-    def __init__(self) -> None:
-        self._waited = self._began = self._ready = 0.0
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        """The first batch is waited for, too."""
-        self._waited = 0.0
-        self._began = self._ready = time.monotonic()
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """The batch is there, and on its device."""
-        self._waited += time.monotonic() - self._ready
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """The next one is asked for."""
-        self._ready = time.monotonic()
-
-    def on_validation_end(self, *_: Any) -> None:
-        """Validation within an epoch is no waiting."""
-        self._ready = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The last batch's end is the end of training, validation is not part of it."""
-        whole = self._ready - self._began
-        if whole > 0:
-            module.log("train/data_wait", self._waited / whole, sync_dist=True)
 
 
 class InterruptNotice(Callback):

@@ -1,7 +1,7 @@
 """The LightningModule: how a network is trained, validated and put into a checkpoint."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -17,6 +17,7 @@ from raincast.data.dataset import Sample
 from raincast.forecaster import network_input, predict_output, predict_rates
 from raincast.metrics.rain_scores import RainScores
 from raincast.models.heads import Head
+from raincast.training.skill import Scores, validation_scores
 from raincast.transforms import Transform
 
 CHECKPOINT_KEY = "raincast"
@@ -45,7 +46,9 @@ class NowcastModule(L.LightningModule):
         *,
         thresholds: Sequence[float],
         lead_steps: int,
+        step_minutes: float,
         metadata: dict[str, Any],
+        references: Mapping[str, Scores] | None = None,
     ) -> None:
         super().__init__()
         _check_loss(loss, head)
@@ -55,6 +58,8 @@ class NowcastModule(L.LightningModule):
         self.loss = loss
         self.optimizer_factory = optimizer
         self.lead_steps = lead_steps
+        self.step_minutes = step_minutes
+        self.references = references or {}
         self.metadata = metadata
         self.val_scores = RainScores(thresholds, lead_steps)
         # Lightning's own mean rounds the count of a rank's windows; a loss of NaN stays one ("disable" would
@@ -88,12 +93,14 @@ class NowcastModule(L.LightningModule):
         self.log("val/loss", self.val_loss.compute().float())
         self.val_scores.reset()
         self.val_loss.reset()
-        for index, threshold in enumerate(self.val_scores.thresholds):
-            name = f"{float(threshold):g}mm"
-            self.log(f"val/csi_{name}", _mean(scores["csi"][index]), prog_bar=name == "1mm")
-            self.log(f"val/bias_{name}", _mean(scores["frequency_bias"][index]))
-        self.log("val/mae", _mean(scores["mae"]))
-        self.log("val/rmse", _mean(scores["rmse"]))
+        self.log_dict(
+            validation_scores(
+                scores,
+                self.references,
+                thresholds=self.val_scores.thresholds,
+                step_minutes=self.step_minutes,
+            )
+        )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser, its schedule stepped after every batch."""
@@ -113,8 +120,3 @@ def _check_loss(loss: nn.Module, head: Head) -> None:
             f"{type(loss).__name__} compares {compared} channels, {head} gives {head.num_channels}: they do not "
             "belong together. Choose the head with head=… and leave loss=… out: each head brings its own."
         )
-
-
-def _mean(per_lead: Tensor) -> Tensor:
-    """Mean over the lead times at which the score is defined; NaN where it is at none."""
-    return torch.nanmean(per_lead).float()

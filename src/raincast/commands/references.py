@@ -1,0 +1,109 @@
+"""Baselines on the validation windows: scored once, kept, and set beside every validation of every run."""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+from omegaconf import DictConfig, OmegaConf
+
+import raincast
+from raincast import build
+from raincast.cache import cache_folder
+from raincast.commands import report
+from raincast.data.rain import part_key
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import Tensor
+
+    from raincast.data.datamodule import RadarDataModule
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("evaluation.py", "metrics", "baselines")
+"""What the scores follow from, beside windows and settings: other code makes them anew."""
+
+
+def reference_scores(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset | None":
+    """The scores of `cfg.baselines` on the validation windows of `data`, or None where there are no baselines.
+
+    From the cache where the same were scored before. Of several processes one scores, the others wait for it.
+    """
+    names = list(cfg.baselines)
+    if not names:
+        return None
+    try:
+        path = cache_folder() / "references" / f"{_key(cfg, data)}.nc"
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        log.debug("The baselines' scores are not kept: %s", error)
+        return _score(cfg, data)
+    with FileLock(path.with_suffix(".lock")):
+        if (kept := _load(path)) is not None:
+            return kept
+        scores = _score(cfg, data)
+        try:
+            partial = path.with_suffix(".partial")
+            report.write_scores(scores, partial).replace(path)
+        except OSError as error:
+            log.warning("The baselines' scores could not be kept in %s: %s", path, error)
+    return scores
+
+
+def as_tensors(scores: "xr.Dataset | None") -> "Mapping[str, Mapping[str, Tensor]]":
+    """By baseline its CSI (K, T) and RMSE (T), for training."""
+    import torch
+
+    if scores is None:
+        return {}
+    return {
+        str(name): {
+            key: torch.from_numpy(scores[key].sel(forecaster=name).values.astype("float64"))
+            for key in ("csi", "rmse")
+        }
+        for name in scores["forecaster"].values
+    }
+
+
+def _score(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset":
+    forecasters = build.located_baselines(cfg, data)
+    log.info("Scoring %s on the validation windows, once for all runs.", " and ".join(f.name for f in forecasters))
+    return report.score(forecasters, data, "val", [float(t) for t in cfg.metrics.thresholds])
+
+
+def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
+    settings = {name: OmegaConf.to_container(cfg.baseline[name], resolve=True) for name in cfg.baselines}
+    follows = (
+        raincast.__version__,
+        _sources(),
+        settings,
+        [part_key(part.path) for part in data.archive.parts],
+        data.windows.hash,
+        data.eval_places("val"),
+        (data.input_steps, data.lead_steps, data.max_missing),
+        [float(threshold) for threshold in cfg.metrics.thresholds],
+    )
+    return hashlib.sha256(repr(follows).encode()).hexdigest()[:24]
+
+
+def _sources() -> str:
+    package = Path(raincast.__file__).parent
+    files = (file for name in SOURCES for file in sorted([package / name, *(package / name).rglob("*.py")]))
+    digest = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _load(path: Path) -> "xr.Dataset | None":
+    import xarray as xr
+
+    if path.is_file():
+        with contextlib.suppress(OSError, ValueError), xr.open_dataset(path, engine="netcdf4") as kept:
+            return kept.load()
+    return None

@@ -1,0 +1,117 @@
+"""run.json: what a run really was."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
+
+
+class RunRecord(Callback):
+    """Writes `facts` and what training adds to them as JSON to `path`: at the start, each epoch, and at the end.
+
+    Added are: status (running, finished, or what stopped it), when it began and ended (UTC), epochs and steps, the
+    windows trained on, hours (of this and of the runs it goes on from), GPU hours, and the last logged scores. The
+    file is replaced whole. wandb's summary gets the same numbers at the end.
+    """
+
+    def __init__(self, path: str | Path, facts: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.facts = facts
+        self.num_windows = 0
+        self.hours = self.gpu_hours = 0.0
+        self._num_gpus = 0
+        self._began = ""
+        self._since = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on counting from."""
+        self._count_time()
+        return {"num_windows": self.num_windows, "hours": self.hours, "gpu_hours": self.gpu_hours}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Of the run that is gone on with."""
+        self.num_windows = int(state_dict["num_windows"])
+        self.hours, self.gpu_hours = float(state_dict["hours"]), float(state_dict["gpu_hours"])
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Training begins now."""
+        self._began = _now()
+        self._since = time.monotonic()
+        self._num_gpus = trainer.world_size if module.device.type == "cuda" else 0
+        self._write(trainer, "running")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        """Of all processes; each takes as many."""
+        self.num_windows += len(batch["input"]) * trainer.world_size
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """A run that is killed leaves the record of its last whole epoch."""
+        self._write(trainer, "running")
+
+    def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """The end as it should be."""
+        self._write(trainer, "finished")
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            if isinstance(logger, WandbLogger):
+                numbers = self._counts(trainer)
+                logger.experiment.summary.update({f"run/{key}": value for key, value in numbers.items()})
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        """Any other end."""
+        self._write(trainer, f"{type(exception).__name__}: {exception}".rstrip(": "))
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        hours = (now - self._since) / 3600
+        self._since = now
+        self.hours += hours
+        self.gpu_hours += hours * self._num_gpus
+
+    def _counts(self, trainer: L.Trainer) -> dict[str, Any]:
+        self._count_time()
+        return {
+            "epochs": trainer.current_epoch,
+            "steps": trainer.global_step,
+            "windows_seen": self.num_windows,
+            "hours": round(self.hours, 5),
+            "gpu_hours": round(self.gpu_hours, 5),
+        }
+
+    def _write(self, trainer: L.Trainer, status: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        scores = {key: _plain(value) for key, value in sorted(trainer.callback_metrics.items())}
+        record = {
+            "status": status,
+            "began": self._began,
+            "written": _now(),
+            **self._counts(trainer),
+            "scores": scores,
+            **self.facts,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+        partial.replace(self.path)
+
+
+def gpus() -> list[str]:
+    """The names of the GPUs that this process sees."""
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _plain(value: torch.Tensor) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None  # NaN is no JSON

@@ -1,0 +1,99 @@
+"""What a validation says of a network: its scores by name, and how far they are ahead of the baselines'."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Scores = Mapping[str, Tensor]
+"""As `RainScores.compute` gives them: csi, hss … (K thresholds, T leads), mae, rmse … (T), undefined NaN."""
+
+MEANS = {"csi": "csi", "hss": "hss", "pod": "pod", "far": "far", "bias": "frequency_bias"}
+"""Logged name → categorical score."""
+LOWER_IS_BETTER = ("val/loss", "val/mae", "val/rmse", "val/far_", "val/bias_error_")
+NEITHER_IS_BETTER = ("val/bias_",)
+"""A frequency bias is best at 1, so it orders no checkpoints; `val/bias_error_…` does."""
+
+
+def validation_scores(
+    scores: Scores, references: Mapping[str, Scores], *, thresholds: Sequence[float], step_minutes: float
+) -> dict[str, float]:
+    """Everything that a validation logs of `scores`, by name, but for the loss.
+
+    By threshold the means over lead times; `bias_error`, 1 − min(bias, 1/bias), 0 at best; by threshold and lead
+    time the CSI (`lead/csi_1mm_030min`). Against each of the `references`, baselines on the same windows:
+    `skill_csi_1mm_NAME`, the mean over lead times of (CSI − its CSI) / (1 − its CSI); `useful_lead_1mm_NAME`, in
+    minutes, see `useful_lead`; `ahead_1mm_NAME`, the share of lead times at which the CSI is above its CSI;
+    `skill_mse_NAME`, the mean over lead times of 1 − MSE / its MSE.
+    """
+    named = {"val/mae": _mean(scores["mae"]), "val/rmse": _mean(scores["rmse"])}
+    for index, threshold in enumerate(thresholds):
+        named |= _of_threshold({key: scores[name][index] for key, name in MEANS.items()}, threshold, step_minutes)
+        for name, reference in references.items():
+            ends = f"{_text(threshold)}_{name}"
+            own, other = scores["csi"][index], reference["csi"][index].to(scores["csi"].device)
+            named[f"val/skill_csi_{ends}"] = _mean((own - other) / (1 - other))
+            named[f"val/ahead_{ends}"] = _share_ahead(own, other)
+            named[f"val/useful_lead_{ends}"] = useful_lead(own, other, step_minutes)
+    for name, reference in references.items():
+        other = reference["rmse"].to(scores["rmse"].device)
+        named[f"val/skill_mse_{name}"] = _mean(1 - (scores["rmse"] / other) ** 2)
+    return named
+
+
+def score_names(
+    baselines: Sequence[str], *, thresholds: Sequence[float], lead_steps: int, step_minutes: float
+) -> list[str]:
+    """The names of everything that a validation logs, for who has to choose one."""
+    grid, leads = torch.zeros(len(thresholds), lead_steps), torch.zeros(lead_steps)
+    scores = dict.fromkeys(MEANS.values(), grid) | {"mae": leads, "rmse": leads}
+    named = validation_scores(
+        scores, dict.fromkeys(baselines, scores), thresholds=thresholds, step_minutes=step_minutes
+    )
+    return ["val/loss", *named]
+
+
+def better(name: str) -> str | None:
+    """Whether the score logged as `name` is better the higher ("max") or the lower ("min"); None for neither."""
+    if name.startswith(LOWER_IS_BETTER):
+        return "min"
+    return None if name.startswith(NEITHER_IS_BETTER) else "max"
+
+
+def useful_lead(own: Tensor, other: Tensor, step_minutes: float) -> float:
+    """Minutes until the CSI `own` (T,) falls to that of a baseline: the last lead before, 0 if it begins there.
+
+    Lead times at which one of them is undefined are passed over; NaN where all are.
+    """
+    defined = own.isfinite() & other.isfinite()
+    if not defined.any():
+        return float("nan")
+    ahead = own > other
+    fallen = (defined & ~ahead).nonzero().flatten()
+    end = int(fallen[0]) if fallen.numel() else len(own)
+    before = ahead[:end].nonzero().flatten()
+    return step_minutes * (int(before[-1]) + 1) if before.numel() else 0.0
+
+
+def _of_threshold(per_lead: Scores, threshold: float, step_minutes: float) -> dict[str, float]:
+    text = _text(threshold)
+    named = {f"val/{key}_{text}": _mean(values) for key, values in per_lead.items()}
+    bias = per_lead["bias"]
+    named[f"val/bias_error_{text}"] = _mean(1 - torch.minimum(bias, 1 / bias))
+    for lead, csi in enumerate(per_lead["csi"], start=1):
+        named[f"lead/csi_{text}_{lead * step_minutes:03g}min"] = float(csi)
+    return named
+
+
+def _share_ahead(own: Tensor, other: Tensor) -> float:
+    defined = own.isfinite() & other.isfinite()
+    return float((own > other)[defined].double().mean())
+
+
+def _text(threshold: float) -> str:
+    return f"{float(threshold):g}mm"
+
+
+def _mean(per_lead: Tensor) -> float:
+    """Mean over the lead times at which the score is defined; NaN where it is at none."""
+    return float(torch.nanmean(per_lead))
