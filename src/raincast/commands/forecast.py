@@ -15,6 +15,12 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> Path:
     """Forecast from `cfg.input`, and write forecast_TIME.nc and .gif into the run folder."""
+    if cfg.watch is not None:
+        from raincast.commands import watch
+
+        return watch.run(cfg)
+    if cfg.input is None:
+        raise ValueError("Not given: input. Say input=data/NAME or input='radar/*.h5', or watch=FOLDER to go on.")
     from raincast.nowcast import open_series, write_outputs
 
     nowcaster = build.nowcaster(

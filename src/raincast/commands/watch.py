@@ -1,0 +1,66 @@
+"""`python forecast.py watch=…`: a forecast from every radar file that arrives."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from types import FrameType
+
+from omegaconf import DictConfig
+
+from raincast import build
+from raincast.commands import report
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> Path:
+    """Watch `cfg.watch` until told to stop; the folder of forecasts. SystemExit(3) where something was wrong."""
+    if cfg.input is not None:
+        raise ValueError(f"input={cfg.input} and watch={cfg.watch}: give one of them.")
+    if cfg.init_time != "latest":
+        raise ValueError(f"init_time={cfg.init_time}: with watch=… forecasts begin at the frames that arrive.")
+    from raincast.live import Watcher
+
+    settings = build.make(cfg.live)
+    nowcaster = build.nowcaster(
+        build.read_checkpoint(cfg.checkpoint),
+        device=cfg.device,
+        lead_steps=cfg.lead_steps,
+        thresholds=cfg.exceedance,
+        attrs={"input": str(cfg.watch)},
+    )
+    watcher = Watcher(cfg.watch, build.make(cfg.source), nowcaster, settings, animation=cfg.animation)
+    output = Path(settings.output)
+    log.info(
+        "watching   %s\nforecasts  %s\nstatus     %s", cfg.watch, *map(report.short, (output, watcher.status))
+    )
+    with stopped_by_signals(watcher.stop):
+        code = watcher.run()
+    if code:
+        log.warning(
+            "Some files were bad, or a forecast that was due is missing: see %s", report.short(watcher.status)
+        )
+        raise SystemExit(code)
+    return output
+
+
+@contextmanager
+def stopped_by_signals(stop: Event) -> Iterator[None]:
+    """SIGTERM and SIGINT set `stop`, once: the second has its usual effect."""
+
+    def ask(number: int, _: FrameType | None) -> None:
+        log.info("%s: the forecast at hand is finished, then this stops.", signal.Signals(number).name)
+        signal.signal(number, before[signal.Signals(number)])
+        stop.set()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

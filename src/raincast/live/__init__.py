@@ -1,0 +1,7 @@
+"""Forecasts while radar files arrive: what is new is forecast, reported, and verified by what comes after."""
+
+from raincast.live.clock import Clock, SystemClock
+from raincast.live.settings import Settings
+from raincast.live.watcher import Watcher
+
+__all__ = ["Clock", "Settings", "SystemClock", "Watcher"]

@@ -1,0 +1,262 @@
+"""From files that arrive to frames in memory: each once, none that is damaged or of another grid."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raincast import schema
+from raincast.ingest.readers import Head, Reader
+from raincast.live.clock import seconds_of, time_of
+from raincast.live.folder import OLD, OTHER, TAKEN, Folder
+from raincast.live.recent import Frame, RecentFrames
+from raincast.live.status import Record
+
+log = logging.getLogger(__name__)
+
+CHUNK = 12
+"""Frames that are read before what they make due is forecast: a long backlog never lies in memory."""
+FIRST_LOOK = 64
+"""Files in a row without a frame of use after which, at the first look, the older ones are left alone."""
+FUTURE_STEPS = 2
+"""Frames further ahead of the clock than this are a mistake of either."""
+REMEMBERED_FILES = 5000
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A frame in a file: number `number` of it, of `time`."""
+
+    time: np.datetime64
+    path: Path
+    number: int
+    arrived: float
+
+
+class Intake:
+    """The files of `folder` as `recent` frames.
+
+    A frame is fresh while it is no older than `max_age_minutes`; None: always. `seen` are the times that were
+    taken, with the file that they came from, of the last `seen_hours`.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        reader: Reader,
+        record: Record,
+        *,
+        step_minutes: float,
+        input_steps: int,
+        max_age_minutes: float | None,
+        seen_hours: float,
+    ) -> None:
+        self.folder, self.reader, self.record = folder, reader, record
+        self.max_age_minutes = max_age_minutes
+        # input of the oldest frame that may still be forecast, and a margin for late ones
+        fresh = CHUNK if max_age_minutes is None else math.ceil(max_age_minutes / step_minutes)
+        self.recent = RecentFrames(step_minutes, input_steps + fresh + 1)
+        self.seen: dict[np.datetime64, str] = {}
+        self.seen_s = max(3600.0 * seen_hours, 60.0 * step_minutes * self.recent.most)
+        self.arrived: dict[np.datetime64, float] = {}
+        self.num_bad = 0
+        self._first = True
+
+    def is_fresh(self, time: np.datetime64, now: float) -> bool:
+        """Whether a frame is new enough to be forecast from."""
+        return self.max_age_minutes is None or now - seconds_of(time) <= 60.0 * self.max_age_minutes
+
+    def chunks(self, now: float, stopped: Callable[[], bool]) -> Iterator[int]:
+        """Take what has arrived, in the order of time, a few frames at once; how many of them are new."""
+        ready = self.folder.look(now)
+        offers, fresh_files = self._offers(ready, now, stopped)
+        used: dict[Path, int] = dict.fromkeys(fresh_files, 0)
+        broken: set[Path] = set()
+        offers.sort(key=lambda offer: (offer.time, offer.arrived))
+        newest = max((offer.time for offer in offers if not self._is_future(offer.time, now)), default=None)
+        for start in range(0, len(offers), CHUNK):
+            new = 0
+            for offer in offers[start : start + CHUNK]:
+                if self._is_useful(offer, newest, now):
+                    taken = self._take(offer, now, broken)
+                    used[offer.path] += taken
+                    new += taken
+            yield new
+            if stopped():
+                return  # the files are not decided on: the next run begins with them
+        for path in fresh_files:
+            if path not in broken:
+                self._decide(path, used[path], offers)
+        self._first = False
+        self._forget()
+
+    def refill(self) -> None:
+        """After a restart: the frames of files that were taken already, as far back as they are kept."""
+        if not self.seen:
+            return
+        first = seconds_of(max(self.seen)) - 60.0 * self.recent.step_minutes * (self.recent.most - 1)
+        for path in self.folder.taken_since(first):
+            if self.folder.changed(path):
+                continue
+            try:
+                head = self.reader.scan(path)
+                for number, time in enumerate(head.times.astype("datetime64[ns]")):
+                    if self.seen.get(time) == str(path) and seconds_of(time) >= first:
+                        self.recent.add(time, self._read(path, number))
+                        self.arrived[time] = self.folder.arrived(path)
+            except Exception as error:  # whatever a library throws: the file was good once, and is no longer
+                log.warning("%s was read before and cannot be any more: %s", path, error)
+
+    def to_state(self) -> dict[str, Any]:
+        """What was taken, as plain data."""
+        return {
+            "files": self.folder.to_state(REMEMBERED_FILES),
+            "seen": {str(round(seconds_of(time) * 1000)): path for time, path in self.seen.items()},
+        }
+
+    def from_state(self, state: dict[str, Any]) -> None:
+        """Take up what an earlier run took."""
+        self.folder.from_state(state["files"])
+        self.seen = {time_of(int(ms) / 1000): path for ms, path in state["seen"].items()}
+
+    def _offers(
+        self, ready: list[Path], now: float, stopped: Callable[[], bool]
+    ) -> tuple[list[Offer], list[Path]]:
+        """Frames of the files that can be scanned, and those files; the newest file is looked at first."""
+        offers: list[Offer] = []
+        files: list[Path] = []
+        useless = 0
+        for path in reversed(ready):
+            if stopped():
+                break
+            if self._first and self.max_age_minutes is not None and useless >= FIRST_LOOK:
+                self.folder.decide(path, OLD)
+                continue
+            head = self._scan(path, now)
+            if head is None:
+                continue
+            arrived = self.folder.arrived(path)
+            own = [Offer(t, path, n, arrived) for n, t in enumerate(head.times.astype("datetime64[ns]"))]
+            newest = max((offer.time for offer in offers), default=None)
+            useless = 0 if any(self._is_near(offer.time, newest) for offer in own) else useless + 1
+            offers += own
+            files.append(path)
+        return offers, files
+
+    def _scan(self, path: Path, now: float) -> Head | None:
+        try:
+            head = self.reader.scan(path)
+        except Exception as error:  # whatever a library throws at one file, the others go on
+            self._fail(path, str(error), now)
+            return None
+        if self.folder.changed(path):
+            return None
+        if head.step_minutes and head.step_minutes != self.recent.step_minutes:
+            self._refuse(
+                path,
+                f"it has steps of {head.step_minutes:g} min, the network was trained on "
+                f"{self.recent.step_minutes:g}",
+                now,
+            )
+            return None
+        newest = self.recent.newest
+        if newest is not None and not head.grid.same_as(self.recent.frame(newest).grid):
+            self._refuse(path, f"its grid of {head.grid.shape} is not that of the frames before it", now)
+            return None
+        return head
+
+    def _is_near(self, time: np.datetime64, newest: np.datetime64 | None) -> bool:
+        back = (self.recent.most - 1) * schema.step_timedelta(self.recent.step_minutes)
+        return newest is None or bool(time >= newest - back)
+
+    def _is_future(self, time: np.datetime64, now: float) -> bool:
+        return seconds_of(time) > now + 60.0 * self.recent.step_minutes * FUTURE_STEPS
+
+    def _is_useful(self, offer: Offer, newest: np.datetime64 | None, now: float) -> bool:
+        """Whether a frame is worth reading; those that are not are counted, with the reason."""
+        time = offer.time
+        if time in self.seen and (time in self.recent or self.seen[time] != str(offer.path)):
+            return False  # where it is not in memory, a run before this one was stopped while it took the file
+        if self._is_future(time, now):
+            self.record.counts["future"] += 1
+            self.record.fail(str(offer.path), f"its time {time} lies ahead of the clock", now)
+            return False
+        if not self.is_fresh(time, now) and not self._first:
+            self.record.counts["stale"] += 1
+        horizon = self.recent.horizon
+        if horizon is not None and time < horizon:
+            if self.max_age_minutes is None:
+                self.record.counts["stale"] += 1
+            return False
+        return self.max_age_minutes is None or self._is_near(time, newest)
+
+    def _take(self, offer: Offer, now: float, broken: set[Path]) -> bool:
+        """Read one frame and keep it, unless something is wrong with it."""
+        path, time = offer.path, offer.time
+        try:
+            frame = self._read(path, offer.number)
+        except Exception as error:  # as above
+            if path not in broken and not self.folder.changed(path):
+                self._fail(path, str(error), now)
+            broken.add(path)
+            return False
+        if self.folder.changed(path):
+            broken.add(path)  # it is looked at again as another
+            return False
+        newest = self.recent.newest
+        if newest is not None and (time - newest) % schema.step_timedelta(self.recent.step_minutes):
+            broken.add(path)
+            self._refuse(path, f"{time} is off the step of {self.recent.step_minutes:g} min", now)
+            return False
+        if not np.isfinite(frame.rain).any():
+            self.record.counts["empty"] += 1
+            return False
+        if self.recent.is_frozen(time, frame):
+            self.record.counts["frozen"] += 1
+            self.record.fail(str(path), f"its image of {time} is that of the step before", now)
+            return False
+        self.recent.add(time, frame)
+        self.seen[time] = str(path)
+        self.arrived[time] = offer.arrived
+        self.record.newest_frame = max(self.record.newest_frame or -math.inf, seconds_of(time))
+        return True
+
+    def _read(self, path: Path, number: int) -> Frame:
+        frames = slice(number, number + 1)
+        return Frame.of(self.reader.read(path, frames, step_minutes=self.recent.step_minutes))
+
+    def _decide(self, path: Path, used: int, offers: list[Offer]) -> None:
+        own = [offer for offer in offers if offer.path == path]
+        if used == 0 and own and all(offer.time in self.seen for offer in own):
+            self.record.counts["repeated"] += 1
+            log.info("repeated   %s: all of its frames came before", path)
+        elif used:
+            self.record.counts["taken"] += 1
+        self.folder.decide(path, TAKEN, newest=max((seconds_of(offer.time) for offer in own), default=0.0))
+
+    def _fail(self, path: Path, reason: str, now: float) -> None:
+        """A file that cannot be read is tried again, and then given up."""
+        if self.folder.failed(path, now):
+            self.num_bad += 1
+            self.record.counts["corrupt"] += 1
+            self.record.fail(str(path), reason, now)
+            log.warning("corrupt    %s: %s", path, reason)
+
+    def _refuse(self, path: Path, reason: str, now: float) -> None:
+        self.num_bad += 1
+        self.folder.decide(path, OTHER)
+        self.record.counts["other"] += 1
+        self.record.fail(str(path), reason, now)
+        log.warning("other      %s: %s", path, reason)
+
+    def _forget(self) -> None:
+        newest = self.recent.newest
+        if newest is None:
+            return
+        first = seconds_of(newest) - self.seen_s
+        self.seen = {time: path for time, path in self.seen.items() if seconds_of(time) >= first}
+        self.arrived = {time: at for time, at in self.arrived.items() if time in self.recent}

@@ -1,0 +1,94 @@
+"""The newest frames in memory, as a series that forecasts are made of."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.nowcast import grid_of
+from raincast.schema import Grid
+
+Times = npt.NDArray[np.datetime64]
+FROZEN_PIXELS = 10
+"""Wet pixels from which on two equal images are one, sent twice: rain does not stand still to the last digit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame in mm/h, (H, W), NaN for missing, with what its file says of it."""
+
+    rain: npt.NDArray[np.float32]
+    grid: Grid
+    cell_methods: str
+    attrs: dict[str, Any]
+
+    @classmethod
+    def of(cls, dataset: xr.Dataset) -> "Frame":
+        """The only frame of a reader's Dataset."""
+        rain = dataset[schema.RAIN]
+        attrs = {key: value for key, value in dataset.attrs.items() if key != schema.STEP_MINUTES}
+        return cls(rain.values[0], grid_of(dataset), str(rain.attrs["cell_methods"]), attrs)
+
+
+class RecentFrames:
+    """The `most` newest frames, one a time; a `nowcast.Series` of steps of `step_minutes`."""
+
+    def __init__(self, step_minutes: float, most: int) -> None:
+        self.step_minutes = step_minutes
+        self.most = most
+        self.version = 0
+        self._frames: dict[np.datetime64, Frame] = {}
+
+    @property
+    def times(self) -> Times:
+        """The frames there are, ascending."""
+        return np.array(sorted(self._frames), dtype="datetime64[ns]")
+
+    @property
+    def newest(self) -> np.datetime64 | None:
+        """The time of the newest frame."""
+        return max(self._frames, default=None)
+
+    @property
+    def horizon(self) -> np.datetime64 | None:
+        """Frames before this time are not kept."""
+        newest = self.newest
+        return None if newest is None else newest - (self.most - 1) * schema.step_timedelta(self.step_minutes)
+
+    def __contains__(self, time: np.datetime64) -> bool:
+        """Whether there is a frame at `time`."""
+        return time in self._frames
+
+    def frame(self, time: np.datetime64) -> Frame:
+        """The frame at `time`, which is there."""
+        return self._frames[time]
+
+    def add(self, time: np.datetime64, frame: Frame) -> None:
+        """One more; those that are too old go."""
+        self._frames[time] = frame
+        self.version += 1
+        horizon = self.horizon
+        self._frames = {t: f for t, f in self._frames.items() if horizon is None or t >= horizon}
+
+    def is_frozen(self, time: np.datetime64, frame: Frame) -> bool:
+        """Whether it is the image of the step before under a new time."""
+        before = self._frames.get(time - schema.step_timedelta(self.step_minutes))
+        if before is None or before.rain.shape != frame.rain.shape or (frame.rain > 0).sum() < FROZEN_PIXELS:
+            return False
+        return np.array_equal(before.rain, frame.rain, equal_nan=True)
+
+    def read(self, wanted: Times) -> xr.Dataset:
+        """The frames at `wanted`, which all have to be there."""
+        frames = [self._frames[time] for time in wanted.astype("datetime64[ns]")]
+        newest = frames[-1]
+        return schema.rain_dataset(
+            np.stack([frame.rain for frame in frames]),
+            wanted,
+            newest.grid,
+            step_minutes=self.step_minutes,
+            cell_methods=newest.cell_methods,
+            attrs=newest.attrs,
+        )

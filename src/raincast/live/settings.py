@@ -1,0 +1,60 @@
+"""What a watcher is told: where to write, how long to wait, what is too old."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of one watcher; `conf/forecast.yaml` says what each value means. None: no limit, or never.
+
+    ValueError for values that contradict each other.
+    """
+
+    output: str | Path
+    once: bool = False
+    until: str | None = None
+    poll_s: float = 2.0
+    settle_s: float = 5.0
+    deadline_s: float = 120.0
+    max_age_minutes: float | None = 20.0
+    keep_hours: float | None = 48.0
+    verify: bool = True
+    skill_hours: float = 24.0
+    thresholds: tuple[float, ...] = (0.5, 1.0, 5.0)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        for name in ("poll_s", "deadline_s", "skill_hours"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"live.{name}={getattr(self, name)} has to be above 0.")
+        if self.settle_s < 0:
+            raise ValueError(f"live.settle_s={self.settle_s}: give 0 (never wait) or more seconds.")
+        for name in ("max_age_minutes", "keep_hours"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"live.{name}={value} has to be above 0; null is no limit.")
+        self._check_retention()
+        object.__setattr__(self, "thresholds", tuple(float(t) for t in self.thresholds))
+        if self.until is not None:
+            self.until_seconds()
+
+    def _check_retention(self) -> None:
+        if self.keep_hours is None:
+            return
+        if self.max_age_minutes is None or self.max_age_minutes > 60 * self.keep_hours:
+            age = "null" if self.max_age_minutes is None else f"{self.max_age_minutes:g}"
+            raise ValueError(
+                f"live.keep_hours={self.keep_hours:g} removes forecasts that live.max_age_minutes={age} would "
+                "make again after a restart. Take live.keep_hours=null, or a smaller live.max_age_minutes."
+            )
+
+    def until_seconds(self) -> float | None:
+        """`until` in seconds since 1970; ValueError where it is no time."""
+        if self.until is None:
+            return None
+        try:
+            return datetime.fromisoformat(str(self.until)).replace(tzinfo=UTC).timestamp()
+        except ValueError as error:
+            raise ValueError(f"live.until={self.until}: write 2026-11-25T22:00 (UTC).") from error

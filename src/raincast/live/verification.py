@@ -1,0 +1,208 @@
+"""A forecast that verifies itself: each observation is compared with what was forecast for its time.
+
+Beside the published forecast stand persistence and extrapolation, made at the same time from the same frames and
+scored on the same pixels. Counts are kept by hour of valid time, so that the score of the last hours is a sum.
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+
+from raincast import schema
+from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE
+from raincast.baselines import Extrapolation, Persistence
+from raincast.live.clock import seconds_of
+from raincast.metrics import categorical
+from raincast.metrics.categorical import Contingency
+from raincast.nowcast import forecast_name
+from raincast.schema import LEAD_TIME, RAIN, X, Y
+
+log = logging.getLogger(__name__)
+
+METHODS = ("forecast", "persistence", "extrapolation")
+RATIOS: dict[str, Callable[[Contingency], torch.Tensor]] = {
+    "csi": categorical.csi,
+    "pod": categorical.pod,
+    "far": categorical.far,
+    "frequency_bias": categorical.frequency_bias,
+}
+HOUR_S = 3600
+Counts = npt.NDArray[np.int64]
+"""(method, lead, threshold, 4): hits, misses, false alarms, correct negatives"""
+
+
+class Verification:
+    """Scores forecasts of `lead_steps` in the folder `forecasts` as observations come.
+
+    What persistence and extrapolation said waits in the hidden folder `.references` there, until the last time
+    that it is about has passed. `checkpoint` is the hash of the network whose forecasts count.
+    """
+
+    def __init__(
+        self,
+        forecasts: Path,
+        *,
+        step_minutes: float,
+        lead_steps: int,
+        thresholds: tuple[float, ...],
+        hours: float,
+        checkpoint: str,
+    ) -> None:
+        categorical.check_thresholds(thresholds)
+        self.forecasts = forecasts
+        self.references = forecasts / ".references"
+        self.step = schema.step_timedelta(step_minutes)
+        self.step_minutes = step_minutes
+        self.lead_steps = lead_steps
+        self.thresholds = thresholds
+        self.hours = hours
+        self.checkpoint = checkpoint
+        self.baselines = (Persistence(), Extrapolation())
+        self.counts: dict[int, Counts] = {}
+        self.scored: dict[int, int] = {}
+        """Valid times, in seconds, and the number of forecasts that they were compared with."""
+
+    def remember(self, init_time: np.datetime64, past: npt.NDArray[np.float32]) -> None:
+        """Make and keep what the references say from `init_time` on; `past` is (T, H, W) in mm/h."""
+        rain = past[None, :, None]
+        persisted = self.baselines[0].forecast(rain, 1)[0, :, 0]
+        moved = self.baselines[1].forecast(rain, self.lead_steps)[0, :, 0]
+        # one map of persistence is enough: it stays
+        dataset = xr.Dataset({RAIN: ((LEAD_TIME, Y, X), np.minimum(np.concatenate([persisted, moved]), MAX_RATE))})
+        encoding = {
+            "dtype": "int16", "scale_factor": CODE_MM_H, "_FillValue": np.int16(MISSING_CODE),
+            "chunksizes": (1, *past.shape[1:]), "compression": "zstd", "complevel": 1, "shuffle": True,
+        }  # fmt: skip
+        self.references.mkdir(parents=True, exist_ok=True)
+        path = self._reference(init_time)
+        partial = path.with_name(f".{path.name}.partial")
+        dataset.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding={RAIN: encoding})
+        partial.replace(path)
+
+    def remembers(self, init_time: np.datetime64) -> bool:
+        """Whether the references from `init_time` are there."""
+        return self._reference(init_time).exists()
+
+    def has_scored(self, time: np.datetime64) -> bool:
+        """Whether the observation of `time` was compared already."""
+        return int(seconds_of(time)) in self.scored
+
+    def observe(self, time: np.datetime64, rain: npt.NDArray[np.float32]) -> int:
+        """Compare all forecasts for `time` with what came, (H, W) in mm/h; how many there were. Once a time."""
+        found: dict[int, Counts] = {}
+        for lead in range(1, self.lead_steps + 1):
+            said = self._said(time - lead * self.step, lead)
+            if said is not None and said.shape[1:] == rain.shape:
+                found[lead] = self._count(said, rain)
+        if found:
+            hour = int(seconds_of(time)) // HOUR_S
+            if hour not in self.counts:
+                self.counts[hour] = self._no_counts()
+            for lead, counts in found.items():
+                self.counts[hour][:, lead - 1] += counts
+        self.scored[int(seconds_of(time))] = len(found)
+        return len(found)
+
+    def forget(self, newest: np.datetime64) -> None:
+        """Drop what is older than the rolling hours, and references to times that have passed."""
+        first = seconds_of(newest) - self.hours * HOUR_S
+        self.counts = {hour: c for hour, c in self.counts.items() if (hour + 1) * HOUR_S > first}
+        self.scored = {time: n for time, n in self.scored.items() if time > first - HOUR_S}
+        # a late observation may still come: twice the time
+        oldest = self._reference(newest - 2 * self.lead_steps * self.step).name
+        for path in self.references.glob("references_*.nc"):
+            if path.name < oldest:
+                path.unlink(missing_ok=True)
+
+    def summary(self) -> dict[str, Any]:
+        """The rolling scores, for the status file; None where there was nothing to score."""
+        leads = [self.step_minutes * lead for lead in range(1, self.lead_steps + 1)]
+        total = sum(
+            self.counts.values(), np.zeros((len(METHODS), self.lead_steps, len(self.thresholds), 4), np.int64)
+        )
+        table: dict[str, Any] = {
+            "hours": self.hours,
+            "observations": sum(n > 0 for n in self.scored.values()),
+            "comparisons": sum(self.scored.values()),
+            "lead_minutes": leads,
+            "threshold_mm_h": list(self.thresholds),
+        }
+        for name, ratio in RATIOS.items():
+            table[name] = {method: _rows(ratio(_contingency(total[m]))) for m, method in enumerate(METHODS)}
+        table["mean_csi"] = {
+            method: _rows(categorical.csi(_contingency(total[m])).nanmean(1)) for m, method in enumerate(METHODS)
+        }
+        return table
+
+    def to_state(self) -> dict[str, Any]:
+        """Counts and what they are made of, as plain data."""
+        return {
+            "checkpoint": self.checkpoint,
+            "thresholds": list(self.thresholds),
+            "lead_steps": self.lead_steps,
+            "counts": {str(hour): counts.tolist() for hour, counts in self.counts.items()},
+            "scored": {str(time): number for time, number in self.scored.items()},
+        }
+
+    def from_state(self, state: dict[str, Any]) -> None:
+        """Take up the counts of an earlier run, if they are of the same network, thresholds and leads."""
+        same = ("checkpoint", "thresholds", "lead_steps")
+        if any(state.get(key) != self.to_state()[key] for key in same):
+            log.warning("The rolling scores begin anew: network, thresholds or lead times are others than before.")
+            return
+        self.counts = {int(hour): np.array(counts, np.int64) for hour, counts in state["counts"].items()}
+        self.scored = {int(time): int(number) for time, number in state["scored"].items()}
+
+    def _no_counts(self) -> Counts:
+        return np.zeros((len(METHODS), self.lead_steps, len(self.thresholds), 4), np.int64)
+
+    def _reference(self, init_time: np.datetime64) -> Path:
+        return self.references / f"{forecast_name(init_time).replace('forecast', 'references')}.nc"
+
+    def _said(self, init_time: np.datetime64, lead: int) -> npt.NDArray[np.float32] | None:
+        """What each of `METHODS` said, (3, H, W) in mm/h; None where not all of them did."""
+        published = self.forecasts / f"{forecast_name(init_time)}.nc"
+        if not (published.exists() and self.remembers(init_time)):
+            return None
+        try:
+            with _open(published) as file:
+                if file.attrs.get("checkpoint_sha256") != self.checkpoint or file.sizes[LEAD_TIME] < lead:
+                    return None
+                forecast = file[RAIN][lead - 1].values
+            with _open(self._reference(init_time)) as file:
+                persistence, extrapolation = file[RAIN][0].values, file[RAIN][lead].values
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            log.warning("Not scored: %s cannot be read (%s).", published.name, error)
+            return None
+        return np.stack([forecast, persistence, extrapolation])
+
+    def _count(self, said: npt.NDArray[np.float32], rain: npt.NDArray[np.float32]) -> Counts:
+        """(method, threshold, 4), over the pixels that were observed and forecast."""
+        mask = np.isfinite(rain) & np.isfinite(said[0])
+        pred = torch.from_numpy(said)[:, None, None]
+        target = torch.from_numpy(rain).expand_as(pred)
+        table = categorical.contingency(pred, target, torch.from_numpy(mask).expand_as(pred), self.thresholds)
+        counts: Counts = torch.stack([count[..., 0] for count in table], dim=-1).numpy()
+        return counts
+
+
+def _open(path: Path) -> xr.Dataset:
+    return xr.open_dataset(path, engine="netcdf4", chunks=None, decode_times=False)
+
+
+def _contingency(counts: Counts) -> Contingency:
+    """(lead, threshold, 4) → tables of (threshold, lead)."""
+    return Contingency(*torch.from_numpy(counts).movedim(-1, 0).transpose(-1, -2))
+
+
+def _rows(values: torch.Tensor) -> Any:
+    """Plain lists with None for undefined: JSON knows no NaN."""
+    if values.ndim > 1:
+        return [_rows(row) for row in values]
+    return [None if value != value else round(value, 4) for value in values.tolist()]
