@@ -9,7 +9,6 @@ from pyproj import CRS
 from scipy.ndimage import gaussian_filter
 
 from raincast.baselines import METHODS, Anvil, Extrapolation, Linda, Persistence, SProg, Steps
-from raincast.baselines.ensembles import _pixel_km
 from raincast.baselines.evolution import from_decibels, to_decibels
 from raincast.baselines.motion import find_motion
 from raincast.schema import Grid, mock_grid
@@ -250,7 +249,7 @@ def test_motion_is_perturbed_by_the_pixels_and_steps_of_the_archive():
 
 def test_pixels_in_degrees_have_a_size_in_km():
     degrees = Grid(np.linspace(60, 61, 101), np.linspace(10, 11, 101), CRS.from_epsg(4326).to_wkt())
-    assert _pixel_km(degrees) == pytest.approx(1.112)
+    assert degrees.pixel_km == pytest.approx(1.112)
 
 
 def test_numpys_generator_is_as_before():

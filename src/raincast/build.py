@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raincast.data.datamodule import RadarDataModule
+    from raincast.evaluation import Metrics
     from raincast.forecaster import Forecaster, NetworkForecaster
     from raincast.metrics.calibration import Calibration
     from raincast.models.heads import Head
@@ -151,6 +152,19 @@ def config_text(cfg: DictConfig) -> str:
     container = _mapping(OmegaConf.to_container(cfg, resolve=True))
     container.pop("hydra", None)
     return OmegaConf.to_yaml(OmegaConf.create(container))
+
+
+def metrics(cfg: DictConfig, data: "RadarDataModule") -> "Metrics":
+    """What `cfg.metrics` scores, once it is sure that it can on these windows; its goal is training's alone."""
+    from raincast.evaluation import Scoring
+
+    settings = _mapping(OmegaConf.to_container(cfg.metrics, resolve=True))
+    for key in ("goal", "goal_mode"):
+        settings.pop(key, None)
+    made: Metrics = make({"_target_": "raincast.evaluation.Metrics", **settings})
+    grid = data.archive.grid
+    Scoring(made, data.archive.step_minutes, grid.pixel_km).check(data.lead_steps, data.eval_crop)
+    return made
 
 
 def module(

@@ -44,6 +44,10 @@ RAIN_ATTRS = {"standard_name": "rainfall_rate", "long_name": "rain rate", "units
 TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "axis": "T"}
 
 
+KM_PER_DEGREE = 111.2
+"""Of latitude: 6371 km · π / 180."""
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Where an image lies on Earth.
@@ -85,6 +89,15 @@ class Grid:
     def crop(self, y: int, x: int, height: int, width: int) -> "Grid":
         """The part of it whose top-left pixel is (y, x)."""
         return Grid(self.y[y : y + height], self.x[x : x + width], self.crs_wkt)
+
+    @property
+    def pixel_km(self) -> float:
+        """The height of a pixel in km; that is also its width, or nearly so. 1 where there is one row alone."""
+        from pyproj import CRS as ProjCRS
+
+        size = abs(self.y[-1] - self.y[0]) / max(1, self.y.size - 1)
+        geographic = ProjCRS.from_wkt(self.crs_wkt).is_geographic
+        return float(size * KM_PER_DEGREE if geographic else size / 1000.0) or 1.0
 
     def to_coords(self) -> dict[str, Any]:
         """The coordinates y, x and the grid-mapping variable that a CF file needs."""

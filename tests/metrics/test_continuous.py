@@ -75,7 +75,7 @@ def test_nan_inside_the_mask_is_refused():
     pred, target, mask = fields()
     pred = pred.clone()
     pred.view(-1)[mask.view(-1).nonzero()[0]] = torch.nan
-    with pytest.raises(ValueError, match="pred: 1 pixels, target: 0 pixels"):
+    with pytest.raises(ValueError, match="pred has NaN in 1 of"):
         error_sums(pred, target, mask)
 
 
@@ -160,5 +160,5 @@ def test_balanced_errors_perfect_masked_merged_and_undefined():
     nothing = balanced_sums(pred, target, torch.zeros_like(mask))
     for formula in (balanced_mse, balanced_mae, hko7_b_mse, hko7_b_mae):
         assert formula(nothing).isnan().all()
-    with pytest.raises(ValueError, match=r"pred: \d+ pixels, target: 0 pixels"):
+    with pytest.raises(ValueError, match=r"pred has NaN in 291 of 291"):
         balanced_sums(pred * torch.nan, target, mask)

@@ -11,9 +11,6 @@ from raincast.baselines.evolution import Evolution, from_decibels, to_decibels
 from raincast.baselines.past import Rain
 from raincast.schema import Grid
 
-KM_PER_DEGREE = 111.2
-"""Of latitude: 6371 km · π / 180."""
-
 Members = Float32[np.ndarray, "b steps m h w"]
 """mm/h, finite and not negative"""
 
@@ -53,7 +50,7 @@ class Ensemble(Evolution):
 
     def locate(self, grid: Grid, step_minutes: float) -> None:
         """Tell it how large the pixels are that it will be shown, and how far apart the frames."""
-        self._km = self.km_per_pixel or _pixel_km(grid)
+        self._km = self.km_per_pixel or grid.pixel_km
         self._minutes = self.step_minutes or step_minutes
 
     def ensemble(self, rain: Rain, num_steps: int) -> Members:
@@ -172,12 +169,3 @@ class Linda(Ensemble):
             seed=seed,
         )
         return rain
-
-
-def _pixel_km(grid: Grid) -> float:
-    """The height of a pixel; that is also its width, or nearly so."""
-    from pyproj import CRS
-
-    size = abs(grid.y[-1] - grid.y[0]) / max(1, grid.y.size - 1)
-    km = size * KM_PER_DEGREE if CRS.from_wkt(grid.crs_wkt).is_geographic else size / 1000.0
-    return float(km) or 1.0  # a single row has no height

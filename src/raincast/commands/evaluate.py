@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> "xr.Dataset":
     """Score on `cfg.split`, and write report.html, scores.nc, scores.csv and pictures into the run folder."""
+    from raincast.evaluation import Resampling, with_intervals
     from raincast.output.pictures import csi_plot
     from raincast.output.score_csv import write_csv
-    from raincast.output.tables import score_table, summary_table, table_text
+    from raincast.output.tables import difference_table, score_table, summary_table, table_text
 
     if cfg.split not in SPLITS:
         raise ValueError(f"split={cfg.split}: choose one of {', '.join(SPLITS)}.")
@@ -38,17 +39,21 @@ def run(cfg: DictConfig) -> "xr.Dataset":
             checkpoint.path,
         )
     network = build.forecaster_of(checkpoint, device=cfg.device)
-    thresholds = [float(t) for t in cfg.metrics.thresholds]
+    metrics = build.metrics(cfg, data)
+    thresholds = [float(t) for t in metrics.thresholds]
     run_dir = Path(cfg.paths.run_dir)
     if cfg.calibrate:
         checkpoint = calibrate(checkpoint, network, data, thresholds, split=cfg.split, run_dir=run_dir)
     for other in others:
         if locate := getattr(other, "locate", None):  # some have to know where and how far apart the pixels lie
             locate(data.archive.grid, data.archive.step_minutes)
-    scores = report.score([network, *others], data, cfg.split, thresholds).assign_attrs(
+    how = Resampling(cfg.resamples, cfg.confidence, cfg.resampling_seed)
+    scores = with_intervals(report.score([network, *others], data, cfg.split, metrics), how).assign_attrs(
         checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256
     )
     tables = [score_table(scores, threshold=report.goal_threshold(thresholds)), summary_table(scores)]
+    if others:
+        tables.append(difference_table(scores))
     text = "\n".join(table_text(table) for table in tables)
     (run_dir / "scores.txt").write_text(text, encoding="utf-8")
     files = [

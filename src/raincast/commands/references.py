@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("evaluation.py", "metrics", "baselines")
+SOURCES = ("evaluation", "metrics", "baselines")
 """What the scores follow from, beside windows and settings: other code makes them anew."""
 
 
@@ -72,7 +72,7 @@ def as_tensors(scores: "xr.Dataset | None") -> "Mapping[str, Mapping[str, Tensor
 def _score(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset":
     forecasters = build.located_baselines(cfg, data)
     log.info("Scoring %s on the validation windows, once for all runs.", " and ".join(f.name for f in forecasters))
-    return report.score(forecasters, data, "val", [float(t) for t in cfg.metrics.thresholds])
+    return report.score(forecasters, data, "val", build.metrics(cfg, data))
 
 
 def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
@@ -85,7 +85,7 @@ def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
         data.windows.hash,
         data.eval_places("val"),
         (data.input_steps, data.lead_steps, data.max_missing),
-        [float(threshold) for threshold in cfg.metrics.thresholds],
+        build.metrics(cfg, data),
     )
     return hashlib.sha256(repr(follows).encode()).hexdigest()[:24]
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from raincast.data.datamodule import RadarDataModule
+    from raincast.evaluation import Metrics
     from raincast.forecaster import Forecaster
 
 log = logging.getLogger(__name__)
@@ -90,18 +91,19 @@ class Bar:
 
 
 def score(
-    forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, thresholds: list[float]
+    forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, metrics: "Metrics"
 ) -> "xr.Dataset":
     """Scores of all forecasters on the windows of `split`, with a progress bar."""
-    from raincast.evaluation import evaluate
+    from raincast.evaluation import score_windows
 
     with Bar(f"scoring {', '.join(f.name for f in forecasters)}") as bar:
-        return evaluate(
+        return score_windows(
             forecasters,
             data.eval_batches(split),
-            thresholds=thresholds,
+            metrics,
             lead_steps=data.lead_steps,
             step_minutes=data.archive.step_minutes,
+            pixel_km=data.archive.grid.pixel_km,
             progress=bar.advance_of(len(data.eval_places(split))),
         ).assign_attrs(split=split, split_hash=data.windows.hash, archive=str(data.archive.path))
 
@@ -113,7 +115,7 @@ def write_scores(scores: "xr.Dataset", path: Path) -> Path:
     return path
 
 
-def goal_threshold(thresholds: list[float]) -> float:
+def goal_threshold(thresholds: Sequence[float]) -> float:
     """The threshold of the table by lead time: 1 mm/h, or the nearest there is."""
     return min(thresholds, key=lambda t: abs(t - 1.0))
 
@@ -122,7 +124,7 @@ def after_training(
     best: Path,
     data: "RadarDataModule",
     run_dir: Path,
-    thresholds: list[float],
+    metrics: "Metrics",
     loggers: list[Any],
     references: "xr.Dataset | None" = None,
     *,
@@ -138,14 +140,14 @@ def after_training(
     from raincast.output.tables import score_table, table_text
 
     network = build.load_forecaster(best)
-    scores = score([network], data, "val", thresholds)
+    scores = score([network], data, "val", metrics)
     if references is not None:
         both = [scores, references]
         scores = xr.concat(
             both, "forecaster", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
         )
     write_scores(scores, run_dir / "scores.nc")
-    table = table_text(score_table(scores, threshold=goal_threshold(thresholds)))
+    table = table_text(score_table(scores, threshold=goal_threshold(metrics.thresholds)))
     log.info("\nValidation windows (%d), best checkpoint:\n%s", scores.attrs["num_windows"], table)
     picture = example_picture([network, Persistence()], data, "val", run_dir / "forecast.png")
     for logger in loggers:

@@ -75,6 +75,7 @@ def train(cfg: DictConfig) -> TrainResult:
     info = build.metadata(cfg, data)
     _check_goal(cfg, info)
     resumed = _check_resume(cfg, info, resumed_from)
+    build.metrics(cfg, data)  # what cannot be scored is known now, and not after training
     with report.Bar("reading the training frames") as bar:
         data.progress = bar.update
         data.setup("fit")
@@ -217,9 +218,8 @@ def _finish(
     scores = None
     if trainer.is_global_zero:
         data.trainer = None  # its loaders now serve this process alone
-        thresholds = [float(threshold) for threshold in cfg.metrics.thresholds]
         scores = report.after_training(
-            best, data, Path(cfg.paths.run_dir), thresholds, loggers, references,
+            best, data, Path(cfg.paths.run_dir), build.metrics(cfg, data), loggers, references,
             artifact=bool(OmegaConf.select(cfg, "logger.wandb.log_model")),
         )  # fmt: skip
         report.next_command(best, cfg.data.archive)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from raincast.metrics.frames import over_frames
 from raincast.transforms import DbzScaling
 
 HKO7_THRESHOLDS = (0.5, 2.0, 5.0, 10.0, 30.0)
@@ -40,21 +41,26 @@ def error_sums(
     mask: Bool[Tensor, "b t c h w"],
 ) -> ErrorSums:
     """Sums over C, H, W where `mask` is True, (B, T) each. Elsewhere pred and target may be NaN."""
-    pred0, target0 = (rain.masked_fill(~mask, 0.0).flatten(2) for rain in (pred, target))
-    error = pred0 - target0
-    pred0, target0 = pred0.double(), target0.double()
-    total = error.sum(-1, dtype=torch.float64)
-    _check_sum(total, pred, target, mask)
+    return ErrorSums(*over_frames(error_rows, pred, target, mask))
+
+
+def error_rows(pred: Float[Tensor, "n p"], target: Float[Tensor, "n p"], count: Int64[Tensor, " n"]) -> ErrorSums:
+    """As `frames.Rows`: (N,) each."""
+    observed = target.double()
+    error = pred.double().sub_(observed)  # exact: a forecast that is right has none at all
+    total, observed_total = error.sum(-1), observed.sum(-1)
+    squared, product, observed_squared = dot(error, error), dot(error, observed), dot(observed, observed)
     return ErrorSums(
-        count=mask.flatten(2).sum(-1),
+        count=count,
         error=total,
-        absolute_error=error.abs().sum(-1, dtype=torch.float64),
-        squared_error=dot(error.double(), error.double()),
-        pred=pred0.sum(-1),
-        target=target0.sum(-1),
-        pred_squared=dot(pred0, pred0),
-        target_squared=dot(target0, target0),
-        product=dot(pred0, target0),
+        absolute_error=error.abs().sum(-1),
+        squared_error=squared,
+        # p = e + t, so that no third field is read
+        pred=total + observed_total,
+        target=observed_total,
+        pred_squared=(squared + 2 * product + observed_squared).clamp_min(0.0),
+        target_squared=observed_squared,
+        product=product + observed_squared,
     )
 
 
@@ -122,20 +128,35 @@ def balanced_sums(
 
     The weight is that of the observed rate (Shi et al. 2017); both rates are limited to what a pixel can hold.
     """
-    pred0, target0 = (rain.masked_fill(~mask, 0.0).flatten(2) for rain in (pred, target))
-    weight = torch.full_like(target0, weights[0], dtype=torch.float64)
-    for threshold, heavier in zip(thresholds, weights[1:], strict=True):
-        weight.masked_fill_(target0 >= threshold, heavier)
-    # under the mask both are 0
-    error = (pixel.forward(pred0) - pixel.forward(target0)).double()
-    absolute = dot(weight, error.abs())
-    _check_sum(absolute, pred, target, mask)
-    num_pixels = mask.flatten(2).sum(-1)
     return BalancedSums(
-        pixels=num_pixels,
-        frames=(num_pixels > 0).long(),
+        *over_frames(
+            lambda p, t, n: balanced_rows(p, t, n, thresholds=thresholds, weights=weights, pixel=pixel),
+            pred,
+            target,
+            mask,
+        )
+    )
+
+
+def balanced_rows(
+    pred: Float[Tensor, "n p"],
+    target: Float[Tensor, "n p"],
+    count: Int64[Tensor, " n"],
+    *,
+    thresholds: Sequence[float] = HKO7_THRESHOLDS,
+    weights: Sequence[float] = HKO7_WEIGHTS,
+    pixel: DbzScaling = HKO7_PIXEL,
+) -> BalancedSums:
+    """As `frames.Rows`: (N,) each."""
+    weight = torch.full_like(target, weights[0], dtype=torch.float64)
+    for threshold, heavier in zip(thresholds, weights[1:], strict=True):
+        weight.masked_fill_(target >= threshold, heavier)
+    error = (pixel.forward(pred) - pixel.forward(target)).double()
+    return BalancedSums(
+        pixels=count,
+        frames=(count > 0).long(),
         squared=dot(weight * error, error),
-        absolute=absolute,
+        absolute=dot(weight, error.abs()),
     )
 
 
@@ -157,16 +178,3 @@ def hko7_b_mse(sums: BalancedSums) -> Float[Tensor, "..."]:
 def hko7_b_mae(sums: BalancedSums) -> Float[Tensor, "..."]:
     """HKO-7's B-MAE, a frame's sum: to be compared on its 480 × 480 pixels only; NaN without frames."""
     return sums.absolute / sums.frames
-
-
-def _check_sum(total: Tensor, pred: Tensor, target: Tensor, mask: Tensor) -> None:
-    """Refuse NaN inside the mask by the sum it has spoilt, which costs no pass over the pixels."""
-    if bool(total.isnan().any()):
-        raise ValueError(
-            f"pred or target has NaN inside the mask (pred: {_masked_nans(pred, mask)} pixels, "
-            f"target: {_masked_nans(target, mask)} pixels). Fill the forecast; mask what was not observed."
-        )
-
-
-def _masked_nans(values: Tensor, mask: Tensor) -> int:
-    return int((values.isnan() & mask).sum())

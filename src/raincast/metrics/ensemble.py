@@ -77,6 +77,11 @@ def mean_rmse(sums: EnsembleSums) -> Float[Tensor, "..."]:
     return (sums.squared_error / sums.count).sqrt()
 
 
+def spread_error_ratio(sums: EnsembleSums) -> Float[Tensor, "..."]:
+    """`spread` over `mean_rmse`, 1 the best, below 1 too sure of itself; NaN where one is undefined or 0."""
+    return spread(sums) / mean_rmse(sums).masked_fill(sums.squared_error == 0, torch.nan)
+
+
 def rank_histogram(
     ensemble: Float[Tensor, "b t m h w"],
     target: Float[Tensor, "b t 1 h w"],

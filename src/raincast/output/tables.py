@@ -88,6 +88,40 @@ def summary_table(scores: xr.Dataset) -> Table:
     return table
 
 
+def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
+    """Is the first forecaster better than each other one: a row a threshold and other, means over lead times.
+
+    `scores` has intervals. It says "better" or "worse" only where the interval of the difference leaves out 0.
+    """
+    first, *others = (str(name) for name in scores["forecaster"].values)
+    events, confidence = scores.sizes["event"], float(scores.attrs["confidence"])
+    title = f"{first} minus the others: {_HEADERS[score]}, mean over lead times, {events} events"
+    columns = ["difference", f"{100 * confidence:g} % interval", first]
+    table = _empty_table(title, ["threshold", "beside"], columns)
+    means = scores[f"{score}_mean"]
+    for threshold in scores["threshold"].values:
+        for row, other in enumerate(others):
+            pair = {"forecaster": first, "reference": other, "threshold": threshold}
+            low, high = scores[f"{score}_mean_difference_interval"].sel(pair).values
+            better = int(scores[f"{score}_mean_better"].sel(pair))
+            difference = means.sel(forecaster=first, threshold=threshold) - means.sel(
+                forecaster=other, threshold=threshold
+            )
+            table.add_row(
+                f"≥ {threshold:g} mm/h" if row == 0 else "",
+                other,
+                _signed(float(difference)),
+                f"{_signed(low)} to {_signed(high)}" if np.isfinite(low) else UNDEFINED,
+                {1: "better", -1: "worse", 0: f"no difference shown ({events} events)"}[better],
+            )
+        table.add_section()
+    return table
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}" if np.isfinite(value) else UNDEFINED
+
+
 def table_text(table: Table) -> str:
     """The table as plain text, without colours or escape codes, for logs and files."""
     console = Console(

@@ -11,7 +11,8 @@ from raincast.baselines import Persistence
 from raincast.data.dataset import WindowDataset
 from raincast.data.sampler import Place
 from raincast.data.source import Source
-from raincast.evaluation import BALANCED, CATEGORICAL, CONTINUOUS, evaluate
+from raincast.evaluation import evaluate
+from raincast.evaluation.groups import BALANCED, CATEGORICAL, CONTINUOUS
 from raincast.schema import mock_archive
 
 THRESHOLDS = (0.5, 2.0, 10.0)
@@ -226,7 +227,7 @@ def test_fss_of_one_pixel_is_f1_and_its_sums_are_kept_by_event(windows):
 def test_scales_need_the_size_of_a_pixel_and_stand_once(windows):
     with pytest.raises(ValueError, match=r"scales=\[1, 4\] in km: state pixel_km"):
         scored([Persistence()], batches(windows), scales=[1, 4])
-    with pytest.raises(ValueError, match="has one twice"):
+    with pytest.raises(ValueError, match="none twice"):
         scored([Persistence()], batches(windows), scales=[4, 4], pixel_km=1.0)
 
 

@@ -1,0 +1,98 @@
+"""Forecasters × windows × metrics → a scores Dataset.
+
+All forecasters see the same windows and are scored under the same mask: the pixels that were observed. Sums are
+kept per event (a block of hours of the newest input frame) and added up last.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import xarray as xr
+
+from raincast.data.dataset import Sample
+from raincast.evaluation.answers import ask
+from raincast.evaluation.event_sums import EventSums
+from raincast.evaluation.groups import SCORES, finish
+from raincast.evaluation.intervals import Resampling, with_intervals
+from raincast.evaluation.metrics import Metrics, Scoring
+from raincast.evaluation.scores import to_dataset
+from raincast.forecaster import Forecaster
+
+__all__ = [
+    "SCORES",
+    "EventSums",
+    "Metrics",
+    "Resampling",
+    "Scoring",
+    "evaluate",
+    "finish",
+    "score_windows",
+    "to_dataset",
+    "with_intervals",
+]
+
+
+def evaluate(
+    forecasters: Sequence[Forecaster],
+    batches: Iterable[Sample],
+    *,
+    lead_steps: int,
+    step_minutes: float,
+    pixel_km: float | None = None,
+    progress: Callable[[int], None] | None = None,
+    **settings: Any,
+) -> xr.Dataset:
+    """Score every forecaster on every window, in this process; `progress` is told how many each batch held.
+
+    `settings` are those of `Metrics`: `thresholds` at least. The Dataset has sums by (forecaster, event, …) and
+    scores from the sums of all events. ValueError where two forecasters share a name or no window came.
+    """
+    return score_windows(
+        forecasters,
+        batches,
+        Metrics(**settings),
+        lead_steps=lead_steps,
+        step_minutes=step_minutes,
+        pixel_km=pixel_km,
+        progress=progress,
+    )
+
+
+def score_windows(
+    forecasters: Sequence[Forecaster],
+    batches: Iterable[Sample],
+    metrics: Metrics,
+    *,
+    lead_steps: int,
+    step_minutes: float,
+    pixel_km: float | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> xr.Dataset:
+    """As `evaluate`, with settings that stand."""
+    check_names([f.name for f in forecasters])
+    scoring = Scoring(metrics, step_minutes, pixel_km)
+    sums = {forecaster.name: EventSums() for forecaster in forecasters}
+    shape = (0, 0)
+    for batch in batches:
+        if shape == (0, 0):
+            shape = (batch["target"].shape[-2], batch["target"].shape[-1])
+            scoring.check(lead_steps, shape)
+        for forecaster in forecasters:
+            scoring.add(sums[forecaster.name], ask_for(scoring, forecaster, batch, lead_steps), batch)
+        if progress:
+            progress(len(batch["time"]))  # type: ignore[arg-type]  # a batch has several
+    if shape == (0, 0):
+        raise ValueError("There is no window to score.")
+    return to_dataset(sums, scoring, lead_steps=lead_steps, shape=shape)
+
+
+def ask_for(scoring: Scoring, forecaster: Forecaster, batch: Sample, lead_steps: int) -> Any:
+    """What `scoring` needs of a forecaster's answer."""
+    wanted = scoring.metrics
+    return ask(forecaster, batch, lead_steps, wanted.thresholds if wanted.probabilities else ())
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse two forecasters of one name."""
+    if len(set(names)) != len(names):
+        raise ValueError(f"Two forecasters share a name: {list(names)}.")

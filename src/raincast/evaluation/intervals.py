@@ -1,0 +1,172 @@
+"""How sure a score is: intervals by resampling events, the same ones for all forecasters.
+
+Windows of one storm are no independent trials; events are. So each of many trials draws as many events as there
+are, with replacement, and makes the score of their sums (the bootstrap by blocks; quantiles of the trials are the
+interval). Forecasters are compared on the same draws: what makes an event hard makes it so for both.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+
+from raincast.evaluation import groups
+
+Floats = npt.NDArray[np.float64]
+LEFT_OUT = (
+    groups.SPECTRUM,
+    groups.RELIABILITY,
+    groups.UNCALIBRATED,
+    groups.UNCALIBRATED_CURVE,
+)  # curves, of which nobody says "better"
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """`resamples` trials, drawn by `seed`; `confidence` is the share of them within an interval."""
+
+    resamples: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no confidence."""
+        if not 0 < self.confidence < 1 or self.resamples < 2 / (1 - self.confidence):
+            raise ValueError(
+                f"confidence={self.confidence} must lie between 0 and 1, and resamples={self.resamples} be at "
+                "least 2 / (1 − confidence)."
+            )
+
+    def enough(self, num_events: int) -> bool:
+        """Whether so many events can show a difference at all.
+
+        Of n events all may favour one forecaster by chance: in 2·½ⁿ of all cases. Below six that is more than 5 %.
+        """
+        return 2 * 0.5**num_events <= 1 - self.confidence
+
+
+def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
+    """`scores`, which has sums by event, with how sure each of its scores is.
+
+    For a score S, and for S_mean, its mean over the lead times where it is defined: S_interval (bound, forecaster,
+    …), and S_difference_interval (bound, forecaster, reference, …) of forecaster minus reference. Where more or
+    less is better, also S_better (forecaster, reference, …): 1 where the forecaster is better than the reference,
+    −1 where it is worse, 0 where no difference is shown: the interval holds 0 or is undefined, or there are too
+    few events (`Resampling.enough`).
+    """
+    num_events = scores.sizes["event"]
+    rng = np.random.default_rng(how.seed)
+    draws = rng.multinomial(num_events, np.full(num_events, 1 / num_events), size=how.resamples).astype(np.float64)
+    made: dict[str, Any] = {}
+    for group in groups.GROUPS:
+        names = [f"sum_{name}" for name in group.names()]
+        if group in LEFT_OUT or any(name not in scores for name in names):
+            continue
+        whole, trials = _scores_of(group, [scores[name].values for name in names], draws)
+        dims = group.dims[: len(group.dims) - group.consumed]
+        for name, score in group.scores.items():
+            for key, of, own_dims in (
+                (name, (whole[name], trials[name]), dims),
+                (f"{name}_mean", tuple(_lead_mean(x) for x in (whole[name], trials[name])), dims[:-1]),
+            ):
+                made |= _described(key, of[1], own_dims, score, how, how.enough(num_events))
+                if key != name:
+                    attrs = {"long_name": f"{score.long_name}, mean over lead times", "units": score.units}
+                    made[key] = (("forecaster", *own_dims), of[0], attrs)
+    return (
+        scores.assign(made)
+        .assign_coords(
+            reference=(
+                "reference",
+                scores["forecaster"].values,
+                {"long_name": "what a forecaster is compared with"},
+            ),
+            bound=("bound", [(1 - how.confidence) / 2, (1 + how.confidence) / 2]),
+        )
+        .assign_attrs(
+            confidence=how.confidence,
+            resamples=how.resamples,
+            resampling_seed=how.seed,
+            enough_events=int(how.enough(num_events)),
+        )
+    )
+
+
+def _scores_of(
+    group: groups.Group, sums: list[npt.NDArray[Any]], draws: Floats
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Scores (forecaster, …) of all events, and (forecaster, trial, …) of each trial."""
+
+    def finished(of: list[Any]) -> dict[str, Floats]:
+        own = group.sums(*(torch.from_numpy(values) for values in of))
+        return {name: score.formula(own).numpy() for name, score in group.scores.items()}
+
+    whole = finished([values.sum(axis=1) for values in sums])
+    trials: dict[str, list[Floats]] = {name: [] for name in group.scores}
+    for forecaster in range(sums[0].shape[0]):  # one after the other: their trials are large
+        drawn = [np.tensordot(draws, values[forecaster].astype(np.float64), 1) for values in sums]
+        for name, values in finished(drawn).items():
+            trials[name].append(values)
+    return whole, {name: np.stack(values) for name, values in trials.items()}
+
+
+def _described(
+    key: str,
+    trials: Floats,
+    dims: tuple[str, ...],
+    score: groups.Score,
+    how: Resampling,
+    enough: bool,
+) -> dict[str, Any]:
+    """The variables that say how sure `key` is."""
+    num = trials.shape[0]
+    bounds = (1 - how.confidence) / 2, (1 + how.confidence) / 2
+    interval = np.zeros((2, num, num, *trials.shape[2:]))
+    for one, other in combinations(range(num), 2):
+        interval[:, one, other] = _quantiles(trials[one] - trials[other], bounds)
+        interval[:, other, one] = -interval[::-1, one, other]
+    pair = ("forecaster", "reference", *dims)
+    text = {"units": score.units}
+    made: dict[str, Any] = {
+        f"{key}_interval": (
+            ("bound", "forecaster", *dims),
+            np.stack([_quantiles(own, bounds) for own in trials], axis=1),
+            text,
+        ),
+        f"{key}_difference_interval": (("bound", *pair), interval, text),
+    }
+    if score.better:
+        shown = (interval[0] > 0).astype(np.int8) - (interval[1] < 0).astype(np.int8)
+        meaning = "1: the forecaster is better than the reference, -1: worse, 0: no difference shown"
+        made[f"{key}_better"] = (pair, (score.better * shown * enough).astype(np.int8), {"long_name": meaning})
+    return made
+
+
+def _quantiles(trials: Floats, at: tuple[float, ...]) -> Floats:
+    """Quantiles along the first axis, linear between the trials that are defined; NaN where fewer than half are.
+
+    As numpy's nanquantile, which is many times slower.
+    """
+    ordered = np.sort(trials, axis=0)  # NaN last
+    defined = np.isfinite(trials).sum(axis=0)
+    found = []
+    for share in at:
+        rank = share * np.maximum(defined - 1, 0)
+        below = np.floor(rank).astype(np.int64)
+        above = np.minimum(below + 1, np.maximum(defined - 1, 0))
+        low, high = (np.take_along_axis(ordered, k[None], axis=0)[0] for k in (below, above))
+        found.append(np.where(2 * defined >= len(trials), low + (rank - below) * (high - low), np.nan))
+    return np.stack(found)
+
+
+def _lead_mean(values: Floats) -> Floats:
+    """The mean over the last axis where defined; NaN where nothing is."""
+    defined = np.isfinite(values)
+    count = defined.sum(axis=-1)
+    total = np.where(defined, values, 0.0).sum(axis=-1)
+    mean: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean

@@ -1,0 +1,191 @@
+"""What is scored, and how: the settings, and the sums that they make of a window."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raincast.data.dataset import Sample
+from raincast.evaluation import groups
+from raincast.evaluation.answers import Answer
+from raincast.evaluation.event_sums import EventSums
+from raincast.metrics import categorical, continuous, ensemble, probabilistic, spatial, spectrum, users
+from raincast.metrics.categorical import Contingency, check_thresholds
+from raincast.metrics.frames import over_frames
+
+HOURS = "hour "
+"""What the name of an hour of day begins with, where the sums by hour stand beside those by event."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What to score; rates and thresholds in mm/h.
+
+    Counts and errors of pixels always; what else costs time (see `benchmarks/evaluation.py`):
+
+    balanced: HKO-7's weighted errors.
+    pools: sides in pixels of the squares of which the highest rates are counted.
+    scales: sides in km of the boxes of the fractions skill score; `fss_boundary` is "zero" or "inside".
+    spectrum: radially averaged power.
+    accumulations: periods in minutes, multiples of the step; `amounts`: thresholds of what falls in them, in mm.
+    onset: whether the beginning of rain is met to within a step.
+    probabilities: ensembles and probabilities of those who state them; in `probability_bins`.
+    event_hours: how long an event lasts: blocks of it from 0 UTC on, by the newest input frame. Events are what
+    intervals resample.
+    """
+
+    thresholds: Sequence[float]
+    balanced: bool = True
+    pools: Sequence[int] = ()
+    scales: Sequence[float] = ()
+    fss_boundary: str = "zero"
+    spectrum: bool = False
+    accumulations: Sequence[float] = ()
+    amounts: Sequence[float] = (1.0, 5.0, 10.0)
+    onset: bool = False
+    probabilities: bool = True
+    probability_bins: int = 21
+    event_hours: int = 24
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be scored, before any forecast is made."""
+        check_thresholds(self.thresholds)
+        if self.accumulations and (not self.amounts or any(a >= b for a, b in pairwise((0.0, *self.amounts)))):
+            raise ValueError(f"metrics.amounts={list(self.amounts)} must be above 0 and increasing, in mm.")
+        for name, most in {"pools": 1, "scales": 0, "accumulations": 0}.items():
+            values = list(getattr(self, name))
+            if len(set(values)) != len(values) or any(value <= most for value in values):
+                raise ValueError(f"metrics.{name}={values}: each above {most}, and none twice.")
+        if self.fss_boundary not in ("zero", "inside"):
+            raise ValueError(f"metrics.fss_boundary={self.fss_boundary}: choose zero or inside.")
+        if self.probability_bins < 2:
+            raise ValueError(f"metrics.probability_bins={self.probability_bins} must be 2 or more.")
+        if self.event_hours < 1:
+            raise ValueError(f"metrics.event_hours={self.event_hours} must be a whole number from 1.")
+
+    def boxes(self, pixel_km: float | None) -> list[int]:
+        """The sides of the boxes in pixels."""
+        if not self.scales:
+            return []
+        if pixel_km is None:
+            raise ValueError(f"scales={list(self.scales)} in km: state pixel_km, the size of a pixel, or none.")
+        return [spatial.box_size(scale, pixel_km) for scale in self.scales]
+
+    def periods(self, step_minutes: float) -> list[int]:
+        """The accumulations in steps."""
+        steps = [minutes / step_minutes for minutes in self.accumulations]
+        if any(count != round(count) for count in steps):
+            raise ValueError(
+                f"metrics.accumulations={list(self.accumulations)} min must be multiples of the archive's step, "
+                f"{step_minutes:g} min."
+            )
+        return [round(count) for count in steps]
+
+    def event_of(self, time: np.datetime64) -> str:
+        """The name of the event of a window whose newest input is at `time`: its first day, or hour, in UTC."""
+        hours = int(time.astype("datetime64[h]").astype(np.int64)) // self.event_hours * self.event_hours
+        start = np.datetime64(hours, "h")
+        return str(start.astype("datetime64[D]")) if self.event_hours % 24 == 0 else str(start)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """`metrics` on windows of a given step and pixel."""
+
+    metrics: Metrics
+    step_minutes: float
+    pixel_km: float | None = None
+
+    def check(self, lead_steps: int, shape: tuple[int, int]) -> None:
+        """Refuse what forecasts of so many steps and pixels cannot be scored by; ValueError."""
+        self.metrics.boxes(self.pixel_km)
+        longest = max(self.metrics.periods(self.step_minutes), default=0)
+        if longest > lead_steps:
+            raise ValueError(
+                f"metrics.accumulations={list(self.metrics.accumulations)} min: forecasts are of "
+                f"{lead_steps * self.step_minutes:g} min only. Leave the longer ones out."
+            )
+        if max(self.metrics.pools, default=1) > min(shape):
+            raise ValueError(f"metrics.pools={list(self.metrics.pools)}: the windows have {shape} pixels only.")
+
+    def add(self, sums: EventSums, answer: Answer, batch: Sample) -> None:
+        """Add every window of a batch to its event and to its hour."""
+        times = np.asarray(batch["time"]).astype("datetime64[s]")
+        for row, time in enumerate(times):
+            # each by itself: what it adds does not depend on the windows around it, to the last bit
+            one = slice(row, row + 1)
+            target, mask, newest = batch["target"][one], batch["target_mask"][one], batch["input"][one, -1, :1]
+            own = self._sums(answer.window(row), target, mask, newest)
+            named = {name: values[0].cpu().numpy() for name, values in own.items()}
+            sums.add(self.metrics.event_of(time), named)
+            hour = int(time.astype("datetime64[h]").astype(np.int64)) % 24
+            hourly = {name: values for name, values in named.items() if name in groups.HOURLY}
+            sums.add(f"{HOURS}{hour:02}", hourly)
+
+    def _sums(self, answer: Answer, target: Tensor, mask: Tensor, newest: Tensor) -> dict[str, Tensor]:
+        wanted, rain = self.metrics, answer.rain.to(target.device)
+        thresholds = wanted.thresholds
+        named = self._pixels(rain, target, mask)
+        if wanted.pools:
+            named |= self._pooled(rain, target, mask)
+        if boxes := wanted.boxes(self.pixel_km):
+            kind = wanted.fss_boundary
+            fractions = spatial.fraction_sums(rain, target, mask, thresholds, boxes, boundary=kind)
+            named |= groups.FRACTIONS.named(fractions)
+        if wanted.spectrum:
+            named |= groups.SPECTRUM.named(spectrum.spectrum_sums(rain, target, mask))
+        if wanted.accumulations:
+            named |= self._accumulated(rain, target, mask)
+        if wanted.onset:
+            named |= groups.ONSET.named(users.onset_sums(rain, target, mask, newest, thresholds))
+        if answer.members is not None:
+            named |= groups.MEMBERS.named(ensemble.ensemble_sums(answer.members, target, mask))
+            named[groups.RANKS] = ensemble.rank_histogram(answer.members, target, mask)
+        for group, chances in ((groups.CHANCES, answer.chances), (groups.UNCALIBRATED, answer.uncalibrated)):
+            if chances is not None:
+                num_bins = wanted.probability_bins
+                named |= group.named(probabilistic.bin_sums(chances, target, mask, thresholds, num_bins=num_bins))
+        return named
+
+    def _pixels(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Counts and errors in one pass."""
+        thresholds, balanced = self.metrics.thresholds, self.metrics.balanced
+
+        def rows(pred: Tensor, truth: Tensor, count: Tensor) -> Any:
+            table = categorical.count_rows(pred, truth, count, thresholds)
+            errors = continuous.error_rows(pred, truth, count)
+            return (*table, *errors, *(continuous.balanced_rows(pred, truth, count) if balanced else ()))
+
+        parts = over_frames(rows, rain, target, mask)
+        parts[:4] = [count.movedim(-1, 1) for count in parts[:4]]
+        names = [*groups.PIXELS.names(), *groups.ERRORS.names(), *(groups.WEIGHTED.names() if balanced else ())]
+        return dict(zip(names, parts, strict=True))
+
+    def _pooled(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        tables = [
+            categorical.contingency(*spatial.max_pool(rain, target, mask, size=size), self.metrics.thresholds)
+            for size in self.metrics.pools
+        ]
+        return groups.POOLED.named([torch.stack(part, dim=1) for part in zip(*tables, strict=True)])
+
+    def _accumulated(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Each period's sums at the lead time at which it ends; 0 at the others."""
+        tables, errors = [], []
+        for steps in self.metrics.periods(self.step_minutes):
+            amounts = users.accumulate(rain, target, mask, num_steps=steps, step_minutes=self.step_minutes)
+            table = categorical.contingency(*amounts, self.metrics.amounts)
+            ends = slice(steps - 1, None, steps)
+            tables.append(Contingency(*(_spread(count, rain.shape[1], ends) for count in table)))
+            errors.append([_spread(total, rain.shape[1], ends) for total in continuous.error_sums(*amounts)])
+        stacked = [[torch.stack(part, dim=1) for part in zip(*each, strict=True)] for each in (tables, errors)]
+        return groups.AMOUNTS.named(stacked[0]) | groups.AMOUNT_ERRORS.named(stacked[1])
+
+
+def _spread(values: Tensor, num_leads: int, ends: slice) -> Tensor:
+    whole = torch.zeros(*values.shape[:-1], num_leads, dtype=values.dtype, device=values.device)
+    whole[..., ends] = values
+    return whole

@@ -1,0 +1,98 @@
+"""The sums of several forecasters → the Dataset of `scores.nc`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from raincast.evaluation import groups
+from raincast.evaluation.event_sums import WINDOWS, EventSums
+from raincast.evaluation.metrics import HOURS, Scoring
+from raincast.metrics import spectrum
+from raincast.schema import LEAD_TIME
+
+
+def to_dataset(
+    sums: Mapping[str, EventSums], scoring: Scoring, *, lead_steps: int, shape: tuple[int, int]
+) -> xr.Dataset:
+    """Sums and scores of all forecasters, who saw the same windows of `shape` pixels."""
+    keys = {key for own in sums.values() for key in own.sums}
+    events = sorted(key for key in keys if not key.startswith(HOURS))
+    made = {f"sum_{name}": _stack(sums, name, events, "event") for name in _names(sums, events) if name != WINDOWS}
+    hours = [f"{HOURS}{hour:02}" for hour in range(24)]
+    made |= {
+        f"hourly_{name}": _stack(sums, name, hours, "hour")
+        for name in _names(sums, [key for key in hours if key in keys])
+        if name != WINDOWS
+    }
+    first = next(iter(sums.values()))
+    made["num_windows"] = xr.DataArray(first.stacked(WINDOWS, events), dims="event")
+    made["hourly_num_windows"] = xr.DataArray(first.stacked(WINDOWS, hours), dims="hour")
+    dataset = xr.Dataset(made).assign_coords(_coords(sums, scoring, events, lead_steps, shape, made))
+    pooled = dataset[[name for name in made if name.startswith("sum_")]].sum("event")
+    return dataset.merge(groups.finish(pooled)).assign_attrs(
+        num_windows=int(dataset["num_windows"].sum()), event_hours=scoring.metrics.event_hours
+    )
+
+
+def _names(sums: Mapping[str, EventSums], keys: list[str]) -> list[str]:
+    found = (own.sums[key] for own in sums.values() for key in keys if key in own.sums)
+    return list(dict.fromkeys(name for named in found for name in named))
+
+
+def _stack(sums: Mapping[str, EventSums], name: str, keys: list[str], dim: str) -> xr.DataArray:
+    """(forecaster, event or hour, …); 0 for a forecaster that has no such sum, so that its score is undefined."""
+    own = [each.stacked(name, keys) if _has(each, name, keys) else None for each in sums.values()]
+    shape = np.max([values.shape for values in own if values is not None], axis=0)
+    kind = next(values.dtype for values in own if values is not None)
+    whole = np.zeros((len(own), *shape), dtype=kind)
+    for row, values in zip(whole, own, strict=True):
+        if values is not None:  # an ensemble of fewer members has fewer ranks
+            row[tuple(slice(size) for size in values.shape)] = values
+    return xr.DataArray(whole, dims=("forecaster", dim, *groups.DIMS[name]))
+
+
+def _has(own: EventSums, name: str, keys: list[str]) -> bool:
+    return any(name in own.sums[key] for key in keys if key in own.sums)
+
+
+def _coords(
+    sums: Mapping[str, EventSums],
+    scoring: Scoring,
+    events: list[str],
+    lead_steps: int,
+    shape: tuple[int, int],
+    made: Mapping[str, xr.DataArray],
+) -> dict[str, Any]:
+    wanted, km = scoring.metrics, scoring.pixel_km
+    leads = scoring.step_minutes * np.arange(1, lead_steps + 1, dtype=np.float64)
+    along: dict[str, Any] = {
+        "threshold": ([float(t) for t in wanted.thresholds], {"units": groups.MM_H}),
+        LEAD_TIME: (leads, {"units": "minutes", "long_name": "lead time"}),
+        "hour": (np.arange(24), {"long_name": "hour of day of the newest input frame, UTC"}),
+        "pool": (list(wanted.pools), {"units": "1", "long_name": "pixels along the side of the square"}),
+        "scale": ([float(s) for s in wanted.scales], {"units": "km", "long_name": "side of the box"}),
+        "wavelength": (
+            spectrum.wavelengths(*shape, km or 1.0).numpy(),
+            {"units": "km", "long_name": "length of the waves"},
+        ),
+        "accumulation": ([float(m) for m in wanted.accumulations], {"units": "minutes"}),
+        "amount": ([float(a) for a in wanted.amounts], {"units": "mm"}),
+        "probability": (
+            np.linspace(0, 1, wanted.probability_bins),
+            {"units": "1", "long_name": "middle of the bin of stated probabilities"},
+        ),
+    }
+    used = {dim for array in made.values() for dim in array.dims}
+    coords: dict[str, Any] = {dim: (dim, *of) for dim, of in along.items() if dim in used}
+    starts = np.array([event.replace(" ", "T") for event in events], "datetime64[ns]")
+    coords |= {
+        "forecaster": list(sums),
+        "event": ("event", events, {"long_name": f"UTC block of {wanted.event_hours} h, by the newest input"}),
+        "event_start": ("event", starts),
+    }
+    if "scale" in used:
+        boxes = wanted.boxes(km)
+        coords["box"] = ("scale", boxes, {"units": "1", "long_name": "pixels along the side of the box"})
+    return coords

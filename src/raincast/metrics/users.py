@@ -1,0 +1,118 @@
+"""What users ask for: how much falls within an hour, and when it begins to rain."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from raincast.metrics.categorical import Contingency, check_finite, check_thresholds, csi, far, pod
+
+
+def accumulate(
+    pred: Float[Tensor, "b t c h w"],
+    target: Float[Tensor, "b t c h w"],
+    mask: Bool[Tensor, "b t c h w"],
+    *,
+    num_steps: int,
+    step_minutes: float,
+) -> tuple[Float[Tensor, "b n c h w"], Float[Tensor, "b n c h w"], Bool[Tensor, "b n c h w"]]:
+    """Rates in mm/h → amounts in mm of one period of `num_steps` after another, from the first step on.
+
+    A pixel counts in a period where it counts in all of its steps. Steps left after the last whole period are not
+    looked at.
+    """
+    check_finite("pred", pred, mask)
+    check_finite("target", target, mask)
+    B, whole = pred.shape[0], pred.shape[1] // num_steps
+    parts = [x[:, : whole * num_steps] for x in (pred, target, mask)]
+    periods = [x.reshape(B, whole, num_steps, *x.shape[2:]) for x in parts]
+    counted = periods[2].all(2)
+    hours = step_minutes / 60
+    amounts = [(rain.sum(2) * hours).masked_fill(~counted, 0.0) for rain in periods[:2]]
+    return amounts[0], amounts[1], counted
+
+
+class OnsetSums(NamedTuple):
+    """Pixels where it begins to rain, by the step of the beginning; they merge by addition."""
+
+    hits: Int64[Tensor, "..."]
+    """observed, and forecast to within a step"""
+    misses: Int64[Tensor, "..."]
+    """observed, and not forecast so"""
+    false_alarms: Int64[Tensor, "..."]
+    """forecast, and not observed to within a step"""
+
+
+def onset_sums(
+    pred: Float[Tensor, "b t 1 h w"],
+    target: Float[Tensor, "b t 1 h w"],
+    mask: Bool[Tensor, "b t 1 h w"],
+    newest: Float[Tensor, "b 1 h w"],
+    thresholds: Sequence[float],
+    *,
+    tolerance: int = 1,
+) -> OnsetSums:
+    """Counts over H, W, each (B, K thresholds, T), of the first step at which `>=` threshold (mm/h) is reached.
+
+    Only pixels count that were observed below the threshold in the newest frame, `newest` (NaN = missing), and
+    observed at every step. Hits and misses stand at the step of the observed onset, false alarms at that of the
+    forecast one; a hit is at most `tolerance` steps early or late.
+    """
+    check_thresholds(thresholds)
+    check_finite("pred", pred, mask)
+    check_finite("target", target, mask)
+    T = pred.shape[1]
+    observed_always = mask.all(1)
+    tables = []
+    for threshold in thresholds:
+        dry = observed_always & (newest < threshold)  # NaN is not
+        forecast, observed = (_first(rain >= threshold).masked_fill(~dry, T) for rain in (pred, target))
+        rains, warned = observed < T, forecast < T
+        hit = rains & warned & ((forecast - observed).abs() <= tolerance)
+        tables.append(
+            [
+                _by_step(observed, hit, T),
+                _by_step(observed, rains & ~hit, T),
+                _by_step(forecast, warned & ~hit, T),
+            ]
+        )
+    return OnsetSums(*(torch.stack(part, dim=1) for part in zip(*tables, strict=True)))
+
+
+def _first(reached: Bool[Tensor, "b t 1 h w"]) -> Int64[Tensor, "b 1 h w"]:
+    """The first step that is True; T where none is."""
+    T = reached.shape[1]
+    return reached.int().argmax(1).masked_fill(~reached.any(1), T)
+
+
+def _by_step(step: Tensor, chosen: Tensor, num_steps: int) -> Int64[Tensor, "b t"]:
+    B = step.shape[0]
+    cell = step.flatten(1).masked_fill(~chosen.flatten(1), num_steps)
+    cell = cell + (num_steps + 1) * torch.arange(B, device=step.device)[:, None]
+    counts = torch.bincount(cell.flatten(), minlength=B * (num_steps + 1)).view(B, num_steps + 1)
+    return counts[:, :num_steps]
+
+
+def _table(sums: OnsetSums) -> Contingency:
+    return Contingency(sums.hits, sums.misses, sums.false_alarms, torch.zeros_like(sums.hits))
+
+
+def onset_csi(sums: OnsetSums) -> Float[Tensor, "..."]:
+    """Hits / (hits + misses + false alarms); NaN without onsets."""
+    return csi(_table(sums))
+
+
+def onset_pod(sums: OnsetSums) -> Float[Tensor, "..."]:
+    """Hits / (hits + misses); NaN without observed onsets."""
+    return pod(_table(sums))
+
+
+def onset_far(sums: OnsetSums) -> Float[Tensor, "..."]:
+    """False alarms / (hits + false alarms), of one lead time those that were forecast for it; NaN without any.
+
+    A hit that was forecast a step early or late stands at the observed step: only the sum over lead times is the
+    share of all forecast onsets.
+    """
+    return far(_table(sums))
