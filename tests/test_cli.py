@@ -124,10 +124,10 @@ def test_forecast_refuses_another_step(tiny_run: Path, tmp_path: Path) -> None:
         forecast(_forecast_config(tiny_run, source, tmp_path))
 
 
-def test_forecast_refuses_too_few_frames(tiny_run: Path, tmp_path: Path) -> None:
+def test_forecast_refuses_a_time_without_any_frame(tiny_run: Path, tmp_path: Path) -> None:
     source = write_input(tmp_path / "in", 2)
-    with pytest.raises(ValueError, match=r"needs 3 frames .* lacks 2025-12-31T23:55"):
-        forecast(_forecast_config(tiny_run, source, tmp_path))
+    with pytest.raises(ValueError, match=r"none of the 3 frames .* 2026-02-01T00:00\. It has 2 from 2026-01-01"):
+        forecast(_forecast_config(tiny_run, source, tmp_path, "init_time=2026-02-01T00:00"))
 
 
 def test_forecast_refuses_frames_that_are_all_missing(tiny_run: Path, tmp_path: Path) -> None:
@@ -155,13 +155,14 @@ def test_a_dry_input_makes_a_forecast(tiny_run: Path, tmp_path: Path) -> None:
         assert bool(file["rain_rate"].notnull().all())
 
 
-def _forecast_config(tiny_run: Path, source: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
+def _forecast_config(tiny_run: Path, source: Path, tmp_path: Path, *more: str):  # type: ignore[no-untyped-def]
     return compose_config(
         "forecast",
         tmp_path / "out",
         f"checkpoint={tiny_run}/checkpoints/last.ckpt",
         f"input={source}",
         "device=cpu",
+        *more,
     )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from raincast.forecaster import Forecaster, NetworkForecaster
     from raincast.metrics.calibration import Calibration
     from raincast.models.heads import Head
-    from raincast.nowcast import Nowcaster
+    from raincast.nowcast import Nowcaster, Outputs
     from raincast.training.skill import Scores
     from raincast.transforms import Transform
 
@@ -403,17 +403,19 @@ def nowcaster(
     checkpoint: Checkpoint,
     *,
     device: str = "auto",
-    lead_steps: int | None = None,
     thresholds: Sequence[float] | None = None,
     calibrated: bool = True,
     attrs: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> "Nowcaster":
     """The network of a checkpoint as what makes forecast files, `attrs` and its own origin in each of them.
 
     `thresholds` (mm/h, increasing) are those of the probabilities; None: those it is calibrated at, or
     that training scored if its head gives probabilities. `calibrated=False` leaves its calibration aside.
+    `settings` are `Nowcaster`'s.
     """
     from raincast.nowcast import Nowcaster
+    from raincast.nowcast.fit import Trained
 
     forecaster = forecaster_of(checkpoint, device=device)
     if not calibrated:
@@ -425,11 +427,37 @@ def nowcaster(
         thresholds = [float(t) for t in scored] if forecaster.probabilistic else []
     return Nowcaster(
         forecaster,
-        lead_steps=lead_steps,
+        # checkpoints from before gap budgets do not state one
+        Trained.of(checkpoint.info, int(checkpoint.config.data.get("max_missing", 0))),
         thresholds=[float(t) for t in thresholds],
-        grid_spacing=checkpoint.info["grid_spacing"],
         attrs=provenance(checkpoint) | dict(attrs or {}),
+        **settings,
     )
+
+
+def nowcaster_of(cfg: DictConfig) -> "Nowcaster":
+    """The nowcaster of `conf/forecast.yaml`'s settings."""
+    from raincast.nowcast.memory import Memory
+
+    return nowcaster(
+        read_checkpoint(cfg.checkpoint),
+        device=cfg.device,
+        thresholds=cfg.exceedance,
+        calibrated=cfg.calibrated,
+        lead_steps=cfg.lead_steps,
+        max_missing=cfg.max_missing,
+        other_grid=cfg.other_grid,
+        reach=cfg.reach,
+        memory=Memory(cfg.memory_gib, overlap=cfg.tile_overlap),
+        attrs={"input": str(cfg.watch or cfg.input), "forecast_config": config_text(cfg)},
+    )
+
+
+def outputs(cfg: DictConfig) -> "Outputs":
+    """The files that `conf/forecast.yaml`'s settings ask for."""
+    from raincast.nowcast import Outputs
+
+    return Outputs(formats=list(cfg.formats), for_pysteps=cfg.for_pysteps, animation=cfg.animation)
 
 
 def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -442,6 +470,7 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
         "raincast_commit": commit(),
         "checkpoint": str(checkpoint.path),
         "checkpoint_sha256": checkpoint.sha256,
+        "training_data": checkpoint.info["archive"]["identity"],
         "split_hash": checkpoint.info["split_hash"],
         "config": checkpoint.info["config"],
     }

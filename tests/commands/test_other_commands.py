@@ -98,7 +98,7 @@ def test_forecast_of_an_archive_is_where_it_belongs(tiny_run: Path, tiny_archive
         assert file.attrs["checkpoint_sha256"] and "EncoderForecaster" in file.attrs["source"]
         never = np.isnan(archive.read(archive.num_times - 3, 3)).all(axis=0)
         assert (np.isnan(file["rain_rate"].values) == never).all() and never.any()
-    with rasterio.open(written) as file:
+    with rasterio.open(f"netcdf:{written}:rain_rate") as file:
         assert file.count == 3
         assert CRS.from_user_input(file.crs).equals(CRS.from_wkt(archive.grid.crs_wkt), ignore_axis_order=True)
         to_degrees = Transformer.from_crs(archive.grid.crs_wkt, 4326, always_xy=True)

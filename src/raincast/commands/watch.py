@@ -25,14 +25,8 @@ def run(cfg: DictConfig) -> Path:
     from raincast.live import Watcher
 
     settings = build.make(cfg.live)
-    nowcaster = build.nowcaster(
-        build.read_checkpoint(cfg.checkpoint),
-        device=cfg.device,
-        lead_steps=cfg.lead_steps,
-        thresholds=cfg.exceedance,
-        attrs={"input": str(cfg.watch)},
-    )
-    watcher = Watcher(cfg.watch, build.make(cfg.source), nowcaster, settings, animation=cfg.animation)
+    nowcaster = build.nowcaster_of(cfg)
+    watcher = Watcher(cfg.watch, build.make(cfg.source), nowcaster, settings, outputs=build.outputs(cfg))
     output = Path(settings.output)
     log.info(
         "watching   %s\nforecasts  %s\nstatus     %s", cfg.watch, *map(report.short, (output, watcher.status))

@@ -17,7 +17,7 @@ from raincast.live.intake import Intake
 from raincast.live.settings import Settings
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
-from raincast.nowcast import Nowcaster, forecast_name, write_outputs
+from raincast.nowcast import Nowcaster, Outputs, forecast_name, write_outputs
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class Watcher:
         settings: Settings,
         *,
         clock: Clock | None = None,
-        animation: bool = False,
+        outputs: Outputs | None = None,
     ) -> None:
-        self.settings, self.nowcaster, self.animation = settings, nowcaster, animation
+        self.settings, self.nowcaster, self.outputs = settings, nowcaster, outputs
         self.source = str(folder)
         self.clock = clock or SystemClock()
         self.output = Path(settings.output)
@@ -142,12 +142,12 @@ class Watcher:
     def _forecast(self, time: np.datetime64) -> None:
         """One forecast, or the reason why there is none."""
         try:
-            frames = self.nowcaster.frames(self.intake.recent, time, source=self.source)
+            frames = self.nowcaster.frames(self.intake.recent, time, source=self.source, gaps=False)
         except ValueError as error:
             self._refuse(time, error)
             return
         try:
-            written = write_outputs(self.nowcaster(frames), frames, self.output, animation=self.animation)
+            written = write_outputs(self.nowcaster(frames), frames, self.output, self.outputs)
         except Exception as error:  # a full disk, no memory: the watcher lives on and tries again
             self._fail(time, error)
             return

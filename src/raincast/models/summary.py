@@ -138,6 +138,21 @@ def summarise(
     )
 
 
+def forecast_bytes(
+    network: nn.Module,
+    *,
+    input_steps: int,
+    lead_steps: int,
+    height: int,
+    width: int,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> int:
+    """What a forecast of one sample allocates at most at a time, beyond the network's weights."""
+    net = _on_meta(network).eval()
+    batch = _batch(net, batch_size=1, input_steps=input_steps, lead_steps=lead_steps, height=height, width=width)
+    return _nbytes(batch[:1]) + _forecast(net, batch, blocked=device == "cpu")[0]
+
+
 def _check(sizes: Mapping[str, int], optimizer_slots: int, device: str) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:

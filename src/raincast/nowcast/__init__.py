@@ -1,16 +1,26 @@
 """A forecast from its input to its files: radar frames as a series, a loaded network, a CF file and pictures."""
 
-from raincast.nowcast.files import forecast_name, write_outputs
+from raincast.nowcast.files import Outputs, forecast_name, forecast_path, what_came, write_outputs
+from raincast.nowcast.gaps import NoInput
+from raincast.nowcast.hindcast import init_times, is_complete
+from raincast.nowcast.memory import Memory
 from raincast.nowcast.nowcaster import Nowcaster
 from raincast.nowcast.series import ArchiveSeries, FileSeries, Series, grid_of, open_series
 
 __all__ = [
     "ArchiveSeries",
     "FileSeries",
+    "Memory",
+    "NoInput",
     "Nowcaster",
+    "Outputs",
     "Series",
     "forecast_name",
+    "forecast_path",
     "grid_of",
+    "init_times",
+    "is_complete",
     "open_series",
+    "what_came",
     "write_outputs",
 ]

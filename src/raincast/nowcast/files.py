@@ -1,5 +1,7 @@
-"""What a forecast leaves in a folder: its netCDF file, and an animation beside it."""
+"""What a forecast leaves in a folder: netCDF, Zarr, GeoTIFFs, tables and pictures."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,35 @@ import numpy as np
 import xarray as xr
 
 from raincast import schema
-from raincast.nowcast.series import grid_of
+from raincast.nowcast.gaps import on_times
+from raincast.nowcast.series import Series, grid_of
 from raincast.output.forecast_file import write_forecast
+
+FORMATS = ("netcdf", "zarr", "geotiff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Which files a forecast gets.
+
+    `formats`: netcdf always; beside it zarr, a store, and geotiff, a file for each lead time in a folder.
+    `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: a GIF.
+    """
+
+    formats: Sequence[str] = field(default=("netcdf",))
+    for_pysteps: bool = False
+    animation: bool = False
+
+    @property
+    def shows_observed(self) -> bool:
+        """Whether what came, where it is known, is drawn beside the forecast."""
+        return self.animation
+
+    def __post_init__(self) -> None:
+        """Refuse formats that there are not."""
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown:
+            raise ValueError(f"formats: {', '.join(unknown)} unknown; there are {', '.join(FORMATS)}.")
 
 
 def forecast_name(init_time: np.datetime64) -> str:
@@ -16,25 +45,66 @@ def forecast_name(init_time: np.datetime64) -> str:
     return f"forecast_{np.datetime_as_string(init_time, unit='m').replace('-', '').replace(':', '')}"
 
 
+def forecast_path(folder: Path, init_time: np.datetime64) -> Path:
+    """The netCDF file of a forecast."""
+    return folder / f"{forecast_name(init_time)}.nc"
+
+
 def write_outputs(
-    forecast: xr.Dataset, frames: xr.Dataset, folder: Path, *, animation: bool = False, overwrite: bool = False
+    forecast: xr.Dataset,
+    frames: xr.Dataset,
+    folder: Path,
+    outputs: Outputs | None = None,
+    *,
+    observed: xr.Dataset | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Path]:
-    """Write what is asked for, each file whole or not at all; their paths by kind ("forecast", "animation").
+    """Write what `outputs` asks for, each file whole or not at all; their paths by kind.
 
-    The netCDF file comes last: where it is, the others are.
+    The netCDF file comes last: where it is, the others are. `observed` are the frames that came after `init_time`,
+    as far as they are known, for pictures beside the forecast. FileExistsError where the netCDF file is there and
+    `overwrite` is false.
     """
+    outputs = outputs or Outputs()
     init_time: Any = forecast[schema.INIT_TIME].values[()]
-    path = folder / f"{forecast_name(init_time)}.nc"
+    path = forecast_path(folder, init_time)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another folder=…, delete the file, or say overwrite=true.")
+    folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, Path] = {}
-    if animation:
-        from raincast.output.animation import forecast_animation
+    if "zarr" in outputs.formats:
+        from raincast.output.forecast_file import write_zarr
 
-        written["animation"] = forecast_animation(
-            frames[schema.RAIN].values,
-            forecast[schema.RAIN].values,
-            grid=grid_of(frames),
-            init_time=init_time,
-            step_minutes=float(forecast.attrs[schema.STEP_MINUTES]),
-            path=path.with_suffix(".gif"),
-        )
-    return {"forecast": write_forecast(forecast, path, overwrite=overwrite)} | written
+        written["zarr"] = write_zarr(forecast, path.with_suffix(".zarr"))
+    if "geotiff" in outputs.formats:
+        from raincast.output.geotiff import write_geotiffs
+
+        written["geotiff"] = write_geotiffs(forecast, folder, path.stem)
+    if outputs.animation:
+        written["animation"] = _animate(forecast, frames, observed, path.with_suffix(".gif"))
+    made = write_forecast(forecast, path, overwrite=overwrite, for_pysteps=outputs.for_pysteps)
+    return {"forecast": made} | written
+
+
+def what_came(series: Series, forecast: xr.Dataset) -> xr.Dataset | None:
+    """The frames of `series` at the valid times of `forecast`, up to the last there is, or None."""
+    valid = forecast[schema.TIME].values.astype("datetime64[ns]")
+    there = np.intersect1d(valid, series.times)
+    if not there.size:
+        return None
+    return on_times(series.read(there), valid[valid <= there[-1]], float(forecast.attrs[schema.STEP_MINUTES]))
+
+
+def _animate(forecast: xr.Dataset, frames: xr.Dataset, observed: xr.Dataset | None, path: Path) -> Path:
+    from raincast.output.animation import forecast_animation
+
+    init_time: Any = forecast[schema.INIT_TIME].values[()]
+    return forecast_animation(
+        frames[schema.RAIN].values,
+        forecast[schema.RAIN].values,
+        grid=grid_of(frames),
+        init_time=init_time,
+        step_minutes=float(forecast.attrs[schema.STEP_MINUTES]),
+        path=path,
+        observed=None if observed is None else observed[schema.RAIN].values,
+    )

@@ -1,16 +1,22 @@
 """A loaded network that takes Datasets of frames and gives Datasets of forecasts."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 
 from raincast import schema
-from raincast.forecaster import NetworkForecaster
+from raincast.archive.codes import bands
+from raincast.nowcast import fit
+from raincast.nowcast.gaps import NoInput, Past, Rain, on_times, past_of
+from raincast.nowcast.memory import Memory
+from raincast.nowcast.quality import quality_flags
 from raincast.nowcast.series import Series, Times, grid_of
-from raincast.output.forecast_file import forecast_dataset, with_exceedance
+from raincast.nowcast.tiles import in_tiles
+from raincast.output.forecast_file import forecast_dataset, with_exceedance, with_quality
 
 log = logging.getLogger(__name__)
 
@@ -18,120 +24,221 @@ KEPT_ATTRS = ("license", "institution", "references")
 """Attributes of the input that its forecast carries on."""
 
 
+class NetworkLike(Protocol):
+    """What a `Nowcaster` needs of a network: `forecaster.NetworkForecaster`, or an exported one."""
+
+    name: str
+    input_steps: int
+    lead_steps: int
+    step_minutes: float
+
+    def forecast_with_exceedance(
+        self, rain: Rain, num_steps: int, thresholds: Sequence[float]
+    ) -> tuple[Rain, Rain]:
+        """(B, T, C, H, W) mm/h → rates (B, num_steps, 1, H, W) and probabilities (B, num_steps, K, H, W)."""
+        ...
+
+
 class Nowcaster:
     """A network with everything that a forecast file says of it.
 
-    `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of every forecast;
-    `grid_spacing` is (y, x) of the pixels it was trained on.
+    `nowcaster(frames)` forecasts; `forecast` and `exceedance` are the network's own, so that it scores as any
+    other forecaster. `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of
+    every forecast. `trained` says what the network was trained on. With more than `max_missing` frames absent, or
+    the newest, the rain is extrapolated instead; by default as many as in training. `reach` asks for the flag of
+    what comes from where nobody looked, `other_grid` allows other pixels than in training.
     """
 
     def __init__(
         self,
-        forecaster: NetworkForecaster,
+        network: NetworkLike,
+        trained: fit.Trained,
         *,
         lead_steps: int | None = None,
         thresholds: Sequence[float] = (),
-        grid_spacing: Sequence[float] = (),
+        max_missing: int | None = None,
+        other_grid: bool = False,
+        reach: bool = True,
+        memory: Memory | None = None,
         attrs: Mapping[str, Any] | None = None,
     ) -> None:
         if lead_steps is not None and lead_steps < 1:
             raise ValueError(f"lead_steps={lead_steps}: give a whole number from 1 up.")
-        self.forecaster = forecaster
-        self.lead_steps = lead_steps or forecaster.lead_steps
+        self.forecaster = network
+        self.name = network.name
+        self.trained = trained
+        self.lead_steps = lead_steps or network.lead_steps
         self.thresholds = list(thresholds)
-        self.grid_spacing = tuple(grid_spacing)
+        self.max_missing = trained.max_missing if max_missing is None else max_missing
+        self.other_grid = other_grid
+        self.reach = reach
+        self.memory = memory or Memory()
         self.attrs = dict(attrs or {})
-        self._told_of_grid = False
+
+    @property
+    def input_steps(self) -> int:
+        """Frames that a forecast is made of."""
+        return self.forecaster.input_steps
+
+    @property
+    def step_minutes(self) -> float:
+        """Time between frames."""
+        return self.forecaster.step_minutes
 
     def frames(
-        self, series: Series, init_time: str | np.datetime64 = "latest", *, source: str = "the input"
+        self,
+        series: Series,
+        init_time: str | np.datetime64 = "latest",
+        *,
+        source: str = "the input",
+        gaps: bool = True,
     ) -> xr.Dataset:
-        """The frames of `series` that a forecast from `init_time` (or the newest) is made of.
+        """The frames of `series` for a forecast from `init_time` (or the newest), missing where it has none.
 
-        ValueError where the step is another, where one of the frames is absent, or where all are missing;
-        `source` names the series in them.
+        ValueError where the step is another, NoInput where not one frame is there, or without `gaps` where one is
+        not; `source` is the series' name.
         """
-        self._check_step(series.step_minutes, source)
-        wanted = self.wanted_times(series.times, init_time)
-        absent = np.setdiff1d(wanted, series.times)
-        if absent.size:
-            raise ValueError(
-                f"The network needs {wanted.size} frames from {wanted[0]} to {wanted[-1]}; {source} lacks "
-                f"{', '.join(str(t.astype('datetime64[m]')) for t in absent)}. It has {series.times.size} frames "
-                f"from {series.times[0]} to {series.times[-1]}: give more files, or another init_time=…"
+        fit.check_step(series.step_minutes, self.step_minutes, source)
+        times = series.times
+        wanted = self.wanted_times(times, init_time)
+        there = np.intersect1d(wanted, times)
+        if not there.size:
+            raise NoInput(
+                f"{source} has none of the {wanted.size} frames that the network needs, {_text(wanted[0])} to "
+                f"{_text(wanted[-1])}. It has {times.size} from {_text(times[0])} to {_text(times[-1])} at a step "
+                f"of {series.step_minutes:g} min: give more files, or another init_time=…"
             )
-        frames = series.read(wanted)
-        if not np.isfinite(frames[schema.RAIN].values).any():
-            raise ValueError(f"All pixels of the frames from {wanted[0]} to {wanted[-1]} of {source} are missing.")
-        return frames
+        absent = np.setdiff1d(wanted, there)
+        if absent.size and not gaps:
+            raise NoInput(
+                f"The network needs {wanted.size} frames from {_text(wanted[0])} to {_text(wanted[-1])}; {source} "
+                f"lacks {', '.join(map(_text, absent))}."
+            )
+        return on_times(series.read(there), wanted, self.step_minutes)
 
     def wanted_times(self, times: Times, init_time: str | np.datetime64) -> Times:
         """The times of the input frames of a forecast from `init_time`, or from the last of `times`."""
-        last = times[-1] if isinstance(init_time, str) and init_time == "latest" else parse_init_time(init_time)
-        step = schema.step_timedelta(self.forecaster.step_minutes)
-        wanted: Times = last - step * np.arange(self.forecaster.input_steps)[::-1]
+        last = (
+            times[-1] if isinstance(init_time, str) and init_time == "latest" else fit.parse_init_time(init_time)
+        )
+        wanted: Times = last - schema.step_timedelta(self.step_minutes) * np.arange(self.input_steps)[::-1]
         return wanted
 
-    def __call__(self, frames: xr.Dataset) -> xr.Dataset:
-        """Frames as `Series.read` gives them → a forecast as `output.forecast_file` writes it."""
-        self._warn_of_other_grid(frames)
-        past = frames[schema.RAIN].values
-        rates, probabilities = self.forecaster.forecast_with_exceedance(
-            past[None, :, None], self.lead_steps, self.thresholds
-        )
-        rain, exceedance = rates[0, :, 0], probabilities[0]
-        never = np.isnan(past).all(axis=0)  # nobody ever looked there
-        rain[:, never] = exceedance[:, :, never] = np.nan
+    def __call__(self, frames: xr.Dataset, init_time: str | np.datetime64 = "latest") -> xr.Dataset:
+        """Frames of rain → a forecast as `output.forecast_file` writes it.
+
+        `frames` keeps the archive contract: a part of an archive, or what `self.frames` or a reader gives. Of more
+        frames than the network takes, those up to `init_time` count; absent ones are missing. Made of them is a
+        forecast whose attribute `forecast_method` says how: network, extrapolation, persistence, or dry.
+        """
+        frames = fit.as_rain(frames)
+        fit.check_step(schema.find_step_minutes(frames), self.step_minutes, "the input")
+        wanted = self.wanted_times(frames[schema.TIME].values, init_time)
+        frames = on_times(frames.sel({schema.TIME: slice(wanted[0], wanted[-1])}), wanted, self.step_minutes)
+        grid = grid_of(frames)
+        differs = self.trained.compare(frames, grid, other_grid=self.other_grid)
+        past = past_of(frames)
+        if past.absent.all():
+            raise NoInput(f"All pixels of the frames from {_text(wanted[0])} to {_text(wanted[-1])} are missing.")
+        method, rain, exceedance = self._rates(past)
+        never = ~np.isfinite(past.rain).any(axis=0)  # nobody ever looked there
+        rain[:, never] = np.nan
+        exceedance[:, :, never] = np.nan
         dataset = forecast_dataset(
             rain,
-            init_time=frames[schema.TIME].values[-1],
-            step_minutes=self.forecaster.step_minutes,
-            grid=grid_of(frames),
+            init_time=wanted[-1],
+            step_minutes=self.step_minutes,
+            grid=grid,
             cell_methods=str(frames[schema.RAIN].attrs["cell_methods"]),
-            attrs=self._attrs_with(frames),
+            attrs=self._attrs_of(frames, past, method) | differs,
         )
+        dataset = with_quality(dataset, quality_flags(past, self.lead_steps, reach=self.reach))
         if not self.thresholds:
             return dataset
-        return with_exceedance(dataset, exceedance, self.thresholds, comment=self._calibrated_on())
+        comment = self._calibrated_on() if method == "network" else None
+        return with_exceedance(dataset, exceedance, self.thresholds, comment=comment)
+
+    def forecast(self, rain: Rain, num_steps: int) -> Rain:
+        """As the `Forecaster` protocol says: the network's own."""
+        return self.forecaster.forecast_with_exceedance(rain, num_steps, ())[0]
+
+    def exceedance(self, rain: Rain, num_steps: int, thresholds: Sequence[float]) -> Rain:
+        """The network's probabilities, (B, num_steps, K, H, W)."""
+        return self.forecaster.forecast_with_exceedance(rain, num_steps, thresholds)[1]
+
+    def _rates(self, past: Past) -> tuple[str, Rain, Rain]:
+        """How the forecast was made, its rates (lead, H, W) and probabilities (lead, K, H, W)."""
+        if past.dry:
+            method, rain = "dry", np.zeros((self.lead_steps, *past.rain.shape[1:]), np.float32)
+        elif past.fits(self.max_missing):
+            return "network", *self._by_network(past.filled())
+        else:
+            method, rain = _extrapolated(past, self.lead_steps)
+            log.warning(
+                "%d of the %d input frames are missing%s: the forecast is %s.",
+                past.num_absent, past.absent.size, ", the newest too" if past.absent[-1] else "", method,
+            )  # fmt: skip
+        reached = [(rain >= threshold).astype(np.float32) for threshold in self.thresholds]
+        return (
+            method,
+            rain,
+            np.stack(reached, axis=1) if reached else np.empty((len(rain), 0, *rain.shape[1:]), np.float32),
+        )
+
+    def _by_network(self, rain: Rain) -> tuple[Rain, Rain]:
+        def run(frames: Rain) -> tuple[Rain, Rain]:
+            rates, chances = self.forecaster.forecast_with_exceedance(
+                frames[None, :, None], self.lead_steps, self.thresholds
+            )
+            return rates[0, :, 0], chances[0]
+
+        tiling = self.memory.tiling(self.forecaster, rain.shape[1:], self.lead_steps, len(self.thresholds))
+        if tiling is None:
+            return run(rain)
+        rates, chances = in_tiles(run, rain, tiling)
+        return rates, np.clip(chances, 0, 1)
 
     def _calibrated_on(self) -> str | None:
         """Where the probabilities come from, if they are not the head's own."""
-        if self.forecaster.calibration is None:
+        calibration = getattr(self.forecaster, "calibration", None)
+        if calibration is None:
             return None
-        on = self.forecaster.calibration.fitted_on
+        on = calibration.fitted_on
         return f"calibrated by isotonic regression on {on['num_windows']} validation windows of {on['archive']}"
 
-    def _attrs_with(self, frames: xr.Dataset) -> dict[str, Any]:
+    def _attrs_of(self, frames: xr.Dataset, past: Past, method: str) -> dict[str, Any]:
         kept = {key: frames.attrs[key] for key in KEPT_ATTRS if key in frames.attrs}
-        return kept | self.attrs | {"input_source": str(frames.attrs.get("source", "unknown"))}
-
-    def _check_step(self, found: float, source: str) -> None:
-        trained = self.forecaster.step_minutes
-        if found != trained:
-            raise ValueError(
-                f"The network was trained on steps of {trained:g} min, {source} has {found:g} min. Take input of "
-                f"{trained:g} min, or train a network on {found:g} min."
-            )
-
-    def _warn_of_other_grid(self, frames: xr.Dataset) -> None:
-        found = [
-            float(abs(frames[axis].values[1] - frames[axis].values[0]))
-            for axis in (schema.Y, schema.X)
-            if frames[axis].size > 1
-        ]
-        trained = list(self.grid_spacing)
-        if (
-            len(found) == len(trained) == 2
-            and not np.allclose(found, trained, rtol=0.01)
-            and not self._told_of_grid
-        ):
-            log.warning("The network was trained on pixels of %s, the input has %s (y, x).", trained, found)
-            self._told_of_grid = True
+        own = {
+            "forecast_method": method,
+            "missing_input_frames": ", ".join(_text(time) for time in past.times[past.absent]) or "none",
+            "input_sha256": _digest(past.rain),
+            "input_source": str(frames.attrs.get("source", "unknown")),
+        }
+        if method == "network" and (tiling := self.memory.last):
+            own["tiles"] = tiling
+        return kept | self.attrs | own
 
 
-def parse_init_time(text: str | np.datetime64) -> np.datetime64:
-    """A time in UTC; ValueError for anything else."""
-    try:
-        return np.datetime64(str(text), "ns")
-    except ValueError as error:
-        raise ValueError(f"init_time={text}: write latest or 2010-08-26T06:00 (UTC).") from error
+def _extrapolated(past: Past, lead_steps: int) -> tuple[str, Rain]:
+    """Where gaps are too many for the network: what was seen moves on, or stays where no motion is found."""
+    from raincast.baselines.motion import advect, find_motion
+    from raincast.baselines.past import look_back, persist
+
+    seen = look_back(past.rain, 3)
+    motion = find_motion(seen.frames, "lucas_kanade")
+    if motion is None:
+        return "persistence", persist(past.rain, lead_steps)
+    return "extrapolation", advect(seen.filled[-1], motion, seen.age + lead_steps)[seen.age :]
+
+
+def _digest(rain: Rain) -> str:
+    """The hash of the input frames in mm/h, as float32 from the first to the last pixel."""
+    digest = hashlib.sha256()
+    for frame in rain:
+        for rows in bands(frame.shape):
+            digest.update(np.ascontiguousarray(frame[rows], dtype="<f4").data)
+    return digest.hexdigest()
+
+
+def _text(time: np.datetime64) -> str:
+    return str(np.datetime_as_string(time, unit="m"))

@@ -61,17 +61,24 @@ class ArchiveSeries:
         return self.archive.step_minutes
 
     def read(self, wanted: Times) -> xr.Dataset:
-        """Consecutive frames of the archive."""
-        return self.archive.to_dataset(int(np.searchsorted(self.times, wanted[0])), wanted.size)
+        """The frames at `wanted`, ascending, which are read together with what lies between them."""
+        first = int(np.searchsorted(self.times, wanted[0]))
+        stop = int(np.searchsorted(self.times, wanted[-1])) + 1
+        frames = self.archive.to_dataset(first, stop - first)
+        return frames if stop - first == wanted.size else frames.sel({schema.TIME: wanted})
 
 
 class FileSeries:
-    """Radar files as one series, which may grow; only the frames asked for are read."""
+    """Radar files as one series, which may grow; only the frames asked for are read.
+
+    Those of the last `read` are kept, since the next forecast of a range needs most of them again.
+    """
 
     def __init__(self, reader: Reader, files: list[Path]) -> None:
         self.reader = reader
         self.heads: dict[Path, Head] = {}
         self.where: dict[np.datetime64, tuple[Path, int]] = {}
+        self._kept: dict[tuple[Path, int], xr.Dataset] = {}
         for file in files:
             self.add(file)
 
@@ -79,6 +86,7 @@ class FileSeries:
         """One more file; ValueError where it cannot be read. Of frames with the same time the last added stays."""
         head = self.reader.scan(file)
         self.heads[file] = head
+        self._kept = {place: frame for place, frame in self._kept.items() if place[0] != file}
         for number, time in enumerate(head.times):
             self.where[time.astype("datetime64[ns]")] = (file, number)
         return head
@@ -107,10 +115,9 @@ class FileSeries:
     def read(self, wanted: Times) -> xr.Dataset:
         """The frames at `wanted`, in that order."""
         step_minutes = self.step_minutes
-        pieces = []
-        for time in wanted:
-            file, number = self.where[time]
-            pieces.append(self.reader.read(file, slice(number, number + 1), step_minutes=step_minutes))
+        asked = [self.where[time] for time in wanted]
+        self._kept = {place: self._frame(place, step_minutes) for place in asked}
+        pieces = [self._kept[place] for place in asked]
         newest = pieces[-1]
         return schema.rain_dataset(
             np.concatenate([piece[schema.RAIN].values for piece in pieces]),
@@ -120,6 +127,12 @@ class FileSeries:
             cell_methods=str(newest[schema.RAIN].attrs["cell_methods"]),
             attrs={key: value for key, value in newest.attrs.items() if key != schema.STEP_MINUTES},
         )
+
+    def _frame(self, place: tuple[Path, int], step_minutes: float) -> xr.Dataset:
+        if place in self._kept:
+            return self._kept[place]
+        file, number = place
+        return self.reader.read(file, slice(number, number + 1), step_minutes=step_minutes)
 
 
 def grid_of(frames: xr.Dataset) -> Grid:

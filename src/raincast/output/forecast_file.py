@@ -8,6 +8,7 @@ Probabilities, where there are any, are a second variable beside the rates, (lea
 asks which of the two is meant: NETCDF:file.nc:rain_rate.
 """
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -38,6 +39,23 @@ EXCEEDANCE_ATTRS = {
     "units": "1",
     "grid_mapping": CRS,
 }
+QUALITY = "quality_flag"
+MISSING, OUTSIDE_REACH, FILLED = 1, 2, 4
+"""Bits of the quality flag."""
+QUALITY_ATTRS = {
+    "standard_name": "quality_flag",
+    "long_name": "what is known of the pixel",
+    "flag_masks": np.array([MISSING, OUTSIDE_REACH, FILLED], np.uint8),
+    "flag_meanings": "missing outside_reach filled",
+    "comment": "missing: not observed in any input frame; outside_reach: followed back along the motion of the "
+    "newest frames it comes from where nothing was observed; filled: missing in some of the input frames",
+    "grid_mapping": CRS,
+}
+LAT, LON = "lat", "lon"
+PYSTEPS_RAIN, PYSTEPS_CRS = "precip_intensity", "polar_stereographic"
+GRID_MAPPINGS = (CRS, PYSTEPS_CRS)
+LAT_ATTRS = {"standard_name": "latitude", "long_name": "latitude of the pixel", "units": "degrees_north"}
+LON_ATTRS = {"standard_name": "longitude", "long_name": "longitude of the pixel", "units": "degrees_east"}
 PROBABILITY_CODE = 1e-4
 """Probabilities are int16 codes of this."""
 CAPPED = f"rates above {MAX_RATE:g} mm/h are set to {MAX_RATE:g} mm/h, the largest that the file can hold"
@@ -72,6 +90,7 @@ def forecast_dataset(
             LEAD_TIME: (LEAD_TIME, lead_times, LEAD_TIME_ATTRS),
             TIME: (LEAD_TIME, init_time + lead_times, VALID_TIME_ATTRS),
             **grid.to_coords(),
+            **_lonlat_coords(grid),
         },
         attrs=_global_attrs(attrs, init_time, step_minutes),
     )
@@ -105,9 +124,22 @@ def with_exceedance(
     )
 
 
-def write_forecast(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
+def with_quality(dataset: xr.Dataset, flags: npt.NDArray[np.uint8]) -> xr.Dataset:
+    """A `forecast_dataset` and the bits `MISSING`, `OUTSIDE_REACH` and `FILLED` of each pixel, (lead, y, x)."""
+    rain = dataset[RAIN]
+    if flags.shape != rain.shape:
+        raise ValueError(f"The flags have shape {flags.shape}: pass one for each pixel and lead, {rain.shape}.")
+    made = dataset.assign({QUALITY: ((LEAD_TIME, Y, X), flags, dict(QUALITY_ATTRS))})
+    made[RAIN].attrs = rain.attrs | {"ancillary_variables": QUALITY}
+    return made
+
+
+def write_forecast(
+    dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False, for_pysteps: bool = False
+) -> Path:
     """Write a `forecast_dataset` whole or not at all; returns the path.
 
+    `for_pysteps`: north first, and with the names that `pysteps.io.import_netcdf_pysteps` looks for.
     FileExistsError where the file exists and `overwrite` is false.
     """
     path = Path(path)
@@ -116,7 +148,7 @@ def write_forecast(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = F
             f"{path} exists. Choose another path, delete the file, or allow it with overwrite=True."
         )
     _check_forecast(dataset)
-    plain = _in_file_form(dataset)
+    plain = _in_file_form(_for_pysteps(dataset) if for_pysteps else dataset)
     path.parent.mkdir(parents=True, exist_ok=True)
     # the process number keeps two writers of one file from meeting in the same partial file
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -126,6 +158,57 @@ def write_forecast(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = F
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def _lonlat_coords(grid: Grid) -> dict[str, Any]:
+    """Latitude and longitude of each pixel, for programs that know no projections; none for lat/lon grids."""
+    from pyproj import CRS as ProjCRS
+
+    if ProjCRS.from_wkt(grid.crs_wkt).is_geographic:
+        return {}
+    lon, lat = _lonlat(grid.crs_wkt, grid.y.tobytes(), grid.x.tobytes())
+    return {LAT: ((Y, X), lat, LAT_ATTRS), LON: ((Y, X), lon, LON_ATTRS)}
+
+
+@functools.lru_cache(maxsize=1)  # a range of forecasts, or those of a day, have one grid
+def _lonlat(crs_wkt: str, y: bytes, x: bytes) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(H, W) degrees to about a metre; NaN off the Earth."""
+    from pyproj import Transformer
+
+    to_degrees = Transformer.from_crs(crs_wkt, "EPSG:4326", always_xy=True)
+    rows, columns = np.frombuffer(y), np.frombuffer(x)
+    lon = np.empty((rows.size, columns.size), np.float32)
+    lat = np.empty_like(lon)
+    for row, place in enumerate(rows):  # row by row: in float64 a country is large
+        lon[row], lat[row] = to_degrees.transform(columns, np.full(columns.size, place))
+    off_earth = ~(np.isfinite(lon) & np.isfinite(lat))
+    lon[off_earth] = lat[off_earth] = np.nan
+    return lon, lat
+
+
+def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
+    """The same as a Zarr v3 store, float32 and a chunk a map, whole or not at all, in the place of another."""
+    import shutil
+
+    _check_forecast(dataset)
+    plain = _in_file_form(dataset)
+    encoding: dict[str, dict[str, Any]] = {}
+    for name, given in _encoding(plain).items():
+        maps = "chunksizes" in given
+        encoding[name] = {"chunks": given["chunksizes"]} if maps else given
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def lead_minutes_of(dataset: xr.Dataset) -> list[float]:
+    """The lead times of a `forecast_dataset` in minutes."""
+    return [float(lead / np.timedelta64(1, "m")) for lead in dataset[LEAD_TIME].values]
 
 
 def _check_rain(rain: npt.NDArray[np.float32], grid: Grid) -> None:
@@ -199,42 +282,61 @@ def _check_forecast(dataset: xr.Dataset) -> None:
         )
 
 
+def _for_pysteps(dataset: xr.Dataset) -> xr.Dataset:
+    """Its importer takes the first row for the northernmost, and knows one projection, by its variable's name."""
+    if dataset[Y].size > 1 and dataset[Y].values[0] < dataset[Y].values[-1]:
+        dataset = dataset.isel({Y: slice(None, None, -1)})
+    names = {RAIN: PYSTEPS_RAIN}
+    if dataset[CRS].attrs.get("grid_mapping_name") == PYSTEPS_CRS:
+        names[CRS] = PYSTEPS_CRS
+    renamed = dataset.rename(names)
+    for variable in renamed.data_vars.values():
+        if CRS in names and "grid_mapping" in variable.attrs:
+            variable.attrs = variable.attrs | {"grid_mapping": PYSTEPS_CRS}
+    return renamed
+
+
 def _in_file_form(dataset: xr.Dataset) -> xr.Dataset:
     """A copy whose `coordinates` attribute names init_time and time only: xarray would add crs."""
-    outside = [name for name in (CRS, TIME_BOUNDS) if name in dataset.coords]
+    outside = [name for name in (*GRID_MAPPINGS, TIME_BOUNDS) if name in dataset.coords]
     plain = dataset.drop_encoding().reset_coords(outside)
-    for name in (RAIN, EXCEEDANCE):
-        if name in plain:
-            plain[name].attrs["coordinates"] = f"{INIT_TIME} {TIME}"
+    places = f" {LAT} {LON}" if LAT in plain.coords else ""
+    for name, variable in plain.data_vars.items():
+        if variable.dims[-2:] == (Y, X):
+            times = f"{INIT_TIME} {TIME}" if LEAD_TIME in variable.dims else INIT_TIME
+            plain[name].attrs["coordinates"] = times + places
     for name in outside:
         plain[name].encoding["coordinates"] = None  # xarray's word for: write none
     return plain
 
 
 def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    _, height, width = dataset[RAIN].shape
-    rain = _map_encoding(CODE_MM_H, (1, height, width))
-    # float64, because steps of 2.5 minutes exist
-    lead_time = {"units": "minutes", "dtype": "float64", "_FillValue": None}
-    times = {"units": TIME_UNITS, "dtype": "int64", "_FillValue": None}
-    encoding: dict[str, dict[str, Any]] = {RAIN: rain, LEAD_TIME: lead_time, INIT_TIME: times, TIME: times}
-    encoding |= {name: {"_FillValue": None} for name in (Y, X, CRS)}
+    """Times, and maps: int16 codes, flags and degrees, compressed. A chunk is one map: what programs ask for."""
+    init_time = str(np.datetime_as_string(dataset[INIT_TIME].values, unit="s")).replace("T", " ")
+    times = {"dtype": "int64", "_FillValue": None}
+    encoding: dict[str, dict[str, Any]] = {
+        # float64, because steps of 2.5 minutes exist
+        LEAD_TIME: {"units": "minutes", "dtype": "float64", "_FillValue": None},
+        INIT_TIME: times | {"units": TIME_UNITS},
+        # the same number as the lead time in seconds, which is how pysteps reads it
+        TIME: times | {"units": f"seconds since {init_time}"},
+    }
     if TIME_BOUNDS in dataset.variables:
-        encoding[TIME_BOUNDS] = {"dtype": "int64", "_FillValue": None, "units": TIME_UNITS}
-    if EXCEEDANCE in dataset.variables:
-        encoding[EXCEEDANCE] = _map_encoding(PROBABILITY_CODE, (1, 1, height, width))
-        encoding[THRESHOLD] = {"_FillValue": None}
+        encoding[TIME_BOUNDS] = encoding[TIME]
+    for name, variable in dataset.variables.items():
+        if variable.dims[-2:] == (Y, X):
+            chunks = (1,) * (variable.ndim - 2) + variable.shape[-2:]
+            packed = {"chunksizes": chunks, "zlib": True, "complevel": 4, "shuffle": True}
+            encoding[str(name)] = packed | _code(str(name), variable)
+        elif name not in encoding:
+            encoding[str(name)] = {"_FillValue": None}
     return encoding
 
 
-def _map_encoding(code: float, chunks: tuple[int, ...]) -> dict[str, Any]:
-    """int16 codes; a chunk is one map, which is what programs ask for."""
-    return {
-        "dtype": "int16",
-        "scale_factor": code,
-        "_FillValue": np.int16(MISSING_CODE),
-        "chunksizes": chunks,
-        "zlib": True,
-        "complevel": 4,
-        "shuffle": True,
-    }
+def _code(name: str, variable: xr.Variable) -> dict[str, Any]:
+    if name in (LAT, LON):
+        return {"dtype": "float32", "_FillValue": None}
+    if variable.dtype.kind == "u":
+        return {"dtype": "uint8", "_FillValue": None}
+    code = PROBABILITY_CODE if variable.attrs.get("units") == "1" else CODE_MM_H
+    return {"dtype": "int16", "scale_factor": code, "_FillValue": np.int16(MISSING_CODE)}

@@ -1,0 +1,117 @@
+"""Whether frames suit a network: step, channels, quantity, pixels."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from raincast import schema
+from raincast.schema import Grid
+
+log = logging.getLogger(__name__)
+
+PIXEL_TOLERANCE = 0.05
+"""How far pixels may differ from those in training, as a share: a projection's own scale varies as much."""
+METRES_PER_DEGREE = 111_195.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a network was trained on.
+
+    `grid_spacing`: (y, x) of its pixels in metres, or degrees; empty where it is not known. `cell_methods`: of its
+    rates; `max_missing`: frames that its windows lacked at most.
+    """
+
+    grid_spacing: tuple[float, ...] = ()
+    cell_methods: str = "unknown"
+    max_missing: int = 0
+    channels: tuple[str, ...] = ("rain",)
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any], max_missing: int) -> "Trained":
+        """As a checkpoint says it; ValueError where the network takes more than rain."""
+        trained = cls(
+            tuple(float(n) for n in info["grid_spacing"]),
+            str(info["archive"]["cell_methods"]),
+            max_missing,
+            tuple(info["channels"]),
+        )
+        trained.check_channels()
+        return trained
+
+    def check_channels(self) -> None:
+        """ValueError where the network takes more than rain."""
+        if self.channels != ("rain",):
+            raise ValueError(
+                f"The network takes the channels {', '.join(self.channels)}, the input has rain alone: take a "
+                "network that was trained on rain alone."
+            )
+
+    def compare(self, frames: xr.Dataset, grid: Grid, *, other_grid: bool) -> dict[str, Any]:
+        """What differs in `frames` from training, as attributes of the forecast.
+
+        ValueError for other pixels unless `other_grid`.
+        """
+        attrs: dict[str, Any] = {}
+        spacing = pixel_size(grid, like=self.grid_spacing)
+        if spacing and not np.allclose(spacing, self.grid_spacing, rtol=PIXEL_TOLERANCE):
+            theirs, ours = (" × ".join(f"{n:g}" for n in size) for size in (spacing, self.grid_spacing))
+            if not other_grid:
+                raise ValueError(
+                    f"The network was trained on pixels of {ours} (y × x), the input has {theirs}. Allow it with "
+                    "other_grid=true, or bring the input to that grid (python ingest.py … grid.coarsen=N or "
+                    "grid.reproject=…)."
+                )
+            attrs |= {"trained_on_pixels": ours, "input_pixels": theirs}
+        methods = str(frames[schema.RAIN].attrs.get("cell_methods", "unknown"))
+        if "unknown" not in (methods, self.cell_methods) and ("mean" in methods) != ("mean" in self.cell_methods):
+            attrs["trained_on_cell_methods"] = self.cell_methods
+        return attrs
+
+
+def pixel_size(grid: Grid, *, like: tuple[float, ...]) -> tuple[float, float] | None:
+    """(y, x) of the pixels in the unit of `like`, metres or degrees; None where it cannot be compared."""
+    if len(like) != 2 or min(like) <= 0 or min(grid.shape) < 2:
+        return None
+    y, x = (float(abs(axis[-1] - axis[0]) / (axis.size - 1)) for axis in (grid.y, grid.x))
+    from pyproj import CRS
+
+    if min(like) > 5 and CRS.from_wkt(grid.crs_wkt).is_geographic:  # no radar has pixels of five degrees
+        middle = np.radians(float(grid.y.mean()))
+        return y * METRES_PER_DEGREE, x * METRES_PER_DEGREE * float(np.cos(middle))
+    return y, x
+
+
+def check_step(found: float, trained: float, source: str) -> None:
+    """ValueError where the frames have another step than the network."""
+    if abs(found - trained) > 1e-6:
+        raise ValueError(
+            f"The network was trained on steps of {trained:g} min, {source} has {found:g} min. Take input of "
+            f"{trained:g} min, or train a network on {found:g} min."
+        )
+
+
+def as_rain(frames: xr.Dataset) -> xr.Dataset:
+    """`frames` with their rain in mm/h under its usual name; ValueError where they hold no rain rate."""
+    name = schema.find_rain_variable(frames)
+    factor = schema.MM_H_PER_UNIT[frames[name].attrs["units"]]
+    if name == schema.RAIN and factor == 1.0:
+        return frames
+    rain = frames[name] * np.float32(factor)
+    rain.attrs = frames[name].attrs | {"units": schema.RAIN_ATTRS["units"]}
+    mapping = frames[name].encoding.get("grid_mapping")
+    if mapping and "grid_mapping" not in rain.attrs:
+        rain.attrs["grid_mapping"] = mapping
+    return frames.drop_vars(name).assign({schema.RAIN: rain})
+
+
+def parse_init_time(text: str | np.datetime64) -> np.datetime64:
+    """A time in UTC; ValueError for anything else."""
+    try:
+        return np.datetime64(str(text).removesuffix("Z"), "ns")
+    except ValueError as error:
+        raise ValueError(f"init_time={text}: write latest or 2010-08-26T06:00 (UTC).") from error

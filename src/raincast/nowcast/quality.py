@@ -1,0 +1,64 @@
+"""What is known of each pixel of a forecast: never observed, beyond the reach of what was, or filled."""
+
+import numpy as np
+import numpy.typing as npt
+
+from raincast.baselines.motion import advect, find_motion
+from raincast.nowcast.gaps import Past, Rain
+from raincast.output.forecast_file import FILLED, MISSING, OUTSIDE_REACH
+
+COARSE_PIXELS = 200
+"""Pixels along the longer side on which the motion for the reach is sought: a map of where, not of how much."""
+
+
+def quality_flags(past: Past, lead_steps: int, *, reach: bool = True) -> npt.NDArray[np.uint8]:
+    """Bits of `output.forecast_file`'s flags, (lead, H, W).
+
+    `FILLED`: some of the pixel's input was missing, `MISSING`: all of it was. `OUTSIDE_REACH`: followed back along
+    the motion of the newest frames, it comes from where nobody looked; 0 without a motion, or where `reach` is
+    false.
+    """
+    observed = np.isfinite(past.rain)
+    seen: npt.NDArray[np.bool_] = np.logical_or.reduce(observed)
+    still = np.where(seen, np.where(observed.all(axis=0), 0, FILLED), MISSING).astype(np.uint8)
+    flags = np.repeat(still[None], lead_steps, axis=0)
+    if reach and not past.dry:
+        flags |= np.where(_outside_reach(past, seen, lead_steps), np.uint8(OUTSIDE_REACH), np.uint8(0))
+    return flags
+
+
+def _outside_reach(past: Past, seen: npt.NDArray[np.bool_], lead_steps: int) -> npt.NDArray[np.bool_]:
+    """(lead, H, W), or (1, 1, 1) where there is no motion."""
+    size = max(1, -(-max(seen.shape) // COARSE_PIXELS))
+    motion = find_motion(np.stack([_block_means(frame, size) for frame in _newest(past)]), "lucas_kanade")
+    if motion is None:
+        return np.zeros((1, 1, 1), np.bool_)
+    coarse = _block_means(seen.astype(np.float32), size)
+    # followed back from each pixel; what comes from outside the grid is 0
+    away = (advect(coarse, motion, lead_steps) < 0.5) & (coarse >= 0.5)
+    H, W = seen.shape
+    return away.repeat(size, axis=1).repeat(size, axis=2)[:, :H, :W] & seen
+
+
+def _newest(past: Past) -> Rain:
+    """Up to three consecutive frames that end at the newest there is."""
+    last = int(np.flatnonzero(~past.absent)[-1])
+    first = last
+    while first > max(0, last - 2) and not past.absent[first - 1]:
+        first -= 1
+    return past.rain[first : last + 1]
+
+
+def _block_means(frame: Rain, size: int) -> Rain:
+    """(H, W) → means over blocks of `size`² pixels, of what was observed; NaN where nothing was."""
+    H, W = frame.shape
+    rows, columns = np.arange(0, H, size), np.arange(0, W, size)
+
+    def sums(values: Rain) -> Rain:
+        added: Rain = np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)
+        return added
+
+    observed = np.isfinite(frame)
+    count = sums(observed.astype(np.float32))
+    total = sums(np.where(observed, frame, 0).astype(np.float32))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
