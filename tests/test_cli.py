@@ -1,5 +1,6 @@
 """Bad input: one message with the value, the alternatives and the remedy, and nothing written."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from running import TINY, compose_config, run_script
 
+from raincast.cli import run_folder
 from raincast.commands.forecast import run as forecast
 from raincast.commands.train import train
 
@@ -189,3 +191,13 @@ def test_no_rain_at_all_trains(tmp_path: Path) -> None:
     result = train(config)
     assert math.isnan(result.metrics["val/csi_1mm"])
     assert result.best.is_file() and result.last.is_file()
+
+
+def test_the_folder_of_a_run_is_its_name_its_command_or_the_time() -> None:
+    overrides = ["resume=auto", "optimizer.lr=1e-3"]
+    assert run_folder(None, None, overrides, "2026-01-02/03-04-05") == "2026-01-02/03-04-05"
+    assert run_folder("mine", "auto", overrides, "now") == "mine"
+    found = run_folder(None, "auto", overrides, "now")
+    assert found == run_folder(None, "auto", overrides[::-1], "later")
+    assert found != run_folder(None, "auto", ["resume=auto", "optimizer.lr=1e-4"], "now")
+    assert re.fullmatch(r"auto-[0-9a-f]{10}", found)

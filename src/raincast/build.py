@@ -207,9 +207,11 @@ def is_sharded(cfg: DictConfig) -> bool:
 
 def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callback]") -> "L.Trainer":
     """The Trainer of `cfg.trainer`."""
+    from raincast.training.checkpoint_io import DurableCheckpointIO
+
     # partial, or Hydra would look for configs in the loggers and callbacks
     built: L.Trainer = make(cfg.trainer, _partial_=True)(
-        logger=loggers, callbacks=callbacks, default_root_dir=cfg.paths.run_dir
+        logger=loggers, callbacks=callbacks, default_root_dir=cfg.paths.run_dir, plugins=[DurableCheckpointIO()]
     )
     return built
 
@@ -230,11 +232,14 @@ def last_checkpoint(cfg: DictConfig) -> Path:
     return Path(cfg.callbacks.last.dirpath) / f"{cfg.callbacks.last.filename}.ckpt"
 
 
-def loggers(cfg: DictConfig, resumed: Mapping[str, str]) -> "list[Logger]":
-    """CSV always, and those of `cfg.logger`; `resumed` holds the wandb run id of the run gone on with."""
-    from lightning.pytorch.loggers import CSVLogger
+def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Logger]":
+    """CSV always, and those of `cfg.logger`.
 
-    built: list[Logger] = [CSVLogger(save_dir=cfg.paths.run_dir, name="csv")]
+    `resumed` holds the wandb run id of the run gone on with, after `step` steps of which its CSV file goes on.
+    """
+    from raincast.training.csv_log import ContinuedCSVLogger
+
+    built: list[Logger] = [ContinuedCSVLogger(cfg.paths.run_dir, name="csv", step=step)]
     for name, node in cfg.logger.items():
         if name == "wandb":
             node = _wandb_node(node, resumed.get("wandb"))
@@ -313,6 +318,7 @@ class Checkpoint:
     config: DictConfig
     state: dict[str, Any]
     epoch: int
+    step: int
 
     @property
     def sha256(self) -> str:
@@ -344,7 +350,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} has format {info['format']}; raincast {raincast.__version__} reads {CHECKPOINT_FORMAT}. "
             f"It was written by raincast {info['raincast_version']}."
         )
-    return Checkpoint(path, info, DictConfig(OmegaConf.create(info["config"])), raw["state_dict"], raw["epoch"])
+    return Checkpoint(
+        path,
+        info,
+        DictConfig(OmegaConf.create(info["config"])),
+        raw["state_dict"],
+        raw["epoch"],
+        raw["global_step"],
+    )
 
 
 def load_forecaster(path: str | Path, *, device: str = "auto") -> "NetworkForecaster":

@@ -6,10 +6,12 @@ Only Hydra is imported here; what a command needs is imported once its config st
 """
 
 import difflib
+import errno
+import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary")
-USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
+USER_ERRORS = (ValueError, FloatingPointError, FileNotFoundError, FileExistsError, NotADirectoryError)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""No room, no quota, read-only."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where torchrun, Lightning and SLURM tell a process its number."""
-
 HYDRA_VERSION_BASE = "1.3"
 
 
@@ -73,7 +76,20 @@ def main() -> None:
     _run(command)
 
 
+def run_folder(name: str | None, resume: str | None, overrides: Sequence[str], now: str) -> str:
+    """The folder of a training run: its name, what its command gives, or the time.
+
+    With `resume` the same overrides, in any order, give the same folder.
+    """
+    if name is not None:
+        return str(name)
+    if resume is None:
+        return now
+    return f"auto-{hashlib.sha256(chr(10).join(sorted(overrides)).encode()).hexdigest()[:10]}"
+
+
 def _run(command: str) -> None:
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     started = False
 
     def task(cfg: DictConfig) -> Any:
@@ -107,7 +123,8 @@ def _shared_run_dir(overrides: list[str], environment: Mapping[str, str]) -> lis
     shared = []
     if not given & {"hydra.run.dir", "hydra.sweep.dir"}:
         where = name(environment)
-        shared = [f"hydra.run.dir=${{paths.output_dir}}/train/{where}"]
+        if not given & {"name", "resume"}:  # these give one folder by themselves
+            shared = [f"hydra.run.dir=${{paths.output_dir}}/train/{where}"]
         shared += [f"hydra.sweep.dir=${{paths.output_dir}}/sweep/{where}"]
     if rank:
         shared += ["hydra.output_subdir=null", f"hydra.job.name=train_process_{rank}"]
@@ -145,10 +162,11 @@ def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     try:
         _check_missing(cfg)
         return run(cfg)
-    except (*USER_ERRORS, InstantiationException) as raised:
+    except (*USER_ERRORS, OSError, InstantiationException) as raised:
         # Hydra wraps what a constructor raises
         error = raised.__cause__ if isinstance(raised, InstantiationException) else raised
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not isinstance(error, (*USER_ERRORS, TypeError)):
+        known = isinstance(error, (*USER_ERRORS, TypeError)) or getattr(error, "errno", None) in DISK_ERRORS
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not known:
             raise
         if not any(int(os.environ.get(rank, "0")) for rank in RANKS):  # the others share the folder of the first
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))

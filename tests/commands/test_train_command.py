@@ -98,7 +98,7 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(
         *TINY,
         f"data.archive={tiny_archive}",
         "trainer.max_epochs=3",
-        "+callbacks.last.every_n_train_steps=1",
+        "callbacks.last.every_n_train_steps=1",
     ]
     seen: list[tuple[int, int, list[int]]] = []
     step = NowcastModule.training_step

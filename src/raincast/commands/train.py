@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import build, provenance
-from raincast.commands import report
+from raincast.commands import report, resuming
 from raincast.commands.references import as_tensors, reference_scores
 
 if TYPE_CHECKING:
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COMPARED_ON_RESUME = ("model", "head", "transform", "loss", "data.input_steps", "data.lead_steps", "data.crop")
-
 
 NOTHING_TO_MEND = (
     r".*LeafSpec.* is deprecated",  # Lightning's own use of a torch function
     r".*sync_dist=True.* when logging on epoch level",  # scores are pooled before they are logged
     r".*Grad strides do not match bucket view strides",  # of 1×1 kernels: a copy of a few numbers
+    r"Checkpoint directory .* exists and is not empty",  # of a run that goes on
     r".*FSDP2-wrapped module .* returned a view tensor",  # nothing changes them in place
 )
 """Warnings of libraries that a user can do nothing about."""
@@ -49,7 +48,15 @@ def run(cfg: DictConfig) -> float:
 
 
 def train(cfg: DictConfig) -> TrainResult:
-    """Train on `cfg`; on all processes but the first the result has no scores."""
+    """Train on `cfg`; on all processes but the first, and of a run finished before, the result has no scores."""
+    with resuming.alone(cfg):
+        done = resuming.finished(cfg)
+        if done is not None:
+            return TrainResult(Path(done["best"]), Path(done["last"]), done["metrics"], scores=None)
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> TrainResult:
     import lightning as L
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -62,7 +69,7 @@ def train(cfg: DictConfig) -> TrainResult:
         logging.getLogger(name).setLevel(logging.WARNING)  # its greetings, not its warnings
     if getattr(rank_zero_only, "rank", 0):
         logging.getLogger("raincast").setLevel(logging.WARNING)  # the first process says it for all
-    resumed_from = _resume_in_place(cfg)
+    resumed_from = resuming.find(cfg)
     head = build.head(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     with report.Bar("building the archive") as bar:
@@ -74,7 +81,7 @@ def train(cfg: DictConfig) -> TrainResult:
     build.check_crop(data, net, cfg.data.crop)
     info = build.metadata(cfg, data)
     _check_goal(cfg, info)
-    resumed = _check_resume(cfg, info, resumed_from)
+    resuming.check(cfg, info, resumed_from)
     build.metrics(cfg, data)  # what cannot be scored is known now, and not after training
     with report.Bar("reading the training frames") as bar:
         data.progress = bar.update
@@ -88,24 +95,17 @@ def train(cfg: DictConfig) -> TrainResult:
     references = reference_scores(cfg, data)
     module = build.module(cfg, net, head, info, as_tensors(references))
     facts: dict[str, Any] = {}
-    loggers = build.loggers(cfg, resumed)
+    ids = resuming.logger_ids(cfg, resumed_from)
+    loggers = build.loggers(cfg, ids, resumed_from.step if resumed_from else 0)
     trainer = build.trainer(
         cfg, loggers, [*build.callbacks(cfg), RunRecord(build.last_checkpoint(cfg).parents[1] / "run.json", facts)]
     )
     _note_loggers(info, loggers)
+    resuming.note_logger_ids(cfg, info["loggers"])
     facts |= _what_runs(cfg, trainer, net, data, info)
     _log_what_runs(trainer, loggers, facts)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
     return _finish(cfg, trainer, data, loggers, references)
-
-
-def _resume_in_place(cfg: DictConfig) -> build.Checkpoint | None:
-    """A resumed run goes on in the folder of its checkpoint, so that its best and last stay one series."""
-    if cfg.checkpoint is None:
-        return None
-    checkpoint = build.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
-    cfg.callbacks.best.dirpath = str(checkpoint.path.parent)
-    return checkpoint
 
 
 def _check_goal(cfg: DictConfig, info: dict[str, Any]) -> None:
@@ -132,26 +132,6 @@ def _check_goal(cfg: DictConfig, info: dict[str, Any]) -> None:
         )
     if mode != direction:
         raise ValueError(f"metrics.goal={goal} is better at its {direction}: set metrics.goal_mode={direction}.")
-
-
-def _check_resume(cfg: DictConfig, info: dict[str, Any], old: build.Checkpoint | None) -> dict[str, str]:
-    """The logger ids of the run to go on with; ValueError where this run would be another one."""
-    if old is None:
-        return {}
-    differences = [
-        f"{key}: {OmegaConf.select(old.config, key)} there, {OmegaConf.select(cfg, key)} here"
-        for key in COMPARED_ON_RESUME
-        if OmegaConf.select(old.config, key) != OmegaConf.select(cfg, key)
-    ]
-    if old.info["split_hash"] != info["split_hash"]:
-        differences.append("the windows of train, val and test (data.archive or data.split)")
-    if differences:
-        raise ValueError(
-            f"{cfg.checkpoint} cannot go on as this run: different are " + "; ".join(differences) + ". "
-            "Give the overrides that it was started with."
-        )
-    loggers: dict[str, str] = old.info["loggers"]
-    return loggers
 
 
 def _note_loggers(info: dict[str, Any], loggers: "list[Any]") -> None:
@@ -223,6 +203,7 @@ def _finish(
             artifact=bool(OmegaConf.select(cfg, "logger.wandb.log_model")),
         )  # fmt: skip
         report.next_command(best, cfg.data.archive)
+        resuming.note_finished(cfg, metrics, best=best, last=last)
     for logger in loggers:
         report.close_logger(logger)
     return TrainResult(best=best, last=last, metrics=metrics, scores=scores)

@@ -301,4 +301,6 @@ class RadarDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            # a loader draws a seed for its workers each time it begins: not from what training draws from
+            "generator": torch.Generator().manual_seed(self.seed),
         }

@@ -1,0 +1,174 @@
+"""Which checkpoint a training run goes on from, and what makes sure that it is that run."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from raincast import build
+
+log = logging.getLogger(__name__)
+
+COMPARED = ("model", "head", "transform", "loss", "data.input_steps", "data.lead_steps", "data.crop")
+"""What must be as it was."""
+NOT_COMPARED = ("checkpoint", "resume", "paths", "callbacks", "logger", "name")
+"""What may change without a word."""
+FINISHED = "finished.json"
+
+
+@contextmanager
+def alone(cfg: DictConfig) -> Iterator[None]:
+    """Keep a run folder that the same command finds again to this process; ValueError where another has it.
+
+    The system takes the lock from a process that dies. ValueError also where `name` is taken by another run.
+    """
+    if not _has_own_folder(cfg) or _rank() > 0:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    folder = Path(cfg.paths.run_dir)
+    if cfg.resume is None and build.last_checkpoint(cfg).exists():
+        raise ValueError(
+            f"{folder} holds a run already. resume=auto goes on with it; another name= begins another run."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".train.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"Another process is training in {folder}. Wait for its end, or give this run another name=."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _has_own_folder(cfg: DictConfig) -> bool:
+    return cfg.resume is not None or cfg.name is not None
+
+
+def _rank() -> int:
+    """Of this process among those that train together; 0 also before they were started."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    return int(getattr(rank_zero_only, "rank", None) or 0)
+
+
+def find(cfg: DictConfig) -> build.Checkpoint | None:
+    """The checkpoint to go on from, or None; what is saved from now on goes beside it.
+
+    `resume=auto` takes the newest whole one of this run's folder, and begins where there is none.
+    """
+    if cfg.resume not in (None, "auto"):
+        raise ValueError(f"resume={cfg.resume}: give auto, or null. A file to go on from is checkpoint=….")
+    if cfg.resume == "auto":
+        if cfg.checkpoint is not None:
+            raise ValueError(
+                f"checkpoint={cfg.checkpoint} and resume=auto both say where to go on: give one of them."
+            )
+        from raincast.training.checkpoint_io import newest_whole
+
+        last = build.last_checkpoint(cfg)
+        newest = newest_whole(last, last.with_name("previous.ckpt"))
+        cfg.checkpoint = str(newest) if newest else None
+    if cfg.checkpoint is None:
+        return None
+    checkpoint = build.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
+    cfg.callbacks.best.dirpath = str(checkpoint.path.parent)
+    log.info("Going on after step %d, from %s", checkpoint.step, checkpoint.path)
+    return checkpoint
+
+
+def check(cfg: DictConfig, info: dict[str, Any], old: build.Checkpoint | None) -> None:
+    """ValueError where this run would be another one than the checkpoint's; says what else changed."""
+    if old is None:
+        return
+    differences = [
+        f"{key}: {OmegaConf.select(old.config, key)} there, {OmegaConf.select(cfg, key)} here"
+        for key in COMPARED
+        if OmegaConf.select(old.config, key) != OmegaConf.select(cfg, key)
+    ]
+    if old.info["split_hash"] != info["split_hash"]:
+        differences.append("the windows of train, val and test (data.archive or data.split)")
+    if differences:
+        raise ValueError(
+            f"{cfg.checkpoint} cannot go on as this run: different are " + "; ".join(differences) + ". "
+            "Give the overrides that it was started with."
+        )
+    changed = list(_changes(_plain(old.config), _plain(OmegaConf.create(build.config_text(cfg)))))
+    if changed:
+        log.warning("Other than when the run was begun: %s", "; ".join(changed))
+
+
+def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new} - (set() if key else set(NOT_COMPARED))):
+            yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield f"{key} {old}, now {new}"
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    container: Any = OmegaConf.to_container(config, resolve=False)
+    plain: dict[str, Any] = container
+    return plain
+
+
+def logger_ids(cfg: DictConfig, old: build.Checkpoint | None) -> dict[str, str]:
+    """The loggers' runs to go on with: of the checkpoint, or of a run killed before its first one."""
+    if old is not None:
+        ids: dict[str, str] = old.info["loggers"]
+        return ids
+    path = Path(cfg.paths.run_dir) / "loggers.json"
+    if cfg.resume is None or not path.is_file():
+        return {}
+    try:
+        noted: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # cut by a kill
+        return {}
+    return noted
+
+
+def note_logger_ids(cfg: DictConfig, ids: dict[str, str]) -> None:
+    """Keep them for a run killed before its first checkpoint."""
+    if _has_own_folder(cfg) and ids and _rank() == 0:
+        (Path(cfg.paths.run_dir) / "loggers.json").write_text(json.dumps(ids), encoding="utf-8")
+
+
+def _identity(cfg: DictConfig) -> str:
+    """Changes with anything that the run is made of."""
+    plain = {key: value for key, value in _plain(cfg).items() if key not in (*NOT_COMPARED, "hydra")}
+    plain["callbacks"] = {key: value for key, value in _plain(cfg)["callbacks"].items() if key != "best"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def note_finished(cfg: DictConfig, metrics: dict[str, float], *, best: Path, last: Path) -> None:
+    """Leave word that nothing is left to do."""
+    note = {"config": _identity(cfg), "metrics": metrics, "best": str(best), "last": str(last)}
+    path = Path(cfg.paths.run_dir) / FINISHED
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(note, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def finished(cfg: DictConfig) -> dict[str, Any] | None:
+    """What `note_finished` noted of this run, if it is over: it then is not trained again."""
+    path = Path(cfg.paths.run_dir) / FINISHED
+    if cfg.resume is None or not path.is_file():
+        return None
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if note["config"] != _identity(cfg):
+        return None
+    log.info(
+        "This run is finished: %s. To train it once more give it another name=.", os.path.relpath(path.parent)
+    )
+    return note

@@ -1,0 +1,116 @@
+"""Checkpoints on disk: written whole or not at all, checked before they are gone on with."""
+
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointNotWritten(OSError):
+    """The disk did not take a checkpoint; what was there before is untouched."""
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        super().__init__(cause.errno, cause.strerror)
+        self.path = path
+
+    def __str__(self) -> str:
+        """What is kept, and the remedy."""
+        folder = self.path.parent
+        kept = [path.name for path in sorted(folder.glob("*.ckpt")) if not path.name.startswith(".")]
+        return (
+            f"The checkpoint {self.path} could not be written ({self.strerror}). "
+            + (f"{folder} still holds {', '.join(kept)}, whole. " if kept else "There is none before it. ")
+            + "Make room, then go on with resume=auto or checkpoint=…."
+        )
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, waits for the disk, and then moves it there in one step.
+
+    Lightning's own writes a copy into memory first, and leaves to the system when the bytes reach the disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """CheckpointNotWritten where the disk is full or fails."""
+        if storage_options is not None:
+            raise TypeError("DurableCheckpointIO takes no storage_options.")
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _in_place_of(target) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def _in_place_of(target: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `target` once written."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        yield partial
+        partial.replace(target)
+        flush_folder(target.parent)
+    except OSError as error:
+        raise CheckpointNotWritten(target, error) from error
+    except RuntimeError as error:
+        # torch's writer of zip files speaks of its own state where the system's error lies before
+        if isinstance(error.__context__, OSError):
+            raise CheckpointNotWritten(target, error.__context__) from error
+        raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Let renames in `folder` reach the disk, where the system can (not on Windows)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the bytes of a checkpoint, or None; reads all of it, and runs nothing.
+
+    torch does not compare the check sums that stand in its files, and zipfile does not read all that torch does.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        return (str(error) or type(error).__name__).splitlines()[0]
+    return None if broken is None else f"{broken} does not have its check sum"
+
+
+def newest_whole(last: Path, previous: Path) -> Path | None:
+    """The newer of two checkpoints that is whole; None where there is neither, ValueError where none is whole.
+
+    A damaged one is named and put aside as NAME.damaged, so that the next one written does not push out the good.
+    """
+    found = [path for path in (last, previous) if path.is_file()]
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path
+        log.warning("%s is damaged (%s): the one before is used, if there is one.", path, problem)
+        with suppress(OSError):
+            path.replace(path.with_name(f"{path.name}.damaged"))
+    if found:
+        raise ValueError(
+            f"No checkpoint in {last.parent} is whole; what there was is called *.damaged now. The same command, "
+            "given again, begins anew; checkpoint=…/best.ckpt goes on from the best."
+        )
+    return None

@@ -1,0 +1,79 @@
+"""metrics.csv of a run that goes on: as one never stopped would have written it."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+log = logging.getLogger(__name__)
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Goes on with the file that is there: rows of the first `step` steps stay, later ones come again.
+
+    Every row is written when it is logged: what a killed process held back would be missing.
+    """
+
+    def __init__(self, save_dir: str | Path, *, name: str, step: int) -> None:
+        super().__init__(save_dir=save_dir, name=name, version=0, flush_logs_every_n_steps=1)
+        self.step = step
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The file's writer, on the first process."""
+        if self._experiment is None:
+            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _Writer(self.log_dir, self.step)
+        return self._experiment
+
+
+class _Writer(ExperimentWriter):
+    """As Lightning's, but for the file that is there, a file that is replaced in one step, and a full disk."""
+
+    def __init__(self, log_dir: str, step: int) -> None:
+        super().__init__(log_dir)
+        self._path = Path(self.metrics_file_path)
+        self._warned = False
+        if self._path.is_file():
+            kept = [row for row in _whole_rows(self._path) if int(row["step"]) < step]
+            self.metrics_keys = list(kept[0]) if kept else []
+            if kept:
+                self._replace(kept)
+            else:
+                self._path.unlink()
+
+    def _check_log_dir_exists(self) -> None:
+        """Lightning removes the file here."""
+
+    def save(self) -> None:
+        """Write what was logged; a disk that is full does not end the run here, but at its next checkpoint."""
+        try:
+            super().save()
+        except OSError as error:
+            if not self._warned:
+                log.warning("%s cannot be written: %s", self._path, error)
+            self._warned = True
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self._replace(list(_whole_rows(self._path)))
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        partial = self._path.with_name(f".{self._path.name}.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(self._path)
+
+
+def _whole_rows(path: Path) -> list[dict[str, str]]:
+    """Rows with all their columns: a kill may have cut the last one."""
+    with path.open(newline="") as file:
+        text = file.read()
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [row for row in csv.DictReader(lines) if None not in row.values() and (row.get("step") or "").isdigit()]

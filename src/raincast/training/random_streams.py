@@ -1,0 +1,30 @@
+"""What is random in a training step follows from where the run is, not from what ran before."""
+
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+
+class RandomStreams(Callback):
+    """Seeds torch (on all devices), NumPy and Python before each training step from (seed, rank, epoch, batch).
+
+    So a run that goes on in mid-epoch drops out what one never stopped does, whatever validation, loaders
+    or loggers drew between, and no state of a generator has to be kept.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Just before anything of the step is drawn."""
+        where = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
+        for_torch, for_numpy, for_python = np.random.SeedSequence(where).generate_state(3).tolist()
+        torch.manual_seed(for_torch)
+        np.random.seed(for_numpy)  # noqa: NPY002 (whoever draws from it)
+        random.seed(for_python)

@@ -1,0 +1,81 @@
+"""Training runs in processes that are killed: forked from one that has imported everything, so a start is cheap."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from running import compose_config
+
+
+def server() -> "multiprocessing.context.ForkServerContext":
+    """The context whose processes have torch, Lightning and raincast loaded, and no file open."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no other thread
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killing_preload"])
+    return context
+
+
+def run(
+    run_dir: Path,
+    overrides: list[str],
+    *,
+    kill_after: float | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> int | None:
+    """Train in a process of its own, killed after `kill_after` seconds if it lives so long; its exit code."""
+    process = server().Process(target=_train, args=(run_dir, overrides, prepare))
+    process.start()
+    process.join(kill_after)
+    if process.is_alive() and process.pid is not None:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    return process.exitcode
+
+
+def _train(run_dir: Path, overrides: list[str], prepare: Callable[[], None] | None) -> None:
+    from raincast.commands import report
+    from raincast.commands.train import train
+
+    report.example_picture = lambda *args: args[-1]  # drawing takes longer than such a run
+    if prepare is not None:
+        prepare()
+    train(compose_config("train", run_dir, *overrides))
+
+
+def kill_in_step(number: int, how: int = signal.SIGKILL) -> None:
+    """Send this process a signal within its training step `number`, counted from 1."""
+    from raincast.training.module import NowcastModule
+
+    step = NowcastModule.training_step
+    calls = 0
+
+    def dying(self: NowcastModule, *args: object) -> object:
+        nonlocal calls
+        calls += 1
+        loss = step(self, *args)  # type: ignore[arg-type]
+        if calls == number:
+            os.kill(os.getpid(), how)
+        return loss
+
+    NowcastModule.training_step = dying  # type: ignore[assignment,method-assign]
+
+
+def kill_in_write(number: int) -> None:
+    """Die with the checkpoint `number` of this process half-written."""
+    import torch
+
+    save = torch.save
+    calls = 0
+
+    def dying(state: object, file: object, *args: object) -> None:
+        nonlocal calls
+        calls += 1
+        save(state, file, *args)  # type: ignore[arg-type]
+        if calls == number:
+            file.truncate(1000)  # type: ignore[attr-defined]
+            file.flush()  # type: ignore[attr-defined]
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = dying  # type: ignore[assignment]
