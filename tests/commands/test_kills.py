@@ -24,6 +24,7 @@ RUN = [
     "data.eval_stride=8",
     "metrics.thresholds=[0.1,1]",  # a rate that the tiny network soon forecasts, so that the best changes
     "metrics.goal=val/csi_0.1mm",
+    "ema=0.9",
     "resume=auto",
 ]
 
