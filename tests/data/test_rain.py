@@ -68,6 +68,29 @@ def test_of_an_archive_that_grows_only_the_new_file_is_read(folder):
     assert len(grown.amount) == archive.num_times == 26
 
 
+def test_only_what_is_needed_is_read(folder, monkeypatch):
+    """And no frame beside it: who trains never looks at the test split, not even at its wetness."""
+    read: list[int] = []
+    plain = Archive.read_stored
+
+    def watched(self, first, num, **more):
+        read.extend(range(first, first + num))
+        return plain(self, first, num, **more)
+
+    monkeypatch.setattr(Archive, "read_stored", watched)
+    archive = Archive.open(folder)
+    lattice = Lattice.of(archive.grid.shape, (5, 4))
+    needed = np.zeros(20, bool)
+    needed[[1, 2, 3, 8, 12]] = True
+    part = rain_table(archive, lattice, 2.0, needed=needed)
+    assert read == [1, 2, 3, 8, 12]
+    read.clear()
+    whole = rain_table(archive, lattice, 2.0)
+    assert read == [n for n in range(20) if not needed[n]]
+    np.testing.assert_array_equal(part.amount[needed], whole.amount[needed])
+    assert not part.amount[~needed].any()
+
+
 def test_a_file_that_changed_is_read_again(folder):
     _, before = table(folder)
     path = folder / "b.nc"

@@ -43,7 +43,11 @@ class TrainResult:
 
 
 def run(cfg: DictConfig) -> float:
-    """Train, and return the goal score of the best checkpoint: what a sweep maximises."""
+    """Train, and return the goal score of the best checkpoint; with `sweep=…`, be a worker of that sweep."""
+    if "sweep" in cfg:
+        from raincast.commands import sweep
+
+        return sweep.run(cfg)
     return train(cfg).metrics.get(cfg.metrics.goal, math.nan)
 
 

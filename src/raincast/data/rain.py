@@ -1,4 +1,7 @@
-"""How wet an archive is, frame by frame and crop by crop: read once, kept for the next run."""
+"""How wet an archive is, frame by frame and crop by crop: read once, kept for the next run.
+
+Only the frames that training sees are read: who trains never looks at the test split.
+"""
 
 import contextlib
 import hashlib
@@ -64,24 +67,31 @@ class RainTable:
 
 
 def rain_table(
-    archive: Archive, lattice: Lattice, rain_scale: float, *, progress: Progress | None = None
+    archive: Archive,
+    lattice: Lattice,
+    rain_scale: float,
+    *,
+    needed: npt.NDArray[np.bool_] | None = None,
+    progress: Progress | None = None,
 ) -> RainTable:
-    """The table of all frames: from the cache where it was made before, else in one pass.
+    """The table of the `needed` frames (T,), or of all: from the cache what was read before, the rest read now.
 
-    The cache is by file of the archive, so that of an archive that grows only what is new is read. `progress` is
-    called with the frames done and to do.
+    Other frames are not read, and are 0 in it if nobody needed them before. The cache is by file of the archive,
+    so that of an archive that grows only what is new is read. `progress` is called with the frames done and to do.
     """
+    if needed is None:
+        needed = np.ones(archive.num_times, bool)
     try:
         path = cache_folder() / "rain" / f"{_name(archive, lattice, rain_scale)}.npz"
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         log.debug("The rain of %s is not kept: %s", archive.path, error)
-        return _stack(_missing_parts(archive, lattice, rain_scale, {}, progress))
+        return _stack(_complete(archive, lattice, rain_scale, {}, needed, progress))
     # of several processes one reads the archive, the others wait for it
     with FileLock(path.with_suffix(".lock")):
         known = _load(path)
-        parts = _missing_parts(archive, lattice, rain_scale, known, progress)
-        if parts.keys() != known.keys():
+        parts = _complete(archive, lattice, rain_scale, known, needed, progress)
+        if parts.keys() != known.keys() or any(parts[key] is not known[key] for key in parts):
             _save(path, parts)
     return _stack(parts)
 
@@ -102,31 +112,41 @@ def part_key(path: Path) -> str:
     return digest.hexdigest()[:24]
 
 
-def _missing_parts(
+def _complete(
     archive: Archive,
     lattice: Lattice,
     rain_scale: float,
     known: dict[str, npt.NDArray[np.float32]],
+    needed: npt.NDArray[np.bool_],
     progress: Progress | None,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """All parts' tables (2, T, crops) in the order of time, those that are not known newly read."""
-    keys = {part_key(part.path): part for part in archive.parts}
-    todo = sum(part.num_times for key, part in keys.items() if key not in known)
+    """All parts' tables (2, T, crops) in the order of time, NaN where a frame is neither known nor needed."""
     parts = {}
-    done = 0
-    for key, part in keys.items():
-        if key in known:
-            parts[key] = known[key]
-            continue
-        pieces = []
-        for first in range(0, part.num_times, CHUNKS[0]):  # whole chunks, so that each is unpacked once
-            num = min(CHUNKS[0], part.num_times - first)
-            pieces.append(_weigh(archive.read_stored(part.first + first, num), lattice, rain_scale))
-            done += num
+    todo = {}
+    for part in archive.parts:
+        key = part_key(part.path)
+        parts[key] = known.get(
+            key, np.full((2, part.num_times, lattice.y.size * lattice.x.size), np.nan, np.float32)
+        )
+        unread = needed[part.first : part.first + part.num_times] & np.isnan(parts[key][0, :, 0])
+        if unread.any():
+            parts[key] = parts[key].copy()
+            todo[key] = part.first, np.flatnonzero(unread)
+    total, done = sum(frames.size for _, frames in todo.values()), 0
+    for key, (first, frames) in todo.items():
+        for run in _runs(frames):
+            stored = archive.read_stored(first + int(run[0]), run.size)
+            parts[key][:, run] = _weigh(stored, lattice, rain_scale)
+            done += run.size
             if progress:
-                progress(done, todo)
-        parts[key] = np.concatenate(pieces, axis=1)
+                progress(done, total)
     return parts
+
+
+def _runs(frames: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Frames one after the other, cut where chunks end, so that each chunk is unpacked once."""
+    cuts = np.flatnonzero((np.diff(frames) > 1) | (frames[1:] % CHUNKS[0] == 0)) + 1
+    return np.split(frames, cuts)
 
 
 def _weigh(
@@ -152,7 +172,7 @@ def _amounts(rain_scale: float) -> npt.NDArray[np.float32]:
 
 
 def _stack(parts: dict[str, npt.NDArray[np.float32]]) -> RainTable:
-    both = np.concatenate([*parts.values()], axis=1)
+    both = np.nan_to_num(np.concatenate([*parts.values()], axis=1), nan=0.0)
     return RainTable(both[0], both[1])
 
 

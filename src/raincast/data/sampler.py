@@ -191,8 +191,10 @@ def find_candidates(
         if not good:
             raise ValueError(f"data.{name}={value}: min_coverage is 0 to 1, rain_weight from 0 up, others over 0.")
     lattice = Lattice.of(archive.grid.shape, crop)
-    table = rain_table(archive, lattice, rain_scale, progress=progress)
     slots = frame_slots(archive.times, archive.step)
+    table = rain_table(
+        archive, lattice, rain_scale, needed=_in_windows(slots, starts, num_frames), progress=progress
+    )
     rain, observed = (_window_means(a, slots, starts, num_frames) for a in (table.amount, table.observed))
     # shares add up to 1 but for rounding
     kept = observed >= min_coverage - 1e-6
@@ -212,6 +214,17 @@ def find_candidates(
         spacing=(max(1, crop[0] // 2), max(1, crop[1] // 2)),
         grids=(archive.grid.shape,),
     )
+
+
+def _in_windows(
+    slots: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], num_frames: int
+) -> npt.NDArray[np.bool_]:
+    """Which of the frames in `slots` a window holds."""
+    ordered = np.sort(starts)
+    begin = np.searchsorted(ordered, slots - num_frames, side="right")
+    end = np.searchsorted(ordered, slots, side="right")
+    found: npt.NDArray[np.bool_] = end > begin
+    return found
 
 
 def _window_means(

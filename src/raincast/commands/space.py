@@ -1,0 +1,127 @@
+"""What a sweep searches, in Hydra's words for it, and a trial's parameters as overrides.
+
+A key of the space is a config key (`optimizer.lr`), a choice of files (`model`), or a key of the items of a list:
+`model.stages[*].hidden_channels` is that of all items, `model.stages[0].hidden_channels` that of the first.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+WORDS = "interval(0, 1), tag(log, interval(1e-4, 1e-2)), int(interval(1, 8)), range(8, 65, step=8), choice(3, 5)"
+PLAIN = re.compile(r"[A-Za-z_./][\w./:+-]*")
+LIST_KEY = re.compile(r"(?P<list>[\w.]+)\[(?P<index>\*|\d+)\]\.(?P<key>[\w.]+)")
+
+
+def parse_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """Optuna's distribution of each key; null means that the key is not searched. ValueError with the words."""
+    return {key: _distribution(key, text) for key, text in space.items() if text is not None}
+
+
+def _distribution(key: str, text: Any) -> BaseDistribution:
+    try:
+        value = OverridesParser.create().parse_override(f"key={text}").value()
+        if isinstance(value, IntervalSweep):
+            return _interval(value)
+        if isinstance(value, RangeSweep):
+            return _range(value)
+        if isinstance(value, ChoiceSweep):
+            return CategoricalDistribution([_choice(item) for item in value.list])
+    except (HydraException, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"sweep.space: {key}: {text} is not understood ({reason}). There are {WORDS}.") from error
+    raise ValueError(f"sweep.space: {key}: {text} is one value, nothing to search. There are {WORDS}.")
+
+
+def _interval(value: IntervalSweep) -> BaseDistribution:
+    log = "log" in value.tags
+    start, end = value.start, value.end
+    assert start is not None and end is not None
+    if isinstance(start, int) and isinstance(end, int):
+        return IntDistribution(start, end, log=log)
+    return FloatDistribution(float(start), float(end), log=log)
+
+
+def _range(value: RangeSweep) -> BaseDistribution:
+    assert value.start is not None and value.stop is not None
+    numbers = list(value.range())
+    if not numbers:
+        raise ValueError("it is empty")
+    low, high, step = numbers[0], numbers[-1], value.step
+    if all(isinstance(number, int) for number in (low, high, step)):
+        return IntDistribution(int(low), int(high), step=int(step))
+    return FloatDistribution(float(low), float(high), step=float(step))
+
+
+def _choice(item: Any) -> bool | int | float | str:
+    """Optuna keeps numbers and text; what is more stands as Hydra's text."""
+    return item if isinstance(item, bool | int | float) else hydra_text(item)
+
+
+def hydra_text(value: Any) -> str:
+    """`value` as it stands in an override."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{hydra_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(map(hydra_text, value)) + "]"
+    text = str(value)
+    if PLAIN.fullmatch(text) and text.lower() not in ("null", "true", "false", "nan", "inf"):
+        return text
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'"
+
+
+def overrides_of(params: Mapping[str, Any], compose: Callable[[list[str]], DictConfig]) -> list[str]:
+    """A trial's parameters as overrides; `compose` makes the config of some of them.
+
+    Hydra knows no key of an item of a list, so such parameters become the whole list, as the others make it.
+    """
+    texts = {key: value if isinstance(value, str) else hydra_text(value) for key, value in params.items()}
+    plain = [f"{key}={text}" for key, text in texts.items() if not LIST_KEY.fullmatch(key)]
+    found = [(match, key) for key in params if (match := LIST_KEY.fullmatch(key))]
+    if not found:
+        return plain
+    config = compose(plain)
+    lists: dict[str, list[Any]] = {}
+    for match, key in found:
+        name = match["list"]
+        if name not in lists:
+            items = OmegaConf.select(config, name)
+            if not OmegaConf.is_list(items):
+                raise ValueError(f"sweep.space: {key}: there is no list {name} in the config.")
+            lists[name] = list(OmegaConf.to_container(items, resolve=True))  # type: ignore[arg-type]
+        _set_item(lists[name], match, _parsed(texts[key]))
+    return [*plain, *(f"{name}={hydra_text(items)}" for name, items in lists.items())]
+
+
+def _parsed(text: str) -> Any:
+    return OverridesParser.create().parse_override(f"key={text}").value()
+
+
+def _set_item(items: list[Any], match: re.Match[str], value: Any) -> None:
+    chosen = range(len(items)) if match["index"] == "*" else [int(match["index"])]
+    for number in chosen:
+        *way, last = match["key"].split(".")
+        node: Any = items[number] if number < len(items) else None
+        for word in way:
+            node = node.get(word) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            there = ", ".join(items[0]) if items and isinstance(items[0], dict) else "no keys"
+            raise ValueError(f"sweep.space: {match[0]}: {match['list']} has {len(items)} items with {there}.")
+        node[last] = value

@@ -1,0 +1,141 @@
+"""What a training run does beside training when it is a trial: report, and stop if it is a poor one."""
+
+import json
+import logging
+import math
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import optuna
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from raincast.sweeps import outcome
+from raincast.sweeps.goals import LATENCY, Goal
+from raincast.sweeps.outcome import Outcome
+from raincast.sweeps.study import LINK, open_storage
+
+log = logging.getLogger(__name__)
+
+
+class TrialCallback(Callback):
+    """Writes the outcome into `run_dir` after each validation, reports the first goal, and prunes by `pruner`.
+
+    The best epoch is the one that the checkpoint callback keeps: by `monitor`, which is large (`mode` max) or
+    small (min) when good. A loss that is no number ends the trial as failed; so does the death of its worker.
+    """
+
+    def __init__(
+        self,
+        run_dir: str,
+        monitor: str,
+        mode: str,
+        goals: Sequence[Goal],
+        pruner: optuna.pruners.BasePruner | None = None,
+    ) -> None:
+        self.run_dir, self.monitor, self.mode = Path(run_dir), monitor, mode
+        self.goals, self.pruner = list(goals), pruner
+        self.outcome = Outcome()
+        self.parent = 0
+        self._trial: optuna.trial.Trial | None = None
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Only the first process knows the study."""
+        if not trainer.is_global_zero or self._trial is not None:
+            return
+        link = json.loads(os.environ[LINK])
+        self.parent = int(link["parent"])
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.load_study(
+            study_name=link["study"], storage=open_storage(link["storage"]), pruner=self.pruner
+        )
+        self._trial = optuna.trial.Trial(study, link["trial_id"])
+        self.outcome.write(self.run_dir)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """A worker that was killed has no use for the trial, and its successor runs the same one."""
+        if trainer.is_global_zero and os.getppid() != self.parent:
+            raise SystemExit("The worker of this trial is gone.")
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """One point of the curve; all processes hear whether it goes on."""
+        if trainer.sanity_checking:
+            return
+        stop = trainer.is_global_zero and self._after_validation(trainer)
+        if trainer.strategy.broadcast(stop):
+            trainer.should_stop = True
+
+    def _after_validation(self, trainer: L.Trainer) -> bool:
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        found = self.outcome
+        found.epochs = trainer.current_epoch + 1
+        found.validations += 1
+        if not found.metrics or self._is_better(metrics.get(self.monitor, math.nan)):
+            found.metrics, found.best_epoch = metrics, found.epochs
+        if not math.isfinite(metrics["val/loss"]):
+            found.state = outcome.FAILED
+            found.reason = f"val/loss is {metrics['val/loss']:g} after epoch {found.epochs}"
+        elif self.should_prune(metrics, found.validations):
+            found.state = outcome.PRUNED
+            log.info("Pruned after epoch %d: other trials were better by then.", found.epochs)
+        found.write(self.run_dir)
+        return found.state != outcome.RUNNING
+
+    def _is_better(self, value: float) -> bool:
+        best = self.outcome.metrics.get(self.monitor, math.nan)
+        if math.isnan(value) or math.isnan(best):
+            return math.isnan(best) and not math.isnan(value)
+        return value > best if self.mode == "max" else value < best
+
+    def should_prune(self, metrics: dict[str, float], step: int) -> bool:
+        """Report the first goal at validation `step`, and ask the pruner; a storage that is away says no."""
+        goal = self.goals[0]
+        if self._trial is None or goal.score == LATENCY:
+            return False
+        for other in self.goals:
+            if other.score != LATENCY and other.score not in metrics:
+                other.value(metrics)  # says what there is
+        if not math.isfinite(metrics[goal.score]):
+            return False
+        try:
+            self._trial.report(goal.value(metrics), step=step)
+            return self.pruner is not None and self._trial.should_prune()
+        except optuna.exceptions.UpdateFinishedTrialError:
+            raise SystemExit("The study has given up this trial: its worker was taken for dead.") from None
+        except Exception as error:
+            log.warning("The study is out of reach, the trial goes on: %s", error)
+            return False
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The trial ran to its end, if nothing ended it before."""
+        if not trainer.is_global_zero or self.outcome.state != outcome.RUNNING:
+            return
+        if any(goal.score == LATENCY for goal in self.goals):
+            self.outcome.metrics[LATENCY] = latency_ms(trainer, module)
+        self.outcome.state = outcome.COMPLETE
+        self.outcome.write(self.run_dir)
+
+
+@torch.no_grad()
+def latency_ms(trainer: L.Trainer, module: L.LightningModule, repeats: int = 5) -> float:
+    """The median time of one forecast of a whole frame on the trainer's device, after one that is not counted."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    height, width = data.archive.grid.shape
+    channels = int(getattr(module, "num_channels", 1))
+    rain = torch.zeros((1, data.input_steps, channels, height, width), device=module.device)
+    was_training = module.training
+    module.eval()
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        module(rain)
+        if rain.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    module.train(was_training)
+    return 1e3 * statistics.median(times[1:])

@@ -1,0 +1,58 @@
+"""A trial in a process of its own: whatever kills it, memory or the device, its worker lives on."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import raincast
+
+OUTPUT = "output.txt"
+"""What the process says, in the run's folder."""
+PATIENCE = 20.0
+"""Seconds that a trial has to leave in peace, when its worker has to."""
+
+
+def trial_command(overrides: Sequence[str]) -> list[str]:
+    """A training run with `overrides`. A module, no script: so Lightning knows how to start more of it."""
+    return [sys.executable, "-m", "raincast.trial", *overrides]
+
+
+def run_process(command: Sequence[str], run_dir: Path, environment: Mapping[str, str]) -> int:
+    """Run `command` to its end and return its exit code; whatever interrupts us ends it, too."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / OUTPUT).open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env=_with_source({**os.environ, **environment}),
+        )  # fmt: skip
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            raise
+
+
+def _with_source(environment: dict[str, str]) -> dict[str, str]:
+    """A checkout that is not installed is found by the process as it was by us."""
+    source = str(Path(raincast.__file__).parents[1])
+    paths = [source, *filter(None, [environment.get("PYTHONPATH")])]
+    return environment | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def why_it_died(code: int, run_dir: Path) -> str:
+    """The last words of a process that ended with `code`."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+    lines = (run_dir / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in said if line.startswith("Error:") or "Error: " in line.split(" ")[0] + " "]
+    return (errors or said or [f"exit code {code}"])[-1][:500]

@@ -1,0 +1,100 @@
+"""The shared study as plain tables: trials, the best of them, what mattered."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from raincast.output.sweep_page import SweepResult, TrialRow
+from raincast.sweeps.goals import Goal
+from raincast.sweeps.study import CURVE, REASON, RETRY_OF, SPACE, SURPLUS, TRIED_AGAIN, Sweep
+
+MOST_BEST = 5
+"""Of a study with one goal; with several, all that no other beats."""
+FEWEST_FOR_IMPORTANCE = 4
+
+
+def result(
+    sweep: Sweep, command: Callable[[Sequence[str]], str], facts: Sequence[tuple[str, str]] = ()
+) -> SweepResult:
+    """What is in the study now; `command` makes, of a trial's overrides, what trains it again."""
+    trials = [t for t in sweep.study.get_trials(deepcopy=False) if not t.user_attrs.get(SURPLUS)]
+    space = {
+        key: optuna.distributions.json_to_distribution(text)
+        for key, text in sweep.study.user_attrs.get(SPACE, {}).items()
+    }
+    return SweepResult(
+        name=sweep.study.study_name,
+        goals=[goal.label for goal in sweep.goals],
+        larger_is_better=[goal.want == "max" for goal in sweep.goals],
+        rows=[_row(trial, sweep, command) for trial in trials],
+        best=[trial.number for trial in best_trials(sweep.study, sweep.goals)],
+        importance={goal.label: importance(sweep.study, index) for index, goal in enumerate(sweep.goals)},
+        log_params=[
+            key
+            for key, found in space.items()
+            if isinstance(found, FloatDistribution | IntDistribution) and found.log
+        ],
+        facts=[("goals", ", ".join(f"{goal.label} ({goal.direction})" for goal in sweep.goals)), *facts],
+    )
+
+
+def _row(trial: FrozenTrial, sweep: Sweep, command: Callable[[Sequence[str]], str]) -> TrialRow:
+    attrs = trial.user_attrs
+    notes = [attrs.get(REASON, "")]
+    if attrs.get(TRIED_AGAIN):
+        notes.append("tried again")
+    if RETRY_OF in attrs:
+        notes.append(f"trial {attrs[RETRY_OF]} again")
+    overrides = attrs.get("overrides")
+    return TrialRow(
+        number=trial.number,
+        state={"fail": "failed", "waiting": "to be run"}.get(trial.state.name.lower(), trial.state.name.lower()),
+        params=trial.params,
+        values=trial.values if trial.state == TrialState.COMPLETE else (),
+        curve=_curve(trial, sweep),
+        epochs=attrs.get("epochs"),
+        seconds=attrs.get("seconds"),
+        note="; ".join(filter(None, notes)),
+        run_dir=attrs.get("run_dir", ""),
+        command="" if overrides is None else command(overrides),
+    )
+
+
+def _curve(trial: FrozenTrial, sweep: Sweep) -> Mapping[int, float]:
+    found = trial
+    if sweep.curves is not sweep.study:
+        if CURVE not in trial.user_attrs:
+            return {}
+        found = sweep.curves.get_trials(deepcopy=False)[trial.user_attrs[CURVE]]
+    return dict(sorted(found.intermediate_values.items()))
+
+
+def best_trials(study: optuna.Study, goals: Sequence[Goal]) -> list[FrozenTrial]:
+    """The highest few of one goal, or those that no other beats in every goal; the best in the first one first."""
+    if len(goals) > 1:
+        found = study.best_trials
+    else:
+        found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ordered = sorted(found, key=lambda trial: trial.values[0], reverse=goals[0].want == "max")
+    return ordered if len(goals) > 1 else ordered[:MOST_BEST]
+
+
+def importance(study: optuna.Study, goal: int) -> dict[str, float]:
+    """The share of each parameter in what tells the best trials from the others, by PED-ANOVA (Watanabe 2023).
+
+    Empty where there are too few trials, or all have the same value.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(trials) < FEWEST_FOR_IMPORTANCE or len({trial.values[goal] for trial in trials}) == 1:
+        return {}
+    sign = -1.0 if study.directions[goal] == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is experimental in older versions, and says that small is good
+        return optuna.importance.get_param_importances(
+            study,
+            evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+            target=lambda trial: sign * trial.values[goal],
+        )

@@ -1,0 +1,263 @@
+"""The study that all workers of a sweep share: whose turn it is, what became of each trial, who has died.
+
+A trial belongs to a worker. A worker holds the lock of a file in the sweep's folder while it lives, and writes the
+time into the study every now and then: who looks from the same machine sees at once that it is dead, and who looks
+from another one after a while. Its trial then counts as failed, and the same parameters are tried again.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from raincast.sweeps.goals import Goal
+
+log = logging.getLogger(__name__)
+
+SURPLUS, TRIED_AGAIN, REASON, WORKER, CURVE = "surplus", "tried_again", "reason", "worker", "curve"
+RETRY_OF, RETRIES = "retry_of", "retries"
+"""User attributes of trials."""
+BASE, SPACE = "base", "space"
+"""User attributes of the study: the config that all trials share, and what was searched."""
+
+LINK = "RAINCAST_TRIAL"
+"""The environment variable with `process_link` as JSON; not a config key, since it may hold a password."""
+
+
+def open_storage(where: str) -> optuna.storages.BaseStorage:
+    """A database's URL (sqlite:///…, postgresql://…), redis://…, or else the path of a journal file."""
+    from optuna.storages.journal import JournalFileBackend, JournalRedisBackend, JournalStorage
+
+    if where.startswith(("redis://", "rediss://")):
+        return JournalStorage(JournalRedisBackend(where))
+    if "://" in where:
+        return optuna.storages.RDBStorage(where)
+    Path(where).parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(where))
+
+
+def without_password(where: str) -> str:
+    """A storage for people: what stands before the host's @ is left out."""
+    scheme, found, rest = where.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if found else where
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Where a running trial reports its validation score: a study, and the storage's number of a trial in it."""
+
+    study: str
+    trial_id: int
+
+
+class Sweep:
+    """One worker's hold on the shared study.
+
+    `goals` are the study's directions, the first of them is what trials are pruned by. Optuna prunes in studies of
+    one goal only; with several, a second study beside the first, `NAME (pruning)`, holds the curves of the first
+    goal. `budget` is the number of trials that all workers run together; those that died with their worker and
+    were tried again do not count.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        name: str,
+        goals: Sequence[Goal],
+        *,
+        sampler: optuna.samplers.BaseSampler | None = None,
+        folder: Path,
+        budget: int,
+        retries: int = 1,
+        dead_after_minutes: float = 5.0,
+    ) -> None:
+        self.goals, self.folder, self.budget, self.retries = list(goals), folder, budget, retries
+        self.dead_after_minutes = dead_after_minutes
+        self.worker = uuid.uuid4().hex[:8]
+        backend = open_storage(storage)
+        self.study = _create(backend, name, [goal.direction for goal in goals], sampler)
+        self.curves = self.study
+        if len(goals) > 1:
+            self.curves = _create(backend, f"{name} (pruning)", [goals[0].direction], None)
+        self._silent = threading.Event()
+
+    def agree(self, base: str, space: Mapping[str, BaseDistribution]) -> str | None:
+        """Note what the trials share, or return what this study was made with where that is another config.
+
+        ValueError where a choice has other values than before, which Optuna cannot take.
+        """
+        attrs = self.study.user_attrs
+        if BASE not in attrs:
+            self.study.set_user_attr(BASE, base)
+        elif attrs[BASE] != base:
+            return str(attrs[BASE])
+        for key, text in attrs.get(SPACE, {}).items():
+            old = optuna.distributions.json_to_distribution(text)
+            categories = (
+                isinstance(old, CategoricalDistribution),
+                isinstance(space.get(key), CategoricalDistribution),
+            )
+            if key in space and any(categories) and old != space[key]:
+                raise ValueError(
+                    f"sweep.space: {key} had {old} in this study and cannot become {space[key]}: choices stay as "
+                    "they are. Begin another study with sweep.study=NAME."
+                )
+        known = attrs.get(SPACE, {}) | {
+            key: optuna.distributions.distribution_to_json(value) for key, value in space.items()
+        }
+        if known != attrs.get(SPACE):
+            self.study.set_user_attr(SPACE, known)
+        return None
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While this lasts, the others see that this worker lives."""
+        path = self._lock_path(self.worker)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beat = threading.Thread(target=self._beat, daemon=True)
+        with FileLock(path):
+            beat.start()
+            try:
+                yield
+            finally:
+                self._silent.set()
+                beat.join()
+        path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(Exception):  # a database that is away for a moment
+                self.study.set_user_attr(f"{WORKER} {self.worker}", time.time())
+            if self._silent.wait(min(60.0, 60.0 * self.dead_after_minutes / 5)):
+                return
+
+    def recover(self) -> list[int]:
+        """Give up the trials of workers that have died, and have them tried again; their numbers."""
+        given_up = []
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            worker = trial.user_attrs.get(WORKER)
+            if worker is not None and self._is_dead(worker) and self.give_up(trial, "its worker was killed"):
+                given_up.append(trial.number)
+        return given_up
+
+    def _is_dead(self, worker: Mapping[str, Any]) -> bool:
+        if worker["id"] == self.worker:
+            return False
+        lock = self._lock_path(worker["id"])
+        if worker["host"] == socket.gethostname() and lock.exists():
+            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
+                return True
+            return False
+        seen = self.study.user_attrs.get(f"{WORKER} {worker['id']}", worker["began"])
+        return time.time() - float(seen) > 60 * self.dead_after_minutes
+
+    def _lock_path(self, worker: str) -> Path:
+        return self.folder / "workers" / f"{worker}.lock"
+
+    def next(self, space: Mapping[str, BaseDistribution]) -> Trial | None:
+        """The next trial, with a value for each key of `space`; None when all have been given out."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not waiting and self.num_counted() >= self.budget:
+            return None
+        trial = self.study.ask(dict(space))
+        # two workers may ask at once for the last one: the trial with the higher number is one too many
+        if self.num_counted(below=trial.number) >= self.budget:
+            trial.set_user_attr(SURPLUS, True)
+            self.study.tell(trial, state=TrialState.FAIL)
+            return None
+        trial.set_user_attr(WORKER, {"id": self.worker, "host": socket.gethostname(), "began": time.time()})
+        if self.curves is not self.study:
+            trial.set_user_attr(CURVE, self.curves.ask().number)
+        return trial
+
+    def num_counted(self, below: int | None = None) -> int:
+        """How many trials of the budget are given out, up to the number `below`."""
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(counts(trial) and (below is None or trial.number < below) for trial in trials)
+
+    def curve(self, trial: Trial) -> Curve:
+        """Where the process of `trial` reports."""
+        if self.curves is self.study:
+            return Curve(self.study.study_name, trial._trial_id)
+        number = trial.user_attrs[CURVE]
+        return Curve(self.curves.study_name, self.curves.get_trials(deepcopy=False)[number]._trial_id)
+
+    def complete(self, trial: Trial, values: Sequence[float]) -> None:
+        """The trial ran to its end."""
+        self._tell(trial, TrialState.COMPLETE, values)
+
+    def prune(self, trial: Trial) -> None:
+        """The trial was ended early, as a poor one."""
+        self._tell(trial, TrialState.PRUNED)
+
+    def fail(self, trial: Trial, reason: str) -> None:
+        """The trial has no result."""
+        trial.set_user_attr(REASON, reason)
+        self._tell(trial, TrialState.FAIL)
+
+    def give_up(self, trial: Trial | FrozenTrial, reason: str) -> bool:
+        """The trial died with its worker, for reasons of its own or not: fail it, and have it tried again.
+
+        False where somebody else was faster. It is tried again `retries` times, then it counts as failed.
+        """
+        attrs = trial.user_attrs
+        left = self.retries - int(attrs.get(RETRIES, 0))
+        try:
+            self.study._storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+            if left > 0:
+                self.study._storage.set_trial_user_attr(trial._trial_id, TRIED_AGAIN, True)
+            self._tell(trial, TrialState.FAIL)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            return False
+        if left > 0:
+            again = {RETRY_OF: trial.number, RETRIES: int(attrs.get(RETRIES, 0)) + 1}
+            self.study.enqueue_trial(trial.params, user_attrs=again)
+        return True
+
+    def _tell(self, trial: Trial | FrozenTrial, state: TrialState, values: Sequence[float] | None = None) -> None:
+        self.study.tell(trial.number, values if values is None else list(values), state=state)
+        if self.curves is not self.study and CURVE in trial.user_attrs:
+            number = trial.user_attrs[CURVE]
+            end = values[:1] if values is not None else None
+            self.curves.tell(number, end, state=state, skip_if_finished=True)
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of the budget: not one too many, nor one that another took the place of."""
+    return not (trial.user_attrs.get(SURPLUS) or trial.user_attrs.get(TRIED_AGAIN))
+
+
+def _create(
+    storage: optuna.storages.BaseStorage,
+    name: str,
+    directions: list[str],
+    sampler: optuna.samplers.BaseSampler | None,
+) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=list[Any](directions), sampler=sampler, load_if_exists=True
+    )
+    found = [direction.name.lower() for direction in study.directions]
+    if found != directions:
+        raise ValueError(
+            f"The study {name} has {len(found)} goals ({', '.join(found)}), sweep.goals has {len(directions)} "
+            f"({', '.join(directions)}). Begin another study with sweep.study=NAME."
+        )
+    return study
+
+
+def process_link(storage: str, curve: Curve) -> dict[str, Any]:
+    """What a trial's process has to know, beside its config, to report to the study."""
+    return {"storage": storage, "study": curve.study, "trial_id": curve.trial_id, "parent": os.getpid()}
