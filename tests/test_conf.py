@@ -18,6 +18,7 @@ CHOICES = [
     for group in ("transform", "model", "head", "loss", "optimizer", "metrics", "trainer", "callbacks", "logger")
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
+CHOICES += [f"data/channels=[{path.stem}]" for path in sorted((CONF / "data" / "channels").glob("*.yaml"))]
 DATES = [
     f"data.split.{name}=[[2026-01-0{n},2026-01-0{n + 1}]]" for n, name in enumerate(("train", "val", "test"), 1)
 ]

@@ -13,10 +13,10 @@ from torch import nn
 from raincast import build, export
 from raincast.archive import Archive
 from raincast.commands import export as command
-from raincast.forecaster import predict_rates
+from raincast.forecaster import Inputs, predict_rates
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
 from raincast.models.heads import RateHead
-from raincast.transforms import DbzScaling
+from raincast.transforms import DbzScaling, LinearScaling
 
 STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
 
@@ -201,11 +201,19 @@ def test_a_mask_channel_sees_what_was_missing() -> None:
     """And takes the padding of odd sizes for missing, as the network's own."""
     torch.manual_seed(0)
     made = PyramidEncoderForecaster(in_channels=2, stages=[{"conv_channels": 4, "hidden_channels": 4}])
-    traced = export.trace_forecast(made, RateHead(), DbzScaling(), input_steps=2, lead_steps=2)
+    seen = Inputs(observed=True)
+    traced = export.trace_forecast(made, RateHead(), DbzScaling(), input_steps=2, lead_steps=2, inputs=seen)
     rain = torch.rand(1, 2, 1, 9, 7) * 20
     rain[0, 0, 0, 2:4] = torch.nan
     with torch.no_grad():
-        expected = predict_rates(made, RateHead(), DbzScaling(), rain, 2)
+        expected = predict_rates(made, RateHead(), DbzScaling(), rain, 2, inputs=seen)
         torch.testing.assert_close(traced.program.module()(rain), expected, atol=1e-6, rtol=1e-5)
-        dry = predict_rates(made, RateHead(), DbzScaling(), rain.nan_to_num(), 2)
+        dry = predict_rates(made, RateHead(), DbzScaling(), rain.nan_to_num(), 2, inputs=seen)
     assert not torch.allclose(expected, dry, atol=1e-6, rtol=1e-5)
+
+
+def test_a_network_that_sees_more_than_rain_is_not_written() -> None:
+    made = PyramidEncoderForecaster(in_channels=2, stages=STAGES)
+    seen = Inputs(past=(("cape", LinearScaling()),))
+    with pytest.raises(ValueError, match=r"sees cape beside the rain, and the file would take rain alone"):
+        export.trace_forecast(made, RateHead(), DbzScaling(), input_steps=2, lead_steps=2, inputs=seen)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from raincast.forecaster import NetworkForecaster, network_input, predict_rates, to_network_scale
+from raincast.forecaster import Inputs, NetworkForecaster, predict_rates, to_network_scale
 from raincast.models import PyramidEncoderForecaster
 from raincast.models.heads import ClassHead, QuantileHead, RateHead
-from raincast.transforms import DbzScaling, LogScaling
+from raincast.transforms import DbzScaling, LinearScaling, LogScaling
 
 STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
 TRANSFORMS = [DbzScaling(a=58.53, b=1.56), LogScaling()]
@@ -45,14 +45,15 @@ def test_a_missing_pixel_reaches_no_other_and_may_be_told_from_a_dry_one():
     given[0, 1, 0, 2, 3] = 0.0
     missing = given.clone()
     missing[0, 1, 0, 2, 3] = torch.nan
-    read = network_input(made, TRANSFORMS[0], missing)
-    difference = read - network_input(made, TRANSFORMS[0], given)
+    inputs = Inputs(observed=True)
+    read = inputs.frames(TRANSFORMS[0], missing, {})
+    difference = read - inputs.frames(TRANSFORMS[0], given, {})
     expected = torch.zeros(1, 3, 2, 8, 8)
     expected[0, 1, 1, 2, 3] = -1.0  # no longer observed; the rain is 0 in both, and nothing else differs
     assert torch.equal(difference, expected)
-    forecast = predict_rates(made, HEADS[0], TRANSFORMS[0], missing, 4)
+    forecast = predict_rates(made, HEADS[0], TRANSFORMS[0], missing, 4, inputs=inputs)
     assert forecast.isfinite().all()
-    assert not torch.equal(forecast, predict_rates(made, HEADS[0], TRANSFORMS[0], given, 4))
+    assert not torch.equal(forecast, predict_rates(made, HEADS[0], TRANSFORMS[0], given, 4, inputs=inputs))
 
 
 @any_transform
@@ -166,3 +167,30 @@ def test_windows_of_a_batch_do_not_mix():
     together = forecaster().forecast(given, 4)
     for window, own in zip(given, together, strict=True):
         np.testing.assert_allclose(forecaster().forecast(window[None], 4)[0], own, rtol=1e-3, atol=1e-5)
+
+
+BESIDE = Inputs(observed=True, past=(("cape", LinearScaling(1000.0, 500.0)), ("lightning", LogScaling())))
+
+
+def test_channels_are_scaled_and_what_is_missing_reaches_no_other():
+    given = torch.from_numpy(rain(1, 3, 1, 4, 4))
+    past = torch.from_numpy(rain(1, 3, 2, 4, 4, seed=1))
+    seen = BESIDE.frames(TRANSFORMS[0], given, {"past": past})
+    assert seen.shape == (1, 3, BESIDE.num_channels, 4, 4)
+    torch.testing.assert_close(seen[:, :, 2], (past[:, :, 0] - 1000) / 500)
+    torch.testing.assert_close(seen[:, :, 3], LogScaling().forward(past[:, :, 1]))
+    past[0, 1, 0, 2, 3] = torch.nan
+    difference = BESIDE.frames(TRANSFORMS[0], given, {"past": past}) - seen
+    # the mean stands for it, and nothing else differs
+    assert difference.nonzero().tolist() == [[0, 1, 2, 2, 3]]
+    assert BESIDE.frames(TRANSFORMS[0], given, {"past": past})[0, 1, 2, 2, 3] == 0
+
+
+def test_channels_that_are_not_given_are_named():
+    with pytest.raises(ValueError, match=r"sees 2 channels beside the rain \(cape, lightning\), found none"):
+        BESIDE.frames(TRANSFORMS[0], torch.zeros(1, 3, 1, 4, 4), {})
+    with pytest.raises(ValueError, match="found 1: give past"):
+        BESIDE.frames(TRANSFORMS[0], torch.zeros(1, 3, 1, 4, 4), {"past": torch.zeros(1, 3, 1, 4, 4)})
+    ahead = Inputs(past=(("nwp", LogScaling()),), future=(("nwp", LogScaling()),))
+    with pytest.raises(ValueError, match="known in advance have 3 steps, the forecast 4"):
+        ahead.ahead({"future": torch.zeros(1, 3, 1, 4, 4)}, 4)

@@ -3,6 +3,7 @@
 Heavy packages are imported inside the functions that need them, so that a mistyped key is answered at once.
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from torch import nn
 
+    from raincast.data.channels import Channels
     from raincast.data.datamodule import RadarDataModule
     from raincast.evaluation import Metrics
-    from raincast.forecaster import Forecaster, NetworkForecaster
+    from raincast.forecaster import Forecaster, Inputs, NetworkForecaster
     from raincast.metrics.calibration import Calibration
     from raincast.models.heads import Head
     from raincast.nowcast import Nowcaster, Outputs
@@ -48,6 +50,8 @@ def make(node: Any, **arguments: Any) -> Any:
 CHECKPOINT_FORMAT = 2
 SAFE_MODULES = ("raincast.models.", "raincast.transforms.", "torch.nn.")
 """Where the classes that a checkpoint may name have to live: they compute, and do nothing else."""
+DATA_MODULES = ("raincast.data.", "raincast.transforms.")
+"""The same of its data config, which evaluate.py builds: they read archives and the files of channels."""
 
 
 def archive_path(cfg: DictConfig, progress: Callable[[int, int], None] | None = None) -> Path:
@@ -91,21 +95,57 @@ def head(cfg: DictConfig) -> "Head":
     return made
 
 
-def network(model: Mapping[str, Any], *, num_channels: int = 1) -> "nn.Module":
-    """The network of a model config, with as many output channels as its head reads."""
-    built: nn.Module = make(_for_head(model, num_channels))
+def network(model: Mapping[str, Any], *, num_channels: int = 1, inputs: "Inputs | None" = None) -> "nn.Module":
+    """The network of a model config: the channels of `inputs` (rain, by default) in, those of its head out."""
+    built: nn.Module = make(_with_channels(model, num_channels, inputs))
     return built
 
 
-def _for_head(model: Mapping[str, Any], num_channels: int) -> dict[str, Any]:
-    """`model` with the head's number of channels; ValueError where it states another."""
-    stated = model.get("out_channels", num_channels)
-    if stated != num_channels:
-        raise ValueError(
-            f"model.out_channels={stated}, but the head reads {num_channels} channels. Leave model.out_channels "
-            "out (~model.out_channels): it follows from the head."
-        )
-    return {**model, "out_channels": num_channels}
+def _with_channels(model: Mapping[str, Any], num_channels: int, inputs: "Inputs | None") -> dict[str, Any]:
+    """`model` with the numbers of its channels; ValueError where it states others, or cannot have them."""
+    seen, known = (inputs.num_channels, len(inputs.future)) if inputs else (1, 0)
+    for key, number, whose, source in (
+        ("out_channels", num_channels, f"the head reads {num_channels}", "the head"),
+        ("in_channels", seen, f"data.channels and the rain are {seen}", "data.channels"),
+    ):
+        if model.get(key, number) != number:
+            raise ValueError(
+                f"model.{key}={model[key]}, but {whose} channels. Leave model.{key} out (~model.{key}): it "
+                f"follows from {source}."
+            )
+    numbers = {"out_channels": num_channels, "in_channels": seen}
+    if known:
+        target = str(model["_target_"])
+        if "future_channels" not in inspect.signature(get_object(target)).parameters:
+            raise ValueError(
+                f"{target.rpartition('.')[2]} takes no channels that are known in advance; data.channels has "
+                f"{known}. Give them the role past, or take another network, as model=convlstm."
+            )
+        numbers["future_channels"] = known
+    return {**model, **numbers}
+
+
+def channels(cfg: DictConfig) -> "Channels":
+    """What `cfg.data.channels` declares; no file is opened."""
+    from raincast.data.channels import Channels
+
+    declared = OmegaConf.to_container(cfg.data.channels, resolve=True) if cfg.data.get("channels") else {}
+    return Channels(make(declared))
+
+
+def inputs_of(described: Sequence[Any]) -> "Inputs":
+    """What a network sees, of the channels as a checkpoint lists them."""
+    from raincast.forecaster import Inputs
+
+    named = [
+        channel for channel in described if isinstance(channel, Mapping)
+    ]  # older checkpoints: their names alone
+    scaled = [(c["name"], construct(c["transform"]), c["role"]) for c in named if "transform" in c]
+    return Inputs(
+        observed=any(channel["role"] == "past" and "transform" not in channel for channel in named),
+        past=tuple((name, transform) for name, transform, _ in scaled),
+        future=tuple((name, transform) for name, transform, role in scaled if role == "future"),
+    )
 
 
 def check_crop(data: "RadarDataModule", net: "nn.Module", crop: int | None) -> None:
@@ -134,7 +174,7 @@ def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
         "step_minutes": data.archive.step_minutes,
         "input_steps": data.input_steps,
         "lead_steps": data.lead_steps,
-        "channels": ["rain"],
+        "channels": data.channels.describe(),
         "grid_spacing": [float(abs(axis[1] - axis[0])) if axis.size > 1 else 0.0 for axis in (y, x)],
         "archive": {
             "identity": data.archive.identity,
@@ -191,6 +231,7 @@ def module(
         step_minutes=float(info["step_minutes"]),
         metadata=info,
         references=references,
+        inputs=inputs_of(info.get("channels", ())),
     )
 
 
@@ -321,6 +362,15 @@ class Checkpoint:
     step: int
 
     @property
+    def inputs(self) -> "Inputs":
+        """What its network sees."""
+        inputs = inputs_of(self.info["channels"])
+        # before channels could be declared, the network's own config asked for the mask
+        if self.info["channels"] == ["rain"] and self.config.model.get("in_channels") == 2:
+            return dataclasses.replace(inputs, observed=True)
+        return inputs
+
+    @property
     def sha256(self) -> str:
         """The hash of the file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
@@ -377,7 +427,8 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
     config = _mapping(OmegaConf.to_container(checkpoint.config, resolve=False))
     # older checkpoints say nothing of a head: their networks gave the rate
     net_head: Head = construct(config.get("head", {"_target_": "raincast.models.heads.RateHead"}))
-    net: nn.Module = construct(_for_head(config["model"], net_head.num_channels))
+    inputs = checkpoint.inputs
+    net: nn.Module = construct(_with_channels(config["model"], net_head.num_channels, inputs))
     transform: Transform = construct(config["transform"])
     prefix = "network."
     net.load_state_dict(
@@ -393,7 +444,7 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
         input_steps=info["input_steps"],
         lead_steps=info["lead_steps"],
         step_minutes=info["step_minutes"],
-        num_channels=len(info["channels"]),
+        inputs=inputs,
         device=device,
         calibration=None if plain is None else Calibration.from_plain(plain),
     )
@@ -419,12 +470,14 @@ def nowcaster(
     thresholds: Sequence[float] | None = None,
     calibrated: bool = True,
     attrs: Mapping[str, Any] | None = None,
+    channels: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> "Nowcaster":
     """The network of a checkpoint as what makes forecast files, `attrs` and its own origin in each of them.
 
     `thresholds` (mm/h, increasing) are those of the probabilities; None: those it is calibrated at, or
     that training scored if its head gives probabilities. `calibrated=False` leaves its calibration aside.
+    `channels` says where those beside the rain lie, if elsewhere than in training: {NAME: {path: …}}.
     `settings` are `Nowcaster`'s.
     """
     from raincast.nowcast import Nowcaster
@@ -444,6 +497,7 @@ def nowcaster(
         Trained.of(checkpoint.info, int(checkpoint.config.data.get("max_missing", 0))),
         thresholds=[float(t) for t in thresholds],
         attrs=provenance(checkpoint) | dict(attrs or {}),
+        channels=_channels_of(checkpoint, channels or {}),
         **settings,
     )
 
@@ -457,6 +511,7 @@ def nowcaster_of(cfg: DictConfig) -> "Nowcaster":
         device=cfg.device,
         thresholds=cfg.exceedance,
         calibrated=cfg.calibrated,
+        channels=cfg.channels,
         lead_steps=cfg.lead_steps,
         max_missing=cfg.max_missing,
         other_grid=cfg.other_grid,
@@ -471,6 +526,19 @@ def outputs(cfg: DictConfig) -> "Outputs":
     from raincast.nowcast import Outputs
 
     return Outputs(formats=list(cfg.formats), for_pysteps=cfg.for_pysteps, animation=cfg.animation)
+
+
+def _channels_of(checkpoint: Checkpoint, others: Mapping[str, Any]) -> "Channels":
+    """The channels that a network was trained with, and what is other now."""
+    from raincast.data.channels import Channels
+
+    trained = _mapping(OmegaConf.to_container(checkpoint.config.data, resolve=True)).get("channels") or {}
+    if unknown := [name for name in others if name not in trained]:
+        raise ValueError(
+            f"channels.{unknown[0]}: beside rain the network was trained with {', '.join(trained) or 'nothing'}."
+        )
+    nodes = {name: {**node, **others.get(name, {})} for name, node in trained.items()}
+    return Channels(construct(nodes, modules=DATA_MODULES))
 
 
 def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -489,33 +557,48 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def construct(node: Any) -> Any:
-    """Build what a checkpoint's config names, from classes of `SAFE_MODULES` alone.
+def construct(node: Any, *, modules: tuple[str, ...] = SAFE_MODULES) -> Any:
+    """Build what a checkpoint's config names, from classes of `modules` alone.
 
     Hydra's `instantiate` would call any function that `_target_` names; this calls constructors of classes
     that are defined in raincast's models and transforms or in torch.nn, with plain arguments.
     """
     if isinstance(node, list):
-        return [construct(item) for item in node]
+        return [construct(item, modules=modules) for item in node]
     if not isinstance(node, dict):
         return node
-    values = {key: construct(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    values = {
+        key: construct(value, modules=modules)
+        for key, value in node.items()
+        if key not in ("_target_", "_partial_")
+    }
     if "_target_" not in node:
         return values
-    made = _safe_class(str(node["_target_"]))
+    made = _safe_class(str(node["_target_"]), modules)
     return functools.partial(made, **values) if node.get("_partial_") else made(**values)
 
 
-def _safe_class(target: str) -> Callable[..., Any]:
+def _safe_class(target: str, modules: tuple[str, ...]) -> Callable[..., Any]:
     module_name, _, name = target.rpartition(".")
-    if f"{module_name}.".startswith(SAFE_MODULES):
+    if f"{module_name}.".startswith(modules):
         found = getattr(importlib.import_module(module_name), name, None)
-        if inspect.isclass(found) and f"{found.__module__}.".startswith(SAFE_MODULES):
+        if inspect.isclass(found) and f"{found.__module__}.".startswith(modules):
             return found
     raise ValueError(
-        f"The checkpoint names {target}, which is no class of {', '.join(m[:-1] for m in SAFE_MODULES)}: "
-        "it is not loaded."
+        f"The checkpoint names {target}, which is none of {', '.join(m[:-1] for m in modules)}: it is not loaded."
     )
+
+
+def check_data(checkpoint: Checkpoint) -> None:
+    """ValueError where the data config of a checkpoint names what is not raincast's own: Hydra would call it."""
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict) and "_target_" in node:
+            _safe_class(str(node["_target_"]), DATA_MODULES)
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            walk(child)
+
+    walk(OmegaConf.to_container(checkpoint.config.data, resolve=True))
 
 
 def _mapping(container: Any) -> dict[str, Any]:

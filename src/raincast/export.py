@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from raincast.forecaster import predict_rates
+from raincast.forecaster import RAIN_ALONE, Inputs, predict_rates
 from raincast.models.heads import Head
 from raincast.models.recurrent import State
 from raincast.transforms import Transform
@@ -69,16 +69,23 @@ def trace_forecast(
     *,
     input_steps: int,
     lead_steps: int,
-    num_channels: int = 1,
+    inputs: Inputs = RAIN_ALONE,
     size: tuple[int, int] | None = None,
 ) -> Traced:
     """The whole forecast, transform and head inside: mm/h with NaN for missing → mm/h.
 
-    (B, input_steps, num_channels, H, W) → (B, lead_steps, 1, H, W): what `predict_rates` gives. `size` fixes
-    (H, W). ValueError where the network cannot be traced on a free grid and no `size` is given.
+    (B, input_steps, 1, H, W) → (B, lead_steps, 1, H, W): what `predict_rates` gives. `size` fixes (H, W).
+    ValueError where the network cannot be traced on a free grid and no `size` is given, and for one that sees
+    channels which are not made of the rain.
     """
-    module = _Forecast(_frozen(network), head, transform, lead_steps)
-    example = torch.zeros(2, input_steps, num_channels, *(size or _example_grid(network)))
+    if inputs.scaled:
+        names = ", ".join(name for name, _ in inputs.past)
+        raise ValueError(
+            f"The network sees {names} beside the rain, and the file would take rain alone. Train one without "
+            "them, or use it from Python: raincast.forecaster.NetworkForecaster."
+        )
+    module = _Forecast(_frozen(network), head, transform, lead_steps, inputs)
+    example = torch.zeros(2, input_steps, 1, *(size or _example_grid(network)))
     return _trace(module, (example,), ({**_FRAME_AXES},), inputs=(INPUT,), outputs=(OUTPUT,), size=size)
 
 
@@ -182,8 +189,11 @@ def read_onnx(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
 class _Forecast(nn.Module):
     """`predict_rates` with all but the rain given."""
 
-    def __init__(self, network: nn.Module, head: Head, transform: Transform, lead_steps: int) -> None:
+    def __init__(
+        self, network: nn.Module, head: Head, transform: Transform, lead_steps: int, inputs: Inputs
+    ) -> None:
         super().__init__()
+        self.inputs = inputs
         self.network = network
         self.head = head
         self.transform = transform
@@ -192,7 +202,8 @@ class _Forecast(nn.Module):
     def forward(self, rain_rate: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b s 1 h w"]:
         # missing, as the networks' own padding is: a mask channel tells it from dry
         padded = _pad(rain_rate, self.network, value=float("nan"))
-        return _cut(predict_rates(self.network, self.head, self.transform, padded, self.lead_steps), rain_rate)
+        rates = predict_rates(self.network, self.head, self.transform, padded, self.lead_steps, inputs=self.inputs)
+        return _cut(rates, rain_rate)
 
 
 class _Frames(nn.Module):

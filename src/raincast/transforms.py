@@ -135,6 +135,32 @@ class LogScaling:
         return rate
 
 
+@dataclass(frozen=True)
+class LinearScaling:
+    """A channel's own unit ↔ (value − offset) / scale: of what is no rain, and whose 0 says nothing of its own.
+
+    With its mean and standard deviation a channel is standardised; what is missing then counts as the mean.
+    """
+
+    offset: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a scale that has no inverse."""
+        if not (math.isfinite(self.offset) and math.isfinite(self.scale)) or self.scale == 0:
+            raise ValueError(f"offset={self.offset}, scale={self.scale} must be finite, the scale not 0.")
+
+    def forward(self, value: Array) -> Array:
+        """Own unit → network scale."""
+        scaled: Array = (value - self.offset) / self.scale  # type: ignore[operator, assignment]
+        return scaled
+
+    def inverse(self, scaled: Array) -> Array:
+        """Network scale → own unit."""
+        value: Array = scaled * self.scale + self.offset  # type: ignore[operator, assignment]
+        return value
+
+
 def accumulation_to_rate(depth_mm: Array, step_minutes: float) -> Array:
     """Depth in mm gathered over one step → mean rain rate in mm/h over that step."""
     rate: Array = depth_mm * (60.0 / step_minutes)  # type: ignore[operator, assignment]

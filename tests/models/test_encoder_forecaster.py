@@ -188,3 +188,48 @@ def test_overfits_one_batch(network):
         optimizer.step()
     dry = loss(torch.zeros_like(target), target, mask)
     assert value.item() < float(dry) / 6
+
+
+def ahead(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "pyramid":
+        return PyramidEncoderForecaster(
+            future_channels=1, patch=2, stages=[{"conv_channels": 8, "hidden_channels": 8, "stride": 2}]
+        )
+    return StackedEncoderForecaster(
+        future_channels=1, patch=2, hidden_channels=[8], input_kernel=3, state_kernel=3
+    )
+
+
+@pytest.mark.parametrize("kind", ["pyramid", "stacked"])
+def test_what_is_known_in_advance_is_learnt_step_by_step(kind: str) -> None:
+    """The rain to come is at random and stands in the field: who does not see it is left with its variance."""
+    net = ahead(kind)
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-2)
+    past = torch.zeros(4, 2, 1, 8, 8)
+    for _ in range(120):
+        # a rate for each quarter of the grid, which the coarsest level resolves
+        field = torch.rand(4, 3, 1, 2, 2).repeat_interleave(4, -1).repeat_interleave(4, -2)
+        loss = (net(past, 3, field) - field).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.3 / 12  # of the variance of a number at random in 0 to 1
+
+
+@pytest.mark.parametrize("kind", ["pyramid", "stacked"])
+def test_a_step_ahead_reaches_its_frame_and_later_ones(kind: str) -> None:
+    net = ahead(kind)
+    past, field = torch.rand(2, 2, 1, 7, 9), torch.rand(2, 4, 1, 7, 9)  # no multiple of the stride
+    changed = field.clone()
+    changed[:, 2] += 1
+    difference = (net(past, 4, changed) - net(past, 4, field)).abs().amax(dim=(0, 2, 3, 4))
+    assert difference[:2].max() == 0 and difference[2:].min() > 0
+
+
+def test_what_is_known_in_advance_has_to_be_given() -> None:
+    net = ahead("pyramid")
+    with pytest.raises(ValueError, match=r"known in advance of shape \(1, 3, 1, 8, 8\), found None"):
+        net(torch.zeros(1, 2, 1, 8, 8), 3)
+    with pytest.raises(ValueError, match=r"shape None, found \(1, 3, 1, 8, 8\).*future_channels"):
+        pyramid()(torch.zeros(1, 2, 1, 8, 8), 3, torch.zeros(1, 3, 1, 8, 8))

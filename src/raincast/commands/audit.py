@@ -26,6 +26,7 @@ def run(cfg: DictConfig) -> "Audit":
     expected = None
     if str(cfg.audit).endswith(".ckpt"):
         checkpoint = build.read_checkpoint(cfg.audit)
+        build.check_data(checkpoint)
         expected = str(checkpoint.info["split_hash"])
         archive = build.archive_path(checkpoint.config)
         data = build.datamodule(checkpoint.config, archive)

@@ -64,6 +64,7 @@ def fit(network: "NetworkForecaster", data: "RadarDataModule", thresholds: list[
     """The calibration of `network` on the validation windows of `data`."""
     import torch
 
+    from raincast.forecaster import beside_rain
     from raincast.metrics.calibration import NUM_BINS, Calibration, pool
     from raincast.metrics.probabilistic import BinSums, bin_sums
 
@@ -73,7 +74,10 @@ def fit(network: "NetworkForecaster", data: "RadarDataModule", thresholds: list[
         advance = bar.advance_of(num_windows)
         for batch in data.eval_batches("val"):
             rain = batch["input"].numpy()
-            stated = network.forecast_with_exceedance(rain, data.lead_steps, thresholds, calibrated=False)[1]
+            beside = {name: values.numpy() for name, values in beside_rain(batch).items()}
+            stated = network.forecast_with_exceedance(
+                rain, data.lead_steps, thresholds, beside=beside, calibrated=False
+            )[1]
             sums = pool(
                 bin_sums(
                     torch.from_numpy(stated), batch["target"], batch["target_mask"], thresholds, num_bins=NUM_BINS

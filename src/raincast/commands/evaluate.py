@@ -75,6 +75,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
 
 def _trained_config(checkpoint: build.Checkpoint, cfg: DictConfig) -> DictConfig:
     """The data config of the checkpoint, with what `cfg.data` states put over it."""
+    build.check_data(checkpoint)
     stated = {key: value for key, value in cfg.data.items() if value is not None}
     config = checkpoint.config.copy()
     config.data = OmegaConf.merge(config.data, stated)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -110,7 +110,7 @@ def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "
 def _maps_of(
     title: str, note: str, places: "list[Place]", forecasters: "Sequence[Forecaster]", data: "RadarDataModule"
 ) -> "EventMaps":
-    from raincast.forecaster import forecast_windows
+    from raincast.forecaster import beside_rain, forecast_windows
     from raincast.output.event_maps import EventMaps
     from raincast.schema import Grid
 
@@ -119,9 +119,11 @@ def _maps_of(
     rain = sample["input"].numpy()[None]
     times = np.array([sample["time"]], "datetime64[s]")
     never = np.isnan(rain[0, :, 0]).all(axis=0)
+    beside = {name: values.numpy()[None] for name, values in beside_rain(sample).items()}
+    where: Any = {"times": times, "y": [place.y], "x": [place.x], "beside": beside}
     forecasts = {}
     for forecaster in forecasters:
-        forecast = forecast_windows(forecaster, rain, data.lead_steps, times=times, y=[place.y], x=[place.x])
+        forecast = forecast_windows(forecaster, rain, data.lead_steps, **where)
         forecasts[forecaster.name] = np.where(never, np.float32(np.nan), forecast[0, :, 0])
     grid = data.archive.grid
     y, x = slice(place.y, place.y + place.height), slice(place.x, place.x + place.width)

@@ -48,7 +48,7 @@ def run(cfg: DictConfig) -> Path:
         forecaster.transform,
         input_steps=forecaster.input_steps,
         lead_steps=lead_steps,
-        num_channels=forecaster.num_channels,
+        inputs=forecaster.inputs,
         size=size,
     )
     smallest = export.smallest_grid(forecaster.network)
@@ -110,7 +110,7 @@ def compare(
     """
     found = []
     for number, (height, width) in enumerate(grids, start=1):
-        shape = (number, forecaster.input_steps, forecaster.num_channels, height, width)
+        shape = (number, forecaster.input_steps, 1, height, width)
         rain = random_rain(shape, seed=number)
         (by_file,), by_network = run_file(rain), forecaster.forecast(rain, lead_steps)
         scale = forecaster.transform.forward
@@ -144,6 +144,7 @@ def describe(
     """What a user of the file has to know, as text: its metadata."""
     info = checkpoint.info
     y, x = (str(n) for n in size) if size else ("y", "x")
+    told = "told from no rain" if forecaster.inputs.observed else "taken for no rain"
     return {
         "title": "Precipitation nowcast",
         "raincast_version": raincast.__version__,
@@ -151,16 +152,16 @@ def describe(
         "network": str(checkpoint.config.model._target_).rpartition(".")[2],
         "head": str(forecaster.head),
         "transform": str(forecaster.transform),
-        "input": f"rain_rate (batch, {forecaster.input_steps}, {forecaster.num_channels}, {y}, {x}) float32",
+        "input": f"rain_rate (batch, {forecaster.input_steps}, 1, {y}, {x}) float32",
         "output": f"rain_rate_forecast (batch, {lead_steps}, 1, {y}, {x}) float32",
         "axes": "batch, time, channel, y, x; frames from old to new",
         "grid": f"{y} x {x} pixels only" if size else f"any, from {smallest} x {smallest} pixels up",
         "units": "mm h-1",
-        "missing": "NaN, taken for no rain; the forecast has none: mask what was never observed",
+        "missing": f"NaN, {told}; the forecast has none: mask what was never observed",
         "step_minutes": f"{forecaster.step_minutes:g}",
         "input_steps": str(forecaster.input_steps),
         "lead_steps": str(lead_steps),
-        "channels": ", ".join(info["channels"]),
+        "channels": "rain",  # what goes in; where it was observed is made of it
         "grid_spacing": ", ".join(f"{spacing:g}" for spacing in info["grid_spacing"]),
         "cell_methods": str(info["archive"]["cell_methods"]),
     }

@@ -158,7 +158,7 @@ def after_training(
 
 def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, path: Path) -> Path:
     """Draw the window of `split` with the most rain to come: what happened, and each forecast of it."""
-    from raincast.forecaster import forecast_windows
+    from raincast.forecaster import beside_rain, forecast_windows
     from raincast.output.pictures import forecast_picture
 
     (place,) = data.wettest(data.eval_places(split))
@@ -167,10 +167,9 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
     observed = sample["target"].numpy()[:, 0]
     never = np.isnan(rain[0, :, 0]).all(axis=0)
     times = np.array([sample["time"]], "datetime64[s]")
-    forecasts = {
-        f.name: forecast_windows(f, rain, data.lead_steps, times=times, y=[place.y], x=[place.x])[0, :, 0]
-        for f in forecasters
-    }
+    beside = {name: values.numpy()[None] for name, values in beside_rain(sample).items()}
+    where: Any = {"times": times, "y": [place.y], "x": [place.x], "beside": beside}
+    forecasts = {f.name: forecast_windows(f, rain, data.lead_steps, **where)[0, :, 0] for f in forecasters}
     forecasts = {name: np.where(never, np.nan, forecast) for name, forecast in forecasts.items()}
     return forecast_picture(
         observed,

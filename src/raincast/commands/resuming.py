@@ -92,11 +92,15 @@ def check(cfg: DictConfig, info: dict[str, Any], old: build.Checkpoint | None) -
     """ValueError where this run would be another one than the checkpoint's; says what else changed."""
     if old is None:
         return
+    seen, given = old.inputs, build.inputs_of(info["channels"])
+    old.config.model.pop("in_channels", None)  # older checkpoints state it; it follows from what is seen
     differences = [
         f"{key}: {OmegaConf.select(old.config, key)} there, {OmegaConf.select(cfg, key)} here"
         for key in COMPARED
         if OmegaConf.select(old.config, key) != OmegaConf.select(cfg, key)
     ]
+    if seen != given:
+        differences.append(f"data.channels: {seen} there, {given} here")
     if old.info["split_hash"] != info["split_hash"]:
         differences.append("the windows of train, val and test (data.archive or data.split)")
     if differences:

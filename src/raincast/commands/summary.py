@@ -38,7 +38,8 @@ def summarise(cfg: DictConfig) -> "tuple[NetworkSummary, str]":
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
     head = build.head(cfg)
     with torch.device("meta"):
-        network = build.network(model, num_channels=head.num_channels)
+        inputs = build.inputs_of(build.channels(cfg).describe())
+        network = build.network(model, num_channels=head.num_channels, inputs=inputs)
     loss = build.make(cfg.loss, _partial_=True)(transform=build.make(cfg.transform)).to("meta")
     found = summary.summarise(
         network,

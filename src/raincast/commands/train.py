@@ -80,10 +80,10 @@ def _train(cfg: DictConfig) -> TrainResult:
         archive = build.archive_path(cfg, progress=bar.update)
     data = build.datamodule(cfg, archive)
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    net = build.network(model, num_channels=head.num_channels)
+    info = build.metadata(cfg, data)
+    net = build.network(model, num_channels=head.num_channels, inputs=build.inputs_of(info["channels"]))
     execution.prepare(net, compile=cfg.compile, recompute=cfg.recompute, tf32=cfg.tf32)
     build.check_crop(data, net, cfg.data.crop)
-    info = build.metadata(cfg, data)
     _check_goal(cfg, info)
     resuming.check(cfg, info, resumed_from)
     build.metrics(cfg, data)  # what cannot be scored is known now, and not after training

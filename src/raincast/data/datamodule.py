@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import lt
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from raincast.archive import Archive
+from raincast.data.channels import BoundChannels, Channel, Channels, Site
 from raincast.data.dataset import Sample, Stored, WindowDataset
 from raincast.data.loader import ResumableLoader
 from raincast.data.sampler import (
@@ -36,12 +37,14 @@ log = logging.getLogger(__name__)
 class Extra:
     """A further archive to train on; its places are drawn `weight` times as often as by their rain alone.
 
-    `all`: of its windows all train, and not only those that the split gives to train.
+    `all`: of its windows all train, and not only those that the split gives to train. `channels` says what is
+    other about a channel on its grid, {NAME: {path: …}}.
     """
 
     archive: str
     weight: float = 1.0
     all: bool = False
+    channels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a weight that is none."""
@@ -62,6 +65,7 @@ class RadarDataModule(L.LightningDataModule):
         *,
         split: Split,
         more: Sequence[Mapping[str, Any]] = (),
+        channels: Mapping[str, Channel] | None = None,
         input_steps: int = 6,
         lead_steps: int = 12,
         max_missing: int = 0,
@@ -99,9 +103,13 @@ class RadarDataModule(L.LightningDataModule):
         self.archive = Archive.open(archive)
         sizes = {"input_steps": input_steps, "lead_steps": lead_steps}
         self.more = [Extra(**extra) for extra in more]
+        self.channels = Channels(channels or {})
         self.sources = [
-            Source.at_step(found, self.archive.step_minutes, **sizes)
-            for found in (self.archive, *(Archive.open(extra.archive) for extra in self.more))
+            Source.at_step(found, self.archive.step_minutes, channels=self._bind(found, others), **sizes)
+            for found, others in (
+                (self.archive, {}),
+                *((Archive.open(extra.archive), extra.channels) for extra in self.more),
+            )
         ]
         self.split = split
         self.input_steps = input_steps
@@ -126,6 +134,19 @@ class RadarDataModule(L.LightningDataModule):
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, Any] = {}
         self.progress: Callable[[int, int], None] | None = None
+
+    def _bind(self, archive: Archive, others: Mapping[str, Mapping[str, Any]]) -> BoundChannels | None:
+        """The channels on the grid of `archive`, with what is other there."""
+        if unknown := [name for name in others if name not in self.channels.declared]:
+            there = ", ".join(self.channels.declared) or "none"
+            raise ValueError(
+                f"data.more: channels {', '.join(unknown)} of {archive.path} are not declared; there are {there}."
+            )
+        if not self.channels.read_any:
+            return None
+        declared: dict[str, Any] = {**self.channels.declared}
+        own = {name: replace(channel, **others.get(name, {})) for name, channel in declared.items()}
+        return Channels(own).bind(Site.of(archive))
 
     def _check_more(self) -> None:
         small = [s.archive for s in self.sources if any(map(lt, s.archive.grid.shape, self.crop))]

@@ -1,24 +1,28 @@
 """A `Place` in an archive → a sample: as stored until the batch is on its device, then tensors in mm/h."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from raincast.data.channels import orient_vectors
 from raincast.data.sampler import Place
-from raincast.data.source import Frames, Source
+from raincast.data.source import Source
 
 CODES_PER_MM_H = 100.0
+Maps = TypeVar("Maps", bound=npt.NDArray[Any])
 
 
 class Stored(TypedDict):
     """A window as it lies on disk: frames (T, H, W), int16 codes or, of foreign archives, mm/h in float32.
 
     filled (T,) bool: True where the archive has no frame; gain: factor on the rain; time: UTC of the newest input
-    frame in seconds since 1970; y, x: top-left pixel within the archive.
+    frame in seconds since 1970; y, x: top-left pixel within the archive. Where channels are declared, also past,
+    static and future, as `channels.Covariates` says.
     """
 
     frames: Tensor
@@ -27,13 +31,18 @@ class Stored(TypedDict):
     time: int
     y: int
     x: int
+    past: NotRequired[Tensor]
+    static: NotRequired[Tensor]
+    future: NotRequired[Tensor]
 
 
 class Sample(TypedDict):
     """What the network sees and what it should have said, in mm/h with NaN for missing.
 
     input (T_in, C, H, W), target (T_out, C, H, W), target_mask (the same, bool: True where observed); filled
-    (T_in + T_out,) bool: True where the archive has no frame; time, y, x as in `Stored`.
+    (T_in + T_out,) bool: True where the archive has no frame; time, y, x as in `Stored`. Where channels are
+    declared, past (T_in, P, H, W), the static ones repeated behind the others, and future (T_out, F, H, W), in
+    their own units.
     """
 
     input: Tensor
@@ -43,6 +52,8 @@ class Sample(TypedDict):
     time: int
     y: int
     x: int
+    past: NotRequired[Tensor]
+    future: NotRequired[Tensor]
 
 
 class WindowDataset(Dataset[Stored]):
@@ -65,7 +76,7 @@ class WindowDataset(Dataset[Stored]):
         for step in range(1, self.input_steps):
             if filled[step]:
                 frames[step] = frames[step - 1]
-        return Stored(
+        stored = Stored(
             frames=torch.from_numpy(orient(frames, place.orientation)),
             filled=torch.from_numpy(filled),
             gain=place.gain,
@@ -73,6 +84,22 @@ class WindowDataset(Dataset[Stored]):
             y=place.y,
             x=place.x,
         )
+        if source.channels is not None:
+            self._add_channels(stored, source, place, y, x)
+        return stored
+
+    def _add_channels(self, stored: Stored, source: Source, place: Place, y: slice, x: slice) -> None:
+        """Turned as the rain is, vectors too."""
+        assert source.channels is not None
+        pairs, grid = source.channels.channels.pairs(), source.archive.grid
+        signs = (_direction(grid.x), _direction(grid.y))
+        quarters, mirrored = _turns(place.orientation, square=place.height == place.width)
+        found: Any = source.read_channels(place.start, y, x)
+        into: Any = stored
+        for name, values in found.items():
+            turned = orient(values, place.orientation)
+            orient_vectors(turned, pairs[name], quarters, mirrored=mirrored, signs=signs)
+            into[name] = torch.from_numpy(turned)
 
     def sample(self, place: Place) -> Sample:
         """Read one window, in mm/h."""
@@ -93,7 +120,7 @@ class WindowDataset(Dataset[Stored]):
         gain = torch.as_tensor(batch["gain"], dtype=rain.dtype, device=rain.device)
         rain = (rain * gain[:, None, None, None]).unsqueeze(2)
         target = rain[:, self.input_steps :]
-        return Sample(
+        sample = Sample(
             input=rain[:, : self.input_steps],
             target=target,
             target_mask=torch.isfinite(target),
@@ -102,17 +129,32 @@ class WindowDataset(Dataset[Stored]):
             y=batch["y"],
             x=batch["x"],
         )
+        past = [batch["past"]] if "past" in batch else []
+        if "static" in batch:
+            past.append(batch["static"][:, None].expand(-1, self.input_steps, -1, -1, -1))
+        if past:
+            sample["past"] = torch.cat(past, dim=2)
+        if "future" in batch:
+            sample["future"] = batch["future"]
+        return sample
 
 
-def orient(frames: Frames, orientation: int) -> Frames:
-    """Frames (T, H, W) mirrored (odd numbers) and turned by orientation // 2 quarter turns.
+def _direction(axis: npt.NDArray[np.float64]) -> float:
+    return 1.0 if axis.size < 2 or axis[1] > axis[0] else -1.0
+
+
+def _turns(orientation: int, *, square: bool) -> tuple[int, bool]:
+    """How many quarter turns, and whether mirrored after them."""
+    quarters = orientation // 2
+    return quarters if square else 2 * (quarters % 2), orientation % 2 == 1
+
+
+def orient(frames: Maps, orientation: int) -> Maps:
+    """Frames (…, H, W) mirrored (odd numbers) and turned by orientation // 2 quarter turns.
 
     Frames that are not square keep their shape: they are turned by half turns only.
     """
-    quarters = orientation // 2
-    if frames.shape[1] != frames.shape[2]:
-        quarters = 2 * (quarters % 2)
-    turned: Any = np.rot90(frames, quarters, axes=(1, 2))
-    turned = np.ascontiguousarray(turned[:, :, ::-1] if orientation % 2 else turned)
-    oriented: Frames = turned
-    return oriented
+    quarters, mirrored = _turns(orientation, square=frames.shape[-2] == frames.shape[-1])
+    turned: Any = np.rot90(frames, quarters, axes=(-2, -1))
+    oriented: Any = np.ascontiguousarray(turned[..., ::-1] if mirrored else turned)
+    return oriented  # type: ignore[no-any-return]

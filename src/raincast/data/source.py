@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from raincast.archive import Archive
 from raincast.archive.codes import MISSING_CODE
+from raincast.data.channels import BoundChannels, Covariates
 from raincast.data.windows import SPLITS, Split, SplitWindows, frame_slots, split_windows
 
 Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]
@@ -27,9 +28,19 @@ class Source:
     input_steps: int
     lead_steps: int
     every: int = 1
+    channels: BoundChannels | None = None
+    """What is seen beside the rain."""
 
     @classmethod
-    def at_step(cls, archive: Archive, step_minutes: float, *, input_steps: int, lead_steps: int) -> "Source":
+    def at_step(
+        cls,
+        archive: Archive,
+        step_minutes: float,
+        *,
+        input_steps: int,
+        lead_steps: int,
+        channels: BoundChannels | None = None,
+    ) -> "Source":
         """With samples of `step_minutes`; ValueError unless it is a multiple of the archive's step."""
         every = round(step_minutes / archive.step_minutes)
         if every < 1 or abs(every * archive.step_minutes - step_minutes) > 1e-6:
@@ -37,7 +48,7 @@ class Source:
                 f"{archive.path} has a step of {archive.step_minutes:g} min, of which {step_minutes:g} min, the "
                 "step of data.archive, is no multiple. Leave it out of data.more, or make it data.archive."
             )
-        return cls(archive, input_steps, lead_steps, every)
+        return cls(archive, input_steps, lead_steps, every, channels)
 
     @property
     def _means(self) -> bool:
@@ -70,6 +81,18 @@ class Source:
         slot = start + self._span(self.input_steps) - 1
         newest: np.datetime64 = self.archive.times[0] + slot * self.archive.step
         return newest
+
+    def step_times(self, start: int) -> npt.NDArray[np.datetime64]:
+        """The valid times of the window's frames, (T,)."""
+        steps = np.arange(1 - self.input_steps, self.lead_steps + 1)
+        times: npt.NDArray[np.datetime64] = self.newest(start) + steps * (self.every * self.archive.step)
+        return times
+
+    def read_channels(self, start: int, y: slice, x: slice) -> Covariates:
+        """What the window shows beside the rain."""
+        if self.channels is None:
+            return Covariates()
+        return self.channels.read(self.step_times(start), self.input_steps, y, x)
 
     def read(self, start: int, y: slice, x: slice, *, coded: bool) -> tuple[Frames, npt.NDArray[np.bool_]]:
         """The frames of a window, (T, H, W) codes or mm/h, and which of them the archive lacks, (T,)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raincast.data.dataset import Sample
-from raincast.forecaster import Forecaster, forecast_windows
+from raincast.forecaster import Beside, Forecaster, beside_rain, forecast_windows
 from raincast.metrics.probabilistic import exceedance_share
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class Answer(NamedTuple):
 def ask(forecaster: Forecaster, batch: Sample, lead_steps: int, thresholds: Sequence[float]) -> Answer:
     """Ask once. `thresholds` are those of the probabilities; without any, members and probabilities stay out."""
     rain = batch["input"].cpu().numpy()
+    beside = {name: values.cpu().numpy() for name, values in beside_rain(batch).items()}
     ensemble = getattr(forecaster, "ensemble", None)
     if thresholds and ensemble is not None:
         drawn = ensemble(rain, lead_steps)
@@ -49,17 +50,18 @@ def ask(forecaster: Forecaster, batch: Sample, lead_steps: int, thresholds: Sequ
         return Answer(mean, members, exceedance_share(members, thresholds))
     if thresholds and getattr(forecaster, "probabilistic", False) and forecaster not in _SILENT:
         try:
-            return _with_chances(forecaster, rain, lead_steps, thresholds)
+            return _with_chances(forecaster, rain, lead_steps, thresholds, beside)
         except ValueError as error:  # a threshold it cannot tell from its end, or that it is not calibrated at
             log.warning("No probabilities of %s are scored: %s", forecaster.name, error)
             _SILENT.add(forecaster)
     times = np.asarray(batch["time"]).astype("datetime64[s]")
     y, x = (np.asarray(batch[axis]).tolist() for axis in ("y", "x"))
-    return Answer(torch.from_numpy(forecast_windows(forecaster, rain, lead_steps, times=times, y=y, x=x)))
+    rates = forecast_windows(forecaster, rain, lead_steps, times=times, y=y, x=x, beside=beside)
+    return Answer(torch.from_numpy(rates))
 
 
-def _with_chances(network: Any, rain: Any, lead_steps: int, thresholds: Sequence[float]) -> Answer:
-    rates, stated = network.forecast_with_exceedance(rain, lead_steps, thresholds, calibrated=False)
+def _with_chances(network: Any, rain: Any, lead_steps: int, thresholds: Sequence[float], beside: Beside) -> Answer:
+    rates, stated = network.forecast_with_exceedance(rain, lead_steps, thresholds, beside=beside, calibrated=False)
     if network.calibration is None:
         return Answer(torch.from_numpy(rates), None, torch.from_numpy(stated))
     calibrated = torch.from_numpy(network.calibration.apply(stated, thresholds))

@@ -1,8 +1,10 @@
 """Encoder-forecasters: read the past into recurrent states, then run further layers on from them.
 
 Both take frames in network units without NaN (the caller fills what is missing) and return frames in the
-same units, linear, uncut. Grids of any size work: they are padded at the bottom and right with 0, which is
-*no rain* in network units (every transform maps 0 mm/h to 0), and the output is cut to the input's size.
+same units, linear, uncut. With `future_channels` they also take what is known in advance of the frames to come,
+in network units without NaN: the first forecaster layer, which has no input otherwise, reads it step by step.
+Grids of any size work: they are padded at the bottom and right with 0, which is *no rain* in network units (every
+transform maps 0 mm/h to 0), and the output is cut to the input's size.
 """
 
 import math
@@ -16,7 +18,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.convlstm import ConvLSTM
-from raincast.models.frames import check_frames, framewise, initialise, initialise_output, merge, pad, split
+from raincast.models.frames import (
+    check_frames,
+    check_future,
+    framewise,
+    initialise,
+    initialise_output,
+    merge,
+    pad,
+    split,
+)
 from raincast.models.recurrent import SLOPE, CellFactory, State
 
 
@@ -25,8 +36,9 @@ class StackedEncoderForecaster(nn.Module):
 
     Frames are cut in patch × patch squares whose pixels become channels. Each forecaster layer has the
     width of the encoder layer of the same number and starts from that layer's last state. The first
-    forecaster layer has no input, each further one takes the hidden states below it. A 1×1 convolution
-    over the hidden states of all forecaster layers gives the pixels of each patch.
+    forecaster layer has no input but the patches of what is known in advance, each further one takes the
+    hidden states below it. A 1×1 convolution over the hidden states of all forecaster layers gives the pixels
+    of each patch.
     """
 
     def __init__(
@@ -34,6 +46,7 @@ class StackedEncoderForecaster(nn.Module):
         in_channels: int = 1,
         out_channels: int = 1,
         *,
+        future_channels: int = 0,
         patch: int = 4,
         hidden_channels: Sequence[int] = (128, 64, 64),
         input_kernel: int | Sequence[int] = 5,
@@ -43,6 +56,7 @@ class StackedEncoderForecaster(nn.Module):
         """A kernel is one size for all layers or one per layer; `cell` builds each recurrent layer."""
         super().__init__()
         self.in_channels = in_channels
+        self.future_channels = future_channels
         self.patch = patch
         self.stride = patch
         widths = list(hidden_channels)
@@ -59,20 +73,23 @@ class StackedEncoderForecaster(nn.Module):
             )
 
         self.encoder = stack(in_channels * patch**2)
-        self.forecaster = stack(0)
+        self.forecaster = stack(future_channels * patch**2)
         self.head = nn.Conv2d(sum(widths), out_channels * patch**2, 1)
         initialise_output(self.head)
 
-    def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
-        """Past frames → the `num_steps` frames after them, both in network units."""
+    def forward(
+        self, x: Float[Tensor, "b t c h w"], num_steps: int, future: Float[Tensor, "b steps f h w"] | None = None
+    ) -> Float[Tensor, "b steps out h w"]:
+        """Past frames, and what is known of the `num_steps` frames after them → these, all in network units."""
         check_frames(x, self.in_channels, num_steps)
+        known = check_future(x, self.future_channels, num_steps, future)
         H, W = x.shape[-2:]
         hidden = F.pixel_unshuffle(pad(x, self.stride), self.patch)
         states = []
         for layer in self.encoder:
             hidden, state = layer(hidden)
             states.append(state)
-        below: Tensor | None = None
+        below = None if known is None else F.pixel_unshuffle(pad(known, self.stride), self.patch)
         outputs = []
         for layer, state in zip(self.forecaster, states, strict=True):
             below, _ = layer(below, state, num_steps)
@@ -136,9 +153,10 @@ class PyramidEncoderForecaster(nn.Module):
     """The network of Shi et al. 2017 (arXiv 1706.03458): each level coarser than the last.
 
     Encoder, per stage from fine to coarse: convolution with stride, leaky ReLU, recurrent layer. Forecaster, from
-    coarse to fine: recurrent layer started from that level's last encoder state (the coarsest has no input),
-    up-sampling, leaky ReLU. Then a 3×3 and a 1×1 convolution to the output. With `patch` > 1 the pixels of
-    each square become channels in front and are put back behind, which makes the network cheap.
+    coarse to fine: recurrent layer started from that level's last encoder state (the coarsest has no input but
+    what is known in advance, of which one convolution takes each square of `stride` pixels), up-sampling, leaky
+    ReLU. Then a 3×3 and a 1×1 convolution to the output. With `patch` > 1 the pixels of each square become
+    channels in front and are put back behind, which makes the network cheap.
     """
 
     def __init__(
@@ -146,6 +164,7 @@ class PyramidEncoderForecaster(nn.Module):
         in_channels: int = 1,
         out_channels: int = 1,
         *,
+        future_channels: int = 0,
         stages: Sequence[Mapping[str, Any]],
         patch: int = 1,
         head_channels: int | None = None,
@@ -159,6 +178,7 @@ class PyramidEncoderForecaster(nn.Module):
         if not levels or patch < 1:
             raise ValueError(f"Need at least one stage and patch >= 1, found {len(levels)} and {patch}.")
         self.in_channels = in_channels
+        self.future_channels = future_channels
         self.patch = patch
         self.stride = patch * math.prod(level.stride for level in levels)
 
@@ -173,18 +193,24 @@ class PyramidEncoderForecaster(nn.Module):
         widths = [in_channels * patch**2, *(level.hidden_channels for level in levels)]
         self.down = nn.ModuleList(_down(c, level) for c, level in zip(widths, levels, strict=False))
         self.encoder = nn.ModuleList(recurrent(level, level.conv_channels) for level in levels)
-        from_below = [*(level.outputs for level in levels[1:]), 0]
+        known = levels[-1].conv_channels if future_channels else 0
+        from_below = [*(level.outputs for level in levels[1:]), known]
         self.forecaster = nn.ModuleList(recurrent(level, c) for level, c in zip(levels, from_below, strict=True))
         self.up = nn.ModuleList(_up(level) for level in levels)
         first = levels[0].outputs
         self.head = _head(first, head_channels or first, out_channels * patch**2)
+        self.known = _known(future_channels, self.stride, known) if known else None
 
-    def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
-        """Past frames → the `num_steps` frames after them, both in network units."""
+    def forward(
+        self, x: Float[Tensor, "b t c h w"], num_steps: int, future: Float[Tensor, "b steps f h w"] | None = None
+    ) -> Float[Tensor, "b steps out h w"]:
+        """Past frames, and what is known of the `num_steps` frames after them → these, all in network units."""
         check_frames(x, self.in_channels, num_steps)
+        ahead = check_future(x, self.future_channels, num_steps, future)
         H, W = x.shape[-2:]
         states = self._encode(F.pixel_unshuffle(pad(x, self.stride), self.patch))
-        frames = framewise(self.head, self._forecast(states, num_steps))
+        known = None if ahead is None or self.known is None else framewise(self.known, pad(ahead, self.stride))
+        frames = framewise(self.head, self._forecast(states, num_steps, known))
         return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
 
     def _encode(self, hidden: Tensor) -> list[State]:
@@ -194,8 +220,7 @@ class PyramidEncoderForecaster(nn.Module):
             states.append(state)
         return states
 
-    def _forecast(self, states: list[State], num_steps: int) -> Tensor:
-        below: Tensor | None = None
+    def _forecast(self, states: list[State], num_steps: int, below: Tensor | None = None) -> Tensor:
         for layer, up, state in zip(reversed(self.forecaster), reversed(self.up), reversed(states), strict=True):
             hidden, _ = layer(below, state, num_steps)
             below = framewise(up, hidden)
@@ -208,6 +233,13 @@ def _down(channels: int, level: Stage) -> nn.Sequential:
     padding = (level.down_kernel - level.stride + 1) // 2
     conv = nn.Conv2d(channels, level.conv_channels, level.down_kernel, level.stride, padding)
     initialise(conv, fan_in=channels * level.down_kernel**2)
+    return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
+
+
+def _known(channels: int, stride: int, width: int) -> nn.Sequential:
+    """What is known in advance, from pixels to the coarsest level."""
+    conv = nn.Conv2d(channels, width, stride, stride)
+    initialise(conv, fan_in=channels * stride**2)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
 
 

@@ -60,3 +60,15 @@ def check_frames(x: Tensor, channels: int, num_steps: int) -> None:
         )
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps}: ask for at least one frame.")
+
+
+def check_future(x: Tensor, channels: int, num_steps: int, future: Tensor | None) -> Tensor | None:
+    """`future`, once it is sure that it is (B, num_steps, channels, H, W), or None where there are no channels."""
+    expected = (x.shape[0], num_steps, channels, *x.shape[-2:])
+    if (future is None) != (channels == 0) or (future is not None and tuple(future.shape) != expected):
+        found = None if future is None else tuple(future.shape)
+        raise ValueError(
+            f"Expected frames known in advance of shape {expected if channels else None}, found {found}. Build "
+            "the network with future_channels equal to the number of channels that are known in advance."
+        )
+    return future

@@ -134,7 +134,7 @@ def summarise(
         activation_bytes=step.kept,
         training_peak_bytes=resident + state + batch_bytes + peak,
         # targets are not needed for a forecast
-        forecast_peak_bytes=resident + _nbytes(batch[:1]) + forecast,
+        forecast_peak_bytes=resident + _nbytes(batch[2:]) + forecast,
     )
 
 
@@ -150,7 +150,7 @@ def forecast_bytes(
     """What a forecast of one sample allocates at most at a time, beyond the network's weights."""
     net = _on_meta(network).eval()
     batch = _batch(net, batch_size=1, input_steps=input_steps, lead_steps=lead_steps, height=height, width=width)
-    return _nbytes(batch[:1]) + _forecast(net, batch, blocked=device == "cpu")[0]
+    return _nbytes(batch[2:]) + _forecast(net, batch, blocked=device == "cpu")[0]
 
 
 def _check(sizes: Mapping[str, int], optimizer_slots: int, device: str) -> None:
@@ -186,14 +186,15 @@ def _squared_error(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def _batch(
     net: nn.Module, *, batch_size: int, input_steps: int, lead_steps: int, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Input, target and target mask of a batch, as the datamodule gives them."""
-    channels = int(getattr(net, "in_channels", 1))
+) -> tuple[Tensor, ...]:
+    """Target, target mask, input and, if the network reads it, what is known in advance of a batch."""
+    channels, known = int(getattr(net, "in_channels", 1)), int(getattr(net, "future_channels", 0))
     target = (batch_size, lead_steps, 1, height, width)
     return (
-        torch.empty(batch_size, input_steps, channels, height, width, device=_META),
         torch.empty(target, device=_META),
         torch.empty(target, dtype=torch.bool, device=_META),
+        torch.empty(batch_size, input_steps, channels, height, width, device=_META),
+        *(torch.empty(batch_size, lead_steps, known, height, width, device=_META) for _ in range(known > 0)),
     )
 
 
@@ -309,21 +310,27 @@ class _Step:
 
 def _forecast(net: nn.Module, batch: Sequence[Tensor], *, blocked: bool) -> tuple[int, int]:
     """Peak bytes and FLOPs of a forward pass without gradients."""
-    num_steps = batch[1].shape[1]
+    num_steps = batch[0].shape[1]
     ledger = _Ledger(blocked=blocked)
     with torch.no_grad(), ledger, FlopCounterMode(display=False) as flops:
-        net(batch[0].clone(), num_steps)
+        _run(net, batch, num_steps)
     return ledger.peak, flops.get_total_flops()
+
+
+def _run(net: nn.Module, batch: Sequence[Tensor], num_steps: int) -> Tensor:
+    frames, *known = (tensor.clone() for tensor in batch[2:])
+    output: Tensor = net(frames, num_steps, *known)
+    return output
 
 
 def _training_step(
     net: nn.Module, loss: Loss, batch: Sequence[Tensor], *, blocked: bool
 ) -> tuple[_Step, int, tuple[LayerSummary, ...]]:
-    rain, target, mask = batch
+    target, mask = batch[:2]
     ledger = _Ledger(blocked=blocked)
     with ledger, FlopCounterMode(display=False) as flops, _watched(net, flops, ledger) as layers:
         # the clones stand for what the transform makes of the batch
-        value = loss(net(rain.clone(), target.shape[1]), target.clone(), mask)
+        value = loss(_run(net, batch, target.shape[1]), target.clone(), mask)
         kept, forward_peak = ledger.live, ledger.peak
         ledger.peak = 0
         torch.autograd.backward(value)

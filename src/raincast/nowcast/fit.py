@@ -1,4 +1,4 @@
-"""Whether frames suit a network: step, channels, quantity, pixels."""
+"""Whether frames suit a network: step, quantity, pixels."""
 
 import logging
 from collections.abc import Mapping
@@ -29,27 +29,13 @@ class Trained:
     grid_spacing: tuple[float, ...] = ()
     cell_methods: str = "unknown"
     max_missing: int = 0
-    channels: tuple[str, ...] = ("rain",)
 
     @classmethod
     def of(cls, info: Mapping[str, Any], max_missing: int) -> "Trained":
-        """As a checkpoint says it; ValueError where the network takes more than rain."""
-        trained = cls(
-            tuple(float(n) for n in info["grid_spacing"]),
-            str(info["archive"]["cell_methods"]),
-            max_missing,
-            tuple(info["channels"]),
+        """As a checkpoint says it."""
+        return cls(
+            tuple(float(n) for n in info["grid_spacing"]), str(info["archive"]["cell_methods"]), max_missing
         )
-        trained.check_channels()
-        return trained
-
-    def check_channels(self) -> None:
-        """ValueError where the network takes more than rain."""
-        if self.channels != ("rain",):
-            raise ValueError(
-                f"The network takes the channels {', '.join(self.channels)}, the input has rain alone: take a "
-                "network that was trained on rain alone."
-            )
 
     def compare(self, frames: xr.Dataset, grid: Grid, *, other_grid: bool) -> dict[str, Any]:
         """What differs in `frames` from training, as attributes of the forecast.

@@ -71,7 +71,7 @@ def on_times(frames: xr.Dataset, wanted: Times, step_minutes: float) -> xr.Datas
     there = np.isin(wanted, times)
     rain[there] = frames[schema.RAIN].values[np.searchsorted(times, wanted[there])]
     attrs = {k: v for k, v in frames.attrs.items() if k not in (schema.STEP_MINUTES, "Conventions")}
-    return schema.rain_dataset(
+    put = schema.rain_dataset(
         rain,
         wanted,
         grid_of(frames),
@@ -79,3 +79,4 @@ def on_times(frames: xr.Dataset, wanted: Times, step_minutes: float) -> xr.Datas
         cell_methods=str(frames[schema.RAIN].attrs.get("cell_methods", "time: point")),
         attrs=attrs,
     )
+    return put.assign({name: frames[name] for name in (schema.COVERAGE,) if name in frames})

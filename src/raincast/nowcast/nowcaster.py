@@ -10,7 +10,10 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
+from raincast.data.channels import Channels, Site
+from raincast.forecaster import Beside
 from raincast.nowcast import fit
+from raincast.nowcast.beside import Arrays, read_beside, stacked, unstacked
 from raincast.nowcast.gaps import NoInput, Past, Rain, on_times, past_of
 from raincast.nowcast.memory import Memory
 from raincast.nowcast.quality import quality_flags
@@ -33,9 +36,12 @@ class NetworkLike(Protocol):
     step_minutes: float
 
     def forecast_with_exceedance(
-        self, rain: Rain, num_steps: int, thresholds: Sequence[float]
+        self, rain: Rain, num_steps: int, thresholds: Sequence[float], *, beside: Beside | None = None
     ) -> tuple[Rain, Rain]:
-        """(B, T, C, H, W) mm/h → rates (B, num_steps, 1, H, W) and probabilities (B, num_steps, K, H, W)."""
+        """(B, T, C, H, W) mm/h → rates (B, num_steps, 1, H, W) and probabilities (B, num_steps, K, H, W).
+
+        `beside` is given to networks that see channels beside the rain.
+        """
         ...
 
 
@@ -46,7 +52,8 @@ class Nowcaster:
     other forecaster. `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of
     every forecast. `trained` says what the network was trained on. With more than `max_missing` frames absent, or
     the newest, the rain is extrapolated instead; by default as many as in training. `reach` asks for the flag of
-    what comes from where nobody looked, `other_grid` allows other pixels than in training.
+    what comes from where nobody looked, `other_grid` allows other pixels than in training. `channels` are those
+    that the network sees beside the rain.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class Nowcaster:
         reach: bool = True,
         memory: Memory | None = None,
         attrs: Mapping[str, Any] | None = None,
+        channels: Channels | None = None,
     ) -> None:
         if lead_steps is not None and lead_steps < 1:
             raise ValueError(f"lead_steps={lead_steps}: give a whole number from 1 up.")
@@ -74,6 +82,7 @@ class Nowcaster:
         self.reach = reach
         self.memory = memory or Memory()
         self.attrs = dict(attrs or {})
+        self.channels = channels if channels is not None and channels.read_any else None
 
     @property
     def input_steps(self) -> int:
@@ -140,7 +149,7 @@ class Nowcaster:
         past = past_of(frames)
         if past.absent.all():
             raise NoInput(f"All pixels of the frames from {_text(wanted[0])} to {_text(wanted[-1])} are missing.")
-        method, rain, exceedance = self._rates(past)
+        method, rain, exceedance = self._rates(past, frames)
         never = ~np.isfinite(past.rain).any(axis=0)  # nobody ever looked there
         rain[:, never] = np.nan
         exceedance[:, :, never] = np.nan
@@ -166,12 +175,12 @@ class Nowcaster:
         """The network's probabilities, (B, num_steps, K, H, W)."""
         return self.forecaster.forecast_with_exceedance(rain, num_steps, thresholds)[1]
 
-    def _rates(self, past: Past) -> tuple[str, Rain, Rain]:
+    def _rates(self, past: Past, frames: xr.Dataset) -> tuple[str, Rain, Rain]:
         """How the forecast was made, its rates (lead, H, W) and probabilities (lead, K, H, W)."""
-        if past.dry:
+        if past.dry and self.channels is None:  # where no rain is, a weather model may know of some
             method, rain = "dry", np.zeros((self.lead_steps, *past.rain.shape[1:]), np.float32)
         elif past.fits(self.max_missing):
-            return "network", *self._by_network(past.filled())
+            return "network", *self._by_network(past.filled(), self._beside(frames))
         else:
             method, rain = _extrapolated(past, self.lead_steps)
             log.warning(
@@ -185,17 +194,29 @@ class Nowcaster:
             np.stack(reached, axis=1) if reached else np.empty((len(rain), 0, *rain.shape[1:]), np.float32),
         )
 
-    def _by_network(self, rain: Rain) -> tuple[Rain, Rain]:
-        def run(frames: Rain) -> tuple[Rain, Rain]:
+    def _beside(self, frames: xr.Dataset) -> Arrays:
+        """What the network sees beside `frames`; the files of channels are opened anew each time, as they grow."""
+        if self.channels is None:
+            return {}
+        mask = frames[schema.COVERAGE].values.astype(bool) if schema.COVERAGE in frames else None
+        site = Site(grid_of(frames), lambda: mask, "the input")
+        step = schema.step_timedelta(self.step_minutes)
+        return read_beside(self.channels, site, frames[schema.TIME].values, step, self.lead_steps)
+
+    def _by_network(self, rain: Rain, beside: Arrays) -> tuple[Rain, Rain]:
+        def run(maps: Rain) -> tuple[Rain, Rain]:
+            frames, others = unstacked(maps, len(rain), beside)
+            given: Any = {"beside": others} if others else {}  # an exported network takes none
             rates, chances = self.forecaster.forecast_with_exceedance(
-                frames[None, :, None], self.lead_steps, self.thresholds
+                frames[None, :, None], self.lead_steps, self.thresholds, **given
             )
             return rates[0, :, 0], chances[0]
 
+        maps = stacked(rain, beside)
         tiling = self.memory.tiling(self.forecaster, rain.shape[1:], self.lead_steps, len(self.thresholds))
         if tiling is None:
-            return run(rain)
-        rates, chances = in_tiles(run, rain, tiling)
+            return run(maps)
+        rates, chances = in_tiles(run, maps, tiling)
         return rates, np.clip(chances, 0, 1)
 
     def _calibrated_on(self) -> str | None:

@@ -30,7 +30,10 @@ class Series(Protocol):
         ...
 
     def read(self, wanted: Times) -> xr.Dataset:
-        """The frames at `wanted`, which all have to be there, as `schema.rain_dataset` makes them."""
+        """The frames at `wanted`, which all have to be there, as `schema.rain_dataset` makes them.
+
+        Where it is known which pixels are ever observed, that is the variable `coverage`.
+        """
         ...
 
 
@@ -65,6 +68,8 @@ class ArchiveSeries:
         first = int(np.searchsorted(self.times, wanted[0]))
         stop = int(np.searchsorted(self.times, wanted[-1])) + 1
         frames = self.archive.to_dataset(first, stop - first)
+        if self.archive.coverage is not None:
+            frames = frames.assign({schema.COVERAGE: ((schema.Y, schema.X), self.archive.coverage)})
         return frames if stop - first == wanted.size else frames.sel({schema.TIME: wanted})
 
 

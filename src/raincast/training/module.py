@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from raincast.data.dataset import Sample
-from raincast.forecaster import network_input, predict_output, predict_rates
+from raincast.forecaster import RAIN_ALONE, Inputs, beside_rain, predict_output, predict_rates, run_network
 from raincast.metrics.rain_scores import RainScores
 from raincast.models.heads import Head
 from raincast.training.skill import Scores, validation_scores
@@ -31,9 +31,10 @@ class NowcastModule(L.LightningModule):
 
     `head` says what the network's channels mean: `loss` compares what it makes of them, and validation scores its
     rates. ValueError where the loss is another head's (it compares `loss.num_channels`, 1 if it does not say).
-    `optimizer` takes (parameters, number of steps of the run). `metadata` is plain data (text, numbers, lists
-    and dicts of them) that goes into every checkpoint under "raincast". Validation logs CSI by threshold,
-    averaged over lead times, from counts pooled over all windows and ranks.
+    `inputs` says what the network sees beside the rain. `optimizer` takes (parameters, number of steps of the
+    run). `metadata` is plain data (text, numbers, lists and dicts of them) that goes into every checkpoint under
+    "raincast". Validation logs CSI by threshold, averaged over lead times, from counts pooled over all windows and
+    ranks.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class NowcastModule(L.LightningModule):
         step_minutes: float,
         metadata: dict[str, Any],
         references: Mapping[str, Scores] | None = None,
+        inputs: Inputs = RAIN_ALONE,
     ) -> None:
         super().__init__()
         _check_loss(loss, head)
         self.network = network
         self.head = head
         self.transform = transform
+        self.inputs = inputs
         self.loss = loss
         self.optimizer_factory = optimizer
         self.lead_steps = lead_steps
@@ -66,13 +69,26 @@ class NowcastModule(L.LightningModule):
         # do without the weights)
         self.val_loss = MeanMetric(nan_strategy=math.nan).set_dtype(torch.float64)
 
-    def forward(self, rain: Tensor) -> Tensor:
-        """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h."""
-        return predict_rates(self.network, self.head, self.transform, rain, self.lead_steps)
+    def forward(self, rain: Tensor, past: Tensor | None = None, future: Tensor | None = None) -> Tensor:
+        """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h.
+
+        `past` and `future` are the channels beside it, as in a `Sample`.
+        """
+        beside = {name: given for name, given in (("past", past), ("future", future)) if given is not None}
+        return predict_rates(
+            self.network, self.head, self.transform, rain, self.lead_steps, inputs=self.inputs, beside=beside
+        )
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """One loss on the network's scale."""
-        output = self.network(network_input(self.network, self.transform, batch["input"]), self.lead_steps)
+        output = run_network(
+            self.network,
+            self.transform,
+            batch["input"],
+            self.lead_steps,
+            inputs=self.inputs,
+            beside=beside_rain(batch),
+        )
         target = self.transform.forward(batch["target"])
         loss: Tensor = self.loss(self.head.prediction(output), target, batch["target_mask"])
         # of all processes: their batches are equally large
@@ -81,7 +97,14 @@ class NowcastModule(L.LightningModule):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Add the batch to the loss and to the score sums."""
-        output = predict_output(self.network, self.transform, batch["input"], self.lead_steps)
+        output = predict_output(
+            self.network,
+            self.transform,
+            batch["input"],
+            self.lead_steps,
+            inputs=self.inputs,
+            beside=beside_rain(batch),
+        )
         target, mask = batch["target"], batch["target_mask"]
         loss = self.loss(self.head.prediction(output), self.transform.forward(target), mask)
         self.val_loss.update(loss, len(target))

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from raincast.data.sampler import Place
+from raincast.forecaster import beside_rain
 from raincast.output.pictures import forecast_picture
 
 
@@ -41,7 +42,8 @@ class ValidationPictures(Callback):
         for number, place in enumerate(self._places):
             sample = data.dataset.sample(place)
             with torch.no_grad():
-                rain = module(sample["input"][None].to(module.device))
+                beside = {name: values[None].to(module.device) for name, values in beside_rain(sample).items()}
+                rain = module(sample["input"][None].to(module.device), **beside)
             if trainer.is_global_zero:
                 self._draw(trainer, number, place, sample, rain[0, :, 0].float().cpu().numpy())
 

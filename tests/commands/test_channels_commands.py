@@ -1,0 +1,146 @@
+"""Channels through the commands: train → evaluate → forecast, and what is refused on the way."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hydra.errors import InstantiationException
+from running import TINY, compose_config
+
+from raincast import build
+from raincast.archive import Archive
+from raincast.commands.evaluate import run as evaluate
+from raincast.commands.forecast import run as forecast
+from raincast.commands.train import train
+
+KNOWN = "{{_target_: raincast.data.field.Field, path: {path}, variable: rain_rate, role: future, transform: \
+{{_target_: raincast.transforms.LogScaling}}}}"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that sees coverage, sun and season, and a weather model that knows the rain to come."""
+    folder = tmp_path_factory.mktemp("channels")
+    channels = [
+        "data/channels=[observed,coverage,sun,season]",
+        f"+data.channels.model={KNOWN.format(path=tiny_archive)}",
+    ]
+    short = ["data.samples_per_epoch=16", "trainer.max_epochs=2", "data.eval_stride=8"]
+    train(compose_config("train", folder, *TINY, f"data.archive={tiny_archive}", *channels, *short))
+    return folder
+
+
+def test_the_checkpoint_says_what_the_network_sees(run_dir: Path) -> None:
+    checkpoint = build.read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    listed = checkpoint.info["channels"]
+    assert [(c["name"], c["role"]) for c in listed] == [
+        ("rain", "target"), ("observed", "past"), ("sun", "time"), ("season_sin", "time"), ("season_cos", "time"),
+        ("model", "future"), ("coverage", "static"),
+    ]  # fmt: skip
+    assert listed[5]["transform"] == {
+        "_target_": "raincast.transforms.LogScaling", "offset": 0.1, "max_rate": 150.0,
+    }  # fmt: skip
+    forecaster = build.forecaster_of(checkpoint, device="cpu")
+    network: Any = forecaster.network
+    assert (network.in_channels, network.future_channels) == (7, 1)
+    assert "in_channels" not in checkpoint.config.model
+
+
+def test_evaluate_and_forecast_see_the_same_channels(run_dir: Path, tiny_archive: Path, tmp_path: Path) -> None:
+    checkpoint = f"checkpoint={run_dir}/checkpoints/last.ckpt"
+    scores = evaluate(
+        compose_config("evaluate", tmp_path / "e", checkpoint, "device=cpu", "baselines=[persistence]")
+    )
+    assert np.isfinite(scores["mae"].sel(forecaster="network")).all()
+    # a start within the archive: the model that knows has to reach to the last lead time
+    archive = Archive.open(tiny_archive)
+    start = archive.times[20]
+    common = [checkpoint, f"input={tiny_archive}", "device=cpu", "animation=false"]
+    written = forecast(compose_config("forecast", tmp_path / "f", *common, f"init_time={start}"))
+    from raincast.data.sampler import Place
+
+    config = build.read_checkpoint(run_dir / "checkpoints" / "last.ckpt").config
+    data = build.datamodule(config, tiny_archive)
+    sample: Any = data.dataset.sample(Place(18, 0, 0, 32, 32))  # frames 18 to 20, then three to come
+    network = build.load_forecaster(run_dir / "checkpoints" / "last.ckpt", device="cpu")
+    beside = {name: sample[name].numpy()[None] for name in ("past", "future")}
+    expected = network.forecast(sample["input"].numpy()[None], 3, beside=beside)[0, :, 0]
+    with xr.open_dataset(written) as file:
+        rain = file["rain_rate"].values
+        seen = np.isfinite(rain)
+        np.testing.assert_allclose(rain[seen], expected[seen], atol=0.0051)
+    # and they matter
+    other = network.forecast(sample["input"].numpy()[None], 3, beside=beside | {"future": beside["future"] + 20})
+    assert np.abs(other[0, :, 0] - expected).max() > 0
+
+
+def test_a_channel_that_is_not_there_is_refused_with_the_key_that_gives_it(
+    run_dir: Path, tiny_archive: Path, tmp_path: Path
+) -> None:
+    common = [
+        f"checkpoint={run_dir}/checkpoints/last.ckpt", f"input={tiny_archive}", "device=cpu", "animation=false",
+    ]  # fmt: skip
+    # the model's files end with the archive
+    with pytest.raises(ValueError, match=r"The channel model, .*has no value at .*\+channels\.model\.path=…"):
+        forecast(compose_config("forecast", tmp_path / "a", *common))
+    gone = "+channels.model.path=gone.nc"
+    with pytest.raises(ValueError, match=r"channels\.model\.path=gone\.nc: there is no such file.*\n.*\+channels"):
+        forecast(compose_config("forecast", tmp_path / "b", *common, gone))
+    with pytest.raises(ValueError, match=r"channels\.cape: .* trained with observed, coverage, sun, "):
+        forecast(compose_config("forecast", tmp_path / "c", *common, "+channels.cape.path=gone.nc"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+model.in_channels=3"], r"model\.in_channels=3, but data\.channels and the rain are 2 channels"),
+        (["+data.channels.cape.path=x.nc"], r"data\.channels\.cape=.* is no channel: it needs a _target_"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(
+    overrides: list[str], message: str, tiny_archive: Path, tmp_path: Path
+) -> None:
+    config = compose_config(
+        "train", tmp_path, *TINY, f"data.archive={tiny_archive}", "data/channels=[sun]", *overrides
+    )
+    with pytest.raises((ValueError, InstantiationException), match=message):  # the command shows the cause
+        train(config)
+
+
+def test_a_network_that_cannot_take_what_is_known_in_advance_is_refused(tmp_path: Path) -> None:
+    from raincast.forecaster import Inputs
+    from raincast.transforms import LinearScaling
+
+    ahead = Inputs(past=(("nwp", LinearScaling()),), future=(("nwp", LinearScaling()),))
+    model: Any = compose_config("train", tmp_path, "model=predrnn").model
+    with pytest.raises(ValueError, match=r"PredRNN takes no channels that are known in advance; .* the role past"):
+        build.network(model, inputs=ahead)
+
+
+def test_older_checkpoints_load_with_their_mask(tiny_run: Path, tmp_path: Path) -> None:
+    """They list "rain" alone, and their network's config asks for the mask."""
+    raw = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    raw["raincast"]["channels"] = ["rain"]
+    torch.save(raw, tmp_path / "rain.ckpt")
+    old = build.load_forecaster(tmp_path / "rain.ckpt", device="cpu")
+    new = build.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
+    rain = np.random.default_rng(0).gamma(0.4, 5.0, (1, 3, 1, 16, 16)).astype(np.float32)
+    np.testing.assert_array_equal(old.forecast(rain, 3), new.forecast(rain, 3))
+    raw["raincast"]["config"] = raw["raincast"]["config"].replace("model:\n", "model:\n  in_channels: 2\n")
+    weight = raw["state_dict"]["network.down.0.0.weight"]
+    raw["state_dict"]["network.down.0.0.weight"] = torch.cat([weight, weight], dim=1)
+    torch.save(raw, tmp_path / "mask.ckpt")
+    assert build.load_forecaster(tmp_path / "mask.ckpt", device="cpu").inputs.observed
+
+
+def test_a_checkpoint_whose_data_names_other_code_is_not_run(tiny_run: Path, tmp_path: Path) -> None:
+    raw = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    raw["raincast"]["config"] = raw["raincast"]["config"].replace(
+        "raincast.data.windows.BlockSplit", "os.makedirs"
+    )
+    torch.save(raw, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"names os\.makedirs, .* it is not loaded"):
+        evaluate(compose_config("evaluate", tmp_path, f"checkpoint={tmp_path}/a.ckpt"))
