@@ -15,7 +15,18 @@ CONF = REPO / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [
     f"{group}={path.stem}"
-    for group in ("transform", "model", "head", "loss", "optimizer", "metrics", "trainer", "callbacks", "logger")
+    for group in (
+        "transform",
+        "model",
+        "head",
+        "loss",
+        "optimizer",
+        "metrics",
+        "trainer",
+        "callbacks",
+        "logger",
+        "debug",
+    )
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
 CHOICES += [f"data/channels=[{path.stem}]" for path in sorted((CONF / "data" / "channels").glob("*.yaml"))]

@@ -131,6 +131,18 @@ def test_a_run_that_goes_on_sees_the_rest_of_the_epoch(world):
         assert [*resumed] == [*sampler(3, rank=rank, world_size=world)]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_few_places_again_and_again(world):
+    """The first epoch's first four, in every epoch, in the same batches for all ranks together."""
+    first = list(sampler(0, n=4))
+    for epoch in (0, 3):
+        ranks = [list(sampler(epoch, n=500, only=4, rank=rank, world_size=world)) for rank in range(world)]
+        together = [place for places in zip(*ranks, strict=True) for place in places]
+        assert len(together) == 500, "more than there are places"
+        assert set(together[:4]) == set(together) and together == together[:4] * 125
+    assert len(first) == 4
+
+
 def test_wetter_places_are_drawn_in_proportion():
     """With one draw an epoch, a weight of 1:9 is drawn 1:9."""
     weight = np.array([0.1, 0.9])

@@ -73,6 +73,7 @@ class RadarDataModule(L.LightningDataModule):
         eval_crop: int | None = None,
         eval_stride: int = 1,
         samples_per_epoch: int = 2000,
+        only: int | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 4,
         augment: bool = True,
@@ -90,6 +91,7 @@ class RadarDataModule(L.LightningDataModule):
             "lead_steps": lead_steps,
             "eval_stride": eval_stride,
             "samples_per_epoch": samples_per_epoch,
+            "only": 1 if only is None else only,
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
         }.items():
@@ -120,6 +122,7 @@ class RadarDataModule(L.LightningDataModule):
         self.eval_crop = self._fit_crop(eval_crop)
         self.eval_stride = eval_stride
         self.samples_per_epoch = samples_per_epoch
+        self.only = only
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.augment = augment
@@ -213,7 +216,8 @@ class RadarDataModule(L.LightningDataModule):
         """Find the windows and, for training, the candidates, before any worker starts."""
         _ = self.windows
         if stage in (None, "fit"):
-            self._check_batch_size(min(self.samples_per_epoch, self.candidates.start.size))
+            places = self.candidates.start.size
+            self._check_batch_size(self.samples_per_epoch if self.only else min(self.samples_per_epoch, places))
 
     def _check_batch_size(self, num_samples: int, whose: str = "") -> None:
         if num_samples < self.batch_size:
@@ -268,6 +272,7 @@ class RadarDataModule(L.LightningDataModule):
             self.samples_per_epoch,
             augment=self.augment,
             jitter=self.jitter,
+            only=self.only,
             seed=self.seed,
             rank=rank,
             world_size=world_size,

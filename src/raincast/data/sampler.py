@@ -5,6 +5,7 @@ Everything random about a sample (window, crop, flip) is drawn here, in the main
 number of workers and ranks.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,7 +89,8 @@ class TrainSampler(Sampler[Place]):
 
     Rain-weighted: a place is drawn in proportion to the acceptance probability
     q = min(1, q_min + m·mean(1 − exp(−R/s))) of DGMR (Ravuri et al. 2021). All ranks draw the same epoch
-    and take every world_size-th place, so N ranks see what one would.
+    and take every world_size-th place, so N ranks see what one would. With `only`, all epochs are the first one's
+    first so many places, again and again.
     """
 
     def __init__(
@@ -99,11 +101,13 @@ class TrainSampler(Sampler[Place]):
         augment: bool,
         seed: int,
         jitter: float = 0.0,
+        only: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.candidates = candidates
-        self.num_samples = min(num_samples, candidates.start.size)
+        self.num_samples = min(num_samples, candidates.start.size) if only is None else num_samples
+        self.only = only
         self.augment = augment
         self.jitter = jitter
         self.seed = seed
@@ -128,12 +132,17 @@ class TrainSampler(Sampler[Place]):
 
     def __iter__(self) -> Iterator[Place]:
         """This rank's places of the current epoch."""
-        places = self._draw()[: len(self) * self.world_size]
+        places = self._draw(self.epoch) if self.only is None else self._again(self.only)
+        places = places[: len(self) * self.world_size]
         epoch, num_seen = self.seen
         return iter(places[(num_seen if epoch == self.epoch else 0) + self.rank :: self.world_size])
 
-    def _draw(self) -> list[Place]:
-        rng = np.random.default_rng((self.seed, self.epoch))
+    def _again(self, only: int) -> list[Place]:
+        few = self._draw(0)[:only]
+        return list(itertools.islice(itertools.cycle(few), self.num_samples))
+
+    def _draw(self, epoch: int) -> list[Place]:
+        rng = np.random.default_rng((self.seed, epoch))
         c = self.candidates
         # the n smallest of Exp(1)/w are a weighted draw without repeats (Efraimidis and Spirakis 2006)
         keys = rng.exponential(size=c.weight.size) / c.weight

@@ -112,3 +112,33 @@ class InterruptNotice(Callback):
             )
         else:
             log.warning("Stopped in the first epoch: there is no checkpoint yet.")
+
+
+class LearntByHeart(Callback):
+    """Ends training in an error unless its loss fell, to `share` of what it was in the first step or below.
+
+    For runs that see one batch again and again. ValueError for a share outside 0 to 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        if not 0 < share < 1:
+            raise ValueError(f"callbacks.by_heart.share={share} is a part of the first loss: over 0, below 1.")
+        self.share = share
+        self.first = self.last = float("nan")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        """The first loss and the newest."""
+        self.last = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        if self.first != self.first:  # NaN: there was none
+            self.first = self.last
+
+    def on_train_end(self, *_: Any) -> None:
+        """Say what became of the loss."""
+        fell = f"The loss of the one batch went from {self.first:.4g} to {self.last:.4g}"
+        if not self.last <= self.share * self.first:
+            raise ValueError(
+                f"{fell}, which is more than {self.share:g} of it: the network does not learn it by heart. "
+                "Give it longer (trainer.max_epochs) or another optimizer.lr; if that does not help, look for a "
+                "mistake in the network, its head or loss, or in what the batch holds."
+            )
+        log.info("%s, %.1f %% of it: learnt by heart.", fell, 100 * self.last / self.first)

@@ -1,0 +1,122 @@
+"""Where the time of training goes."""
+
+import logging
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.profiler import ProfilerActivity, profile
+
+log = logging.getLogger(__name__)
+
+NUM_OPERATORS = 15
+NEXT_BATCH = "enumerate(DataLoader)"
+"""How the profiler calls the wait for a batch, before the loader's class."""
+
+
+class Profile(Callback):
+    """Profiles `steps` training steps after the first `skip`, on the first process.
+
+    Writes into `folder` a trace for Perfetto (trace.json) and two tables (tables.txt), which it also logs: the
+    parts of a step, and the operators that take longest themselves. A GPU is waited for after each part, or its
+    work would be counted where somebody waits for it; so these steps are slower than others.
+    """
+
+    def __init__(self, folder: str | Path, *, skip: int, steps: int) -> None:
+        self.folder = Path(folder)
+        self.skip = skip
+        self.steps = steps
+        self._profiler: profile | None = None
+        self._parts: dict[str, float] = defaultdict(float)
+        self._since = 0.0
+        self._done = 0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """The batch is there, and on its device."""
+        self._add("between steps")
+
+    def on_before_zero_grad(self, *_: Any) -> None:
+        """Gradients are cleared after the forward."""
+        self._add("forward and loss")
+
+    def on_after_backward(self, *_: Any) -> None:
+        """Gradients are there, averaged over the processes."""
+        self._add("backward")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """A step is over: the next may be the first to look at, or this one was the last."""
+        self._add("clipping and optimiser")
+        self._done += 1
+        if self._done == self.skip and trainer.is_global_zero:
+            self._profiler = profile(activities=_activities(), profile_memory=True)
+            self._profiler.start()
+            self._since = time.perf_counter()
+        elif self._done == self.skip + self.steps:
+            self._finish()
+
+    def on_train_end(self, *_: Any) -> None:
+        """There may have been fewer steps."""
+        self._finish()
+        if self._done <= self.skip:
+            log.warning("Nothing was profiled: %d steps, and the first %d are skipped.", self._done, self.skip)
+
+    def on_exception(self, *_: Any) -> None:
+        """What was seen until then."""
+        self._finish()
+
+    def _add(self, part: str) -> None:
+        if self._profiler is None:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self._parts[part] += now - self._since
+        self._since = now
+
+    def _finish(self) -> None:
+        if self._profiler is None:
+            return
+        profiler, self._profiler = self._profiler, None
+        profiler.stop()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.folder / "trace.json"))
+        num_steps = self._done - self.skip
+        tables = f"{_parts(dict(self._parts), profiler, num_steps)}\n\n{_operators(profiler, num_steps)}"
+        (self.folder / "tables.txt").write_text(tables + "\n", encoding="utf-8")
+        log.info(
+            "\nMilliseconds a step, of %d:\n%s\n\ntrace       %s", num_steps, tables, self.folder / "trace.json"
+        )
+
+
+def _activities() -> list[ProfilerActivity]:
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+
+
+def _parts(parts: dict[str, float], profiler: profile, num_steps: int) -> str:
+    """A step's parts; of the time between steps, what was waiting for a batch is told apart."""
+    averages: Any = profiler.key_averages()
+    waiting = sum(event.cpu_time_total for event in averages if event.key.startswith(NEXT_BATCH)) / 1e6
+    between = parts.pop("between steps", 0.0)
+    parts = {"waiting for the next batch": min(waiting, between)} | parts
+    parts["logging, callbacks, to the device"] = max(between - waiting, 0.0)
+    whole = sum(parts.values())
+    rows = [f"{1e3 * seconds / num_steps:9.2f}  {seconds / whole:4.0%}  {part}" for part, seconds in parts.items()]
+    return "\n".join([*rows, f"{1e3 * whole / num_steps:9.2f}        a step"])
+
+
+def _operators(profiler: profile, num_steps: int) -> str:
+    """What takes longest itself, without what it calls: on a GPU by the GPU's time."""
+    averages: Any = profiler.key_averages()
+    own = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    found = [event for event in averages if not event.key.startswith("ProfilerStep")]
+    found.sort(key=lambda event: -getattr(event, own))
+    whole = sum(getattr(event, own) for event in found) or 1.0
+    return "\n".join(
+        f"{getattr(event, own) / 1e3 / num_steps:9.2f}  {getattr(event, own) / whole:4.0%}  "
+        f"{event.count / num_steps:6.0f} ×  {event.key}"
+        for event in found[:NUM_OPERATORS]
+    )
