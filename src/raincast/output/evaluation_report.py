@@ -13,6 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 from matplotlib.figure import Figure
 
+from raincast.output import evaluation_tables as tables
 from raincast.output import event_maps, page, score_figures
 from raincast.output.event_maps import EventMaps
 from raincast.output.tables import lead_minutes
@@ -23,30 +24,23 @@ Floats = npt.NDArray[np.float64]
 STYLE = (
     """
 nav { font-size: .9em; margin: .6em 0 0; } nav a { margin-right: 1em; } a { color: #005a8c; }
-th { vertical-align: bottom; } .scores td, .scores th { padding: .2em .8em; text-align: right; }
+.scores td, .scores th { padding: .2em .6em; text-align: right; vertical-align: top; }
 .scores td:first-child, .scores th:first-child { text-align: left; padding-left: 0; color: inherit; }
-.scores tr + tr td { border-top: 1px solid #e3e8ec; } .scores small { color: #5a6772; display: block; }
-.scores td { white-space: nowrap; } .best { font-weight: 600; }
+.scores tr + tr > * { border-top: 1px solid #e3e8ec; } .scores small { color: #5a6772; display: block; }
+.scores .best { font-weight: 700; } .scores small { font-weight: 400; }
 details { margin: .5em 0; } summary { cursor: pointer; } p { max-width: 75ch; }
 h3 { font-size: 1em; margin: 1.2em 0 .2em; } .note { color: #5a6772; font-size: .9em; }
 """
     + event_maps.STYLE
 )
 
-Badness = Callable[[Floats], Floats]
-MORE: dict[str, tuple[str, Badness]] = {  # name → heading, and how far from the best a value is
-    "pod": ("POD", np.negative),
-    "far": ("FAR", np.positive),
-    "frequency_bias": ("bias", lambda bias: np.abs(np.log(bias))),
-    "hss": ("HSS", np.negative),
-    "ets": ("ETS", np.negative),
-    "mean_error": ("ME mm/h", np.abs),
-    "mae": ("MAE mm/h", np.positive),
-    "rmse": ("RMSE mm/h", np.positive),
-    "correlation": ("corr.", np.negative),
-    "crps": ("CRPS mm/h", np.positive),
+ERRORS = {
+    "mean_error": "mean error (mm/h)",
+    "mae": "mean absolute error (mm/h)",
+    "rmse": "root mean squared error (mm/h)",
+    "correlation": "correlation",
 }
-ERRORS = ("mean_error", "mae", "rmse", "correlation")
+BEFORE = ", before calibration"
 SHARP_AT = (0.5, 1.0)
 """Where in the lead times spectra are shown: half-way, and at the end."""
 
@@ -55,9 +49,8 @@ SHARP_AT = (0.5, 1.0)
 class Evaluation:
     """What the page tells.
 
-    `by_event` and `by_hour` are scores with a dimension more, `event` or `hour`. `low` and `high` are the ends of
-    intervals of the means over the lead times, under the names of the scores. `verdicts` are sentences; `facts`
-    are rows by heading; `config` is the resolved config of the training.
+    `threshold` (mm/h) is what single-threshold figures are of. `by_event` and `by_hour` are CSI and `num_windows`
+    by `event` or `hour`; `facts` are rows by heading; `config` is the resolved config of the training.
     """
 
     scores: xr.Dataset
@@ -65,9 +58,6 @@ class Evaluation:
     facts: Mapping[str, Sequence[tuple[str, str]]]
     by_event: xr.Dataset | None = None
     by_hour: xr.Dataset | None = None
-    low: xr.Dataset | None = None
-    high: xr.Dataset | None = None
-    verdicts: Sequence[str] = ()
     config: str = ""
     maps: Sequence[EventMaps] = field(default_factory=tuple)
 
@@ -104,86 +94,26 @@ def _sections(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 
 
 def _table(evaluation: Evaluation) -> str:
-    scores = evaluation.scores
-    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in evaluation.verdicts)
-    columns: list[Column] = [
-        (f"CSI ≥ {t:g} mm/h", _mean(scores["csi"].sel(threshold=t)), np.negative, ("csi", float(t)))
-        for t in scores["threshold"].values
-    ]
-    main = _score_table(evaluation, columns)
+    scores, threshold = evaluation.scores, evaluation.threshold
     note = "Means over the lead times at which a score is defined; the best of each column is bold."
-    if evaluation.low is not None:
-        note += " Below each, the interval that holds 95 % of the means when events are drawn anew."
+    if "confidence" in scores.attrs:
+        note += (
+            f" Below each the interval of {100 * float(scores.attrs['confidence']):g} % of the means when the "
+            f"{scores.sizes['event']} events are drawn anew."
+        )
     others = "".join(
-        f"<h3>at ≥ {t:g} mm/h</h3>{_score_table(evaluation, _other_columns(scores, float(t)))}"
+        f"<h3>at ≥ {t:g} mm/h</h3>{tables.difference_table(scores, t)}"
+        f"{tables.score_table(scores, tables.at_threshold(scores, t))}"
         for t in scores["threshold"].values
     )
     return (
-        f'{said}{main}<p class="note">{note}</p><h3>Further scores at ≥ {evaluation.threshold:g} mm/h</h3>'
-        f"{_score_table(evaluation, _other_columns(scores, evaluation.threshold))}"
+        f'{tables.score_table(scores, tables.by_threshold(scores, "csi"))}<p class="note">{note}</p>'
+        f"<h3>Is it better? CSI at ≥ {threshold:g} mm/h, mean over the lead times</h3>"
+        f"{tables.difference_table(scores, threshold)}"
+        f"<h3>Further scores at ≥ {threshold:g} mm/h</h3>"
+        f"{tables.score_table(scores, tables.at_threshold(scores, threshold))}"
         f"<details><summary>at every threshold</summary>{others}</details>"
     )
-
-
-Column = tuple[str, xr.DataArray, Badness, tuple[str, float | None]]
-
-
-def _other_columns(scores: xr.Dataset, threshold: float) -> list[Column]:
-    columns: list[Column] = []
-    for name, (heading, badness) in MORE.items():
-        if name not in scores:
-            continue
-        values, at = scores[name], None
-        if "threshold" in values.dims:
-            values, at = values.sel(threshold=threshold), threshold
-        columns.append((heading, _mean(values), badness, (name, at)))
-    return columns
-
-
-def _mean(values: xr.DataArray) -> xr.DataArray:
-    return values.mean(LEAD_TIME)  # skips what is undefined
-
-
-def _score_table(evaluation: Evaluation, columns: Sequence[Column]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading, *_ in columns)
-    cells = [_cells(evaluation, *column[1:]) for column in columns]
-    rows = "".join(
-        f'<tr><td scope="row">{html.escape(str(name))}</td>{"".join(column[k] for column in cells)}</tr>'
-        for k, name in enumerate(evaluation.scores["forecaster"].values)
-    )
-    head = f'<tr><th scope="col">forecaster</th>{head}</tr>'
-    return f'<div class="wide"><table class="scores">{head}{rows}</table></div>'
-
-
-def _cells(
-    evaluation: Evaluation,
-    means: xr.DataArray,
-    badness: Badness,
-    key: tuple[str, float | None],
-) -> list[str]:
-    values = means.values.astype(np.float64)
-    texts = [f"{value:.3f}" if np.isfinite(value) else "–" for value in values]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bad = np.where(np.isfinite(values), badness(values), np.nan)
-    best = texts[int(np.nanargmin(bad))] if np.isfinite(bad).sum() > 1 else None
-    cells = []
-    for k, text in enumerate(texts):
-        mark = ' class="best"' if text == best else ""
-        cells.append(f"<td{mark}>{text}{_interval(evaluation, key, k)}</td>")
-    return cells
-
-
-def _interval(evaluation: Evaluation, key: tuple[str, float | None], forecaster: int) -> str:
-    ends = []
-    for side in (evaluation.low, evaluation.high):
-        if side is None or key[0] not in side:
-            return ""
-        value = side[key[0]].isel(forecaster=forecaster)
-        value = value if key[1] is None else value.sel(threshold=key[1])
-        if not np.isfinite(value):
-            return ""
-        ends.append(f"{float(value):.3f}")
-    return f"<small>{ends[0]} to {ends[1]}</small>"
 
 
 def _shown(figure: Figure, alt: str, note: str = "") -> str:
@@ -193,24 +123,39 @@ def _shown(figure: Figure, alt: str, note: str = "") -> str:
 
 def _curves(evaluation: Evaluation) -> str:
     scores = evaluation.scores
-    thresholds = scores["threshold"].values
-    csi = {f"CSI, rain ≥ {t:g} mm/h": scores["csi"].sel(threshold=t) for t in thresholds}
-    said = "CSI of each forecaster against lead time"
-    parts = [_shown(score_figures.lead_curves(scores, csi), said, "1 is perfect.")]
-    bias = {f"bias, rain ≥ {t:g} mm/h": scores["frequency_bias"].sel(threshold=t) for t in thresholds}
-    parts.append(
-        _shown(
-            score_figures.lead_curves(scores, bias),
-            "frequency bias of each forecaster against lead time",
+    parts = [
+        _lead_curves(scores, "csi", "CSI", "1 is perfect. Shades are the intervals of the table."),
+        _lead_curves(
+            scores,
+            "frequency_bias",
+            "bias",
             "Above 1 a forecaster says it rains so hard more often than it does, below 1 less often.",
-        )
-    )
-    errors = {
-        f"{MORE[name][0]}": scores[name] for name in ("mean_error", "mae", "rmse", "correlation") if name in scores
-    }
+        ),
+    ]
+    errors = {title: name for name, title in ERRORS.items() if name in scores}
     if errors:
-        parts.append(_shown(score_figures.lead_curves(scores, errors), "errors of the rate against lead time"))
+        panels = {title: scores[name] for title, name in errors.items()}
+        figure = score_figures.lead_curves(scores, panels, bands=_bands(scores, errors))
+        parts.append(_shown(figure, "errors of the rain rate against lead time"))
     return "".join(parts)
+
+
+def _lead_curves(scores: xr.Dataset, name: str, title: str, note: str) -> str:
+    """A panel a threshold."""
+    at = {f"{title}, rain ≥ {t:g} mm/h": t for t in scores["threshold"].values}
+    bands = {}
+    if f"{name}_interval" in scores:
+        ends = scores[f"{name}_interval"]
+        bands = {key: (ends.sel(threshold=t)[0], ends.sel(threshold=t)[1]) for key, t in at.items()}
+    figure = score_figures.lead_curves(
+        scores, {key: scores[name].sel(threshold=t) for key, t in at.items()}, bands=bands
+    )
+    return _shown(figure, f"{title} of each forecaster against lead time", note)
+
+
+def _bands(scores: xr.Dataset, names: Mapping[str, str]) -> dict[str, tuple[xr.DataArray, xr.DataArray]]:
+    found = {key: f"{name}_interval" for key, name in names.items() if f"{name}_interval" in scores}
+    return {key: (scores[name][0], scores[name][1]) for key, name in found.items()}
 
 
 def _maps(evaluation: Evaluation) -> str:
@@ -235,8 +180,13 @@ def _reliability(evaluation: Evaluation) -> str:
     curves = reliability_curves(evaluation.scores)
     if not curves:
         return ""
+    looks = {}
+    for number, name in enumerate(evaluation.scores["forecaster"].values):
+        own = score_figures.look(number)
+        looks[str(name)] = own
+        looks[f"{name}{BEFORE}"] = own | {"linestyle": ":", "markerfacecolor": "white"}
     return _shown(
-        score_figures.reliability_diagram(curves),
+        score_figures.reliability_diagram(curves, looks=looks),
         "reliability diagram: observed frequency against stated probability",
         "All lead times together. On the diagonal, of what is called 30 % three in ten come; below it the "
         "forecaster is too sure. Below, how many pixels were given each probability.",
@@ -245,9 +195,8 @@ def _reliability(evaluation: Evaluation) -> str:
 
 def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, Floats, Floats]]]:
     """Panels of `score_figures.reliability_diagram`, all lead times and events together."""
-    kinds = {"": "sum_probability_", ", uncalibrated": "sum_uncalibrated_probability_"}
     curves: dict[str, dict[str, tuple[Floats, Floats, Floats]]] = {}
-    for label, prefix in kinds.items():
+    for label, prefix in {"": "sum_probability_", BEFORE: "sum_uncalibrated_"}.items():
         names = [f"{prefix}{name}" for name in ("probability", "events", "forecasts")]
         if any(name not in scores for name in names):
             continue
@@ -260,7 +209,11 @@ def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, 
                 if count.sum() == 0:  # one that states no probabilities
                     continue
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    panel[f"{name}{label}"] = (stated.sel(at).values / count, events.sel(at).values / count, count)
+                    panel[f"{name}{label}"] = (
+                        stated.sel(at).values / count,
+                        events.sel(at).values / count,
+                        count,
+                    )
     return {title: panel for title, panel in curves.items() if panel}
 
 

@@ -49,13 +49,12 @@ def lead_curves(
     panels: Mapping[str, xr.DataArray],
     *,
     bands: Mapping[str, tuple[xr.DataArray, xr.DataArray]] | None = None,
-    columns: int = MOST_COLUMNS,
 ) -> Figure:
     """Curves against lead time: a panel a title of `panels`, each (forecaster, lead_time).
 
     `bands` are ends of intervals by the same titles, drawn as shades.
     """
-    figure, axes = _figure(len(panels), columns=columns)
+    figure, axes = _figure(len(panels))
     minutes = lead_minutes(scores)
     for (title, values), axis in zip(panels.items(), axes, strict=True):
         values = values.transpose("forecaster", LEAD_TIME)
@@ -113,19 +112,22 @@ def _performance_lines(axis: Axes) -> None:
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
 
 
-def reliability_diagram(curves: Mapping[str, Mapping[str, tuple[Floats, Floats, Floats]]]) -> Figure:
+def reliability_diagram(
+    curves: Mapping[str, Mapping[str, tuple[Floats, Floats, Floats]]], *, looks: Mapping[str, Mapping[str, Any]]
+) -> Figure:
     """Observed frequency against stated probability, and how often each was stated below it.
 
-    `curves` are titles of panels → forecasters → (mean stated probability, observed frequency, number) by bin.
+    `curves` are titles of panels → names → (mean stated probability, observed frequency, number) by bin; `looks`
+    say how each name is drawn.
     """
     columns = min(MOST_COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(1.0 + 3.6 * columns, 0.6 + 4.2 * rows), layout="constrained")
     FigureCanvasAgg(figure)
+    _layout(figure)
     grid = figure.subplots(
         2 * rows, columns, squeeze=False, sharex=True, gridspec_kw={"height_ratios": [3.2, 1] * rows}
     )
-    names = list(dict.fromkeys(name for panel in curves.values() for name in panel))
     used = []
     for place, (title, panel) in enumerate(curves.items()):
         row, column = divmod(place, columns)
@@ -133,7 +135,7 @@ def reliability_diagram(curves: Mapping[str, Mapping[str, tuple[Floats, Floats, 
         used += [upper, lower]
         upper.plot([0, 1], [0, 1], color="#8b969f", linewidth=0.8, linestyle="--")
         for name, (stated, observed, number) in panel.items():
-            style = look(names.index(name))
+            style = dict(looks[name])
             known = np.isfinite(stated) & np.isfinite(observed)
             upper.plot(stated[known], observed[known], label=name, markersize=4, linewidth=1.4, **style)
             lower.plot(stated[known], number[known], markersize=3, linewidth=1, **style)
@@ -202,7 +204,7 @@ def dots(
     for k, name in enumerate(values["forecaster"].values):
         style = look(k) | {"linestyle": ""}
         shift = 0.5 * ((k + 0.5) / number - 0.5)  # beside each other, or they hide each other
-        panels[0].plot(at + shift, values.values[k], label=str(name), markersize=5, **style)
+        panels[0].plot(at + shift, values.values[k], label=str(name), markersize=5, clip_on=False, **style)
     if np.isfinite(values.values).any() and np.nanmin(values.values) >= 0:
         panels[0].set_ylim(bottom=0)
     panels[0].set_title(title, fontsize=10)
@@ -217,15 +219,21 @@ def dots(
     return _with_legend(figure, list(panels[:1]))
 
 
-def _figure(num_panels: int, *, columns: int = MOST_COLUMNS, height: float = 2.7) -> tuple[Figure, list[Axes]]:
-    columns = min(columns, num_panels)
+def _figure(num_panels: int, *, height: float = 2.7) -> tuple[Figure, list[Axes]]:
+    columns = 4 if num_panels == 4 else min(MOST_COLUMNS, num_panels)
     rows = -(-num_panels // columns)
     figure = Figure(figsize=(1.0 + 3.6 * columns, 0.8 + height * rows), layout="constrained")
     FigureCanvasAgg(figure)
+    _layout(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for unused in axes[num_panels:]:
         unused.set_axis_off()
     return figure, axes[:num_panels]
+
+
+def _layout(figure: Figure) -> None:
+    engine: Any = figure.get_layout_engine()
+    engine.set(hspace=0.06, wspace=0.04)
 
 
 def _tidy(axis: Axes) -> None:

@@ -1,0 +1,148 @@
+"""Scores as tables of a page: means over lead times with their intervals, and who is better than whom."""
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast.schema import LEAD_TIME
+
+Floats = npt.NDArray[np.float64]
+Badness = Callable[[Floats], Floats]
+UNDEFINED = "–"
+MARK = ' class="best"'
+
+# what a column is called, and how far from the best a value is
+COLUMNS: dict[str, tuple[str, Badness]] = {
+    "csi": ("CSI", np.negative),
+    "pod": ("POD", np.negative),
+    "far": ("FAR", np.positive),
+    "frequency_bias": ("bias", lambda bias: np.abs(np.log(bias))),
+    "hss": ("HSS", np.negative),
+    "ets": ("ETS", np.negative),
+    "fss": ("FSS", np.negative),
+    "onset_csi": ("onset CSI", np.negative),
+    "brier": ("Brier", np.positive),
+    "roc_area": ("ROC area", np.negative),
+    "mean_error": ("ME mm/h", np.abs),
+    "mae": ("MAE mm/h", np.positive),
+    "rmse": ("RMSE mm/h", np.positive),
+    "correlation": ("corr.", np.negative),
+    "crps": ("CRPS mm/h", np.positive),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One score of all forecasters, mean over the lead times: `means` and ends of intervals, (forecaster,)."""
+
+    heading: str
+    badness: Badness
+    means: Floats
+    low: Floats | None = None
+    high: Floats | None = None
+
+    @classmethod
+    def of(cls, scores: xr.Dataset, name: str, *, heading: str = "", **at: float) -> "Column":
+        """Of the score `name`, at the coordinates `at` as far as it has them."""
+        title, badness = COLUMNS[name]
+        values = scores[name]
+        chosen = {dim: value for dim, value in at.items() if dim in values.dims}
+        means = values.sel(chosen).mean(LEAD_TIME)  # skips what is undefined
+        ends: list[Floats | None] = [None, None]
+        if f"{name}_mean_interval" in scores:
+            ends = list(scores[f"{name}_mean_interval"].sel(chosen).values)
+        return cls(heading or title, badness, means.values.astype(np.float64), *ends)
+
+    def cells(self) -> list[str]:
+        """A cell a forecaster; the best is marked, and all that look equal to it, unless nobody competes."""
+        texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in self.means]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bad = np.where(np.isfinite(self.means), self.badness(self.means), np.nan)
+        best = texts[int(np.nanargmin(bad))] if np.isfinite(bad).sum() > 1 else None
+        return [
+            f"<td{MARK if text == best else ''}>{text}{self._interval(k)}</td>" for k, text in enumerate(texts)
+        ]
+
+    def _interval(self, k: int) -> str:
+        if self.low is None or self.high is None or not np.isfinite([self.low[k], self.high[k]]).all():
+            return ""
+        return f"<small>{self.low[k]:.3f} to {self.high[k]:.3f}</small>"
+
+
+def by_threshold(scores: xr.Dataset, name: str) -> list[Column]:
+    """A column a threshold."""
+    heading = COLUMNS[name][0]
+    return [
+        Column.of(scores, name, heading=f"{heading} ≥ {t:g} mm/h", threshold=t) for t in scores["threshold"].values
+    ]
+
+
+def at_threshold(scores: xr.Dataset, threshold: float) -> list[Column]:
+    """A column a score but CSI; of scores by scale a column a scale."""
+    columns = []
+    for name in COLUMNS:
+        if name == "csi" or name not in scores:
+            continue
+        if "scale" in scores[name].dims:
+            columns += [
+                Column.of(scores, name, heading=f"FSS {scale:g} km", threshold=threshold, scale=scale)
+                for scale in scores["scale"].values
+            ]
+        else:
+            columns.append(Column.of(scores, name, threshold=threshold))
+    return columns
+
+
+def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> str:
+    """A row a forecaster."""
+    cells = [column.cells() for column in columns]
+    rows = [
+        f'<th scope="row">{html.escape(str(name))}</th>{"".join(column[k] for column in cells)}'
+        for k, name in enumerate(scores["forecaster"].values)
+    ]
+    return _table(["forecaster", *(column.heading for column in columns)], rows)
+
+
+def difference_table(scores: xr.Dataset, threshold: float) -> str:
+    """CSI of the first forecaster minus each other one; nothing for scores without intervals, or of one alone.
+
+    It says "better" or "worse" only where the interval of the difference leaves out 0.
+    """
+    if "csi_mean_difference_interval" not in scores or scores.sizes["forecaster"] < 2:
+        return ""
+    first, *others = (str(name) for name in scores["forecaster"].values)
+    means = scores["csi_mean"].sel(threshold=threshold)
+    rows = []
+    for other in others:
+        pair = {"forecaster": first, "reference": other, "threshold": threshold}
+        low, high = scores["csi_mean_difference_interval"].sel(pair).values
+        difference = float(means.sel(forecaster=first) - means.sel(forecaster=other))
+        said = verdict(int(scores["csi_mean_better"].sel(pair)), scores.sizes["event"])
+        interval = f"{signed(low)} to {signed(high)}" if np.isfinite(low) else UNDEFINED
+        value = signed(difference)
+        rows.append(f'<th scope="row">{html.escape(other)}</th><td>{value}</td><td>{interval}</td><td>{said}</td>')
+    return _table([f"{first} minus", "difference of CSI", _percent(scores), first], rows)
+
+
+def signed(value: float) -> str:
+    """With its sign, a true minus."""
+    return f"{value:+.3f}".replace("-", "−") if np.isfinite(value) else UNDEFINED
+
+
+def verdict(better: int, num_events: int) -> str:
+    """What an interval lets one say."""
+    return {1: "better", -1: "worse"}.get(better, f"no difference shown ({num_events} events)")
+
+
+def _percent(scores: xr.Dataset) -> str:
+    return f"{100 * float(scores.attrs['confidence']):g} % interval"
+
+
+def _table(headings: Iterable[str], rows: Iterable[str]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f'<div class="wide"><table class="scores"><tr>{head}</tr>{body}</table></div>'
