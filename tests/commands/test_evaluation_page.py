@@ -45,7 +45,12 @@ class Page(html.parser.HTMLParser):
 def written(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("evaluation")
     checkpoint = f"checkpoint={tiny_run}/checkpoints/best.ckpt"
-    few = ["metrics.thresholds=[0.5,1,50]", "baselines=[persistence,extrapolation]", "data.eval_stride=4"]
+    few = [
+        "metrics.thresholds=[0.5,1,50]",
+        "baselines=[persistence,extrapolation]",
+        "data.eval_stride=4",
+        "resamples=40",
+    ]
     evaluate(compose_config("evaluate", run_dir, checkpoint, "calibrate=true", "device=cpu", *few))
     return run_dir
 
@@ -108,6 +113,8 @@ def test_rows_are_the_scores(written: Path) -> None:
         csi = scores["csi"].load()
         names = {str(name) for name in scores.data_vars if not str(name).startswith(("sum_", "hourly_"))}
         names = {name for name in names if "forecaster" in scores[name].dims}
+        names = {name for name in names if not name.endswith(("_interval", "_better"))}
+        low = scores["csi_interval"].load()[0]
     assert set(frame["score"]) == names and list(frame.columns[:4]) == [
         "forecaster",
         "score",
@@ -121,6 +128,13 @@ def test_rows_are_the_scores(written: Path) -> None:
             csi.sel(forecaster=row.forecaster, threshold=float(row.threshold), lead_time=float(row.lead_time))
         )
         assert row.value == ("nan" if np.isnan(value) else f"{value:.6g}")
+        if row.low:
+            at = {
+                "forecaster": row.forecaster,
+                "threshold": float(row.threshold),
+                "lead_time": float(row.lead_time),
+            }
+            assert float(row.low) == pytest.approx(float(low.sel(at)), rel=1e-5)
     assert (frame[frame["score"] == "mae"]["threshold"] == "").all()
 
 
@@ -134,3 +148,43 @@ def test_a_page_that_asks_for_more_is_found_out(tmp_path: Path) -> None:
     seen = look_at(page, tmp_path / "browser", "return {};")
     assert any("broken" in problem for problem in seen["problems"])
     assert any("example.invalid" in problem for problem in seen["problems"])
+
+
+def test_compare_sets_runs_beside_each_other(written: Path, tmp_path: Path) -> None:
+    """Of one run with fewer baselines: the network is the same, and stands once."""
+    with xr.open_dataset(written / "scores.nc") as scores:
+        other = scores.load().sel(forecaster=["network", "persistence"], reference=["network", "persistence"])
+    changed = other.copy(deep=True)
+    changed["sum_hits"].loc[{"forecaster": "network"}] //= 2
+    changed["sum_misses"].loc[{"forecaster": "network"}] = (
+        other["sum_hits"] + other["sum_misses"] - changed["sum_hits"]
+    ).sel(forecaster="network")
+    (tmp_path / "worse").mkdir()
+    changed.to_netcdf(tmp_path / "worse" / "scores.nc")
+    run_dir = tmp_path / "compared"
+    both = f"compare=[{written}/scores.nc,{tmp_path}/worse/scores.nc]"
+    joined = evaluate(compose_config("evaluate", run_dir, both, "resamples=40"))
+    first, second = f"network ({written.name})", "network (worse)"
+    assert joined["forecaster"].values.tolist() == [first, second, "persistence", "extrapolation"]
+    assert (joined["csi_mean"].sel(forecaster=first) >= joined["csi_mean"].sel(forecaster=second)).sel(threshold=1)
+    assert {path.name for path in run_dir.iterdir()} >= {"scores.nc", "scores.csv", "scores.txt", "report.html"}
+    text = (run_dir / "report.html").read_text(encoding="utf-8")
+    Page(text)
+    assert f"{first} minus" in text and "worse/scores.nc" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compare=[a.nc]"], r"compare=\['a.nc'\]: give two or more"),
+        (["compare=[no.nc,neither.nc]"], "There is no no.nc"),
+        (["compare=[no.nc,no.nc]"], "names a file twice"),
+        (["compare=[a.nc,b.nc]", "checkpoint=x.ckpt"], "leave checkpoint=x.ckpt out"),
+        ([], "Not given: checkpoint"),
+    ],
+)
+def test_compare_refuses_what_it_cannot_set_side_by_side(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluate(compose_config("evaluate", tmp_path, *overrides))

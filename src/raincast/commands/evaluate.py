@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import build
-from raincast.commands import report
+from raincast.commands import compare, report
 from raincast.commands.calibrate import calibrate
-from raincast.commands.evaluation_outputs import write_page
+from raincast.commands.evaluation_outputs import write_page, write_tables
 from raincast.data.windows import SPLITS
 
 if TYPE_CHECKING:
@@ -20,10 +20,14 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> "xr.Dataset":
     """Score on `cfg.split`, and write report.html, scores.nc, scores.csv and pictures into the run folder."""
+    if cfg.compare is not None:
+        return compare.run(cfg)
+    if cfg.checkpoint is None:
+        raise ValueError(
+            "Not given: checkpoint. Say, for example: checkpoint=…, or compare=[a/scores.nc,b/scores.nc]"
+        )
     from raincast.evaluation import Resampling, with_intervals
     from raincast.output.pictures import csi_plot
-    from raincast.output.score_csv import write_csv
-    from raincast.output.tables import difference_table, score_table, summary_table, table_text
 
     if cfg.split not in SPLITS:
         raise ValueError(f"split={cfg.split}: choose one of {', '.join(SPLITS)}.")
@@ -51,14 +55,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     scores = with_intervals(report.score([network, *others], data, cfg.split, metrics), how).assign_attrs(
         checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256
     )
-    tables = [score_table(scores, threshold=report.goal_threshold(thresholds)), summary_table(scores)]
-    if others:
-        tables.append(difference_table(scores))
-    text = "\n".join(table_text(table) for table in tables)
-    (run_dir / "scores.txt").write_text(text, encoding="utf-8")
-    files = [
-        report.write_scores(scores, run_dir / "scores.nc"),
-        write_csv(scores, run_dir / "scores.csv"),
+    text, files = write_tables(scores, run_dir)
+    files += [
         write_page(scores, [network, *others], data, checkpoint, run_dir / "report.html"),
         csi_plot(scores, run_dir / "csi.png"),
         report.example_picture([network, *others], data, cfg.split, run_dir / "forecast.png"),

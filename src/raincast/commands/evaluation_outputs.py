@@ -23,8 +23,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAP_EVENTS = ("Best", "Median", "Worst")
+LEAST_RAIN = 0.1  # of the mean event's wet pixels, for an event to be drawn
 MOST_LOOKED_AT = 60  # windows of an event, to find its wettest
+
+
+def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
+    """scores.nc, scores.csv and scores.txt: the text of the last, and the paths."""
+    from raincast.output.score_csv import write_csv
+    from raincast.output.tables import difference_table, score_table, summary_table, table_text
+
+    threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
+    tables = [score_table(scores, threshold=threshold), summary_table(scores)]
+    if scores.sizes["forecaster"] > 1:
+        tables.append(difference_table(scores))
+    text = "\n".join(table_text(table) for table in tables)
+    path = run_dir / "scores.txt"
+    path.write_text(text, encoding="utf-8")
+    files = [report.write_scores(scores, run_dir / "scores.nc"), write_csv(scores, run_dir / "scores.csv"), path]
+    return text, files
 
 
 def write_page(
@@ -41,7 +57,7 @@ def write_page(
     split = str(scores.attrs["split"])
     by_event = csi_by(scores, "event", "sum_")
     with report.Bar("drawing events") as bar:
-        maps = event_maps(by_event["csi"].sel(threshold=threshold), forecasters, data, split, bar)
+        maps = event_maps(by_event.sel(threshold=threshold), forecasters, data, split, bar)
     evaluation = Evaluation(
         scores,
         threshold,
@@ -55,37 +71,44 @@ def write_page(
 
 
 def csi_by(scores: "xr.Dataset", dim: str, prefix: str) -> "xr.Dataset":
-    """CSI by (forecaster, `dim`, threshold) over all lead times, with `num_windows` by `dim` where it is known."""
+    """CSI by (forecaster, `dim`, threshold) over all lead times, `num_windows`, and `wet`, what was observed.
+
+    `wet` (`dim`, threshold) counts the pixels of all windows and lead times that reached the threshold.
+    """
     hits, misses, false = (
         scores[f"{prefix}{name}"].sum("lead_time").astype(float) for name in ("hits", "misses", "false_alarms")
     )
     total = hits + misses + false
     found = (hits / total.where(total > 0)).to_dataset(name="csi")
     windows = {"event": "num_windows", "hour": "hourly_num_windows"}[dim]
-    return found.assign(num_windows=scores[windows]) if windows in scores else found
+    return found.assign(num_windows=scores[windows], wet=(hits + misses).isel(forecaster=0, drop=True))
 
 
 def event_maps(
-    csi: "xr.DataArray",
+    by_event: "xr.Dataset",
     forecasters: "Sequence[Forecaster]",
     data: "RadarDataModule",
     split: str,
     bar: report.Bar,
 ) -> "list[EventMaps]":
-    """The wettest window of the network's best, median and worst event, of `csi` (forecaster, event)."""
-    own = csi.sel(forecaster=forecasters[0].name)
-    places = places_by_event(data, split, [str(event) for event in own["event"].values])
-    values = {str(event): float(own.sel(event=event)) for event in own["event"].values}
-    ranked = sorted((e for e in values if np.isfinite(values[e]) and places[e]), key=lambda e: -values[e])
+    """The wettest window of the network's best, median and worst event, of `by_event` at one threshold."""
+    own = by_event.sel(forecaster=forecasters[0].name)
+    events = [str(event) for event in own["event"].values]
+    places = places_by_event(data, split, events)
+    values = dict(zip(events, own["csi"].values.tolist(), strict=True))
+    # an event that is all but dry would be the worst of most networks, and shows nothing
+    rainy = dict(zip(events, own["wet"].values >= LEAST_RAIN * float(own["wet"].mean()), strict=True))
+    ranked = [event for event in events if np.isfinite(values[event]) and rainy[event] and places[event]]
+    ranked.sort(key=lambda event: -values[event])
     if not ranked:
         return []
-    chosen = {MAP_EVENTS[0]: ranked[0], MAP_EVENTS[1]: ranked[len(ranked) // 2], MAP_EVENTS[2]: ranked[-1]}
-    if len(ranked) < len(MAP_EVENTS):
+    chosen = {"Best": ranked[0], "Median": ranked[len(ranked) // 2], "Worst": ranked[-1]}
+    if len(ranked) < len(chosen):
         chosen = dict(zip(("Best", "Worst") if len(ranked) == 2 else ("The only",), ranked, strict=True))
     maps = []
     for done, (rank, event) in enumerate(chosen.items(), 1):
         note = (
-            f"CSI of {forecasters[0].name} at ≥ {float(csi['threshold']):g} mm/h over all lead times and the "
+            f"CSI of {forecasters[0].name} at ≥ {float(own['threshold']):g} mm/h over all lead times and the "
             f"{len(places[event])} windows of the event: {values[event]:.3f}. Shown is its wettest window."
         )
         maps.append(_maps_of(f"{rank} event: {event}", note, places[event], forecasters, data))

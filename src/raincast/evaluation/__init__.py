@@ -11,6 +11,7 @@ import xarray as xr
 
 from raincast.data.dataset import Sample
 from raincast.evaluation.answers import ask
+from raincast.evaluation.comparison import join
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.groups import SCORES, finish
 from raincast.evaluation.intervals import Resampling, with_intervals
@@ -26,6 +27,7 @@ __all__ = [
     "Scoring",
     "evaluate",
     "finish",
+    "join",
     "score_windows",
     "to_dataset",
     "with_intervals",

@@ -40,6 +40,10 @@ ERRORS = {
     "rmse": "root mean squared error (mm/h)",
     "correlation": "correlation",
 }
+MAP_NOTE = (
+    '<p class="note">The events at which the first forecaster did best, in the middle and worst, of those with at '
+    "least a tenth of the rain of the mean event. Move the slider, or focus it and press the arrow keys.</p>"
+)
 BEFORE = ", before calibration"
 SHARP_AT = (0.5, 1.0)
 """Where in the lead times spectra are shown: half-way, and at the end."""
@@ -161,7 +165,7 @@ def _bands(scores: xr.Dataset, names: Mapping[str, str]) -> dict[str, tuple[xr.D
 def _maps(evaluation: Evaluation) -> str:
     if not evaluation.maps:
         return ""
-    return event_maps.legend() + "".join(maps.to_html() for maps in evaluation.maps)
+    return MAP_NOTE + event_maps.legend() + "".join(maps.to_html() for maps in evaluation.maps)
 
 
 def _performance(evaluation: Evaluation) -> str:
@@ -196,7 +200,7 @@ def _reliability(evaluation: Evaluation) -> str:
 def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, Floats, Floats]]]:
     """Panels of `score_figures.reliability_diagram`, all lead times and events together."""
     curves: dict[str, dict[str, tuple[Floats, Floats, Floats]]] = {}
-    for label, prefix in {"": "sum_probability_", BEFORE: "sum_uncalibrated_"}.items():
+    for label, prefix in {"": "sum_probability_", BEFORE: "sum_uncalibrated_probability_"}.items():
         names = [f"{prefix}{name}" for name in ("probability", "events", "forecasts")]
         if any(name not in scores for name in names):
             continue

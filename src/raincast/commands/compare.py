@@ -1,0 +1,98 @@
+"""`python evaluate.py compare=[a/scores.nc,b/scores.nc]`: evaluations beside each other, nothing forecast anew."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from raincast.commands import report
+from raincast.commands.evaluation_outputs import csi_by, write_tables
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+log = logging.getLogger(__name__)
+
+
+def run(cfg: DictConfig) -> "xr.Dataset":
+    """Join the scores of `cfg.compare`, and write report.html, scores.nc, scores.csv and csi.png."""
+    from raincast.evaluation import Resampling, join, with_intervals
+    from raincast.output.evaluation_report import Evaluation, write_report
+    from raincast.output.pictures import csi_plot
+
+    paths = [Path(path) for path in cfg.compare]
+    if cfg.checkpoint is not None:
+        raise ValueError(f"compare= forecasts nothing: leave checkpoint={cfg.checkpoint} out.")
+    each = read(paths)
+    how = Resampling(cfg.resamples, cfg.confidence, cfg.resampling_seed)
+    scores = with_intervals(join(each), how).assign_attrs(compared=", ".join(map(str, paths)))
+    _tell_of_events(each, scores)
+    run_dir = Path(cfg.paths.run_dir)
+    text, files = write_tables(scores, run_dir)
+    evaluation = Evaluation(
+        scores,
+        report.goal_threshold([float(t) for t in scores["threshold"].values]),
+        facts={label: facts(own, path) for (label, own), path in zip(each.items(), paths, strict=True)},
+        by_event=csi_by(scores, "event", "sum_"),
+        by_hour=csi_by(scores, "hour", "hourly_") if "hourly_hits" in scores else None,
+    )
+    files += [
+        write_report(evaluation, run_dir / "report.html", title=f"Comparison of {', '.join(each)}"),
+        csi_plot(scores, run_dir / "csi.png"),
+    ]
+    log.info("\n%s", text)
+    log.info("written: %s", ", ".join(report.short(file) for file in files))
+    return scores
+
+
+def read(paths: Sequence[Path]) -> "dict[str, xr.Dataset]":
+    """scores.nc by label: the folder it lies in, with as many of those above as tell the files apart."""
+    import xarray as xr
+
+    if len(paths) < 2:
+        raise ValueError(f"compare={list(map(str, paths))}: give two or more, [a/scores.nc,b/scores.nc].")
+    found = {}
+    for label, path in zip(labels(paths), paths, strict=True):
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no {path}. Give scores.nc of runs of evaluate.py.")
+        try:
+            found[label] = xr.load_dataset(path, engine="netcdf4")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is no scores.nc: {error}") from error
+    return found
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the folders' paths that differ; the files' own where these are not called scores.nc."""
+    parts = [path.resolve().with_suffix("").parts[1:] for path in paths]
+    parts = [own[:-1] if own[-1] == "scores" and len(own) > 1 else own for own in parts]
+    for depth in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(own[-depth:]) for own in parts]
+        if len(set(short)) == len(short):
+            return short
+    raise ValueError(f"compare={list(map(str, paths))} names a file twice.")
+
+
+def _tell_of_events(each: "dict[str, xr.Dataset]", scores: "xr.Dataset") -> None:
+    num = scores.sizes["event"]
+    left = {label: own.sizes["event"] - num for label, own in each.items() if own.sizes["event"] > num}
+    if left:
+        log.warning(
+            "%d events are scored on the same pixels in all files, and are compared; left out are %s.",
+            num,
+            ", ".join(f"{count} of {label}" for label, count in left.items()),
+        )
+
+
+def facts(scores: "xr.Dataset", path: Path) -> list[tuple[str, str]]:
+    """Where scores come from."""
+    attrs = scores.attrs
+    kept = ("checkpoint", "checkpoint_sha256", "archive", "split", "split_hash", "num_windows")
+    events = scores["event"].values
+    return [
+        ("file", str(path)),
+        *((name.replace("_", " "), str(attrs[name])) for name in kept if name in attrs),
+        ("events", f"{events.size}, {events[0]} to {events[-1]}"),
+    ]

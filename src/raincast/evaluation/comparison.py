@@ -1,0 +1,146 @@
+"""Scores of several evaluations as one: forecasters that were scored on the same pixels of an event are paired."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from raincast.evaluation.groups import finish
+from raincast.schema import LEAD_TIME
+
+SUMS, HOURS, WINDOWS = "sum_", "hourly_", "num_windows"
+SHARED = ("threshold", LEAD_TIME)
+REMEDY = "Evaluate both with the same metrics, data.archive, split, data.eval_stride and data.eval_crop"
+
+
+def join(each: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Sums and scores of all forecasters of `each` (label → scores.nc), over the events that all of them share.
+
+    An event is shared where all counted the same pixels and the same of them as wet. Of thresholds, lead times
+    and scales those stay that all have. The first forecasters come first; one that is the same in several files
+    stands once, others of one name get the label of their file. ValueError where nothing is left.
+    """
+    _check(each)
+    whole = {label: scores.sizes["event"] for label, scores in each.items()}
+    common = _shared_events(_common_coords(each))
+    names = _names(common)
+    first = next(iter(common.values()))
+    parts = [_sums_of(label, scores, names) for label, scores in common.items()]
+    kept = set.intersection(*(set(map(str, part.data_vars)) for part in parts))
+    if any(first.sizes["event"] < size for size in whole.values()):
+        kept = {name for name in kept if not name.startswith(HOURS)}  # they hold the events that went
+    ordered = [name for name in map(str, parts[0].data_vars) if name in kept]
+    joined = xr.concat(
+        [part[ordered] for part in parts], "forecaster", join="exact", coords="minimal", compat="override"
+    )
+    joined = joined.sel(forecaster=_leading(common, names))
+    windows = {name: first[name] for name in (WINDOWS, f"{HOURS}{WINDOWS}") if name in first}
+    if not any(name.startswith(HOURS) for name in kept):
+        windows.pop(f"{HOURS}{WINDOWS}", None)
+    joined = joined.assign(windows)
+    pooled = joined[[name for name in ordered if name.startswith(SUMS)]].sum("event")
+    return joined.merge(finish(pooled)).assign_attrs(
+        num_windows=int(first[WINDOWS].sum()), event_hours=first.attrs["event_hours"]
+    )
+
+
+def _sums_of(label: str, scores: xr.Dataset, names: Mapping[tuple[str, str], str]) -> xr.Dataset:
+    """The sums of the forecasters that come from this file, under their new names."""
+    own = [name for name in map(str, scores["forecaster"].values) if (label, name) in names]
+    kept = [str(name) for name, values in scores.data_vars.items() if "forecaster" in values.dims]
+    kept = [name for name in kept if name.startswith((SUMS, HOURS))]
+    return scores.sel(forecaster=own)[kept].assign_coords(forecaster=[names[label, name] for name in own])
+
+
+def _check(each: Mapping[str, xr.Dataset]) -> None:
+    for label, scores in each.items():
+        if f"{SUMS}hits" not in scores or WINDOWS not in scores:
+            raise ValueError(f"{label} has no sums by event: give scores.nc of this version's evaluate.py.")
+    hours = {label: int(scores.attrs["event_hours"]) for label, scores in each.items()}
+    if len(set(hours.values())) > 1:
+        raise ValueError(f"The events are of different lengths, in hours: {hours}. {REMEDY}.")
+
+
+def _common_coords(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """`each` at the coordinates that all have; sums along one that they do not share go."""
+    found = dict(each)
+    dims = dict.fromkeys(str(dim) for scores in found.values() for dim in scores.dims)
+    for dim in dims:
+        if dim in ("forecaster", "event", "reference", "bound"):
+            continue
+        if all(dim in scores.coords for scores in found.values()):
+            values = [scores[dim].values for scores in found.values()]
+            common = [value for value in values[0] if all(_places(other, value).size for other in values[1:])]
+            if common:
+                found = {
+                    label: scores.isel({dim: [_places(scores[dim].values, value)[0] for value in common]})
+                    for label, scores in found.items()
+                }
+                # what is equal but for a rounding is one coordinate from here on
+                found = {label: scores.assign_coords({dim: common}) for label, scores in found.items()}
+                continue
+        elif len({scores.sizes.get(dim) for scores in found.values()}) == 1:
+            continue  # without labels: ranks of as many members
+        if dim in SHARED:
+            listed = {label: scores[dim].values.tolist() for label, scores in found.items()}
+            raise ValueError(f"No {dim} is in all files: {listed}. {REMEDY}.")
+        found = {label: scores.drop_dims(dim, errors="ignore") for label, scores in found.items()}
+    return found
+
+
+def _places(values: Any, value: float) -> Any:
+    return np.flatnonzero(np.isclose(values, value, rtol=1e-9, atol=1e-9))
+
+
+def _shared_events(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    first, *others = each.values()
+    named = [event for event in first["event"].values if all(event in other["event"].values for other in others)]
+    if not named:
+        spans = {label: f"{s['event'].values[0]} to {s['event'].values[-1]}" for label, s in each.items()}
+        raise ValueError(f"No event is in all files: {spans}. {REMEDY}.")
+    wet = [_observed(scores.sel(event=named)) for scores in each.values()]
+    same = [event for event in named if all((wet[0] == other).sel(event=event).all() for other in wet[1:])]
+    if not same:
+        raise ValueError(
+            f"{len(named)} events are in all files, but none was scored on the same pixels in all. {REMEDY}."
+        )
+    return {label: scores.sel(event=same) for label, scores in each.items()}
+
+
+def _observed(scores: xr.Dataset) -> xr.DataArray:
+    """What was observed, the same for all forecasters: pixels, and how many reached each threshold."""
+    one = scores.isel(forecaster=0, drop=True)
+    reached = one[f"{SUMS}hits"] + one[f"{SUMS}misses"]
+    all_pixels = reached + one[f"{SUMS}false_alarms"] + one[f"{SUMS}correct_negatives"]
+    return xr.concat([reached, all_pixels], "what")
+
+
+def _names(each: Mapping[str, xr.Dataset]) -> dict[tuple[str, str], str]:
+    """(label, forecaster) → its name in the joined scores; those that stand there already are left out."""
+    found: dict[tuple[str, str], str] = {}
+    for label, scores in each.items():
+        for name in map(str, scores["forecaster"].values):
+            earlier = [other for other, own in found if own == name]
+            if any(_same(scores, each[other], name) for other in earlier):
+                continue
+            found[label, name] = name
+    counts = [name for _, name in found]
+    return {(label, name): f"{name} ({label})" if counts.count(name) > 1 else name for label, name in found}
+
+
+def _same(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
+    """Whether a forecaster said the same in both, as far as counts of pixels tell."""
+    own, others = (scores.sel(forecaster=name) for scores in (one, other))
+    return all(
+        np.array_equal(own[f"{SUMS}{key}"].values, others[f"{SUMS}{key}"].values)
+        for key in ("hits", "false_alarms")
+    )
+
+
+def _leading(each: Mapping[str, xr.Dataset], names: Mapping[tuple[str, str], str]) -> Sequence[str]:
+    """The joined names, the first of each file before all others."""
+    heads = {(label, str(scores["forecaster"].values[0])) for label, scores in each.items()}
+    return [name for key, name in names.items() if key in heads] + [
+        name for key, name in names.items() if key not in heads
+    ]
