@@ -79,6 +79,7 @@ def test_every_code_becomes_the_float_nearest_its_rate(windows):
     batch = {
         "frames": codes,
         "filled": torch.zeros(1, 8),
+        "source": zeros,
         "gain": torch.ones(1),
         "time": zeros,
         "y": zeros,

@@ -21,8 +21,8 @@ class Stored(TypedDict):
     """A window as it lies on disk: frames (T, H, W), int16 codes or, of foreign archives, mm/h in float32.
 
     filled (T,) bool: True where the archive has no frame; gain: factor on the rain; time: UTC of the newest input
-    frame in seconds since 1970; y, x: top-left pixel within the archive. Where channels are declared, also past,
-    static and future, as `channels.Covariates` says.
+    frame in seconds since 1970; y, x: top-left pixel within the archive; source: the number of the archive. Where
+    channels are declared, also past, static and future, as `channels.Covariates` says.
     """
 
     frames: Tensor
@@ -31,6 +31,7 @@ class Stored(TypedDict):
     time: int
     y: int
     x: int
+    source: int
     past: NotRequired[Tensor]
     static: NotRequired[Tensor]
     future: NotRequired[Tensor]
@@ -40,8 +41,8 @@ class Sample(TypedDict):
     """What the network sees and what it should have said, in mm/h with NaN for missing.
 
     input (T_in, C, H, W), target (T_out, C, H, W), target_mask (the same, bool: True where observed); filled
-    (T_in + T_out,) bool: True where the archive has no frame; time, y, x as in `Stored`. Where channels are
-    declared, past (T_in, P, H, W), the static ones repeated behind the others, and future (T_out, F, H, W), in
+    (T_in + T_out,) bool: True where the archive has no frame; time, y, x, source as in `Stored`. Where channels
+    are declared, past (T_in, P, H, W), the static ones repeated behind the others, and future (T_out, F, H, W), in
     their own units.
     """
 
@@ -52,6 +53,7 @@ class Sample(TypedDict):
     time: int
     y: int
     x: int
+    source: int
     past: NotRequired[Tensor]
     future: NotRequired[Tensor]
 
@@ -83,6 +85,7 @@ class WindowDataset(Dataset[Stored]):
             time=int(source.newest(place.start).astype("datetime64[s]").astype(np.int64)),
             y=place.y,
             x=place.x,
+            source=place.source,
         )
         if source.channels is not None:
             self._add_channels(stored, source, place, y, x)
@@ -106,7 +109,7 @@ class WindowDataset(Dataset[Stored]):
         stored: dict[str, Any] = {**self[place]}
         batch: Any = {name: torch.as_tensor(value)[None] for name, value in stored.items()}
         one: Any = {name: value[0] for name, value in self.decode(batch).items()}  # type: ignore[index]
-        one.update({name: stored[name] for name in ("time", "y", "x")})
+        one.update({name: stored[name] for name in ("time", "y", "x", "source")})
         sample: Sample = one
         return sample
 
@@ -128,6 +131,7 @@ class WindowDataset(Dataset[Stored]):
             time=batch["time"],
             y=batch["y"],
             x=batch["x"],
+            source=batch["source"],
         )
         past = [batch["past"]] if "past" in batch else []
         if "static" in batch:

@@ -79,8 +79,8 @@ class NowcastModule(L.LightningModule):
             self.network, self.head, self.transform, rain, self.lead_steps, inputs=self.inputs, beside=beside
         )
 
-    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """One loss on the network's scale."""
+    def loss_of(self, batch: Sample) -> Tensor:
+        """The loss of a training step, on the network's scale."""
         output = run_network(
             self.network,
             self.transform,
@@ -91,6 +91,11 @@ class NowcastModule(L.LightningModule):
         )
         target = self.transform.forward(batch["target"])
         loss: Tensor = self.loss(self.head.prediction(output), target, batch["target_mask"])
+        return loss
+
+    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
+        """One loss, logged."""
+        loss = self.loss_of(batch)
         # of all processes: their batches are equally large
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["input"]), sync_dist=True)
         return loss

@@ -1,6 +1,7 @@
 """run.json: what a run really was."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
+
+log = logging.getLogger(__name__)
 
 
 class RunRecord(Callback):
@@ -99,8 +102,11 @@ class RunRecord(Callback):
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        try:
+            partial.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+            partial.replace(self.path)
+        except OSError as error:  # a full disk ends the run at its next checkpoint, not here
+            log.warning("%s cannot be written: %s", self.path, error)
 
 
 def gpus() -> list[str]:

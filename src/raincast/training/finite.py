@@ -1,0 +1,101 @@
+"""A loss or a gradient that is no finite number ends the run, and the windows that caused it are named."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+Loss = Callable[[Any], Tensor]
+"""A batch → its loss."""
+MAX_LISTED = 8
+"""Windows in the message."""
+
+
+class NotFinite(FloatingPointError):
+    """Training cannot go on from here; what was kept is from before."""
+
+
+class FiniteGuard(Callback):
+    """Looks at each loss, and at the gradients before each step of the optimiser, so that no weight is touched.
+
+    Where one is NaN or infinite, the windows of the batch are tried one by one, and those that give such a
+    loss or gradient alone are named: time of the newest input frame, first pixel and archive. On a GPU each look
+    waits for it: `every_n_steps` above 1 looks seldomer, and what was kept before is sound all the same.
+    With a scaled loss (16-mixed) gradients are the scaler's affair: it leaves such steps out.
+    """
+
+    def __init__(self, every_n_steps: int = 1) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"callbacks.finite.every_n_steps={every_n_steps}: give 1 or more.")
+        self.every_n_steps = every_n_steps
+        self._batch: Any = None
+        self._batches: list[Any] = []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, *_: Any) -> None:
+        """Which windows are at work."""
+        self._batch = batch
+        self._batches.append(batch)
+
+    def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
+        """The loss of the batch."""
+        if self._is_due(trainer) and not bool(torch.isfinite(loss)):
+            self._stop(trainer, module, f"The loss is {float(loss.detach()):g}", [self._batch])
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        """The gradients of all batches since the last step."""
+        batches, self._batches = self._batches, []
+        if not self._is_due(trainer) or getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+        if not _all_finite(gradients):
+            self._stop(trainer, module, "The loss is finite, but its gradient is not", batches)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        return (trainer.global_step + 1) % self.every_n_steps == 0
+
+    def _stop(self, trainer: L.Trainer, module: Any, what: str, batches: Sequence[Any]) -> None:
+        archives = [str(source.archive.path) for source in trainer.datamodule.sources]  # type: ignore[attr-defined]
+        parameters = [weight for weight in module.parameters() if weight.requires_grad]
+        if any(hasattr(weight, "to_local") for weight in parameters):
+            # one process alone cannot compute with shared-out weights
+            loss_of, parameters = (lambda batch: torch.tensor(torch.nan)), []
+        else:
+            loss_of = module.loss_of
+        named = [text for batch in batches for text in culprits(batch, loss_of, parameters, archives)]
+        tried = sum(len(batch["input"]) for batch in batches)
+        listed = "; ".join(named[:MAX_LISTED]) + ("; …" if len(named) > MAX_LISTED else "")
+        if 0 < len(named) < tried:
+            cause = f"Alone, of the {tried} windows of the step, these give one: {listed}."
+            remedy = "Look at these frames; leave them out by data.split, or ingest them anew."
+        else:  # it is not the data, if the step had several
+            cause = f"Of the {tried} windows of the step {'each' if named else 'none'} gives one alone"
+            cause += f": {listed}." if named else "."
+            remedy = "Lower optimizer.lr or trainer.gradient_clip_val, or take trainer.precision=32-true."
+        raise NotFinite(
+            f"{what}, in epoch {trainer.current_epoch + 1} after step {trainer.global_step}. {cause} {remedy} "
+            "The last checkpoint is from before that: go on from it with resume=auto or checkpoint=…."
+        )
+
+
+def culprits(batch: Any, loss_of: Loss, parameters: Sequence[Tensor], archives: Sequence[str]) -> Iterator[str]:
+    """Which windows of `batch` give, alone, a loss or a gradient that is not finite, in words."""
+    for number in range(len(batch["input"])):
+        alone = {key: value[number : number + 1] for key, value in batch.items()}
+        with torch.enable_grad():
+            loss = loss_of(alone)
+        if torch.isfinite(loss):
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            if _all_finite([gradient for gradient in gradients if gradient is not None]):
+                continue
+        time = datetime.fromtimestamp(int(alone["time"]), UTC)
+        y, x, archive = int(alone["y"]), int(alone["x"]), archives[int(alone["source"])]
+        yield f"{time:%Y-%m-%d %H:%M} UTC, y={y}, x={x} of {archive}"
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    local: list[Tensor] = [getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors]
+    return bool(torch.stack([torch.isfinite(tensor).all() for tensor in local]).all()) if local else True
