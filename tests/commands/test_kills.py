@@ -89,6 +89,7 @@ def test_stopped_killed_within_a_step_and_within_a_write(tiny_archive: Path, tmp
     assert rows(tmp_path / "whole") == rows(killed)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(KILLS == 0, reason="RAINCAST_KILLS=20 kills as many times, at random moments")
 def test_killed_at_random_moments(tiny_archive: Path, tmp_path: Path) -> None:
     rng = random.Random(int(os.environ.get("RAINCAST_SEED", "0")))
