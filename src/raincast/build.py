@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from raincast.metrics.calibration import Calibration
     from raincast.models.heads import Head
     from raincast.nowcast import Nowcaster, Outputs
+    from raincast.schema import Grid
     from raincast.training.skill import Scores
     from raincast.transforms import Transform
 
@@ -77,8 +78,12 @@ def archive_path(cfg: DictConfig, progress: Callable[[int, int], None] | None = 
 
 def datamodule(cfg: DictConfig, archive: Path) -> "RadarDataModule":
     """The datamodule of `cfg.data` on `archive`."""
-    data = OmegaConf.to_container(cfg.data, resolve=True)
-    module: RadarDataModule = make({**_mapping(data), "archive": str(archive)})
+    return datamodule_of(_mapping(OmegaConf.to_container(cfg.data, resolve=True)), archive)
+
+
+def datamodule_of(data: Mapping[str, Any], archive: Path) -> "RadarDataModule":
+    """The datamodule of plain settings, which may come from another process."""
+    module: RadarDataModule = make({**data, "archive": str(archive)})
     return module
 
 
@@ -343,11 +348,25 @@ def baselines(cfg: DictConfig, names: list[str]) -> "list[Forecaster]":
 
 def located_baselines(cfg: DictConfig, data: "RadarDataModule") -> "list[Forecaster]":
     """Those of `cfg.baselines`, told where and how far apart the pixels of `data` lie if they have to know."""
+    return [make_baseline() for make_baseline in baseline_makers(cfg, data).values()]
+
+
+def baseline_makers(cfg: DictConfig, data: "RadarDataModule") -> "dict[str, Callable[[], Forecaster]]":
+    """What makes each of `cfg.baselines`, in another process too; ValueError where one is unknown or wrong."""
     made = baselines(cfg, list(cfg.baselines))
-    for baseline in made:
-        if locate := getattr(baseline, "locate", None):
-            locate(data.archive.grid, data.archive.step_minutes)
-    return made
+    grid, step_minutes = data.archive.grid, data.archive.step_minutes
+    nodes = [_mapping(OmegaConf.to_container(cfg.baseline[name], resolve=True)) for name in cfg.baselines]
+    return {
+        one.name: functools.partial(_located, node, grid, step_minutes)
+        for one, node in zip(made, nodes, strict=True)
+    }
+
+
+def _located(node: Mapping[str, Any], grid: "Grid", step_minutes: float) -> "Forecaster":
+    baseline: Forecaster = make(node)
+    if locate := getattr(baseline, "locate", None):
+        locate(grid, step_minutes)
+    return baseline
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import build
-from raincast.commands import compare, report
+from raincast.commands import compare, report, scoring
 from raincast.commands.calibrate import calibrate
 from raincast.commands.evaluation_outputs import write_page, write_tables
 from raincast.data.windows import SPLITS
@@ -26,7 +26,6 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         raise ValueError(
             "Not given: checkpoint. Say, for example: checkpoint=…, or compare=[a/scores.nc,b/scores.nc]"
         )
-    from raincast.evaluation import Resampling, with_intervals
     from raincast.output.pictures import csi_plot
 
     if cfg.split not in SPLITS:
@@ -51,11 +50,9 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     for other in others:
         if locate := getattr(other, "locate", None):  # some have to know where and how far apart the pixels lie
             locate(data.archive.grid, data.archive.step_minutes)
-    how = Resampling(cfg.resamples, cfg.confidence, cfg.resampling_seed)
-    scores = with_intervals(report.score([network, *others], data, cfg.split, metrics), how).assign_attrs(
-        checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256
-    )
+    scores, clear = scoring.score(cfg, trained, checkpoint, network, data, metrics)
     text, files = write_tables(scores, run_dir)
+    clear()
     files += [
         write_page(scores, [network, *others], data, checkpoint, run_dir / "report.html"),
         csi_plot(scores, run_dir / "csi.png"),

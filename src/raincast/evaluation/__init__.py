@@ -25,6 +25,7 @@ __all__ = [
     "Metrics",
     "Resampling",
     "Scoring",
+    "check_names",
     "evaluate",
     "finish",
     "join",

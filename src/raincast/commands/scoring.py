@@ -1,0 +1,139 @@
+"""The scoring of `python evaluate.py`: config → work for all cores, whose sums outlive a kill → scores."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import raincast
+from raincast import build
+from raincast.commands import report
+from raincast.data.rain import part_key
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from raincast.data.datamodule import RadarDataModule
+    from raincast.evaluation import Metrics
+    from raincast.evaluation.work import Work
+    from raincast.forecaster import NetworkForecaster
+
+
+def score(
+    cfg: DictConfig,
+    trained: DictConfig,
+    checkpoint: build.Checkpoint,
+    network: "NetworkForecaster",
+    data: "RadarDataModule",
+    metrics: "Metrics",
+) -> "tuple[xr.Dataset, Callable[[], None]]":
+    """Scores of the network and `cfg.baselines` on `cfg.split`, by all cores; `trained.data` is what `data` is of.
+
+    Killed, the same command goes on with what is left: sums lie in `cfg.unfinished` until what is returned beside
+    the scores, once these are written, is called.
+    """
+    from raincast.evaluation import Resampling, engine, to_dataset, with_intervals
+
+    how = Resampling(cfg.resamples, cfg.confidence, cfg.resampling_seed)
+    places = data.eval_places(cfg.split)
+    if not places:
+        raise ValueError(f"There is no window to score in split={cfg.split}: change data.split or data.archive.")
+    work = _work(cfg, trained, checkpoint, network, data, metrics)
+    with report.Bar(f"scoring {', '.join(work.makers)}") as bar:
+        sums = engine.run(
+            work,
+            places,
+            workers=cfg.workers,
+            here=(network.name,) if network.device.type == "cuda" else (),
+            progress=bar.update,
+        )
+    scores = to_dataset(sums, work.scoring, lead_steps=data.lead_steps, shape=data.eval_crop)
+    scores = with_intervals(scores, how).assign_attrs(
+        split=cfg.split,
+        split_hash=data.windows.hash,
+        archive=str(data.archive.path),
+        checkpoint=str(checkpoint.path),
+        checkpoint_sha256=checkpoint.sha256,
+    )
+    return scores, functools.partial(engine.clear, work)
+
+
+def _work(
+    cfg: DictConfig,
+    trained: DictConfig,
+    checkpoint: build.Checkpoint,
+    network: "NetworkForecaster",
+    data: "RadarDataModule",
+    metrics: "Metrics",
+) -> "Work":
+    from raincast.evaluation import Scoring, check_names
+    from raincast.evaluation.work import Work
+
+    makers = {
+        network.name: functools.partial(build.load_forecaster, checkpoint.path, device=str(network.device)),
+    }
+    baselines = build.baseline_makers(cfg, data)
+    check_names([*makers, *baselines])
+    settings: Any = OmegaConf.to_container(trained.data, resolve=True)
+    scoring = Scoring(metrics, data.archive.step_minutes, data.archive.grid.pixel_km)
+    follows = _key(cfg, data, scoring)
+    calibration = checkpoint.info.get("calibration")
+    # a calibrated copy is written anew by each run: its weights, not its bytes
+    weights = checkpoint.sha256 if calibration is None else _weights(checkpoint)
+    own = {network.name: (weights, calibration)} | {
+        name: _settings_key(OmegaConf.to_container(cfg.baseline[key], resolve=True))
+        for name, key in zip(baselines, cfg.baselines, strict=True)
+    }
+    unfinished = Path(cfg.unfinished)
+    return Work(
+        key=follows,
+        data=functools.partial(build.datamodule_of, settings, data.archive.path),
+        makers=makers | baselines,
+        folders={name: unfinished / f"{name}-{_digest((follows, what))}" for name, what in own.items()},
+        scoring=scoring,
+        batch_size=data.eval_batch_size,
+    )
+
+
+def _key(cfg: DictConfig, data: "RadarDataModule", scoring: Any) -> str:
+    """Changes with anything that any score follows from, this code included."""
+    return _digest(
+        (
+            raincast.__version__,
+            _code(),
+            [part_key(part.path) for part in data.archive.parts],
+            data.windows.hash,
+            data.eval_places(cfg.split),
+            (data.input_steps, data.lead_steps, data.max_missing, data.eval_batch_size),
+            scoring,
+        )
+    )
+
+
+def _settings_key(settings: Any) -> Any:
+    """The settings of a baseline, and what the files are that they name."""
+    path = settings.get("path")
+    return settings, part_key(Path(path)) if path and Path(path).exists() else None
+
+
+def _weights(checkpoint: build.Checkpoint) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(checkpoint.state.items()):
+        digest.update(name.encode() + values.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    package = Path(raincast.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""Many windows, several forecasters, all cores: killed at any moment, the same call goes on where it was."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from raincast.data.sampler import Place
+from raincast.evaluation import work as parts
+from raincast.evaluation.event_sums import EventSums
+from raincast.evaluation.work import Task, Work
+from raincast.ingest.workers import Pool, num_cores
+
+log = logging.getLogger(__name__)
+
+ALONE_SECONDS = 10.0
+"""As long as a process needs to start: what takes less is done before another would begin."""
+MOST_WINDOWS = 64
+"""of a task, so that all cores are busy to the end"""
+
+Progress = Callable[[int, int], None]
+"""Is told how many windows of how many are done, over all forecasters."""
+
+
+def run(
+    work: Work,
+    places: Sequence[Place],
+    *,
+    workers: int | None = None,
+    here: Collection[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, EventSums]:
+    """The sums of each forecaster of `work` over `places`.
+
+    With `workers` None it begins in this process, and goes on in one a core if that takes long; 1 stays here.
+    Forecasters in `here` (those on a GPU) run in this process, beside the others. Whatever is scored lies in the
+    folders of `work`, which nobody removes but `clear`: finished windows are never scored again. ValueError where
+    another process is at the same windows, or a forecaster fails.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
+    with ExitStack() as stack:
+        for name, folder in work.folders.items():
+            _lock(stack, name, folder)
+        todo, done = _plan(work, places, workers or num_cores())
+        total = len(places) * len(work.makers)
+        if done:
+            log.info("%d of %d windows × forecasters were scored before, and are not again.", done, total)
+        tell = _Teller(done, total, progress)
+        try:
+            _score_all(todo, workers, here, tell)
+        finally:
+            parts.close()
+        return {name: _gather(work.folders[name]) for name in work.makers}
+
+
+def clear(work: Work) -> None:
+    """Remove what was kept, once it is in a file of scores."""
+    for folder in work.folders.values():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _lock(stack: ExitStack, name: str, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        stack.enter_context(lock.acquire(timeout=0))
+    except Timeout as error:
+        raise ValueError(
+            f"Another evaluation is scoring {name} on the same windows ({folder}): wait for it, or stop it."
+        ) from error
+
+
+def _plan(work: Work, places: Sequence[Place], workers: int) -> tuple[list[Task], int]:
+    """What is left to do, and how many windows are done. The slowest forecaster is unknown: they take turns."""
+    size, todo, done = work.batch_size, [], 0
+    num_batches = -(-len(places) // size)
+    most = max(1, min(MOST_WINDOWS // size, -(-num_batches // (4 * workers))))
+    for name, folder in work.folders.items():
+        scored: set[int] = set()
+        for first, end in parts.kept(folder):
+            scored.update(range(first // size, -(-end // size)))
+            done += end - first
+        runs = _runs([batch for batch in range(num_batches) if batch not in scored], most)
+        todo += [
+            (turn, Task(work, name, first * size, tuple(places[first * size : end * size])))
+            for turn, (first, end) in enumerate(runs)
+        ]
+    return [task for _, task in sorted(todo, key=lambda item: item[0])], done
+
+
+def _runs(numbers: list[int], most: int) -> Iterator[tuple[int, int]]:
+    """(first, end) of runs of neighbours, of at most `most`."""
+    start = 0
+    for k in range(1, len(numbers) + 1):
+        if k == len(numbers) or numbers[k] != numbers[k - 1] + 1 or k - start == most:
+            yield numbers[start], numbers[k - 1] + 1
+            start = k
+
+
+def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tell: "_Teller") -> None:
+    own = [task for task in todo if task.forecaster in here]
+    others = [task for task in todo if task.forecaster not in here]
+    with ThreadPoolExecutor(1) as thread:
+        beside = thread.submit(_score_here, own, tell, None) if own and others else None
+        if not beside and workers in (None, 1):
+            others = _score_here([*own, *others], tell, None if workers == 1 or own else ALONE_SECONDS)
+        if others:
+            _score_there(others, workers or num_cores(), tell)
+        if beside:
+            beside.result()
+
+
+def _score_here(tasks: list[Task], tell: "_Teller", seconds: float | None) -> list[Task]:
+    """Score in this process, for so long; returns the tasks that are left."""
+    began, left = time.monotonic(), list(tasks)
+    while left and (seconds is None or time.monotonic() - began < seconds):
+        try:
+            parts.score(left[0], tell.more)
+        except Exception as error:
+            raise _explained(left[0], error) from error
+        del left[0]
+    return left
+
+
+def _score_there(tasks: list[Task], workers: int, tell: "_Teller") -> None:
+    with Pool(workers) as pool:
+        for number, outcome in pool.run(parts.score, tasks, large=True, progress=tell.there):
+            if isinstance(outcome, Exception):
+                raise _explained(tasks[number], outcome) from outcome
+
+
+def _explained(task: Task, error: Exception) -> Exception:
+    if isinstance(error, (KeyboardInterrupt, MemoryError)):
+        return error
+    return ValueError(
+        f"{task.forecaster} stops at windows {task.first} to {task.first + len(task.places) - 1}: "
+        f"{error or type(error).__name__}. What was scored is kept: once that is mended, the same command goes on."
+    )
+
+
+def _gather(folder: Path) -> EventSums:
+    sums = EventSums()
+    for path in parts.kept(folder).values():
+        sums.merge(parts.read(path))
+    return sums
+
+
+class _Teller:
+    """Adds up what is done, for a bar, and for a log where nobody watches."""
+
+    EVERY_SECONDS = 60.0
+
+    def __init__(self, done: int, total: int, progress: Progress | None) -> None:
+        self.before, self.total, self.progress = done, total, progress
+        self.own = self.others = 0
+        self.began = self.told = time.monotonic()
+
+    def more(self, windows: int) -> None:
+        """So many more in this process."""
+        self.own += windows
+        self._tell()
+
+    def there(self, windows: int) -> None:
+        """So many so far in the others."""
+        self.others = windows
+        self._tell()
+
+    def _tell(self) -> None:
+        new = self.own + self.others
+        done = self.before + new
+        if self.progress is not None:
+            self.progress(done, self.total)
+        now = time.monotonic()
+        if now - self.told > self.EVERY_SECONDS and new:
+            self.told = now
+            minutes = (now - self.began) / new * (self.total - done) / 60
+            log.info("%d of %d windows × forecasters scored, about %.0f min left", done, self.total, minutes)

@@ -1,0 +1,142 @@
+"""A piece of an evaluation: some windows, one forecaster; what it has scored lies on disk at any time."""
+
+import logging
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from raincast.data.dataset import Sample
+from raincast.data.sampler import Place
+from raincast.evaluation.answers import ask
+from raincast.evaluation.event_sums import EventSums
+from raincast.evaluation.metrics import Scoring
+from raincast.forecaster import Forecaster
+
+if TYPE_CHECKING:
+    from raincast.data.datamodule import RadarDataModule
+
+KEEP_SECONDS = 20.0
+"""How much work a kill may cost, and how much lies in a file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a process needs to score; it travels to other processes, which open data and forecasters once.
+
+    `makers` by the forecasters' names, `folders` where their sums go; `batch_size` windows are forecast at once.
+    """
+
+    key: str
+    data: "Callable[[], RadarDataModule]"
+    makers: Mapping[str, Callable[[], Forecaster]]
+    folders: Mapping[str, Path]
+    scoring: Scoring
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """Windows of one forecaster, the first of them the `first`-th of all, where a batch begins."""
+
+    work: Work
+    forecaster: str
+    first: int
+    places: tuple[Place, ...]
+
+
+class _Opened:
+    def __init__(self, work: Work) -> None:
+        if multiprocessing.parent_process() is not None and not logging.root.handlers:
+            # what a baseline says of windows that it cannot forecast; another process has set up no log
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+        self.key = work.key
+        self.data = work.data()
+        self.forecasters: dict[str, Forecaster] = {}
+
+    def forecaster(self, task: Task) -> Forecaster:
+        if task.forecaster not in self.forecasters:
+            self.forecasters[task.forecaster] = task.work.makers[task.forecaster]()
+        return self.forecasters[task.forecaster]
+
+
+_opened: _Opened | None = None
+"""What this process has open."""
+
+
+def close() -> None:
+    """Let go of data and forecasters."""
+    global _opened
+    _opened = None
+
+
+def score(task: Task, tick: Callable[[int], None]) -> None:
+    """Score the task's windows, and keep their sums in its folder; `tick` is told of each batch."""
+    global _opened
+    if _opened is None or _opened.key != task.work.key:
+        _opened = _Opened(task.work)
+    forecaster, work = _opened.forecaster(task), task.work
+    lead_steps = _opened.data.lead_steps
+    wanted = work.scoring.metrics
+    thresholds = wanted.thresholds if wanted.probabilities else ()
+    sums, first, began = EventSums(), task.first, time.monotonic()
+    for start, batch in _batches(_opened.data, task):
+        with one_thread():
+            work.scoring.add(sums, ask(forecaster, batch, lead_steps, thresholds), batch)
+        end = start + len(batch["input"])
+        last = end == task.first + len(task.places)
+        if last or time.monotonic() - began > KEEP_SECONDS:
+            keep(sums, work.folders[task.forecaster], first, end)
+            sums, first, began = EventSums(), end, time.monotonic()
+        tick(end - start)
+
+
+def _batches(data: "RadarDataModule", task: Task) -> Iterator[tuple[int, Sample]]:
+    """The same windows in a batch wherever a task begins: a network may answer to the last bit by its batch."""
+    size = task.work.batch_size
+    for offset in range(0, len(task.places), size):
+        stored = default_collate([data.dataset[place] for place in task.places[offset : offset + size]])
+        yield task.first + offset, data.dataset.decode(stored)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums to the last bit whatever the number of processes: that of threads is one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def keep(sums: EventSums, folder: Path, first: int, end: int) -> None:
+    """Write the sums of windows `first` to before `end`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{first:09}-{end:09}.{os.getpid()}.partial"
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **sums.arrays())  # type: ignore[arg-type]  # its own flag is no name of ours
+    partial.replace(folder / f"{first:09}-{end:09}.npz")
+
+
+def kept(folder: Path) -> dict[tuple[int, int], Path]:
+    """The files of `folder` by the windows that they hold."""
+    found = {}
+    for path in sorted(folder.glob("*-*.npz")):
+        first, _, end = path.stem.partition("-")
+        found[int(first), int(end)] = path
+    return found
+
+
+def read(path: Path) -> EventSums:
+    """What `keep` wrote."""
+    with np.load(path) as arrays:
+        return EventSums.from_arrays(dict(arrays))

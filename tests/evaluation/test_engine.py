@@ -1,0 +1,151 @@
+"""Killed or not, in whatever pieces and by however many processes: the same scores, and no window twice."""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+from filelock import FileLock
+from running import compose_config
+
+from raincast import build
+from raincast.archive import Archive, write_part
+from raincast.baselines import Persistence
+from raincast.commands import scoring
+from raincast.data.dataset import WindowDataset
+from raincast.data.sampler import Place
+from raincast.data.source import Source
+from raincast.evaluation import Metrics, Scoring, engine, score_windows, to_dataset
+from raincast.evaluation import work as parts
+from raincast.schema import mock_archive
+
+METRICS = Metrics(
+    (0.5, 2.0), pools=(2,), scales=(1, 4), spectrum=True, accumulations=(10,), onset=True, event_hours=1
+)
+PLACES = [Place(start, 0, 0, 12, 10) for start in range(20)]
+
+
+class Counting(Persistence):
+    """Persistence that notes each window it is asked for, and dies when it is told to."""
+
+    def __init__(self, asked: list[int], dies_after: int | None = None, name: str = "persistence") -> None:
+        self.asked, self.dies_after, self.name = asked, dies_after, name
+
+    def forecast(self, rain, num_steps):
+        if self.dies_after is not None and len(self.asked) >= self.dies_after:
+            raise RuntimeError("out of memory")
+        self.asked += [1] * len(rain)
+        return super().forecast(rain, num_steps)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("archive")
+    write_part(mock_archive(26, start="2026-01-01T23:00"), folder / "a.nc")
+    return SimpleNamespace(dataset=WindowDataset([Source(Archive.open(folder), 2, 3)]), lead_steps=3)
+
+
+def work(data, folder: Path, makers, batch_size: int = 3) -> parts.Work:
+    folders = {name: folder / name for name in makers}
+    return parts.Work(str(folder), lambda: data, makers, folders, Scoring(METRICS, 5.0, 1.0), batch_size)
+
+
+def dataset(sums) -> xr.Dataset:
+    return to_dataset(sums, Scoring(METRICS, 5.0, 1.0), lead_steps=3, shape=(12, 10))
+
+
+@pytest.mark.parametrize("keep_seconds", [-1.0, 1e9])  # a file a batch, and one a task
+def test_killed_and_resumed_scores_each_window_once_and_as_if_never_killed(
+    data, tmp_path, monkeypatch, keep_seconds
+):
+    monkeypatch.setattr(parts, "KEEP_SECONDS", keep_seconds)
+    asked: list[int] = []
+    whole = engine.run(work(data, tmp_path / "whole", {"persistence": Persistence}), PLACES, workers=1)
+    monkeypatch.setattr(engine, "MOST_WINDOWS", 6)
+    killed = work(data, tmp_path / "cut", {"persistence": partial(Counting, asked, 13)})
+    with pytest.raises(ValueError, match=r"persistence stops at windows \d+ to \d+: out of memory.*goes on"):
+        engine.run(killed, PLACES, workers=1)
+    done = len(asked)
+    assert 12 <= done < 20
+    seen = []
+    resumed = work(data, tmp_path / "cut", {"persistence": partial(Counting, asked)})
+    again = engine.run(resumed, PLACES, workers=1, progress=lambda n, of: seen.append((n, of)))
+    lost = len(asked) - 20  # what the error took with it: part of a task where nothing is kept within one
+    assert 0 <= lost < 6 if keep_seconds > 0 else lost == 0
+    assert seen[-1] == (20, 20)
+    xr.testing.assert_identical(dataset(again), dataset(whole))
+    engine.run(resumed, PLACES, workers=1)
+    assert len(asked) == 20 + lost, "all is there"
+    engine.clear(resumed)
+    assert not any((tmp_path / "cut").iterdir())
+
+
+def test_any_batch_and_any_pieces_give_the_same_bits(data, tmp_path, monkeypatch):
+    results = []
+    for size, most in ((1, 1), (3, 6), (20, 64)):
+        monkeypatch.setattr(engine, "MOST_WINDOWS", most)
+        makers = {"persistence": Persistence, "other": partial(Counting, [], name="other")}
+        results.append(dataset(engine.run(work(data, tmp_path / str(size), makers, size), PLACES, workers=1)))
+    batches = [data.dataset.decode(b) for b in _loader(data, 7)]
+    forecasters = [Persistence(), Counting([], name="other")]
+    results.append(score_windows(forecasters, batches, METRICS, lead_steps=3, step_minutes=5.0, pixel_km=1.0))
+    for other in results[1:]:
+        xr.testing.assert_identical(other, results[0])
+    assert results[0].sizes["event"] == 2 and results[0].attrs["num_windows"] == 20
+
+
+def _loader(data, batch_size: int):
+    from torch.utils.data import DataLoader
+
+    return DataLoader(data.dataset, sampler=PLACES, batch_size=batch_size)
+
+
+def test_what_fails_in_one_forecaster_keeps_the_others(data, tmp_path):
+    asked: list[int] = []
+    makers = {"good": partial(Counting, asked, name="good"), "bad": partial(Counting, [], 0, name="bad")}
+    with pytest.raises(ValueError, match="bad stops at windows"):
+        engine.run(work(data, tmp_path, makers), PLACES, workers=1)
+    before = len(asked)
+    assert before > 0
+    makers = {"good": partial(Counting, asked, name="good"), "bad": partial(Counting, [], name="bad")}
+    engine.run(work(data, tmp_path, makers), PLACES, workers=1)
+    assert len(asked) == 20
+
+
+def test_two_at_once_are_refused(data, tmp_path):
+    made = work(data, tmp_path, {"persistence": Persistence})
+    with (
+        FileLock(tmp_path / "persistence.lock"),
+        pytest.raises(ValueError, match="Another evaluation is scoring persistence"),
+    ):
+        engine.run(made, PLACES, workers=1)
+    with pytest.raises(ValueError, match="workers=0 must be"):
+        engine.run(made, PLACES, workers=0)
+
+
+def test_runs_of_batches_that_are_left():
+    assert [*engine._runs([0, 1, 2, 3, 7, 8, 10], 3)] == [(0, 3), (3, 4), (7, 9), (10, 11)]
+    assert [*engine._runs([], 3)] == []
+
+
+def test_two_processes_equal_one_and_leave_nothing_behind(tiny_run: Path, tmp_path: Path) -> None:
+    """As the command scores, with a network."""
+    results = []
+    for workers in (1, 2):
+        own = [f"workers={workers}", f"unfinished={tmp_path}/{workers}", "baselines=[persistence]", "device=cpu"]
+        path = f"{tiny_run}/checkpoints/best.ckpt"
+        cfg = compose_config("evaluate", tmp_path / "run", f"checkpoint={path}", *own)
+        checkpoint = build.read_checkpoint(path)
+        trained = checkpoint.config.copy()
+        trained.data.eval_stride, trained.data.eval_batch_size = 4, 2
+        data = build.datamodule(trained, build.archive_path(trained))
+        network = build.forecaster_of(checkpoint, device="cpu")
+        scores, clear = scoring.score(cfg, trained, checkpoint, network, data, build.metrics(cfg, data))
+        assert len([*(tmp_path / str(workers)).glob("*/*.npz")]) >= 2
+        clear()
+        assert not [*(tmp_path / str(workers)).iterdir()]
+        results.append(scores)
+    xr.testing.assert_identical(*results)
+    assert results[0].attrs["num_windows"] >= 4 and np.isfinite(results[0]["csi_mean"]).any()
