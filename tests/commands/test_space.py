@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
-from raincast.commands.space import hydra_text, overrides_of, parse_space
+from raincast.commands.space import default_params, hydra_text, overrides_of, parse_space
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,23 @@ def test_keys_of_a_lists_items_become_the_list(tmp_path: Path) -> None:
     assert [stage.state_kernel for stage in config.model.stages] == [3, 5]
     assert config.optimizer.lr == 0.001
     assert list(config.loss.weights) == [1, 1, 2, 3, 5, 8]
+
+
+def test_the_configs_own_values_are_found() -> None:
+    space = parse_space(
+        {
+            "optimizer.lr": "tag(log, interval(1e-4, 1e-2))",
+            "model.stages[*].hidden_channels": "choice(64, 96)",
+            "model.stages[*].conv_channels": "choice(32, 64)",  # the two levels differ
+            "model.patch": "choice(1, 2)",  # 4 is not among them
+            "loss.weights": "choice([1,1,1,1,1,1],[1,1,2,5,10,30])",
+            "loss.mae_weight": "interval(2, 3)",  # nor 1
+        }
+    )
+    with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+        config = compose("train", ["experiment=radar"])
+    assert default_params(space, config) == {
+        "optimizer.lr": 2e-3,
+        "model.stages[*].hidden_channels": 64,
+        "loss.weights": "[1,1,2,5,10,30]",
+    }

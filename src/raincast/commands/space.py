@@ -110,6 +110,34 @@ def overrides_of(params: Mapping[str, Any], compose: Callable[[list[str]], DictC
     return [*plain, *(f"{name}={hydra_text(items)}" for name, items in lists.items())]
 
 
+def default_params(space: Mapping[str, BaseDistribution], config: DictConfig) -> dict[str, Any]:
+    """The values that `config` itself has for the keys of `space`, as far as they lie in it."""
+    found = {}
+    for key, distribution in space.items():
+        value = _own_value(key, config)
+        own = value if isinstance(value, bool | int | float) or value is None else hydra_text(value)
+        try:
+            inside = own is not None and distribution._contains(distribution.to_internal_repr(own))
+        except (ValueError, TypeError):
+            inside = False
+        if inside:
+            found[key] = own
+    return found
+
+
+def _own_value(key: str, config: DictConfig) -> Any:
+    """A key's value in `config`; of all items of a list that of the first, if they agree."""
+    match = LIST_KEY.fullmatch(key)
+    name = key if match is None else match["list"]
+    node = OmegaConf.select(config, name)
+    value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    if match is None or not isinstance(value, list) or not value:
+        return value
+    chosen = value if match["index"] == "*" else value[int(match["index"]) :][:1]
+    values = [OmegaConf.select(OmegaConf.create(item), match["key"]) for item in chosen]
+    return values[0] if values and all(other == values[0] for other in values) else None
+
+
 def _parsed(text: str) -> Any:
     return OverridesParser.create().parse_override(f"key={text}").value()
 

@@ -83,12 +83,13 @@ class Worker:
     """One worker: composes the config of each trial, has it run, and tells the study what became of it."""
 
     def __init__(self, cfg: DictConfig, run_trial: RunTrial) -> None:
+        from raincast.commands.space import default_params
         from raincast.sweeps.goals import check_goals
         from raincast.sweeps.study import Sweep
 
         self.cfg, self.run_trial = cfg, run_trial
         self.folder = Path(cfg.sweep.dir)
-        self.goals: list[Goal] = list(build.make(cfg.sweep.goals))
+        self.goals = [_goal(score) for score in cfg.sweep.goals]
         check_goals(self.goals, prunes=cfg.sweep.pruner is not None)
         self.fixed = fixed_overrides(HydraConfig.get().overrides.task)
         self.base = compose("train", self.fixed)
@@ -105,6 +106,8 @@ class Worker:
             dead_after_minutes=cfg.sweep.dead_after_minutes,
         )
         self._agree()
+        if cfg.sweep.default_first:
+            self.sweep.begin_with(default_params(self.space, self.base))
         self._reported = time.monotonic()
 
     def _space(self) -> dict[str, "optuna.distributions.BaseDistribution"]:
@@ -203,7 +206,7 @@ class Worker:
             log.warning("trial %d  failed: %s", trial.number, error)
             return False
         self.sweep.complete(trial, values)
-        shown = "  ".join(f"{goal.label} {value:.4g}" for goal, value in zip(self.goals, values, strict=True))
+        shown = "  ".join(f"{goal.score} {value:.4g}" for goal, value in zip(self.goals, values, strict=True))
         log.info("trial %d  %s  (best %.4g)  %.0f s", trial.number, shown, self.best_value(), seconds)
         return True
 
@@ -265,6 +268,19 @@ class Worker:
         found = write_report(self.sweep, self.folder, storage=_shown(self.cfg.sweep.storage), page=page)
         if last:
             say_at_end(found, self.folder)
+
+
+def _goal(score: str) -> "Goal":
+    """A goal in the direction in which its score gets better."""
+    from raincast.sweeps.goals import LATENCY, Goal
+    from raincast.training.skill import better
+
+    direction = "min" if score == LATENCY else better(score)
+    if direction is None:
+        raise ValueError(
+            f"sweep.goals: {score} orders nothing, it is best at 1: take {score.replace('bias', 'bias_error')}."
+        )
+    return Goal(score, direction)
 
 
 def fixed_overrides(task: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a sweep looks for: scores to raise, errors or milliseconds to lower, a bias to bring near 1."""
+"""What a sweep looks for: scores of the validation windows, and how long a forecast takes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,17 +6,12 @@ from dataclasses import dataclass
 
 LATENCY = "latency_ms"
 """The one goal that training does not log: how long the network takes for one forecast."""
-WANTS = ("max", "min", "one")
-SMALLEST_BIAS = 1e-3
+WANTS = ("max", "min")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A score of the validation windows, or `LATENCY`, and whether it should be large, small or near one.
-
-    A bias b is told to Optuna as |ln b|: half and twice the rain are equally wrong. A bias below 0.001 (no rain
-    forecast at all) counts as 0.001.
-    """
+    """A score of the validation windows, or `LATENCY`, and whether it should be large or small."""
 
     score: str
     want: str = "max"
@@ -24,30 +19,21 @@ class Goal:
     def __post_init__(self) -> None:
         """Refuse another word."""
         if self.want not in WANTS:
-            raise ValueError(f"sweep.goals: want={self.want} of {self.score}; there are {', '.join(WANTS)}.")
+            raise ValueError(f"want={self.want} of {self.score}; there are {', '.join(WANTS)}.")
 
     @property
     def direction(self) -> str:
         """Optuna's word."""
         return "maximize" if self.want == "max" else "minimize"
 
-    @property
-    def label(self) -> str:
-        """For a table or an axis."""
-        return f"|ln {self.score}|" if self.want == "one" else self.score
-
     def value(self, metrics: Mapping[str, float]) -> float:
-        """What Optuna is told; ValueError where the run has no such score, or it is not a number."""
+        """Its value; ValueError where the run has no such score, or it is not a number."""
         if self.score not in metrics:
             raise ValueError(f"sweep.goals: {self.score} is not logged; there are {', '.join(sorted(metrics))}.")
         found = float(metrics[self.score])
         if not math.isfinite(found):
             raise ValueError(f"{self.score} is {found:g}")
-        return abs(math.log(max(found, SMALLEST_BIAS))) if self.want == "one" else found
-
-    def better(self, one: float, other: float) -> bool:
-        """Whether the value `one` is better than `other`."""
-        return one > other if self.want == "max" else one < other
+        return found
 
 
 def check_goals(goals: Sequence[Goal], *, prunes: bool) -> None:

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from raincast.output.sweep_page import SweepResult, TrialRow
 from raincast.sweeps.goals import Goal
-from raincast.sweeps.study import CURVE, REASON, RETRY_OF, SPACE, SURPLUS, TRIED_AGAIN, Sweep
+from raincast.sweeps.study import CURVE, DEFAULT, REASON, RETRY_OF, SPACE, SURPLUS, TRIED_AGAIN, Sweep
 
 MOST_BEST = 5
 """Of a study with one goal; with several, all that no other beats."""
@@ -27,23 +27,23 @@ def result(
     }
     return SweepResult(
         name=sweep.study.study_name,
-        goals=[goal.label for goal in sweep.goals],
+        goals=[goal.score for goal in sweep.goals],
         larger_is_better=[goal.want == "max" for goal in sweep.goals],
         rows=[_row(trial, sweep, command) for trial in trials],
         best=[trial.number for trial in best_trials(sweep.study, sweep.goals)],
-        importance={goal.label: importance(sweep.study, index) for index, goal in enumerate(sweep.goals)},
+        importance={goal.score: importance(sweep.study, index) for index, goal in enumerate(sweep.goals)},
         log_params=[
             key
             for key, found in space.items()
             if isinstance(found, FloatDistribution | IntDistribution) and found.log
         ],
-        facts=[("goals", ", ".join(f"{goal.label} ({goal.direction})" for goal in sweep.goals)), *facts],
+        facts=[("goals", ", ".join(f"{goal.score} ({goal.want})" for goal in sweep.goals)), *facts],
     )
 
 
 def _row(trial: FrozenTrial, sweep: Sweep, command: Callable[[Sequence[str]], str]) -> TrialRow:
     attrs = trial.user_attrs
-    notes = [attrs.get(REASON, "")]
+    notes = ["the config's own values" if attrs.get(DEFAULT) else "", attrs.get(REASON, "")]
     if attrs.get(TRIED_AGAIN):
         notes.append("tried again")
     if RETRY_OF in attrs:

@@ -27,7 +27,7 @@ from raincast.sweeps.goals import Goal
 log = logging.getLogger(__name__)
 
 SURPLUS, TRIED_AGAIN, REASON, WORKER, CURVE = "surplus", "tried_again", "reason", "worker", "curve"
-RETRY_OF, RETRIES = "retry_of", "retries"
+RETRY_OF, RETRIES, DEFAULT = "retry_of", "retries", "default"
 """User attributes of trials."""
 BASE, SPACE = "base", "space"
 """User attributes of the study: the config that all trials share, and what was searched."""
@@ -166,6 +166,11 @@ class Sweep:
     def _lock_path(self, worker: str) -> Path:
         return self.folder / "workers" / f"{worker}.lock"
 
+    def begin_with(self, params: Mapping[str, Any]) -> None:
+        """Have these values tried first, unless the study has begun."""
+        if not self.study.get_trials(deepcopy=False):
+            self.study.enqueue_trial(dict(params), user_attrs={DEFAULT: True})
+
     def next(self, space: Mapping[str, BaseDistribution]) -> Trial | None:
         """The next trial, with a value for each key of `space`; None when all have been given out."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
@@ -223,6 +228,7 @@ class Sweep:
             return False
         if left > 0:
             again = {RETRY_OF: trial.number, RETRIES: int(attrs.get(RETRIES, 0)) + 1}
+            again |= {DEFAULT: True} if attrs.get(DEFAULT) else {}
             self.study.enqueue_trial(trial.params, user_attrs=again)
         return True
 
