@@ -16,11 +16,12 @@ import h5py
 import numpy
 import optuna
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
-from running import TINY, compose_config
+from running import REPO, TINY, compose_config
 
 from raincast import build
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
@@ -179,6 +180,20 @@ def test_a_worker_that_is_stopped_leaves_its_trial_to_the_next(tmp_path: Path) -
     assert [row["state"] for row in table] == ["failed", "complete", "complete"]
     assert table[0]["optimizer.lr"] == table[1]["optimizer.lr"]
     assert table[0]["note"] == "the config's own values; its worker was stopped; tried again"
+
+
+def test_a_run_that_was_asked_to_leave_is_tried_again(tmp_path: Path) -> None:
+    """75 is what train.py says after SIGTERM."""
+    codes = iter([75, 0])
+
+    def run_trial(command: Sequence[str], run_dir: Path, environment: Mapping[str, str]) -> int:
+        return next(codes) or trial_that_scores(command, run_dir, environment)
+
+    sweep(tmp_path, run_trial, "sweep.trials=1")
+    assert [(row["state"], row["note"].rpartition("; ")[2]) for row in rows(tmp_path)] == [
+        ("failed", "tried again"),
+        ("complete", "trial 0 again"),
+    ]
 
 
 def test_several_goals_end_in_a_page_with_a_pareto_table(tmp_path: Path) -> None:
@@ -375,3 +390,29 @@ def test_a_sweep_never_reads_the_test_split(tiny_archive: Path, tmp_path: Path) 
         "sweep.trials=1",
     )
     assert [row["state"] for row in rows(tmp_path)] == ["complete"]
+
+
+def test_the_command_of_a_wandb_agent_composes(tmp_path: Path) -> None:
+    """As wandb itself makes it of the YAML, at both ends of each parameter."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    agent = yaml.safe_load((REPO / "conf" / "sweep" / "wandb.yml").read_text(encoding="utf-8"))
+    assert (REPO / agent["program"]).is_file()
+    for end in (0, -1):
+        values = {
+            key: {"value": found["values"][end] if "values" in found else found[("min", "max")[end]]}
+            for key, found in agent["parameters"].items()
+        }
+        words = create_sweep_command(list(agent["command"]))
+        own = words[words.index("${program}") + 1 :]
+        place = own.index("${args_no_hyphens}")
+        overrides = [
+            *own[:place],
+            *create_sweep_command_args({"args": values})["args_no_hyphens"],
+            *own[place + 1 :],
+        ]
+        config = compose_config("train", tmp_path, *overrides)
+        assert config.optimizer.lr == values["optimizer.lr"]["value"]
+        assert config.loss.weights[0] == 1
+        assert config.logger.wandb.offline is False
+        assert config.metrics.goal == agent["metric"]["name"]

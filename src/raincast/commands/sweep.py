@@ -136,7 +136,7 @@ class Worker:
 
     def work(self) -> None:
         """Trial after trial."""
-        log.info("Sweep %s: %d of %d trials are given out, in %s", self.cfg.sweep.study, self.sweep.num_counted(),
+        log.info("Sweep %s: %d of %d trials have begun, in %s", self.cfg.sweep.study, self.sweep.num_begun(),
                  self.cfg.sweep.trials, _shown(self.cfg.sweep.storage))  # fmt: skip
         failures = 0
         while True:
@@ -182,6 +182,10 @@ class Worker:
     def _tell(self, trial: "optuna.trial.Trial", run_dir: Path, code: int, seconds: float) -> bool:
         from raincast.sweeps import outcome, process
 
+        if code == process.ASKED_TO_LEAVE:
+            self.sweep.give_up(trial, "it was asked to leave")
+            log.info("trial %d  was asked to leave: it is tried again", trial.number)
+            return True
         found = outcome.read_outcome(run_dir)
         trial.set_user_attr("seconds", round(seconds, 1))
         trial.set_user_attr("epochs", found.epochs)

@@ -62,6 +62,10 @@ class TrialCallback(Callback):
         if trainer.is_global_zero and os.getppid() != self.parent:
             raise SystemExit("The worker of this trial is gone.")
 
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """A validation can take long, too."""
+        self.on_train_batch_start(trainer)
+
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """One point of the curve; all processes hear whether it goes on."""
         if trainer.sanity_checking:

@@ -11,6 +11,8 @@ import raincast
 
 OUTPUT = "output.txt"
 """What the process says, in the run's folder."""
+ASKED_TO_LEAVE = 75
+"""The exit code of a run that was told to leave by a signal."""
 PATIENCE = 20.0
 """Seconds that a trial has to leave in peace, when its worker has to."""
 

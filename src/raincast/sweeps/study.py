@@ -187,6 +187,11 @@ class Sweep:
             trial.set_user_attr(CURVE, self.curves.ask().number)
         return trial
 
+    def num_begun(self) -> int:
+        """How many trials of the budget have begun."""
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(counts(trial) and trial.state != TrialState.WAITING for trial in trials)
+
     def num_counted(self, below: int | None = None) -> int:
         """How many trials of the budget are given out, up to the number `below`."""
         trials = self.study.get_trials(deepcopy=False)
