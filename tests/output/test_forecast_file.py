@@ -9,7 +9,17 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 from raincast import __version__, schema
-from raincast.output.forecast_file import MAX_RATE, forecast_dataset, with_exceedance, write_forecast
+from raincast.output.forecast_file import (
+    MAX_RATE,
+    MISSING,
+    OUTSIDE_REACH,
+    forecast_dataset,
+    with_exceedance,
+    with_quality,
+    write_forecast,
+    write_zarr,
+)
+from raincast.output.geotiff import write_geotiffs
 from raincast.schema import Grid
 
 INIT = np.datetime64("2026-01-01T12:00")
@@ -299,3 +309,109 @@ def test_errors_name_the_remedy(rain, tmp_path):
     shifted = shifted.assign_coords(time=shifted.time + np.timedelta64(1, "m"))
     with pytest.raises(ValueError, match="not init_time"):
         write_forecast(shifted, tmp_path / "a.nc")
+
+
+def flagged(rain, grid, *, cell_methods="time: point"):
+    """With everything a forecast may hold but products."""
+    flags = np.where(np.isnan(rain), MISSING, 0).astype(np.uint8)
+    flags[3:, :, 7:] |= OUTSIDE_REACH
+    return with_quality(made(rain, grid, cell_methods=cell_methods), flags)
+
+
+def test_flags_and_places_are_read_back(rain, grid, tmp_path):
+    dataset = flagged(rain, grid)
+    with xr.open_dataset(write_forecast(dataset, tmp_path / "a.nc"), decode_timedelta=True) as read:
+        np.testing.assert_array_equal(read.quality_flag, dataset.quality_flag)
+        assert read.quality_flag.dtype == np.uint8
+        assert read.rain_rate.attrs["ancillary_variables"] == "quality_flag"
+        bits = dict(
+            zip(
+                read.quality_flag.attrs["flag_meanings"].split(),
+                read.quality_flag.attrs["flag_masks"],
+                strict=True,
+            )
+        )
+        assert bits == {"missing": 1, "outside_reach": 2, "filled": 4}
+        if CRS.from_wkt(grid.crs_wkt).is_geographic:
+            assert "lat" not in read.variables  # y and x are the degrees
+        else:
+            assert {"lat", "lon"} <= set(read.rain_rate.coords)
+            to_degrees = Transformer.from_crs(CRS.from_wkt(grid.crs_wkt), "EPSG:4326", always_xy=True)
+            lon, lat = to_degrees.transform(*np.meshgrid(grid.x, grid.y))
+            # 1e-5 degrees are a metre
+            np.testing.assert_allclose(read.lon, lon, atol=1e-5)
+            np.testing.assert_allclose(read.lat, lat, atol=1e-5)
+    with pytest.raises(ValueError, match="one for each pixel and lead"):
+        with_quality(dataset, np.zeros((1, 12, 10), np.uint8))
+
+
+def swiss_grid():
+    """A projection that CF has no name for: crs_wkt alone carries it."""
+    swiss = CRS.from_epsg(21781).to_wkt()
+    return Grid(y=480e3 - 1000.0 * np.arange(12), x=255e3 + 1000.0 * np.arange(10), crs_wkt=swiss)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("cell_methods", ["time: point", "time: mean"])
+def test_the_compliance_checker_finds_no_error_in_flags_and_places(rain, grid, cell_methods, tmp_path):
+    pytest.importorskip("compliance_checker", reason="the CF checker is not installed")
+    assert cf_errors(write_forecast(flagged(rain, grid, cell_methods=cell_methods), tmp_path / "a.nc")) == []
+
+
+def test_gdal_places_a_projection_without_a_name_in_cf(rain, tmp_path):
+    grid = swiss_grid()
+    path = write_forecast(flagged(rain, grid), tmp_path / "a.nc")
+    with rasterio.open(f"netcdf:{path}:rain_rate") as gdal:
+        lon, lat = Transformer.from_crs(21781, 4326, always_xy=True).transform(grid.x[3], grid.y[7])
+        (gx,), (gy,) = rasterio.warp.transform("EPSG:4326", gdal.crs, [lon], [lat])
+        assert gdal.index(gx, gy) == (7, 3)
+        assert gdal.read(4)[7, 3] * gdal.scales[3] == pytest.approx(rain[3, 7, 3], abs=0.0051)
+
+
+@pytest.mark.parametrize("order", ["north first", "south first"])
+def test_pysteps_opens_it(rain, order, tmp_path):
+    from pysteps.io import import_netcdf_pysteps
+
+    grid = GRIDS[order]
+    path = write_forecast(flagged(rain, grid), tmp_path / "a.nc", for_pysteps=True)
+    precip, metadata = import_netcdf_pysteps(str(path), onerror="raise")
+    north_up = rain if grid.y[0] > grid.y[-1] else rain[:, ::-1]
+    np.testing.assert_allclose(precip, north_up, atol=0.0051)
+    np.testing.assert_array_equal(np.isnan(precip), np.isnan(north_up))
+    np.testing.assert_array_equal(metadata["leadtimes"], STEP * np.arange(1, 7))
+    assert metadata["unit"] == "mm/h" and metadata["accutime"] == STEP and metadata["yorigin"] == "upper"
+    assert (metadata["x1"], metadata["y2"]) == (grid.x.min() - 500, grid.y.max() + 500)
+    theirs = CRS.from_user_input(metadata["projection"])
+    to_theirs = Transformer.from_crs(CRS.from_wkt(grid.crs_wkt), theirs, always_xy=True)
+    # it leaves the ellipsoid out: a few hundred metres
+    np.testing.assert_allclose(to_theirs.transform(grid.x[4], grid.y[4]), (grid.x[4], grid.y[4]), rtol=1e-3)
+
+
+def test_zarr_holds_the_same(rain, grid, tmp_path):
+    dataset = flagged(rain, grid)
+    path = write_zarr(dataset, tmp_path / "a.zarr")
+    assert write_zarr(dataset, path) == path  # in the place of the first
+    assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+    with xr.open_dataset(path, engine="zarr", consolidated=False, decode_timedelta=True) as read:
+        np.testing.assert_array_equal(read.rain_rate, dataset.rain_rate)
+        np.testing.assert_array_equal(read.quality_flag, dataset.quality_flag)
+        np.testing.assert_array_equal(read.time, dataset.time)
+        assert CRS.from_wkt(schema.find_crs_wkt(read, schema.RAIN)) == CRS.from_wkt(grid.crs_wkt)
+
+
+def test_geotiffs_lie_where_they_belong(rain, grid, tmp_path):
+    folder = write_geotiffs(flagged(rain, grid), tmp_path, "forecast_x")
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files][:2] == ["forecast_x_+005min.tif", "forecast_x_+010min.tif"]
+    assert len(files) == 6
+    lon, lat = Transformer.from_crs(CRS.from_wkt(grid.crs_wkt), 4326, always_xy=True).transform(
+        grid.x[3], grid.y[7]
+    )
+    with rasterio.open(files[3]) as gdal:
+        (gx,), (gy,) = rasterio.warp.transform("EPSG:4326", gdal.crs, [lon], [lat])
+        row, column = gdal.index(gx, gy)
+        values = gdal.read(1)
+        assert values[row, column] == rain[3, 7, 3]
+        assert np.isnan(values).sum() == np.isnan(rain[3]).sum() and np.isnan(gdal.nodata)
+        assert gdal.transform.e < 0 and gdal.units == ("mm h-1",)
+        assert gdal.tags()["valid_time"] == "2026-01-01T12:20:00Z"
