@@ -535,6 +535,7 @@ def nowcaster_of(cfg: DictConfig) -> "Nowcaster":
         max_missing=cfg.max_missing,
         other_grid=cfg.other_grid,
         reach=cfg.reach,
+        products=make(cfg.products),
         memory=Memory(cfg.memory_gib, overlap=cfg.tile_overlap),
         attrs={"input": str(cfg.watch or cfg.input), "forecast_config": config_text(cfg)},
     )
@@ -544,7 +545,9 @@ def outputs(cfg: DictConfig) -> "Outputs":
     """The files that `conf/forecast.yaml`'s settings ask for."""
     from raincast.nowcast import Outputs
 
-    return Outputs(formats=list(cfg.formats), for_pysteps=cfg.for_pysteps, animation=cfg.animation)
+    return Outputs(
+        formats=list(cfg.formats), for_pysteps=cfg.for_pysteps, animation=cfg.animation, places=cfg.places
+    )
 
 
 def _channels_of(checkpoint: Checkpoint, others: Mapping[str, Any]) -> "Channels":

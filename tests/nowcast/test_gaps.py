@@ -6,8 +6,8 @@ from nowcast.standing import moving, nowcaster
 
 from raincast import schema
 from raincast.baselines import Extrapolation, Persistence
-from raincast.nowcast import NoInput
-from raincast.nowcast.gaps import Past
+from raincast.nowcast import NoInput, Products
+from raincast.nowcast.gaps import Past, past_of
 from raincast.output.forecast_file import FILLED, MISSING, OUTSIDE_REACH
 
 
@@ -141,3 +141,15 @@ def test_a_gap_at_the_beginning_stays_missing():
     rain[0] = np.nan
     past = Past(rain, np.array([True, False, False]), np.arange(3).astype("datetime64[ns]"))
     assert np.isnan(past.filled()[0]).all() and past.fits(1) and not past.fits(0)
+
+
+def test_products_are_made_of_the_last_observation_of_each_pixel():
+    frames = moving()
+    frames["rain_rate"][3, :, :8] = np.nan
+    products = Products(accumulations=[10], onset=1.0, matched=True)
+    forecast = nowcaster(products=products)(frames)
+    newest = past_of(frames).newest()
+    np.testing.assert_array_equal(newest[:, :8], frames["rain_rate"].values[2, :, :8])
+    np.testing.assert_array_equal(newest[:, 8:], frames["rain_rate"].values[3, :, 8:])
+    assert (forecast["time_to_onset"].values[newest >= 1] == 0).all()
+    assert {"rain_amount_10min", "rain_rate_matched"} <= set(forecast)

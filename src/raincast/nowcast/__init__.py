@@ -4,7 +4,7 @@ from raincast.nowcast.files import Outputs, forecast_name, forecast_path, what_c
 from raincast.nowcast.gaps import NoInput
 from raincast.nowcast.hindcast import init_times, is_complete
 from raincast.nowcast.memory import Memory
-from raincast.nowcast.nowcaster import Nowcaster
+from raincast.nowcast.nowcaster import Nowcaster, Products
 from raincast.nowcast.series import ArchiveSeries, FileSeries, Series, grid_of, open_series
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "NoInput",
     "Nowcaster",
     "Outputs",
+    "Products",
     "Series",
     "forecast_name",
     "forecast_path",

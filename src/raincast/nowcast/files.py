@@ -21,12 +21,14 @@ class Outputs:
     """Which files a forecast gets.
 
     `formats`: netcdf always; beside it zarr, a store, and geotiff, a file for each lead time in a folder.
-    `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: a GIF.
+    `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: a GIF. `places`: a
+    table of the points and polygons in a file (`output.places`).
     """
 
     formats: Sequence[str] = field(default=("netcdf",))
     for_pysteps: bool = False
     animation: bool = False
+    places: str | None = None
 
     @property
     def shows_observed(self) -> bool:
@@ -34,10 +36,14 @@ class Outputs:
         return self.animation
 
     def __post_init__(self) -> None:
-        """Refuse formats that there are not."""
+        """Refuse formats that there are not, and places that cannot be read."""
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown:
             raise ValueError(f"formats: {', '.join(unknown)} unknown; there are {', '.join(FORMATS)}.")
+        if self.places is not None:
+            from raincast.output.places import read_places
+
+            read_places(self.places)
 
 
 def forecast_name(init_time: np.datetime64) -> str:
@@ -80,6 +86,11 @@ def write_outputs(
         from raincast.output.geotiff import write_geotiffs
 
         written["geotiff"] = write_geotiffs(forecast, folder, path.stem)
+    if outputs.places is not None:
+        from raincast.output.places import read_places, write_places
+
+        table = folder / f"{path.stem}_places.csv"
+        written["places"] = write_places(forecast, read_places(outputs.places), table)
     if outputs.animation:
         written["animation"] = _animate(forecast, frames, observed, path.with_suffix(".gif"))
     made = write_forecast(forecast, path, overwrite=overwrite, for_pysteps=outputs.for_pysteps)

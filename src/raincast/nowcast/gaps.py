@@ -44,6 +44,13 @@ class Past:
         """Whether a network that was trained with so many missing frames has met the like."""
         return self.num_absent <= max_missing and not self.absent[-1]
 
+    def newest(self) -> Rain:
+        """Each pixel's last observation, (H, W); NaN where nobody ever looked."""
+        newest: Rain = self.rain[-1].copy()
+        for frame in self.rain[-2::-1]:
+            np.copyto(newest, frame, where=np.isnan(newest))
+        return newest
+
     def filled(self) -> Rain:
         """As training fills gaps: an absent frame repeats the frame before; the first one stays missing."""
         if not self.num_absent:

@@ -15,6 +15,8 @@ SLACK = 1.5
 """What allocators hold beyond what is used."""
 UNKNOWN_BYTES = 4096
 """Bytes a pixel where the network cannot be looked into: an exported one."""
+BASE_GIB = 0.5
+"""What Python and its libraries take."""
 GIB = 2**30
 
 
@@ -43,8 +45,8 @@ class Memory:
         self.last = None
         device = str(getattr(network, "device", "cpu"))
         per_pixel = self._bytes_per_pixel(network, lead_steps)
-        # input, a filled copy, the answer, and what the file makes of it
-        arrays = H * W * 4 * (2 * network.input_steps + lead_steps * (3 + 2 * num_thresholds))
+        # input, as read, in one piece and filled; the answer, and what the file makes of it
+        arrays = H * W * 4 * (3 * network.input_steps + lead_steps * (3 + 2 * num_thresholds)) + BASE_GIB * GIB
         on_host = device == "cpu"
         available = (self.gib or free_gib(device) / 2) * GIB - (arrays if on_host else 0)
         if per_pixel * H * W <= available:

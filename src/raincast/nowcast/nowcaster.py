@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from raincast.nowcast.quality import quality_flags
 from raincast.nowcast.series import Series, Times, grid_of
 from raincast.nowcast.tiles import in_tiles
 from raincast.output.forecast_file import forecast_dataset, with_exceedance, with_quality
+from raincast.output.products import with_amounts, with_matched, with_onset
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,26 @@ class NetworkLike(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """Further variables of a forecast (`output.products`).
+
+    `accumulations`: depths over so many minutes; `onset`: time until so many mm/h; `matched`: rates with the
+    distribution of what was seen.
+    """
+
+    accumulations: Sequence[float] = ()
+    onset: float | None = None
+    matched: bool = False
+
+    def add_to(self, forecast: xr.Dataset, past: Past) -> xr.Dataset:
+        """`forecast` with what is asked for."""
+        forecast = with_amounts(forecast, self.accumulations)
+        if self.onset is not None:
+            forecast = with_onset(forecast, self.onset, past.newest())
+        return with_matched(forecast, past.newest()) if self.matched else forecast
+
+
 class Nowcaster:
     """A network with everything that a forecast file says of it.
 
@@ -52,8 +74,8 @@ class Nowcaster:
     other forecaster. `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of
     every forecast. `trained` says what the network was trained on. With more than `max_missing` frames absent, or
     the newest, the rain is extrapolated instead; by default as many as in training. `reach` asks for the flag of
-    what comes from where nobody looked, `other_grid` allows other pixels than in training. `channels` are those
-    that the network sees beside the rain.
+    what comes from where nobody looked, `other_grid` allows other pixels than in training, `products` are further
+    variables. `channels` are those that the network sees beside the rain.
     """
 
     def __init__(
@@ -66,6 +88,7 @@ class Nowcaster:
         max_missing: int | None = None,
         other_grid: bool = False,
         reach: bool = True,
+        products: Products | None = None,
         memory: Memory | None = None,
         attrs: Mapping[str, Any] | None = None,
         channels: Channels | None = None,
@@ -80,6 +103,7 @@ class Nowcaster:
         self.max_missing = trained.max_missing if max_missing is None else max_missing
         self.other_grid = other_grid
         self.reach = reach
+        self.products = products or Products()
         self.memory = memory or Memory()
         self.attrs = dict(attrs or {})
         self.channels = channels if channels is not None and channels.read_any else None
@@ -162,10 +186,10 @@ class Nowcaster:
             attrs=self._attrs_of(frames, past, method) | differs,
         )
         dataset = with_quality(dataset, quality_flags(past, self.lead_steps, reach=self.reach))
-        if not self.thresholds:
-            return dataset
-        comment = self._calibrated_on() if method == "network" else None
-        return with_exceedance(dataset, exceedance, self.thresholds, comment=comment)
+        if self.thresholds:
+            comment = self._calibrated_on() if method == "network" else None
+            dataset = with_exceedance(dataset, exceedance, self.thresholds, comment=comment)
+        return self.products.add_to(dataset, past)
 
     def forecast(self, rain: Rain, num_steps: int) -> Rain:
         """As the `Forecaster` protocol says: the network's own."""

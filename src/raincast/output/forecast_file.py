@@ -24,13 +24,15 @@ from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS
 from raincast.schema import CRS, EXCEEDANCE, INIT_TIME, LEAD_TIME, RAIN, STEP_MINUTES, THRESHOLD, TIME, Grid, X, Y
 
 TIME_BOUNDS = "time_bounds"
+NO_LEAPS = "leap_seconds: none"  # as computers count time
 INIT_TIME_ATTRS = {
     "standard_name": "forecast_reference_time",
     "long_name": "time of the last input frame (UTC)",
+    "units_metadata": NO_LEAPS,
 }
 LEAD_TIME_ATTRS = {"standard_name": "forecast_period", "long_name": "time from init_time to valid time"}
 # no axis="T" here: the dimension is lead_time, and CF allows one T axis, a coordinate variable of its own
-VALID_TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)"}
+VALID_TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "units_metadata": NO_LEAPS}
 # as CF has it for its own names that end in "above_threshold": the coordinate is a value of the quantity
 THRESHOLD_ATTRS = {"standard_name": "rainfall_rate", "long_name": "rain rate to reach", "units": "mm h-1"}
 # CF has no standard name for it
@@ -58,6 +60,8 @@ LAT_ATTRS = {"standard_name": "latitude", "long_name": "latitude of the pixel", 
 LON_ATTRS = {"standard_name": "longitude", "long_name": "longitude of the pixel", "units": "degrees_east"}
 PROBABILITY_CODE = 1e-4
 """Probabilities are int16 codes of this."""
+MINUTES_CODE = 0.1
+"""Times to an onset are int16 codes of so many minutes."""
 CAPPED = f"rates above {MAX_RATE:g} mm/h are set to {MAX_RATE:g} mm/h, the largest that the file can hold"
 
 
@@ -338,5 +342,5 @@ def _code(name: str, variable: xr.Variable) -> dict[str, Any]:
         return {"dtype": "float32", "_FillValue": None}
     if variable.dtype.kind == "u":
         return {"dtype": "uint8", "_FillValue": None}
-    code = PROBABILITY_CODE if variable.attrs.get("units") == "1" else CODE_MM_H
+    code = {"1": PROBABILITY_CODE, "minutes": MINUTES_CODE}.get(str(variable.attrs.get("units")), CODE_MM_H)
     return {"dtype": "int16", "scale_factor": code, "_FillValue": np.int16(MISSING_CODE)}
