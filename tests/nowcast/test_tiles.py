@@ -81,7 +81,7 @@ def test_a_network_in_tiles_is_the_whole_within_a_thousandth(network):
 
 def test_memory_decides_on_tiles(network):
     assert Memory(8.0).tiling(network, (100, 100), 3, 0) is None
-    small = Memory(0.55, overlap=32)
+    small = Memory(0.6, overlap=32)
     tiling = small.tiling(network, (800, 700), 3, 0)
     assert tiling is not None and tiling.overlap == 32 and tiling.stride == 4
     assert "that share 32" in (small.last or "")
@@ -92,4 +92,4 @@ def test_memory_decides_on_tiles(network):
     with pytest.raises(ValueError, match="memory_gib=0"):
         Memory(0)
     # a network that cannot be looked into
-    assert Memory(1.5).tiling(Standing(), (2000, 2000), 6, 0) is not None
+    assert Memory(2.0).tiling(Standing(), (2000, 2000), 6, 0) is not None
