@@ -521,12 +521,42 @@ def nowcaster(
     )
 
 
+def load_nowcaster(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    thresholds: Sequence[float] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> "Nowcaster":
+    """As `nowcaster`, from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2)."""
+    from raincast.nowcast import Nowcaster
+    from raincast.nowcast.exported import SUFFIXES, ExportedForecaster
+
+    if Path(path).suffix not in SUFFIXES:
+        return nowcaster(read_checkpoint(path), device=device, thresholds=thresholds, attrs=attrs, **settings)
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device={device}: exported networks run on the CPU. Take a checkpoint, or device=cpu.")
+    exported = ExportedForecaster(path)
+    if settings.pop("channels", None):
+        raise ValueError(f"channels: {path} takes rain alone.")
+    settings.pop("calibrated", None)
+    own = {"title": "Precipitation nowcast", "source": f"raincast {raincast.__version__}, {Path(path).name}"}
+    return Nowcaster(
+        exported,
+        exported.trained,
+        thresholds=[float(t) for t in thresholds or ()],
+        attrs=own | exported.provenance | {"raincast_commit": commit()} | dict(attrs or {}),
+        **settings,
+    )
+
+
 def nowcaster_of(cfg: DictConfig) -> "Nowcaster":
     """The nowcaster of `conf/forecast.yaml`'s settings."""
     from raincast.nowcast.memory import Memory
 
-    return nowcaster(
-        read_checkpoint(cfg.checkpoint),
+    return load_nowcaster(
+        cfg.checkpoint,
         device=cfg.device,
         thresholds=cfg.exceedance,
         calibrated=cfg.calibrated,

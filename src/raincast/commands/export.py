@@ -163,6 +163,7 @@ def describe(
         "lead_steps": str(lead_steps),
         "channels": "rain",  # what goes in; where it was observed is made of it
         "grid_spacing": ", ".join(f"{spacing:g}" for spacing in info["grid_spacing"]),
+        "max_missing": str(checkpoint.config.data.get("max_missing", 0)),
         "cell_methods": str(info["archive"]["cell_methods"]),
     }
 
