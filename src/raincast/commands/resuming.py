@@ -7,11 +7,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import build
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raincast.forecaster import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +75,10 @@ def find(cfg: DictConfig) -> build.Checkpoint | None:
     """
     if cfg.resume not in (None, "auto"):
         raise ValueError(f"resume={cfg.resume}: give auto, or null. A file to go on from is checkpoint=….")
+    if cfg.checkpoint is not None and cfg.warm_start is not None:
+        raise ValueError(
+            "checkpoint= goes on with a run, warm_start= begins one with the weights of another: give one of them."
+        )
     if cfg.resume == "auto":
         if cfg.checkpoint is not None:
             raise ValueError(
@@ -86,6 +95,27 @@ def find(cfg: DictConfig) -> build.Checkpoint | None:
     cfg.callbacks.best.dirpath = str(checkpoint.path.parent)
     log.info("Going on after step %d, from %s", checkpoint.step, checkpoint.path)
     return checkpoint
+
+
+def warm_start(cfg: DictConfig, net: "nn.Module", info: dict[str, Any]) -> None:
+    """Begin with the weights of `cfg.warm_start`, and say which; what may be wrong with them is warned of."""
+    from raincast.training.warm_start import warm_start
+
+    old = build.read_checkpoint(cfg.warm_start)
+    prefix = "network."
+    weights = {k.removeprefix(prefix): v for k, v in old.state.items() if k.startswith(prefix)}
+    seen = [_seen(inputs) for inputs in (old.inputs, build.inputs_of(info["channels"]))]
+    done = warm_start(net, weights, old_channels=seen[0], channels=seen[1])
+    log.info("Warm start from %s:\n  %s", old.path, done)
+    if _plain(old.config)["transform"] != OmegaConf.to_container(cfg.transform, resolve=True):
+        log.warning("Its weights were learned with another transform: they mean other rates here.")
+    if old.info["step_minutes"] != info["step_minutes"]:
+        steps = (old.info["step_minutes"], info["step_minutes"])
+        log.warning("Its weights were learned on steps of %g minutes; here they are %g.", *steps)
+
+
+def _seen(inputs: "Inputs") -> list[str]:
+    return ["rain", *(["observed"] if inputs.observed else []), *(name for name, _ in inputs.past)]
 
 
 def check(cfg: DictConfig, info: dict[str, Any], old: build.Checkpoint | None) -> None:

@@ -82,6 +82,8 @@ def _train(cfg: DictConfig) -> TrainResult:
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
     info = build.metadata(cfg, data)
     net = build.network(model, num_channels=head.num_channels, inputs=build.inputs_of(info["channels"]))
+    if cfg.warm_start is not None and resumed_from is None:
+        resuming.warm_start(cfg, net, info)
     execution.prepare(net, compile=cfg.compile, recompute=cfg.recompute, tf32=cfg.tf32)
     build.check_crop(data, net, cfg.data.crop)
     _check_goal(cfg, info)
