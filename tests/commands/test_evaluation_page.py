@@ -188,3 +188,20 @@ def test_compare_refuses_what_it_cannot_set_side_by_side(
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(compose_config("evaluate", tmp_path, *overrides))
+
+
+def test_an_archive_of_test_days_alone_is_enough(tiny_run: Path, tmp_path: Path) -> None:
+    """Not so for fitting probabilities, which takes validation windows."""
+    from raincast.synthetic import build_builtin_archive
+
+    build_builtin_archive(tmp_path / "event", num_days=1, frames_per_day=12, size=32)
+    alone = [
+        "data.split={_target_:raincast.data.windows.DateSplit,train:[],val:[],test:[[2000-01-01,2100-01-01]]}"
+    ]
+    alone += [f"data.archive={tmp_path}/event", "data.eval_stride=1", "resamples=40", "metrics.thresholds=[1]"]
+    alone += [f"checkpoint={tiny_run}/checkpoints/best.ckpt", "baselines=[]", "device=cpu"]
+    scores = evaluate(compose_config("evaluate", tmp_path / "run", *alone))
+    assert scores.attrs["num_windows"] > 0 and scores.sizes["event"] == 1
+    assert "The only event" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="no window of 6 frames for val"):
+        evaluate(compose_config("evaluate", tmp_path / "fit", *alone, "calibrate=true"))

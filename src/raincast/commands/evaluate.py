@@ -34,6 +34,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     others = build.baselines(cfg, list(cfg.baselines))
     trained = _trained_config(checkpoint, cfg)
     data = build.datamodule(trained, build.archive_path(trained))
+    data.needed = (cfg.split, "val") if cfg.calibrate else (cfg.split,)
     _check_step(checkpoint, data.archive.step_minutes, trained.data.archive)
     if data.windows.hash != checkpoint.info["split_hash"]:
         log.warning(

@@ -28,7 +28,7 @@ from raincast.data.sampler import (
     tile_positions,
 )
 from raincast.data.source import Source
-from raincast.data.windows import Split, SplitWindows, TrainAll
+from raincast.data.windows import SPLITS, Split, SplitWindows, TrainAll
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,8 @@ class RadarDataModule(L.LightningDataModule):
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, Any] = {}
         self.progress: Callable[[int, int], None] | None = None
+        self.needed: Sequence[str] = SPLITS
+        """The splits of `archive` that must hold windows: to score on an archive of test days takes no others."""
 
     def _bind(self, archive: Archive, others: Mapping[str, Mapping[str, Any]]) -> BoundChannels | None:
         """The channels on the grid of `archive`, with what is other there."""
@@ -170,7 +172,7 @@ class RadarDataModule(L.LightningDataModule):
     @cached_property
     def windows(self) -> SplitWindows:
         """The windows of each split of `archive`."""
-        return self.sources[0].split(self.split, self.max_missing)
+        return self.sources[0].split(self.split, self.max_missing, needed=self.needed)
 
     @cached_property
     def more_windows(self) -> list[SplitWindows]:

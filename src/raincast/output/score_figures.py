@@ -24,6 +24,7 @@ Floats = npt.NDArray[np.float64]
 OBSERVED_COLOUR = "#555555"
 GRID_COLOUR = "#dddddd"
 MOST_COLUMNS = 3
+_WAVELENGTHS = [digit * 10.0**power for power in range(-1, 4) for digit in (1, 2, 5)]  # km
 
 
 def svg(figure: Figure) -> bytes:
@@ -171,7 +172,10 @@ def spectra(scores: xr.Dataset, leads: Sequence[int]) -> Figure:
             axis.plot(km[shown], power[shown], linewidth=1.4, label=str(name), **style)
         axis.set(xscale="log", yscale="log")
         axis.invert_xaxis()  # fine detail to the right, as in the literature
+        low, high = km[shown].min(), km[shown].max()
+        axis.set_xticks([at for at in _WAVELENGTHS if low <= at <= high], minor=False)
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
         axis.set_xlabel("wavelength (km)", fontsize=8)
         axis.set_ylabel("power (mm² h⁻²)", fontsize=8)
         axis.set_title(f"+{minutes[lead]:g} min", fontsize=10)
