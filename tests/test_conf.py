@@ -21,6 +21,7 @@ CHOICES = [
         "head",
         "loss",
         "optimizer",
+        "curriculum",
         "metrics",
         "trainer",
         "callbacks",

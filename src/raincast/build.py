@@ -234,6 +234,7 @@ def module(
         thresholds=list(cfg.metrics.thresholds),
         lead_steps=int(info["lead_steps"]),
         step_minutes=float(info["step_minutes"]),
+        curriculum=make(cfg.curriculum),
         metadata=info,
         references=references,
         inputs=inputs_of(info.get("channels", ())),
@@ -247,6 +248,11 @@ def is_sharded(cfg: DictConfig) -> bool:
     if sharded and cfg.ema is not None:
         raise ValueError(
             f"ema={cfg.ema} averages whole weights, which trainer=fsdp has not: leave one of them out."
+        )
+    if sharded and OmegaConf.select(cfg, "curriculum.sampling") is not None:
+        raise ValueError(
+            "curriculum.sampling unrolls the network step by step, for which shared-out weights (fsdp) are "
+            "not whole. Take trainer=ddp, or curriculum.sampling=null."
         )
     return sharded
 

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from raincast.models.frames import check_frames, framewise, initialise_output, pad
@@ -18,8 +18,9 @@ class PredRNN(nn.Module):
     forecast frame is the input of the next step. So what comes out must be what goes in: `in_channels` and
     `out_channels` are equal.
 
-    There is no teacher forcing: in training too the network sees its own frames behind the last input, and
-    its one-step forecasts of frames within the input are not asked for. Grids of any size work: they are
+    Called as any network there is no teacher forcing: in training too it sees its own frames behind the last
+    input, and its one-step forecasts of frames within the input are not asked for. `unroll` is for training that
+    chooses which frames it sees (scheduled sampling). Grids of any size work: they are
     padded at the bottom and right with 0, no rain, and the output is cut to the input's size.
     """
 
@@ -64,9 +65,37 @@ class PredRNN(nn.Module):
         """Past frames → the `num_steps` frames after them, both in network units."""
         check_frames(x, self.in_channels, num_steps)
         H, W = x.shape[-2:]
-        hidden, state = self.stack(F.pixel_unshuffle(pad(x, self.stride), self.patch))
+        hidden, state = self.stack(self._patches(x))
         outputs = [framewise(self.head, hidden[:, -1:])]
         while len(outputs) < num_steps:
             hidden, state = self.stack(outputs[-1], state)
             outputs.append(framewise(self.head, hidden))
         return F.pixel_shuffle(torch.cat(outputs, dim=1), self.patch)[..., :H, :W]
+
+    def unroll(
+        self,
+        x: Float[Tensor, "b t c h w"],
+        truth: Float[Tensor, "b steps c h w"],
+        use_truth: Bool[Tensor, "b n"],
+    ) -> Float[Tensor, "b t_and_steps_less_1 c h w"]:
+        """Forecasts, each of one step, of all frames of `x` and `truth` but the first, in network units.
+
+        `use_truth` (B, T + steps − 2) says which of the frames behind the first are read as they were; of the
+        others the forecast is read instead. So it always is where `truth` is NaN.
+        """
+        check_frames(x, self.in_channels, truth.shape[1])
+        H, W = x.shape[-2:]
+        frames = torch.cat([x, truth[:, :-1]], dim=1)
+        known = self._patches(frames.isnan().to(x.dtype)) == 0
+        frames = self._patches(frames.nan_to_num(0.0))
+        read, state, outputs = frames[:, :1], None, []
+        for step in range(frames.shape[1]):
+            hidden, state = self.stack(read, state)
+            outputs.append(framewise(self.head, hidden))
+            if step + 1 < frames.shape[1]:
+                chosen = use_truth[:, step, None, None, None, None] & known[:, step + 1 : step + 2]
+                read = torch.where(chosen, frames[:, step + 1 : step + 2], outputs[-1])
+        return F.pixel_shuffle(torch.cat(outputs, dim=1), self.patch)[..., :H, :W]
+
+    def _patches(self, frames: Tensor) -> Tensor:
+        return F.pixel_unshuffle(pad(frames, self.stride), self.patch)

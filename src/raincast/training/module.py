@@ -17,6 +17,7 @@ from raincast.data.dataset import Sample
 from raincast.forecaster import RAIN_ALONE, Inputs, beside_rain, predict_output, predict_rates, run_network
 from raincast.metrics.rain_scores import RainScores
 from raincast.models.heads import Head
+from raincast.training.curriculum import Curriculum
 from raincast.training.skill import Scores, validation_scores
 from raincast.transforms import Transform
 
@@ -31,10 +32,10 @@ class NowcastModule(L.LightningModule):
 
     `head` says what the network's channels mean: `loss` compares what it makes of them, and validation scores its
     rates. ValueError where the loss is another head's (it compares `loss.num_channels`, 1 if it does not say).
-    `inputs` says what the network sees beside the rain. `optimizer` takes (parameters, number of steps of the
-    run). `metadata` is plain data (text, numbers, lists and dicts of them) that goes into every checkpoint under
-    "raincast". Validation logs CSI by threshold, averaged over lead times, from counts pooled over all windows and
-    ranks.
+    `inputs` says what the network sees beside the rain, `curriculum` what is asked of it first. `optimizer` takes
+    (parameters, number of steps of the run). `metadata` is plain data (text, numbers, lists and dicts of them)
+    that goes into every checkpoint under "raincast". Validation logs CSI by threshold, averaged over lead times,
+    from counts pooled over all windows and ranks.
     """
 
     def __init__(
@@ -51,9 +52,12 @@ class NowcastModule(L.LightningModule):
         metadata: dict[str, Any],
         references: Mapping[str, Scores] | None = None,
         inputs: Inputs = RAIN_ALONE,
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         _check_loss(loss, head)
+        self.curriculum = curriculum or Curriculum()
+        self.curriculum.check(network)
         self.network = network
         self.head = head
         self.transform = transform
@@ -81,16 +85,23 @@ class NowcastModule(L.LightningModule):
 
     def loss_of(self, batch: Sample) -> Tensor:
         """The loss of a training step, on the network's scale."""
-        output = run_network(
-            self.network,
-            self.transform,
-            batch["input"],
-            self.lead_steps,
-            inputs=self.inputs,
-            beside=beside_rain(batch),
-        )
-        target = self.transform.forward(batch["target"])
-        loss: Tensor = self.loss(self.head.prediction(output), target, batch["target_mask"])
+        batch = self.curriculum.shorten(batch, self.current_epoch)
+        if self.curriculum.sampling is not None:
+            frames = self.inputs.frames(self.transform, batch["input"], beside_rain(batch))
+            output, target, mask = self.curriculum.sampling.answer(
+                self.network, self.transform, frames, batch, self.global_step
+            )
+        else:
+            target, mask = self.transform.forward(batch["target"]), batch["target_mask"]
+            output = run_network(
+                self.network,
+                self.transform,
+                batch["input"],
+                target.shape[1],
+                inputs=self.inputs,
+                beside=beside_rain(batch),
+            )
+        loss: Tensor = self.loss(self.head.prediction(output), target, mask)
         return loss
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
@@ -98,6 +109,7 @@ class NowcastModule(L.LightningModule):
         loss = self.loss_of(batch)
         # of all processes: their batches are equally large
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["input"]), sync_dist=True)
+        self.log_dict(self.curriculum.in_force(self.global_step, self.current_epoch, self.lead_steps))
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
