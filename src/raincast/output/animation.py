@@ -15,17 +15,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from raincast import schema
 from raincast.output import rain_image
+from raincast.output.coastlines import coast_pixels
 from raincast.output.rain_image import DRY_CLASS, MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView, Rain
 from raincast.schema import Grid
 
 Indices = npt.NDArray[np.uint8]
 
 # the palette: dry, the rain classes, missing, then these
-_HATCH, _LINE, _GREY = MISSING_CLASS + 1, MISSING_CLASS + 2, MISSING_CLASS + 3
+_HATCH, _LINE, _COAST, _GREY = MISSING_CLASS + 1, MISSING_CLASS + 2, MISSING_CLASS + 3, MISSING_CLASS + 4
 _NUM_GREYS = 16  # enough for smooth letters
-_HEADER, _MARGIN, _BAR_WIDTH, _GAP = 46, 8, 74, 10
-_MIN_PANEL, _MIN_HEIGHT = 210, 230  # what the words above and the numbers of the colour bar need
+_HEADER, _MARGIN, _BAR_WIDTH, _GAP, _FOOTER = 46, 8, 74, 10, 26
+_MIN_PANEL, _MIN_HEIGHT = 250, 230  # what the words above and the numbers of the colour bar need
 _FRAME_MS, _PAUSE_MS = 250, 1500
+_SMALLEST_MAP = 100  # pixels below which a coast would hide the rain
+_SCALES_KM = (1000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 
 
 def forecast_animation(
@@ -38,22 +41,30 @@ def forecast_animation(
     path: str | Path,
     observed: Rain | None = None,
     max_pixels: int = 640,
+    time_zone: str | None = None,
+    coastlines: bool = True,
+    stills: Path | None = None,
 ) -> Path:
     """The past hour, then the forecast, as a GIF that loops; with `observed`, what came runs beside it.
 
     All are (frame, y, x) in mm/h with NaN for missing. The last of `observed_input` is valid at `init_time`,
     the first of `forecast` and `observed` one step later; `observed` may be shorter. The longer side of a map
-    has at most `max_pixels` pixels; several grid pixels in one are averaged.
+    has at most `max_pixels` pixels; several grid pixels in one are averaged. Valid times are also told in
+    `time_zone` (Europe/Amsterdam); in the folder `stills` each lead time becomes a PNG named after it.
     """
     given = {"observed_input": observed_input, "forecast": forecast, "observed": observed}
     rain_image.check_frames({name: rain for name, rain in given.items() if rain is not None}, grid)
     past = np.empty((0, *grid.shape), np.float32) if observed_input is None else observed_input
-    canvas = _Canvas(MapView.of(grid), grid.shape, max_pixels, num_panels=1 if observed is None else 2)
+    canvas = _Canvas(
+        MapView.of(grid), grid.shape, max_pixels, num_panels=1 if observed is None else 2, coastlines=coastlines
+    )
     frames = []
     for number in range(1 - len(past), len(forecast) + 1):
-        valid = rain_image.utc_text(init_time + number * schema.step_timedelta(step_minutes))
+        valid = rain_image.valid_text(init_time + number * schema.step_timedelta(step_minutes), time_zone)
         now = _panels_of(number, past, forecast, observed, step_minutes)
         frames.append(canvas.frame(now, valid))
+    if stills is not None:
+        _save_stills(frames[len(past) :], stills, step_minutes)
     return _save_gif(frames, Path(path), num_past=len(past))
 
 
@@ -75,7 +86,9 @@ def _panels_of(
 class _Canvas:
     """Everything that stays the same from frame to frame: sizes, hatching, graticule, colour bar."""
 
-    def __init__(self, view: MapView, shape: tuple[int, int], max_pixels: int, *, num_panels: int) -> None:
+    def __init__(
+        self, view: MapView, shape: tuple[int, int], max_pixels: int, *, num_panels: int, coastlines: bool = True
+    ) -> None:
         if max_pixels < 1:
             raise ValueError(f"max_pixels={max_pixels} leaves no picture. Pass 100 to 1000.")
         self.view = view
@@ -88,6 +101,8 @@ class _Canvas:
         self.bar_left = _MARGIN + num_panels * (self.panel_width + _GAP)
         self.missing = _hatched(height, width)
         self.lines = rain_image.graticule_pixels(view, height, width)
+        drawn = coastlines and min(self.map_shape) >= _SMALLEST_MAP
+        self.coast = coast_pixels(view, height, width) if drawn else np.zeros((height, width), np.bool_)
         self.background = self._background()
 
     def frame(self, panels: Mapping[str, Rain], valid: str) -> Indices:
@@ -110,18 +125,18 @@ class _Canvas:
         classes = rain_image.rain_classes(shown)
         # the graticule lies under the rain, so that it never hides a shower
         classes = np.where(self.lines & (classes == DRY_CLASS), np.uint8(_LINE), classes)
-        return np.where(classes == MISSING_CLASS, np.where(self.lines, _LINE, self.missing), classes).astype(
-            np.uint8
-        )
+        classes = np.where(classes == MISSING_CLASS, np.where(self.lines, _LINE, self.missing), classes)
+        return np.where(self.coast, _COAST, classes).astype(np.uint8)
 
     def _background(self) -> Indices:
         height, width = self.map_shape
         body = max(height, _MIN_HEIGHT)
-        page = Image.new("L", (self.bar_left + _BAR_WIDTH, _HEADER + body + _MARGIN), 255)
+        page = Image.new("L", (self.bar_left + _BAR_WIDTH, _HEADER + body + _FOOTER), 255)
         pen = ImageDraw.Draw(page)
         for k in range(self.num_panels):
             left = _MARGIN + k * (self.panel_width + _GAP)
             pen.rectangle((left - 1, _HEADER - 1, left + width, _HEADER + height), outline=120)
+        self._draw_scale(pen, top=_HEADER + height + 9)
         step = min(36, (body - 30) // len(RAIN_COLOURS))
         tops = [_HEADER + step * (len(RAIN_COLOURS) - 1 - k) for k in range(len(RAIN_COLOURS))]
         for boundary, top in zip(RAIN_BOUNDARIES, tops, strict=True):
@@ -133,6 +148,16 @@ class _Canvas:
             frame[top : top + step, self.bar_left : self.bar_left + 16] = k + 1
         frame[below : below + 16, self.bar_left : self.bar_left + 16] = _hatched(16, 16)
         return frame
+
+    def _draw_scale(self, pen: ImageDraw.ImageDraw, *, top: int) -> None:
+        """A bar of a round number of kilometres, at most a third of the map long, and that number."""
+        kilometres = self.view.width_km
+        length = next((km for km in _SCALES_KM if km <= kilometres / 3), _SCALES_KM[-1])
+        pixels = round(length / kilometres * self.map_shape[1])
+        pen.line((_MARGIN, top, _MARGIN + pixels, top), fill=0, width=2)
+        for end in (_MARGIN, _MARGIN + pixels):
+            pen.line((end, top - 4, end, top + 4), fill=0)
+        pen.text((_MARGIN + pixels + 6, top), f"{length:g} km", fill=0, font=_font(11), anchor="lm")
 
 
 def _hatched(height: int, width: int) -> Indices:
@@ -156,18 +181,25 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def _palette() -> list[int]:
     colours = (rain_image.DRY_COLOUR, *RAIN_COLOURS, rain_image.MISSING_COLOUR, rain_image.HATCH_COLOUR)
-    shades = [to_rgb(colour) for colour in (*colours, rain_image.LINE_COLOUR)]
+    shades = [to_rgb(colour) for colour in (*colours, rain_image.LINE_COLOUR, rain_image.COAST_COLOUR)]
     shades += [(grey, grey, grey) for grey in np.linspace(0, 1, _NUM_GREYS)]
     return [round(255 * part) for shade in shades for part in shade]
 
 
+def _image(frame: Indices) -> Image.Image:
+    image = Image.fromarray(frame)  # mode L, the same bytes: only the meaning of a number changes
+    image.putpalette(_palette())
+    return image
+
+
+def _save_stills(frames: list[Indices], folder: Path, step_minutes: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(frames, start=1):
+        _image(frame).save(folder / f"{folder.name}_+{number * step_minutes:03g}min.png", format="PNG")
+
+
 def _save_gif(frames: list[Indices], path: Path, *, num_past: int) -> Path:
-    palette = _palette()
-    images = []
-    for frame in frames:
-        image = Image.fromarray(frame)  # mode L, the same bytes: only the meaning of a number changes
-        image.putpalette(palette)
-        images.append(image)
+    images = [_image(frame) for frame in frames]
     durations = [_FRAME_MS] * len(images)
     durations[-1] = _PAUSE_MS
     if num_past:

@@ -30,6 +30,7 @@ RAIN_COLOURS = (
 )
 """Each darker than the one before: readable with any colour vision, and in grey print."""
 DRY_COLOUR, MISSING_COLOUR, HATCH_COLOUR, LINE_COLOUR = "#ffffff", "#e6e6e6", "#c6c6c6", "#9aa4ad"
+COAST_COLOUR = "#4d5961"
 DRY_CLASS, MISSING_CLASS = 0, len(RAIN_BOUNDARIES) + 1
 
 _GRATICULE_DEGREES = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 30)
@@ -100,6 +101,12 @@ class MapView:
     def height_per_width(self) -> float:
         """The shape of the map on paper."""
         return (self.top - self.bottom) * self.y_stretch / (self.right - self.left)
+
+    @property
+    def width_km(self) -> float:
+        """From the left to the right edge, in the middle of the map."""
+        width = self.right - self.left
+        return width * 111.195 / self.y_stretch if self.geographic else width
 
     @property
     def axis_labels(self) -> tuple[str, str]:
@@ -195,6 +202,25 @@ def check_frames(rows: Mapping[str, Rain], grid: Grid) -> None:
                 f"'{name}' has shape {rain.shape}, the grid {grid.shape}: pass (frame, y, x) with at least "
                 "one frame, and the grid of its own pixels."
             )
+
+
+def valid_text(time: np.datetime64, time_zone: str | None = None) -> str:
+    """`utc_text`, and the local time behind it: 2026-01-31 12:05 UTC (13:05 CET).
+
+    ValueError for a time zone that there is not.
+    """
+    if time_zone is None:
+        return utc_text(time)
+    from datetime import UTC, datetime
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+    try:
+        zone = ZoneInfo(time_zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"time_zone={time_zone}: write one as Europe/Amsterdam, or null.") from error
+    seconds = int(time.astype("datetime64[s]").astype(np.int64))
+    local = datetime.fromtimestamp(seconds, UTC).astimezone(zone)
+    return f"{utc_text(time)} ({local:%H:%M %Z})"
 
 
 def utc_text(time: np.datetime64) -> str:
