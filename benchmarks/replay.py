@@ -216,13 +216,12 @@ def compare(planned: Plan, truth: xr.Dataset, noting: Noting, output: Path, stat
     """Forecasts, inputs and status of a replay against what was planned."""
     whole = planned.whole_at()
     ready = {t: at + SETTLE_S + 2 * POLL_S for t, at in whole.items()}
-    fresh = {t for t, at in ready.items() if at <= _too_old_at(t)}
-    due = {t for t in fresh if _inputs_ready(t, ready, noting, truth) <= _too_old_at(t)}
+    due = {t for t, at in ready.items() if at <= seconds_of(t) + 60.0 * MAX_AGE_MINUTES}
     made = {path.name.removesuffix(".nc") for path in output.glob("forecast_*.nc")}
     problems = [
         f"{forecast_name(t)} was due and is not there" for t in sorted(due) if forecast_name(t) not in made
     ]
-    problems += [f"{name} was not due and is there" for name in sorted(made - {forecast_name(t) for t in fresh})]
+    problems += [f"{name} was not due and is there" for name in sorted(made - {forecast_name(t) for t in due})]
     gaps = 0
     for init_time, frames in noting.inputs.items():
         problems += _wrong_input(init_time, frames, truth, whole)
@@ -234,10 +233,10 @@ def compare(planned: Plan, truth: xr.Dataset, noting: Noting, output: Path, stat
     counts = Counter(status["counts"])
     never_whole = [t for t in planned.fates["damaged"] if t not in whole]
     expected_counts = {
-        "forecast": len(made),
+        "forecast": len(due),
         "repeated": len(planned.fates["doubled"]),
         "frozen": len(planned.fates["frozen"]),
-        "stale": len(whole) - len(fresh),
+        "stale": len(whole) - len(due),
     }
     for name, number in expected_counts.items():
         if counts[name] != number:
@@ -246,17 +245,6 @@ def compare(planned: Plan, truth: xr.Dataset, noting: Noting, output: Path, stat
         problems.append(f"{counts['corrupt']} corrupt, at least {len(never_whole)} were; state {status['state']}")
     fates = {name: len(found) for name, found in planned.fates.items()}
     return Outcome(problems, len(due), len(made), gaps, fates, dict(counts), skill=status["skill"])
-
-
-def _too_old_at(frame: np.datetime64) -> float:
-    return seconds_of(frame) + 60.0 * MAX_AGE_MINUTES
-
-
-def _inputs_ready(time: Any, ready: dict[Any, float], noting: Noting, truth: xr.Dataset) -> float:
-    """When all frames that a forecast from `time` needs have come."""
-    step = schema.step_timedelta(float(truth.attrs[schema.STEP_MINUTES]))
-    wanted = time - step * np.arange(noting.forecaster.input_steps)
-    return max(ready.get(t, np.inf) for t in wanted.astype("datetime64[ns]"))
 
 
 def _wrong_input(init_time: Any, frames: xr.Dataset, truth: xr.Dataset, whole: dict[Any, float]) -> list[str]:

@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raincast.metrics import RainScores, contingency, error_sums
+from raincast.metrics import contingency, error_sums
+from raincast.metrics.rain_scores import RainScores
 from raincast.metrics.categorical import hss
 from raincast.metrics.continuous import rmse
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 from raincast.ingest.projection import crs_in_metres, is_geographic
 from raincast.schema import Grid
@@ -127,6 +126,8 @@ class Weights:
 
     def mean(self, rain: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """`rain` (H, W) in mm/h on the source's grid → its means on the target's; NaN for missing in both."""
+        from scipy.sparse import csr_array
+
         means = np.full(self.shape, np.nan, np.float32)
         for tile in self._tiles:
             rates = rain[tile.used].ravel()

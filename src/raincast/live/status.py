@@ -19,7 +19,7 @@ WAITING, WORKING, STOPPED = "waiting", "working", "stopped"
 class Record:
     """What a watcher remembers of its work; it outlives a restart, all but `latencies` and `errors`.
 
-    `counts` are of frames: forecast, late, stale, frozen, empty, future, incomplete, failed; and of files: taken,
+    `counts` are of frames: forecast, late, stale, frozen, empty, future, refused, failed; and of files: taken,
     repeated, corrupt, other. Times are seconds since 1970.
     """
 

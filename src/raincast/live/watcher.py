@@ -52,26 +52,24 @@ class Watcher:
         self.output = Path(settings.output)
         self.stop = Event()
         self.record = Record()
-        network = nowcaster.forecaster
         self.intake = Intake(
             Folder(folder, settle_s=settings.settle_s),
             reader,
             self.record,
-            step_minutes=network.step_minutes,
-            input_steps=network.input_steps,
+            step_minutes=nowcaster.step_minutes,
+            input_steps=nowcaster.input_steps,
             max_age_minutes=settings.max_age_minutes,
             seen_hours=settings.skill_hours,
         )
         self.verification = Verification(
             self.output,
-            step_minutes=network.step_minutes,
+            step_minutes=nowcaster.step_minutes,
             lead_steps=nowcaster.lead_steps,
             thresholds=settings.thresholds,
             hours=settings.skill_hours,
             checkpoint=str(nowcaster.attrs.get("checkpoint_sha256", "unknown")),
         )
         self.started = self.clock.now()
-        self.num_failed = 0
         self._refused: dict[np.datetime64, int] = {}
         self._failures: dict[np.datetime64, tuple[int, float]] = {}
         self._unverified: dict[np.datetime64, np.ndarray] = {}
@@ -123,7 +121,7 @@ class Watcher:
             self.clock.wait(self.settings.poll_s, self.stop)
         self._save(STOPPED)
         self._tell_of_age()
-        bad = self.num_failed or self.intake.num_bad
+        bad = self._failures or self._refused or self.intake.num_bad
         return WITH_ERRORS if bad and not self.stop.is_set() else DONE
 
     def _forecast_due(self) -> None:
@@ -142,18 +140,21 @@ class Watcher:
     def _forecast(self, time: np.datetime64) -> None:
         """One forecast, or the reason why there is none."""
         try:
-            frames = self.nowcaster.frames(self.intake.recent, time, source=self.source, gaps=False)
+            frames = self.nowcaster.frames(self.intake.recent, time, source=self.source)
+            forecast = self.nowcaster(frames)
         except ValueError as error:
             self._refuse(time, error)
             return
+        except Exception as error:  # no memory, a broken GPU: the watcher lives on and tries again
+            self._fail(time, error)
+            return
         try:
-            written = write_outputs(self.nowcaster(frames), frames, self.output, self.outputs)
-        except Exception as error:  # a full disk, no memory: the watcher lives on and tries again
+            written = write_outputs(forecast, frames, self.output, self.outputs)
+        except Exception as error:  # a full disk
             self._fail(time, error)
             return
         self._refused.pop(time, None)
-        if self._failures.pop(time, None):
-            self.num_failed -= 1
+        self._failures.pop(time, None)
         if self.record.newest_forecast is not None and seconds_of(time) < self.record.newest_forecast:
             self.record.counts["late"] += 1
         written_at = self.clock.now()
@@ -175,16 +176,16 @@ class Watcher:
         self._save(WORKING)
 
     def _refuse(self, time: np.datetime64, error: ValueError) -> None:
+        """What the network does not take: not tried again before another frame has come."""
         if time not in self._refused:
-            self.record.counts["incomplete"] += 1
+            self.record.counts["refused"] += 1
             self.record.fail(forecast_name(time), str(error), self.clock.now())
-            log.warning("incomplete %s: %s", forecast_name(time), error)
+            log.warning("refused    %s: %s", forecast_name(time), error)
         self._refused[time] = self.intake.recent.version
 
     def _fail(self, time: np.datetime64, error: Exception) -> None:
         tries = self._failures.get(time, (0, 0.0))[0] + 1
         self._failures[time] = (tries, self.clock.now() + self.settings.poll_s * 2**tries)
-        self.num_failed += tries == 1
         self.record.counts["failed"] += tries == 1
         self.record.fail(forecast_name(time), f"{type(error).__name__}: {error}", self.clock.now())
         log.error("failed     %s: %s", forecast_name(time), error)

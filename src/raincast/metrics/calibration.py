@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import isotonic_regression
 
 from raincast.metrics.probabilistic import BinSums
 
@@ -111,6 +110,8 @@ def _fit_one(forecasts: Floats, events: Floats, probability: Floats) -> Knots | 
         return None
     used = forecasts > 0
     weights = forecasts[used]
+    from scipy.optimize import isotonic_regression  # it takes long to import, and a forecast fits nothing
+
     fitted = isotonic_regression(events[used] / weights, weights=weights)
     stated, calibrated = probability[used] / weights, np.clip(fitted.x, 0.0, 1.0)
     # a level stretch is its two ends
