@@ -3,12 +3,12 @@
     python benchmarks/forecast.py [--files 'shared/radar/knmi/*/*.h5'] [--rounds 3] [--only TEXT]
 
 The KNMI composite (765 × 700 pixels), 5 frames of 5 min → 18; without its files the built-in archive at that size
-(732²). A round runs each way once, in a process of its own on two threads: imports and loading; the first forecast;
-and a second one, split into reading the input, making the forecast, and writing the netCDF file. Medians over the
-rounds, so that a slow minute of the machine strikes all ways; STEPS runs in the first round alone, and once. Seconds
-of the processor (user + system, all threads) stand beside those on the wall: on a machine with other work they are
-what can be compared. Peak memory is the process's resident memory, imports included. Then the command as a user
-types it, from its start to its end. The networks are untrained; what they cost is the same.
+(732²). A round runs each way once, in a process of its own on two threads: imports and loading; the first
+forecast; and a second one, split into reading the input, making the forecast, and writing the netCDF file. Medians
+over the rounds, so that a slow minute of the machine strikes all ways; STEPS runs in the first round alone, and
+once. Seconds of the processor (user + system, all threads) stand beside those on the wall: on a machine with other
+work they are what can be compared. Peak memory is the process's resident memory, imports included. Then the
+command as a user types it, from its start to its end. The networks are untrained; what they cost is the same.
 """
 
 import argparse
