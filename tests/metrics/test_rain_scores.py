@@ -7,9 +7,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raincast.metrics import contingency, error_sums
-from raincast.metrics.rain_scores import RainScores
 from raincast.metrics.categorical import hss
 from raincast.metrics.continuous import rmse
+from raincast.metrics.rain_scores import RainScores
 
 THRESHOLDS = (0.5, 2.0)
 RATIOS = ("csi", "pod", "far", "frequency_bias", "hss", "ets", "f1")
