@@ -163,9 +163,9 @@ class Noting:
     def __call__(self, frames: xr.Dataset) -> xr.Dataset:
         """The forecast."""
         init_time = frames[schema.TIME].values[-1].astype("datetime64[ns]")
+        forecast: xr.Dataset = self._nowcaster(frames)
         assert init_time not in self.inputs, f"{init_time} was forecast twice"
         self.inputs[init_time] = frames
-        forecast: xr.Dataset = self._nowcaster(frames)
         return forecast
 
 
@@ -320,9 +320,11 @@ def main() -> int:
         folder = Path(name)
         checkpoint = arguments.checkpoint or folder / "untrained.ckpt"
         if arguments.checkpoint is None:
+            spacing = [float(abs(axis[1] - axis[0])) for axis in (archive.grid.y, archive.grid.x)]
             write_checkpoint(
-                checkpoint, ["experiment=radar"], input_steps=6, lead_steps=12, step_minutes=archive.step_minutes
-            )
+                checkpoint, ["experiment=radar"], input_steps=6, lead_steps=12, step_minutes=archive.step_minutes,
+                grid_spacing=spacing,
+            )  # fmt: skip
         nowcaster = build.nowcaster(build.read_checkpoint(checkpoint), device="cpu")
         start, cpu = time.perf_counter(), time.process_time()
         outcome = replay(truth, nowcaster, build.make(reader_config()), folder / "replay", seed=arguments.seed)
