@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from filelock import FileLock
-from running import compose_config
+from running import REPO, compose_config
 
 from raincast import build
 from raincast.archive import Archive, write_part
@@ -123,6 +123,12 @@ def test_two_at_once_are_refused(data, tmp_path):
         engine.run(made, PLACES, workers=1)
     with pytest.raises(ValueError, match="workers=0 must be"):
         engine.run(made, PLACES, workers=0)
+
+
+def test_a_script_with_workers_lets_them_import_it():
+    """Spawned processes import the main module: unguarded, each would start the command anew."""
+    for script in ("evaluate", "ingest"):
+        assert 'if __name__ == "__main__":' in (REPO / f"{script}.py").read_text()
 
 
 def test_runs_of_batches_that_are_left():

@@ -29,6 +29,7 @@ MOST_LOOKED_AT = 60  # windows of an event, to find its wettest
 
 def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
     """scores.nc, scores.csv and scores.txt: the text of the last, and the paths."""
+    from raincast.evaluation import describe_protocol
     from raincast.output.score_csv import write_csv
     from raincast.output.tables import difference_table, score_table, summary_table, table_text
 
@@ -36,7 +37,7 @@ def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
     tables = [score_table(scores, threshold=threshold), summary_table(scores)]
     if scores.sizes["forecaster"] > 1:
         tables.append(difference_table(scores))
-    text = "\n".join(table_text(table) for table in tables)
+    text = "\n".join([*map(table_text, tables), describe_protocol(scores)])
     path = run_dir / "scores.txt"
     path.write_text(text, encoding="utf-8")
     files = [report.write_scores(scores, run_dir / "scores.nc"), write_csv(scores, run_dir / "scores.csv"), path]

@@ -16,6 +16,7 @@ from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.groups import SCORES, finish
 from raincast.evaluation.intervals import Resampling, with_intervals
 from raincast.evaluation.metrics import Metrics, Scoring
+from raincast.evaluation.protocols import describe as describe_protocol
 from raincast.evaluation.scores import to_dataset
 from raincast.forecaster import Forecaster
 
@@ -26,6 +27,7 @@ __all__ = [
     "Resampling",
     "Scoring",
     "check_names",
+    "describe_protocol",
     "evaluate",
     "finish",
     "join",

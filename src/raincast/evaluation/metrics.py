@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raincast.data.dataset import Sample
-from raincast.evaluation import groups
+from raincast.evaluation import groups, protocols
 from raincast.evaluation.answers import Answer
 from raincast.evaluation.event_sums import EventSums
 from raincast.metrics import categorical, continuous, ensemble, probabilistic, spatial, spectrum, users
@@ -34,6 +34,8 @@ class Metrics:
     accumulations: periods in minutes, multiples of the step; `amounts`: thresholds of what falls in them, in mm.
     onset: whether the beginning of rain is met to within a step.
     probabilities: ensembles and probabilities of those who state them; in `probability_bins`.
+    ignored_between: observed rates between these two count nowhere, as noise.
+    protocol: the name of a published one (`protocols.PROTOCOLS`), whose settings these then have to be.
     event_hours: how long an event lasts: blocks of it from 0 UTC on, by the newest input frame. Events are what
     intervals resample.
     """
@@ -49,6 +51,8 @@ class Metrics:
     onset: bool = False
     probabilities: bool = True
     probability_bins: int = 21
+    ignored_between: Sequence[float] | None = None
+    protocol: str | None = None
     event_hours: int = 24
 
     def __post_init__(self) -> None:
@@ -64,6 +68,12 @@ class Metrics:
             raise ValueError(f"metrics.fss_boundary={self.fss_boundary}: choose zero or inside.")
         if self.probability_bins < 2:
             raise ValueError(f"metrics.probability_bins={self.probability_bins} must be 2 or more.")
+        if self.ignored_between is not None and not 0 <= self.ignored_between[0] < self.ignored_between[-1]:
+            raise ValueError(
+                f"metrics.ignored_between={list(self.ignored_between)} must be two rates, increasing."
+            )
+        if self.protocol is not None:
+            protocols.check(self.protocol, self)
         if self.event_hours < 1:
             raise ValueError(f"metrics.event_hours={self.event_hours} must be a whole number from 1.")
 
@@ -119,6 +129,8 @@ class Scoring:
             # each by itself: what it adds does not depend on the windows around it, to the last bit
             one = slice(row, row + 1)
             target, mask, newest = batch["target"][one], batch["target_mask"][one], batch["input"][one, -1, :1]
+            if between := self.metrics.ignored_between:
+                mask = mask & ~((target > between[0]) & (target < between[-1]))
             own = self._sums(answer.window(row), target, mask, newest)
             named = {name: values[0].cpu().numpy() for name, values in own.items()}
             sums.add(self.metrics.event_of(time), named)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from raincast.evaluation import groups
+from raincast.evaluation import groups, protocols
 from raincast.evaluation.event_sums import WINDOWS, EventSums
 from raincast.evaluation.metrics import HOURS, Scoring
 from raincast.metrics import spectrum
@@ -31,9 +31,12 @@ def to_dataset(
     made["hourly_num_windows"] = xr.DataArray(first.stacked(WINDOWS, hours), dims="hour")
     dataset = xr.Dataset(made).assign_coords(_coords(sums, scoring, events, lead_steps, shape, made))
     pooled = dataset[[name for name in made if name.startswith("sum_")]].sum("event")
-    return dataset.merge(groups.finish(pooled)).assign_attrs(
+    dataset = dataset.merge(groups.finish(pooled)).assign_attrs(
         num_windows=int(dataset["num_windows"].sum()), event_hours=scoring.metrics.event_hours
     )
+    if (protocol := scoring.metrics.protocol) is None:
+        return dataset
+    return dataset.assign(protocols.published(protocol, pooled)).assign_attrs(protocol=protocol)
 
 
 def _names(sums: Mapping[str, EventSums], keys: list[str]) -> list[str]:

@@ -1,0 +1,125 @@
+"""Published protocols by name: their thresholds, weights, order of pooling and averaging, and nothing else.
+
+Scores under a published name begin with it (`hko7_csi`), and are made only where every setting is the published
+one. They may be set beside published figures where the data are, too: the same radar, split, steps and pixels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from raincast.evaluation import groups
+from raincast.metrics import continuous
+from raincast.schema import LEAD_TIME
+
+if TYPE_CHECKING:
+    from raincast.evaluation.metrics import Metrics
+
+HKO7_NOISE = (0.01682827, 0.30370341)
+"""mm/h between which an observed pixel does not count: pixel values 0 to 0.28, dBZ −10 to 9.6 (`HKO7_PIXEL`)."""
+
+SEVIR_THRESHOLDS = (0.4, 2.3488, 12.3398, 26.36, 47.58, 138.5)
+"""VIL codes 16, 74, 133, 160, 181, 219 as the archive of `source=sevir` holds them, in nominal mm/h."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """`settings` of `Metrics` that make it, and what is made of the sums of all events."""
+
+    settings: Mapping[str, Any]
+    scores: Callable[[xr.Dataset], dict[str, xr.DataArray]]
+
+
+def _lead_mean(values: xr.DataArray) -> xr.DataArray:
+    """Over all lead times: NaN where the score is undefined at one."""
+    return values.mean(LEAD_TIME, skipna=False)
+
+
+def _hko7(sums: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Counts pooled over all sequences, ratios by lead time, their mean; errors summed over a frame's pixels."""
+    scores = groups.finish(sums)
+    balanced = continuous.BalancedSums(
+        *(torch.from_numpy(sums[f"sum_{name}"].values) for name in groups.WEIGHTED.names())
+    )
+    frames = {"hko7_b_mse": continuous.hko7_b_mse, "hko7_b_mae": continuous.hko7_b_mae}
+    dims = sums["sum_balanced_frames"].dims
+    return {
+        "hko7_csi": _lead_mean(scores["csi"]),
+        "hko7_hss": _lead_mean(scores["hss"]),
+        **{name: _lead_mean(xr.DataArray(f(balanced).numpy(), dims=dims)) for name, f in frames.items()},
+    }
+
+
+def _shi2015(sums: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Means over lead times of what is pooled over all sequences: the paper leaves the order open."""
+    scores = groups.finish(sums)
+    made = {f"shi2015_{name}": _lead_mean(scores[name].sel(threshold=0.5)) for name in ("csi", "far", "pod")}
+    made["shi2015_rainfall_mse"] = _lead_mean(scores["rmse"] ** 2)
+    made["shi2015_correlation"] = _lead_mean(scores["uncentred_correlation"])
+    return made
+
+
+def _sevir(sums: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Counts pooled over all sequences and lead times, one ratio a threshold; CSI-M is the mean of those."""
+    counted = [name for group in (groups.PIXELS, groups.POOLED) for name in group.names()]
+    scores = groups.finish(sums[[f"sum_{name}" for name in counted]].sum(LEAD_TIME))
+    return {
+        "sevir_csi": scores["csi"],
+        "sevir_csi_m": scores["csi"].mean("threshold", skipna=False),
+        "sevir_pooled_csi": scores["pooled_csi"],
+        "sevir_pooled_csi_m": scores["pooled_csi"].mean("threshold", skipna=False),
+    }
+
+
+PROTOCOLS = {
+    "hko7": Protocol(
+        {"thresholds": continuous.HKO7_THRESHOLDS, "balanced": True, "ignored_between": HKO7_NOISE}, _hko7
+    ),
+    "shi2015": Protocol({"thresholds": (0.5,), "ignored_between": None}, _shi2015),
+    "sevir": Protocol({"thresholds": SEVIR_THRESHOLDS, "pools": (4, 16), "ignored_between": None}, _sevir),
+}
+
+
+def check(name: str, metrics: "Metrics") -> None:
+    """Refuse a protocol that is unknown, or with settings of one's own."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"metrics.protocol={name} is unknown; there are {', '.join(PROTOCOLS)}.")
+    for key, published in PROTOCOLS[name].settings.items():
+        own = getattr(metrics, key)
+        if _plain(own) != _plain(published):
+            raise ValueError(
+                f"metrics.{key}={_plain(own)} is not {name}'s ({_plain(published)}), so its scores would not be "
+                f"{name}'s. Leave it out, or take metrics=rain with settings of your own."
+            )
+
+
+def _plain(value: Any) -> Any:
+    return [float(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def published(name: str, sums: xr.Dataset) -> dict[str, xr.DataArray]:
+    """The scores of the protocol, from the sums of all events."""
+    made = PROTOCOLS[name].scores(sums)
+    return {
+        key: values.drop_attrs().assign_attrs(long_name=f"{key}, by the protocol of {name}", protocol=name)
+        for key, values in made.items()
+    }
+
+
+def describe(scores: xr.Dataset) -> str:
+    """The protocol's scores as lines of text, or nothing."""
+    name = scores.attrs.get("protocol")
+    if not name:
+        return ""
+    lines = [f"By the protocol of {name}:"]
+    for forecaster in scores["forecaster"].values:
+        own = scores.sel(forecaster=forecaster)
+        for key in (key for key in scores.data_vars if str(key).startswith(f"{name}_")):
+            values = np.atleast_2d(own[key].values)
+            text = " | ".join(" ".join(f"{value:.4g}" for value in row) for row in values)
+            lines.append(f"  {forecaster} {key}: {text}")
+    return "\n".join(lines) + "\n"
