@@ -46,7 +46,7 @@ def written(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("evaluation")
     checkpoint = f"checkpoint={tiny_run}/checkpoints/best.ckpt"
     few = [
-        "metrics.thresholds=[0.5,1,50]",
+        "metrics.thresholds=[1,50]",
         "baselines=[persistence,extrapolation]",
         "data.eval_stride=4",
         "resamples=40",

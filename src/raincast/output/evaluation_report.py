@@ -24,7 +24,8 @@ Floats = npt.NDArray[np.float64]
 STYLE = (
     """
 nav { font-size: .9em; margin: .6em 0 0; } nav a { margin-right: 1em; } a { color: #005a8c; }
-.scores td, .scores th { padding: .2em .6em; text-align: right; vertical-align: top; }
+.scores td, .scores th { padding: .2em .6em; text-align: right; vertical-align: top;
+  white-space: nowrap; }
 .scores td:first-child, .scores th:first-child { text-align: left; padding-left: 0; color: inherit; }
 .scores tr + tr > * { border-top: 1px solid #e3e8ec; } .scores small { color: #5a6772; display: block; }
 .scores .best { font-weight: 700; } .scores small { font-weight: 400; }
@@ -87,7 +88,9 @@ def _sections(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         "Events on maps": _maps,
         "Performance": _performance,
         "Probabilities": _reliability,
+        "Ensembles": _ensembles,
         "Scales": _scales,
+        "Neighbourhoods, amounts, onsets": _users,
         "By event": _events,
         "By hour of day": _hours,
         "What was trained and scored": _facts,
@@ -219,6 +222,54 @@ def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, 
                         count,
                     )
     return {title: panel for title, panel in curves.items() if panel}
+
+
+def _ensembles(evaluation: Evaluation) -> str:
+    scores = evaluation.scores
+    if "sum_ensemble_ranks" not in scores:
+        return ""
+    ranks = scores["sum_ensemble_ranks"].sum(["event", LEAD_TIME])
+    counts, numbers = {}, {}
+    for number, name in enumerate(map(str, scores["forecaster"].values)):
+        own = ranks.sel(forecaster=name).values.astype(np.float64)
+        if own.sum():
+            counts[name], numbers[name] = own[: np.flatnonzero(own)[-1] + 1], number
+    if not counts:
+        return ""
+    members = scores.sel(forecaster=list(counts))
+    titles = {"crps": "CRPS (mm/h)", "spread_error_ratio": "spread / RMSE of the mean", "spread": "spread (mm/h)"}
+    panels = {title: members[name] for name, title in titles.items() if name in members}
+    return _shown(
+        score_figures.lead_curves(members, panels, numbers=numbers),
+        "scores of the ensembles against lead time",
+        "CRPS is the error of the whole ensemble, in mm/h. A ratio below 1 says that the members differ less than "
+        "they err: they are too sure.",
+    ) + _shown(
+        score_figures.rank_histograms(counts, numbers=numbers),
+        "rank histograms of the ensembles",
+        "All lead times. High ends: it often rains harder or less than in any member.",
+    )
+
+
+def _users(evaluation: Evaluation) -> str:
+    """What forgives a shift, what falls in half an hour or an hour, and when the rain begins."""
+    scores, goal, panels = evaluation.scores, evaluation.threshold, {}
+    if "pooled_csi" in scores:
+        for pool in scores["pool"].values:
+            title = f"CSI of maxima of {pool} × {pool} pixels, ≥ {goal:g} mm/h"
+            panels[title] = scores["pooled_csi"].sel(pool=pool, threshold=goal)
+    if "accumulated_csi" in scores:
+        for minutes in scores["accumulation"].values:
+            amount = scores["amount"].values[0]
+            title = f"CSI of {minutes:g} min sums, ≥ {amount:g} mm"
+            panels[title] = scores["accumulated_csi"].sel(accumulation=minutes, amount=amount)
+    if "onset_csi" in scores:
+        panels[f"CSI of onsets to ± a step, ≥ {goal:g} mm/h"] = scores["onset_csi"].sel(threshold=goal)
+    if not panels:
+        return ""
+    return _shown(
+        score_figures.lead_curves(scores, panels), "CSI of pooled rain, of sums and of onsets against lead time"
+    )
 
 
 def _scales(evaluation: Evaluation) -> str:

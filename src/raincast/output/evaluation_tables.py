@@ -23,15 +23,15 @@ COLUMNS: dict[str, tuple[str, Badness]] = {
     "frequency_bias": ("bias", lambda bias: np.abs(np.log(bias))),
     "hss": ("HSS", np.negative),
     "ets": ("ETS", np.negative),
-    "fss": ("FSS", np.negative),
-    "onset_csi": ("onset CSI", np.negative),
-    "brier": ("Brier", np.positive),
-    "roc_area": ("ROC area", np.negative),
     "mean_error": ("ME mm/h", np.abs),
     "mae": ("MAE mm/h", np.positive),
     "rmse": ("RMSE mm/h", np.positive),
     "correlation": ("corr.", np.negative),
     "crps": ("CRPS mm/h", np.positive),
+    "brier": ("Brier", np.positive),
+    "roc_area": ("ROC area", np.negative),
+    "onset_csi": ("onset CSI", np.negative),
+    "fss": ("FSS", np.negative),
 }
 
 
@@ -145,4 +145,4 @@ def _percent(scores: xr.Dataset) -> str:
 def _table(headings: Iterable[str], rows: Iterable[str]) -> str:
     head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide"><table class="scores"><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="wide" tabindex="0"><table class="scores"><tr>{head}</tr>{body}</table></div>'

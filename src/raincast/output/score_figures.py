@@ -50,17 +50,20 @@ def lead_curves(
     panels: Mapping[str, xr.DataArray],
     *,
     bands: Mapping[str, tuple[xr.DataArray, xr.DataArray]] | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> Figure:
     """Curves against lead time: a panel a title of `panels`, each (forecaster, lead_time).
 
-    `bands` are ends of intervals by the same titles, drawn as shades.
+    `bands` are ends of intervals by the same titles, drawn as shades. `numbers` say how forecasters look where
+    not all are drawn.
     """
     figure, axes = _figure(len(panels))
     minutes = lead_minutes(scores)
     for (title, values), axis in zip(panels.items(), axes, strict=True):
         values = values.transpose("forecaster", LEAD_TIME)
-        for number, name in enumerate(values["forecaster"].values):
-            axis.plot(minutes, values.values[number], label=str(name), markersize=4, linewidth=1.6, **look(number))
+        for place, name in enumerate(map(str, values["forecaster"].values)):
+            number = numbers[name] if numbers else place
+            axis.plot(minutes, values.values[place], label=name, markersize=4, linewidth=1.6, **look(number))
             if bands and title in bands:
                 low, high = (end.sel(forecaster=name).values for end in bands[title])
                 axis.fill_between(minutes, low, high, color=look(number)["color"], alpha=0.15, linewidth=0)
@@ -190,6 +193,22 @@ def spectra(scores: xr.Dataset, leads: Sequence[int]) -> Figure:
         axis.xaxis.label.set_fontsize(8)
         _tidy(axis)
     return _with_legend(figure, axes[:1])
+
+
+def rank_histograms(counts: Mapping[str, Floats], *, numbers: Mapping[str, int]) -> Figure:
+    """Where the observation falls among the members: a panel an ensemble; flat (the line) is right.
+
+    `counts` are by rank, `numbers` the forecasters' places, for their colours.
+    """
+    figure, axes = _figure(len(counts), height=2.4)
+    for (name, count), axis in zip(counts.items(), axes, strict=True):
+        axis.bar(np.arange(count.size), count / count.sum(), color=look(numbers[name])["color"], width=0.9)
+        axis.axhline(1 / count.size, color=OBSERVED_COLOUR, linestyle="--", linewidth=1)
+        axis.set_title(f"{name}, {count.size - 1} members", fontsize=10)
+        axis.set_xlabel("members below the observation", fontsize=8)
+        axis.set_ylabel("share of pixels", fontsize=8)
+        _tidy(axis)
+    return figure
 
 
 def dots(

@@ -1,0 +1,101 @@
+"""The page of an evaluation: a section is there if its scores are, and its figures show what was counted."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from PIL import Image
+
+from raincast.output.evaluation_report import Evaluation, reliability_curves, write_report
+from raincast.output.evaluation_tables import Column, difference_table
+from raincast.output.event_maps import sprite
+from raincast.output.rain_image import MISSING_CLASS, MapView, rain_classes
+from raincast.schema import Grid, find_crs_wkt, mock_archive
+
+NAMES = ["network", "steps <b>"]
+LEADS = [5.0, 10.0]
+ALWAYS = ["Scores", "Against lead time", "Performance", "What was trained and scored"]
+FURTHER = ["Probabilities", "Ensembles", "Scales", "Neighbourhoods, amounts, onsets"]
+
+
+def scores() -> xr.Dataset:
+    lead, by = ("forecaster", "lead_time"), ("forecaster", "threshold", "lead_time")
+    rng = np.random.default_rng(0)
+    share = {name: (by, rng.uniform(size=(2, 1, 2))) for name in ("csi", "pod", "far", "frequency_bias")}
+    rest = {name: (lead, rng.uniform(size=(2, 2))) for name in ("mae", "rmse")}
+    return xr.Dataset(
+        share | rest, coords={"forecaster": NAMES, "threshold": [1.0], "lead_time": LEADS, "event": ["2026-01-01"]}
+    )
+
+
+def full() -> xr.Dataset:
+    forecasts = np.zeros((2, 1, 1, 2, 3), int)
+    forecasts[0, ..., :] = [6, 0, 2]  # the network states 10 % of six pixels, 90 % of two, at each lead
+    bins = ("forecaster", "event", "threshold", "lead_time", "probability")
+    ranks = np.zeros((2, 1, 2, 4), int)
+    ranks[1] = [3, 1, 1, 3]
+    ones = np.ones((2, 1, 1, 2))
+    return scores().assign(
+        sum_probability_forecasts=(bins, forecasts),
+        sum_probability_probability=(bins, forecasts * np.array([0.1, 0.5, 0.9])),
+        sum_probability_events=(bins, forecasts // [6, 1, 2]),
+        sum_ensemble_ranks=(("forecaster", "event", "lead_time", "rank"), ranks),
+        crps=(("forecaster", "lead_time"), np.array([[np.nan, np.nan], [0.1, 0.2]])),
+        pooled_csi=(("forecaster", "pool", "threshold", "lead_time"), 0.5 * ones),
+        fss=(("forecaster", "scale", "threshold", "lead_time"), 0.7 * ones),
+    ).assign_coords(probability=[0.0, 0.5, 1.0], pool=[4], scale=[5.0])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "headings"), [(scores(), ALWAYS), (full(), ALWAYS + FURTHER)], ids=["few", "all"]
+)
+def test_a_section_is_there_if_its_scores_are(data: xr.Dataset, headings: list[str], tmp_path: Path) -> None:
+    page = write_report(Evaluation(data, 1.0, facts={"<i>": [("a", "b & c")]}), tmp_path / "a.html", title="x < y")
+    text = page.read_text(encoding="utf-8")
+    assert [heading for heading in ALWAYS + FURTHER if f"<h2>{heading}</h2>" in text] == headings
+    assert "steps &lt;b&gt;" in text and "<b>" not in text.partition("<body>")[2] and "b &amp; c" in text
+    assert "<script" not in text  # nothing moves without maps
+
+
+def test_reliability_is_of_what_was_counted() -> None:
+    (panel,) = reliability_curves(full()).values()
+    assert list(panel) == ["network"]  # the other states no probabilities
+    stated, observed, number = panel["network"]
+    np.testing.assert_allclose(stated[[0, 2]], [0.1, 0.9])
+    np.testing.assert_allclose(observed[[0, 2]], [1 / 6, 1 / 2])
+    np.testing.assert_array_equal(number, [12, 0, 4])
+    assert np.isnan(stated[1]) and np.isnan(observed[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "best"), [("csi", [0.2, 0.4], 1), ("far", [0.2, 0.4], 0), ("frequency_bias", [0.4, 2.1], 1)]
+)
+def test_the_best_is_marked_whatever_best_means(name: str, values: list[float], best: int) -> None:
+    data = scores()
+    data[name] = (data[name].dims, np.array(values)[:, None, None] * np.ones((2, 1, 2)))
+    marked = ["best" in cell for cell in Column.of(data, name, threshold=1.0).cells()]
+    assert marked == [number == best for number in (0, 1)]
+
+
+def test_a_difference_is_called_one_only_where_it_is_shown() -> None:
+    data = scores().assign(csi_mean=(("forecaster", "threshold"), [[0.5], [0.3]])).assign_attrs(confidence=0.95)
+    dims = ("forecaster", "reference", "threshold")
+    data = data.assign_coords(reference=NAMES)
+    for better, said in ((0, "no difference shown (1 events)"), (1, "better"), (-1, "worse")):
+        data["csi_mean_better"] = (dims, np.full((2, 2, 1), better))
+        data["csi_mean_difference_interval"] = (("bound", *dims), np.full((2, 2, 2, 1), -0.01))
+        table = difference_table(data, 1.0)
+        assert f"<td>{said}</td>" in table and "<td>+0.200</td>" in table and "−0.010 to −0.010" in table
+
+
+def test_frames_of_a_map_are_classes_one_below_the_other_north_up() -> None:
+    mock = mock_archive(3, 12, 10)
+    grid = Grid(mock["y"].values, mock["x"].values, str(find_crs_wkt(mock, "rain_rate")))
+    frames = mock["rain_rate"].values
+    with Image.open(io.BytesIO(sprite(frames, MapView.of(grid)))) as image:
+        shown = np.asarray(image)
+    expected = rain_classes(MapView.of(grid).north_up(frames)).reshape(36, 10)
+    np.testing.assert_array_equal(shown, expected)
+    assert (expected == MISSING_CLASS).any()
