@@ -5,6 +5,7 @@ truncation, or where the format has checksums over all of it, its frame is what 
 uncompressed pixels, or in a time or a scale, cannot be known: these are counted, and their rates are in range.
 """
 
+import bz2
 import gzip
 import os
 import sys
@@ -21,7 +22,9 @@ import test_geotiff
 import test_mch_gif
 import test_meteonet
 import test_mrms
+import test_nimrod
 import test_odim
+import test_radolan
 import test_sevir
 from spoiling import Died, Watched, damaged, ingest_with, open_as_archive, replace
 
@@ -36,7 +39,9 @@ from raincast.ingest.readers.knmi import KNMI
 from raincast.ingest.readers.mch_gif import MCHGif
 from raincast.ingest.readers.meteonet import MeteoNet
 from raincast.ingest.readers.mrms import MRMS
+from raincast.ingest.readers.nimrod import NIMROD
 from raincast.ingest.readers.odim import ODIM
+from raincast.ingest.readers.radolan import RADOLAN
 from raincast.ingest.readers.sevir import SEVIR
 
 NUM = int(os.environ.get("RAINCAST_DAMAGED", 12))
@@ -127,6 +132,28 @@ def sevir(path: Path, minute: int) -> Path:
     return test_sevir.write_at(path, minute, codes(minute) % 240)
 
 
+def radolan(path: Path, minute: int) -> Path:
+    """Small squares on the smallest of DWD's grids, which files state."""
+    pixels = np.zeros((900, 900), np.uint16)
+    pixels[::30, ::30] = np.random.default_rng(minute).integers(0, 500, (30, 30))
+    return test_radolan.write(path, pixels, time=f"1823{minute:02d}1019")
+
+
+def radolan_bz2(path: Path, minute: int) -> Path:
+    path.write_bytes(bz2.compress(radolan(path, minute).read_bytes()))
+    return path
+
+
+def nimrod(path: Path, minute: int) -> Path:
+    pixels = codes(minute).astype(np.int16)
+    return test_nimrod.write(path, pixels, time=f"2020-02-07T00:{minute:02d}:00")
+
+
+def nimrod_gz(path: Path, minute: int) -> Path:
+    path.write_bytes(gzip.compress(nimrod(path, minute).read_bytes()))
+    return path
+
+
 KINDS: dict[str, tuple[Write, Reader]] = {
     "odim.h5": (odim, ODIM()),
     "mch.gif": (gif, MCHGif()),
@@ -142,8 +169,12 @@ KINDS: dict[str, tuple[Write, Reader]] = {
     "geotiff.tif": (geotiff, GeoTIFF("rate", time_tag="TIME")),
     "meteonet.npz": (meteonet, MeteoNet()),
     "sevir.h5": (sevir, SEVIR()),
+    "radolan.bin": (radolan, RADOLAN()),
+    "radolan.bz2": (radolan_bz2, RADOLAN()),
+    "nimrod.dat": (nimrod, NIMROD()),
+    "nimrod.dat.gz": (nimrod_gz, NIMROD()),
 }
-CHECKED = (".gz",)  # a checksum over all of it
+CHECKED = (".gz", ".bz2")  # a checksum over all of it
 
 
 def try_all(name: str, path: Path, call: Callable[[Watched], str]) -> Counter[tuple[str, str]]:

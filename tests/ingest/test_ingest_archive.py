@@ -169,11 +169,35 @@ def test_another_grid_or_step_leaves_the_archive_untouched(
         ingest([write_knmi(later, column_offset=7)], out, KNMI())
     with pytest.raises(ValueError, match="step of 5 min, the files of 60 min"):
         ingest([write_knmi(later, minutes=60)], out, KNMI())
+    others = ["2020-01-05T00:00", "2020-01-05T00:10", "2020-01-05T00:20"]
     with pytest.raises(ValueError, match="two grids"):
-        ingest([*files, write_knmi(later, np.zeros((3, 3)))], tmp_path / "new", KNMI())
+        ingest([*files, *(write_knmi(t, np.zeros((3, 3))) for t in others)], tmp_path / "new", KNMI())
     with pytest.raises(ValueError, match="two steps"):
-        ingest([*files, write_knmi(later, minutes=10)], tmp_path / "new", KNMI())
+        ingest([*files, *(write_knmi(t, minutes=10) for t in others)], tmp_path / "new", KNMI())
     assert content(out) == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_file_on_another_grid_or_step_is_left_out_and_named(
+    files: list[Path], write_knmi: WriteKNMI, tmp_path: Path, workers: int
+) -> None:
+    """Its header is damaged: the archive is what it would be without it, and the report says why."""
+    ingest(files, tmp_path / "without", KNMI())
+    odd = write_knmi("2019-12-31T00:00", np.zeros((3, 3)))  # the earliest, and the first by name
+    slow = write_knmi("2020-01-05T00:00", minutes=10)
+    report = ingest([odd, *files, slow], tmp_path / "with", KNMI(), workers=workers)
+    assert set(report.bad_files) == {str(odd), str(slow)}
+    assert "3 × 3 pixels" in report.bad_files[str(odd)] and "another grid" in report.bad_files[str(odd)]
+    assert "has a step of 10" in report.bad_files[str(slow)]
+    parts = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.nc")} for name in ("with", "without")
+    ]
+    assert parts[0] == parts[1] and len(parts[0]) == 2
+    with pytest.raises(ValueError, match=r"3 × 3 pixels .* another grid"):
+        ingest([odd, *files], tmp_path / "raise", KNMI(), on_bad_file="raise")
+    # of two files nobody knows which is right
+    with pytest.raises(ValueError, match="two grids"):
+        ingest([odd, files[0]], tmp_path / "two", KNMI())
 
 
 def test_step_from_the_gaps_across_files(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from raincast.schema import CONVENTIONS, COVERAGE, CRS, MISSING_TIMES, RAIN, STE
 
 BLOCK_IN_MEMORY = 2**27
 """Bytes. A larger block of frames (above 8 million pixels) waits in a file without a name instead."""
-PACKED: dict[str, Any] = {"compression": "zstd", "complevel": 3, "shuffle": True}
+PACKED: dict[str, Any] = {"compression": "zstd", "complevel": 3}  # netCDF4 shuffles for zlib alone
 TIME_CODES = {"units": TIME_UNITS, "calendar": "proleptic_gregorian"}
 COVERAGE_ATTRS: dict[str, Any] = {
     "standard_name": "status_flag",

@@ -1,6 +1,7 @@
 """What the files offer, before any frame is read: times, grid and step; and which files are bad."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +46,11 @@ class _Heads:
         self.times[number], self.steps[number] = times, step_minutes
         self.grid_of[number] = self._number_of(grid)
 
+    def leave_out(self, number: int, why: str) -> None:
+        """A file that is bad after all."""
+        del self.times[number], self.steps[number], self.grid_of[number]
+        self.bad[number] = why
+
     def update(self, other: "_Heads") -> None:
         for number, times in other.times.items():
             self.add(number, times, other.steps[number], other.grids[other.grid_of[number]])
@@ -79,7 +85,11 @@ def scan(
     raise_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Found:
-    """Look at all files; ValueError for two grids or steps, which no single archive can hold, and for no frame."""
+    """Look at all files; ValueError for no frame, and for two grids or steps, which no single archive can hold.
+
+    Of a few files on another grid or step than the rest (`_few`) each is bad: its header is damaged, or it is
+    of another product.
+    """
     tasks = [
         (reader, first, list(paths[first : first + FILES_PER_TASK]), raise_bad)
         for first in range(0, len(paths), FILES_PER_TASK)
@@ -93,14 +103,17 @@ def scan(
     found = _Heads()
     for number in range(len(tasks)):  # in the order of the files, whichever process was first
         found.update(parts.pop(number))
-    bad_files = {str(paths[number]): why for number, why in found.bad.items()}
     if not found.times:
-        reasons = "; ".join(list(bad_files.values())[:3])
+        reasons = "; ".join(list(found.bad.values())[:3])
         raise ValueError(f"Not one of {len(paths)} files could be read: {reasons or 'they hold no frames'}")
+    bad_before = set(found.bad)
+    _keep_one_grid(found, paths)
+    step_minutes = _keep_one_step(found, paths)
+    if raise_bad and (odd := set(found.bad) - bad_before):
+        raise BadFileError(found.bad[min(odd)])
     offers = Offers.of_files(found.times)
     grid = found.grids[found.grid_of[int(offers.files[0])]]
-    _check_one_grid(found, paths, grid)
-    return Found(offers, grid, _check_one_step(found, paths), bad_files)
+    return Found(offers, grid, step_minutes, {str(paths[number]): why for number, why in found.bad.items()})
 
 
 def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads:
@@ -119,32 +132,48 @@ def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads
     return heads
 
 
-def _check_one_grid(found: _Heads, paths: Sequence[Path], grid: Grid) -> None:
-    for number, other in enumerate(found.grids):
-        if other is not grid and not grid.same_as(other):
-            first, odd = (
-                next(
-                    path
-                    for i, path in enumerate(paths)
-                    if i in found.grid_of and found.grids[found.grid_of[i]] is g
-                )
-                for g in (grid, found.grids[number])
-            )
-            raise ValueError(
-                f"The files are of two grids: {first} is {place(grid)}, {odd} is {place(other)}. "
-                "Ingest each into its own archive."
-            )
+def _keep_one_grid(found: _Heads, paths: Sequence[Path]) -> None:
+    kinds: list[int] = []  # the first of the grids that are the same, of each
+    for number, grid in enumerate(found.grids):
+        same = (kinds[k] for k in range(number) if kinds[k] == k and found.grids[k].same_as(grid))
+        kinds.append(next(same, number))
+    kind_of = {file: kinds[number] for file, number in found.grid_of.items()}
+    main, odd = _most(kind_of)
+    names = [f"{paths[file]} is {place(found.grids[found.grid_of[file]])}" for file in (main[0], *odd)]
+    if _few(odd, main):
+        for file, name in zip(odd, names[1:], strict=True):
+            found.leave_out(file, f"{name}, another grid than that of the others: {names[0]}")
+    elif odd:
+        raise ValueError(f"The files are of two grids: {names[0]}, {names[1]}. Ingest each into its own archive.")
 
 
-def _check_one_step(found: _Heads, paths: Sequence[Path]) -> float | None:
-    first, step_minutes = next(iter(found.steps.items()))
-    for number, other in found.steps.items():
-        if other != step_minutes:
-            raise ValueError(
-                f"The files are of two steps: {step_minutes} min in {paths[first]}, {other} min in "
-                f"{paths[number]}. Ingest each into its own archive."
+def _keep_one_step(found: _Heads, paths: Sequence[Path]) -> float | None:
+    main, odd = _most(found.steps)
+    step_minutes = found.steps[main[0]]
+    if _few(odd, main):
+        for file in odd:
+            found.leave_out(
+                file, f"{paths[file]} has a step of {found.steps[file]} min, the others of {step_minutes} min"
             )
+    elif odd:
+        raise ValueError(
+            f"The files are of two steps: {step_minutes} min in {paths[main[0]]}, {found.steps[odd[0]]} min in "
+            f"{paths[odd[0]]}. Ingest each into its own archive."
+        )
     return step_minutes
+
+
+def _most(kind_of: Mapping[int, Hashable]) -> tuple[list[int], list[int]]:
+    """The files of the commonest kind, of the earliest file's among equals, and the others; by number."""
+    counts = Counter(kind_of[file] for file in sorted(kind_of))
+    commonest = counts.most_common(1)[0][0]
+    main = [file for file in sorted(kind_of) if kind_of[file] == commonest]
+    return main, sorted(set(kind_of) - set(main))
+
+
+def _few(odd: Sequence[int], main: Sequence[int]) -> bool:
+    """Whether the odd ones are rather damaged than of another kind: one among three, or one in ten of the rest."""
+    return 0 < len(odd) <= max(1, len(main) // 10) and len(main) >= 3
 
 
 def place(grid: Grid) -> str:
