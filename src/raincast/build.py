@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from raincast.data.datamodule import RadarDataModule
     from raincast.evaluation import Metrics
     from raincast.forecaster import Forecaster, Inputs, NetworkForecaster
+    from raincast.ingest.readers import Reader
     from raincast.metrics.calibration import Calibration
     from raincast.models.heads import Head
     from raincast.nowcast import Nowcaster, Outputs
@@ -575,6 +576,14 @@ def nowcaster_of(cfg: DictConfig) -> "Nowcaster":
         memory=Memory(cfg.memory_gib, overlap=cfg.tile_overlap),
         attrs={"input": str(cfg.watch or cfg.input), "forecast_config": config_text(cfg)},
     )
+
+
+def reader(cfg: DictConfig) -> "Reader":
+    """The reader of radar files of `cfg.source`, whose frames are within the limits of `cfg.quality`."""
+    from raincast.ingest.cleaned import Cleaned
+
+    made: Reader = Cleaned(make(cfg.source), make(cfg.quality))
+    return made
 
 
 def outputs(cfg: DictConfig) -> "Outputs":

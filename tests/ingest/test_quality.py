@@ -1,6 +1,7 @@
 """Specks and static clutter: against brute force, and never by a pixel that nobody observed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import xarray as xr
 from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest import ingest
+from raincast.ingest.cleaned import Cleaned
 from raincast.ingest.clutter import Clutter
 from raincast.ingest.quality import Quality, drop_specks
 from raincast.ingest.readers.cf import CF
+from raincast.schema import RAIN, mock_archive
 
 NAN = np.nan
 
@@ -159,3 +162,19 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
             make()
     with pytest.raises(FileNotFoundError, match=r"no file clutter_maps=.*nowhere\.nc"):
         Clutter(tmp_path / "nowhere.nc")
+
+
+def test_a_cleaned_reader_gives_what_an_archive_would(tmp_path: Path) -> None:
+    """Of a file with hail, a negative rate and a speck, straight from the file and by way of an archive."""
+    mock = mock_archive(4)
+    mock[RAIN][1, 5, 5], mock[RAIN][2, 6, 6] = 4000.0, -3.0
+    mock[RAIN][3, 4:9, 4:9] = 0.0
+    mock[RAIN][3, 6, 6] = 2.0
+    mock.drop_vars("missing_times").to_netcdf(tmp_path / "a.nc")
+    limits: dict[str, Any] = {"max_rate": 120.0, "min_rate": 0.1, "speck_pixels": 2}
+    ingest(tmp_path / "a.nc", tmp_path / "archive", CF(), **limits)
+    read = Cleaned(CF(), Quality(**limits)).read(tmp_path / "a.nc", step_minutes=5)
+    archive = Archive.open(tmp_path / "archive")
+    np.testing.assert_allclose(read[RAIN].values, archive.read(0, 4), atol=0.0051)
+    assert read[RAIN][1, 5, 5] == 120 and np.isnan(read[RAIN][2, 6, 6]) and read[RAIN][3, 6, 6] == 0
+    assert read[RAIN].attrs["cell_methods"] == "time: mean"

@@ -28,7 +28,7 @@ def run(cfg: DictConfig) -> Path:
     from raincast.nowcast import init_times, open_series
 
     nowcaster, outputs = build.nowcaster_of(cfg), build.outputs(cfg)
-    series = open_series(cfg.input, build.make(cfg.source))
+    series = open_series(cfg.input, build.reader(cfg))
     due = init_times(str(cfg.init_time), series.times, series.step_minutes, cfg.every)
     if due.size > 1 or "/" in str(cfg.init_time):
         return _many(cfg, nowcaster, outputs, series, due)

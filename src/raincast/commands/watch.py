@@ -26,7 +26,7 @@ def run(cfg: DictConfig) -> Path:
 
     settings = build.make(cfg.live)
     nowcaster = build.nowcaster_of(cfg)
-    watcher = Watcher(cfg.watch, build.make(cfg.source), nowcaster, settings, outputs=build.outputs(cfg))
+    watcher = Watcher(cfg.watch, build.reader(cfg), nowcaster, settings, outputs=build.outputs(cfg))
     output = Path(settings.output)
     log.info(
         "watching   %s\nforecasts  %s\nstatus     %s", cfg.watch, *map(report.short, (output, watcher.status))
