@@ -10,7 +10,7 @@ import torch
 import yaml
 from running import REPO, TINY, compose_config, run_command, run_script
 
-from raincast import build
+from raincast import build, cli
 from raincast.commands.train import train
 
 COMMON = [
@@ -89,3 +89,45 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(
     failed = run_script(tmp_path, "train", *start, *fail, timeout=150)  # a hang would be killed here
     assert failed.returncode != 0
     assert "RuntimeError: the reason" in failed.stderr
+
+
+SLURM = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "expected"),
+    [
+        ({}, [], []),
+        ({"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0"}, [], []),
+        (
+            SLURM | {"SLURM_PROCID": "0"},
+            [],
+            [
+                "hydra.run.dir=${paths.output_dir}/train/slurm-4711",
+                "hydra.sweep.dir=${paths.output_dir}/sweep/slurm-4711",
+            ],
+        ),
+        (
+            SLURM | {"SLURM_PROCID": "3", "SLURM_STEP_ID": "1"},
+            [],
+            [
+                "hydra.run.dir=${paths.output_dir}/train/slurm-4711-1",
+                "hydra.sweep.dir=${paths.output_dir}/sweep/slurm-4711-1",
+                "hydra.output_subdir=null",
+                "hydra.job.name=train_process_3",
+            ],
+        ),
+        (SLURM | {"SLURM_PROCID": "0"}, ["hydra.run.dir=here"], []),
+    ],
+)
+def test_processes_that_do_not_know_each_other_share_a_folder(
+    environment: dict[str, str], overrides: list[str], expected: list[str]
+) -> None:
+    assert cli._shared_run_dir(overrides, environment) == expected
+
+
+def test_a_torchrun_without_a_store_is_asked_for_a_folder() -> None:
+    environment = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0"}
+    with pytest.raises(SystemExit, match=r"hydra\.run\.dir=…"):
+        cli._shared_run_dir([], environment)
+    assert cli._shared_run_dir(["hydra.run.dir=here"], environment) == []
