@@ -37,7 +37,7 @@ def calibrate(
             "calibrate=true fits on the validation windows, on which it would look better than it is: score it "
             "with split=test."
         )
-    if data.windows.hash != checkpoint.info["split_hash"]:
+    if data.split_hash != checkpoint.info["split_hash"]:
         raise ValueError(
             f"The windows here are not those that {checkpoint.path} was split by, so its training may have seen "
             "the ones to calibrate on. Leave data.split out and give the archive that it was trained on; "
@@ -89,7 +89,7 @@ def fit(network: "NetworkForecaster", data: "RadarDataModule", thresholds: list[
         raise ValueError("There is no validation window to calibrate on: change data.split.")
     fitted_on = {
         "split": "val",
-        "split_hash": data.windows.hash,
+        "split_hash": data.split_hash,
         "archive": data.archive.path.name,
         "num_windows": num_windows,
         "lead_minutes": [float(data.archive.step_minutes * k) for k in range(1, data.lead_steps + 1)],

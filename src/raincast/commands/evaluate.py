@@ -36,7 +36,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     data = build.datamodule(trained, build.archive_path(trained))
     data.needed = (cfg.split, "val") if cfg.calibrate else (cfg.split,)
     _check_step(checkpoint, data.archive.step_minutes, trained.data.archive)
-    if data.windows.hash != checkpoint.info["split_hash"]:
+    if data.split_hash != checkpoint.info["split_hash"]:
         log.warning(
             "These windows are not those that %s was split by: if the archive or the dates overlap with its "
             "training, its scores are too good.",

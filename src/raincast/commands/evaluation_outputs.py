@@ -171,7 +171,7 @@ def facts(
     weights = [w for key, w in checkpoint.state.items() if key.startswith("network.")]
     identity = info["archive"]["identity"]
     described = [line.partition(":") for line in data.windows.describe().splitlines()]
-    same = data.windows.hash == info["split_hash"]
+    same = data.split_hash == info["split_hash"]
     trained = [
         ("checkpoint", str(checkpoint.path)),
         ("SHA-256", checkpoint.sha256),
@@ -191,7 +191,7 @@ def facts(
         ("archive", f"{data.archive.path} (identity {data.archive.identity})"),
         ("grid (y × x)", f"{height} × {width}"),
         ("windows", f"{scores.attrs['num_windows']} of {scores.attrs['split']}, {scores.sizes['event']} events"),
-        ("split", f"{data.windows.hash}, " + ("as in training" if same else "not that of the training")),
+        ("split", f"{data.split_hash}, " + ("as in training" if same else "not that of the training")),
         *((split.strip(), what.strip()) for split, _, what in described),
         ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {raincast.__version__} ({commit()})"),
     ]

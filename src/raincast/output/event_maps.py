@@ -34,6 +34,7 @@ from raincast.schema import Grid
 
 LONGEST_SIDE = 420  # pixels of a map: three events of six forecasters stay within a few megabytes
 _SVG_SIDE = 400.0
+_WIDEST, _HIGHEST = 276, 360  # on the page: four maps beside each other
 _BAR_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 STYLE = """
@@ -124,7 +125,7 @@ class EventMaps:
 
     def _map(self, name: str, rain: Rain, view: MapView, over: str, start: int) -> str:
         frames = np.concatenate([self.last_seen[None], rain])
-        width = round(_SVG_SIDE * min(1.0, 1.0 / view.height_per_width) * 0.9)
+        width = round(min(_WIDEST, _HIGHEST / view.height_per_width))
         said = html.escape(f"map of the rain rate, {name}")
         shift = f"translateY({-100 * start / len(frames):.4f}%)"
         return (
