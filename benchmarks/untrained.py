@@ -44,5 +44,5 @@ def write_checkpoint(
     }
     state = {f"network.{name}": weights for name, weights in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"raincast": info, "state_dict": state, "epoch": 0}, path)
+    torch.save({"raincast": info, "state_dict": state, "epoch": 0, "global_step": 0}, path)
     return sum(weights.numel() for weights in network.parameters())
