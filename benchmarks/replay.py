@@ -87,7 +87,8 @@ def plan(
         at = seconds_of(frame) + rng.uniform(*USUAL_DELAY_S)
         kind = str(kinds[number])
         still = frozen[number]
-        if kind == "frozen" and still is None:
+        # what nobody saw before cannot be told to be old
+        if kind == "frozen" and (still is None or str(kinds[number - 1]) not in ("usual", "in_pieces", "doubled")):
             kind = "usual"
         fates[kind].append(frame)
         if kind == "delayed":
