@@ -86,14 +86,15 @@ def prepare(way: str, files: str, checkpoint: str) -> Callable[[Stopwatch, Path,
 
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         reader = build.make(compose("forecast").source)
-    return _network(files, checkpoint, reader) if way not in BASELINES else _baseline(way, files, reader)
+    return _network(way, files, checkpoint, reader) if way not in BASELINES else _baseline(way, files, reader)
 
 
-def _network(files: str, checkpoint: str, reader: Any) -> Callable[[Stopwatch, Path, int], None]:
+def _network(way: str, files: str, checkpoint: str, reader: Any) -> Callable[[Stopwatch, Path, int], None]:
     from raincast import build
     from raincast.nowcast import open_series, write_outputs
 
-    nowcaster = build.nowcaster(build.read_checkpoint(checkpoint), device="cpu")
+    precision = "bf16" if way.endswith("bf16") else "float32"
+    nowcaster = build.nowcaster(build.read_checkpoint(checkpoint), device="cpu", precision=precision)
 
     def run(watch: Stopwatch, folder: Path, number: int) -> None:
         frames = nowcaster.frames(open_series(files, reader), "latest", source=files)
@@ -228,7 +229,8 @@ def main() -> None:
     from timing import write_json
     from untrained import write_checkpoint
 
-    ways = [way for way in (*NETWORKS, *BASELINES) if arguments.only in way or way == "extrapolation"]
+    networks = [f"{name}{suffix}" for name in NETWORKS for suffix in ("", " bf16")]
+    ways = [way for way in (*networks, *BASELINES) if arguments.only in way or way == "extrapolation"]
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -241,7 +243,7 @@ def main() -> None:
         for number in range(arguments.rounds):
             for way in ways:
                 if number == 0 or way not in ONCE:
-                    rounds[way].append(apart(way, files, checkpoints.get(way, Path())))
+                    rounds[way].append(apart(way, files, checkpoints.get(way.removesuffix(" bf16"), Path())))
             for override, found_commands in commands.items():
                 found_commands.append(command(files, checkpoints["convlstm_small"], override))
     results = {way: merged(found) for way, found in rounds.items()}

@@ -194,3 +194,13 @@ def test_channels_that_are_not_given_are_named():
     ahead = Inputs(past=(("nwp", LogScaling()),), future=(("nwp", LogScaling()),))
     with pytest.raises(ValueError, match="known in advance have 3 steps, the forecast 4"):
         ahead.ahead({"future": torch.zeros(1, 3, 1, 4, 4)}, 4)
+
+
+def test_bf16_is_near_float32_and_an_unknown_precision_is_refused():
+    given = rain(1, 3, 1, 12, 14)
+    exact = forecaster().forecast(given, 4)
+    reduced = forecaster(precision="bf16").forecast(given, 4)
+    assert reduced.dtype == np.float32 and np.isfinite(reduced).all() and (reduced >= 0).all()
+    assert 0 < np.abs(reduced - exact).mean() < 0.05 * exact.mean()
+    with pytest.raises(ValueError, match="precision=fp8: choose one of float32, bf16"):
+        forecaster(precision="fp8")

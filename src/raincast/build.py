@@ -441,8 +441,10 @@ def load_forecaster(path: str | Path, *, device: str = "auto") -> "NetworkForeca
     return forecaster_of(read_checkpoint(path), device=device)
 
 
-def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkForecaster":
-    """The network of a checkpoint that was read already."""
+def forecaster_of(
+    checkpoint: Checkpoint, *, device: str = "auto", precision: str = "float32"
+) -> "NetworkForecaster":
+    """The network of a checkpoint that was read already; `precision` is one of `forecaster.PRECISIONS`."""
     import torch
 
     from raincast.forecaster import NetworkForecaster
@@ -473,6 +475,7 @@ def forecaster_of(checkpoint: Checkpoint, *, device: str = "auto") -> "NetworkFo
         inputs=inputs,
         device=device,
         calibration=None if plain is None else Calibration.from_plain(plain),
+        precision=precision,
     )
 
 
@@ -493,6 +496,7 @@ def nowcaster(
     checkpoint: Checkpoint,
     *,
     device: str = "auto",
+    precision: str = "float32",
     thresholds: Sequence[float] | None = None,
     calibrated: bool = True,
     attrs: Mapping[str, Any] | None = None,
@@ -509,7 +513,7 @@ def nowcaster(
     from raincast.nowcast import Nowcaster
     from raincast.nowcast.fit import Trained
 
-    forecaster = forecaster_of(checkpoint, device=device)
+    forecaster = forecaster_of(checkpoint, device=device, precision=precision)
     if not calibrated:
         forecaster.calibration = None
     if thresholds is None and forecaster.calibration is not None:
@@ -565,6 +569,7 @@ def nowcaster_of(cfg: DictConfig) -> "Nowcaster":
     return load_nowcaster(
         cfg.checkpoint,
         device=cfg.device,
+        precision=cfg.precision,
         thresholds=cfg.exceedance,
         calibrated=cfg.calibrated,
         channels=cfg.channels,
