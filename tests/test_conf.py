@@ -27,6 +27,7 @@ CHOICES = [
         "callbacks",
         "logger",
         "debug",
+        "sweep",
     )
     for path in sorted((CONF / group).glob("*.yaml"))
 ]

@@ -18,7 +18,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary")
@@ -197,12 +197,16 @@ def _suggest_keys(command: str, overrides: list[str]) -> None:
     """After Hydra refused an override: the keys that look like it."""
     from hydra import compose, initialize_config_dir
 
+    chosen = [override for override in overrides if override.startswith(("sweep=", "launcher="))]
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        cfg = compose(command)
+        try:
+            cfg = compose(command, chosen)
+        except HydraException:
+            return  # Hydra has named the choices there are
     known = _flat_keys(OmegaConf.to_container(cfg, resolve=False))
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if "=" in override and key not in known:
+        if "=" in override and key not in (*known, "sweep", "launcher"):
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
             if near:
                 sys.stderr.write(f"There is no key {key}. Did you mean {' or '.join(near)}?\n")

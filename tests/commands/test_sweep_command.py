@@ -307,11 +307,11 @@ def test_a_run_reports_each_validation_and_measures_its_latency(
     told = read_outcome(tmp_path / "run")
     assert (told.state, told.epochs, told.validations) == (outcome.COMPLETE, 3, 3)
     curve = link.trials[0].intermediate_values
-    assert list(curve) == [1, 2, 3]
+    assert list(curve) == [0, 1, 2]  # as pruners count
     # CSI is 0 throughout, so that the first epoch is the best
-    assert told.metrics["val/mae"] == pytest.approx(curve[told.best_epoch])
+    assert told.metrics["val/mae"] == pytest.approx(curve[told.best_epoch - 1])
     assert told.metrics["latency_ms"] > 0
-    assert found.metrics["val/mae"] == pytest.approx(curve[3])
+    assert found.metrics["val/mae"] == pytest.approx(curve[2])
 
 
 def test_a_poor_run_is_pruned(link: optuna.Study, tiny_archive: Path, tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_poor_run_is_pruned(link: optuna.Study, tiny_archive: Path, tmp_path: 
     train(trial_config(tmp_path / "run", tiny_archive, tmp_path, pruner, "trainer.max_epochs=3"))
     told = read_outcome(tmp_path / "run")
     assert (told.state, told.validations) == (outcome.PRUNED, 1)
-    assert list(link.trials[0].intermediate_values) == [1]
+    assert list(link.trials[0].intermediate_values) == [0]
 
 
 def test_a_run_whose_loss_is_no_number_fails(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_with_several_goals_curves_are_pruned_beside_the_study(tmp_path: Path) -
         curve = sweep.curve(trial)
         study = optuna.load_study(study_name=curve.study, storage=sweep.study._storage, pruner=pruner)
         reporting = optuna.trial.Trial(study, curve.trial_id)
-        reporting.report(height, step=1)
+        reporting.report(height, step=0)
         asked.append(reporting.should_prune())
         if asked[-1]:
             sweep.prune(trial)

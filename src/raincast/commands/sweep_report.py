@@ -32,11 +32,11 @@ def write_report(sweep: "Sweep", folder: Path, *, storage: str, page: bool) -> "
 
 
 def say_at_end(found: "SweepResult", folder: Path) -> None:
-    """The best trials, the files, and what to type next."""
+    """The best trials, the files, and, once no other worker has a trial, what to type next."""
     from raincast.output.sweep_page import lines
 
     log.info("\n%s\ntable  %s\npage   %s", lines(found), *(report.short(folder / name) for name in (TABLE, PAGE)))
-    if found.best:
+    if found.best and not any(row.state == "running" for row in found.rows):
         command = found.row(found.best[0]).command
         log.info("\nNext, train the winner again over several seeds:\n  %s", command)
 

@@ -100,6 +100,8 @@ def _counts(result: SweepResult) -> Iterator[tuple[str, str]]:
         "trials",
         ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))) or "none",
     )
+    if not any(result.importance.values()):
+        yield "importance", "of the parameters: only with four or more complete trials of different values"
     hours = sum(row.seconds or 0.0 for row in result.rows) / 3600
     yield "time of all trials", f"{hours:.2f} h"
 
@@ -107,9 +109,10 @@ def _counts(result: SweepResult) -> Iterator[tuple[str, str]]:
 def _cells(result: SweepResult, row: TrialRow) -> dict[str, str]:
     values = dict(zip(result.goals, map(short, row.values), strict=False))
     cells = {"trial": str(row.number), "state": row.state, **{goal: values.get(goal, "") for goal in result.goals}}
-    cells |= {name: short(row.params[name]) if name in row.params else "" for name in result.param_names()}
     seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
-    return cells | {"epochs": "" if row.epochs is None else str(row.epochs), "time": seconds, "note": row.note}
+    cells |= {"epochs": "" if row.epochs is None else str(row.epochs), "time": seconds}
+    cells |= {name: short(row.params[name]) if name in row.params else "" for name in result.param_names()}
+    return cells | {"note": row.note}
 
 
 def short(value: Any) -> str:

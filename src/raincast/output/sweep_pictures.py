@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE = CURVE_COLOURS[:2]
 GREY = "#b4bcc4"
-MOST_CURVES, MOST_PARAMS, COLUMNS = 5, 12, 4
+MOST_CURVES, MOST_PARAMS, COLUMNS, FEW_VALUES = 5, 12, 4, 6
 
 
 def pictures(result: "SweepResult") -> dict[str, bytes]:
@@ -144,6 +144,8 @@ def _params(result: "SweepResult") -> Figure:
             axes.set_xticks(range(len(texts)), [text if len(text) < 22 else f"{text[:20]}…" for text in texts])
         elif name in result.log_params:
             axes.set_xscale("log")
+        elif len(set(values)) <= FEW_VALUES:
+            axes.set_xticks(sorted(set(values)))
         axes.set_xlabel(name, fontsize=8)
         axes.set_ylabel(result.goals[0], fontsize=8)
         axes.tick_params(labelsize=7)

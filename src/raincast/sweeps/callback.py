@@ -15,6 +15,7 @@ import optuna
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from raincast.forecaster import beside_rain
 from raincast.sweeps import outcome
 from raincast.sweeps.goals import LATENCY, Goal
 from raincast.sweeps.outcome import Outcome
@@ -84,7 +85,7 @@ class TrialCallback(Callback):
         if not math.isfinite(metrics["val/loss"]):
             found.state = outcome.FAILED
             found.reason = f"val/loss is {metrics['val/loss']:g} after epoch {found.epochs}"
-        elif self.should_prune(metrics, found.validations):
+        elif self.should_prune(metrics, found.validations - 1):
             found.state = outcome.PRUNED
             log.info("Pruned after epoch %d: other trials were better by then.", found.epochs)
         found.write(self.run_dir)
@@ -97,7 +98,7 @@ class TrialCallback(Callback):
         return value > best if self.mode == "max" else value < best
 
     def should_prune(self, metrics: dict[str, float], step: int) -> bool:
-        """Report the first goal at validation `step`, and ask the pruner; a storage that is away says no."""
+        """Report the first goal at validation `step`, from 0 as pruners count; a lost storage prunes nothing."""
         goal = self.goals[0]
         if self._trial is None or goal.score == LATENCY:
             return False
@@ -127,17 +128,17 @@ class TrialCallback(Callback):
 
 @torch.no_grad()
 def latency_ms(trainer: L.Trainer, module: L.LightningModule, repeats: int = 5) -> float:
-    """The median time of one forecast of a whole frame on the trainer's device, after one that is not counted."""
+    """The median time of one forecast of a validation window on the trainer's device, after one not counted."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    height, width = data.archive.grid.shape
-    channels = int(getattr(module, "num_channels", 1))
-    rain = torch.zeros((1, data.input_steps, channels, height, width), device=module.device)
+    sample = next(iter(data.eval_batches("val")))
+    rain = sample["input"][:1].to(module.device)
+    beside = {name: values[:1].to(module.device) for name, values in beside_rain(sample).items()}
     was_training = module.training
     module.eval()
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        module(rain)
+        module(rain, **beside)
         if rain.is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)

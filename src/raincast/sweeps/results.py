@@ -69,7 +69,7 @@ def _curve(trial: FrozenTrial, sweep: Sweep) -> Mapping[int, float]:
         if CURVE not in trial.user_attrs:
             return {}
         found = sweep.curves.get_trials(deepcopy=False)[trial.user_attrs[CURVE]]
-    return dict(sorted(found.intermediate_values.items()))
+    return {step + 1: value for step, value in sorted(found.intermediate_values.items())}
 
 
 def best_trials(study: optuna.Study, goals: Sequence[Goal]) -> list[FrozenTrial]:
