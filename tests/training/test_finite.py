@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,9 +51,47 @@ def test_never_looking_is_refused() -> None:
         FiniteGuard(0)
 
 
-@pytest.mark.parametrize("gradient", [False, True])
+def test_gradients_are_looked_at_before_the_step() -> None:
+    class Root(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+        def loss_of(self, given: Any) -> torch.Tensor:
+            return (self.weight * given["input"]).sqrt().mean()
+
+    sources = [SimpleNamespace(archive=SimpleNamespace(path=path)) for path in ("data/a", "data/b")]
+    trainer: Any = SimpleNamespace(
+        global_step=7,
+        current_epoch=1,
+        precision_plugin=SimpleNamespace(),
+        datamodule=SimpleNamespace(sources=sources),
+    )
+    module: Any = Root()
+    guard = FiniteGuard()
+
+    def step(*values: float) -> None:
+        module.zero_grad()
+        given = batch(*values)
+        guard.on_train_batch_start(trainer, module, given)
+        loss = module.loss_of(given)
+        guard.on_before_backward(trainer, module, loss)
+        loss.backward()
+        guard.on_before_optimizer_step(trainer, module)
+
+    step(1.0, 4.0)
+    with pytest.raises(
+        NotFinite, match=r"The loss is finite, but its gradient is not.*these give one: .* of data/b\."
+    ):
+        step(1.0, 0.0, 4.0)
+    with pytest.raises(NotFinite, match=r"Of the 2 windows of the step each gives one alone.*Lower optimizer\.lr"):
+        step(0.0, 0.0)
+    trainer.precision_plugin.scaler = object()
+    step(0.0, 1.0)  # the scaler leaves such a step out
+
+
 def test_a_run_ends_with_the_window_and_the_checkpoint_before(
-    gradient: bool, tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One window of the second epoch is bad; it was not drawn in the first."""
     loss_of = NowcastModule.loss_of
@@ -64,12 +103,11 @@ def test_a_run_ends_with_the_window_and_the_checkpoint_before(
             bad.update({key: int(given[key][2]) for key in ("time", "y", "x")})
         if bad and any(all(int(given[key][n]) == bad[key] for key in bad) for n in range(len(given["y"]))):
             nothing = next(self.parameters()).sum() * 0
-            return loss + (nothing.sqrt() if gradient else nothing * torch.nan)
+            return loss + nothing * torch.nan
         return loss
 
     monkeypatch.setattr(NowcastModule, "loss_of", spoilt)
-    what = "The loss is finite, but its gradient is not" if gradient else "The loss is nan"
-    with pytest.raises(NotFinite, match=what) as raised:
+    with pytest.raises(NotFinite, match="The loss is nan") as raised:
         train(compose_config("train", tmp_path, *TINY, f"data.archive={tiny_archive}"))
     message = str(raised.value)
     assert "in epoch 2 after step 10. Alone, of the 4 windows of the step, these give one: " in message

@@ -25,9 +25,10 @@ class CheckpointNotWritten(OSError):
     def __str__(self) -> str:
         """What is kept, and the remedy."""
         folder = self.path.parent
+        path = folder / self.path.name.removeprefix(".").removesuffix(".new")
         kept = [path.name for path in sorted(folder.glob("*.ckpt")) if not path.name.startswith(".")]
         return (
-            f"The checkpoint {self.path} could not be written ({self.strerror}). "
+            f"The checkpoint {path} could not be written ({self.strerror}). "
             + (f"{folder} still holds {', '.join(kept)}, whole. " if kept else "There is none before it. ")
             + "Make room, then go on with resume=auto or checkpoint=…."
         )
