@@ -59,7 +59,9 @@ def test_too_few_events_show_nothing(num_events, verdict):
     assert int(made["csi_mean_better"][0, 1, 0]) == verdict
     text = table_text(difference_table(made.assign(csi_mean=made["csi_mean"])))
     assert ("better" in text) == bool(verdict)
-    assert (f"no difference shown ({num_events} events)" in text) != bool(verdict)
+    counted = "1 event" if num_events == 1 else f"{num_events} events"
+    assert (f"no difference shown ({counted})" in text) != bool(verdict)
+    assert made["csi_interval"].isnull().all() == (num_events == 1), "one event has no interval"
 
 
 def test_seeded_and_against_the_definition():

@@ -67,6 +67,8 @@ def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
         if group in LEFT_OUT or any(name not in scores for name in names):
             continue
         whole, trials = _scores_of(group, [scores[name].values for name in names], draws)
+        if num_events == 1:  # all draws are alike, which says nothing of how sure it is
+            trials = {name: np.full_like(values, np.nan) for name, values in trials.items()}
         dims = group.dims[: len(group.dims) - group.consumed]
         for name, score in group.scores.items():
             for key, of, own_dims in (

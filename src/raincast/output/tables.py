@@ -95,7 +95,8 @@ def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
     """
     first, *others = (str(name) for name in scores["forecaster"].values)
     events, confidence = scores.sizes["event"], float(scores.attrs["confidence"])
-    title = f"{first} minus the others: {_HEADERS[score]}, mean over lead times, {events} events"
+    counted = f"{events} event" if events == 1 else f"{events} events"
+    title = f"{first} minus the others: {_HEADERS[score]}, mean over lead times, {counted}"
     columns = ["difference", f"{100 * confidence:g} % interval", first]
     table = _empty_table(title, ["threshold", "beside"], columns)
     means = scores[f"{score}_mean"]
@@ -112,7 +113,7 @@ def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
                 other,
                 _signed(float(difference)),
                 f"{_signed(low)} to {_signed(high)}" if np.isfinite(low) else UNDEFINED,
-                {1: "better", -1: "worse", 0: f"no difference shown ({events} events)"}[better],
+                {1: "better", -1: "worse", 0: f"no difference shown ({counted})"}[better],
             )
         table.add_section()
     return table

@@ -1,0 +1,79 @@
+"""Forecasting and scoring, CPU time a window: `python benchmarks/evaluation.py [--windows 1000] [--metrics full]`.
+
+Windows of the built-in rain, 12 + 12 frames of 256²: the default network with the weights of its start,
+extrapolation along Lucas-Kanade, persistence. One thread, as each process of evaluate.py has; on a busy machine
+CPU time and its ratio still stand. The share is scoring over forecasting.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from raincast import build
+from raincast.baselines import Extrapolation, Persistence
+from raincast.cli import HYDRA_VERSION_BASE, conf_dir
+from raincast.data.datamodule import RadarDataModule
+from raincast.data.sampler import Place
+from raincast.data.windows import TrainAll
+from raincast.evaluation import EventSums, Scoring
+from raincast.evaluation.answers import ask
+from raincast.forecaster import NetworkForecaster
+from raincast.synthetic import build_builtin_archive
+
+STEPS, SIZE, FRAMES = 12, 256, 64
+
+
+def main() -> None:
+    """Time, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=1000)
+    parser.add_argument("--metrics", default="rain")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        build_builtin_archive(Path(folder) / "rain", num_days=1, frames_per_day=FRAMES, size=SIZE)
+        data = RadarDataModule(Path(folder) / "rain", split=TrainAll(), input_steps=STEPS, lead_steps=STEPS)
+        places = [Place(start, 0, 0, SIZE, SIZE) for start in range(FRAMES - 2 * STEPS + 1)]
+        with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+            cfg = compose("train", ["experiment=radar", f"metrics={asked.metrics}", "paths.run_dir=."])
+        own_head = build.head(cfg)
+        network = NetworkForecaster(
+            build.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=own_head.num_channels),
+            own_head,
+            build.make(cfg.transform),
+            name="network",
+            input_steps=STEPS,
+            lead_steps=STEPS,
+            step_minutes=5.0,
+        )
+        scoring = Scoring(build.metrics(cfg, data), 5.0, data.archive.grid.pixel_km)
+        sys.stdout.write(f"{asked.windows} windows of {2 * STEPS} × {SIZE}², metrics={asked.metrics}\n")
+        for forecaster in (network, Extrapolation(), Persistence()):
+            spent, sums = [0.0, 0.0, 0.0], EventSums()
+            for number in range(asked.windows):
+                at = [time.process_time()]
+                stored = torch.utils.data.default_collate([data.dataset[places[number % len(places)]]])
+                batch = data.dataset.decode(stored)
+                at.append(time.process_time())
+                answer = ask(forecaster, batch, STEPS, scoring.metrics.thresholds)
+                at.append(time.process_time())
+                scoring.add(sums, answer, batch)
+                at.append(time.process_time())
+                spent = [
+                    total + after - before for total, before, after in zip(spent, at[:-1], at[1:], strict=True)
+                ]
+            read, forecast, score = (1000 * total / asked.windows for total in spent)
+            sys.stdout.write(
+                f"{forecaster.name:14} read {read:6.1f} ms  forecast {forecast:7.1f} ms  score {score:6.1f} ms  "
+                f"share {score / forecast:6.1%}\n"
+            )
+
+
+if __name__ == "__main__":
+    main()
