@@ -551,6 +551,8 @@ def load_nowcaster(
     exported = ExportedForecaster(path)
     if settings.pop("channels", None):
         raise ValueError(f"channels: {path} takes rain alone.")
+    if settings.pop("precision", "float32") != "float32":
+        raise ValueError(f"precision: {path} computes in float32. Take a checkpoint, or precision=float32.")
     settings.pop("calibrated", None)
     own = {"title": "Precipitation nowcast", "source": f"raincast {raincast.__version__}, {Path(path).name}"}
     return Nowcaster(

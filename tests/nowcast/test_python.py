@@ -80,6 +80,14 @@ def test_an_exported_network_forecasts_the_same(checkpoint, exported, frames):
     ) <= {0, 1}
 
 
+def test_the_command_forecasts_from_an_exported_network(exported, tiny_archive, tmp_path):
+    common = [f"checkpoint={exported}", f"input={tiny_archive}", "animation=false"]
+    with xr.open_dataset(forecast(compose_config("forecast", tmp_path, *common))) as file:
+        assert file.attrs["exported_network"] == str(exported) and file.attrs["forecast_method"] == "network"
+    with pytest.raises(ValueError, match="computes in float32"):
+        forecast(compose_config("forecast", tmp_path, *common, "precision=bf16"))
+
+
 def test_what_an_exported_network_is_not_for(exported, frames, tmp_path):
     with pytest.raises(ValueError, match=r"gives 3\. Ask for fewer, or export"):
         raincast.load_forecaster(exported, lead_steps=5)(frames)
