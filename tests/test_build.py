@@ -8,6 +8,7 @@ import torch
 from running import compose_config
 
 from raincast import build
+from raincast.build import run
 from raincast.models.convlstm import ConvLSTM
 from raincast.transforms import DbzScaling
 
@@ -65,7 +66,7 @@ def test_wandb_stays_offline_without_a_key_or_a_network(
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     config = compose_config("train", tmp_path, "logger=wandb", "logger.wandb.offline=false")
-    assert build._wandb_node(config.logger.wandb, None)["offline"] is True
+    assert run._wandb_node(config.logger.wandb, None)["offline"] is True
     assert "no API key" in caplog.text
 
     def no_network(*_: object, **__: object) -> None:
@@ -73,11 +74,11 @@ def test_wandb_stays_offline_without_a_key_or_a_network(
 
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setattr(socket, "create_connection", no_network)
-    assert build._wandb_node(config.logger.wandb, None)["offline"] is True
+    assert run._wandb_node(config.logger.wandb, None)["offline"] is True
     assert "out of reach" in caplog.text
 
 
 def test_a_resumed_run_keeps_its_wandb_id(tmp_path: Path) -> None:
     config = compose_config("train", tmp_path, "logger=wandb")
-    node = build._wandb_node(config.logger.wandb, "abc123")
+    node = run._wandb_node(config.logger.wandb, "abc123")
     assert (node["id"], node["resume"]) == ("abc123", "allow")
