@@ -181,8 +181,12 @@ def try_all(name: str, path: Path, call: Callable[[Watched], str]) -> Counter[tu
     """Call for each damaged copy of `path`, in a process that may die; what became of how many."""
     outcomes: Counter[tuple[str, str]] = Counter()
     failures = []
-    with Watched() as process:
-        for number, (kind, content) in enumerate(damaged(path.with_name(f"whole-{path.name}"), NUM)):
+    whole = path.with_name(f"whole-{path.name}")
+    with Watched(seconds=120) as process:
+        replace(path, whole.read_bytes())
+        assert call(process) == "same"
+        process.seconds = 10.0  # its libraries are loaded by now
+        for number, (kind, content) in enumerate(damaged(whole, NUM)):
             replace(path, content)
             try:
                 outcome = call(process)

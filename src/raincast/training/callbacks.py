@@ -108,7 +108,7 @@ class InterruptNotice(Callback):
             return
         if self.last.exists():
             log.warning(
-                "Stopped. The last whole epoch is kept; go on with the same command and checkpoint=%s", self.last
+                "Stopped. What was kept last is there to go on with: the same command and checkpoint=%s", self.last
             )
         else:
             log.warning("Stopped in the first epoch: there is no checkpoint yet.")
