@@ -319,6 +319,13 @@ def show(rows: list[dict[str, Any]], calls: dict[str, float]) -> None:
         if ratios:
             console.print(f"{name}, float32 layers: median {statistics.median(ratios):.2f}, worst "
                           f"{max(ratios) if under == 'floor' else min(ratios):.2f}")  # fmt: skip
+    half = {row["case"]: row for row in rows if row["precision"] == "bfloat16"}
+    pairs = [(row, half[row["case"]]) for row in layers if row["case"] in half]
+    for key, name in (("step_s", "training step"), ("forward_s", "forward")):
+        ratios = [full[key]["raincast"] / low[key]["raincast"] for full, low in pairs]
+        if ratios:
+            console.print(f"float32 over bfloat16, {name}: " + ", ".join(f"{ratio:.2f}" for ratio in ratios)
+                          + f"; median {statistics.median(ratios):.2f}")  # fmt: skip
     console.print("first call: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in calls.items()))
 
 
@@ -330,6 +337,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="two shapes, no whole networks")
+    parser.add_argument("--layers", action="store_true", help="all shapes, no whole networks")
     parser.add_argument("--networks", action="store_true", help="whole networks only")
     parser.add_argument("--convolutions", action="store_true", help="large kernels are convolved, not multiplied")
     parser.add_argument("--repeats", type=int, default=7)
@@ -350,10 +358,10 @@ def main() -> None:
         Console(stderr=True).print(f"{time.perf_counter() - start:.0f} s: {row['case']}, {row['precision']}")
         gc.collect()
 
-    for dtype in precisions:
-        for shape in [] if args.networks else QUICK if args.quick else LAYERS:
+    for shape in [] if args.networks else QUICK if args.quick else LAYERS:
+        for dtype in precisions:  # of one shape one after the other, since they are compared
             add(layer_row(*shape, dtype, args))
-    if not args.quick:
+    if not args.quick and not args.layers:
         for name in ("2015", "2017 120", "2017 240", "2017 480", "open"):
             add(network_row(name, args))
     show(rows, calls)
