@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from raincast.metrics import categorical, continuous, ensemble, probabilistic, spatial, users
+from raincast.metrics import categorical, continuous, ensemble, objects, probabilistic, spatial, users
 from raincast.metrics import spectrum as spectra
 from raincast.schema import LEAD_TIME
 
@@ -124,6 +124,18 @@ ONSET = Group(
         "onset_far": Score(users.onset_far, "forecast onsets without one to within a step", -1),
     },
 )
+AREAS = Group(
+    objects.SalSums,
+    "sal_",
+    (LEAD_TIME,),
+    {
+        "sal_structure": Score(objects.structure, "S of SAL: areas too large or flat above 0, too small below"),
+        "sal_amplitude": Score(objects.amplitude, "A of SAL: too much rain above 0, too little below"),
+        "sal_location": Score(objects.location, "L of SAL: how far off the rain lies", -1),
+        "sal_abs_structure": Score(objects.structure_size, "mean of |S|", -1),
+        "sal_abs_amplitude": Score(objects.amplitude_size, "mean of |A|", -1),
+    },
+)
 MEMBERS = Group(
     ensemble.EnsembleSums,
     "ensemble_",
@@ -176,6 +188,7 @@ GROUPS = (
     AMOUNTS,
     AMOUNT_ERRORS,
     ONSET,
+    AREAS,
     MEMBERS,
     CHANCES,
     RELIABILITY,

@@ -13,7 +13,7 @@ from raincast.data.dataset import Sample
 from raincast.evaluation import groups, protocols
 from raincast.evaluation.answers import Answer
 from raincast.evaluation.event_sums import EventSums
-from raincast.metrics import categorical, continuous, ensemble, probabilistic, spatial, spectrum, users
+from raincast.metrics import categorical, continuous, ensemble, objects, probabilistic, spatial, spectrum, users
 from raincast.metrics.categorical import Contingency, check_thresholds
 from raincast.metrics.frames import over_frames
 
@@ -32,6 +32,7 @@ class Metrics:
     scales: sides in km of the boxes of the fractions skill score; `fss_boundary` is "zero" or "inside".
     spectrum: radially averaged power.
     accumulations: periods in minutes, multiples of the step; `amounts`: thresholds of what falls in them, in mm.
+    sal: structure, amplitude and location of rain areas, frame by frame; needs scikit-image.
     onset: whether the beginning of rain is met to within a step.
     probabilities: ensembles and probabilities of those who state them; in `probability_bins`.
     ignored_between: observed rates between these two count nowhere, as noise.
@@ -49,6 +50,7 @@ class Metrics:
     accumulations: Sequence[float] = ()
     amounts: Sequence[float] = (1.0, 5.0, 10.0)
     onset: bool = False
+    sal: bool = False
     probabilities: bool = True
     probability_bins: int = 21
     ignored_between: Sequence[float] | None = None
@@ -64,6 +66,8 @@ class Metrics:
             values = list(getattr(self, name))
             if len(set(values)) != len(values) or any(value <= most for value in values):
                 raise ValueError(f"metrics.{name}={values}: each above {most}, and none twice.")
+        if self.sal:
+            objects.require()
         if self.fss_boundary not in ("zero", "inside"):
             raise ValueError(f"metrics.fss_boundary={self.fss_boundary}: choose zero or inside.")
         if self.probability_bins < 2:
@@ -154,6 +158,8 @@ class Scoring:
             named |= self._accumulated(rain, target, mask)
         if wanted.onset:
             named |= groups.ONSET.named(users.onset_sums(rain, target, mask, newest, thresholds))
+        if wanted.sal:
+            named |= groups.AREAS.named(objects.sal_sums(rain, target, mask))
         if answer.members is not None:
             named |= groups.MEMBERS.named(ensemble.ensemble_sums(answer.members, target, mask))
             named[groups.RANKS] = ensemble.rank_histogram(answer.members, target, mask)
