@@ -165,6 +165,19 @@ def test_embargo_is_kept_after_another_split_only():
     assert kept == given_ranges(("train", 0, 10), ("val", 13, 20), ("test", 23, 30))
 
 
+def test_thirds_of_a_short_event_keep_windows_and_a_shorter_embargo():
+    """92 frames and windows of 18: an embargo of 18 would leave a third of 30 frames no window."""
+    windows = split_windows(times_of(np.arange(92)), STEP, 18, BlockSplit())
+    # (30 − 18) / 2 = 6 frames of embargo leave 31 − 6 − 17 or 30 − 6 − 17 windows of the later thirds
+    assert sorted(windows.starts[name].size for name in SPLITS) in ([7, 8, 13], [7, 8, 14], [8, 8, 13])
+    starts = np.sort(np.concatenate([windows.starts[name] for name in SPLITS]))
+    ends = starts[:-1][np.diff(starts) > 1] + 17
+    begins = starts[1:][np.diff(starts) > 1]
+    assert len(ends) == 2 and (begins - ends > 6).all()
+    stated = split_windows(times_of(np.arange(92)), STEP, 18, BlockSplit(embargo_minutes=0))
+    assert sum(stated.starts[name].size for name in SPLITS) == 92 - 3 * 17
+
+
 @pytest.mark.parametrize("frames", [np.arange(36), np.r_[0:12, 500:524]], ids=["an hour", "two days"])
 def test_fewer_than_three_blocks_are_cut_into_thirds_with_a_warning(frames, caplog):
     with caplog.at_level(logging.WARNING):

@@ -46,7 +46,7 @@ class BlockSplit:
     Rain of one block is alike, so windows of one block stand in one split only. Where blocks of different
     splits touch, the first `embargo_minutes` (None: as long as a window) of the later one belong to nobody. Blocks
     without frames are not drawn. Frames of fewer than three blocks are cut into three shorter ones, with a
-    warning: the splits share an event.
+    warning: the splits share an event. None then is half of what a third is longer than a window, if that is less.
     """
 
     block_minutes: float = 1440.0
@@ -63,7 +63,18 @@ class BlockSplit:
         bounds = self._bounds(times, step)
         names = draw_splits(len(bounds), self.fractions, self.seed)
         blocks = [TimeRange(name, *bound) for name, bound in zip(names, bounds, strict=True)]
-        return with_embargo(blocks, embargo_of(self.embargo_minutes, window))
+        return with_embargo(blocks, embargo_of(self.embargo_minutes, self._own_embargo(bounds, step, window)))
+
+    def _own_embargo(
+        self, bounds: Sequence[tuple[np.datetime64, np.datetime64]], step: np.timedelta64, window: np.timedelta64
+    ) -> np.timedelta64:
+        """As long as a window; between thirds of an event less, where they would hold no windows with it."""
+        lengths = [stop - start for start, stop in bounds]
+        if all(length == _minutes(self.block_minutes) for length in lengths):
+            return window
+        # half of what is left beside a window: the other half holds more windows
+        spare = (int(np.min(lengths) // step) - int(window // step)) // 2
+        return min(window, max(spare, 0) * step)
 
     def _bounds(self, times: Times, step: np.timedelta64) -> list[tuple[np.datetime64, np.datetime64]]:
         """Start and stop of each block that holds frames."""
