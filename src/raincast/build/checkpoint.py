@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 import raincast
 
 if TYPE_CHECKING:
-
     from raincast.forecaster import Inputs
     from raincast.metrics.calibration import Calibration
 

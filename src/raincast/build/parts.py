@@ -187,5 +187,6 @@ def reader(cfg: DictConfig) -> "Reader":
 
 
 def mapping(container: Any) -> dict[str, Any]:
+    """A container of OmegaConf that is a mapping."""
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
