@@ -1,8 +1,9 @@
 """Forecasting and scoring, CPU time a window: `python benchmarks/evaluation.py [--windows 1000] [--metrics full]`.
 
-Windows of the built-in rain, 12 + 12 frames of 256²: the default network with the weights of its start,
-extrapolation along Lucas-Kanade, persistence. One thread, as each process of evaluate.py has; on a busy machine
-CPU time and its ratio still stand. The share is scoring over forecasting.
+Windows of the built-in rain, 12 + 12 frames of 256²: the default network with the weights of its start, or the
+trained one of `--checkpoint` with its own number of frames, extrapolation along Lucas-Kanade, persistence. One
+thread, as each process of evaluate.py has; on a busy machine CPU time and its ratio still stand. The share is
+scoring over forecasting.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from raincast import build
 from raincast.baselines import Extrapolation, Persistence
@@ -34,26 +35,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=1000)
     parser.add_argument("--metrics", default="rain")
+    parser.add_argument("--checkpoint", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         build_builtin_archive(Path(folder) / "rain", num_days=1, frames_per_day=FRAMES, size=SIZE)
-        data = RadarDataModule(Path(folder) / "rain", split=TrainAll(), input_steps=STEPS, lead_steps=STEPS)
-        places = [Place(start, 0, 0, SIZE, SIZE) for start in range(FRAMES - 2 * STEPS + 1)]
         with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
             cfg = compose("train", ["experiment=radar", f"metrics={asked.metrics}", "paths.run_dir=."])
-        own_head = build.head(cfg)
-        network = NetworkForecaster(
-            build.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=own_head.num_channels),
-            own_head,
-            build.make(cfg.transform),
-            name="network",
-            input_steps=STEPS,
-            lead_steps=STEPS,
-            step_minutes=5.0,
-        )
+        network = build.load_forecaster(asked.checkpoint, device="cpu") if asked.checkpoint else untrained(cfg)
+        seen, leads = network.input_steps, network.lead_steps
+        data = RadarDataModule(Path(folder) / "rain", split=TrainAll(), input_steps=seen, lead_steps=leads)
+        places = [Place(start, 0, 0, SIZE, SIZE) for start in range(FRAMES - seen - leads + 1)]
         scoring = Scoring(build.metrics(cfg, data), 5.0, data.archive.grid.pixel_km)
-        sys.stdout.write(f"{asked.windows} windows of {2 * STEPS} × {SIZE}², metrics={asked.metrics}\n")
+        sys.stdout.write(f"{asked.windows} windows of {seen + leads} × {SIZE}², metrics={asked.metrics}\n")
         for forecaster in (network, Extrapolation(), Persistence()):
             spent, sums = [0.0, 0.0, 0.0], EventSums()
             for number in range(asked.windows):
@@ -61,7 +55,7 @@ def main() -> None:
                 stored = torch.utils.data.default_collate([data.dataset[places[number % len(places)]]])
                 batch = data.dataset.decode(stored)
                 at.append(time.process_time())
-                answer = ask(forecaster, batch, STEPS, scoring.metrics.thresholds)
+                answer = ask(forecaster, batch, leads, scoring.metrics.thresholds)
                 at.append(time.process_time())
                 scoring.add(sums, answer, batch)
                 at.append(time.process_time())
@@ -73,6 +67,20 @@ def main() -> None:
                 f"{forecaster.name:14} read {read:6.1f} ms  forecast {forecast:7.1f} ms  score {score:6.1f} ms  "
                 f"share {score / forecast:6.1%}\n"
             )
+
+
+def untrained(cfg: DictConfig) -> NetworkForecaster:
+    """The network of `cfg` with the weights of its start."""
+    own_head = build.head(cfg)
+    return NetworkForecaster(
+        build.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=own_head.num_channels),
+        own_head,
+        build.make(cfg.transform),
+        name="network",
+        input_steps=STEPS,
+        lead_steps=STEPS,
+        step_minutes=5.0,
+    )
 
 
 if __name__ == "__main__":
