@@ -83,7 +83,7 @@ def test_a_difference_is_called_one_only_where_it_is_shown() -> None:
     data = scores().assign(csi_mean=(("forecaster", "threshold"), [[0.5], [0.3]])).assign_attrs(confidence=0.95)
     dims = ("forecaster", "reference", "threshold")
     data = data.assign_coords(reference=NAMES)
-    for better, said in ((0, "no difference shown (1 events)"), (1, "better"), (-1, "worse")):
+    for better, said in ((0, "no difference shown (1 event)"), (1, "better"), (-1, "worse")):
         data["csi_mean_better"] = (dims, np.full((2, 2, 1), better))
         data["csi_mean_difference_interval"] = (("bound", *dims), np.full((2, 2, 2, 1), -0.01))
         table = difference_table(data, 1.0)

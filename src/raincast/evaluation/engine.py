@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -64,6 +64,8 @@ def clear(work: Work) -> None:
     for folder in work.folders.values():
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_suffix(".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # others are being scored, or it is gone
+            folder.parent.rmdir()
 
 
 def _lock(stack: ExitStack, name: str, folder: Path) -> None:

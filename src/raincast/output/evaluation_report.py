@@ -103,7 +103,7 @@ def _sections(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
 def _table(evaluation: Evaluation) -> str:
     scores, threshold = evaluation.scores, evaluation.threshold
     note = "Means over the lead times at which a score is defined; the best of each column is bold."
-    if "confidence" in scores.attrs:
+    if "confidence" in scores.attrs and scores.sizes["event"] > 1:  # of one there is none
         note += (
             f" Below each the interval of {100 * float(scores.attrs['confidence']):g} % of the means when the "
             f"{scores.sizes['event']} events are drawn anew."

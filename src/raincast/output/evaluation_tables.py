@@ -135,7 +135,8 @@ def signed(value: float) -> str:
 
 def verdict(better: int, num_events: int) -> str:
     """What an interval lets one say."""
-    return {1: "better", -1: "worse"}.get(better, f"no difference shown ({num_events} events)")
+    counted = "1 event" if num_events == 1 else f"{num_events} events"
+    return {1: "better", -1: "worse"}.get(better, f"no difference shown ({counted})")
 
 
 def _percent(scores: xr.Dataset) -> str:
