@@ -10,7 +10,7 @@ from raincast.metrics import Contingency, contingency
 from raincast.metrics.categorical import csi, ets, f1, far, frequency_bias, hss, pod
 
 THRESHOLDS = (0.1, 1.0, 5.0)
-FORMULAS = {csi, pod, far, frequency_bias, hss, ets, f1}
+FORMULAS = (csi, pod, far, frequency_bias, hss, ets, f1)
 
 
 def fields(seed: int = 0, shape: tuple[int, ...] = (2, 3, 2, 9, 7)):
