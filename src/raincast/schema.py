@@ -113,6 +113,9 @@ class Grid:
             # pyproj leaves out what CF requires: the pole is the one on the side of the standard parallel
             pole = float(np.copysign(90.0, mapping.get("standard_parallel", 90.0)))
             mapping.setdefault("latitude_of_projection_origin", pole)
+        if "azimuth_of_central_line" in mapping:
+            # CF's name for it; the checker of IOOS asks for another
+            mapping["azimuth"] = mapping["azimuth_of_central_line"]
         y_attrs, x_attrs = _axis_attrs(geographic=crs.is_geographic)
         return {
             Y: (Y, self.y, y_attrs),
@@ -122,12 +125,24 @@ class Grid:
 
 
 def _cf_attrs(crs: Any) -> dict[str, Any]:
-    """CF's attributes of a projection; none where they would say half of it (the Swiss one loses its skew)."""
+    """CF's attributes of a projection; none where they would say half of it.
+
+    Of an oblique Mercator pyproj says that the skew of its grid is lost. Where that is the azimuth of the central
+    line, as in the Swiss projection, nothing is: so PROJ's omerc, to which CF refers, understands it.
+    """
     with warnings.catch_warnings(record=True) as lost:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         attrs: dict[str, Any] = crs.to_cf()
-    return {} if lost else attrs
+    return attrs if not lost or _is_skewed_by_its_azimuth(crs) else {}
+
+
+def _is_skewed_by_its_azimuth(crs: Any) -> bool:
+    """Variant B: false easting and northing are those of the centre, as in CF."""
+    if not crs.is_projected or crs.coordinate_operation.method_name != "Hotine Oblique Mercator (variant B)":
+        return False
+    angles = {p.name: p.value for p in crs.coordinate_operation.params}
+    return bool(angles["Angle from Rectified to Skew Grid"] == angles["Azimuth at projection centre"])
 
 
 def _has_wkt1(crs: Any) -> bool:

@@ -343,10 +343,39 @@ def test_flags_and_places_are_read_back(rain, grid, tmp_path):
         with_quality(dataset, np.zeros((1, 12, 10), np.uint8))
 
 
+def grid_of(epsg, *, y, x):
+    return Grid(y=y - 1000.0 * np.arange(12), x=x + 1000.0 * np.arange(10), crs_wkt=CRS.from_epsg(epsg).to_wkt())
+
+
 def swiss_grid():
+    return grid_of(21781, y=480e3, x=255e3)
+
+
+def malayan_grid():
     """A projection that CF has no name for: crs_wkt alone carries it."""
-    swiss = CRS.from_epsg(21781).to_wkt()
-    return Grid(y=480e3 - 1000.0 * np.arange(12), x=255e3 + 1000.0 * np.arange(10), crs_wkt=swiss)
+    return grid_of(3168, y=350e3, x=400e3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_swiss_projection_has_a_name_in_cf(rain, tmp_path):
+    pytest.importorskip("compliance_checker", reason="the CF checker is not installed")
+    grid = swiss_grid()
+    path = write_forecast(flagged(rain, grid), tmp_path / "a.nc")
+    assert cf_errors(path) == []
+    with xr.open_dataset(path) as read:
+        cf = read["crs"].attrs
+    assert cf["grid_mapping_name"] == "oblique_mercator"
+    # CF says no more of what its attributes mean than that PROJ's omerc does it: so it has to, without the WKT
+    by_proj = CRS.from_proj4(
+        f"+proj=omerc +alpha={cf['azimuth_of_central_line']} +lat_0={cf['latitude_of_projection_origin']} "
+        f"+lonc={cf['longitude_of_projection_origin']} +k={cf['scale_factor_at_projection_origin']} "
+        f"+x_0={cf['false_easting']} +y_0={cf['false_northing']} +a={cf['semi_major_axis']} "
+        f"+rf={cf['inverse_flattening']}"
+    )
+    there = Transformer.from_crs(by_proj.geodetic_crs, by_proj, always_xy=True)
+    swiss = CRS.from_epsg(21781)
+    lon, lat = Transformer.from_crs(swiss, swiss.geodetic_crs, always_xy=True).transform(grid.x[3], grid.y[7])
+    np.testing.assert_allclose(there.transform(lon, lat), (grid.x[3], grid.y[7]), atol=0.01)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -356,11 +385,12 @@ def test_the_compliance_checker_finds_no_error_in_flags_and_places(rain, grid, c
     assert cf_errors(write_forecast(flagged(rain, grid, cell_methods=cell_methods), tmp_path / "a.nc")) == []
 
 
-def test_gdal_places_a_projection_without_a_name_in_cf(rain, tmp_path):
-    grid = swiss_grid()
+@pytest.mark.parametrize("epsg", [21781, 3168])
+def test_gdal_places_oblique_projections(rain, epsg, tmp_path):
+    grid = swiss_grid() if epsg == 21781 else malayan_grid()
     path = write_forecast(flagged(rain, grid), tmp_path / "a.nc")
     with rasterio.open(f"netcdf:{path}:rain_rate") as gdal:
-        lon, lat = Transformer.from_crs(21781, 4326, always_xy=True).transform(grid.x[3], grid.y[7])
+        lon, lat = Transformer.from_crs(epsg, 4326, always_xy=True).transform(grid.x[3], grid.y[7])
         (gx,), (gy,) = rasterio.warp.transform("EPSG:4326", gdal.crs, [lon], [lat])
         assert gdal.index(gx, gy) == (7, 3)
         assert gdal.read(4)[7, 3] * gdal.scales[3] == pytest.approx(rain[3, 7, 3], abs=0.0051)
