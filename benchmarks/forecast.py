@@ -110,7 +110,8 @@ def _network(way: str, files: str, checkpoint: str, reader: Any) -> Callable[[St
 def _baseline(way: str, files: str, reader: Any) -> Callable[[Stopwatch, Path, int], None]:
     from raincast.baselines import Extrapolation, Steps
     from raincast.nowcast import grid_of, open_series
-    from raincast.output.forecast_file import forecast_dataset, write_forecast
+    from raincast.output.forecast_dataset import forecast_dataset
+    from raincast.output.forecast_file import write_forecast
 
     forecaster = Extrapolation() if way == "extrapolation" else Steps(num_members=20)
 

@@ -10,7 +10,8 @@ from raincast import schema
 from raincast.baselines import Extrapolation, Persistence
 from raincast.live.verification import METHODS, Verification
 from raincast.nowcast import forecast_name
-from raincast.output.forecast_file import forecast_dataset, write_forecast
+from raincast.output.forecast_dataset import forecast_dataset
+from raincast.output.forecast_file import write_forecast
 
 LEADS, STEP, THRESHOLDS = 3, np.timedelta64(5, "m"), (0.5, 2.0)
 START = np.datetime64("2026-06-01T10:50", "ns")

@@ -8,7 +8,7 @@ from raincast import schema
 from raincast.baselines import Extrapolation, Persistence
 from raincast.nowcast import NoInput, Products
 from raincast.nowcast.gaps import Past, past_of
-from raincast.output.forecast_file import FILLED, MISSING, OUTSIDE_REACH
+from raincast.output.forecast_dataset import FILLED, MISSING, OUTSIDE_REACH
 
 
 def without(frames, *numbers):

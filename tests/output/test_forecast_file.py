@@ -9,16 +9,15 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 from raincast import __version__, schema
-from raincast.output.forecast_file import (
+from raincast.output.forecast_dataset import (
     MAX_RATE,
     MISSING,
     OUTSIDE_REACH,
     forecast_dataset,
     with_exceedance,
     with_quality,
-    write_forecast,
-    write_zarr,
 )
+from raincast.output.forecast_file import write_forecast, write_zarr
 from raincast.output.geotiff import write_geotiffs
 from raincast.schema import Grid
 

@@ -10,7 +10,8 @@ from output.test_forecast_file import STEP, cf_errors, flagged, latlon_grid, swi
 from pyproj import Transformer
 
 from raincast import schema
-from raincast.output.forecast_file import with_exceedance, write_forecast
+from raincast.output.forecast_dataset import with_exceedance
+from raincast.output.forecast_file import write_forecast
 from raincast.output.places import Place, pixels_of, read_places, write_places
 from raincast.output.products import with_amounts, with_matched, with_onset
 

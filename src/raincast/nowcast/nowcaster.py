@@ -20,7 +20,7 @@ from raincast.nowcast.memory import Memory
 from raincast.nowcast.quality import quality_flags
 from raincast.nowcast.series import Series, Times, grid_of
 from raincast.nowcast.tiles import in_tiles
-from raincast.output.forecast_file import forecast_dataset, with_exceedance, with_quality
+from raincast.output.forecast_dataset import forecast_dataset, with_exceedance, with_quality
 from raincast.output.products import with_amounts, with_matched, with_onset
 
 log = logging.getLogger(__name__)

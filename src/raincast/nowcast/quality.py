@@ -5,14 +5,14 @@ import numpy.typing as npt
 
 from raincast.baselines.motion import advect, find_motion
 from raincast.nowcast.gaps import Past, Rain
-from raincast.output.forecast_file import FILLED, MISSING, OUTSIDE_REACH
+from raincast.output.forecast_dataset import FILLED, MISSING, OUTSIDE_REACH
 
 COARSE_PIXELS = 200
 """Pixels along the longer side on which the motion for the reach is sought: a map of where, not of how much."""
 
 
 def quality_flags(past: Past, lead_steps: int, *, reach: bool = True) -> npt.NDArray[np.uint8]:
-    """Bits of `output.forecast_file`'s flags, (lead, H, W).
+    """Bits of `output.forecast_dataset`'s flags, (lead, H, W).
 
     `FILLED`: some of the pixel's input was missing, `MISSING`: all of it was. `OUTSIDE_REACH`: followed back along
     the motion of the newest frames, it comes from where nobody looked; 0 without a motion, or where `reach` is

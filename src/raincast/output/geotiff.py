@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from raincast import schema
-from raincast.output.forecast_file import lead_minutes_of
+from raincast.output.forecast_dataset import lead_minutes_of
 
 
 def write_geotiffs(forecast: xr.Dataset, folder: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.output.forecast_file import QUALITY, lead_minutes_of
+from raincast.output.forecast_dataset import QUALITY, lead_minutes_of
 from raincast.output.products import MATCHED, ONSET
 from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid, X, Y
 

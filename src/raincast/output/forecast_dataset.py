@@ -1,0 +1,208 @@
+"""A forecast as a Dataset in the words of CF: rates, probabilities, flags, times and places."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import __version__, schema
+from raincast.archive import MAX_RATE
+from raincast.schema import CRS, EXCEEDANCE, INIT_TIME, LEAD_TIME, RAIN, STEP_MINUTES, THRESHOLD, TIME, Grid, X, Y
+
+TIME_BOUNDS = "time_bounds"
+NO_LEAPS = "leap_seconds: none"  # as computers count time
+INIT_TIME_ATTRS = {
+    "standard_name": "forecast_reference_time",
+    "long_name": "time of the last input frame (UTC)",
+    "units_metadata": NO_LEAPS,
+}
+LEAD_TIME_ATTRS = {"standard_name": "forecast_period", "long_name": "time from init_time to valid time"}
+# no axis="T" here: the dimension is lead_time, and CF allows one T axis, a coordinate variable of its own
+VALID_TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "units_metadata": NO_LEAPS}
+# as CF has it for its own names that end in "above_threshold": the coordinate is a value of the quantity
+THRESHOLD_ATTRS = {"standard_name": "rainfall_rate", "long_name": "rain rate to reach", "units": "mm h-1"}
+# CF has no standard name for it
+EXCEEDANCE_ATTRS = {
+    "long_name": "probability that the rain rate is at least the threshold",
+    "units": "1",
+    "grid_mapping": CRS,
+}
+QUALITY = "quality_flag"
+MISSING, OUTSIDE_REACH, FILLED = 1, 2, 4
+"""Bits of the quality flag."""
+QUALITY_ATTRS = {
+    "standard_name": "quality_flag",
+    "long_name": "what is known of the pixel",
+    "flag_masks": np.array([MISSING, OUTSIDE_REACH, FILLED], np.uint8),
+    "flag_meanings": "missing outside_reach filled",
+    "comment": "missing: not observed in any input frame; outside_reach: followed back along the motion of the "
+    "newest frames it comes from where nothing was observed; filled: missing in some of the input frames",
+    "grid_mapping": CRS,
+}
+LAT, LON = "lat", "lon"
+LAT_ATTRS = {"standard_name": "latitude", "long_name": "latitude of the pixel", "units": "degrees_north"}
+LON_ATTRS = {"standard_name": "longitude", "long_name": "longitude of the pixel", "units": "degrees_east"}
+CAPPED = f"rates above {MAX_RATE:g} mm/h are set to {MAX_RATE:g} mm/h, the largest that the file can hold"
+
+
+def forecast_dataset(
+    rain: npt.NDArray[np.float32],
+    *,
+    init_time: np.datetime64,
+    step_minutes: float,
+    grid: Grid,
+    cell_methods: str,
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """A forecast in the words of CF, ready for `write_forecast`.
+
+    `rain` is (lead, y, x) in mm/h with NaN for missing; lead number 0 is one step after `init_time`, the UTC
+    time of the last input frame. `cell_methods` is the archive's: with "time: mean" each lead gets the bounds
+    of the step that ends at its valid time. `attrs` become global attributes (checkpoint hash, config,
+    institution, …); a `history` among them is continued. Rates above `MAX_RATE` are set to it.
+    """
+    _check_rain(rain, grid)
+    _check_times(init_time, step_minutes)
+    lead_times = schema.step_timedelta(step_minutes) * np.arange(1, len(rain) + 1)
+    init_time = init_time.astype("datetime64[ns]")
+    rain_attrs = schema.RAIN_ATTRS | {"grid_mapping": CRS, "cell_methods": cell_methods, "comment": CAPPED}
+    capped = np.minimum(rain, MAX_RATE).astype(np.float32, copy=False)
+    dataset = xr.Dataset(
+        {RAIN: ((LEAD_TIME, Y, X), capped, rain_attrs)},
+        coords={
+            INIT_TIME: ((), init_time, INIT_TIME_ATTRS),
+            LEAD_TIME: (LEAD_TIME, lead_times, LEAD_TIME_ATTRS),
+            TIME: (LEAD_TIME, init_time + lead_times, VALID_TIME_ATTRS),
+            **grid.to_coords(),
+            **_lonlat_coords(grid),
+        },
+        attrs=_global_attrs(attrs, init_time, step_minutes),
+    )
+    return _with_bounds(dataset, step_minutes) if "mean" in cell_methods else dataset
+
+
+def with_exceedance(
+    dataset: xr.Dataset,
+    probability: npt.NDArray[np.float32],
+    thresholds: Sequence[float],
+    *,
+    comment: str | None = None,
+) -> xr.Dataset:
+    """A `forecast_dataset` and how likely its rate reaches each of `thresholds` (mm/h, increasing).
+
+    `probability` is (lead, threshold, y, x), 0 to 1 with NaN for missing; `comment` says where it comes from.
+    """
+    rain = dataset[RAIN]
+    expected = (rain.shape[0], len(thresholds), *rain.shape[1:])
+    if probability.shape != expected:
+        raise ValueError(
+            f"The probabilities have shape {probability.shape}: pass (lead, threshold, y, x), here {expected}."
+        )
+    bad = (probability < 0) | (probability > 1)
+    if bad.any():
+        raise ValueError(f"{bad.sum()} probabilities lie outside 0 to 1, the first is {probability[bad][0]}.")
+    values = probability.astype(np.float32, copy=False)
+    attrs = EXCEEDANCE_ATTRS | ({"comment": comment} if comment else {})
+    return dataset.assign({EXCEEDANCE: ((LEAD_TIME, THRESHOLD, Y, X), values, attrs)}).assign_coords(
+        {THRESHOLD: (THRESHOLD, np.array(thresholds, np.float64), THRESHOLD_ATTRS)}
+    )
+
+
+def with_quality(dataset: xr.Dataset, flags: npt.NDArray[np.uint8]) -> xr.Dataset:
+    """A `forecast_dataset` and the bits `MISSING`, `OUTSIDE_REACH` and `FILLED` of each pixel, (lead, y, x)."""
+    rain = dataset[RAIN]
+    if flags.shape != rain.shape:
+        raise ValueError(f"The flags have shape {flags.shape}: pass one for each pixel and lead, {rain.shape}.")
+    made = dataset.assign({QUALITY: ((LEAD_TIME, Y, X), flags, dict(QUALITY_ATTRS))})
+    made[RAIN].attrs = rain.attrs | {"ancillary_variables": QUALITY}
+    return made
+
+
+def lead_minutes_of(dataset: xr.Dataset) -> list[float]:
+    """The lead times of a `forecast_dataset` in minutes."""
+    return [float(lead / np.timedelta64(1, "m")) for lead in dataset[LEAD_TIME].values]
+
+
+def _lonlat_coords(grid: Grid) -> dict[str, Any]:
+    """Latitude and longitude of each pixel, for programs that know no projections; none for lat/lon grids."""
+    from pyproj import CRS as ProjCRS
+
+    if ProjCRS.from_wkt(grid.crs_wkt).is_geographic:
+        return {}
+    lon, lat = _lonlat(grid.crs_wkt, grid.y.tobytes(), grid.x.tobytes())
+    return {LAT: ((Y, X), lat, LAT_ATTRS), LON: ((Y, X), lon, LON_ATTRS)}
+
+
+@functools.lru_cache(maxsize=1)  # a range of forecasts, or those of a day, have one grid
+def _lonlat(crs_wkt: str, y: bytes, x: bytes) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(H, W) degrees to about a metre; NaN off the Earth."""
+    from pyproj import Transformer
+
+    to_degrees = Transformer.from_crs(crs_wkt, "EPSG:4326", always_xy=True)
+    rows, columns = np.frombuffer(y), np.frombuffer(x)
+    lon = np.empty((rows.size, columns.size), np.float32)
+    lat = np.empty_like(lon)
+    for row, place in enumerate(rows):  # row by row: in float64 a country is large
+        lon[row], lat[row] = to_degrees.transform(columns, np.full(columns.size, place))
+    off_earth = ~(np.isfinite(lon) & np.isfinite(lat))
+    lon[off_earth] = lat[off_earth] = np.nan
+    return lon, lat
+
+
+def _check_rain(rain: npt.NDArray[np.float32], grid: Grid) -> None:
+    if rain.ndim != 3 or len(rain) == 0 or rain.shape[1:] != grid.shape:
+        raise ValueError(
+            f"The forecast has shape {rain.shape}, the grid {grid.shape}: "
+            "pass one member as (lead, y, x) with at least one lead, and the grid of its own pixels."
+        )
+    bad = np.isinf(rain) | (rain < 0)
+    if bad.any():
+        raise ValueError(
+            f"{bad.sum()} rates are negative or infinite, the first {rain[bad][0]} mm/h: rates are 0 or "
+            "more, and missing is NaN. Cut the forecast at 0 (np.maximum keeps NaN)."
+        )
+
+
+def _check_times(init_time: np.datetime64, step_minutes: float) -> None:
+    if np.isnat(init_time):
+        raise ValueError("init_time is NaT. Pass the UTC time of the last input frame.")
+    if not step_minutes > 0:
+        raise ValueError(f"step_minutes={step_minutes} is no step. Pass the archive's, above 0.")
+
+
+def _global_attrs(attrs: Mapping[str, Any], init_time: np.datetime64, step_minutes: float) -> dict[str, Any]:
+    """Ours, overridden by the caller's where CF leaves the choice, with this step added to the history."""
+    defaults = {
+        "title": f"Precipitation nowcast from {np.datetime_as_string(init_time, unit='m')} UTC",
+        "source": f"raincast {__version__}",
+    }
+    given = {name: _plain_value(value) for name, value in attrs.items() if value is not None}
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    history = f"{stamp} raincast {__version__}: forecast made"
+    if "history" in given:
+        # one line a program, as the netCDF users' guide has it
+        history = f"{given['history']}\n{history}"
+    fixed = {"Conventions": schema.CONVENTIONS, "history": history, STEP_MINUTES: float(step_minutes)}
+    return defaults | given | fixed
+
+
+def _plain_value(value: Any) -> Any:
+    """`value` as netCDF can hold it: text, a number or a row of numbers; anything else as text."""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    if isinstance(value, str | int | float | np.number):
+        return value
+    if isinstance(value, np.ndarray | list | tuple) and np.asarray(value).dtype.kind in "iuf":
+        return np.asarray(value).ravel()
+    return str(value)
+
+
+def _with_bounds(dataset: xr.Dataset, step_minutes: float) -> xr.Dataset:
+    ends = dataset[TIME].values
+    starts = ends - schema.step_timedelta(step_minutes)
+    dataset[TIME].attrs["bounds"] = TIME_BOUNDS
+    return dataset.assign_coords({TIME_BOUNDS: ((LEAD_TIME, "bounds"), np.stack([starts, ends], axis=1))})
