@@ -339,12 +339,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two shapes, no whole networks")
     parser.add_argument("--layers", action="store_true", help="all shapes, no whole networks")
     parser.add_argument("--networks", action="store_true", help="whole networks only")
-    parser.add_argument("--convolutions", action="store_true", help="large kernels are convolved, not multiplied")
+    parser.add_argument("--unpacked", action="store_true", help="large kernels are laid out anew at each step")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/convlstm.json"))
     args = parser.parse_args()
-    if args.convolutions:
+    if args.unpacked:
         kernels.LARGE = sys.maxsize
     start = time.perf_counter()
     precisions = [torch.float32, *([torch.bfloat16] if _fast_bfloat16(args.device) else [])]

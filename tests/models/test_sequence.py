@@ -19,12 +19,12 @@ from raincast.models import ConvLSTM, gates, kernel, sequence
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 
 
-@pytest.fixture(params=["C", "PyTorch", "C and products"])
+@pytest.fixture(params=["C", "PyTorch", "C and packed kernels"])
 def kernels(request, monkeypatch) -> Iterator[str]:
     """Both ways of the point-wise half, and of the convolutions."""
-    if "products" in request.param:
+    if "packed" in request.param:
         monkeypatch.setattr(kernel, "LARGE", 0)
-        monkeypatch.setattr(kernel, "PIXELS_RATIO", 0)
+        monkeypatch.setattr(kernel, "HEAVY_RATIO", 0)
     if request.param == "PyTorch":
         monkeypatch.setenv("RAINCAST_KERNELS", "0")
         gates._kernels.cache_clear()

@@ -88,12 +88,12 @@ class _Weights(NamedTuple):
         bias: Tensor,
         peephole: Tensor | None,
         *,
-        pixels: int,
+        step: tuple[int, int, int],
     ) -> "_Weights":
-        """From the parameters as the layer holds them, for steps of so many pixels."""
+        """From the parameters as the layer holds them; `step` is (B, H, W)."""
         return cls(
-            None if input_weight is None else Kernel(input_weight, pixels),
-            Kernel(state_weight, pixels),
+            None if input_weight is None else Kernel(input_weight, step),
+            Kernel(state_weight, step),
             bias,
             None if peephole is None else peephole.permute(2, 3, 0, 1).contiguous(),
         )
@@ -105,7 +105,7 @@ class _Weights(NamedTuple):
     @property
     def num_blocks(self) -> int:
         """How many blocks the backward goes through: more cost a sum of the kernel's gradients each."""
-        return 1 if self.of_state.as_product else BLOCKS
+        return 1 if self.of_state.heavy else BLOCKS
 
     def drive(self, inputs: Tensor, gates: int = 4) -> Tensor:
         """What the input gives the first `gates` of i, f, z, o; bias included."""
@@ -142,7 +142,7 @@ class _Sequence(torch.autograd.Function):
         like = hidden if x is None else x[:, 0]
         assert like is not None
         B, _, H, W = like.shape
-        weights = _Weights.of(input_weight, state_weight, bias, peephole, pixels=B * H * W)
+        weights = _Weights.of(input_weight, state_weight, bias, peephole, step=(B, H, W))
         keep = training and any(ctx.needs_input_grad)
         start = int(hidden is not None)  # row 0 is then the state that came in
         states = like.new_empty(start + num_steps, B, H, W, weights.width)
@@ -197,7 +197,8 @@ class _Sequence(torch.autograd.Function):
     def backward(ctx: Any, d_outputs: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None) -> Any:
         inputs, states, kept, gates, out_gates, *parameters = ctx.saved_tensors
         start, needs = ctx.start, ctx.needs_input_grad
-        weights = _Weights.of(*parameters, pixels=states[0, ..., 0].numel())
+        _, B, H, W, _ = states.shape
+        weights = _Weights.of(*parameters, step=(B, H, W))
         num_steps = len(states) - start
         dh_out = None if d_outputs is None else _rows(d_outputs)
         dh_next = None if d_hidden is None else _channels_last(d_hidden.to(states.dtype))
