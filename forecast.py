@@ -1,3 +1,4 @@
 from raincast.cli import forecast
 
-forecast()
+if __name__ == "__main__":  # worker processes import this file, too
+    forecast()

@@ -19,7 +19,7 @@ from raincast.ingest import ingest
 from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.readers import ALL
 from raincast.ingest.readers.cf import CF
-from raincast.ingest.workers import Pool, Tick
+from raincast.ingest.workers import Pool, Tick, worker_number
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 
@@ -185,6 +185,30 @@ def test_one_damaged_frame_does_not_take_those_beside_it_along(tmp_path: Path) -
     assert report.missing_times == ("2026-01-01T00:20:00",) and report.num_written == 9
     archive = Archive.open(tmp_path / "out")
     np.testing.assert_array_equal(archive.read(0, 9), np.delete(mock[schema.RAIN].values, 4, axis=0))
+
+
+def die_once(task: tuple[int, str], tick: Tick) -> tuple[int, int]:
+    """Task 2 kills its process, the first time; which process did a task, and its number."""
+    number, folder = task
+    time.sleep(0.05)
+    if number == 2 and not (Path(folder) / "died").exists():
+        (Path(folder) / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    tick(1)
+    return worker_number(), number
+
+
+def test_what_was_at_work_beside_a_process_that_is_killed_is_done_again_and_the_rest_in_parallel(
+    tmp_path: Path,
+) -> None:
+    seen: list[int] = []
+    with Pool(2) as pool:
+        tasks = [(number, str(tmp_path)) for number in range(10)]
+        outcomes = dict(pool.run(die_once, tasks, large=True, progress=seen.append))
+    assert sorted(outcomes) == list(range(10))
+    processes, numbers = zip(*(outcomes[number] for number in range(10)), strict=True)  # type: ignore[misc]
+    assert numbers == tuple(range(10)) and set(processes[5:]) == {0, 1}
+    assert seen == sorted(seen) and worker_number() == 0
 
 
 def main() -> None:

@@ -115,3 +115,18 @@ def test_files_are_read_once_for_a_range_and_anew_when_they_change(tmp_path):
     series.add(tmp_path / "a.nc")
     series.read(series.times[1:4])
     assert counting.reads == 7
+
+
+def test_a_file_that_cannot_be_read_is_a_missing_frame(tmp_path, caplog):
+    from raincast.ingest.readers.cf import CF
+
+    mock = mock_archive(4, 8, 8).drop_vars("missing_times")
+    paths = [tmp_path / f"{number}.nc" for number in range(4)]
+    for number, path in enumerate(paths):
+        mock.isel(time=[number]).to_netcdf(path)
+    paths[1].write_bytes(paths[1].read_bytes()[:400])
+    series = FileSeries(CF(), paths)
+    assert texts(series.times) == [texts(mock["time"].values)[number] for number in (0, 2, 3)]
+    assert "1 of 4 files cannot be read and are left out" in caplog.text and "1.nc" in caplog.text
+    with pytest.raises(ValueError, match=r"1\.nc"):
+        FileSeries(CF(), paths[1:2])

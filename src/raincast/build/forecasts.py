@@ -137,13 +137,13 @@ def load_nowcaster(
     )
 
 
-def nowcaster_of(cfg: DictConfig) -> "Nowcaster":
-    """The nowcaster of `conf/forecast.yaml`'s settings."""
+def nowcaster_of(cfg: DictConfig, device: str | None = None, memory_gib: float | None = None) -> "Nowcaster":
+    """The nowcaster of `conf/forecast.yaml`'s settings, or on another device and in other memory."""
     from raincast.nowcast.memory import Memory
 
     return load_nowcaster(
         cfg.checkpoint,
-        device=cfg.device,
+        device=device or cfg.device,
         precision=cfg.precision,
         thresholds=cfg.exceedance,
         calibrated=cfg.calibrated,
@@ -153,7 +153,7 @@ def nowcaster_of(cfg: DictConfig) -> "Nowcaster":
         other_grid=cfg.other_grid,
         reach=cfg.reach,
         products=make(cfg.products),
-        memory=Memory(cfg.memory_gib, overlap=cfg.tile_overlap),
+        memory=Memory(memory_gib or cfg.memory_gib, overlap=cfg.tile_overlap),
         attrs={"input": str(cfg.watch or cfg.input), "forecast_config": config_text(cfg)},
     )
 

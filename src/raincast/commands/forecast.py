@@ -1,20 +1,29 @@
 """`python forecast.py`: a checkpoint and radar frames → forecasts as CF netCDF, pictures and tables."""
 
+import functools
 import logging
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from raincast import build, schema
 from raincast.commands import report
 
 if TYPE_CHECKING:
-    from raincast.nowcast import Nowcaster, Outputs, Series
+    from raincast.nowcast import Nowcaster, Outcome, Series, Work
 
 log = logging.getLogger(__name__)
+
+MOST_NAMED = 10
+SOME_FAILED = 3
+"""Exit code, the same as a watcher's: the rest is done."""
 
 
 def run(cfg: DictConfig) -> Path:
@@ -25,60 +34,105 @@ def run(cfg: DictConfig) -> Path:
         return watch.run(cfg)
     if cfg.input is None:
         raise ValueError("Not given: input. Say input=data/NAME or input='radar/*.h5', or watch=FOLDER to go on.")
-    from raincast.nowcast import init_times, open_series
+    from raincast.nowcast import forecast_one, init_times
 
     nowcaster, outputs = build.nowcaster_of(cfg), build.outputs(cfg)
-    series = open_series(cfg.input, build.reader(cfg))
+    series = _series(cfg)
     due = init_times(str(cfg.init_time), series.times, series.step_minutes, cfg.every)
     if due.size > 1 or "/" in str(cfg.init_time):
-        return _many(cfg, nowcaster, outputs, series, due)
-    forecast, written = _one(cfg, nowcaster, outputs, series, due[0])
+        return _many(cfg, nowcaster, series, due)
+    forecast, written = forecast_one(
+        nowcaster, series, due[0], Path(cfg.folder), outputs, source=cfg.input, overwrite=cfg.overwrite
+    )
     for kind, path in written.items():
         log.info("%-10s %s", kind, report.short(path))
     _tell(forecast, written["forecast"])
     return written["forecast"]
 
 
-def _one(
-    cfg: DictConfig, nowcaster: "Nowcaster", outputs: "Outputs", series: "Series", init_time: Any
-) -> tuple[xr.Dataset, dict[str, Path]]:
-    from raincast.nowcast import what_came, write_outputs
+def _many(cfg: DictConfig, nowcaster: "Nowcaster", series: "Series", due: Any) -> Path:
+    """A forecast from each time of `due`; those that are there already are left as they are."""
+    from raincast.nowcast import forecast_all, forecast_path
 
-    frames = nowcaster.frames(series, init_time, source=cfg.input)
-    forecast = nowcaster(frames)
-    observed = what_came(series, forecast) if outputs.shows_observed else None
-    return forecast, write_outputs(
-        forecast, frames, Path(cfg.folder), outputs, observed=observed, overwrite=cfg.overwrite
+    work = _work(cfg, nowcaster)
+    try:
+        with _ended_by_sigterm(), report.Bar("forecasting") as bar:
+            outcome = forecast_all(work, due, nowcaster, series, workers=cfg.workers, progress=bar.update)
+    except KeyboardInterrupt:
+        log.warning("Stopped. The forecasts that are written stay; the same command goes on with the others.")
+        raise SystemExit(130) from None  # as a shell counts Ctrl-C
+    _tell_of_many(outcome, work.folder, due.size)
+    if outcome.failed:
+        raise SystemExit(SOME_FAILED)
+    return forecast_path(work.folder, due[-1])
+
+
+def _work(cfg: DictConfig, nowcaster: "Nowcaster") -> "Work":
+    """What other processes need: the config without what it would have to be resolved with."""
+    from raincast.nowcast import Work, devices_of
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    plain.pop("hydra", None)
+    on_gpu = str(getattr(nowcaster.forecaster, "device", "cpu")) != "cpu"
+    return Work(
+        nowcaster=functools.partial(_nowcaster, plain),
+        series=functools.partial(_series, plain),
+        folder=Path(cfg.folder),
+        outputs=build.outputs(cfg),
+        source=str(cfg.input),
+        devices=devices_of(cfg.device) if on_gpu else ("cpu",),
+        gib=cfg.memory_gib,
+        overwrite=cfg.overwrite,
     )
 
 
-def _many(cfg: DictConfig, nowcaster: "Nowcaster", outputs: "Outputs", series: "Series", due: Any) -> Path:
-    """A forecast from each time of `due`; those that are there already are left as they are."""
-    from raincast.nowcast import NoInput, forecast_path, is_complete
+def _nowcaster(plain: dict[str, Any], device: str, gib: float | None) -> "Nowcaster":
+    return build.nowcaster_of(OmegaConf.create(plain), device, gib)
 
-    folder = Path(cfg.folder)
-    digest = nowcaster.attrs.get("checkpoint_sha256")
-    made: list[Path] = []
-    failed: list[str] = []
-    kept = 0
-    with report.Bar("forecasting") as bar:
-        for number, init_time in enumerate(due, start=1):
-            path = forecast_path(folder, init_time)
-            if not cfg.overwrite and is_complete(path, digest, nowcaster.lead_steps):
-                kept += 1
-            else:
-                try:
-                    _one(cfg, nowcaster, outputs, series, init_time)
-                    made.append(path)
-                except NoInput as error:
-                    failed.append(str(error))
-            bar.update(number, due.size)
-    log.info("%d forecasts in %s, and %d that were there", len(made), report.short(folder), kept)
-    if failed:
-        log.warning("None from %d init times. Of the first: %s", len(failed), failed[0])
-    if not made and not kept:
-        raise ValueError(f"There is no forecast from any of {due.size} init times. Of the first: {failed[0]}")
-    return forecast_path(folder, due[-1])
+
+def _series(settings: Any) -> "Series":
+    from raincast.nowcast import open_series
+
+    cfg = settings if isinstance(settings, DictConfig) else OmegaConf.create(settings)
+    return open_series(cfg.input, build.reader(cfg))
+
+
+def _tell_of_many(outcome: "Outcome", folder: Path, num_due: int) -> None:
+    """How many there are, of which kind, and which are not; ValueError where there is none at all."""
+    kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(outcome.methods.values()).most_common())
+    if outcome.methods or outcome.num_kept:
+        log.info(
+            "%d forecasts in %s%s, and %d that were there",
+            len(outcome.methods), report.short(folder), f" ({kinds})" if kinds else "", outcome.num_kept,
+        )  # fmt: skip
+    elif outcome.without and not outcome.failed:
+        raise ValueError(
+            f"There is no forecast from any of {num_due} init times. Of the first: "
+            f"{next(iter(outcome.without.values()))}"
+        )
+    if outcome.without:
+        first = next(iter(outcome.without.values()))
+        log.warning("None from %d init times, which have no input. Of the first: %s", len(outcome.without), first)
+    for init_time, error in list(outcome.failed.items())[:MOST_NAMED]:
+        log.error("failed     %s: %s: %s", np.datetime_as_string(init_time, unit="m"), type(error).__name__, error)
+    if outcome.failed:
+        log.error("%d init times failed. The same command tries them again.", len(outcome.failed))
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends all processes, as Ctrl-C does, with the exit code that a shell counts for it."""
+
+    def leave(*_: Any) -> None:
+        log.warning("SIGTERM. The forecasts that are written stay; the same command goes on with the others.")
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(forecast: xr.Dataset, path: Path) -> None:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,7 +14,7 @@ from raincast.data.sampler import Place
 from raincast.evaluation import work as parts
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.work import Task, Work
-from raincast.ingest.workers import Pool, num_cores
+from raincast.ingest.workers import Pool, Progress, Teller, num_cores
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +22,6 @@ ALONE_SECONDS = 10.0
 """As long as a process needs to start: what takes less is done before another would begin."""
 MOST_WINDOWS = 64
 """of a task, so that all cores are busy to the end"""
-
-Progress = Callable[[int, int], None]
-"""Is told how many windows of how many are done, over all forecasters."""
 
 
 def run(
@@ -37,10 +34,11 @@ def run(
 ) -> dict[str, EventSums]:
     """The sums of each forecaster of `work` over `places`.
 
-    With `workers` None it begins in this process, and goes on in one a core if that takes long; 1 stays here.
-    Forecasters in `here` (those on a GPU) run in this process, beside the others. Whatever is scored lies in the
-    folders of `work`, which nobody removes but `clear`: finished windows are never scored again. ValueError where
-    another process is at the same windows, or a forecaster fails.
+    `progress` is told how many windows of how many are done, over all forecasters. With `workers` None it begins
+    in this process, and goes on in one a core if that takes long; 1 stays here. Forecasters in `here` (those on a
+    GPU) run in this process, beside the others. Whatever is scored lies in the folders of `work`, which nobody
+    removes but `clear`: finished windows are never scored again. ValueError where another process is at the same
+    windows, or a forecaster fails.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
@@ -51,7 +49,7 @@ def run(
         total = len(places) * len(work.makers)
         if done:
             log.info("%d of %d windows × forecasters were scored before, and are not again.", done, total)
-        tell = _Teller(done, total, progress)
+        tell = Teller(done, total, progress, "windows × forecasters scored")
         try:
             _score_all(todo, workers, here, tell)
         finally:
@@ -106,7 +104,7 @@ def _runs(numbers: list[int], most: int) -> Iterator[tuple[int, int]]:
             start = k
 
 
-def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tell: "_Teller") -> None:
+def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tell: Teller) -> None:
     own = [task for task in todo if task.forecaster in here]
     others = [task for task in todo if task.forecaster not in here]
     with ThreadPoolExecutor(1) as thread:
@@ -119,7 +117,7 @@ def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tel
             beside.result()
 
 
-def _score_here(tasks: list[Task], tell: "_Teller", seconds: float | None) -> list[Task]:
+def _score_here(tasks: list[Task], tell: Teller, seconds: float | None) -> list[Task]:
     """Score in this process, for so long; returns the tasks that are left."""
     began, left = time.monotonic(), list(tasks)
     while left and (seconds is None or time.monotonic() - began < seconds):
@@ -131,7 +129,7 @@ def _score_here(tasks: list[Task], tell: "_Teller", seconds: float | None) -> li
     return left
 
 
-def _score_there(tasks: list[Task], workers: int, tell: "_Teller") -> None:
+def _score_there(tasks: list[Task], workers: int, tell: Teller) -> None:
     with Pool(workers) as pool:
         for number, outcome in pool.run(parts.score, tasks, large=True, progress=tell.there):
             if isinstance(outcome, Exception):
@@ -152,35 +150,3 @@ def _gather(folder: Path) -> EventSums:
     for path in parts.kept(folder).values():
         sums.merge(parts.read(path))
     return sums
-
-
-class _Teller:
-    """Adds up what is done, for a bar, and for a log where nobody watches."""
-
-    EVERY_SECONDS = 60.0
-
-    def __init__(self, done: int, total: int, progress: Progress | None) -> None:
-        self.before, self.total, self.progress = done, total, progress
-        self.own = self.others = 0
-        self.began = self.told = time.monotonic()
-
-    def more(self, windows: int) -> None:
-        """So many more in this process."""
-        self.own += windows
-        self._tell()
-
-    def there(self, windows: int) -> None:
-        """So many so far in the others."""
-        self.others = windows
-        self._tell()
-
-    def _tell(self) -> None:
-        new = self.own + self.others
-        done = self.before + new
-        if self.progress is not None:
-            self.progress(done, self.total)
-        now = time.monotonic()
-        if now - self.told > self.EVERY_SECONDS and new:
-            self.told = now
-            minutes = (now - self.began) / new * (self.total - done) / 60
-            log.info("%d of %d windows × forecasters scored, about %.0f min left", done, self.total, minutes)

@@ -1,10 +1,12 @@
 """Tasks over processes: with progress, and in a way that any of them may be killed."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,13 +14,21 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, TypeVar
 
+log = logging.getLogger(__name__)
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Tick = Callable[[int], None]
 """Is told how many more are done."""
+Progress = Callable[[int, int], None]
+"""Is told how many of how many are done."""
 
 MOST = 8  # beyond, it is the disk that is waited for
 POLL_SECONDS = 0.2
+
+
+class ProcessDied(RuntimeError):
+    """What became of a task that killed its process."""
 
 
 class Pool:
@@ -67,18 +77,23 @@ class Pool:
             return
         todo = dict(enumerate(tasks))
         total = _Total(progress)
+        unexplained = 0
         while todo:
             for number, outcome in self._run_there(function, todo, processes, total):
                 del todo[number]
                 yield number, outcome
-            if todo:
-                # a process died and took the others with it; one at a time, the next to die is the culprit
-                if processes == 1:
-                    number = min(todo)
-                    del todo[number]
-                    yield number, RuntimeError("its process died, perhaps killed for want of memory")
-                processes = 1
-                self._close(at_once=True)
+            if not todo:
+                return
+            # a process died and took the others with it; tasks begin in order, so the first that are left were at
+            # work then
+            suspects = {number: todo.pop(number) for number in sorted(todo)[:processes]}
+            culprits = 0
+            for number, outcome in self._run_alone(function, suspects, total):
+                culprits += isinstance(outcome, ProcessDied)
+                yield number, outcome
+            unexplained += not culprits
+            if unexplained > 1:  # all of them together may be too much for the memory
+                processes = max(1, processes - 1)
 
     def _num_processes(self, large: bool) -> int:
         if self.workers is not None:
@@ -110,6 +125,17 @@ class Pool:
                 elif isinstance(error, Exception) and not isinstance(error, BrokenProcessPool):
                     yield number, error
 
+    def _run_alone(
+        self, function: Callable[[Task, Tick], Result], suspects: dict[int, Task], total: "_Total"
+    ) -> Iterator[tuple[int, Result | Exception]]:
+        """One at a time: the next to die is the culprit."""
+        self._close(at_once=True)
+        for number, task in suspects.items():
+            told = list(self._run_there(function, {number: task}, 1, total))
+            if not told:
+                self._close(at_once=True)
+            yield from told or [(number, ProcessDied("its process died, perhaps killed for want of memory"))]
+
     def _start(self, size: int) -> ProcessPoolExecutor:
         if self._executor is not None and self._size >= size:
             return self._executor
@@ -137,6 +163,11 @@ class Pool:
 def num_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_number() -> int:
+    """Which of a pool's processes this is, from 0 on; 0 in a main process."""
+    return _place[1] if _place is not None else 0
 
 
 def _run_here(
@@ -186,6 +217,38 @@ class _Total:
         self.told = max(self.told, self.finished + running)
         if self.progress is not None:
             self.progress(self.told)
+
+
+class Teller:
+    """Adds up what is done, for a bar, and for a log where nobody watches; `what` says what it is, and done."""
+
+    EVERY_SECONDS = 60.0
+
+    def __init__(self, done: int, total: int, progress: Progress | None, what: str) -> None:
+        self.before, self.total, self.progress, self.what = done, total, progress, what
+        self.own = self.others = 0
+        self.began = self.told = time.monotonic()
+
+    def more(self, number: int) -> None:
+        """So many more in this process."""
+        self.own += number
+        self._tell()
+
+    def there(self, number: int) -> None:
+        """So many so far in the others."""
+        self.others = number
+        self._tell()
+
+    def _tell(self) -> None:
+        new = self.own + self.others
+        done = self.before + new
+        if self.progress is not None:
+            self.progress(done, self.total)
+        now = time.monotonic()
+        if now - self.told > self.EVERY_SECONDS and new:
+            self.told = now
+            minutes = (now - self.began) / new * (self.total - done) / 60
+            log.info("%d of %d %s, about %.0f min left", done, self.total, self.what, minutes)
 
 
 _place: tuple[Any, int] | None = None

@@ -2,9 +2,10 @@
 
 from raincast.nowcast.files import Outputs, forecast_name, forecast_path, what_came, write_outputs
 from raincast.nowcast.gaps import NoInput
-from raincast.nowcast.hindcast import init_times, is_complete
+from raincast.nowcast.hindcast import forecast_one, init_times, is_complete
 from raincast.nowcast.memory import Memory
 from raincast.nowcast.nowcaster import Nowcaster, Products
+from raincast.nowcast.parallel import Outcome, Work, devices_of, forecast_all
 from raincast.nowcast.series import ArchiveSeries, FileSeries, Series, grid_of, open_series
 
 __all__ = [
@@ -13,10 +14,15 @@ __all__ = [
     "Memory",
     "NoInput",
     "Nowcaster",
+    "Outcome",
     "Outputs",
     "Products",
     "Series",
+    "Work",
+    "devices_of",
+    "forecast_all",
     "forecast_name",
+    "forecast_one",
     "forecast_path",
     "grid_of",
     "init_times",

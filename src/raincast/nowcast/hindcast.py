@@ -1,4 +1,4 @@
-"""Forecasts from many init times: which they are, and which are there already."""
+"""Forecasts from many init times: which they are, which are there already, and one of them."""
 
 import logging
 from pathlib import Path
@@ -7,8 +7,10 @@ import numpy as np
 import xarray as xr
 
 from raincast import schema
+from raincast.nowcast.files import Outputs, what_came, write_outputs
 from raincast.nowcast.fit import parse_init_time
-from raincast.nowcast.series import Times
+from raincast.nowcast.nowcaster import Nowcaster
+from raincast.nowcast.series import Series, Times
 
 log = logging.getLogger(__name__)
 
@@ -60,3 +62,20 @@ def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> b
             "what lies there with overwrite=true."
         )
     return True
+
+
+def forecast_one(
+    nowcaster: Nowcaster,
+    series: Series,
+    init_time: str | np.datetime64,
+    folder: Path,
+    outputs: Outputs,
+    *,
+    source: str,
+    overwrite: bool = False,
+) -> tuple[xr.Dataset, dict[str, Path]]:
+    """A forecast, and its files by kind; `source` names the series. NoInput where there is nothing to see."""
+    frames = nowcaster.frames(series, init_time, source=source)
+    forecast = nowcaster(frames)
+    observed = what_came(series, forecast) if outputs.shows_observed else None
+    return forecast, write_outputs(forecast, frames, folder, outputs, observed=observed, overwrite=overwrite)

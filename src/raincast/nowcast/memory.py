@@ -45,8 +45,7 @@ class Memory:
         self.last = None
         device = str(getattr(network, "device", "cpu"))
         per_pixel = self._bytes_per_pixel(network, lead_steps)
-        # input, as read, in one piece and filled; the answer, and what the file makes of it
-        arrays = H * W * 4 * (3 * network.input_steps + lead_steps * (3 + 2 * num_thresholds)) + BASE_GIB * GIB
+        arrays = _array_bytes(network, shape, lead_steps, num_thresholds)
         on_host = device == "cpu"
         available = (self.gib or free_gib(device) / 2) * GIB - (arrays if on_host else 0)
         if per_pixel * H * W <= available:
@@ -69,10 +68,22 @@ class Memory:
         log.info("%d×%d pixels in tiles: %s", H, W, self.last)
         return tiling
 
+    def in_one_pass(self, network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
+        """GiB that a process takes which forecasts a grid of `shape` (H, W) on the CPU without tiles."""
+        pixels = shape[0] * shape[1]
+        by_network = self._bytes_per_pixel(network, lead_steps) * pixels
+        return (by_network + _array_bytes(network, shape, lead_steps, num_thresholds)) / GIB
+
     def _bytes_per_pixel(self, network: Any, lead_steps: int) -> float:
         if lead_steps not in self._known:
             self._known[lead_steps] = SLACK * _estimated(network, lead_steps)
         return self._known[lead_steps]
+
+
+def _array_bytes(network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
+    """Input, as read, in one piece and filled; the answer, and what the file makes of it; Python itself."""
+    maps = 3 * int(network.input_steps) + lead_steps * (3 + 2 * num_thresholds)
+    return shape[0] * shape[1] * 4 * maps + BASE_GIB * GIB
 
 
 def _stride_of(network: Any) -> int:

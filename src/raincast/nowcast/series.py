@@ -1,5 +1,6 @@
 """Anything with radar frames in it as one series: an archive, a folder, files of any format, a glob."""
 
+import logging
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,8 @@ from raincast.archive import Archive
 from raincast.ingest.files import find_files
 from raincast.ingest.readers import Head, Reader
 from raincast.schema import Grid
+
+log = logging.getLogger(__name__)
 
 Times = npt.NDArray[np.datetime64]
 
@@ -76,7 +79,8 @@ class ArchiveSeries:
 class FileSeries:
     """Radar files as one series, which may grow; only the frames asked for are read.
 
-    Those of the last `read` are kept, since the next forecast of a range needs most of them again.
+    Those of the last `read` are kept, since the next forecast of a range needs most of them again. A file that
+    cannot be read is left out with a warning, so that its frames are missing; where none can, its error is raised.
     """
 
     def __init__(self, reader: Reader, files: list[Path]) -> None:
@@ -84,8 +88,19 @@ class FileSeries:
         self.heads: dict[Path, Head] = {}
         self.where: dict[np.datetime64, tuple[Path, int]] = {}
         self._kept: dict[tuple[Path, int], xr.Dataset] = {}
+        bad: dict[Path, Exception] = {}
         for file in files:
-            self.add(file)
+            try:
+                self.add(file)
+            except Exception as error:  # whatever a library throws
+                bad[file] = error
+        if bad and not self.heads:
+            raise next(iter(bad.values()))
+        if bad:
+            reason = next(iter(bad.values()))
+            log.warning(
+                "%d of %d files cannot be read and are left out, the first: %s", len(bad), len(files), reason
+            )
 
     def add(self, file: Path) -> Head:
         """One more file; ValueError where it cannot be read. Of frames with the same time the last added stays."""
