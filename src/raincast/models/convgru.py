@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.initialise import Initialisation, initialise_gates
-from raincast.models.recurrent import SLOPE, State, check_odd, check_sequence, check_state, check_widths
+from raincast.models.recurrent import SLOPE, State, check_layer, check_sequence, check_state
 
 Activation = Literal["leaky_relu", "tanh"]
 
@@ -40,9 +40,7 @@ class ConvGRU(nn.Module):
     ) -> None:
         """Kernels are odd; `activation` is f, the paper's leaky ReLU of slope 0.2 or tanh."""
         super().__init__()
-        check_widths("ConvGRU", in_channels, hidden_channels)
-        check_odd(input_kernel, "input_kernel")
-        check_odd(state_kernel, "state_kernel")
+        check_layer("ConvGRU", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         self.in_channels = in_channels
         self.hidden_channels = hidden_channels
         self.activate = activation_of(activation)

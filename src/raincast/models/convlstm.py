@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.initialise import Initialisation, initialise_gates
-from raincast.models.recurrent import State, check_odd, check_sequence, check_state, check_widths
+from raincast.models.recurrent import State, check_layer, check_sequence, check_state
 from raincast.models.sequence import convlstm_sequence
 
 Peephole = Literal["none", "channel", "pixel"]
@@ -62,9 +62,7 @@ class ConvLSTM(nn.Module):
         `fast=False` takes the definition always, as norms, zoneout and recurrent dropout do anyway.
         """
         super().__init__()
-        check_widths("ConvLSTM", in_channels, hidden_channels)
-        check_odd(input_kernel, "input_kernel")
-        check_odd(state_kernel, "state_kernel")
+        check_layer("ConvLSTM", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         for name, rate in (("zoneout", zoneout), ("recurrent_dropout", recurrent_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name}={rate} is a probability: take 0 <= {name} < 1.")

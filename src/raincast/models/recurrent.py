@@ -37,21 +37,20 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else None
 
 
-def check_widths(name: str, in_channels: int, hidden_channels: int) -> None:
-    """ValueError unless there are hidden channels and no fewer than 0 input channels."""
+def check_layer(
+    name: str, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int
+) -> None:
+    """ValueError unless a layer has hidden channels, no fewer than 0 input channels, and kernels with a centre."""
     if in_channels < 0 or hidden_channels < 1:
         raise ValueError(
             f"A {name} needs in_channels >= 0 and hidden_channels >= 1, found {in_channels} and {hidden_channels}."
         )
-
-
-def check_odd(kernel: int, name: str) -> None:
-    """ValueError for a kernel that has no centre."""
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(
-            f"{name}={kernel} must be odd and positive: an even kernel would shift the state at each step. "
-            f"Take {max(kernel, 2) - 1} or {max(kernel, 0) + 1}."
-        )
+    for which, kernel in (("input_kernel", input_kernel), ("state_kernel", state_kernel)):
+        if kernel < 1 or kernel % 2 == 0:
+            raise ValueError(
+                f"{which}={kernel} must be odd and positive: an even kernel would shift the state at each step. "
+                f"Take {max(kernel, 2) - 1} or {max(kernel, 0) + 1}."
+            )
 
 
 def check_sequence(

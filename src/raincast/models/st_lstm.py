@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from raincast.models.convgru import input_terms
 from raincast.models.initialise import Initialisation, initialise_gates
-from raincast.models.recurrent import State, check_odd, check_sequence, check_state, check_widths
+from raincast.models.recurrent import State, check_layer, check_sequence, check_state
 
 
 class STLSTM(nn.Module):
@@ -45,9 +45,7 @@ class STLSTM(nn.Module):
         biases of f and f' start.
         """
         super().__init__()
-        check_widths("STLSTM", in_channels, hidden_channels)
-        check_odd(input_kernel, "input_kernel")
-        check_odd(state_kernel, "state_kernel")
+        check_layer("STLSTM", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         if num_layers < 1:
             raise ValueError(f"An STLSTM needs num_layers >= 1, found {num_layers}.")
         self.in_channels = in_channels

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from raincast.models.convgru import Activation, activation_of, first_hidden, gru_update, input_terms
 from raincast.models.initialise import Initialisation, initialise_gates
-from raincast.models.recurrent import State, check_odd, check_sequence, check_widths
+from raincast.models.recurrent import State, check_layer, check_sequence
 
 
 class TrajGRU(nn.Module):
@@ -49,9 +49,7 @@ class TrajGRU(nn.Module):
         state are 1×1; `activation` is f, in γ as well, the paper's leaky ReLU of slope 0.2 or tanh.
         """
         super().__init__()
-        check_widths("TrajGRU", in_channels, hidden_channels)
-        check_odd(input_kernel, "input_kernel")
-        check_odd(state_kernel, "state_kernel")
+        check_layer("TrajGRU", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         if num_links < 1 or flow_channels < 1:
             raise ValueError(
                 f"A TrajGRU needs num_links >= 1 and flow_channels >= 1, found {num_links} and {flow_channels}."
