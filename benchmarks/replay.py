@@ -35,6 +35,7 @@ from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 from raincast.live import Settings, Watcher
 from raincast.live.clock import seconds_of, time_of
 from raincast.nowcast import forecast_name
+from raincast.nowcast.gaps import on_times
 
 POLL_S, SETTLE_S, MAX_AGE_MINUTES = 15.0, 20.0, 20.0
 USUAL_DELAY_S = (60.0, 100.0)
@@ -151,11 +152,16 @@ class ReplayClock:
 
 
 class Noting:
-    """A nowcaster that notes which frames each of its forecasts was made of."""
+    """A nowcaster that notes which frames each of its forecasts was made of: the times of those it did not have.
 
-    def __init__(self, nowcaster: Any) -> None:
-        self._nowcaster = nowcaster
-        self.inputs: dict[np.datetime64, xr.Dataset] = {}
+    It keeps no frame, so that the memory is the watcher's: those that are there have to be the true ones, which is
+    looked at at once (`wrong`).
+    """
+
+    def __init__(self, nowcaster: Any, truth: xr.Dataset) -> None:
+        self._nowcaster, self._truth = nowcaster, truth
+        self.inputs: dict[np.datetime64, tuple[np.datetime64, ...]] = {}
+        self.wrong: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         """All else as it is."""
@@ -163,11 +169,26 @@ class Noting:
 
     def __call__(self, frames: xr.Dataset) -> xr.Dataset:
         """The forecast."""
-        init_time = frames[schema.TIME].values[-1].astype("datetime64[ns]")
+        times = frames[schema.TIME].values.astype("datetime64[ns]")
         forecast: xr.Dataset = self._nowcaster(frames)
-        assert init_time not in self.inputs, f"{init_time} was forecast twice"
-        self.inputs[init_time] = frames
+        assert times[-1] not in self.inputs, f"{times[-1]} was forecast twice"
+        absent = []
+        for frame_time, rain in zip(times, frames[schema.RAIN].values, strict=True):
+            if np.isnan(rain).all():
+                absent.append(frame_time)
+            elif not np.array_equal(rain, self._truth[schema.RAIN].sel(time=frame_time).values, equal_nan=True):
+                self.wrong.append(
+                    f"{forecast_name(times[-1])} saw another image of {frame_time} than the true one"
+                )
+        self.inputs[times[-1]] = tuple(absent)
         return forecast
+
+    def again(self, init_time: np.datetime64) -> Any:
+        """The rates of the forecast from `init_time` once more, of the true frames."""
+        wanted = self._nowcaster.wanted_times(self._truth[schema.TIME].values, init_time)
+        there = np.intersect1d(np.setdiff1d(wanted, self.inputs[init_time]), self._truth[schema.TIME].values)
+        frames = on_times(self._truth.sel(time=there), wanted, self._nowcaster.step_minutes)
+        return self._nowcaster(frames)[schema.RAIN].values
 
 
 @dataclass
@@ -193,7 +214,7 @@ def replay(truth: xr.Dataset, nowcaster: Any, reader: Any, folder: Path, *, seed
     planned = plan(times, files, frozen, seed)
     start, end = seconds_of(times[0]) - POLL_S, seconds_of(times[-1]) + 3 * 3600.0
     clock = ReplayClock(start, incoming, planned.deliveries)
-    noting = Noting(nowcaster)
+    noting = Noting(nowcaster, truth)
     settings = Settings(
         output=output, until=str(time_of(end).astype("datetime64[s]")), poll_s=POLL_S, settle_s=SETTLE_S,
         max_age_minutes=MAX_AGE_MINUTES, keep_hours=None,
@@ -203,7 +224,7 @@ def replay(truth: xr.Dataset, nowcaster: Any, reader: Any, folder: Path, *, seed
     watcher = Watcher(incoming, reader, noting, settings, clock=clock)
     codes.append(watcher.run())
     status = json.loads((output / "status.json").read_text(encoding="utf-8"))
-    outcome = compare(planned, truth, noting, output, status)
+    outcome = compare(planned, noting, output, status)
     expected = [0, 3 if watcher.intake.num_bad else 0]
     if codes != expected:
         outcome.problems.append(
@@ -213,7 +234,7 @@ def replay(truth: xr.Dataset, nowcaster: Any, reader: Any, folder: Path, *, seed
     return outcome
 
 
-def compare(planned: Plan, truth: xr.Dataset, noting: Noting, output: Path, status: dict[str, Any]) -> Outcome:
+def compare(planned: Plan, noting: Noting, output: Path, status: dict[str, Any]) -> Outcome:
     """Forecasts, inputs and status of a replay against what was planned."""
     whole = planned.whole_at()
     ready = {t: at + SETTLE_S + 2 * POLL_S for t, at in whole.items()}
@@ -223,11 +244,15 @@ def compare(planned: Plan, truth: xr.Dataset, noting: Noting, output: Path, stat
         f"{forecast_name(t)} was due and is not there" for t in sorted(due) if forecast_name(t) not in made
     ]
     problems += [f"{name} was not due and is there" for name in sorted(made - {forecast_name(t) for t in due})]
-    gaps = 0
-    for init_time, frames in noting.inputs.items():
-        problems += _wrong_input(init_time, frames, truth, whole)
-        gaps += bool(np.isnan(frames[schema.RAIN].values).all(axis=(1, 2)).any())
-        expected = noting._nowcaster(frames)[schema.RAIN].values
+    problems += noting.wrong
+    for init_time, absent in noting.inputs.items():
+        made_at = whole.get(init_time, -np.inf)
+        problems += [
+            f"{forecast_name(init_time)} lacks the frame of {time}, which had come"
+            for time in absent
+            if whole.get(time, np.inf) + SETTLE_S + 2 * POLL_S < made_at
+        ]
+        expected = noting.again(init_time)
         with xr.open_dataset(output / f"{forecast_name(init_time)}.nc", decode_timedelta=True) as file:
             if not np.allclose(file[schema.RAIN].values, np.minimum(expected, 327), atol=0.00501, equal_nan=True):
                 problems.append(f"{forecast_name(init_time)} is not what the network says of its frames")
@@ -245,20 +270,15 @@ def compare(planned: Plan, truth: xr.Dataset, noting: Noting, output: Path, stat
     if counts["corrupt"] < len(never_whole) or status["state"] != "stopped":
         problems.append(f"{counts['corrupt']} corrupt, at least {len(never_whole)} were; state {status['state']}")
     fates = {name: len(found) for name, found in planned.fates.items()}
-    return Outcome(problems, len(due), len(made), gaps, fates, dict(counts), skill=status["skill"])
-
-
-def _wrong_input(init_time: Any, frames: xr.Dataset, truth: xr.Dataset, whole: dict[Any, float]) -> list[str]:
-    """What is wrong with the frames of a forecast: other than the true ones, or absent though they had come."""
-    wrong = []
-    made = whole.get(init_time, -np.inf)
-    for frame_time, rain in zip(frames[schema.TIME].values, frames[schema.RAIN].values, strict=True):
-        if np.isnan(rain).all():
-            if whole.get(frame_time, np.inf) + SETTLE_S + 2 * POLL_S < made:
-                wrong.append(f"{forecast_name(init_time)} lacks the frame of {frame_time}, which had come")
-        elif not np.array_equal(rain, truth[schema.RAIN].sel(time=frame_time).values, equal_nan=True):
-            wrong.append(f"{forecast_name(init_time)} saw another image of {frame_time} than the true one")
-    return wrong
+    return Outcome(
+        problems,
+        len(due),
+        len(made),
+        sum(map(bool, noting.inputs.values())),
+        fates,
+        dict(counts),
+        skill=status["skill"],
+    )
 
 
 def as_files(truth: xr.Dataset, folder: Path) -> tuple[list[bytes], list[bytes | None]]:

@@ -52,6 +52,26 @@ def test_beyond_the_budget_the_rain_moves_on_and_without_motion_it_stays():
     np.testing.assert_array_equal(alone["rain_rate"].values[:, :-2], expected[:, :-2])
 
 
+def test_on_large_grids_the_motion_of_blocks_moves_the_pixels(monkeypatch):
+    from raincast.nowcast import motion
+
+    frames = moving(10, 96, 128, speed=4)
+    rain = frames["rain_rate"].values
+    past = past_of(frames.isel(time=slice(0, 4)))
+    whole = motion.extrapolated(past, 6)[1][:, :-2]
+    # 4400 × 3800 in blocks of 6²: the motion takes less than the advection
+    assert motion.extrapolation_bytes((4400, 3800)) < 4400 * 3800 * 2 * motion.ADVECTION_BYTES
+    monkeypatch.setattr(motion, "MOTION_PIXELS", 50)
+    method, blocks = motion.extrapolated(past, 6)
+    assert method == "extrapolation" and blocks.shape == (*whole.shape[:1], 96, 128)
+    # away from the west, where nothing comes in
+    inside = (slice(None), slice(0, 94), slice(32, None))
+    error = np.abs(blocks[inside] - rain[4:][inside]).mean()
+    stays = np.abs(rain[3][inside[1:]] - rain[4:][inside]).mean()
+    assert error < 0.3 * stays, (error, stays, np.abs(whole - rain[4:, :-2])[:, :, 32:].mean())
+    assert not np.array_equal(blocks[:, :-2], whole)
+
+
 def test_the_newest_frame_may_not_be_filled_but_moves_on_over_its_gap():
     frames, made = moving(8), nowcaster(max_missing=3)
     forecast = made(without(frames, 7), frames["time"].values[-1])

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
+from raincast.nowcast.motion import extrapolation_bytes
 from raincast.nowcast.tiles import Tiling
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,13 @@ class Memory:
         return tiling
 
     def in_one_pass(self, network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
-        """GiB that a process takes which forecasts a grid of `shape` (H, W) on the CPU without tiles."""
-        pixels = shape[0] * shape[1]
-        by_network = self._bytes_per_pixel(network, lead_steps) * pixels
-        return (by_network + _array_bytes(network, shape, lead_steps, num_thresholds)) / GIB
+        """GiB that a process takes which forecasts a grid of `shape` (H, W) on the CPU without tiles.
+
+        Those of the network, or of the extrapolation where frames are missing.
+        """
+        by_network = self._bytes_per_pixel(network, lead_steps) * shape[0] * shape[1]
+        most = max(by_network, extrapolation_bytes(shape))
+        return (most + _array_bytes(network, shape, lead_steps, num_thresholds)) / GIB
 
     def _bytes_per_pixel(self, network: Any, lead_steps: int) -> float:
         if lead_steps not in self._known:

@@ -17,6 +17,7 @@ from raincast.nowcast import fit
 from raincast.nowcast.beside import Arrays, read_beside, stacked, unstacked
 from raincast.nowcast.gaps import NoInput, Past, Rain, on_times, past_of
 from raincast.nowcast.memory import Memory
+from raincast.nowcast.motion import extrapolated
 from raincast.nowcast.quality import quality_flags
 from raincast.nowcast.series import Series, Times, grid_of
 from raincast.nowcast.tiles import in_tiles
@@ -206,7 +207,7 @@ class Nowcaster:
         elif past.fits(self.max_missing):
             return "network", *self._by_network(past.filled(), self._beside(frames))
         else:
-            method, rain = _extrapolated(past, self.lead_steps)
+            method, rain = extrapolated(past, self.lead_steps)
             log.warning(
                 "%d of the %d input frames are missing%s: the forecast is %s.",
                 past.num_absent, past.absent.size, ", the newest too" if past.absent[-1] else "", method,
@@ -262,18 +263,6 @@ class Nowcaster:
         if method == "network" and (tiling := self.memory.last):
             own["tiles"] = tiling
         return kept | self.attrs | own
-
-
-def _extrapolated(past: Past, lead_steps: int) -> tuple[str, Rain]:
-    """Where gaps are too many for the network: what was seen moves on, or stays where no motion is found."""
-    from raincast.baselines.motion import advect, find_motion
-    from raincast.baselines.past import look_back, persist
-
-    seen = look_back(past.rain, 3)
-    motion = find_motion(seen.frames, "lucas_kanade")
-    if motion is None:
-        return "persistence", persist(past.rain, lead_steps)
-    return "extrapolation", advect(seen.filled[-1], motion, seen.age + lead_steps)[seen.age :]
 
 
 def _digest(rain: Rain) -> str:

@@ -3,8 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from raincast.baselines.motion import advect, find_motion
+from raincast.baselines.motion import advect
 from raincast.nowcast.gaps import Past, Rain
+from raincast.nowcast.motion import block_means, coarse_motion
 from raincast.output.forecast_dataset import FILLED, MISSING, OUTSIDE_REACH
 
 COARSE_PIXELS = 200
@@ -29,11 +30,10 @@ def quality_flags(past: Past, lead_steps: int, *, reach: bool = True) -> npt.NDA
 
 def _outside_reach(past: Past, seen: npt.NDArray[np.bool_], lead_steps: int) -> npt.NDArray[np.bool_]:
     """(lead, H, W), or (1, 1, 1) where there is no motion."""
-    size = max(1, -(-max(seen.shape) // COARSE_PIXELS))
-    motion = find_motion(np.stack([_block_means(frame, size) for frame in _newest(past)]), "lucas_kanade")
+    motion, size = coarse_motion(_newest(past), COARSE_PIXELS)
     if motion is None:
         return np.zeros((1, 1, 1), np.bool_)
-    coarse = _block_means(seen.astype(np.float32), size)
+    coarse = block_means(seen.astype(np.float32), size)
     # followed back from each pixel; what comes from outside the grid is 0
     away = (advect(coarse, motion, lead_steps) < 0.5) & (coarse >= 0.5)
     H, W = seen.shape
@@ -47,18 +47,3 @@ def _newest(past: Past) -> Rain:
     while first > max(0, last - 2) and not past.absent[first - 1]:
         first -= 1
     return past.rain[first : last + 1]
-
-
-def _block_means(frame: Rain, size: int) -> Rain:
-    """(H, W) → means over blocks of `size`² pixels, of what was observed; NaN where nothing was."""
-    H, W = frame.shape
-    rows, columns = np.arange(0, H, size), np.arange(0, W, size)
-
-    def sums(values: Rain) -> Rain:
-        added: Rain = np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)
-        return added
-
-    observed = np.isfinite(frame)
-    count = sums(observed.astype(np.float32))
-    total = sums(np.where(observed, frame, 0).astype(np.float32))
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)

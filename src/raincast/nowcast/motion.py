@@ -1,0 +1,66 @@
+"""Motion on grids of any size: what pysteps needs to find it is more than a kilobyte a pixel."""
+
+import numpy as np
+import numpy.typing as npt
+
+from raincast.baselines.motion import advect, find_motion
+from raincast.baselines.past import look_back, persist
+from raincast.nowcast.gaps import Past, Rain
+
+MOTION_PIXELS = 800
+"""Pixels along the longer side of the grid on which the motion for an extrapolation is sought, at most."""
+MOTION_BYTES = 1300
+"""a pixel of that grid: distances to the 20 nearest features, their places, weights and two components"""
+ADVECTION_BYTES = 300
+"""a pixel of the whole grid: places, motion and their steps in float64, and the maps twice"""
+
+
+def extrapolated(past: Past, lead_steps: int) -> tuple[str, Rain]:
+    """Where gaps are too many for a network: what was seen moves on, or stays where no motion is found.
+
+    The method and the rates, (lead, H, W) in mm/h.
+    """
+    seen = look_back(past.rain, 3)
+    motion, size = coarse_motion(seen.frames, MOTION_PIXELS)
+    if motion is None:
+        return "persistence", persist(past.rain, lead_steps)
+    H, W = seen.filled.shape[1:]
+    if size > 1:
+        motion = size * motion.repeat(size, axis=1)[:, :H].repeat(size, axis=2)[:, :, :W]
+    return "extrapolation", advect(seen.filled[-1], motion, seen.age + lead_steps)[seen.age :]
+
+
+def extrapolation_bytes(shape: tuple[int, ...]) -> float:
+    """What `extrapolated` takes at most on a grid of `shape` (H, W)."""
+    size = _block_size(shape, MOTION_PIXELS)
+    return shape[0] * shape[1] * (MOTION_BYTES / size**2 + ADVECTION_BYTES)
+
+
+def coarse_motion(frames: Rain, longest: int) -> tuple[npt.NDArray[np.float64] | None, int]:
+    """The motion in `frames` (T, H, W) on blocks, at most `longest` along a side, and their size in pixels.
+
+    (2, rows, columns), x first, in blocks a step; None where there is nothing to track.
+    """
+    size = _block_size(frames.shape[1:], longest)
+    if size > 1:
+        frames = np.stack([block_means(frame, size) for frame in frames])
+    return find_motion(frames, "lucas_kanade"), size
+
+
+def _block_size(shape: tuple[int, ...], longest: int) -> int:
+    return max(1, -(-max(shape) // longest))
+
+
+def block_means(frame: Rain, size: int) -> Rain:
+    """(H, W) → means over blocks of `size`² pixels, of what was observed; NaN where nothing was."""
+    H, W = frame.shape
+    rows, columns = np.arange(0, H, size), np.arange(0, W, size)
+
+    def sums(values: Rain) -> Rain:
+        added: Rain = np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1)
+        return added
+
+    observed = np.isfinite(frame)
+    count = sums(observed.astype(np.float32))
+    total = sums(np.where(observed, frame, 0).astype(np.float32))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
