@@ -167,6 +167,46 @@ def test_an_animation_has_past_and_forecast_frames(tmp_path):
     assert where(rgb(path, 4)[60:200, 20:200], rain_image.MISSING_COLOUR)[0].size == 0
 
 
+def test_an_mp4_is_played_by_another_program(tmp_path):
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed (the extra video)")
+    import cv2
+
+    grid = schema.mock_grid()
+    path = forecast_animation(
+        frames(2, 0.0), frames(3, 3.0), grid=grid, path=tmp_path / "a.mp4", max_pixels=301, **when()
+    )
+    gif = forecast_animation(
+        frames(2, 0.0), frames(3, 3.0), grid=grid, path=tmp_path / "a.gif", max_pixels=301, **when()
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.mp4"]
+    video = cv2.VideoCapture(str(path))
+    shown = []
+    while (read := video.read())[0]:
+        shown.append(read[1][..., ::-1])
+    assert video.get(cv2.CAP_PROP_FPS) == 4
+    # a rest of three before the forecast begins, and of six at the end
+    assert len(shown) == 1 + 3 + 2 + 6
+    height, width = rgb(gif).shape[:2]
+    assert shown[0].shape == (height + height % 2, width + width % 2, 3)
+    for number, same in ((0, 0), (-1, 4)):
+        difference = np.abs(shown[number][:height, :width].astype(int) - rgb(gif, same))
+        assert difference.mean() < 2, number
+    assert np.abs(shown[-1].astype(int) - shown[0]).mean() > 20
+
+
+def test_an_mp4_without_its_package_is_refused_before_anything_runs(monkeypatch):
+    from raincast.nowcast import Outputs
+    from raincast.output import video
+
+    monkeypatch.setattr(video.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(
+        ValueError, match=r'animation=mp4 needs the package imageio-ffmpeg: pip install -e "\.\[video'
+    ):
+        Outputs(animation="mp4")
+    with pytest.raises(ValueError, match="animation=avi: choose gif, mp4 or false"):
+        Outputs(animation="avi")
+
+
 def test_labels_count_from_init_time():
     past, forecast = frames(2, 0.0), frames(3, 1.0)
     assert list(animation._panels_of(0, past, forecast, None, 5.0)) == ["observed"]

@@ -21,14 +21,14 @@ class Outputs:
     """Which files a forecast gets.
 
     `formats`: netcdf always; beside it zarr, a store, and geotiff, a file for each lead time in a folder.
-    `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: a GIF;
+    `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: gif, or mp4;
     `pictures`: a PNG for each lead time; on both local times of `time_zone`, and coasts with `coastlines`.
     `places`: a table of the points and polygons in a file (`output.places`).
     """
 
     formats: Sequence[str] = field(default=("netcdf",))
     for_pysteps: bool = False
-    animation: bool = False
+    animation: bool | str = False
     places: str | None = None
     pictures: bool = False
     time_zone: str | None = None
@@ -37,13 +37,24 @@ class Outputs:
     @property
     def shows_observed(self) -> bool:
         """Whether what came, where it is known, is drawn beside the forecast."""
-        return self.animation or self.pictures
+        return bool(self.animation) or self.pictures
+
+    @property
+    def moving(self) -> str:
+        """The kind of animation."""
+        return "mp4" if self.animation == "mp4" else "gif"
 
     def __post_init__(self) -> None:
-        """Refuse formats that there are not, and places that cannot be read."""
+        """Refuse formats that there are not or cannot be written here, and places that cannot be read."""
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown:
             raise ValueError(f"formats: {', '.join(unknown)} unknown; there are {', '.join(FORMATS)}.")
+        if self.animation not in (True, False, "gif", "mp4"):
+            raise ValueError(f"animation={self.animation}: choose gif, mp4 or false.")
+        if self.animation == "mp4":
+            from raincast.output.video import check_installed
+
+            check_installed()
         if self.places is not None:
             from raincast.output.places import read_places
 
@@ -96,13 +107,13 @@ def write_outputs(
         table = folder / f"{path.stem}_places.csv"
         written["places"] = write_places(forecast, read_places(outputs.places), table)
     if outputs.shows_observed:
-        gif = path.with_suffix(".gif")
+        moving = path.with_suffix(f".{outputs.moving}")
         stills = folder / path.stem if outputs.pictures else None
-        _animate(forecast, frames, observed, gif, stills, outputs)
+        _animate(forecast, frames, observed, moving, stills, outputs)
         if outputs.animation:
-            written["animation"] = gif
+            written["animation"] = moving
         else:
-            gif.unlink()
+            moving.unlink()
         if stills is not None:
             written["pictures"] = stills
     made = write_forecast(forecast, path, overwrite=overwrite, for_pysteps=outputs.for_pysteps)

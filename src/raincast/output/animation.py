@@ -1,4 +1,4 @@
-"""Past radar frames, then the forecast, as a GIF.
+"""Past radar frames, then the forecast, as a GIF or an MP4.
 
 Frames are composed as palette numbers, without matplotlib: faster than drawing figures, and the GIF needs no
 second quantisation, so that a colour is exactly a class of rain.
@@ -17,6 +17,7 @@ from raincast import schema
 from raincast.output import rain_image
 from raincast.output.coastlines import coast_pixels
 from raincast.output.rain_image import DRY_CLASS, MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView, Rain
+from raincast.output.video import save_mp4
 from raincast.schema import Grid
 
 Indices = npt.NDArray[np.uint8]
@@ -26,7 +27,8 @@ _HATCH, _LINE, _COAST, _GREY = MISSING_CLASS + 1, MISSING_CLASS + 2, MISSING_CLA
 _NUM_GREYS = 16  # enough for smooth letters
 _HEADER, _MARGIN, _BAR_WIDTH, _GAP, _FOOTER = 46, 8, 74, 10, 26
 _MIN_PANEL, _MIN_HEIGHT = 250, 230  # what the words above and the numbers of the colour bar need
-_FRAME_MS, _PAUSE_MS = 250, 1500
+_FRAME_MS = 250
+_REST_REPEATS, _LAST_REPEATS = 3, 6  # where the forecast begins, and at the end
 _SMALLEST_MAP = 100  # pixels below which a coast would hide the rain
 _SCALES_KM = (1000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 
@@ -45,7 +47,7 @@ def forecast_animation(
     coastlines: bool = True,
     stills: Path | None = None,
 ) -> Path:
-    """The past hour, then the forecast, as a GIF that loops; with `observed`, what came runs beside it.
+    """The past hour, then the forecast; with `observed`, what came runs beside it. A GIF that loops, or an .mp4.
 
     All are (frame, y, x) in mm/h with NaN for missing. The last of `observed_input` is valid at `init_time`,
     the first of `forecast` and `observed` one step later; `observed` may be shorter. The longer side of a map
@@ -65,7 +67,13 @@ def forecast_animation(
         frames.append(canvas.frame(now, valid))
     if stills is not None:
         _save_stills(frames[len(past) :], stills, step_minutes)
-    return _save_gif(frames, Path(path), num_past=len(past))
+    repeats = [1] * len(frames)
+    repeats[-1] = _LAST_REPEATS
+    if len(past):
+        repeats[len(past) - 1] = _REST_REPEATS
+    if Path(path).suffix == ".mp4":
+        return save_mp4(frames, Path(path), palette=_palette(), repeats=repeats, frame_ms=_FRAME_MS)
+    return _save_gif(frames, Path(path), repeats)
 
 
 def _panels_of(
@@ -198,12 +206,9 @@ def _save_stills(frames: list[Indices], folder: Path, step_minutes: float) -> No
         _image(frame).save(folder / f"{folder.name}_+{number * step_minutes:03g}min.png", format="PNG")
 
 
-def _save_gif(frames: list[Indices], path: Path, *, num_past: int) -> Path:
+def _save_gif(frames: list[Indices], path: Path, repeats: list[int]) -> Path:
     images = [_image(frame) for frame in frames]
-    durations = [_FRAME_MS] * len(images)
-    durations[-1] = _PAUSE_MS
-    if num_past:
-        durations[num_past - 1] = 3 * _FRAME_MS  # a rest where the forecast begins
+    durations = [_FRAME_MS * times for times in repeats]
     path.parent.mkdir(parents=True, exist_ok=True)
     images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return path
