@@ -29,6 +29,10 @@ def _namespace(values: Any) -> Any:
     return sys.modules[type(values).__module__.partition(".")[0]]
 
 
+_HARDLY_ANY = 1e-37
+"""mm/h, near the smallest normal float32"""
+
+
 @dataclass(frozen=True)
 class ZR:
     """Z = a·R^b between rain rate R (mm/h) and reflectivity Z (mm⁶/m³), used in dBZ.
@@ -49,10 +53,9 @@ class ZR:
     def to_dbz(self, rate: Array) -> Array:
         """Rain rate in mm/h → dBZ."""
         xp: Any = _namespace(rate)
-        wet = rate > 0  # type: ignore[operator]
-        dbz = 10.0 * math.log10(self.a) + 10.0 * self.b * xp.log10(xp.where(wet, rate, xp.ones_like(rate)))
-        out = xp.where(wet, xp.clip(dbz, self.dry_dbz, None), xp.full_like(rate, self.dry_dbz))
-        return xp.where(xp.isnan(rate), rate, out)  # type: ignore[no-any-return]
+        # no rain gets a rate that has a logarithm, far below what `dry_dbz` cuts; NaN stays NaN in both cuts
+        log_rate = xp.log10(xp.clip(rate, _HARDLY_ANY, None))
+        return xp.clip(10.0 * math.log10(self.a) + 10.0 * self.b * log_rate, self.dry_dbz, None)  # type: ignore[no-any-return]
 
     def to_rate(self, dbz: Array) -> Array:
         """dBZ → rain rate in mm/h."""

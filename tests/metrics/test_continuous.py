@@ -11,10 +11,12 @@ from raincast.metrics.continuous import (
     BalancedSums,
     balanced_mae,
     balanced_mse,
+    balanced_rows,
     balanced_sums,
     correlation,
     hko7_b_mae,
     hko7_b_mse,
+    least_rate,
     mae,
     mean_error,
     rmse,
@@ -135,6 +137,21 @@ def test_balanced_errors_pixel_by_pixel():
         assert float(balanced_mse(sums)[b, t]) == pytest.approx(squared / n, rel=1e-5)
         assert float(balanced_mae(sums)[b, t]) == pytest.approx(absolute / n, rel=1e-5)
         assert float(hko7_b_mse(sums)[b, t]) == pytest.approx(squared, rel=1e-5)
+
+
+def test_rates_that_are_left_out_are_pixel_0():
+    """Networks say a little rain everywhere: it costs no time, and changes no sum."""
+    assert 0.0168 < least_rate() < 0.01682827  # 10^((-10 - 10·log10(58.53)) / 15.6) mm/h
+    assert not HKO7_PIXEL.forward(torch.tensor([0.0, least_rate()])).any()
+    pred, target, mask = (part[:1, :1] for part in one_channel())
+    around = least_rate() * torch.tensor([0.9, 0.99999, 1.0, 1.00001, 1.1])
+    pred[0, 0, 0, 0, :5], target[0, 0, 0, 0, :5] = around, around.flip(0)
+    pred[0, 0, 0, 1:5], target[0, 0, 0, 1:5] = 0.01, 0.0
+    sums = balanced_sums(pred, target, mask)
+    dense = [torch.where(mask, rain, 0.0).flatten(2)[0] for rain in (pred, target)]
+    whole = balanced_rows(*dense, mask.flatten(2).sum(-1)[0])
+    for part, expected in zip(sums, whole, strict=True):
+        torch.testing.assert_close(part[0], expected, rtol=1e-14, atol=0)
 
 
 def test_balanced_errors_are_those_the_network_is_trained_on():

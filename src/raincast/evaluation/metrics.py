@@ -15,7 +15,7 @@ from raincast.evaluation.answers import Answer
 from raincast.evaluation.event_sums import EventSums
 from raincast.metrics import categorical, continuous, ensemble, objects, probabilistic, spatial, spectrum, users
 from raincast.metrics.categorical import Contingency, check_thresholds
-from raincast.metrics.frames import over_frames
+from raincast.metrics.frames import over_frames, reaching
 
 HOURS = "hour "
 """What the name of an hour of day begins with, where the sums by hour stand beside those by event."""
@@ -172,14 +172,16 @@ class Scoring:
     def _pixels(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Counts and errors in one pass."""
         thresholds, balanced = self.metrics.thresholds, self.metrics.balanced
+        least = min(thresholds[0], continuous.least_rate()) if balanced else thresholds[0]
 
         def rows(pred: Tensor, truth: Tensor, count: Tensor) -> Any:
-            table = categorical.count_rows(pred, truth, count, thresholds)
             errors = continuous.error_rows(pred, truth, count)
-            return (*table, *errors, *(continuous.balanced_rows(pred, truth, count) if balanced else ()))
+            pred, truth = reaching(pred, truth, least)
+            joint = categorical.joint_rows(pred, truth, thresholds)
+            return (joint, *errors, *(continuous.balanced_rows(pred, truth, count) if balanced else ()))
 
-        parts = over_frames(rows, rain, target, mask)
-        parts[:4] = [count.movedim(-1, 1) for count in parts[:4]]
+        joint, count, *others = over_frames(rows, rain, target, mask)
+        parts = [*categorical.from_joint(joint, count), count, *others]
         names = [*groups.PIXELS.names(), *groups.ERRORS.names(), *(groups.WEIGHTED.names() if balanced else ())]
         return dict(zip(names, parts, strict=True))
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from raincast.metrics.frames import over_frames
+from raincast.metrics.frames import over_frames, reaching
 
 
 class Contingency(NamedTuple):
@@ -31,24 +31,30 @@ def contingency(
     Pixels where `mask` is False count nowhere and may be NaN; NaN elsewhere is an error.
     """
     check_thresholds(thresholds)
-    counts = over_frames(lambda p, t, n: count_rows(p, t, n, thresholds), pred, target, mask)
-    return Contingency(*(count.movedim(-1, 1).contiguous() for count in counts))
+    parts = over_frames(
+        lambda p, t, n: (joint_rows(*reaching(p, t, thresholds[0]), thresholds), n), pred, target, mask
+    )
+    return from_joint(*parts)
 
 
-def count_rows(
-    pred: Float[Tensor, "n p"],
-    target: Float[Tensor, "n p"],
-    count: Int64[Tensor, " n"],
-    thresholds: Sequence[float],
-) -> Contingency:
-    """As `frames.Rows`: (N, K thresholds) each."""
-    num_bins = len(thresholds) + 1
-    joint = _joint_histogram(_bins(pred, thresholds), _bins(target, thresholds), num_bins)
-    # reached[..., i, j]: pixels whose forecast is in bin i or above and whose observation in bin j or above
+def joint_rows(
+    pred: Float[Tensor, "n p"], target: Float[Tensor, "n p"], thresholds: Sequence[float]
+) -> Int64[Tensor, "n i j"]:
+    """As `frames.Rows`: pixels whose forecast reaches i thresholds and whose observation j.
+
+    Those below the first one on both sides may have been left out.
+    """
+    return _joint_histogram(_bins(pred, thresholds), _bins(target, thresholds), len(thresholds) + 1)
+
+
+def from_joint(joint: Int64[Tensor, "b t i j"], count: Int64[Tensor, "b t"]) -> Contingency:
+    """(B, K thresholds, T) of what `joint_rows` gave of `count` pixels."""
+    # reached[..., i, j]: pixels whose forecast reaches at least i thresholds and whose observation at least j
     reached = joint.flip(-2, -1).cumsum(-2).cumsum(-1).flip(-2, -1)
     hits = reached.diagonal(dim1=-2, dim2=-1)[..., 1:]
     forecast, observed = reached[..., 1:, 0], reached[..., 0, 1:]
-    return Contingency(hits, observed - hits, forecast - hits, count[:, None] - forecast - observed + hits)
+    table = hits, observed - hits, forecast - hits, count[..., None] - forecast - observed + hits
+    return Contingency(*(part.transpose(1, 2).contiguous() for part in table))
 
 
 def check_thresholds(thresholds: Sequence[float]) -> None:
@@ -68,17 +74,17 @@ def check_finite(name: str, values: Tensor, mask: Tensor) -> None:
 
 
 def _bins(values: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """How many thresholds each pixel reaches. A comparison per threshold is faster than bucketize."""
-    bins = torch.zeros_like(values, dtype=torch.uint8 if len(thresholds) < 16 else torch.int32)
+    """How many thresholds each pixel reaches, as a float: comparisons into bytes, and bucketize, take longer."""
+    bins = torch.zeros_like(values)
     for threshold in thresholds:
-        bins += values >= threshold
+        bins += values.clone().ge_(threshold)
     return bins
 
 
 def _joint_histogram(pred: Tensor, target: Tensor, num_bins: int) -> Tensor:
     """Pixels per pair of bins, (N, num_bins, num_bins), in one pass over the data."""
-    N, cells = pred.shape[0], num_bins**2  # 256 at most, where a byte holds them
-    cell = pred.mul_(num_bins).add_(target)
+    N, cells = pred.shape[0], num_bins**2
+    cell = pred.mul_(num_bins).add_(target).int()
     if N > 1:
         cell = cell + cells * torch.arange(N, device=cell.device).view(N, 1)
     return torch.bincount(cell.flatten(), minlength=N * cells).view(N, num_bins, num_bins)

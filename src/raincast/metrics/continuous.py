@@ -1,14 +1,16 @@
 """Errors in mm/h: sums per event and lead time, and the means made of them."""
 
+import functools
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from raincast.metrics.frames import over_frames
-from raincast.transforms import DbzScaling
+from raincast.metrics.frames import over_frames, reaching
+from raincast.transforms import ZR, DbzScaling
 
 HKO7_THRESHOLDS = (0.5, 2.0, 5.0, 10.0, 30.0)
 """mm/h (Shi et al. 2017)"""
@@ -50,10 +52,11 @@ def error_rows(pred: Float[Tensor, "n p"], target: Float[Tensor, "n p"], count: 
     error = pred.double().sub_(observed)  # exact: a forecast that is right has none at all
     total, observed_total = error.sum(-1), observed.sum(-1)
     squared, product, observed_squared = dot(error, error), dot(error, observed), dot(observed, observed)
+    absolute = error.abs_().sum(-1)  # last, and in place: another field would be another read of memory
     return ErrorSums(
         count=count,
         error=total,
-        absolute_error=error.abs().sum(-1),
+        absolute_error=absolute,
         squared_error=squared,
         # p = e + t, so that no third field is read
         pred=total + observed_total,
@@ -130,7 +133,9 @@ def balanced_sums(
     """
     return BalancedSums(
         *over_frames(
-            lambda p, t, n: balanced_rows(p, t, n, thresholds=thresholds, weights=weights, pixel=pixel),
+            lambda p, t, n: balanced_rows(
+                *reaching(p, t, least_rate(pixel)), n, thresholds=thresholds, weights=weights, pixel=pixel
+            ),
             pred,
             target,
             mask,
@@ -147,10 +152,11 @@ def balanced_rows(
     weights: Sequence[float] = HKO7_WEIGHTS,
     pixel: DbzScaling = HKO7_PIXEL,
 ) -> BalancedSums:
-    """As `frames.Rows`: (N,) each."""
-    weight = torch.full_like(target, weights[0], dtype=torch.float64)
-    for threshold, heavier in zip(thresholds, weights[1:], strict=True):
-        weight.masked_fill_(target >= threshold, heavier)
+    """As `frames.Rows`: (N,) each. Pixels below `least_rate` on both sides may be left out."""
+    weight = torch.full_like(target, weights[0])
+    for threshold, (lighter, heavier) in zip(thresholds, pairwise(weights), strict=True):
+        weight += target.clone().ge_(threshold).mul_(heavier - lighter)
+    weight = weight.double()
     error = (pixel.forward(pred) - pixel.forward(target)).double()
     return BalancedSums(
         pixels=count,
@@ -158,6 +164,12 @@ def balanced_rows(
         squared=dot(weight * error, error),
         absolute=dot(weight, error.abs()),
     )
+
+
+@functools.cache
+def least_rate(pixel: DbzScaling = HKO7_PIXEL) -> float:
+    """mm/h below which a rate is pixel 0, less a part of a thousand for the rounding of float32."""
+    return 0.999 * float(ZR(pixel.a, pixel.b).to_rate(torch.tensor(pixel.min_dbz, dtype=torch.float64)))
 
 
 def balanced_mse(sums: BalancedSums) -> Float[Tensor, "..."]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -32,25 +33,30 @@ def over_frames(
         each = []
         for number in range(B * T):
             counted = [field[number] for field in flat]
-            rainy = _rainy(counted[0], counted[1], counted[2])
-            _check(rainy, pred, target, mask)
-            each.append(rows(rainy[0][None], rainy[1][None], counted[2].sum(-1)[None]))
+            filled = [torch.where(counted[2], field, 0.0) for field in counted[:2]]
+            _check(filled, pred, target, mask)
+            each.append(rows(filled[0][None], filled[1][None], counted[2].sum(-1)[None]))
         parts = [torch.cat(part) for part in zip(*each, strict=True)]
     return [part.view(B, T, *part.shape[1:]) for part in parts]
 
 
-def _rainy(pred: Tensor, target: Tensor, mask: Tensor) -> list[Tensor]:
-    """The counted pixels with rain on either side; all, with 0 where not counted, where most have."""
-    rain = torch.logical_or(pred, target).logical_and_(mask)
-    if 2 * int(rain.count_nonzero()) > rain.numel():
-        return [torch.where(mask, field, 0.0) for field in (pred, target)]
-    index = rain.nonzero()[:, 0]
-    return [field[index] for field in (pred, target)]
+def reaching(
+    pred: Float[Tensor, "n p"], target: Float[Tensor, "n p"], rate: float
+) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n q"]]:
+    """The pixels where either side is `>= rate`, in mm/h, for sums to which others add nothing.
+
+    Of a frame on a CPU, where others cost time: networks say a little rain in most places. Elsewhere all of them.
+    """
+    if pred.device.type != "cpu" or len(pred) > 1:
+        return pred, target
+    # numpy finds them in a third of the time
+    wet = torch.from_numpy(np.flatnonzero(np.maximum(pred[0].numpy(), target[0].numpy()) >= rate))
+    return pred.index_select(1, wet), target.index_select(1, wet)
 
 
 def _check(counted: Sequence[Tensor], pred: Tensor, target: Tensor, mask: Tensor) -> None:
     """Refuse NaN where it would be scored: a sum is spoilt by one, and cheaper than a search."""
-    if not any(bool(field.sum().isnan()) for field in counted):
+    if not bool((counted[0].sum() + counted[1].sum()).isnan()):
         return
     for name, field in (("pred", pred), ("target", target)):
         missing = int((field.isnan() & mask).sum())
