@@ -150,7 +150,8 @@ def test_a_full_disk_does_not_end_the_run_at_a_row(
 
 
 def drawn(rank: int = 0, epoch: int = 0, batch: int = 0, seed: int = 1) -> list[float]:
-    trainer: Any = SimpleNamespace(global_rank=rank, current_epoch=epoch)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer: Any = SimpleNamespace(global_rank=rank, current_epoch=epoch, strategy=strategy)
     RandomStreams(seed).on_train_batch_start(trainer, None, None, batch)  # type: ignore[arg-type]
     return [float(torch.rand(())), float(np.random.rand()), random.random()]  # noqa: NPY002
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from raincast.training.averaging import AveragedWeights
+from raincast.training.heap import keep_freed_memory
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -27,6 +28,7 @@ def prepare(network: nn.Module, *, compile: str | None, recompute: bool, tf32: b
     """Make `network` run so; ValueError for a mode that torch.compile does not know."""
     if compile is not None and compile not in COMPILE_MODES:
         raise ValueError(f"compile={compile} is no mode of torch.compile: null, {', '.join(COMPILE_MODES)}.")
+    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     if recompute:
         for unit in units(network):

@@ -25,6 +25,16 @@ class RandomStreams(Callback):
         """Just before anything of the step is drawn."""
         where = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
         for_torch, for_numpy, for_python = np.random.SeedSequence(where).generate_state(3).tolist()
-        torch.manual_seed(for_torch)
+        _seed_torch(for_torch, trainer.strategy.root_device)
         np.random.seed(for_numpy)  # noqa: NPY002 (whoever draws from it)
         random.seed(for_python)
+
+
+def _seed_torch(seed: int, device: torch.device) -> None:
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    # that seeds all kinds of devices, and writes down the stack for each that is not in use: a millisecond
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
