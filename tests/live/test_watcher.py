@@ -193,6 +193,24 @@ def test_a_file_of_another_grid_or_step_is_refused_with_the_reason(scene: Scene,
     assert "its grid of (20, 32)" in reasons and "steps of 10 min, the network was trained on 5" in reasons
 
 
+def test_a_grid_that_changes_for_good_is_taken_once_the_frames_before_are_stale(scene: Scene) -> None:
+    """Frames 0 to 2 on one grid, from 3 on (of minute 15) another, of the same size but farther east."""
+    moved = scene.frames.assign_coords(x=scene.frames["x"] + 10 * float(np.diff(scene.frames["x"].values[:2])[0]))
+    for number in range(3):
+        scene.arrives(number)
+    for number in range(3, 9):
+        scene.at(5 * number + 1, lambda number=number: write_frame(scene.incoming, moved, number))
+    code, status = scene.watch(44, verify=True, max_age_minutes=10)
+    # frame 2, of minute 10, is fresh up to minute 20: that of minute 15 is refused
+    assert status["counts"]["other"] == 1 and status["counts"]["new_grid"] == 1 and code == 3
+    assert scene.made == [0, 1, 2, 4, 5, 6, 7, 8]
+    with xr.open_dataset(max(scene.output.glob("*.nc"))) as file:
+        np.testing.assert_array_equal(file["x"], moved["x"])
+        assert file.attrs["missing_input_frames"] == "none"
+    # frames 1 and 2 with 1 + 2 forecasts, 5 to 8 with 1 + 2 + 3 + 3; none of 4 and 5 with those of the grid before
+    assert status["skill"]["comparisons"] == 12
+
+
 def test_frames_of_the_future_and_empty_ones_are_not_used(scene: Scene) -> None:
     for number in range(3):
         scene.arrives(number)

@@ -103,7 +103,15 @@ def test_what_an_exported_network_is_not_for(exported, frames, tmp_path):
         raincast.load_forecaster(exported, device="cuda")
 
 
-def test_an_exported_network_needs_no_lightning_and_the_package_is_light(exported, tiny_archive):
+def test_exported_networks_need_no_lightning_and_the_package_is_light(
+    exported, checkpoint, tiny_archive, tmp_path
+):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the extra export)")
+    onnx = export(
+        compose_config(
+            "export", tmp_path, f"checkpoint={checkpoint}", f"path={tmp_path}/network.onnx", "size=[32,32]"
+        )
+    )
     code = (
         "import sys, raincast\n"
         "heavy = {'torch', 'xarray', 'hydra', 'matplotlib'} & set(sys.modules)\n"
@@ -111,8 +119,9 @@ def test_an_exported_network_needs_no_lightning_and_the_package_is_light(exporte
         "sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
         "from raincast.archive import Archive\n"
         f"frames = Archive.open({str(tiny_archive)!r}).to_dataset(10, 3)\n"
-        f"found = raincast.load_forecaster({str(exported)!r})(frames)\n"
-        "assert float(found['rain_rate'].max()) > 0\n"
+        f"for path in ({str(exported)!r}, {str(onnx)!r}):\n"
+        "    found = raincast.load_forecaster(path)(frames)\n"
+        "    assert found.attrs['forecast_method'] == 'network' and float(found['rain_rate'].max()) > 0\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

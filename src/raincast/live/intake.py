@@ -15,6 +15,7 @@ from raincast.live.clock import seconds_of, time_of
 from raincast.live.folder import OLD, OTHER, TAKEN, Folder
 from raincast.live.recent import Frame, RecentFrames
 from raincast.live.status import Record
+from raincast.schema import Grid
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,9 @@ class Intake:
         self.seen_s = max(3600.0 * seen_hours, 60.0 * step_minutes * self.recent.most)
         self.arrived: dict[np.datetime64, float] = {}
         self.num_bad = 0
+        self.grid: Grid | None = None
+        """of the frames so far"""
+        self.num_grids = 1
         self._first = True
 
     def is_fresh(self, time: np.datetime64, now: float) -> bool:
@@ -73,6 +77,8 @@ class Intake:
     def chunks(self, now: float, stopped: Callable[[], bool]) -> Iterator[int]:
         """Take what has arrived, in the order of time, a few frames at once; how many of them are new."""
         ready = self.folder.look(now)
+        if self.recent.newest is None:
+            self.grid = None  # the newest file says which it is
         offers, fresh_files = self._offers(ready, now, stopped)
         used: dict[Path, int] = dict.fromkeys(fresh_files, 0)
         broken: set[Path] = set()
@@ -106,7 +112,11 @@ class Intake:
                 head = self.reader.scan(path)
                 for number, time in enumerate(head.times.astype("datetime64[ns]")):
                     if self.seen.get(time) == str(path) and seconds_of(time) >= first:
-                        self.recent.add(time, self._read(path, number))
+                        frame = self._read(path, number)
+                        if self.grid is not None and not frame.grid.same_as(self.grid):
+                            self.recent.clear()  # the later grid counts
+                        self.recent.add(time, frame)
+                        self.grid = frame.grid
                         self.arrived[time] = self.folder.arrived(path)
             except Exception as error:  # whatever a library throws: the file was good once, and is no longer
                 log.warning("%s was read before and cannot be any more: %s", path, error)
@@ -163,11 +173,29 @@ class Intake:
                 now,
             )
             return None
-        newest = self.recent.newest
-        if newest is not None and not head.grid.same_as(self.recent.frame(newest).grid):
-            self._refuse(path, f"its grid of {head.grid.shape} is not that of the frames before it", now)
-            return None
+        if self.grid is not None and not head.grid.same_as(self.grid):
+            if not self._is_of_a_new_grid(head, now):
+                self._refuse(path, f"its grid of {head.grid.shape} is not that of the frames before it", now)
+                return None
+            self._begin_anew(path, head)
+        self.grid = head.grid
         return head
+
+    def _is_of_a_new_grid(self, head: Head, now: float) -> bool:
+        """Whether no fresh frame of the grid so far is left, and this file has one: it goes on with its grid."""
+        newest, ours = head.times.max().astype("datetime64[ns]"), self.recent.newest
+        return (
+            ours is not None
+            and not self.is_fresh(ours, now)
+            and self.is_fresh(newest, now)
+            and not self._is_future(newest, now)
+        )
+
+    def _begin_anew(self, path: Path, head: Head) -> None:
+        log.warning("new grid   %s: of %s, as no fresh frame of the grid before is left", path, head.grid.shape)
+        self.record.counts["new_grid"] += 1
+        self.num_grids += 1
+        self.recent.clear()
 
     def _is_near(self, time: np.datetime64, newest: np.datetime64 | None) -> bool:
         back = (self.recent.most - 1) * schema.step_timedelta(self.recent.step_minutes)

@@ -73,6 +73,11 @@ class RecentFrames:
         horizon = self.horizon
         self._frames = {t: f for t, f in self._frames.items() if horizon is None or t >= horizon}
 
+    def clear(self) -> None:
+        """Forget all frames."""
+        self._frames = {}
+        self.version += 1
+
     def is_frozen(self, time: np.datetime64, frame: Frame) -> bool:
         """Whether it is the image of the step before under a new time."""
         before = self._frames.get(time - schema.step_timedelta(self.step_minutes))

@@ -120,6 +120,11 @@ class Verification:
             if path.name < oldest:
                 path.unlink(missing_ok=True)
 
+    def begin_anew(self) -> None:
+        """Compare nothing with what was said before: it was for another grid. The counts stay."""
+        for path in self.references.glob("references_*.nc"):
+            path.unlink(missing_ok=True)
+
     def summary(self) -> dict[str, Any]:
         """The rolling scores, for the status file; None where there was nothing to score."""
         leads = [self.step_minutes * lead for lead in range(1, self.lead_steps + 1)]

@@ -99,8 +99,12 @@ class Watcher:
     def round(self) -> None:
         """Look at the folder once, and do what there is to do."""
         self._save(WORKING)
-        version = self.intake.recent.version
+        version, num_grids = self.intake.recent.version, self.intake.num_grids
         for _ in self.intake.chunks(self.clock.now(), self.stop.is_set):
+            if num_grids != self.intake.num_grids:
+                num_grids = self.intake.num_grids
+                self._unverified.clear()
+                self.verification.begin_anew()
             self._forecast_due()
         if self.stop.is_set():
             return
