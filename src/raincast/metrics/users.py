@@ -63,36 +63,31 @@ def onset_sums(
     check_thresholds(thresholds)
     check_finite("pred", pred, mask)
     check_finite("target", target, mask)
-    T = pred.shape[1]
-    observed_always = mask.all(1)
-    tables = []
-    for threshold in thresholds:
-        dry = observed_always & (newest < threshold)  # NaN is not
-        forecast, observed = (_first(rain >= threshold).masked_fill(~dry, T) for rain in (pred, target))
-        rains, warned = observed < T, forecast < T
-        hit = rains & warned & ((forecast - observed).abs() <= tolerance)
-        tables.append(
-            [
-                _by_step(observed, hit, T),
-                _by_step(observed, rains & ~hit, T),
-                _by_step(forecast, warned & ~hit, T),
-            ]
-        )
-    return OnsetSums(*(torch.stack(part, dim=1) for part in zip(*tables, strict=True)))
+    B, T = pred.shape[:2]
+    tables = torch.zeros(3, B, len(thresholds), T, dtype=torch.int64, device=pred.device)
+    for row in range(B):
+        rains = [rain[row].flatten(1) for rain in (pred, target)]
+        highest = torch.maximum(*(rain.amax(0) for rain in rains))
+        always, before = mask[row].all(0).flatten(), newest[row].flatten()
+        for k, threshold in enumerate(thresholds):
+            # who is below the threshold throughout has no onset; NaN is not below it
+            begins = (always & (before < threshold) & (highest >= threshold)).nonzero()[:, 0]
+            firsts = [_first(rain.index_select(1, begins) >= threshold) for rain in rains]
+            tables[:, row, k] = _tables(firsts[0], firsts[1], T, tolerance)
+    return OnsetSums(*tables)
 
 
-def _first(reached: Bool[Tensor, "b t 1 h w"]) -> Int64[Tensor, "b 1 h w"]:
+def _first(reached: Bool[Tensor, "t p"]) -> Int64[Tensor, " p"]:
     """The first step that is True; T where none is."""
-    T = reached.shape[1]
-    return reached.int().argmax(1).masked_fill(~reached.any(1), T)
+    return reached.int().argmax(0).masked_fill(~reached.any(0), len(reached))
 
 
-def _by_step(step: Tensor, chosen: Tensor, num_steps: int) -> Int64[Tensor, "b t"]:
-    B = step.shape[0]
-    cell = step.flatten(1).masked_fill(~chosen.flatten(1), num_steps)
-    cell = cell + (num_steps + 1) * torch.arange(B, device=step.device)[:, None]
-    counts = torch.bincount(cell.flatten(), minlength=B * (num_steps + 1)).view(B, num_steps + 1)
-    return counts[:, :num_steps]
+def _tables(forecast: Int64[Tensor, " p"], observed: Int64[Tensor, " p"], T: int, tolerance: int) -> Tensor:
+    """Hits, misses and false alarms by step, (3, T), of onsets at these steps; T is none."""
+    rains, warned = observed < T, forecast < T
+    hit = rains & warned & ((forecast - observed).abs() <= tolerance)
+    chosen = observed[hit], observed[rains & ~hit], forecast[warned & ~hit]
+    return torch.stack([torch.bincount(steps, minlength=T) for steps in chosen])
 
 
 def _table(sums: OnsetSums) -> Contingency:
