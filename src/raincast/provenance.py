@@ -1,9 +1,13 @@
-"""What ran: versions, the state of the checkout, the machine."""
+"""What ran: versions, the state of the checkout, the code, the machine, and the memory of it that this took."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,22 @@ CHECKOUT = Path(__file__).resolve().parent
 def commit() -> str:
     """The commit of the checkout that this runs from, with "-dirty" if it was changed; "unknown" for a wheel."""
     return _git("describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+
+
+@functools.cache
+def code_hash(*packages: str) -> str:
+    """SHA-256 of the source of these packages or modules of raincast, or of all of it: results follow from it."""
+    digest = hashlib.sha256()
+    for root in [CHECKOUT / name for name in packages] or [CHECKOUT]:
+        for file in sorted(root.rglob("*.py")) or [root.with_suffix(".py")]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def peak_memory_gib() -> float:
+    """The most that this process has held in memory since its start, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def versions() -> dict[str, str]:

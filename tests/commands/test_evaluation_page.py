@@ -64,6 +64,8 @@ def test_the_page_holds_everything_itself(written: Path, tiny_run: Path) -> None
         assert f">{heading}</a>" in text and f"<h2>{heading}</h2>" in text
     with xr.open_dataset(written / "scores.nc") as scores:
         assert str(scores.attrs["checkpoint_sha256"]) in text
+        assert scores.attrs["wall_seconds"] > 0 and scores.attrs["peak_memory_gib"] > 0.1
+        assert "persistence 0" in scores.attrs["cpu_seconds_per_window"]  # seconds, below 1
         csi = float(scores["csi"].sel(forecaster="network", threshold=1).mean("lead_time"))
         assert f">{csi:.3f}<" in text
     assert str(written / "calibrated.ckpt") in text and "hidden_channels: 8" in text  # of the config

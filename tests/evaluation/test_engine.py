@@ -148,10 +148,17 @@ def test_two_processes_equal_one_and_leave_nothing_behind(tiny_run: Path, tmp_pa
         trained.data.eval_stride, trained.data.eval_batch_size = 4, 2
         data = build.datamodule(trained, build.archive_path(trained))
         network = build.forecaster_of(checkpoint, device="cpu")
-        scores, clear = scoring.score(cfg, trained, checkpoint, network, data, build.metrics(cfg, data))
+        own_work = scoring.work_of(cfg, trained, checkpoint, network, data, build.metrics(cfg, data))
+        cost = parts.Cost()
+        scores = scoring.score(cfg, own_work, data, cost=cost)
         assert len([*(tmp_path / str(workers)).glob("*/*.npz")]) >= 2
-        clear()
+        engine.clear(own_work)
         assert not (tmp_path / str(workers)).exists()
         results.append(scores)
+        told = cost.attrs()
+        assert cost.windows == dict.fromkeys(own_work.makers, scores.attrs["num_windows"])
+        assert all(seconds > 0 for seconds in cost.cpu_seconds.values()) and told["wall_seconds"] > 0
+        assert told["num_processes"] == (1 if workers == 1 else 3)  # the main process is one of them
+        assert told["peak_memory_gib"] > 0.1 * told["num_processes"]  # torch alone takes more
     xr.testing.assert_identical(*results)
     assert results[0].attrs["num_windows"] >= 4 and np.isfinite(results[0]["csi_mean"]).any()

@@ -1,6 +1,7 @@
 """`python evaluate.py`: a network and baselines on the same windows and mask → table, plot, scores.nc."""
 
 import logging
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,11 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         raise ValueError(
             "Not given: checkpoint. Say, for example: checkpoint=…, or compare=[a/scores.nc,b/scores.nc]"
         )
+    from raincast.evaluation import engine
+    from raincast.evaluation.work import Cost
     from raincast.output.pictures import csi_plot
 
+    began = time.monotonic()
     if cfg.split not in SPLITS:
         raise ValueError(f"split={cfg.split}: choose one of {', '.join(SPLITS)}.")
     checkpoint = build.read_checkpoint(cfg.checkpoint)
@@ -51,15 +55,20 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     for other in others:
         if locate := getattr(other, "locate", None):  # some have to know where and how far apart the pixels lie
             locate(data.archive.grid, data.archive.step_minutes)
-    scores, clear = scoring.score(cfg, trained, checkpoint, network, data, metrics)
+    work, cost = scoring.work_of(cfg, trained, checkpoint, network, data, metrics), Cost()
+    here = (network.name,) if network.device.type == "cuda" else ()
+    scores = scoring.score(cfg, work, data, here=here, cost=cost).assign_attrs(
+        checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256, **cost.attrs()
+    )
     text, files = write_tables(scores, run_dir)
-    clear()
+    engine.clear(work)
     files += [
         write_page(scores, [network, *others], data, checkpoint, run_dir / "report.html"),
         csi_plot(scores, run_dir / "csi.png"),
         report.example_picture([network, *others], data, cfg.split, run_dir / "forecast.png"),
     ]
     log.info("\n%d windows of %s, %s:\n%s", scores.attrs["num_windows"], cfg.split, data.archive.path, text)
+    log.info("%s", _cost(scores, time.monotonic() - began))
     log.info("written: %s", ", ".join(report.short(file) for file in files))
     log.info(
         "\nNext, make a forecast:\n  python forecast.py checkpoint=%s input=%s",
@@ -67,6 +76,16 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         data.archive.path,
     )
     return scores
+
+
+def _cost(scores: "xr.Dataset", seconds: float) -> str:
+    """For people: what the scores took, and how long all took until now."""
+    of = scores.attrs
+    return (
+        f"{of['wall_seconds']:.0f} s for the scores, {seconds:.0f} s in all; "
+        f"at most {of['peak_memory_gib']:.1f} GiB in {of['num_processes']} process(es); "
+        f"processor seconds a window: {of['cpu_seconds_per_window']}"
+    )
 
 
 def _trained_config(checkpoint: build.Checkpoint, cfg: DictConfig) -> DictConfig:

@@ -15,6 +15,7 @@ from raincast import build
 from raincast.cache import cache_folder
 from raincast.commands import report
 from raincast.data.rain import part_key
+from raincast.provenance import code_hash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -79,7 +80,7 @@ def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
     settings = {name: OmegaConf.to_container(cfg.baseline[name], resolve=True) for name in cfg.baselines}
     follows = (
         raincast.__version__,
-        _sources(),
+        code_hash(*SOURCES),
         settings,
         [part_key(part.path) for part in data.archive.parts],
         data.windows.hash,
@@ -88,16 +89,6 @@ def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
         build.metrics(cfg, data),
     )
     return hashlib.sha256(repr(follows).encode()).hexdigest()[:24]
-
-
-def _sources() -> str:
-    package = Path(raincast.__file__).parent
-    files = (file for name in SOURCES for file in sorted([package / name, *(package / name).rglob("*.py")]))
-    digest = hashlib.sha256()
-    for file in files:
-        if file.is_file():
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _load(path: Path) -> "xr.Dataset | None":

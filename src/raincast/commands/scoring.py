@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,28 +12,29 @@ import raincast
 from raincast import build
 from raincast.commands import report
 from raincast.data.rain import part_key
+from raincast.provenance import code_hash
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from raincast.data.datamodule import RadarDataModule
     from raincast.evaluation import Metrics
-    from raincast.evaluation.work import Work
+    from raincast.evaluation.work import Cost, Work
     from raincast.forecaster import NetworkForecaster
 
 
 def score(
     cfg: DictConfig,
-    trained: DictConfig,
-    checkpoint: build.Checkpoint,
-    network: "NetworkForecaster",
+    work: "Work",
     data: "RadarDataModule",
-    metrics: "Metrics",
-) -> "tuple[xr.Dataset, Callable[[], None]]":
-    """Scores of the network and `cfg.baselines` on `cfg.split`, by all cores; `trained.data` is what `data` is of.
+    *,
+    here: Collection[str] = (),
+    cost: "Cost | None" = None,
+) -> "xr.Dataset":
+    """Scores of all forecasters of `work` on `cfg.split`, by all cores; those in `here` stay in this process.
 
-    Killed, the same command goes on with what is left: sums lie in `cfg.unfinished` until what is returned beside
-    the scores, once these are written, is called.
+    Killed, the same command goes on with what is left: sums lie in `cfg.unfinished` until `engine.clear(work)`,
+    which is for when the scores are written. `cost` is told what it took.
     """
     from raincast.evaluation import Resampling, engine, to_dataset, with_intervals
 
@@ -41,27 +42,15 @@ def score(
     places = data.eval_places(cfg.split)
     if not places:
         raise ValueError(f"There is no window to score in split={cfg.split}: change data.split or data.archive.")
-    work = _work(cfg, trained, checkpoint, network, data, metrics)
     with report.Bar(f"scoring {', '.join(work.makers)}") as bar:
-        sums = engine.run(
-            work,
-            places,
-            workers=cfg.workers,
-            here=(network.name,) if network.device.type == "cuda" else (),
-            progress=bar.update,
-        )
+        sums = engine.run(work, places, workers=cfg.workers, here=here, progress=bar.update, cost=cost)
     scores = to_dataset(sums, work.scoring, lead_steps=data.lead_steps, shape=data.eval_crop)
-    scores = with_intervals(scores, how).assign_attrs(
-        split=cfg.split,
-        split_hash=data.windows.hash,
-        archive=str(data.archive.path),
-        checkpoint=str(checkpoint.path),
-        checkpoint_sha256=checkpoint.sha256,
+    return with_intervals(scores, how).assign_attrs(
+        split=cfg.split, split_hash=data.windows.hash, archive=str(data.archive.path)
     )
-    return scores, functools.partial(engine.clear, work)
 
 
-def _work(
+def work_of(
     cfg: DictConfig,
     trained: DictConfig,
     checkpoint: build.Checkpoint,
@@ -69,6 +58,7 @@ def _work(
     data: "RadarDataModule",
     metrics: "Metrics",
 ) -> "Work":
+    """The network and `cfg.baselines`, for all cores; `trained.data` is what `data` is of."""
     from raincast.evaluation import Scoring, check_names
     from raincast.evaluation.work import Work
 
@@ -103,7 +93,7 @@ def _key(cfg: DictConfig, data: "RadarDataModule", scoring: Any) -> str:
     return _digest(
         (
             raincast.__version__,
-            _code(),
+            code_hash(),
             [part_key(part.path) for part in data.archive.parts],
             data.windows.hash,
             data.eval_places(cfg.split),
@@ -128,12 +118,3 @@ def _weights(checkpoint: build.Checkpoint) -> str:
 
 def _digest(what: Any) -> str:
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-
-
-@functools.cache
-def _code() -> str:
-    package = Path(raincast.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from raincast.data.sampler import Place
 from raincast.evaluation import work as parts
 from raincast.evaluation.event_sums import EventSums
-from raincast.evaluation.work import Task, Work
+from raincast.evaluation.work import Cost, Task, Work
 from raincast.ingest.workers import Pool, Progress, Teller, num_cores
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,15 @@ def run(
     workers: int | None = None,
     here: Collection[str] = (),
     progress: Progress | None = None,
+    cost: Cost | None = None,
 ) -> dict[str, EventSums]:
     """The sums of each forecaster of `work` over `places`.
 
     `progress` is told how many windows of how many are done, over all forecasters. With `workers` None it begins
     in this process, and goes on in one a core if that takes long; 1 stays here. Forecasters in `here` (those on a
     GPU) run in this process, beside the others. Whatever is scored lies in the folders of `work`, which nobody
-    removes but `clear`: finished windows are never scored again. ValueError where another process is at the same
-    windows, or a forecaster fails.
+    removes but `clear`: finished windows are never scored again. `cost` is told what this took. ValueError where
+    another process is at the same windows, or a forecaster fails.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
@@ -50,10 +51,12 @@ def run(
         if done:
             log.info("%d of %d windows × forecasters were scored before, and are not again.", done, total)
         tell = Teller(done, total, progress, "windows × forecasters scored")
+        cost = cost or Cost()
         try:
-            _score_all(todo, workers, here, tell)
+            _score_all(todo, workers, here, tell, cost)
         finally:
             parts.close()
+            cost.end()
         return {name: _gather(work.folders[name]) for name in work.makers}
 
 
@@ -104,36 +107,37 @@ def _runs(numbers: list[int], most: int) -> Iterator[tuple[int, int]]:
             start = k
 
 
-def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tell: Teller) -> None:
+def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tell: Teller, cost: Cost) -> None:
     own = [task for task in todo if task.forecaster in here]
     others = [task for task in todo if task.forecaster not in here]
     with ThreadPoolExecutor(1) as thread:
-        beside = thread.submit(_score_here, own, tell, None) if own and others else None
+        beside = thread.submit(_score_here, own, tell, cost, None) if own and others else None
         if not beside and workers in (None, 1):
-            others = _score_here([*own, *others], tell, None if workers == 1 or own else ALONE_SECONDS)
+            others = _score_here([*own, *others], tell, cost, None if workers == 1 or own else ALONE_SECONDS)
         if others:
-            _score_there(others, workers or num_cores(), tell)
+            _score_there(others, workers or num_cores(), tell, cost)
         if beside:
             beside.result()
 
 
-def _score_here(tasks: list[Task], tell: Teller, seconds: float | None) -> list[Task]:
+def _score_here(tasks: list[Task], tell: Teller, cost: Cost, seconds: float | None) -> list[Task]:
     """Score in this process, for so long; returns the tasks that are left."""
     began, left = time.monotonic(), list(tasks)
     while left and (seconds is None or time.monotonic() - began < seconds):
         try:
-            parts.score(left[0], tell.more)
+            cost.add(left[0], parts.score(left[0], tell.more))
         except Exception as error:
             raise _explained(left[0], error) from error
         del left[0]
     return left
 
 
-def _score_there(tasks: list[Task], workers: int, tell: Teller) -> None:
+def _score_there(tasks: list[Task], workers: int, tell: Teller, cost: Cost) -> None:
     with Pool(workers) as pool:
         for number, outcome in pool.run(parts.score, tasks, large=True, progress=tell.there):
             if isinstance(outcome, Exception):
                 raise _explained(tasks[number], outcome) from outcome
+            cost.add(tasks[number], outcome)
 
 
 def _explained(task: Task, error: Exception) -> Exception:

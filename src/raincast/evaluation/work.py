@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from raincast.evaluation.answers import ask
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.metrics import Scoring
 from raincast.forecaster import Forecaster
+from raincast.provenance import peak_memory_gib
 
 if TYPE_CHECKING:
     from raincast.data.datamodule import RadarDataModule
@@ -78,9 +79,54 @@ def close() -> None:
     _opened = None
 
 
-def score(task: Task, tick: Callable[[int], None]) -> None:
+@dataclass(frozen=True)
+class Spent:
+    """What a task took: processor seconds, imports included, and the most its process has held since its start."""
+
+    process: int
+    cpu_seconds: float
+    peak_gib: float
+
+
+@dataclass
+class Cost:
+    """What scoring took in one go; of windows that were scored before a kill it knows nothing."""
+
+    began: float = field(default_factory=time.monotonic)
+    wall_seconds: float = 0.0
+    windows: dict[str, int] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """by forecaster, as `windows`"""
+    peaks: dict[int, float] = field(default_factory=dict)
+    """GiB by process"""
+
+    def add(self, task: Task, spent: Spent) -> None:
+        """Count a task."""
+        name = task.forecaster
+        self.windows[name] = self.windows.get(name, 0) + len(task.places)
+        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + spent.cpu_seconds
+        self.peaks[spent.process] = spent.peak_gib
+
+    def end(self) -> None:
+        """Take the time, and the memory of this process."""
+        self.wall_seconds = time.monotonic() - self.began
+        self.peaks[os.getpid()] = peak_memory_gib()
+
+    def attrs(self) -> dict[str, Any]:
+        """For scores.nc. The libraries that processes share count in each of them."""
+        each = (f"{name} {self.cpu_seconds[name] / number:.3g}" for name, number in self.windows.items())
+        return {
+            "wall_seconds": round(self.wall_seconds, 1),
+            "peak_memory_gib": round(sum(self.peaks.values()), 2),
+            "num_processes": len(self.peaks),
+            "cpu_seconds_per_window": ", ".join(each) or "nothing new was scored",
+        }
+
+
+def score(task: Task, tick: Callable[[int], None]) -> Spent:
     """Score the task's windows, and keep their sums in its folder; `tick` is told of each batch."""
     global _opened
+    before = time.process_time()
     if _opened is None or _opened.key != task.work.key:
         _opened = _Opened(task.work)
     forecaster, work = _opened.forecaster(task), task.work
@@ -97,6 +143,7 @@ def score(task: Task, tick: Callable[[int], None]) -> None:
             keep(sums, work.folders[task.forecaster], first, end)
             sums, first, began = EventSums(), end, time.monotonic()
         tick(end - start)
+    return Spent(os.getpid(), time.process_time() - before, peak_memory_gib())
 
 
 def _batches(data: "RadarDataModule", task: Task) -> Iterator[tuple[int, Sample]]:

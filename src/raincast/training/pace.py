@@ -1,8 +1,6 @@
 """How fast training runs, what it waits for and what it holds."""
 
 import contextlib
-import resource
-import sys
 import time
 from typing import Any
 
@@ -10,6 +8,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
+
+from raincast.provenance import peak_memory_gib
 
 
 class Pace(Callback):
@@ -92,5 +92,4 @@ def _logs(trainer: L.Trainer) -> bool:
 def _held_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_memory_gib()
