@@ -314,6 +314,24 @@ def test_pickles_without_open_files(parts):
     np.testing.assert_array_equal(copy.read(0, 20), rain)
 
 
+def test_parts_in_our_codes_are_read_by_netcdf4_and_keep_little_unpacked(tmp_path):
+    """By default HDF5 keeps 64 MiB of each file: of a year of days, gigabytes."""
+    from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES, OpenPart
+
+    dataset = mock_archive(20, 70, 90, missing=(4,))
+    write_part(dataset, tmp_path / "a.nc")
+    window = slice(3, 18), slice(2, 69), slice(60, 90)
+    for num_parts, most in ((1, 2**26), (1000, UNPACKED_BYTES // MOST_OPEN)):
+        part = OpenPart.open(tmp_path / "a.nc", schema.RAIN, num_parts=num_parts)
+        assert part.codes is not None and part.array is None
+        rain = dataset[schema.RAIN].values[window].astype(np.float32)
+        np.testing.assert_allclose(part.read(*window), rain, atol=0.0051)
+        np.testing.assert_array_equal(part.read_codes(*window) < 0, np.isnan(rain))
+        file = part.codes.files.acquire()
+        assert file.variables[schema.RAIN].get_var_chunk_cache()[0] == most
+        part.codes.files.close()
+
+
 class NumOpen(Reads):
     """How many files an archive holds open once frame i is read."""
 

@@ -6,8 +6,9 @@ window of 24 frames of 256² then reads about 7 × faster than from the usual on
 """
 
 from raincast.archive.codes import CHUNKS, CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS, encode
+from raincast.archive.head import archive_files
 from raincast.archive.part import PartWriter, write_part
-from raincast.archive.series import Archive, archive_files
+from raincast.archive.series import Archive
 from raincast.archive.zarr_part import ZarrPartWriter
 
 __all__ = [

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from raincast.archive.series import is_zarr
+from raincast.archive.head import is_zarr
 
 _MAGIC = frozenset("*?[")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raincast.archive.series import is_zarr
+from raincast.archive.head import is_zarr
 from raincast.ingest.files import find_files
 
 TAKEN, CORRUPT, OTHER, OLD = "taken", "corrupt", "other", "old"

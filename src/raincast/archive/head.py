@@ -1,0 +1,143 @@
+"""Which files an archive has, and what each says of itself without its frames being read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.archive.codes import CODE_MM_H, MISSING_CODE
+from raincast.schema import Grid
+
+DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What a file says without its frames being read."""
+
+    path: Path
+    times: npt.NDArray[np.datetime64]
+    grid: Grid
+    step_minutes: float
+    variable: str
+    attrs: dict[str, Any]
+    rain_attrs: dict[str, Any]
+    coded: bool
+
+
+def archive_files(path: Path) -> list[Path]:
+    """The files of the archive at `path`, sorted; FileNotFoundError with the remedy where there are none."""
+    if path.is_file() or path.suffix == ".zarr" or is_zarr(path):
+        files = [path] if path.exists() else []
+    else:
+        files = sorted(path.glob("*.nc")) or sorted(path.glob("*.zarr"))
+    if not files:
+        what = "holds no .nc or .zarr file" if path.is_dir() else "does not exist"
+        near = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.is_dir() else []
+        beside = f" Beside it: {', '.join(near[:8])}." if near else ""
+        raise FileNotFoundError(
+            f"The archive {path} {what}.{beside} Make one from radar files with: "
+            f"python ingest.py source=auto files='…' archive={path}"
+        )
+    return files
+
+
+def engine_of(path: Path) -> str:
+    """The engine that reads the file or store."""
+    return "zarr" if path.suffix == ".zarr" or path.is_dir() else "netcdf4"
+
+
+def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
+    """Without dask, and from where its step is regular; ValueError where it cannot be."""
+    engine = engine_of(path)
+    options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
+    try:
+        dataset = xr.open_dataset(path, engine=engine, chunks=None, mask_and_scale=mask_and_scale, **options)
+        return schema.regular_part(dataset)
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} cannot be opened as {engine}: {error}") from error
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr store."""
+    return any((path / name).exists() for name in ("zarr.json", ".zgroup"))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn whatever the libraries throw at a damaged file into a ValueError that names it."""
+    try:
+        yield
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
+        raise ValueError(
+            f"{path} cannot be read: {str(error) or type(error).__name__}. If it is damaged, remove it and ingest "
+            "its frames again."
+        ) from error
+
+
+def read_head(path: Path) -> Head:
+    """What the file says of itself, checked; ValueError lists what is wrong."""
+    with naming(path), open_dataset(path) as dataset:
+        schema.check_archive(dataset, str(path))
+        variable = schema.find_rain_variable(dataset)
+        grid = Grid(
+            y=dataset[schema.Y].values.astype(np.float64),
+            x=dataset[schema.X].values.astype(np.float64),
+            crs_wkt=str(schema.find_crs_wkt(dataset, variable)),
+        )
+        return Head(
+            path=path,
+            times=dataset[schema.TIME].values.astype("datetime64[ns]"),
+            grid=grid,
+            step_minutes=schema.find_step_minutes(dataset),
+            variable=variable,
+            attrs=dict(dataset.attrs),
+            rain_attrs=dict(dataset[variable].attrs),
+            coded=_is_coded(dataset[variable]),
+        )
+
+
+def _is_coded(rain: xr.DataArray) -> bool:
+    """Whether a variable, opened with its codes decoded, lies on disk in ours."""
+    names = ("dtype", "scale_factor", "add_offset", "_FillValue", "missing_value")
+    dtype, scale, offset, *fills = (rain.encoding.get(name) for name in names)
+    same = dtype == np.int16 and scale == CODE_MM_H and offset in (None, 0.0)
+    in_mm_h = schema.MM_H_PER_UNIT.get(rain.attrs["units"]) == 1.0
+    return same and in_mm_h and {float(f) for f in fills if f is not None} == {float(MISSING_CODE)}
+
+
+def read_coverage(path: Path) -> npt.NDArray[np.bool_] | None:
+    """The pixels that any frame observed, (H, W); None where the file does not say it."""
+    with naming(path), open_dataset(path, mask_and_scale=False) as dataset:
+        if schema.COVERAGE not in dataset:
+            return None
+        return np.asarray(dataset[schema.COVERAGE].values, np.bool_)
+
+
+def check_fits(first: Head, other: Head, path: Path) -> None:
+    """ValueError where two files of the archive `path` are not of one series."""
+    if not first.grid.same_as(other.grid):
+        raise ValueError(
+            f"{path} mixes grids: {first.path.name} is {first.grid.shape}, {other.path.name} is "
+            f"{other.grid.shape}, or their coordinates differ. Ingest each grid into its own archive."
+        )
+    if first.variable != other.variable:
+        raise ValueError(
+            f"{path} mixes variables: {first.variable} in {first.path.name}, {other.variable} in "
+            f"{other.path.name}. Rename one of them, or ingest the files into one archive."
+        )
+    if first.step_minutes != other.step_minutes:
+        raise ValueError(
+            f"{path} mixes steps: {first.step_minutes} min in {first.path.name}, "
+            f"{other.step_minutes} min in {other.path.name}."
+        )
+    if (other.times[0] - first.times[0]) % schema.step_timedelta(first.step_minutes):
+        raise ValueError(f"{other.path.name} is off the step of {first.step_minutes} min of {path}.")

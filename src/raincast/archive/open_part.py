@@ -1,0 +1,135 @@
+"""The frames of one file of an archive, read by window."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from xarray.backends import CachingFileManager
+from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
+
+from raincast import schema
+from raincast.archive.codes import CODE_MM_H, MISSING_CODE, encode
+from raincast.archive.head import engine_of, naming, open_dataset
+
+UNPACKED_BYTES = 2**29
+"""What HDF5 may keep unpacked of all files of an archive together, in a process."""
+UNPACKED_BYTES_OF_FILE = 2**26  # its own default, which for the 128 files that xarray keeps open would be 8 GiB
+MOST_OPEN = 128
+CHUNK_SLOTS = 10007  # a prime, ten times the chunks of 64 KiB in 64 MiB: two in one slot drive each other out
+
+
+@dataclass(frozen=True, eq=False)
+class OpenPart:
+    """An open file, and what its numbers mean.
+
+    A netCDF file in our own codes is read by netCDF4 itself (`codes`): xarray's indexing costs half a millisecond
+    a window. `array` reads the others.
+    """
+
+    path: Path
+    array: xr.Variable | None
+    codes: "_Codes | None"
+    dtype: np.dtype[Any]
+    fills: tuple[float, ...]
+    scale: float
+    offset: float
+    to_mm_h: float
+
+    @classmethod
+    def open(cls, path: Path, variable: str, *, num_parts: int = 1) -> "OpenPart":
+        """The rain `variable` of the file, one of `num_parts` of its archive."""
+        dataset = open_dataset(path, mask_and_scale=False)
+        array = dataset[variable].variable
+        attrs = array.attrs
+        # a file may have both, and several missing values
+        fills = tuple(
+            float(f) for name in ("_FillValue", "missing_value") for f in np.atleast_1d(attrs.get(name, []))
+        )
+        scale, offset = float(attrs.get("scale_factor", 1.0)), float(attrs.get("add_offset", 0.0))
+        part = cls(path, array, None, array.dtype, fills, scale, offset, schema.MM_H_PER_UNIT[attrs["units"]])
+        if not part.is_coded or engine_of(path) != "netcdf4" or schema.REGULAR_START in dataset.attrs:
+            return part
+        dataset.close()
+        codes = _Codes.of(path, variable, num_parts)
+        return cls(path, None, codes, part.dtype, fills, scale, offset, part.to_mm_h)
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether its numbers are the codes of `archive.codes`."""
+        ours = (np.dtype(np.int16), (float(MISSING_CODE),), CODE_MM_H, 0.0, 1.0)
+        return (self.dtype, self.fills, self.scale, self.offset, self.to_mm_h) == ours
+
+    def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.float32]:
+        """Rain rates in mm/h, NaN for missing: (T, H, W)."""
+        raw = self._read(time, y, x)
+        if self._table is None:
+            return self._decode(raw)
+        return self._table[raw.astype(np.intp) - np.iinfo(raw.dtype).min]
+
+    def read_codes(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.int16]:
+        """The same in codes: (T, H, W)."""
+        if self.is_coded:
+            codes: npt.NDArray[np.int16] = self._read(time, y, x)
+            return codes
+        return np.stack([encode(frame) for frame in self.read(time, y, x)])
+
+    def _read(self, time: slice, y: slice, x: slice) -> npt.NDArray[Any]:
+        """As it is stored; ValueError names the file where that fails."""
+        with naming(self.path):
+            if self.codes is not None:
+                return self.codes.read(time, y, x)
+            assert self.array is not None
+            raw: npt.NDArray[Any] = self.array[time, y, x].values
+            return raw
+
+    @cached_property
+    def _table(self) -> npt.NDArray[np.float32] | None:
+        """Every code decoded once, where they are few."""
+        if self.dtype.kind not in "iu" or self.dtype.itemsize > 2:
+            return None
+        # in float64: 50 × 0.01 is then exactly the float32 nearest 0.5, so a rate that stands at a threshold is at
+        # the threshold
+        info = np.iinfo(self.dtype)
+        return self._decode(np.arange(info.min, info.max + 1))
+
+    def _decode(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        values = raw.astype(np.float64)
+        missing = ~np.isfinite(values)
+        for fill in self.fills:
+            missing |= values == fill
+        rates = (values * self.scale + self.offset) * self.to_mm_h
+        missing |= rates < 0  # as in an ingest: a negative rate says nothing, least of all that it was dry
+        return np.where(missing, np.nan, rates).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Codes:
+    """The rain of a netCDF file of ours; xarray's file manager closes the file that was longest unused."""
+
+    files: CachingFileManager[Any]
+    variable: str
+
+    @classmethod
+    def of(cls, path: Path, variable: str, num_parts: int) -> "_Codes":
+        most = min(UNPACKED_BYTES_OF_FILE, UNPACKED_BYTES // min(num_parts, MOST_OPEN))
+        return cls(CachingFileManager(_open_raw, str(path), variable, most, lock=NETCDF4_PYTHON_LOCK), variable)
+
+    def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.int16]:
+        with NETCDF4_PYTHON_LOCK:  # xarray's own, so that nobody else is within the library, which bears no two
+            file = self.files.acquire(needs_lock=False)
+            codes: npt.NDArray[np.int16] = file.variables[self.variable][time, y, x]
+        return codes
+
+
+def _open_raw(path: str, variable: str, most: int) -> Any:
+    """An open netCDF4.Dataset that keeps at most so many bytes of unpacked chunks."""
+    import netCDF4
+
+    file = netCDF4.Dataset(path)
+    file.set_auto_maskandscale(False)
+    file.variables[variable].set_var_chunk_cache(most, CHUNK_SLOTS, 0.75)
+    return file
