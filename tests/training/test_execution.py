@@ -179,6 +179,15 @@ def test_averaged_weights_are_validated_kept_and_loaded(
     assert all(torch.equal(found[n.removeprefix("network.")], raw["state_dict"][n]) for n in average)
 
 
+def test_averages_have_the_weights_precision(tiny_archive: Path, tmp_path: Path) -> None:
+    short = ["trainer.max_epochs=1", "data.samples_per_epoch=8", "data.eval_stride=6"]
+    result = run(tiny_archive, tmp_path, "ema=0.9", "trainer.precision=64-true", *short)
+    raw = torch.load(result.last, weights_only=True)
+    for state in ("state_dict", "current_model_state"):
+        found = {v.dtype for name, v in raw[state].items() if name.startswith("network.")}
+        assert found == {torch.float64}, state
+
+
 def test_a_run_with_averaged_weights_goes_on(tiny_archive: Path, tmp_path: Path) -> None:
     whole = run(tiny_archive, tmp_path / "whole", "ema=0.9", "trainer.max_epochs=2")
     raw = torch.load(whole.last, weights_only=True)
