@@ -120,6 +120,18 @@ def test_a_sweep_leaves_a_table_a_page_and_the_winners_command(
     assert len(rows(tmp_path)) == 5
 
 
+def test_with_a_seed_a_sweep_comes_again_and_goes_on_with_other_trials(tmp_path: Path) -> None:
+    def drawn(name: str, *trials: int, seed: int = 1) -> list[str]:
+        for number in trials:
+            sweep(tmp_path / name, trial_that_scores, f"sweep.trials={number}", f"sweep.sampler.seed={seed}")
+        return [row["optimizer.lr"] for row in sorted(rows(tmp_path / name), key=lambda row: int(row["trial"]))]
+
+    whole = drawn("whole", 4)
+    assert len(set(whole)) == 4
+    assert drawn("again", 2, 4) == whole
+    assert not set(drawn("other", 2, seed=2)[1:]) & set(whole[1:]), "the first is the config's own"
+
+
 def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
     endings = iter(["memory", "killed", "nan", "wordless", "undefined", "pruned", "good"])
 

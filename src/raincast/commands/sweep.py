@@ -6,7 +6,6 @@ Hydra launches the workers (launcher=…), each runs this; a worker on another m
 import json
 import logging
 import math
-import re
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -22,6 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raincast import build
+from raincast.commands.sweep_config import (
+    check_sets_nothing_else,
+    comparable,
+    differing_keys,
+    fixed_overrides,
+    trial_overrides,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -30,11 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OWN = re.compile(r"[+~]*(sweep|launcher|hydra)([./=@].*)?")
-"""Overrides of the sweep itself: no trial has them."""
-APART = ("paths", "logger", "trainer.accelerator", "trainer.devices", "data.num_workers")
-"""Config keys in which the workers of one study may differ: where they are, not what they train. Of data.archive
-the name alone counts."""
 RunTrial = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 
 
@@ -93,13 +95,13 @@ class Worker:
         check_goals(self.goals, prunes=cfg.sweep.pruner is not None)
         self.fixed = fixed_overrides(HydraConfig.get().overrides.task)
         self.base = compose("train", self.fixed)
-        _check_sweep_sets_nothing_else(cfg, self.base)
+        check_sets_nothing_else(cfg, self.base)
         self.space = self._space()
         self.sweep: Sweep = Sweep(
             cfg.sweep.storage,
             cfg.sweep.study,
             self.goals,
-            sampler=build.make(cfg.sweep.sampler),
+            sampler=self._sampler(0),
             folder=self.folder,
             budget=cfg.sweep.trials,
             retries=cfg.sweep.retries,
@@ -123,6 +125,21 @@ class Worker:
                              "'+sweep.space={optimizer.lr:\"tag(log, interval(1e-4, 1e-2))\"}'.")  # fmt: skip
         return space
 
+    def _sampler(self, num_trials: int) -> "optuna.samplers.BaseSampler":
+        """The sampler for the trial after `num_trials`; with a seed, what it draws follows from that.
+
+        A worker that is started again would else draw what the first trials were. A quasi-random sequence is one
+        for all workers, and goes on by itself: it keeps its seed.
+        """
+        from optuna.samplers import QMCSampler
+
+        own = self.cfg.sweep.sampler
+        sampler: optuna.samplers.BaseSampler = build.make(own)
+        if own.get("seed") is None or isinstance(sampler, QMCSampler):
+            return sampler
+        where = (int(own.seed), int(self.cfg.sweep.worker), num_trials)
+        return build.make(own, seed=int(np.random.SeedSequence(where).generate_state(1)[0]))  # type: ignore[no-any-return]
+
     def _agree(self) -> None:
         """Refuse a study of another config: its scores are of something else."""
         mine = comparable(self.base)
@@ -142,6 +159,8 @@ class Worker:
         while True:
             for number in self.sweep.recover():
                 log.info("trial %d  its worker was killed: it is tried again", number)
+            if self.cfg.sweep.sampler.get("seed") is not None:
+                self.sweep.study.sampler = self._sampler(len(self.sweep.study.get_trials(deepcopy=False)))
             trial = self.sweep.next(self.space)
             if trial is None:
                 return
@@ -166,7 +185,10 @@ class Worker:
             overrides = [*self.fixed, *overrides_of(trial.params, self._compose)]
             trial.set_user_attr("overrides", overrides)
             trial.set_user_attr("run_dir", str(run_dir))
-            more = [*self._logger_overrides(overrides, trial.number), *self._trial_overrides(run_dir)]
+            more = [
+                *self._logger_overrides(overrides, trial.number),
+                *trial_overrides(self.goals, self.cfg.sweep.pruner, run_dir),
+            ]
             link = process_link(_absolute(self.cfg.sweep.storage), self.sweep.curve(trial))
             environment = {LINK: json.dumps(link)} | self._device()
             code = self.run_trial(process.trial_command([*overrides, *more]), run_dir, environment)
@@ -230,21 +252,6 @@ class Worker:
             f"logger.wandb.{key}={hydra_text(value)}" for key, value in names.items() if wandb.get(key) is None
         ]
 
-    def _trial_overrides(self, run_dir: Path) -> list[str]:
-        from raincast.commands.space import hydra_text
-
-        goals = [{"_target_": "raincast.sweeps.goals.Goal", "score": g.score, "want": g.want} for g in self.goals]
-        pruner = OmegaConf.to_container(self.cfg.sweep.pruner, resolve=True) if self.cfg.sweep.pruner else None
-        callback = {
-            "_target_": "raincast.sweeps.callback.TrialCallback",
-            "run_dir": "${paths.run_dir}",
-            "monitor": "${callbacks.best.monitor}",
-            "mode": "${callbacks.best.mode}",
-            "goals": goals,
-            "pruner": pruner,
-        }
-        return [f"+callbacks.trial={hydra_text(callback)}", f"hydra.run.dir={hydra_text(str(run_dir))}"]
-
     def _device(self) -> dict[str, str]:
         gpus = self.cfg.sweep.gpus
         return {} if gpus is None else {"CUDA_VISIBLE_DEVICES": str(gpus[self.cfg.sweep.worker % len(gpus)])}
@@ -285,52 +292,6 @@ def _goal(score: str) -> "Goal":
             f"sweep.goals: {score} orders nothing, it is best at 1: take {score.replace('bias', 'bias_error')}."
         )
     return Goal(score, direction)
-
-
-def fixed_overrides(task: Sequence[str]) -> list[str]:
-    """What the command line says of every trial: all but what is of the sweep itself."""
-    return [override for override in task if not OWN.fullmatch(override)]
-
-
-def comparable(cfg: DictConfig) -> str:
-    """The config that all trials of a study share, as YAML."""
-    plain = cfg.copy()
-    OmegaConf.set_struct(plain, False)
-    for key in APART:
-        if OmegaConf.select(plain, key) is not None:
-            OmegaConf.update(plain, key, None, merge=False)
-    if plain.data.archive is not None:
-        plain.data.archive = Path(plain.data.archive).name
-    return OmegaConf.to_yaml(plain, resolve=False)
-
-
-def differing_keys(theirs: Any, mine: Any, prefix: str = "") -> list[str]:
-    """`key: value there, value here`, for each leaf that differs."""
-    if not (OmegaConf.is_dict(theirs) and OmegaConf.is_dict(mine)):
-        return [] if theirs == mine else [f"{prefix[:-1]}: {_plain(theirs)} there, {_plain(mine)} here"]
-    keys = list(dict.fromkeys([*theirs, *mine]))
-    nodes = ((key, theirs._get_node(key), mine._get_node(key)) for key in keys)
-    return [line for key, a, b in nodes for line in differing_keys(_leaf(a), _leaf(b), f"{prefix}{key}.")]
-
-
-def _leaf(node: Any) -> Any:
-    return node if node is None or OmegaConf.is_config(node) else node._value()
-
-
-def _plain(value: Any) -> str:
-    return str(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
-
-
-def _check_sweep_sets_nothing_else(cfg: DictConfig, base: DictConfig) -> None:
-    """A file of conf/sweep/ or conf/launcher/ that sets keys of the run would not reach the trials."""
-    rest = OmegaConf.create({key: cfg._get_node(key) for key in cfg if key not in ("sweep", "hydra")})
-    keys = [line.partition(":")[0] for line in differing_keys(OmegaConf.create(comparable(base)),
-                                                              OmegaConf.create(comparable(rest)))]  # fmt: skip
-    if keys:
-        raise ValueError(
-            f"The sweep's config sets {', '.join(keys)}, which would not reach its trials: put that into an "
-            "experiment (conf/experiment/), and leave `sweep` and `hydra` in the sweep's."
-        )
 
 
 def _absolute(storage: str) -> str:
