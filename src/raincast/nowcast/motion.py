@@ -3,7 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from raincast.baselines.motion import advect, find_motion
+from raincast.archive.codes import bands
+from raincast.baselines.motion import advect, find_motion, quiet
 from raincast.baselines.past import look_back, persist
 from raincast.nowcast.gaps import Past, Rain
 
@@ -12,7 +13,7 @@ MOTION_PIXELS = 800
 MOTION_BYTES = 1300
 """a pixel of that grid: distances to the 20 nearest features, their places, weights and two components"""
 ADVECTION_BYTES = 300
-"""a pixel of the whole grid: places, motion and their steps in float64, and the maps twice"""
+"""a pixel of a grid that is advected as a whole: places, motion and their steps in float64, and the maps twice"""
 
 
 def extrapolated(past: Past, lead_steps: int) -> tuple[str, Rain]:
@@ -24,16 +25,38 @@ def extrapolated(past: Past, lead_steps: int) -> tuple[str, Rain]:
     motion, size = coarse_motion(seen.frames, MOTION_PIXELS)
     if motion is None:
         return "persistence", persist(past.rain, lead_steps)
-    H, W = seen.filled.shape[1:]
-    if size > 1:
-        motion = size * motion.repeat(size, axis=1)[:, :H].repeat(size, axis=2)[:, :, :W]
-    return "extrapolation", advect(seen.filled[-1], motion, seen.age + lead_steps)[seen.age :]
+    num_steps = seen.age + lead_steps
+    newest = seen.filled[-1]
+    moved = advect(newest, motion, num_steps) if size == 1 else _advect_by_blocks(newest, motion, size, num_steps)
+    return "extrapolation", moved[seen.age :]
+
+
+def _advect_by_blocks(rain: Rain, motion: npt.NDArray[np.float64], size: int, num_steps: int) -> Rain:
+    """(H, W) → (num_steps, H, W): pixels come from where their places between the blocks' centres come from."""
+    from scipy.ndimage import map_coordinates
+
+    with quiet():
+        from pysteps.extrapolation.semilagrangian import extrapolate
+    H, W = rain.shape
+    moved = np.empty((num_steps, H, W), np.float32)
+    back: npt.NDArray[np.float64] | None = None
+    for step in range(num_steps):
+        with quiet():
+            _, back = extrapolate(None, motion, [1], displacement_prev=back, return_displacement=True)
+        assert back is not None
+        for rows in bands((H, W)):
+            places = np.mgrid[rows, 0:W].astype(np.float64)
+            between = (places + 0.5) / size - 0.5
+            for axis, component in enumerate(back[::-1]):  # x comes first there
+                places[axis] += size * map_coordinates(component, between, order=1, mode="nearest")
+            map_coordinates(rain, places, output=moved[step, rows], order=1, mode="constant", cval=0.0)
+    return moved
 
 
 def extrapolation_bytes(shape: tuple[int, ...]) -> float:
     """What `extrapolated` takes at most on a grid of `shape` (H, W)."""
     size = _block_size(shape, MOTION_PIXELS)
-    return shape[0] * shape[1] * (MOTION_BYTES / size**2 + ADVECTION_BYTES)
+    return shape[0] * shape[1] * (MOTION_BYTES / size**2 + (ADVECTION_BYTES if size == 1 else 0))
 
 
 def coarse_motion(frames: Rain, longest: int) -> tuple[npt.NDArray[np.float64] | None, int]:
