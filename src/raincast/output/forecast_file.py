@@ -42,11 +42,12 @@ def write_forecast(
         )
     _check_forecast(dataset)
     plain = _in_file_form(_for_pysteps(dataset) if for_pysteps else dataset)
+    plain, encoding = _coded(plain, _encoding(plain))
     path.parent.mkdir(parents=True, exist_ok=True)
     # the process number keeps two writers of one file from meeting in the same partial file
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        plain.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding=_encoding(plain))
+        plain.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding=encoding)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -138,6 +139,23 @@ def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
         elif name not in encoding:
             encoding[str(name)] = {"_FillValue": None}
     return encoding
+
+
+def _coded(
+    dataset: xr.Dataset, encoding: dict[str, dict[str, Any]]
+) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
+    """What becomes int16 as its codes, made map by map: xarray would hold two more copies of all in float32."""
+    coded = {}
+    for name, given in encoding.items():
+        if given.get("dtype") == "int16":
+            variable = dataset[name].variable
+            packed = {key: given.pop(key) for key in ("scale_factor", "_FillValue")}
+            codes = np.empty(variable.shape, np.int16)
+            for place in np.ndindex(variable.shape[:-2]):
+                values = variable.values[place] / packed["scale_factor"]
+                codes[place] = np.where(np.isfinite(values), np.rint(values), packed["_FillValue"])
+            coded[name] = xr.Variable(variable.dims, codes, variable.attrs | packed, variable.encoding)
+    return dataset.assign(coded), encoding
 
 
 def _code(name: str, variable: xr.Variable) -> dict[str, Any]:
