@@ -65,6 +65,7 @@ def test_the_page_holds_everything_itself(written: Path, tiny_run: Path) -> None
     with xr.open_dataset(written / "scores.nc") as scores:
         assert str(scores.attrs["checkpoint_sha256"]) in text
         assert scores.attrs["wall_seconds"] > 0 and scores.attrs["peak_memory_gib"] > 0.1
+        assert f"{scores.attrs['peak_memory_gib']:.2f} GiB" in text
         assert "persistence 0" in scores.attrs["cpu_seconds_per_window"]  # seconds, below 1
         csi = float(scores["csi"].sel(forecaster="network", threshold=1).mean("lead_time"))
         assert f">{csi:.3f}<" in text

@@ -165,3 +165,25 @@ def test_sums_by_hour_are_those_of_all_events(scores):
         scores["hourly_hits"].sum("hour"), scores["sum_hits"].sum("event").rename("hourly_hits")
     )
     assert int(scores["hourly_num_windows"].sel(hour=12)) == 4 and scores.sizes["event"] == 4
+
+
+def test_all_that_can_be_scored_is_there_with_its_support(scores):
+    elsewhere = {
+        name for name in SCORES if name.startswith(("sal_", "uncalibrated_"))
+    }  # scikit-image, calibration
+    promised = {
+        *("csi", "pod", "far", "frequency_bias", "hss", "ets", "f1", "mean_error", "mae", "rmse", "correlation"),
+        *("uncentred_correlation", "balanced_mse", "balanced_mae", "pooled_csi", "pooled_hss", "fss", "spectrum"),
+        *("spectrum_ratio", "effective_resolution", "crps", "fair_crps", "brier", "brier_reliability", "roc_area"),
+        *(
+            "brier_resolution",
+            "brier_uncertainty",
+            "observed_frequency",
+            "stated_probability",
+            "spread_error_ratio",
+        ),
+        *("accumulated_csi", "accumulated_mae", "onset_csi", "sum_ensemble_ranks", "sum_hits", "hourly_hits"),
+    }
+    assert promised | (SCORES.keys() - elsewhere) <= scores.keys()
+    assert set(scores["effective_resolution"].dims) == {"forecaster", "lead_time"}
+    assert set(scores["fss"].dims) == {"forecaster", "threshold", "scale", "lead_time"}

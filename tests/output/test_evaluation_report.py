@@ -8,8 +8,9 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from raincast.evaluation import SCORES
 from raincast.output.evaluation_report import Evaluation, reliability_curves, write_report
-from raincast.output.evaluation_tables import Column, difference_table
+from raincast.output.evaluation_tables import COLUMNS, Column, difference_table
 from raincast.output.event_maps import sprite
 from raincast.output.rain_image import MISSING_CLASS, MapView, rain_classes
 from raincast.schema import Grid, find_crs_wkt, mock_archive
@@ -67,6 +68,14 @@ def test_reliability_is_of_what_was_counted() -> None:
     np.testing.assert_allclose(observed[[0, 2]], [1 / 6, 1 / 2])
     np.testing.assert_array_equal(number, [12, 0, 4])
     assert np.isnan(stated[1]) and np.isnan(observed[1])
+
+
+def test_columns_are_scores_and_their_best_is_that_of_the_scores() -> None:
+    known = {name: score.better for name, score in SCORES.items()} | {"effective_resolution": -1}
+    for name, (heading, badness) in COLUMNS.items():
+        assert heading
+        if known[name]:  # else the best lies in the middle: of a bias, a ratio
+            assert np.sign(badness(np.array(2.0)) - badness(np.array(1.0))) == -known[name], name
 
 
 @pytest.mark.parametrize(

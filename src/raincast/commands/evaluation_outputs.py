@@ -1,7 +1,7 @@
 """What `python evaluate.py` leaves: scores.nc, scores.csv, report.html, scores.txt and pictures."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +193,16 @@ def facts(
         ("windows", f"{scores.attrs['num_windows']} of {scores.attrs['split']}, {scores.sizes['event']} events"),
         ("split", f"{data.split_hash}, " + ("as in training" if same else "not that of the training")),
         *((split.strip(), what.strip()) for split, _, what in described),
+        *_took(scores.attrs),
         ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {raincast.__version__} ({commit()})"),
     ]
     return {"The network": trained, "Scored on": scored}
+
+
+def _took(attrs: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the scores took."""
+    return [
+        ("scored in", f"{attrs['wall_seconds']:.0f} s by {attrs['num_processes']} process(es)"),
+        ("memory held at most", f"{attrs['peak_memory_gib']:.2f} GiB, shared libraries once a process"),
+        ("processor seconds a window", str(attrs["cpu_seconds_per_window"])),
+    ]
