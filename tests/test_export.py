@@ -15,6 +15,7 @@ from raincast.archive import Archive
 from raincast.commands import export as command
 from raincast.forecaster import Inputs, predict_rates
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
+from raincast.models.advection import AdvectingForecaster
 from raincast.models.heads import RateHead
 from raincast.transforms import DbzScaling, LinearScaling
 
@@ -89,6 +90,14 @@ def test_the_onnx_of_a_network_gives_its_outputs(tmp_path: Path) -> None:
     for batch in (1, 3):
         frames = torch.rand(batch, 1, 1, 10, 8)
         assert_near(run(frames.numpy())[0], network(frames, 2), 1e-4)
+
+
+def test_a_network_that_moves_rain_is_a_program() -> None:
+    """On a grid that is no multiple of its stride, since flow and inflow have to do with where the grid ends."""
+    network = seeded(AdvectingForecaster(stages=STAGES, patch=2)).eval()
+    traced = export.trace_network(network, input_steps=2, lead_steps=1, size=(10, 9))
+    frames = torch.rand(3, 2, 1, 10, 9)
+    assert_near(traced.program.module()(frames), network(frames, 1), 1e-4)
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 6)])
