@@ -71,6 +71,15 @@ def test_counts_beyond_float32_stay_exact():
     assert int(metric.compute()["hits"]) == 2**24 + 1
 
 
+def test_forecasts_with_gradients_are_counted_as_those_without():
+    pred, target, mask = fields()
+    attached = pred.clone().requires_grad_()
+    plain = contingency(pred, target, mask, THRESHOLDS), error_sums(pred, target, mask)
+    other = contingency(attached, target, mask, THRESHOLDS), error_sums(attached, target, mask)
+    for sums, same in zip(plain, other, strict=True):
+        assert all(torch.equal(a, b) and not b.requires_grad for a, b in zip(sums, same, strict=True))
+
+
 def test_reset_forgets():
     metric = RainScores(THRESHOLDS, 3)
     metric.update(*fields())

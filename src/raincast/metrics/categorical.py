@@ -75,9 +75,9 @@ def check_finite(name: str, values: Tensor, mask: Tensor) -> None:
 
 def _bins(values: Tensor, thresholds: Sequence[float]) -> Tensor:
     """How many thresholds each pixel reaches, as a float: comparisons into bytes, and bucketize, take longer."""
-    bins = torch.zeros_like(values)
+    bins, reached = torch.zeros_like(values), torch.empty_like(values)
     for threshold in thresholds:
-        bins += values.clone().ge_(threshold)
+        bins += torch.ge(values, threshold, out=reached)
     return bins
 
 

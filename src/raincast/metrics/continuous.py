@@ -153,9 +153,10 @@ def balanced_rows(
     pixel: DbzScaling = HKO7_PIXEL,
 ) -> BalancedSums:
     """As `frames.Rows`: (N,) each. Pixels below `least_rate` on both sides may be left out."""
-    weight = torch.full_like(target, weights[0])
+    weight, reached = torch.full_like(target, weights[0]), torch.empty_like(target)
     for threshold, (lighter, heavier) in zip(thresholds, pairwise(weights), strict=True):
-        weight += target.clone().ge_(threshold).mul_(heavier - lighter)
+        if heavier != lighter:
+            weight.add_(torch.ge(target, threshold, out=reached), alpha=heavier - lighter)
     weight = weight.double()
     error = (pixel.forward(pred) - pixel.forward(target)).double()
     return BalancedSums(

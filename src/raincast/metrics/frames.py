@@ -13,6 +13,7 @@ Rows = Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]]
 Pixels that do not count are 0 on both sides, and any that are 0 on both sides may have been left out."""
 
 
+@torch.no_grad()
 def over_frames(
     rows: Rows,
     pred: Float[Tensor, "b t c h w"],
