@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,16 +23,33 @@ def run(
     overrides: list[str],
     *,
     kill_after: float | None = None,
+    writes: tuple[Path, int] | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> int | None:
-    """Train in a process of its own, killed after `kill_after` seconds if it lives so long; its exit code."""
+    """Train in a process of its own, killed after `kill_after` seconds if it lives so long; its exit code.
+
+    With `writes`, a file and a number, the seconds count from when it was written as often, else from the start.
+    """
+    path, left = writes or (run_dir, 0)
+    before = _written(path)
     process = server().Process(target=_train, args=(run_dir, overrides, prepare))
     process.start()
+    while left > 0 and process.is_alive():
+        time.sleep(0.01)
+        if (now := _written(path)) not in (None, before):
+            before, left = now, left - 1
     process.join(kill_after)
     if process.is_alive() and process.pid is not None:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     return process.exitcode
+
+
+def _written(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # not yet, or for the moment in which another takes its place
+        return None
 
 
 def _train(run_dir: Path, overrides: list[str], prepare: Callable[[], None] | None) -> None:

@@ -4,7 +4,6 @@ import csv
 import os
 import random
 import signal
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,27 +88,39 @@ def test_stopped_killed_within_a_step_and_within_a_write(tiny_archive: Path, tmp
     assert rows(tmp_path / "whole") == rows(killed)
 
 
+CURRICULUM = ["curriculum=growing_lead", "curriculum.lead.first=1", "curriculum.lead.every_n_epochs=3"]
+EARLY = 0.15
+"""Share of kills at any moment of the first seconds; the others come after some more checkpoints."""
+
+
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(KILLS == 0, reason="RAINCAST_KILLS=20 kills as many times, at random moments")
 def test_killed_at_random_moments(tiny_archive: Path, tmp_path: Path) -> None:
+    """Runs with and without a curriculum by turns, both with averaged weights and early stopping."""
     rng = random.Random(int(os.environ.get("RAINCAST_SEED", "0")))
-    overrides = [
-        *RUN,
-        f"data.archive={tiny_archive}",
-        "trainer.max_epochs=12",
-        "callbacks.early_stopping.patience=5",
-    ]
-    began = time.monotonic()
-    assert run(tmp_path / "whole", overrides) == 0
-    seconds = time.monotonic() - began
-    kills = in_training = runs = 0
-    while kills < KILLS:
+    longer = ["trainer.max_epochs=12", "callbacks.early_stopping.patience=5"]
+    common = [*RUN, f"data.archive={tiny_archive}", *longer]
+    kinds = {"plain": common, "curriculum": [*common, *CURRICULUM]}
+    for kind, overrides in kinds.items():
+        assert run(tmp_path / kind, overrides) == 0
+    steps: list[int] = []
+    runs = 0
+    while len(steps) < KILLS:
+        kind = list(kinds)[runs % 2]
         runs += 1
         killed = tmp_path / f"killed{runs}"
-        while (code := run(killed, overrides, kill_after=rng.uniform(0, seconds))) != 0:
+        last = killed / "checkpoints" / "last.ckpt"
+        while (code := _killed_somewhere(killed, kinds[kind], last, rng)) != 0:
             assert code == -9
-            kills += 1
-            in_training += (killed / "checkpoints" / "last.ckpt").exists()
-        assert_same(state(tmp_path / "whole"), state(killed))
-        assert rows(tmp_path / "whole") == rows(killed)
-    print(f"{kills} kills of {runs} runs ({in_training} with a checkpoint), all as one never killed")  # noqa: T201
+            steps.append(torch.load(last, weights_only=True)["global_step"] if last.exists() else 0)
+        assert_same(state(tmp_path / kind), state(killed))
+        assert rows(tmp_path / kind) == rows(killed)
+    print(f"{len(steps)} kills of {runs} runs, after the steps {steps}: all end as one never killed")  # noqa: T201
+
+
+def _killed_somewhere(run_dir: Path, overrides: list[str], last: Path, rng: random.Random) -> int | None:
+    """By what the run has done and not by the clock alone, so that a slow machine kills as often."""
+    if rng.random() < EARLY:
+        return run(run_dir, overrides, kill_after=rng.uniform(0, 3))
+    # three checkpoints an epoch
+    return run(run_dir, overrides, kill_after=rng.uniform(0, 0.3), writes=(last, rng.randint(1, 12)))
