@@ -110,6 +110,8 @@ def _train(cfg: DictConfig) -> TrainResult:
     resuming.note_logger_ids(cfg, info["loggers"])
     facts |= _what_runs(cfg, trainer, net, data, info)
     _log_what_runs(trainer, loggers, facts)
+    # Lightning itself does this after it has read a checkpoint into it: 64-true would be rounded to float32
+    trainer.precision_plugin.convert_module(module)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
     return _finish(cfg, trainer, data, loggers, references)
 

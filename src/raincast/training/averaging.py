@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
@@ -24,12 +23,6 @@ class AveragedWeights(WeightAveraging):
             )
         super().__init__(use_buffers=True, multi_avg_fn=self._average)
         self.decay = decay
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """The average has the weights' precision: Lightning copies them before it gives them theirs (64-true)."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and self._average_model is not None:
-            trainer.precision_plugin.convert_module(self._average_model)
 
     def _average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         n = int(num_averaged)
