@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +33,8 @@ def code_hash(*packages: str) -> str:
 
 def peak_memory_gib() -> float:
     """The most that this process has held in memory since its start, in GiB."""
+    import resource  # which Windows lacks, where all else of this module works
+
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
