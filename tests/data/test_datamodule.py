@@ -208,3 +208,13 @@ def test_more_in_a_batch_than_in_an_epoch_is_refused(make):
 def test_an_archive_that_is_not_there_is_said_at_once(tmp_path):
     with pytest.raises(FileNotFoundError, match="python ingest.py"):
         RadarDataModule(tmp_path / "nowhere", split=BlockSplit())
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpu", "expected"), [(1, False, 0), (2, False, 0), (2, True, 1), (4, False, 3), (64, True, 4)]
+)
+def test_loading_processes_take_no_core_from_the_network(make, monkeypatch, cores, gpu, expected):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert make(num_workers=None).num_workers == expected
+    assert make(num_workers=3).num_workers == 3

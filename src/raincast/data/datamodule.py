@@ -131,8 +131,7 @@ class RadarDataModule(L.LightningDataModule):
         self.rain_weight = rain_weight
         self.min_weight = min_weight
         self.rain_scale = rain_scale
-        cores = os.cpu_count() or 1
-        self.num_workers = min(4, cores - 1) if num_workers is None else num_workers
+        self.num_workers = _spare_cores() if num_workers is None else num_workers
         self.seed = seed
         self._train_loader: ResumableLoader | None = None
         self._resumed: dict[str, Any] = {}
@@ -332,3 +331,10 @@ class RadarDataModule(L.LightningDataModule):
             # a loader draws a seed for its workers each time it begins: not from what training draws from
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def _spare_cores() -> int:
+    """Loading processes that do not take from the network the core that it computes on."""
+    cores = os.cpu_count() or 1
+    # on two cores without a GPU a loading process costs more than it loads: see benchmarks/README.md
+    return 0 if cores <= 2 and not torch.cuda.is_available() else min(4, cores - 1)
