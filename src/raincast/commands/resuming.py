@@ -36,25 +36,16 @@ def alone(cfg: DictConfig) -> Iterator[None]:
     if not _has_own_folder(cfg) or _rank() > 0:
         yield
         return
-    from filelock import FileLock, Timeout
+    from raincast.ingest.lock import held
 
     folder = Path(cfg.paths.run_dir)
     if cfg.resume is None and build.last_checkpoint(cfg).exists():
         raise ValueError(
             f"{folder} holds a run already. resume=auto goes on with it; another name= begins another run."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".train.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"Another process is training in {folder}. Wait for its end, or give this run another name=."
-        ) from None
-    try:
+    refusal = f"Another process is training in {folder}. Wait for its end, or give this run another name=."
+    with held(folder / ".train.lock", refusal):
         yield
-    finally:
-        lock.release()
 
 
 def _has_own_folder(cfg: DictConfig) -> bool:

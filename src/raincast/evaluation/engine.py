@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from raincast.data.sampler import Place
 from raincast.evaluation import work as parts
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.work import Cost, Task, Work
+from raincast.ingest.lock import held
 from raincast.ingest.workers import Pool, Progress, Teller, num_cores
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,10 @@ def run(
         raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
     with ExitStack() as stack:
         for name, folder in work.folders.items():
-            _lock(stack, name, folder)
+            refusal = (
+                f"Another evaluation is scoring {name} on the same windows ({folder}): wait for it, or stop it."
+            )
+            stack.enter_context(held(folder.with_suffix(".lock"), refusal))
         todo, done = _plan(work, places, workers or num_cores())
         total = len(places) * len(work.makers)
         if done:
@@ -67,17 +69,6 @@ def clear(work: Work) -> None:
         folder.with_suffix(".lock").unlink(missing_ok=True)
         with suppress(OSError):  # others are being scored, or it is gone
             folder.parent.rmdir()
-
-
-def _lock(stack: ExitStack, name: str, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
-    try:
-        stack.enter_context(lock.acquire(timeout=0))
-    except Timeout as error:
-        raise ValueError(
-            f"Another evaluation is scoring {name} on the same windows ({folder}): wait for it, or stop it."
-        ) from error
 
 
 def _plan(work: Work, places: Sequence[Place], workers: int) -> tuple[list[Task], int]:

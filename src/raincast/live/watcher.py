@@ -7,9 +7,9 @@ from threading import Event
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 import raincast
+from raincast.ingest.lock import held
 from raincast.ingest.readers import Reader
 from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
 from raincast.live.folder import Folder
@@ -82,19 +82,12 @@ class Watcher:
 
     def run(self) -> int:
         """Go on until asked to stop; the exit code. ValueError where another watcher writes into `output`."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.output / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"Another watcher writes into {self.output} ({lock.lock_file} is locked). Stop it, or take "
-                "another live.output=…"
-            ) from None
-        try:
+        lock = self.output / LOCK
+        refusal = (
+            f"Another watcher writes into {self.output} ({lock} is locked). Stop it, or take another live.output=…"
+        )
+        with held(lock, refusal):
             return self._run()
-        finally:
-            lock.release()
 
     def round(self) -> None:
         """Look at the folder once, and do what there is to do."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from raincast import schema
+from raincast.ingest.lock import held
 from raincast.ingest.workers import Pool, ProcessDied, Progress, Teller, Tick, num_cores, worker_number
 from raincast.nowcast.files import Outputs, forecast_path
 from raincast.nowcast.gaps import NoInput
@@ -248,20 +248,13 @@ def _give_back_memory() -> None:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Nobody else forecasts a range into it; what killed processes left half-written is removed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"Another command forecasts a range into {folder}: wait for it, or take another folder=…"
-        ) from None
-    try:
-        _remove_half_written(folder)
-        yield
-    finally:
-        _remove_half_written(folder)
-        lock.release()
+    refusal = f"Another command forecasts a range into {folder}: wait for it, or take another folder=…"
+    with held(folder / LOCK, refusal):
+        try:
+            _remove_half_written(folder)
+            yield
+        finally:
+            _remove_half_written(folder)
 
 
 def _remove_half_written(folder: Path) -> None:
