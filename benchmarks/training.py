@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from rich.console import Console
 from rich.table import Table
 from timing import write_json
@@ -157,8 +158,7 @@ def bare(overrides: list[str]) -> None:
     while True:
         loader.sampler.set_epoch(epoch)
         for number, stored in enumerate(loader):
-            moved = {key: value.to(device, non_blocking=True) for key, value in stored.items()}
-            batch = data.dataset.decode(moved)
+            batch = data.dataset.decode(move_data_to_device(stored, device))
             turns.begin_step()
             loss = module.training_step(batch, number)
             optimizer.zero_grad()

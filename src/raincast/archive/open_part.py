@@ -32,7 +32,7 @@ class OpenPart:
 
     path: Path
     array: xr.Variable | None
-    codes: "_Codes | None"
+    codes: "RawVariable | None"
     dtype: np.dtype[Any]
     fills: tuple[float, ...]
     scale: float
@@ -54,7 +54,7 @@ class OpenPart:
         if not part.is_coded or engine_of(path) != "netcdf4" or schema.REGULAR_START in dataset.attrs:
             return part
         dataset.close()
-        codes = _Codes.of(path, variable, num_parts)
+        codes = RawVariable.of(path, variable, num_parts)
         return cls(path, None, codes, part.dtype, fills, scale, offset, part.to_mm_h)
 
     @property
@@ -107,22 +107,24 @@ class OpenPart:
 
 
 @dataclass(frozen=True, eq=False)
-class _Codes:
-    """The rain of a netCDF file of ours; xarray's file manager closes the file that was longest unused."""
+class RawVariable:
+    """A variable of a netCDF file as it is stored; xarray's file manager closes the file longest unused."""
 
     files: CachingFileManager[Any]
     variable: str
 
     @classmethod
-    def of(cls, path: Path, variable: str, num_parts: int) -> "_Codes":
+    def of(cls, path: Path, variable: str, num_parts: int) -> "RawVariable":
+        """Of one of `num_parts` files, which together keep at most `UNPACKED_BYTES` unpacked."""
         most = min(UNPACKED_BYTES_OF_FILE, UNPACKED_BYTES // min(num_parts, MOST_OPEN))
         return cls(CachingFileManager(_open_raw, str(path), variable, most, lock=NETCDF4_PYTHON_LOCK), variable)
 
-    def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.int16]:
+    def read(self, *index: slice | int) -> npt.NDArray[Any]:
+        """What lies at `index`, one of them for each axis of the variable."""
         with NETCDF4_PYTHON_LOCK:  # xarray's own, so that nobody else is within the library, which bears no two
             file = self.files.acquire(needs_lock=False)
-            codes: npt.NDArray[np.int16] = file.variables[self.variable][time, y, x]
-        return codes
+            found: npt.NDArray[Any] = file.variables[self.variable][index]
+        return found
 
 
 def _open_raw(path: str, variable: str, most: int) -> Any:
@@ -131,5 +133,6 @@ def _open_raw(path: str, variable: str, most: int) -> Any:
 
     file = netCDF4.Dataset(path)
     file.set_auto_maskandscale(False)
-    file.variables[variable].set_var_chunk_cache(most, CHUNK_SLOTS, 0.75)
+    if file.data_model.startswith("NETCDF4"):  # the classic formats have neither chunks nor a cache of them
+        file.variables[variable].set_var_chunk_cache(most, CHUNK_SLOTS, 0.75)
     return file

@@ -15,7 +15,7 @@ from raincast.provenance import commit
 if TYPE_CHECKING:
     from torch import nn
 
-    from raincast.data.channels import Channels
+    from raincast.data.declared import Channels
     from raincast.forecaster import NetworkForecaster
     from raincast.models.heads import Head
     from raincast.nowcast import Nowcaster, Outputs
@@ -175,7 +175,7 @@ def outputs(cfg: DictConfig) -> "Outputs":
 
 def _channels_of(checkpoint: Checkpoint, others: Mapping[str, Any]) -> "Channels":
     """The channels that a network was trained with, and what is other now."""
-    from raincast.data.channels import Channels
+    from raincast.data.declared import Channels
 
     trained = mapping(OmegaConf.to_container(checkpoint.config.data, resolve=True)).get("channels") or {}
     if unknown := [name for name in others if name not in trained]:

@@ -17,8 +17,8 @@ from omegaconf.errors import InterpolationKeyError
 if TYPE_CHECKING:
     from torch import nn
 
-    from raincast.data.channels import Channels
     from raincast.data.datamodule import RadarDataModule
+    from raincast.data.declared import Channels
     from raincast.evaluation import Metrics
     from raincast.forecaster import Forecaster, Inputs
     from raincast.ingest.readers import Reader
@@ -110,7 +110,7 @@ def _with_channels(model: Mapping[str, Any], num_channels: int, inputs: "Inputs 
 
 def channels(cfg: DictConfig) -> "Channels":
     """What `cfg.data.channels` declares; no file is opened."""
-    from raincast.data.channels import Channels
+    from raincast.data.declared import Channels
 
     declared = OmegaConf.to_container(cfg.data.channels, resolve=True) if cfg.data.get("channels") else {}
     return Channels(make(declared))

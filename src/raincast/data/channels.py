@@ -1,4 +1,4 @@
-"""What a network may see beside the rain: the channels that `data.channels` declares, and how each is read.
+"""What may be declared as seen beside the rain, and how each channel is read; `declared.py` has them all together.
 
 A channel has a role. `past`: seen at the times of the input frames. `future`: known in advance (a weather model),
 and seen at the times of the forecast frames too. `static`: does not change. `time`: follows from time and place
@@ -6,10 +6,9 @@ alone. The rain itself is the `target`, and comes first. Values are in the chann
 none.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import Any, Literal, NotRequired, Protocol, TypedDict, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,18 +24,6 @@ Times = npt.NDArray[np.datetime64]
 Values = npt.NDArray[np.float32]
 AS_IT_IS = LinearScaling()
 HUNDRED_KM = LinearScaling(scale=100.0)
-
-
-class Covariates(TypedDict):
-    """The channels of a window, float32: past (T_in, P, H, W), static (S, H, W), future (T_out, F, H, W).
-
-    `past` holds the channels of the roles past, time and future, in the order in which they are declared. What no
-    channel needs is left out.
-    """
-
-    past: NotRequired[Values]
-    static: NotRequired[Values]
-    future: NotRequired[Values]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +156,8 @@ class Sun:
 
 
 @dataclass(frozen=True)
-class DayAngle:
-    """The sine or cosine (`part`) of the local mean solar time, as an angle that is 0 at midnight."""
+class _Angle:
+    """The sine or cosine (`part`) of an angle that follows from the time."""
 
     part: Literal["sin", "cos"]
     role: Role = field(default="time", init=False)
@@ -179,169 +166,21 @@ class DayAngle:
 
     def __post_init__(self) -> None:
         """Refuse another part."""
-        _check_part(self.part)
+        if self.part not in ("sin", "cos"):
+            raise ValueError(f"part={self.part}: take sin or cos, best a channel of each.")
+
+
+class DayAngle(_Angle):
+    """The sine or cosine (`part`) of the local mean solar time, as an angle that is 0 at midnight."""
 
     def bind(self, name: str, site: Site) -> Reader:
         """Computed from maps of the longitude."""
         return Products(*day_maps(site.grid, self.part))
 
 
-@dataclass(frozen=True)
-class SeasonAngle:
+class SeasonAngle(_Angle):
     """The sine or cosine (`part`) of the time of the year, as an angle that is 0 at the turn of the year."""
-
-    part: Literal["sin", "cos"]
-    role: Role = field(default="time", init=False)
-    transform: Transform = field(default=AS_IT_IS, init=False)
-    vector: str | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        """Refuse another part."""
-        _check_part(self.part)
 
     def bind(self, name: str, site: Site) -> Reader:
         """The same everywhere."""
         return Products(np.ones((1, *site.grid.shape), np.float32), lambda times: season_factors(times, self.part))
-
-
-def _check_part(part: str) -> None:
-    if part not in ("sin", "cos"):
-        raise ValueError(f"part={part}: take sin or cos, best a channel of each.")
-
-
-@dataclass(frozen=True, eq=False)
-class Channels:
-    """The declared channels by name, checked, in the order in which a network takes them."""
-
-    declared: Mapping[str, Channel]
-
-    def __post_init__(self) -> None:
-        """Refuse what has no role, and vectors of one component."""
-        for name, channel in self.declared.items():
-            if not isinstance(channel, Channel):
-                raise ValueError(
-                    f"data.channels.{name}={channel} is no channel: it needs a _target_, see conf/data/channels."
-                )
-            if channel.role not in ROLES:
-                raise ValueError(f"data.channels.{name}.role={channel.role}: take one of {', '.join(ROLES)}.")
-        for group in (self.past, self.static, self.future):
-            self._pairs(group)
-
-    @cached_property
-    def observed(self) -> bool:
-        """Whether the network is told where the rain was observed."""
-        return any(isinstance(channel, Observed) for channel in self.declared.values())
-
-    def _named(self, *roles: Role) -> tuple[str, ...]:
-        return tuple(
-            name
-            for name, channel in self.declared.items()
-            if channel.role in roles and not isinstance(channel, Observed)
-        )
-
-    @cached_property
-    def past(self) -> tuple[str, ...]:
-        """What is read at the times of the input frames."""
-        return self._named("past", "time", "future")
-
-    @cached_property
-    def static(self) -> tuple[str, ...]:
-        """What is read once."""
-        return self._named("static")
-
-    @cached_property
-    def future(self) -> tuple[str, ...]:
-        """What is also read at the times of the forecast frames."""
-        return self._named("future")
-
-    @property
-    def read_any(self) -> bool:
-        """Whether a window holds more than rain."""
-        return bool(self.past or self.static)
-
-    def pairs(self) -> dict[str, list[tuple[int, int]]]:
-        """Of each group (past, static, future) the numbers of the x and y components that turn together."""
-        return {name: self._pairs(getattr(self, name)) for name in ("past", "static", "future")}
-
-    def _pairs(self, group: Sequence[str]) -> list[tuple[int, int]]:
-        parts: dict[str, dict[str, int]] = {}
-        for number, name in enumerate(group):
-            vector = self.declared[name].vector
-            if vector is None:
-                continue
-            whole, _, axis = vector.rpartition(".")
-            if not whole or axis not in ("x", "y") or axis in parts.get(whole, {}):
-                raise ValueError(
-                    f"data.channels.{name}.vector={vector}: write wind.x for the component along x and wind.y for "
-                    "that along y, once each."
-                )
-            parts.setdefault(whole, {})[axis] = number
-        single = [whole for whole, found in parts.items() if len(found) < 2]
-        if single:
-            raise ValueError(
-                f"Of the vector {single[0]} of data.channels one component is declared, or each in another "
-                "role: when crops are turned, one becomes the other. Declare both alike, or leave `vector` out "
-                "and set data.augment=false."
-            )
-        return [(found["x"], found["y"]) for found in parts.values()]
-
-    def bind(self, site: Site) -> "BoundChannels":
-        """The channels on one grid."""
-        return BoundChannels(
-            self, {name: self.declared[name].bind(name, site) for name in (*self.past, *self.static)}, site.grid
-        )
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Plain data that say what a network sees, in its order: rain, where it was observed, past, static."""
-        seen: list[dict[str, Any]] = [{"name": "rain", "role": "target"}]
-        if self.observed:
-            seen.append({"name": "observed", "role": "past"})
-        for name in (*self.past, *self.static):
-            channel = self.declared[name]
-            transform: Any = channel.transform
-            cls = type(transform)
-            plain = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **asdict(transform)}
-            seen.append({"name": name, "role": channel.role, "transform": plain})
-        return seen
-
-
-@dataclass(frozen=True, eq=False)
-class BoundChannels:
-    """The channels of one grid."""
-
-    channels: Channels
-    readers: Mapping[str, Reader]
-    grid: Grid
-
-    def read(self, times: Times, input_steps: int, y: slice = slice(None), x: slice = slice(None)) -> Covariates:
-        """The channels of a window, whose `times` (T_in + T_out,) begin with those of the input frames."""
-        c = self.channels
-        series = {
-            name: self.readers[name].read(times if name in c.future else times[:input_steps], y, x)
-            for name in c.past
-        }
-        found = Covariates()
-        if c.past:
-            found["past"] = np.stack([series[name][:input_steps] for name in c.past], axis=1)
-        if c.future and times.size > input_steps:
-            found["future"] = np.stack([series[name][input_steps:] for name in c.future], axis=1)
-        if c.static:
-            found["static"] = np.concatenate([self.readers[name].read(times[:1], y, x) for name in c.static])
-        return found
-
-
-def orient_vectors(
-    values: Values, pairs: Sequence[tuple[int, int]], quarters: int, *, mirrored: bool, signs: tuple[float, float]
-) -> None:
-    """Turn the vectors of maps (…, C, H, W) that were turned by so many quarters, then mirrored along x, in place.
-
-    `pairs` are the channels of x and y components; `signs` are the directions in which x and y grow with the
-    column and the row: (1, −1) where the first row is the northernmost.
-    """
-    for x, y in pairs:
-        column, row = values[..., x, :, :] * signs[0], values[..., y, :, :] * signs[1]
-        for _ in range(quarters % 4):
-            # what lay at (row, column) lies at (−column, row) after np.rot90
-            column, row = row, -column
-        values[..., x, :, :] = (-column if mirrored else column) * signs[0]
-        values[..., y, :, :] = row * signs[1]

@@ -16,8 +16,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from raincast.archive import Archive
-from raincast.data.channels import BoundChannels, Channel, Channels, Site
+from raincast.data.channels import Channel, Site
 from raincast.data.dataset import Sample, Stored, WindowDataset
+from raincast.data.declared import BoundChannels, Channels
 from raincast.data.loader import ResumableLoader
 from raincast.data.sampler import (
     Candidates,

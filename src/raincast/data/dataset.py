@@ -1,15 +1,16 @@
 """A `Place` in an archive → a sample: as stored until the batch is on its device, then tensors in mm/h."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
-from raincast.data.channels import orient_vectors
+from raincast.data.carried import Layout, StaticMaps, turn_vectors, values_of, vector_turn
 from raincast.data.sampler import Place
 from raincast.data.source import Source
 
@@ -21,8 +22,9 @@ class Stored(TypedDict):
     """A window as it lies on disk: frames (T, H, W), int16 codes or, of foreign archives, mm/h in float32.
 
     filled (T,) bool: True where the archive has no frame; gain: factor on the rain; time: UTC of the newest input
-    frame in seconds since 1970; y, x: top-left pixel within the archive; source: the number of the archive. Where
-    channels are declared, also past, static and future, as `channels.Covariates` says.
+    frame in seconds since 1970; y, x: top-left pixel within the archive; orientation: how the frames were turned,
+    by `orient`; source: the number of the archive. Where channels are declared, also channels: by name what is
+    carried of each (`carried.Carried`), and turn (2, 2) where some are vectors (`carried.vector_turn`).
     """
 
     frames: Tensor
@@ -31,10 +33,10 @@ class Stored(TypedDict):
     time: int
     y: int
     x: int
+    orientation: int
     source: int
-    past: NotRequired[Tensor]
-    static: NotRequired[Tensor]
-    future: NotRequired[Tensor]
+    channels: NotRequired[Mapping[str, Mapping[str, Tensor]]]
+    turn: NotRequired[Tensor]
 
 
 class Sample(TypedDict):
@@ -69,6 +71,16 @@ class WindowDataset(Dataset[Stored]):
         self.sources = sources
         self.input_steps = sources[0].input_steps
         self.coded = all(source.archive.coded for source in sources)  # a batch holds one kind
+        bound = sources[0].channels
+        self.channels = None if bound is None else bound.channels
+        self.layouts: dict[str, Layout] = {}
+        for source in sources:
+            for name, layout in source.layouts().items():
+                self.layouts[name] = layout.joined(self.layouts.get(name, layout))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what is on the device: who loads does not decode."""
+        return {name: value for name, value in self.__dict__.items() if name != "_static"}
 
     def __getitem__(self, place: Place) -> Stored:
         """Read one window, as it is stored."""
@@ -85,30 +97,35 @@ class WindowDataset(Dataset[Stored]):
             time=int(source.newest(place.start).astype("datetime64[s]").astype(np.int64)),
             y=place.y,
             x=place.x,
+            orientation=place.orientation,
             source=place.source,
         )
-        if source.channels is not None:
+        if self.channels is not None:
             self._add_channels(stored, source, place, y, x)
         return stored
 
     def _add_channels(self, stored: Stored, source: Source, place: Place, y: slice, x: slice) -> None:
-        """Turned as the rain is, vectors too."""
-        assert source.channels is not None
-        pairs, grid = source.channels.channels.pairs(), source.archive.grid
-        signs = (_direction(grid.x), _direction(grid.y))
-        quarters, mirrored = _turns(place.orientation, square=place.height == place.width)
-        found: Any = source.read_channels(place.start, y, x)
-        into: Any = stored
-        for name, values in found.items():
-            turned = orient(values, place.orientation)
-            orient_vectors(turned, pairs[name], quarters, mirrored=mirrored, signs=signs)
-            into[name] = torch.from_numpy(turned)
+        """Turned as the rain is; vectors turn on the device, where their components have the same unit."""
+        assert self.channels is not None
+        carried: dict[str, Any] = source.carry_channels(place.start, y, x, self.layouts)
+        stored["channels"] = {
+            name: {
+                key: torch.from_numpy(orient(part, place.orientation) if key == "frames" else part)
+                for key, part in parts.items()
+            }
+            for name, parts in carried.items()
+        }
+        if any(self.channels.pairs().values()):
+            grid = source.archive.grid
+            quarters, mirrored = _turns(place.orientation, square=place.height == place.width)
+            signs = (_direction(grid.x), _direction(grid.y))
+            stored["turn"] = torch.from_numpy(vector_turn(quarters, mirrored=mirrored, signs=signs))
 
     def sample(self, place: Place) -> Sample:
         """Read one window, in mm/h."""
-        stored: dict[str, Any] = {**self[place]}
-        batch: Any = {name: torch.as_tensor(value)[None] for name, value in stored.items()}
-        one: Any = {name: value[0] for name, value in self.decode(batch).items()}  # type: ignore[index]
+        stored: Any = self[place]
+        batch: Any = self.decode(default_collate([stored]))
+        one: Any = {name: value[0] for name, value in batch.items()}
         one.update({name: stored[name] for name in ("time", "y", "x", "source")})
         sample: Sample = one
         return sample
@@ -133,14 +150,34 @@ class WindowDataset(Dataset[Stored]):
             x=batch["x"],
             source=batch["source"],
         )
-        past = [batch["past"]] if "past" in batch else []
-        if "static" in batch:
-            past.append(batch["static"][:, None].expand(-1, self.input_steps, -1, -1, -1))
-        if past:
-            sample["past"] = torch.cat(past, dim=2)
-        if "future" in batch:
-            sample["future"] = batch["future"]
+        if self.channels is not None:
+            self._decode_channels(batch, sample)
         return sample
+
+    def _decode_channels(self, batch: Any, sample: Sample) -> None:
+        """Add past and future to the sample, in the channels' own units."""
+        assert self.channels is not None
+        names, pairs = self.channels, self.channels.pairs()
+        values = {name: values_of(carried) for name, carried in batch["channels"].items()}
+        groups: dict[str, Tensor] = {}
+        if names.past:
+            groups["past"] = torch.stack([values[name][:, : self.input_steps] for name in names.past], dim=2)
+        if names.future:
+            groups["future"] = torch.stack([values[name][:, self.input_steps :] for name in names.future], dim=2)
+        if names.static:
+            groups["static"] = self._static.cut(batch)[:, None]
+        for name, maps in groups.items():
+            if pairs[name]:
+                turn_vectors(maps, pairs[name], batch["turn"])
+        if names.future:
+            sample["future"] = groups["future"]
+        past = [groups[name] for name in ("past", "static") if name in groups]
+        sample["past"] = torch.cat([part.expand(-1, self.input_steps, -1, -1, -1) for part in past], dim=2)
+
+    @cached_property
+    def _static(self) -> StaticMaps:
+        bound = [source.channels for source in self.sources]
+        return StaticMaps([channels.static_maps() for channels in bound if channels is not None])
 
 
 def _direction(axis: npt.NDArray[np.float64]) -> float:

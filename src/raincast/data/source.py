@@ -1,6 +1,6 @@
 """An archive as training sees it: at the step of the samples, which may be several of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from raincast.archive import Archive
 from raincast.archive.codes import MISSING_CODE
-from raincast.data.channels import BoundChannels, Covariates
+from raincast.data.carried import Carried, Layout
+from raincast.data.declared import BoundChannels
 from raincast.data.windows import SPLITS, Split, SplitWindows, frame_slots, split_windows
 
 Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]
@@ -88,11 +89,15 @@ class Source:
         times: npt.NDArray[np.datetime64] = self.newest(start) + steps * (self.every * self.archive.step)
         return times
 
-    def read_channels(self, start: int, y: slice, x: slice) -> Covariates:
-        """What the window shows beside the rain."""
+    def layouts(self) -> dict[str, Layout]:
+        """How what windows show beside the rain is carried."""
+        return {} if self.channels is None else self.channels.layouts(self.step_times(0), self.input_steps)
+
+    def carry_channels(self, start: int, y: slice, x: slice, layouts: Mapping[str, Layout]) -> dict[str, Carried]:
+        """What the window shows beside the rain, as it is stored; static channels are not among it."""
         if self.channels is None:
-            return Covariates()
-        return self.channels.read(self.step_times(start), self.input_steps, y, x)
+            return {}
+        return self.channels.carry(self.step_times(start), self.input_steps, y, x, layouts)
 
     def read(self, start: int, y: slice, x: slice, *, coded: bool) -> tuple[Frames, npt.NDArray[np.bool_]]:
         """The frames of a window, (T, H, W) codes or mm/h, and which of them the archive lacks, (T,)."""

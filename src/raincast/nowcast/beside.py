@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raincast.data.channels import BoundChannels, Channels, Covariates, Site, Times
+from raincast.data.channels import Site, Times
+from raincast.data.declared import BoundChannels, Channels, Covariates
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 

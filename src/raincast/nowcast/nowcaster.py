@@ -11,7 +11,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.data.channels import Channels, Site
+from raincast.data.channels import Site
+from raincast.data.declared import Channels
 from raincast.forecaster import Beside
 from raincast.nowcast import fit
 from raincast.nowcast.beside import Arrays, read_beside, stacked, unstacked
