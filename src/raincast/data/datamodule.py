@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import lt
 from pathlib import Path
@@ -16,9 +15,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from raincast.archive import Archive
-from raincast.data.channels import Channel, Site
+from raincast.data.archives import Extra, open_sources
+from raincast.data.channels import Channel
 from raincast.data.dataset import Sample, Stored, WindowDataset
-from raincast.data.declared import BoundChannels, Channels
+from raincast.data.declared import Channels
 from raincast.data.loader import ResumableLoader
 from raincast.data.sampler import (
     Candidates,
@@ -28,29 +28,9 @@ from raincast.data.sampler import (
     find_candidates,
     tile_positions,
 )
-from raincast.data.source import Source
 from raincast.data.windows import SPLITS, Split, SplitWindows, TrainAll
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Extra:
-    """A further archive to train on; its places are drawn `weight` times as often as by their rain alone.
-
-    `all`: of its windows all train, and not only those that the split gives to train. `channels` says what is
-    other about a channel on its grid, {NAME: {path: …}}.
-    """
-
-    archive: str
-    weight: float = 1.0
-    all: bool = False
-    channels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Refuse a weight that is none."""
-        if not self.weight > 0:
-            raise ValueError(f"data.more: weight={self.weight} of {self.archive} must be over 0.")
 
 
 class RadarDataModule(L.LightningDataModule):
@@ -104,16 +84,11 @@ class RadarDataModule(L.LightningDataModule):
                 f"a window, data.jitter={jitter} from 0 up."
             )
         self.archive = Archive.open(archive)
-        sizes = {"input_steps": input_steps, "lead_steps": lead_steps}
         self.more = [Extra(**extra) for extra in more]
         self.channels = Channels(channels or {})
-        self.sources = [
-            Source.at_step(found, self.archive.step_minutes, channels=self._bind(found, others), **sizes)
-            for found, others in (
-                (self.archive, {}),
-                *((Archive.open(extra.archive), extra.channels) for extra in self.more),
-            )
-        ]
+        self.sources = open_sources(
+            self.archive, self.more, self.channels, input_steps=input_steps, lead_steps=lead_steps
+        )
         self.split = split
         self.input_steps = input_steps
         self.lead_steps = lead_steps
@@ -139,19 +114,6 @@ class RadarDataModule(L.LightningDataModule):
         self.progress: Callable[[int, int], None] | None = None
         self.needed: Sequence[str] = SPLITS
         """The splits of `archive` that must hold windows: to score on an archive of test days takes no others."""
-
-    def _bind(self, archive: Archive, others: Mapping[str, Mapping[str, Any]]) -> BoundChannels | None:
-        """The channels on the grid of `archive`, with what is other there."""
-        if unknown := [name for name in others if name not in self.channels.declared]:
-            there = ", ".join(self.channels.declared) or "none"
-            raise ValueError(
-                f"data.more: channels {', '.join(unknown)} of {archive.path} are not declared; there are {there}."
-            )
-        if not self.channels.read_any:
-            return None
-        declared: dict[str, Any] = {**self.channels.declared}
-        own = {name: replace(channel, **others.get(name, {})) for name, channel in declared.items()}
-        return Channels(own).bind(Site.of(archive))
 
     def _check_more(self) -> None:
         small = [s.archive for s in self.sources if any(map(lt, s.archive.grid.shape, self.crop))]
