@@ -9,6 +9,8 @@ from jaxtyping import TypeCheckError
 from scipy.ndimage import gaussian_filter
 
 from raincast.baselines import Extrapolation, Persistence
+from raincast.baselines.motion import find_motion
+from raincast.baselines.past import evenly_spaced
 
 both = pytest.mark.parametrize("forecaster", [Persistence(), Extrapolation()])
 
@@ -56,6 +58,37 @@ def test_extrapolation_catches_up_when_the_last_frames_are_missing():
     past[:, -1] = np.nan
     flow = mse(Extrapolation().forecast(past, 3), future)
     assert flow < 0.15 * mse(Persistence().forecast(past, 3), future)
+
+
+@pytest.mark.parametrize(
+    ("missing", "used", "spacing"),
+    [((), [5, 6, 7], 1), ((7,), [4, 5, 6], 1), ((6,), [3, 5, 7], 2), ((5, 6), [1, 4, 7], 3), ((0, 1, 2, 3, 4, 6), [5, 7], 2),
+     ((5,), [6, 7], 1), (range(7), [7], 1), (range(8), [0], 1)],
+)  # fmt: skip
+def test_motion_is_taken_from_evenly_spaced_frames_up_to_the_last(missing, used, spacing):
+    frames = np.zeros((8, 2, 2), np.float32)
+    frames[list(missing)] = np.nan
+    numbers, found = evenly_spaced(frames, 3)
+    assert (numbers.tolist(), found) == (used, spacing)
+
+
+@pytest.mark.parametrize("missing", [[6], [5, 6]])
+def test_motion_over_a_gap_is_that_of_a_step(missing):
+    rain = moving()
+    rain[missing] = np.nan
+    numbers, spacing = evenly_spaced(rain, 3)
+    motion = find_motion(rain[numbers], "lucas_kanade", spacing=spacing)
+    wet = np.zeros((96, 96), bool)
+    wet[25:-25, 25:-25] = rain[-1, 25:-25, 25:-25] > 1
+    assert np.abs(np.median(motion[:, wet], axis=1) - (3, 2)).max() < 0.3
+
+
+def test_extrapolation_crosses_the_gap_before_the_newest_frame():
+    rain = moving(frames=12)
+    past, future = as_batch(rain[:8]).copy(), as_batch(rain[8:])
+    past[:, 6] = np.nan
+    flow = mse(Extrapolation().forecast(past, 4), future)
+    assert flow < 0.15 * mse(Persistence().forecast(past, 4), future)
 
 
 def test_extrapolation_moves_samples_apart():

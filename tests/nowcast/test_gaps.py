@@ -45,8 +45,11 @@ def test_beyond_the_budget_the_rain_moves_on_and_without_motion_it_stays():
     expected = Extrapolation().forecast(rain[None, :, None], 6)[0, :, 0]
     np.testing.assert_array_equal(forecast["rain_rate"].values[:, :-2], expected[:, :-2])
 
+    assert forecast.attrs["frames_used"] == "2026-01-01T00:25, 2026-01-01T00:30, 2026-01-01T00:35"
+
     alone = made(without(frames, 4, 5, 6), frames["time"].values[-1])
     assert alone.attrs["forecast_method"] == "persistence"
+    assert alone.attrs["frames_used"] == "2026-01-01T00:35"
     rain[:3] = np.nan
     expected = Persistence().forecast(rain[None, :, None], 6)[0, :, 0]
     np.testing.assert_array_equal(alone["rain_rate"].values[:, :-2], expected[:, :-2])
@@ -62,7 +65,7 @@ def test_on_large_grids_the_motion_of_blocks_moves_the_pixels(monkeypatch):
     # 4400 × 3800 goes in blocks of 6²
     assert motion.extrapolation_bytes((4400, 3800)) == 4400 * 3800 * motion.MOTION_BYTES / 36
     monkeypatch.setattr(motion, "MOTION_PIXELS", 50)
-    method, blocks = motion.extrapolated(past, 6)
+    method, blocks, _ = motion.extrapolated(past, 6)
     assert method == "extrapolation" and blocks.shape == (*whole.shape[:1], 96, 128)
     # away from the west, where nothing comes in
     inside = (slice(None), slice(0, 94), slice(32, None))
@@ -81,6 +84,22 @@ def test_the_newest_frame_may_not_be_filled_but_moves_on_over_its_gap():
     rain[-1] = np.nan
     expected = Extrapolation().forecast(rain[None, :, None], 6)[0, :, 0]
     np.testing.assert_array_equal(forecast["rain_rate"].values[:, :-2], expected[:, :-2])
+
+
+def test_motion_crosses_the_gap_before_the_newest_frame():
+    frames, made = moving(14, 48, 96), nowcaster(max_missing=0)
+    now = frames["time"].values[7]
+    forecast = made(without(frames, 6), now)
+    assert forecast.attrs["forecast_method"] == "extrapolation"
+    assert forecast.attrs["frames_used"] == "2026-01-01T00:25, 2026-01-01T00:35"
+    # away from the west, where nothing comes in, and from what nobody looks at
+    inside = (slice(None), slice(0, 40), slice(24, None))
+    came, rates = frames["rain_rate"].values[8:14][inside], forecast["rain_rate"].values[inside]
+    error, stays = np.abs(rates - came).mean(), np.abs(frames["rain_rate"].values[7][inside[1:]] - came).mean()
+    assert error < 0.2 * stays, (error, stays)
+    # quality follows the same motion: what comes in from the west is beyond reach
+    away = (forecast["quality_flag"].values & OUTSIDE_REACH) > 0
+    assert away[5, 8:40, :8].mean() > 0.9 and away[5, 8:40, 16:].mean() < 0.1
 
 
 def test_a_frame_without_one_observed_pixel_is_missing():

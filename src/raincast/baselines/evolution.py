@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from raincast.baselines.motion import FAILURES, advect, check_method, find_motion, quiet
-from raincast.baselines.past import Forecast, Past, Rain, check, look_back, persist
+from raincast.baselines.past import Forecast, Past, Rain, check, evenly_spaced, look_back, persist
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,9 @@ class Evolution:
         return np.stack([self._members_of_one(frames, num_steps) for frames in rain[:, :, 0]])
 
     def _members_of_one(self, frames: np.ndarray, num_steps: int) -> np.ndarray:
-        past = look_back(frames, max(self.num_frames, self.motion_frames))
-        motion = find_motion(past.frames[-self.motion_frames :], self.method)
+        past = look_back(frames, self.num_frames)
+        numbers, spacing = evenly_spaced(frames, self.motion_frames)
+        motion = find_motion(frames[numbers], self.method, spacing=spacing)
         if motion is None:
             self._tell("no motion to follow", "persistence")
             return self._repeat(persist(frames, num_steps))

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from raincast.baselines.motion import advect, check_method, find_motion
-from raincast.baselines.past import Forecast, Rain, check, look_back, persist
+from raincast.baselines.past import Forecast, Rain, check, evenly_spaced, look_back, persist
 
 log = logging.getLogger(__name__)
 
@@ -13,8 +13,9 @@ log = logging.getLogger(__name__)
 class Extrapolation:
     """Rain moves on as it did: motion by `method` and semi-Lagrangian advection, both by pysteps.
 
-    Motion is taken from up to `motion_frames` consecutive frames that end at the last frame with an
-    observation; where that frame has gaps, the pixel's last valid observation is moved. Without motion to
+    Motion is taken from up to `motion_frames` frames that end at the last frame with an observation: consecutive
+    ones, or where the one before it is missing, evenly spaced ones over the gap (`evenly_spaced`). Where that last
+    frame has missing pixels, the pixel's last valid observation is moved. Without motion to
     follow (no rain, a single frame, a grid smaller than `SMALLEST_GRID`, nothing to track) the forecast
     is persistence. What flows in from outside the grid is 0.
 
@@ -42,8 +43,9 @@ class Extrapolation:
         return np.stack([self._forecast_one(frames, num_steps) for frames in rain[:, :, 0]])[:, :, None]
 
     def _forecast_one(self, frames: np.ndarray, num_steps: int) -> np.ndarray:
-        past = look_back(frames, self.motion_frames)
-        motion = find_motion(past.frames, self.method)
+        past = look_back(frames, 1)
+        numbers, spacing = evenly_spaced(frames, self.motion_frames)
+        motion = find_motion(frames[numbers], self.method, spacing=spacing)
         if motion is None:
             self._tell()
             return persist(frames, num_steps)

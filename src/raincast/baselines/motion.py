@@ -23,8 +23,11 @@ FAILURES = (ValueError, IndexError, TypeError, ArithmeticError, RuntimeError)
 """What pysteps stops with on rain that it was not made for: too little, too constant, too small."""
 
 
-def find_motion(frames: np.ndarray, method: str) -> np.ndarray | None:
-    """Pixels per step, (2, H, W) with x first, from frames in mm/h; None if there is nothing to track."""
+def find_motion(frames: np.ndarray, method: str, *, spacing: int = 1) -> np.ndarray | None:
+    """Pixels per step, (2, H, W) with x first, from frames in mm/h, `spacing` steps apart.
+
+    None if there is nothing to track.
+    """
     # 0 dBZ is 0.04 mm/h: drizzle below it would only blur the features to be tracked
     dbz = ZR(dry_dbz=0.0).to_dbz(np.where(np.isfinite(frames), frames, np.nan))
     wet = (dbz > 0).any(axis=(1, 2))
@@ -35,7 +38,7 @@ def find_motion(frames: np.ndarray, method: str) -> np.ndarray | None:
             motion: np.ndarray = METHODS[method](dbz)
         except FAILURES:
             return None
-    return motion if np.isfinite(motion).all() and motion.any() else None
+    return motion / spacing if np.isfinite(motion).all() and motion.any() else None
 
 
 def advect(rain: np.ndarray, motion: np.ndarray, num_steps: int) -> np.ndarray:

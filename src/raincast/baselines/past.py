@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float32
 
 Rain = Float32[np.ndarray, "b t c h w"]
@@ -27,11 +28,10 @@ class Persistence:
 class Past:
     """The consecutive frames, (T, H, W) in mm/h, that end at the last one with an observation.
 
-    `frames` has NaN where missing; in `filled` the pixel's last valid observation stands there, 0 where
-    there is none. `age` is how many steps ago the last of them was.
+    In `filled` a missing pixel has its last valid observation, 0 where there is none. `age` is how many steps
+    ago the last of them was.
     """
 
-    frames: np.ndarray
     filled: np.ndarray
     age: int
 
@@ -44,7 +44,25 @@ def look_back(frames: np.ndarray, num_frames: int) -> Past:
     while first > 0 and observed[first - 1] and last - first + 1 < num_frames:
         first -= 1
     window = slice(first, last + 1)
-    return Past(frames[window], fill(frames[: last + 1])[window], len(frames) - 1 - last)
+    return Past(fill(frames[: last + 1])[window], len(frames) - 1 - last)
+
+
+def evenly_spaced(frames: np.ndarray, num_frames: int) -> tuple[npt.NDArray[np.intp], int]:
+    """Which frames show the motion: their numbers, ascending, and the steps from one to the next.
+
+    They end at the last frame with an observation, and are at most `num_frames`. A gap before it is crossed with
+    the smallest step at which another frame was observed; without one, that frame is alone, and the step 1.
+    """
+    observed = np.isfinite(frames).any(axis=(1, 2))
+    if not observed.any():
+        return np.zeros(1, np.intp), 1
+    seen = np.flatnonzero(observed)
+    last = seen[-1]
+    spacing = int(last - seen[-2]) if seen.size > 1 else 1
+    numbers = [last]
+    while len(numbers) < num_frames and numbers[-1] >= spacing and observed[numbers[-1] - spacing]:
+        numbers.append(numbers[-1] - spacing)
+    return np.array(numbers[::-1], np.intp), spacing
 
 
 def check(rain: np.ndarray, num_steps: int) -> None:

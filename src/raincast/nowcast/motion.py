@@ -5,8 +5,9 @@ import numpy.typing as npt
 
 from raincast.archive.codes import bands
 from raincast.baselines.motion import advect, find_motion, quiet
-from raincast.baselines.past import look_back, persist
+from raincast.baselines.past import evenly_spaced, look_back, persist
 from raincast.nowcast.gaps import Past, Rain
+from raincast.nowcast.series import Times
 
 MOTION_PIXELS = 800
 """Pixels along the longer side of the grid on which the motion for an extrapolation is sought, at most."""
@@ -16,19 +17,24 @@ ADVECTION_BYTES = 300
 """a pixel of a grid that is advected as a whole: places, motion and their steps in float64, and the maps twice"""
 
 
-def extrapolated(past: Past, lead_steps: int) -> tuple[str, Rain]:
+MOTION_FRAMES = 3
+
+
+def extrapolated(past: Past, lead_steps: int) -> tuple[str, Rain, Times]:
     """Where gaps are too many for a network: what was seen moves on, or stays where no motion is found.
 
-    The method and the rates, (lead, H, W) in mm/h.
+    The method, the rates, (lead, H, W) in mm/h, and the frames they are made of: those that show the motion,
+    of which the last is the one that moves; or the one that stays.
     """
-    seen = look_back(past.rain, 3)
-    motion, size = coarse_motion(seen.frames, MOTION_PIXELS)
+    numbers, spacing = evenly_spaced(past.rain, MOTION_FRAMES)
+    motion, size = coarse_motion(past.rain[numbers], MOTION_PIXELS, spacing=spacing)
     if motion is None:
-        return "persistence", persist(past.rain, lead_steps)
+        return "persistence", persist(past.rain, lead_steps), past.times[numbers[-1:]]
+    seen = look_back(past.rain, 1)
     num_steps = seen.age + lead_steps
     newest = seen.filled[-1]
     moved = advect(newest, motion, num_steps) if size == 1 else _advect_by_blocks(newest, motion, size, num_steps)
-    return "extrapolation", moved[seen.age :]
+    return "extrapolation", moved[seen.age :], past.times[numbers]
 
 
 def _advect_by_blocks(rain: Rain, motion: npt.NDArray[np.float64], size: int, num_steps: int) -> Rain:
@@ -59,15 +65,16 @@ def extrapolation_bytes(shape: tuple[int, ...]) -> float:
     return shape[0] * shape[1] * (MOTION_BYTES / size**2 + (ADVECTION_BYTES if size == 1 else 0))
 
 
-def coarse_motion(frames: Rain, longest: int) -> tuple[npt.NDArray[np.float64] | None, int]:
-    """The motion in `frames` (T, H, W) on blocks, at most `longest` along a side, and their size in pixels.
+def coarse_motion(frames: Rain, longest: int, *, spacing: int = 1) -> tuple[npt.NDArray[np.float64] | None, int]:
+    """The motion in `frames` (T, H, W), `spacing` steps apart, on blocks, at most `longest` along a side.
 
-    (2, rows, columns), x first, in blocks a step; None where there is nothing to track.
+    (2, rows, columns), x first, in blocks a step, or None where there is nothing to track; and the size of a
+    block in pixels.
     """
     size = _block_size(frames.shape[1:], longest)
     if size > 1:
         frames = np.stack([block_means(frame, size) for frame in frames])
-    return find_motion(frames, "lucas_kanade"), size
+    return find_motion(frames, "lucas_kanade", spacing=spacing), size
 
 
 def _block_size(shape: tuple[int, ...], longest: int) -> int:

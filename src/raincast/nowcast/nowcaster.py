@@ -175,7 +175,7 @@ class Nowcaster:
         past = past_of(frames)
         if past.absent.all():
             raise NoInput(f"All pixels of the frames from {_text(wanted[0])} to {_text(wanted[-1])} are missing.")
-        method, rain, exceedance = self._rates(past, frames)
+        made, rain, exceedance = self._rates(past, frames)
         never = ~np.isfinite(past.rain).any(axis=0)  # nobody ever looked there
         rain[:, never] = np.nan
         exceedance[:, :, never] = np.nan
@@ -185,11 +185,11 @@ class Nowcaster:
             step_minutes=self.step_minutes,
             grid=grid,
             cell_methods=str(frames[schema.RAIN].attrs["cell_methods"]),
-            attrs=self._attrs_of(frames, past, method) | differs,
+            attrs=self._attrs_of(frames, past, made) | differs,
         )
         dataset = with_quality(dataset, quality_flags(past, self.lead_steps, reach=self.reach))
         if self.thresholds:
-            comment = self._calibrated_on() if method == "network" else None
+            comment = self._calibrated_on() if made["forecast_method"] == "network" else None
             dataset = with_exceedance(dataset, exceedance, self.thresholds, comment=comment)
         return self.products.add_to(dataset, past)
 
@@ -201,21 +201,23 @@ class Nowcaster:
         """The network's probabilities, (B, num_steps, K, H, W)."""
         return self.forecaster.forecast_with_exceedance(rain, num_steps, thresholds)[1]
 
-    def _rates(self, past: Past, frames: xr.Dataset) -> tuple[str, Rain, Rain]:
-        """How the forecast was made, its rates (lead, H, W) and probabilities (lead, K, H, W)."""
+    def _rates(self, past: Past, frames: xr.Dataset) -> tuple[dict[str, str], Rain, Rain]:
+        """What the file says of how it was made, the rates (lead, H, W) and probabilities (lead, K, H, W)."""
         if past.dry and self.channels is None:  # where no rain is, a weather model may know of some
-            method, rain = "dry", np.zeros((self.lead_steps, *past.rain.shape[1:]), np.float32)
+            made = {"forecast_method": "dry"}
+            rain = np.zeros((self.lead_steps, *past.rain.shape[1:]), np.float32)
         elif past.fits(self.max_missing):
-            return "network", *self._by_network(past.filled(), self._beside(frames))
+            return {"forecast_method": "network"}, *self._by_network(past.filled(), self._beside(frames))
         else:
-            method, rain = extrapolated(past, self.lead_steps)
+            method, rain, used = extrapolated(past, self.lead_steps)
+            made = {"forecast_method": method, "frames_used": ", ".join(map(_text, used))}
             log.warning(
                 "%d of the %d input frames are missing%s: the forecast is %s.",
                 past.num_absent, past.absent.size, ", the newest too" if past.absent[-1] else "", method,
             )  # fmt: skip
         reached = [(rain >= threshold).astype(np.float32) for threshold in self.thresholds]
         return (
-            method,
+            made,
             rain,
             np.stack(reached, axis=1) if reached else np.empty((len(rain), 0, *rain.shape[1:]), np.float32),
         )
@@ -253,15 +255,15 @@ class Nowcaster:
         on = calibration.fitted_on
         return f"calibrated by isotonic regression on {on['num_windows']} validation windows of {on['archive']}"
 
-    def _attrs_of(self, frames: xr.Dataset, past: Past, method: str) -> dict[str, Any]:
+    def _attrs_of(self, frames: xr.Dataset, past: Past, made: dict[str, str]) -> dict[str, Any]:
         kept = {key: frames.attrs[key] for key in KEPT_ATTRS if key in frames.attrs}
         own = {
-            "forecast_method": method,
+            **made,
             "missing_input_frames": ", ".join(_text(time) for time in past.times[past.absent]) or "none",
             "input_sha256": _digest(past.rain),
             "input_source": str(frames.attrs.get("source", "unknown")),
         }
-        if method == "network" and (tiling := self.memory.last):
+        if made["forecast_method"] == "network" and (tiling := self.memory.last):
             own["tiles"] = tiling
         return kept | self.attrs | own
 

@@ -4,8 +4,9 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.baselines.motion import advect
-from raincast.nowcast.gaps import Past, Rain
-from raincast.nowcast.motion import block_means, coarse_motion
+from raincast.baselines.past import evenly_spaced
+from raincast.nowcast.gaps import Past
+from raincast.nowcast.motion import MOTION_FRAMES, block_means, coarse_motion
 from raincast.output.forecast_dataset import FILLED, MISSING, OUTSIDE_REACH
 
 COARSE_PIXELS = 200
@@ -30,7 +31,8 @@ def quality_flags(past: Past, lead_steps: int, *, reach: bool = True) -> npt.NDA
 
 def _outside_reach(past: Past, seen: npt.NDArray[np.bool_], lead_steps: int) -> npt.NDArray[np.bool_]:
     """(lead, H, W), or (1, 1, 1) where there is no motion."""
-    motion, size = coarse_motion(_newest(past), COARSE_PIXELS)
+    numbers, spacing = evenly_spaced(past.rain, MOTION_FRAMES)
+    motion, size = coarse_motion(past.rain[numbers], COARSE_PIXELS, spacing=spacing)
     if motion is None:
         return np.zeros((1, 1, 1), np.bool_)
     coarse = block_means(seen.astype(np.float32), size)
@@ -38,12 +40,3 @@ def _outside_reach(past: Past, seen: npt.NDArray[np.bool_], lead_steps: int) -> 
     away = (advect(coarse, motion, lead_steps) < 0.5) & (coarse >= 0.5)
     H, W = seen.shape
     return away.repeat(size, axis=1).repeat(size, axis=2)[:, :H, :W] & seen
-
-
-def _newest(past: Past) -> Rain:
-    """Up to three consecutive frames that end at the newest there is."""
-    last = int(np.flatnonzero(~past.absent)[-1])
-    first = last
-    while first > max(0, last - 2) and not past.absent[first - 1]:
-        first -= 1
-    return past.rain[first : last + 1]
