@@ -1,5 +1,6 @@
 """Archives on disk: codes, parts, foreign files, other processes."""
 
+import dataclasses
 import pickle
 import tracemalloc
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from raincast import schema
 from raincast.archive import CODE_MM_H, MAX_RATE, Archive, PartWriter, archive_files, write_part
-from raincast.schema import mock_archive
+from raincast.schema import mock_archive, mock_grid
 
 RAIN = schema.RAIN
 
@@ -330,6 +331,20 @@ def test_parts_in_our_codes_are_read_by_netcdf4_and_keep_little_unpacked(tmp_pat
         file = part.codes.files.acquire()
         assert file.variables[schema.RAIN].get_var_chunk_cache()[0] == most
         part.codes.files.close()
+
+
+def test_what_is_kept_unpacked_is_half_a_gib_at_most(parts):
+    archive, rain = parts
+    assert archive.unpacked_bytes == rain.size * 2
+    days = {
+        number: dataclasses.replace(
+            archive, parts=archive.parts[:1] * number, times=np.empty(number * 288), grid=mock_grid(700, 700)
+        )
+        for number in (1, 4, 365)
+    }
+    assert [days[number].unpacked_bytes for number in days] == [2**26, 2**28, 2**29]
+    # of other encodings each open file keeps HDF5's own 64 MiB
+    assert dataclasses.replace(days[365], coded=False).unpacked_bytes == 128 * 2**26
 
 
 class NumOpen(Reads):

@@ -14,6 +14,7 @@ import xarray as xr
 from filelock import FileLock
 from nowcast.standing import Standing, moving, nowcaster
 
+from raincast.archive import Archive, write_part
 from raincast.nowcast import (
     Nowcaster,
     Outputs,
@@ -25,7 +26,8 @@ from raincast.nowcast import (
     grid_of,
     parallel,
 )
-from raincast.schema import RAIN, rain_dataset
+from raincast.nowcast.series import ArchiveSeries
+from raincast.schema import RAIN, mock_archive, rain_dataset
 
 TIMES = np.datetime64("2026-01-01T00:00", "ns") + np.arange(16) * np.timedelta64(5, "m")
 DUE = TIMES[3:]
@@ -36,6 +38,7 @@ class Moody:
     """Moving rain; what touches the frame `BAD` is an error."""
 
     step_minutes = 5.0
+    kept_bytes = 0
     times = TIMES
 
     def __init__(self) -> None:
@@ -160,6 +163,24 @@ def test_processes_share_the_memory_and_no_tile_is_smaller_than_of_one(caplog: p
     assert count(work(Path(), gib=each * 3 + 0.51), workers=2) == 2
     assert count(work(Path(), gib=0.1), workers=8) == 1
     assert count(work(Path(), gib=0.1, devices=("cuda:0", "cuda:1")), workers=None) == 2
+
+
+def test_what_an_archive_keeps_unpacked_counts_for_every_process(tmp_path: Path) -> None:
+    write_part(mock_archive(12, 64, 64), tmp_path / "a.nc")
+    write_part(mock_archive(12, 64, 64, start="2026-01-02T00:00"), tmp_path / "b.nc")
+    series = ArchiveSeries(Archive.open(tmp_path))
+    assert series.kept_bytes == 2 * 12 * 64 * 64 * 2  # all of it in codes, as it is small
+    made = make("cpu", None)
+    without = made.memory.in_one_pass(Standing(), (64, 64), made.lead_steps, 0)
+    made.frames(series, "latest", source="a mock archive")
+    kept = made.memory.in_one_pass(Standing(), (64, 64), made.lead_steps, 0) - without
+    assert kept * 2**30 == pytest.approx(series.kept_bytes)
+    # and tiles are chosen within what is left
+    made.memory.gib = without + kept / 2
+    with pytest.raises(ValueError, match="tile by tile"):
+        made.memory.tiling(Standing(), (64, 64), made.lead_steps, 0)
+    made.memory.kept_bytes = 0
+    assert made.memory.tiling(Standing(), (64, 64), made.lead_steps, 0) is None
 
 
 def test_every_gpu_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:

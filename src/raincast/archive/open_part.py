@@ -116,7 +116,7 @@ class RawVariable:
     @classmethod
     def of(cls, path: Path, variable: str, num_parts: int) -> "RawVariable":
         """Of one of `num_parts` files, which together keep at most `UNPACKED_BYTES` unpacked."""
-        most = min(UNPACKED_BYTES_OF_FILE, UNPACKED_BYTES // min(num_parts, MOST_OPEN))
+        most = unpacked_bytes_of_file(num_parts)
         return cls(CachingFileManager(_open_raw, str(path), variable, most, lock=NETCDF4_PYTHON_LOCK), variable)
 
     def read(self, *index: slice | int) -> npt.NDArray[Any]:
@@ -125,6 +125,11 @@ class RawVariable:
             file = self.files.acquire(needs_lock=False)
             found: npt.NDArray[Any] = file.variables[self.variable][index]
         return found
+
+
+def unpacked_bytes_of_file(num_parts: int) -> int:
+    """What is kept unpacked of each file, one of `num_parts` of its archive."""
+    return min(UNPACKED_BYTES_OF_FILE, UNPACKED_BYTES // min(num_parts, MOST_OPEN))
 
 
 def _open_raw(path: str, variable: str, most: int) -> Any:

@@ -1,6 +1,7 @@
 """`Archive`: the files of an archive as one series of frames, read by window, without dask."""
 
 import hashlib
+import math
 import os
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.head import archive_files, check_fits, read_coverage, read_head
-from raincast.archive.open_part import OpenPart
+from raincast.archive.head import archive_files, check_fits, engine_of, read_coverage, read_head
+from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
 from raincast.schema import Grid
 
 
@@ -110,6 +111,14 @@ class Archive:
         masks = [read_coverage(part.path) for part in self.parts]
         seen = [mask for mask in masks if mask is not None]
         return np.logical_or.reduce(seen) if len(seen) == len(masks) else None
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What HDF5 keeps unpacked of it in a process that has read all of it, but for the edges of chunks."""
+        parts = [part for part in self.parts if engine_of(part.path) != "zarr"]
+        of_file = unpacked_bytes_of_file(len(self.parts)) if self.coded else UNPACKED_BYTES_OF_FILE
+        a_value = 2 if self.coded else 8  # bytes, of foreign ones at most
+        return min(min(len(parts), MOST_OPEN) * of_file, self.num_times * math.prod(self.grid.shape) * a_value)
 
     def read(
         self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)

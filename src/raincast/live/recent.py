@@ -36,6 +36,8 @@ class Frame:
 class RecentFrames:
     """The `most` newest frames, one a time; a `nowcast.Series` of steps of `step_minutes`."""
 
+    kept_bytes = 0
+
     def __init__(self, step_minutes: float, most: int) -> None:
         self.step_minutes = step_minutes
         self.most = most

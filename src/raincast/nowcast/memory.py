@@ -24,7 +24,8 @@ GIB = 2**30
 class Memory:
     """Tiles for grids that do not fit within `gib` (by default half of what is free) in one pass.
 
-    Tiles share `overlap` pixels. `last` says of the last forecast which tiles it was made of.
+    Tiles share `overlap` pixels. `last` says of the last forecast which tiles it was made of. `kept_bytes` is what
+    the series that is forecast from keeps beside.
     """
 
     def __init__(self, gib: float | None = None, *, overlap: int = 192) -> None:
@@ -34,6 +35,7 @@ class Memory:
             raise ValueError(f"tile_overlap={overlap}: give pixels, 0 or more.")
         self.gib = gib
         self.overlap = overlap
+        self.kept_bytes = 0
         self.last: str | None = None
         self._known: dict[int, float] = {}
 
@@ -46,7 +48,7 @@ class Memory:
         self.last = None
         device = str(getattr(network, "device", "cpu"))
         per_pixel = self._bytes_per_pixel(network, lead_steps)
-        arrays = _array_bytes(network, shape, lead_steps, num_thresholds)
+        arrays = _array_bytes(network, shape, lead_steps, num_thresholds) + self.kept_bytes
         on_host = device == "cpu"
         available = (self.gib or free_gib(device) / 2) * GIB - (arrays if on_host else 0)
         if per_pixel * H * W <= available:
@@ -72,11 +74,12 @@ class Memory:
     def in_one_pass(self, network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
         """GiB that a process takes which forecasts a grid of `shape` (H, W) on the CPU without tiles.
 
-        Those of the network, or of the extrapolation where frames are missing.
+        Those of the network, or of the extrapolation where frames are missing, with what the series keeps.
         """
         by_network = self._bytes_per_pixel(network, lead_steps) * shape[0] * shape[1]
         most = max(by_network, extrapolation_bytes(shape))
-        return (most + _array_bytes(network, shape, lead_steps, num_thresholds)) / GIB
+        arrays = _array_bytes(network, shape, lead_steps, num_thresholds)
+        return (most + arrays + self.kept_bytes) / GIB
 
     def _bytes_per_pixel(self, network: Any, lead_steps: int) -> float:
         if lead_steps not in self._known:

@@ -134,6 +134,7 @@ class Nowcaster:
         not; `source` is the series' name.
         """
         fit.check_step(series.step_minutes, self.step_minutes, source)
+        self.memory.kept_bytes = series.kept_bytes
         times = series.times
         wanted = self.wanted_times(times, init_time)
         there = np.intersect1d(wanted, times)

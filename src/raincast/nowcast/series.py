@@ -32,6 +32,11 @@ class Series(Protocol):
         """Time between frames; ValueError where it cannot be told."""
         ...
 
+    @property
+    def kept_bytes(self) -> int:
+        """What stays in memory of frames that were read, but for those that the next forecast needs."""
+        ...
+
     def read(self, wanted: Times) -> xr.Dataset:
         """The frames at `wanted`, which all have to be there, as `schema.rain_dataset` makes them.
 
@@ -66,6 +71,11 @@ class ArchiveSeries:
         """Time between frames."""
         return self.archive.step_minutes
 
+    @property
+    def kept_bytes(self) -> int:
+        """What HDF5 keeps unpacked."""
+        return self.archive.unpacked_bytes
+
     def read(self, wanted: Times) -> xr.Dataset:
         """The frames at `wanted`, ascending, which are read together with what lies between them."""
         first = int(np.searchsorted(self.times, wanted[0]))
@@ -82,6 +92,8 @@ class FileSeries:
     Those of the last `read` are kept, since the next forecast of a range needs most of them again. A file that
     cannot be read is left out with a warning, so that its frames are missing; where none can, its error is raised.
     """
+
+    kept_bytes = 0
 
     def __init__(self, reader: Reader, files: list[Path]) -> None:
         self.reader = reader
