@@ -17,6 +17,8 @@ import test_meteonet
 import test_mrms
 import test_nimrod
 import test_odim
+import test_odim_services
+import test_opera_tiff
 import test_radolan
 import test_sevir
 import yaml
@@ -34,6 +36,7 @@ from raincast.ingest.readers.meteonet import MeteoNet
 from raincast.ingest.readers.mrms import MRMS
 from raincast.ingest.readers.nimrod import NIMROD
 from raincast.ingest.readers.odim import ODIM
+from raincast.ingest.readers.opera_tiff import OperaTiff
 from raincast.ingest.readers.plugin import Plugin
 from raincast.ingest.readers.polar import Polar
 from raincast.ingest.readers.radolan import RADOLAN
@@ -52,6 +55,7 @@ READERS: dict[str, Reader] = {
     "bom": BoM(),
     "sevir": SEVIR(),
     "meteonet": MeteoNet(),
+    "opera_tiff": OperaTiff(),
     "plugin": Plugin(),
     "geotiff": GeoTIFF(),
     "cf": CF(),
@@ -82,10 +86,12 @@ WRITERS: list[tuple[str, Callable[[Path], Path]]] = [
     ("polar", lambda path: write_nexrad(path, zipped=True)),
     ("polar", write_cfradial),
     ("odim", test_odim.write),
+    ("odim", test_odim_services.write_tar),
     ("mch_gif", test_mch_gif.write),
     ("fmi", test_fmi.write_pgm),
     ("fmi", lambda path: test_fmi.write_pgm(path, zipped=True)),
     ("fmi", test_fmi.write_tiff),
+    ("opera_tiff", test_opera_tiff.write),
     ("geotiff", test_geotiff.write),
     ("mrms", test_mrms.write),
     ("radolan", test_radolan.write),

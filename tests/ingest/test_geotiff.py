@@ -44,6 +44,13 @@ def read(path: Path, quantity: str = "rate", **settings: Any) -> np.ndarray:
     return values[0]
 
 
+def test_undetected_may_be_nan(tmp_path: Path) -> None:
+    """As in OPERA's: what nobody looked at is a number, and no echo is NaN."""
+    path = write(tmp_path / NAME, np.float32([[-9999000, np.nan, 2.5]]), nodata=-9999000)
+    np.testing.assert_array_equal(read(path, undetect=float("nan")), [[np.nan, 0, 2.5]])
+    np.testing.assert_array_equal(read(path), [[np.nan, np.nan, 2.5]])
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_rates_time_and_grid(tmp_path: Path, zipped: bool) -> None:
     path = write(tmp_path / NAME)

@@ -206,8 +206,8 @@ def test_several_datasets_are_frames_or_a_choice(tmp_path: Path) -> None:
 
 
 def test_end_or_nominal_time(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.h5", levels={"dataset1": {"endtime": "010012"}})
-    assert ODIM().scan(path).times[0] == np.datetime64("2024-11-26T01:00:12")
+    path = write(tmp_path / "a.h5", levels={"dataset1": {"endtime": "010500"}})
+    assert ODIM().scan(path).times[0] == np.datetime64("2024-11-26T01:05")
     assert ODIM(valid_time="nominal").scan(path).times[0] == np.datetime64("2024-11-26T01:00")
     with h5py.File(path, "a") as file:
         for name in TIMES:
@@ -217,6 +217,15 @@ def test_end_or_nominal_time(tmp_path: Path) -> None:
         ODIM(valid_time="nominal").scan(write(tmp_path / "b.h5", nominal={}))
     with pytest.raises(ValueError, match="endtime=noon is no time like"):
         ODIM().scan(write(tmp_path / "c.h5", levels={"dataset1": {"endtime": "noon"}}))
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [("010012", "01:00:00"), ("005958", "01:00:00"), ("010230", "01:02:30"), ("010500", "01:05:00")],
+)
+def test_the_second_at_which_a_scan_ended_is_rounded_away(tmp_path: Path, stated: str, expected: str) -> None:
+    path = write(tmp_path / "a.h5", levels={"dataset1": {"endtime": stated}})
+    assert ODIM().scan(path).times[0] == np.datetime64(f"2024-11-26T{expected}")
 
 
 @pytest.mark.parametrize("corners", ["LL UL UR LR", "LL UR", "UL LR"])

@@ -7,11 +7,7 @@ the stated metersperpixel apart. GeoTIFF: Observation time, Quantity, Gain, Offs
 Accumulation time as XML in the tag GDAL_METADATA.
 """
 
-import html
-import io
 import re
-import struct
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,29 +23,15 @@ from raincast.ingest.packed import all_bytes, first_bytes
 from raincast.ingest.projection import crs_in_metres
 from raincast.ingest.raster import open_raster, raster_grid
 from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.tiff_items import TIFF_SIGNATURES, tiff_items
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "FMI PGM or GeoTIFF"
-TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-GDAL_METADATA = 42112  # the TIFF tag
 EARTH_RADIUS = 6_371_288.0  # m
 GAIN, OFFSET = 0.5, -32.0  # dBZ of a grey value
 UNITS = {"dbz": "dBZ", "mm/h": "mm/h", "mm": "mm"}
 _HEADER_BYTES = 8192
-_PIL_DAMAGE = (
-    OSError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ValueError,
-    RuntimeError,
-    EOFError,
-    ArithmeticError,
-    MemoryError,
-    SyntaxError,
-    struct.error,
-)
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ class FMI:
         start = first_bytes(path, _HEADER_BYTES)
         if start.startswith(TIFF_SIGNATURES):
             try:
-                return "Observation time" in _tiff_items(path)
+                return "Observation time" in tiff_items(path)
             except (ValueError, OSError):
                 return False
         return start.startswith(b"P5") and b"obstime" in start
@@ -217,7 +199,7 @@ def _pgm_grid(projection: tuple[str, ...], shape: tuple[int, int]) -> Grid:
 
 
 def _read_tiff(path: Path, *, pixels: bool) -> _Image:
-    said = _tiff_items(path)
+    said = tiff_items(path)
     missing = [name for name in ("Observation time", "Quantity") if name not in said]
     if missing:
         raise ValueError(
@@ -239,30 +221,6 @@ def _read_tiff(path: Path, *, pixels: bool) -> _Image:
             title=said["Quantity"],
             codes=dataset.read(1) if pixels else None,
         )
-
-
-def _tiff_items(path: Path) -> dict[str, str]:
-    """The items of the tag GDAL_METADATA by name, and 'NAME unit' where one has a unit.
-
-    FMI wraps the XML of the items in one item more: GDAL then writes it with its brackets escaped twice.
-    """
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of damaged tags: only one of them counts
-            with Image.open(io.BytesIO(all_bytes(path)), formats=("TIFF",)) as image:
-                text = str(getattr(image, "tag_v2", {}).get(GDAL_METADATA, ""))
-    except (*_PIL_DAMAGE, Image.DecompressionBombError) as error:
-        raise ValueError(f"its TIFF header is damaged: {error or type(error).__name__}") from error
-    items: dict[str, str] = {}
-    for attributes, value in re.findall(r"<Item ([^>]*)>([^<]*)<", html.unescape(html.unescape(text))):
-        pairs = dict(re.findall(r'(\w+)="([^"]*)"', attributes))
-        name = pairs.get("name", "")
-        items[name] = value.strip()
-        if "unit" in pairs:
-            items[f"{name} unit"] = pairs["unit"]
-    return items
 
 
 def _tiff_unit(said: Mapping[str, str]) -> str:

@@ -3,14 +3,11 @@
 Such files do not say what their numbers are, and say when in their names: both are the user's to state.
 """
 
-import gzip
 import re
-import struct
-import zlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +15,11 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.ingest.packed import GZIP_SIGNATURE
 from raincast.ingest.raster import open_raster, raster_grid
-from raincast.ingest.readers import ALL, Head, naming, starts_with
+from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.fmi import FMI
+from raincast.ingest.readers.opera_tiff import OperaTiff
+from raincast.ingest.tiff_items import tiff_directory
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 
@@ -61,8 +59,9 @@ class GeoTIFF:
         _time_pattern(self.time_format)
 
     def recognises(self, path: Path) -> bool:
-        """A TIFF, gzipped or plain, that knows where it lies, and not one of FMI's."""
-        return GEO_KEYS in _tags(path) and not FMI().recognises(path)
+        """A TIFF, gzipped or plain, that knows where it lies, and not one of FMI's or OPERA's."""
+        others = FMI(), OperaTiff()
+        return GEO_KEYS in tiff_directory(path) and not any(reader.recognises(path) for reader in others)
 
     def scan(self, path: Path) -> Head:
         """Time and grid; the format does not state the time between frames."""
@@ -155,8 +154,11 @@ def _grid(dataset: Any) -> Grid:
 
 def _equal(pixels: npt.NDArray[Any], value: float | None) -> npt.NDArray[np.bool_]:
     """Where pixels are `value`, as near as their own type holds it; nowhere for None."""
-    if value is None or np.isnan(value):
-        return np.zeros(pixels.shape, bool)  # NaN pixels are missing without being told
+    if value is None:
+        return np.zeros(pixels.shape, bool)
+    if np.isnan(value):
+        is_nan: npt.NDArray[np.bool_] = np.isnan(pixels)
+        return is_nan
     if pixels.dtype.kind == "f":
         with np.errstate(over="ignore"):
             value = float(pixels.dtype.type(value))
@@ -198,30 +200,3 @@ def _find_times(text: str, time_format: str) -> list[datetime]:
         if times:
             return times if before else times[:1]
     return []
-
-
-def _tags(path: Path) -> set[int]:
-    """The tags of a TIFF's first directory, classic or big; none for other files."""
-    try:
-        with gzip.open(path) if starts_with(path, GZIP_SIGNATURE) else path.open("rb") as file:
-            return _read_tags(file)  # type: ignore[arg-type]
-    except (OSError, EOFError, zlib.error, struct.error, OverflowError, ValueError):
-        return set()
-
-
-def _read_tags(file: IO[bytes]) -> set[int]:
-    """TIFF 6.0 and BigTIFF: byte order, 42 or 43, where the directory begins; its entries begin with their tag."""
-    start = file.read(8)
-    order = {b"II": "<", b"MM": ">"}.get(start[:2])
-    if order is None:
-        return set()
-    (version,) = struct.unpack(order + "H", start[2:4])
-    if version not in (42, 43):
-        return set()
-    big = version == 43
-    (place,) = struct.unpack(order + ("Q" if big else "I"), file.read(8) if big else start[4:])
-    file.seek(place)
-    (number,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
-    size = 20 if big else 12
-    entries = file.read(size * min(number, 4096))
-    return {struct.unpack_from(order + "H", entries, at)[0] for at in range(0, len(entries) - size + 1, size)}

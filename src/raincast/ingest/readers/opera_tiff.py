@@ -1,0 +1,133 @@
+"""OPERA's composites as cloud-optimised GeoTIFF: those of ODIM HDF5, with ODIM's attributes as GDAL's metadata.
+
+Layout, as public readers of EUMETNET's 24 h cache (2026) describe it: band 1 is the quantity that its
+description names (CIRRUS: DBZH, NIMBUS: RATE, ACRR), band 2 its quality; pixels are −9999000 where no radar looks
+and NaN where one saw nothing (`undetect`). The stated corner is half a pixel too far north-west, as if ODIM's were
+the centre of a pixel: OPERA's grid has a corner at 0, 0 and pixels of 1 or 2 km.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.archive.codes import bands
+from raincast.ingest.odim_file import Image, depth_attrs
+from raincast.ingest.packed import first_bytes
+from raincast.ingest.raster import open_raster, raster_grid
+from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers.odim import ACCUMULATION, QUANTITIES
+from raincast.ingest.tiff_items import TIFF_SIGNATURES, tiff_items
+from raincast.schema import Grid
+from raincast.transforms import ZR, accumulation_to_rate
+
+FORMAT = "OPERA GeoTIFF"
+
+
+@dataclass(frozen=True)
+class OperaTiff:
+    """One composite a file, reflectivity, rate or depth → mm/h; conf/source/opera_tiff.yaml has the arguments."""
+
+    step_minutes: float | None = None
+    zr_a: float = 200.0
+    zr_b: float = 1.6
+    source: str = "EUMETNET OPERA"
+
+    def recognises(self, path: Path) -> bool:
+        """A TIFF whose GDAL metadata are those of a composite of OPERA."""
+        if not first_bytes(path, 4).startswith(TIFF_SIGNATURES):
+            return False
+        try:
+            said = tiff_items(path)
+        except (ValueError, OSError):
+            return False
+        return said.get("object") == "COMP" and "OPERA" in said.get("prodname", "")
+
+    def scan(self, path: Path) -> Head:
+        """Time and grid; the format does not state the time between frames."""
+        with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
+            _quantity(dataset)
+            return Head(np.array([_time(dataset, "end")]), _grid(dataset), self.step_minutes)
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """The file's one frame (`frames` may leave none)."""
+        with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
+            quantity, time = _quantity(dataset), _time(dataset, "end")
+            minutes = None
+            if quantity == ACCUMULATION:
+                minutes = float((time - _time(dataset, "start")) / np.timedelta64(1, "m"))
+                if minutes <= 0:
+                    raise ValueError(f"it gathers over {minutes:g} min: no accumulation over a time")
+            step = self.step_minutes or step_minutes or minutes
+            if step is None:
+                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            attrs: dict[str, Any] = {"source": self.source, "title": dataset.tags().get("prodname", quantity)}
+            if QUANTITIES[quantity] == "dBZ":
+                attrs |= {"zr_a": self.zr_a, "zr_b": self.zr_b}
+            return schema.rain_dataset(
+                self._rates(dataset, quantity, minutes)[None][frames],
+                np.array([time])[frames],
+                _grid(dataset),
+                step_minutes=step,
+                cell_methods="time: point" if minutes is None else "time: mean",
+                attrs=attrs | depth_attrs(minutes, step),
+            )
+
+    def _rates(self, dataset: Any, quantity: str, minutes: float | None) -> npt.NDArray[np.float32]:
+        """(H, W) in mm/h, NaN where missing; a few rows at a time, for in float64 an image takes much room."""
+        pixels = dataset.read(1)
+        if pixels.dtype.kind != "f":
+            raise ValueError(f"its pixels are {pixels.dtype}, not floats")
+        nodata, undetect = dataset.nodata, float(_item(dataset, "undetect"))
+        if nodata is None:
+            raise ValueError("it does not say which pixels nobody looked at (GDAL_NODATA)")
+        rates = np.empty(pixels.shape, np.float32)
+        with np.errstate(over="ignore"):  # what is too large to be true is the quality limits' to cut
+            for rows in bands(pixels.shape):
+                part = pixels[rows]
+                values = part.astype(np.float64)
+                if QUANTITIES[quantity] == "dBZ":
+                    values = ZR(self.zr_a, self.zr_b).to_rate(values)
+                elif minutes is not None:
+                    values = accumulation_to_rate(values, minutes)
+                values[np.isnan(part) if np.isnan(undetect) else part == np.asarray(undetect, part.dtype)] = 0.0
+                values[part == np.asarray(nodata, part.dtype)] = np.nan
+                rates[rows] = values
+        return rates
+
+
+def _item(dataset: Any, name: str) -> str:
+    """An item of GDAL's metadata, of the first band or of all."""
+    for tags in (dataset.tags(1), dataset.tags()):
+        if name in tags:
+            return str(tags[name])
+    raise ValueError(f"its metadata have no {name}")
+
+
+def _quantity(dataset: Any) -> str:
+    quantity = str((dataset.descriptions or ("",))[0])
+    if quantity not in QUANTITIES:
+        raise ValueError(f"its first band is {quantity or 'not named'}: read are {', '.join(QUANTITIES)}")
+    return quantity
+
+
+def _time(dataset: Any, which: str) -> np.datetime64:
+    what = {f"{which}{part}": _item(dataset, f"{which}{part}") for part in ("date", "time")}
+    time = Image("band 1", None, what, {}, {}).time(which)
+    assert time is not None
+    return time
+
+
+def _grid(dataset: Any) -> Grid:
+    grid = raster_grid(dataset)
+    axes = []
+    for centres, pixel in ((grid.y, dataset.transform.e), (grid.x, dataset.transform.a)):
+        edge = centres[0] - 0.5 * pixel
+        # where edges lie at halves of a pixel
+        is_shifted = abs((edge / pixel) % 1.0 - 0.5) < 0.1
+        axes.append(np.round(centres + (0.5 * pixel if is_shifted else 0.0)).astype(np.float64))
+    return Grid(y=axes[0], x=axes[1], crs_wkt=grid.crs_wkt)
