@@ -11,6 +11,7 @@ from browser import look_at
 from running import compose_config
 
 from raincast.commands.evaluate import run as evaluate
+from raincast.commands.evaluation_outputs import scores_by
 
 FORECASTERS = ["network", "persistence", "extrapolation"]
 
@@ -70,6 +71,20 @@ def test_the_page_holds_everything_itself(written: Path, tiny_run: Path) -> None
         csi = float(scores["csi"].sel(forecaster="network", threshold=1).mean("lead_time"))
         assert f">{csi:.3f}<" in text
     assert str(written / "calibrated.ckpt") in text and "hidden_channels: 8" in text  # of the config
+
+
+def test_events_and_hours_have_scores_made_of_their_own_sums(written: Path) -> None:
+    with xr.open_dataset(written / "scores.nc") as scores:
+        for dim, prefix in (("event", "sum_"), ("hour", "hourly_")):
+            made = scores_by(scores, dim)
+            hits, misses, false = (
+                scores[f"{prefix}{name}"].sum("lead_time").astype(float)
+                for name in ("hits", "misses", "false_alarms")
+            )
+            xr.testing.assert_allclose(made["csi"], hits / (hits + misses + false))
+            xr.testing.assert_allclose(made["frequency_bias"], (hits + false) / (hits + misses))
+            np.testing.assert_array_equal(made["wet"], (hits + misses).sel(forecaster="network"))
+            assert made["num_windows"].sum() == scores.attrs["num_windows"] and "rmse" in made
 
 
 def test_a_browser_shows_it_without_errors_or_a_network_and_the_slider_moves(

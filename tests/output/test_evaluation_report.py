@@ -9,7 +9,9 @@ import xarray as xr
 from PIL import Image
 
 from raincast.evaluation import SCORES
-from raincast.output.evaluation_report import Evaluation, reliability_curves, write_report
+from raincast.output.evaluation_probabilities import reliability_curves, roc_curves
+from raincast.output.evaluation_report import Evaluation, write_report
+from raincast.output.evaluation_sections import by_figure
 from raincast.output.evaluation_tables import COLUMNS, Column, difference_table
 from raincast.output.event_maps import sprite
 from raincast.output.rain_image import MISSING_CLASS, MapView, rain_classes
@@ -68,6 +70,46 @@ def test_reliability_is_of_what_was_counted() -> None:
     np.testing.assert_allclose(observed[[0, 2]], [1 / 6, 1 / 2])
     np.testing.assert_array_equal(number, [12, 0, 4])
     assert np.isnan(stated[1]) and np.isnan(observed[1])
+
+
+def test_the_roc_is_of_what_was_counted_at_one_lead_time() -> None:
+    data = full()
+    assert list(roc_curves(data, 0)["rain ≥ 1 mm/h"]) == ["network"]  # the other states no probabilities
+    # at each lead 1 of 6 came where 10 % was stated, and 1 of 2 where 90 %: 2 events, 6 others
+    pofd, pod, area = roc_curves(data, 1)["rain ≥ 1 mm/h"]["network"]
+    np.testing.assert_allclose(pofd, [0, 1 / 6, 1 / 6, 1])
+    np.testing.assert_allclose(pod, [0, 1 / 2, 1 / 2, 1])
+    assert area == pytest.approx(1 / 24 + 5 / 6 * 3 / 4)
+    data["sum_probability_events"][:, :, :, 0] = 0
+    assert np.isnan(roc_curves(data, 0)["rain ≥ 1 mm/h"]["network"][2])  # no event, no ROC
+    assert roc_curves(data.sel(forecaster=NAMES[1:]), 0) == {}
+
+
+@pytest.mark.parametrize("dim", ["event", "hour"])
+def test_by_event_and_hour_stand_what_scores_there_are(dim: str, tmp_path: Path) -> None:
+    labels, by = [3, 4, 5], ("forecaster", dim, "threshold")
+    few = xr.Dataset(
+        {"csi": (by, np.full((2, 3, 1), 0.5)), "num_windows": (dim, [4, 2, 0])},
+        coords={"forecaster": NAMES, dim: labels, "threshold": [1.0]},
+    )
+    more = few.assign(
+        frequency_bias=few["csi"] * 3,
+        rmse=few["csi"].isel(threshold=0, drop=True),
+        fss=few["csi"].expand_dims(scale=[1.0, 5.0, 20.0]),
+    )
+    for shown, titles in (
+        (few, ["CSI, rain ≥ 1 mm/h"]),
+        (more, ["CSI, rain ≥ 1 mm/h", "bias, rain ≥ 1 mm/h", "FSS, 5 km, rain ≥ 1 mm/h", "RMSE, mm/h"]),
+    ):
+        figure = by_figure(shown, dim, 1.0)
+        assert [axis.get_title() for axis in figure.axes] == [*titles, ""]
+        assert [bar.get_height() for bar in figure.axes[-1].patches] == [4, 2, 0]
+    evaluation = Evaluation(scores(), 1.0, facts={}, **{f"by_{dim}": more})
+    text = write_report(evaluation, tmp_path / "a.html", title="a").read_text(encoding="utf-8")
+    heading = {"event": "By event", "hour": "By hour of day"}[dim]
+    assert f"<h2>{heading}</h2>" in text
+    one = Evaluation(scores(), 1.0, facts={}, **{f"by_{dim}": more.isel({dim: [0]})})
+    assert "<h2>By" not in write_report(one, tmp_path / "a.html", title="a").read_text(encoding="utf-8")
 
 
 def test_columns_are_scores_and_their_best_is_that_of_the_scores() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from raincast.commands import report
-from raincast.commands.evaluation_outputs import csi_by, write_tables
+from raincast.commands.evaluation_outputs import scores_by, write_tables
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,8 +35,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         scores,
         report.goal_threshold([float(t) for t in scores["threshold"].values]),
         facts={label: facts(own, path) for (label, own), path in zip(each.items(), paths, strict=True)},
-        by_event=csi_by(scores, "event", "sum_"),
-        by_hour=csi_by(scores, "hour", "hourly_") if "hourly_hits" in scores else None,
+        by_event=scores_by(scores, "event"),
+        by_hour=scores_by(scores, "hour") if "hourly_hits" in scores else None,
     )
     files += [
         write_report(evaluation, run_dir / "report.html", title=f"Comparison of {', '.join(each)}"),

@@ -56,7 +56,7 @@ def write_page(
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
     split = str(scores.attrs["split"])
-    by_event = csi_by(scores, "event", "sum_")
+    by_event = scores_by(scores, "event")
     with report.Bar("drawing events") as bar:
         maps = event_maps(by_event.sel(threshold=threshold), forecasters, data, split, bar)
     evaluation = Evaluation(
@@ -64,25 +64,30 @@ def write_page(
         threshold,
         facts=facts(scores, data, checkpoint),
         by_event=by_event,
-        by_hour=csi_by(scores, "hour", "hourly_") if "hourly_hits" in scores else None,
+        by_hour=scores_by(scores, "hour") if "hourly_hits" in scores else None,
         config=str(checkpoint.info["config"]),
         maps=maps,
     )
     return write_report(evaluation, path, title=f"Evaluation on {split} windows of {data.archive.path.name}")
 
 
-def csi_by(scores: "xr.Dataset", dim: str, prefix: str) -> "xr.Dataset":
-    """CSI by (forecaster, `dim`, threshold) over all lead times, `num_windows`, and `wet`, what was observed.
+def scores_by(scores: "xr.Dataset", dim: str) -> "xr.Dataset":
+    """What `AT_A_GLANCE` names, by `dim`, event or hour, over all lead times; `num_windows` and `wet`.
 
-    `wet` (`dim`, threshold) counts the pixels of all windows and lead times that reached the threshold.
+    `wet` (`dim`, threshold) counts the pixels of all windows and lead times that were observed to reach it.
     """
-    hits, misses, false = (
-        scores[f"{prefix}{name}"].sum("lead_time").astype(float) for name in ("hits", "misses", "false_alarms")
+    from raincast.evaluation.groups import GROUPS, finish
+    from raincast.output.evaluation_sections import AT_A_GLANCE
+
+    prefix, windows = {"event": ("sum_", "num_windows"), "hour": ("hourly_", "hourly_num_windows")}[dim]
+    groups = [group for group in GROUPS if AT_A_GLANCE.keys() & group.scores.keys()]
+    names = [f"{prefix}{name}" for group in groups for name in group.names()]
+    sums = scores[[name for name in names if name in scores]].sum("lead_time")
+    made = finish(sums, prefix=prefix)
+    wet = sums[f"{prefix}hits"] + sums[f"{prefix}misses"]
+    return made[[name for name in AT_A_GLANCE if name in made]].assign(
+        num_windows=scores[windows], wet=wet.isel(forecaster=0, drop=True).astype(float)
     )
-    total = hits + misses + false
-    found = (hits / total.where(total > 0)).to_dataset(name="csi")
-    windows = {"event": "num_windows", "hour": "hourly_num_windows"}[dim]
-    return found.assign(num_windows=scores[windows], wet=(hits + misses).isel(forecaster=0, drop=True))
 
 
 def event_maps(
