@@ -118,7 +118,7 @@ def _curves(result: "SweepResult") -> Figure:
 def _importance(result: "SweepResult") -> Figure:
     found = {goal: shares for goal, shares in result.importance.items() if shares}
     names = sorted(result.param_names(), key=lambda name: next(iter(found.values())).get(name, 0.0))
-    figure, (axes,) = _figure(9.0, 0.7 + 0.22 * len(names) * len(found) + 0.12 * len(names), 1)
+    figure, (axes,) = _figure(9.0, 1.0 + 0.22 * len(names) * len(found) + 0.12 * len(names), 1)
     height = 0.8 / len(found)
     for index, (goal, shares) in enumerate(found.items()):
         places = [place + height * (len(found) / 2 - index - 0.5) for place in range(len(names))]
@@ -126,7 +126,7 @@ def _importance(result: "SweepResult") -> Figure:
         axes.barh(places, [shares.get(name, 0.0) for name in names], height, color=colour, label=goal)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel("share of what tells the best trials from the others (PED-ANOVA)", fontsize=9)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)  # within, it would lie on bars
     axes.tick_params(labelsize=8)
     return figure
 
