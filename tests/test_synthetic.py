@@ -14,6 +14,8 @@ import xarray as xr
 from raincast import schema, synthetic
 from raincast.archive import Archive
 from raincast.synthetic import build_builtin_archive
+from raincast.synthetic.fields import Drift, Flow, rain_fields
+from raincast.synthetic.weather import draw_weather
 
 SMALL = {"num_days": 3, "frames_per_day": 36, "size": 32}
 
@@ -112,7 +114,7 @@ def test_a_day_does_not_depend_on_how_many_there_are(small, tmp_path):
 
 
 def test_days_differ_in_weather():
-    weathers = [synthetic._draw_weather(day, 0, np.random.default_rng(day)) for day in range(8)]
+    weathers = [draw_weather(day, 0, np.random.default_rng(day)) for day in range(8)]
     assert np.ptp([w.convective for w in weathers]) > 0.6
     assert np.ptp([w.heading_deg for w in weathers]) > 90
     assert len({w.speed_km_h for w in weathers}) == 8
@@ -212,9 +214,9 @@ def test_rain_moves_with_the_steering_flow():
     """36 km/h towards 30° north of east are 2.6 columns and −1.5 rows in five minutes."""
     rng = np.random.default_rng(0)
     weather = dataclasses.replace(
-        synthetic._draw_weather(0, 0, rng), heading_deg=30.0, turn_deg=0.0, speed_km_h=36.0, eddy_km_h=0.0
+        draw_weather(0, 0, rng), heading_deg=30.0, turn_deg=0.0, speed_km_h=36.0, eddy_km_h=0.0
     )
-    fields = np.stack(list(synthetic._fields(weather, 64, 12, 5 / 60, rng)))
+    fields = np.stack(list(rain_fields(weather, 64, 12, 5 / 60, rng)))
     shifts = [(0, 0), (-1, 3), (-2, 3), (1, -3), (2, 3), (-2, -3)]
     correlation = {
         (dy, dx): np.mean(
@@ -231,15 +233,17 @@ def test_rain_moves_with_the_steering_flow():
 
 def test_rain_grows_up_the_ridge_and_fades_in_the_lee(monkeypatch):
     """The same day with and without the ridge: what a network can learn and extrapolation cannot know."""
-    calm = synthetic._draw_weather(0, 0, np.random.default_rng(0))
+    calm = draw_weather(0, 0, np.random.default_rng(0))
     westerly = dataclasses.replace(calm, heading_deg=0.0, turn_deg=0.0, speed_km_h=30.0, eddy_km_h=3.0)
 
     def mean_field() -> np.ndarray:
-        fields = synthetic._fields(westerly, 96, 24, 5 / 60, np.random.default_rng(0))
+        fields = rain_fields(westerly, 96, 24, 5 / 60, np.random.default_rng(0))
         return np.mean(list(fields), axis=0)
 
     with_ridge = mean_field()
-    monkeypatch.setattr(synthetic, "_ridge", lambda torus: np.zeros((torus, torus), np.float32))
+    monkeypatch.setattr(
+        "raincast.synthetic.fields.ridge_height", lambda torus: np.zeros((torus, torus), np.float32)
+    )
     gain = (with_ridge - mean_field()).mean(0)
     crest = int(gain.argmax())
     assert gain[crest] > 0.3
@@ -249,9 +253,9 @@ def test_rain_grows_up_the_ridge_and_fades_in_the_lee(monkeypatch):
 def test_field_keeps_its_variance_while_it_drifts():
     """Advection by splines smooths; the renewal must make up for it, or the rain would fade out in hours."""
     rng = np.random.default_rng(1)
-    weather = synthetic._draw_weather(1, 0, rng)
-    drift = synthetic._Drift(weather, 160, 5 / 60, rng)
-    flow = synthetic._Flow.draw(weather, 160, rng)
+    weather = draw_weather(1, 0, rng)
+    drift = Drift(weather, 160, 5 / 60, rng)
+    flow = Flow.draw(weather, 160, rng)
     still = np.zeros((160, 160), np.float32)
     fine = [np.diff(drift.step(flow.velocity(n / 12), still)).std() for n in range(100)]
     # the fine structure, as differences between neighbours, at the end against the beginning

@@ -1,0 +1,162 @@
+"""Fields of rain that drift with a flow, fade and are renewed, over a ridge: the higher, the more rain."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from raincast.synthetic.cells import Cells
+from raincast.synthetic.weather import Floats, Weather
+
+EDDY_WAVES = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, -2))  # to the torus, over rows and columns
+MARGIN_KM = 128  # the fields live on a torus this much wider than the grid: what leaves comes back as new rain
+SPIN_UP_HOURS = 1.5  # until the ridge has left its mark on the rain
+LIFE_POWER = 1.25  # how the life of a structure grows with its length
+LIFE_KM = 32  # the length whose life a day's weather states
+
+
+def rain_fields(
+    weather: Weather, size: int, num_frames: int, step_hours: float, rng: np.random.Generator
+) -> Iterator[Floats]:
+    """The day's fields over the grid, (size, size) each, without unit: the higher, the more rain."""
+    from scipy.fft import next_fast_len
+
+    torus = next_fast_len(size + MARGIN_KM, real=True)
+    first = (torus - size) // 2
+    window = slice(first, first + size)
+    flow = Flow.draw(weather, torus, rng)
+    drift = Drift(weather, torus, step_hours, rng)
+    cells = Cells(weather, torus, step_hours, rng)
+    ridge = ridge_height(torus)
+    for number in range(-round(SPIN_UP_HOURS / step_hours), num_frames):
+        hours = number * step_hours
+        velocity = flow.velocity(hours)
+        lift = _lift(ridge, velocity)
+        field = drift.step(velocity, lift)
+        cells.step(velocity, field, hours)
+        if number >= 0:
+            yield field[window, window] + cells.draw(window)
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A smooth flow on the torus: a translation that turns, and slow eddies without divergence."""
+
+    weather: Weather
+    torus: int
+    phases: npt.NDArray[np.float64]
+
+    @classmethod
+    def draw(cls, weather: Weather, torus: int, rng: np.random.Generator) -> "Flow":
+        """With eddies that start at random."""
+        return cls(weather, torus, rng.uniform(0, 2 * np.pi, len(EDDY_WAVES)))
+
+    def steering(self, hours: float) -> tuple[float, float]:
+        """The translation towards rising rows and columns, km/h."""
+        weather = self.weather
+        angle = np.deg2rad(weather.heading_deg + weather.turn_deg * (hours / 24 + 0.1 * np.sin(hours * 0.7)))
+        speed = weather.speed_km_h * (1 + 0.15 * np.sin(hours * 0.45 + self.phases[0]))
+        return float(-speed * np.sin(angle)), float(speed * np.cos(angle))
+
+    def velocity(self, hours: float) -> Floats:
+        """Towards rising rows and columns, km/h: (2, torus, torus)."""
+        place = 2 * np.pi * np.arange(self.torus) / self.torus
+        wave_y, wave_x = np.array(EDDY_WAVES).T[:, :, None]
+        along_y = wave_y * place + self.phases[:, None] + 0.3 * hours
+        along_x = wave_x * place
+        # cos(a + b) = cos a cos b − sin a sin b: all waves in one matrix product
+        rows = np.concatenate([np.cos(along_y), -np.sin(along_y)])
+        columns = np.concatenate([np.cos(along_x), np.sin(along_x)]).astype(np.float32)
+        speed = self.weather.eddy_km_h / (wave_y**2 + wave_x**2)
+        velocity = np.empty((2, self.torus, self.torus), np.float32)
+        # the curl of a stream function: along the crests
+        for axis, (mean, across) in enumerate(zip(self.steering(hours), (wave_x, -wave_y), strict=True)):
+            weights = np.concatenate([across * speed] * 2)
+            velocity[axis] = mean + (rows * weights).astype(np.float32).T @ columns
+        return velocity
+
+
+def ridge_height(torus: int) -> Floats:
+    """The height of a ridge through the middle of the grid, 0 to 1, (torus, torus)."""
+    rows, columns = np.mgrid[:torus, :torus]
+    turn = 2 * np.pi * rows / torus
+    crest = torus * 0.53 + 14 * np.sin(turn + 1) + 5 * np.sin(3 * turn)
+    height = 0.7 + 0.3 * np.sin(2 * turn + 2)
+    return np.asarray(height * np.exp(-0.5 * ((columns - crest) / 11) ** 2), np.float32)
+
+
+def _lift(ridge: Floats, velocity: Floats) -> Floats:
+    """What climbing adds to the field an hour.
+
+    More is lost in the lee than was gained, and comes back later: a rain shadow.
+    """
+    slope = [(np.roll(ridge, -1, axis) - np.roll(ridge, 1, axis)) / 2 for axis in (0, 1)]
+    climb = velocity[0] * slope[0] + velocity[1] * slope[1]
+    return np.asarray(np.where(climb > 0, 0.8, 1.0) * climb, np.float32)
+
+
+class Drift:
+    """A Gaussian field of unit variance that drifts while its scales fade and are renewed.
+
+    Each step is z ← ρ(k) · advected z + √(1 − ρ²) · new noise, in Fourier space, where the shift is by cubic
+    splines. ρ(k) falls with the wavenumber: large structures live for hours, small ones for minutes.
+    """
+
+    def __init__(self, weather: Weather, torus: int, step_hours: float, rng: np.random.Generator) -> None:
+        self.torus, self.step_hours, self.rng = torus, step_hours, rng
+        self.places = np.mgrid[:torus, :torus].astype(np.float32)
+        ky, kx = np.fft.fftfreq(torus)[:, None], np.fft.rfftfreq(torus)[None, :]
+        spread = _spectrum(weather, ky, kx)
+        wavelength = 1 / np.maximum(np.hypot(ky, kx), 1 / torus)
+        life_hours = weather.life_minutes / 60 * (wavelength / LIFE_KM) ** LIFE_POWER
+        fade = np.exp(-step_hours / life_hours)
+        self.fade = fade.astype(np.float32)
+        self.renew = (np.sqrt(1 - fade**2) * spread).astype(np.float32)
+        # the samples of a cubic B-spline have this transform: dividing by it gives the spline's coefficients
+        self.spline = ((2 + np.cos(2 * np.pi * ky)) * (2 + np.cos(2 * np.pi * kx)) / 9).astype(np.float32)
+        self.spectrum = self._noise() * spread.astype(np.float32)
+
+    def _noise(self) -> npt.NDArray[np.complex64]:
+        from scipy.fft import rfft2
+
+        white = self.rng.standard_normal((self.torus, self.torus), np.float32)
+        return np.asarray(rfft2(white), np.complex64)
+
+    def step(self, velocity: Floats, lift: Floats) -> Floats:
+        """Move by `velocity` (2, torus, torus), km/h, and add `lift` per hour.
+
+        The new field is (torus, torus).
+        """
+        from scipy.fft import irfft2, rfft2
+        from scipy.ndimage import map_coordinates
+
+        shape = (self.torus, self.torus)
+        departure = self.places - velocity * np.float32(self.step_hours)
+        coefficients = irfft2(self.spectrum / self.spline, shape)
+        moved = map_coordinates(
+            coefficients, departure, order=3, mode="grid-wrap", prefilter=False, output=np.float32
+        )
+        moved += lift * np.float32(self.step_hours)
+        self.spectrum = self.fade * rfft2(moved) + self.renew * self._noise()
+        return np.asarray(irfft2(self.spectrum, shape), np.float32)
+
+
+def _spectrum(
+    weather: Weather, ky: npt.NDArray[np.floating], kx: npt.NDArray[np.floating]
+) -> npt.NDArray[np.float64]:
+    """Amplitudes that turn white noise into noise of unit variance whose power is a power law.
+
+    The law levels off beyond the outer scale, and is stretched to bands.
+    """
+    angle = np.deg2rad(weather.band_deg)
+    # rows run south, so that a band towards north-east has rising columns and falling rows
+    along = kx * np.cos(angle) - ky * np.sin(angle)
+    across = kx * np.sin(angle) + ky * np.cos(angle)
+    wavenumber = np.hypot(along * weather.stretch, across / weather.stretch)
+    power = (wavenumber**2 + weather.outer_km**-2.0) ** (-weather.slope / 2)
+    power[0, 0] = 0
+    # rfft keeps half the plane: every column but the first and (even sizes) the last stands for two
+    weights = np.full(kx.shape, 2.0)
+    weights[0, 0] = 1
+    return np.asarray(np.sqrt(power / ((power * weights).sum() / ky.size**2)))
