@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from raincast.losses import BalancedLoss
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
-from raincast.models.summary import NetworkSummary, _Ledger, summarise
+from raincast.models.ledger import Ledger
+from raincast.models.summary import NetworkSummary, summarise
 from raincast.transforms import DbzScaling
 
 SIZES: dict[str, Any] = {"batch_size": 2, "input_steps": 3, "lead_steps": 4, "height": 32, "width": 48}
@@ -131,7 +132,7 @@ def test_the_ledger_of_shapes_is_that_of_real_tensors(make: Any) -> None:
     """The same storages come and go where nothing is computed."""
     # the fast way is left out: on a CPU its point-wise part may be a kernel that allocates nothing
     training = Training(make(functools.partial(ConvLSTM, fast=False)))
-    ledger = _Ledger(blocked=True)
+    ledger = Ledger(blocked=True)
     with ledger:
         training.step()
         training.step()  # begins with the gradients of the first

@@ -1,30 +1,26 @@
 """What a network costs before it is run: layers, shapes, parameters, FLOPs, and the memory of a training step.
 
 Nothing is computed. The network runs once with gradients and once without on PyTorch's meta device, whose
-tensors have a shape and no values. A `_Ledger` sees each tensor's storage come and go, so that memory is the
+tensors have a shape and no values. A `Ledger` sees each tensor's storage come and go, so that memory is the
 sum of what lives at a time, whatever the network is made of.
 """
 
 import contextlib
 import copy
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
+
+from raincast.models.ledger import META, Ledger
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`loss(pred, target, mask)` on (B, T, C, H, W), as in `raincast.losses`."""
 
-BLOCK = 16
-"""Channels that oneDNN keeps side by side (AVX-512): its copies of narrower outputs are that wide."""
-
-_META = torch.device("meta")
 _Shape = tuple[int, ...]
 
 
@@ -169,10 +165,10 @@ def _on_meta(module: nn.Module) -> nn.Module:
     """A copy without values; through the memo of deepcopy, so that none are copied on the way."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
-        like = torch.empty_like(parameter, device=_META)
+        like = torch.empty_like(parameter, device=META)
         memo[id(parameter)] = nn.Parameter(like, requires_grad=parameter.requires_grad)
     for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device=_META)
+        memo[id(buffer)] = torch.empty_like(buffer, device=META)
     return copy.deepcopy(module, memo)
 
 
@@ -191,112 +187,15 @@ def _batch(
     channels, known = int(getattr(net, "in_channels", 1)), int(getattr(net, "future_channels", 0))
     target = (batch_size, lead_steps, 1, height, width)
     return (
-        torch.empty(target, device=_META),
-        torch.empty(target, dtype=torch.bool, device=_META),
-        torch.empty(batch_size, input_steps, channels, height, width, device=_META),
-        *(torch.empty(batch_size, lead_steps, known, height, width, device=_META) for _ in range(known > 0)),
+        torch.empty(target, device=META),
+        torch.empty(target, dtype=torch.bool, device=META),
+        torch.empty(batch_size, input_steps, channels, height, width, device=META),
+        *(torch.empty(batch_size, lead_steps, known, height, width, device=META) for _ in range(known > 0)),
     )
 
 
 def _nbytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
-
-
-class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that operations make, from their making to their end.
-
-    `live` is what exists now and `peak` the most there was, both without what was there before. On a CPU
-    (`blocked`) the work space of a convolution counts while it runs.
-    """
-
-    def __init__(self, *, blocked: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.blocked = blocked
-        self.live = 0
-        self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run the operation; storages of its outputs that are not known yet are new."""
-        for tensor in tree_iter((args, kwargs)):
-            # what an operation is given and nobody made here was there before
-            if isinstance(tensor, Tensor):
-                self._follow(tensor, nbytes=0)
-        made = _laid_out(func, args, func(*args, **(kwargs or {})))
-        for tensor in tree_iter(made):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor, nbytes=tensor.untyped_storage().nbytes())
-        work = _work_space(func, args, made) if self.blocked else 0
-        self.peak = max(self.peak, self.live + work)
-        return made
-
-    def _follow(self, tensor: Tensor, *, nbytes: int) -> None:
-        # a storage keeps one Python object as long as it lives, also where only autograd holds it
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._known:
-            self._known.add(key)
-            self.live += nbytes
-            weakref.finalize(storage, self._forget, key, nbytes)
-
-    def _forget(self, key: int, nbytes: int) -> None:
-        self._known.discard(key)
-        self.live -= nbytes
-
-
-def _laid_out(func: Any, args: Sequence[Any], made: Any) -> Any:
-    """A convolution's result in the layout that it has on a CPU or GPU: the meta device leaves that out."""
-    if func is not torch.ops.aten.convolution.default or made.device != _META:
-        return made
-    last = _channels_last(args[0]) or _channels_last(args[1])
-    return made.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _work_space(func: Any, args: Sequence[Any], made: Any) -> int:
-    """Bytes that oneDNN allocates beside the result, found by watching its allocations (AVX-512).
-
-    Where input or kernel lie with channels last, it copies what lies otherwise, and the kernel once, backward
-    twice. Else it convolves copies of its own layout: forward those of input, kernel and output, then of the
-    output beside the result; a transposed convolution holds its output twice more; backward those of the input
-    and of the output's gradient.
-    """
-    if func is torch.ops.aten.convolution.default:
-        x, weight, transposed = args[0], args[1], args[6]
-        if _channels_last(x) or _channels_last(weight):
-            return _copied(x) + _copied(weight) + int(weight.nbytes)
-        inner = _blocked(made)
-        if transposed:
-            return max(_read(x) + inner, 2 * inner)
-        return max(_read(x) + int(weight.nbytes) + inner - int(made.nbytes), inner)
-    if func is torch.ops.aten.convolution_backward.default:
-        gradient, x, weight = args[:3]
-        if _channels_last(x) or _channels_last(weight):
-            return _copied(x) + _copied(gradient) + _copied(weight) + 2 * int(weight.nbytes)
-        return _read(x) + _blocked(gradient)
-    return 0
-
-
-def _channels_last(x: Tensor) -> bool:
-    # a 1×1 kernel lies both ways, and is taken for the other
-    several = x.ndim == 4 and x.shape[-1] * x.shape[-2] > 1
-    return several and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _copied(x: Tensor) -> int:
-    return 0 if _channels_last(x) else x.nbytes
-
-
-def _read(x: Tensor) -> int:
-    # an input narrower than a block is not widened
-    return x.nbytes if x.shape[1] < BLOCK else _blocked(x)
-
-
-def _blocked(x: Tensor) -> int:
-    """Bytes of (N, C, H, W) with C filled up to whole blocks."""
-    channels = x.shape[1]
-    return x.nbytes // channels * (-(-channels // BLOCK) * BLOCK)
 
 
 @dataclass(frozen=True)
@@ -311,7 +210,7 @@ class _Step:
 def _forecast(net: nn.Module, batch: Sequence[Tensor], *, blocked: bool) -> tuple[int, int]:
     """Peak bytes and FLOPs of a forward pass without gradients."""
     num_steps = batch[0].shape[1]
-    ledger = _Ledger(blocked=blocked)
+    ledger = Ledger(blocked=blocked)
     with torch.no_grad(), ledger, FlopCounterMode(display=False) as flops:
         _run(net, batch, num_steps)
     return ledger.peak, flops.get_total_flops()
@@ -327,7 +226,7 @@ def _training_step(
     net: nn.Module, loss: Loss, batch: Sequence[Tensor], *, blocked: bool
 ) -> tuple[_Step, int, tuple[LayerSummary, ...]]:
     target, mask = batch[:2]
-    ledger = _Ledger(blocked=blocked)
+    ledger = Ledger(blocked=blocked)
     with ledger, FlopCounterMode(display=False) as flops, _watched(net, flops, ledger) as layers:
         # the clones stand for what the transform makes of the batch
         value = loss(_run(net, batch, target.shape[1]), target.clone(), mask)
@@ -338,7 +237,7 @@ def _training_step(
 
 
 @contextlib.contextmanager
-def _watched(net: nn.Module, flops: FlopCounterMode, ledger: _Ledger) -> Iterator[dict[str, LayerSummary]]:
+def _watched(net: nn.Module, flops: FlopCounterMode, ledger: Ledger) -> Iterator[dict[str, LayerSummary]]:
     """The layers of `net`, filled in while it runs forward."""
     layers: dict[str, LayerSummary] = {}
     before: dict[str, tuple[int, int]] = {}
