@@ -1,14 +1,16 @@
 """The point-wise half of a ConvLSTM step, forward and backward, on rows of pixels.
 
 Tensors here are (..., H, W, C), channels last and contiguous. Gates are (B, H, W, 4·hidden) in the order i, f,
-z, o (z is the candidate). Two ways give the same: plain PyTorch, on every device; and on a CPU with a C compiler
-the kernels of `kernels/gates.c`, which read and write each value once. They are compiled at first use (seconds),
-and kept in `$RAINCAST_CACHE` or the user's cache folder for the next process. `RAINCAST_KERNELS=0` does without.
+z, o (z is the candidate). Three ways give the same: plain PyTorch, on every device; and kernels that read and
+write each value once, on a CPU with a C compiler those of `kernels/gates.c`, on a GPU with Triton those of
+`gates_triton`. They are compiled at first use (seconds) and kept for the next process: in `$RAINCAST_CACHE` or the
+user's cache folder, or where Triton keeps its own. `RAINCAST_KERNELS=0` does without.
 """
 
 import ctypes
 import functools
 import hashlib
+import inspect
 import logging
 import os
 import platform
@@ -18,13 +20,15 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from raincast.cache import cache_folder
+from raincast.models.first_use import FirstUse
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +41,44 @@ FLAGS = [
     *("-fopenmp", "-shared", "-fPIC"),
 ]
 
+GPUS = ("cuda",)
+"""Types of device that Triton's kernels are for; their rows are float32 or shorter."""
+
+on_gpus = FirstUse()
+
+P = ParamSpec("P")
+
+
+def _with_kernels(plain: Callable[P, None]) -> Callable[P, None]:
+    """`plain`, or in its place the kernel of its name, which takes the same tensors in the same order."""
+    name, order = plain.__name__, list(inspect.signature(plain).parameters)
+    cell, table = order.index("cell"), order.index("peephole") if "peephole" in order else None
+
+    @functools.wraps(plain)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        tensors: list[Any] = [*args, *map(kwargs.__getitem__, order[len(args) :])]
+        like = tensors[0]
+        if _watched(like):
+            plain(*args, **kwargs)
+        elif like.device.type in GPUS:
+            kernel = _gpu_kernel(name, like)
+            if kernel is None or not on_gpus.runs(kernel, plain, dict(zip(order, tensors, strict=True))):
+                plain(*args, **kwargs)
+        elif (compiled := _kernel(name, like)) is not None:
+            period = 1 if table is None else _period(tensors[table])
+            compiled(*_size(tensors[cell]), period, *map(_pointer, tensors))
+        else:
+            plain(*args, **kwargs)
+
+    return run
+
 
 def cell_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision of cell states: a sum over all steps keeps float32 where the gates are shorter."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+@_with_kernels
 def forward(
     a: Tensor,
     b: Tensor | None,
@@ -59,12 +95,6 @@ def forward(
     Writes the new `cell` and `hidden` and, where they are kept, all `gates` (which may be `a`) or `out_gate`
     alone. `peephole` is (1 or H, 1 or W, 3, hidden) with i, f, o.
     """
-    kernel = _kernel("forward", a)
-    if kernel is not None:
-        kernel(
-            *_size(cell), _period(peephole), *map(_pointer, (a, b, old, peephole, gates, out_gate, cell, hidden))
-        )
-        return
     i, f, z, o = _split(a, b, 4, cell.dtype)
     if peephole is not None and old is not None:
         i, f = i + peephole[..., 0, :] * old, f + peephole[..., 1, :] * old
@@ -81,6 +111,7 @@ def forward(
         out_gate.copy_(o)
 
 
+@_with_kernels
 def regate(
     a: Tensor,
     b: Tensor | None,
@@ -92,10 +123,6 @@ def regate(
     cell: Tensor,
 ) -> None:
     """Gates and cell of a step anew: `a` + `b` are what the convolutions give i, f and z; o was kept."""
-    kernel = _kernel("regate", a)
-    if kernel is not None:
-        kernel(*_size(out_gate), _period(peephole), *map(_pointer, (a, b, old, peephole, out_gate, gates, cell)))
-        return
     i, f, z = _split(a, b, 3, cell.dtype)
     if peephole is not None and old is not None:
         i, f = i + peephole[..., 0, :] * old, f + peephole[..., 1, :] * old
@@ -104,16 +131,14 @@ def regate(
     gates.copy_(torch.cat([i, f, z, out_gate.to(cell.dtype)], dim=-1))
 
 
+@_with_kernels
 def recell(gates: Tensor, old: Tensor | None, *, cell: Tensor) -> None:
     """The cell of a step anew from its gates."""
-    kernel = _kernel("recell", gates)
-    if kernel is not None:
-        kernel(*_size(cell), 1, *map(_pointer, (gates, old, cell)))
-        return
     i, f, z, _ = _split(gates, None, 4, cell.dtype)
     cell.copy_(i * z if old is None else torch.addcmul(i * z, f, old))
 
 
+@_with_kernels
 def backward(
     gates: Tensor,
     old: Tensor | None,
@@ -131,11 +156,6 @@ def backward(
     `dcell` comes in as the gradient of the new cell and leaves as that of the old; `dgates` is written, and
     the peepholes' part is added to `dpeephole` (threads, 3, hidden) in float64, whose sum over threads counts.
     """
-    kernel = _kernel("backward", gates)
-    if kernel is not None:
-        tensors = (gates, old, cell, dh_out, dh_next, dcell, peephole, dpeephole, dgates)
-        kernel(*_size(cell), _period(peephole), *map(_pointer, tensors))
-        return
     i, f, z, o = _split(gates, None, 4, cell.dtype)
     squashed = cell.tanh()
     dh = sum((part.to(cell.dtype) for part in (dh_out, dh_next) if part is not None), torch.zeros_like(cell))
@@ -174,13 +194,34 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _watched(like: Tensor) -> bool:
+    """Whether somebody has to see the operations: tracers, or tensors without memory of their own."""
+    return type(like) is not Tensor or is_in_torch_dispatch_mode()
+
+
 def _kernel(name: str, like: Tensor) -> Callable[..., Any] | None:
     if like.device.type != "cpu" or like.dtype not in PRECISIONS:
         return None
-    # who watches the operations has to see them: tracers, or tensors without memory of their own
-    if type(like) is not Tensor or is_in_torch_dispatch_mode():
-        return None
     return _kernels(PRECISIONS[like.dtype]).get(name)
+
+
+def _gpu_kernel(name: str, like: Tensor) -> Callable[..., None] | None:
+    off = os.environ.get("RAINCAST_KERNELS", "1") == "0"
+    if off or like.dtype == torch.float64 or not like.numel():
+        return None
+    kernels = gpu_kernels()
+    return None if kernels is None else getattr(kernels, name)
+
+
+@functools.cache
+def gpu_kernels() -> ModuleType | None:
+    """The kernels for a GPU; None without Triton, which is said once."""
+    try:
+        from raincast.models import gates_triton
+    except ImportError as error:
+        _say_once(f"ConvLSTM runs on plain PyTorch: its GPU kernels need Triton ({error}).")
+        return None
+    return gates_triton
 
 
 @functools.cache

@@ -249,8 +249,8 @@ INLINE void backward_row(const int has, const stored *restrict gates, const real
 /* dc: the gradient of the new cell, replaced by that of the old; dpeep: `threads` tables of 3 * width to which the
  * peepholes' gradients are added in double, one table a thread, so that their sum has one order (null: not wanted). */
 void raincast_backward(int threads, int64_t pixels, int64_t width, int64_t period, const stored *gates,
-                       const real *old, const real *cell, const stored *dh_out, const stored *dh_next, real *dc,
-                       const real *peep, double *dpeep, stored *dgates) {
+                       const real *old, const real *cell, const stored *dh_out, const stored *dh_next,
+                       const real *peep, real *dc, double *dpeep, stored *dgates) {
   switch ((old ? OLD : 0) | (dh_out ? OUT : 0) | (dh_next ? NEXT : 0) | (peep ? PEEP : 0) |
           (peep && dpeep ? DPEEP : 0)) {
     BACKWARD_HIDDEN(0) BACKWARD_HIDDEN(OLD)

@@ -1,0 +1,103 @@
+"""Kernels in the place of plain functions, once each has given the same on a small random input.
+
+What a GPU makes of a kernel depends on the card, the driver and Triton: where a kernel is not right there, or
+cannot be compiled, raincast has to be right all the same.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Tensors = Mapping[str, Tensor | None]
+
+BATCH, GRID, TABLES = 2, (5, 7), 2
+"""Of the small input: several tiles, the last of them not full."""
+
+FLOAT32_TOLERANCE = 1e-5
+"""As the fast way keeps to the definition; shorter precisions differ by a rounding of their own."""
+
+
+class FirstUse:
+    """Which kernels may run. One that has `failed` ends it for all of them, and is told once."""
+
+    def __init__(self) -> None:
+        self._agreed: set[object] = set()
+        self.failed = False
+
+    def runs(self, kernel: Callable[..., None], plain: Callable[..., None], tensors: Tensors) -> bool:
+        """Calls `kernel` with `tensors`, by their names, if it may; else False, and nothing is written."""
+        if self.failed:
+            return False
+        case = _case(kernel, tensors)
+        if case not in self._agreed:
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                return False  # a graph must not hold the comparison
+            reason = _disagreement(kernel, plain, tensors)
+            if reason:
+                self.failed = True
+                log.warning(f"ConvLSTM runs on plain PyTorch: {kernel.__name__} of its GPU kernels {reason}.")
+                return False
+            self._agreed.add(case)
+        kernel(**tensors)
+        return True
+
+
+def _case(kernel: Callable[..., None], tensors: Tensors) -> object:
+    """What a kernel is compiled for: the tensors there are, their precision and width; the kind of peepholes."""
+    forms = tuple(None if t is None else (t.dtype, t.shape[-1]) for t in tensors.values())
+    table = tensors.get("peephole")
+    device = next(t.device for t in tensors.values() if t is not None)
+    return kernel, device, forms, table is not None and table.shape[:2] == (1, 1)
+
+
+def _disagreement(kernel: Callable[..., None], plain: Callable[..., None], tensors: Tensors) -> str | None:
+    """What is wrong with the kernel; None if nothing is."""
+    expected, found = _small(tensors), _small(tensors)
+    plain(**expected)
+    try:
+        kernel(**found)
+        for name, want in expected.items():
+            if want is not None and (reason := _difference(name, found[name], want)):
+                return reason
+    except Exception as error:  # whatever a compiler, a driver or a card may say
+        return f"failed ({type(error).__name__}: {str(error)[:500]})"
+    return None
+
+
+def _difference(name: str, found: Tensor | None, want: Tensor) -> str | None:
+    assert found is not None
+    if name == "dpeephole":  # of the tables the sum alone counts
+        found, want = found.sum(0), want.sum(0)
+    tolerance = max(FLOAT32_TOLERANCE, 2 * torch.finfo(want.dtype).eps)
+    if torch.allclose(found, want, rtol=tolerance, atol=tolerance):
+        return None
+    worst = (found.double() - want.double()).abs().max().item()
+    return f"gave a {name} up to {worst:.2g} off"
+
+
+def _small(tensors: Tensors) -> dict[str, Tensor | None]:
+    """Random tensors in the same roles, always the same; one that lies in the memory of another does so here."""
+    generator = torch.Generator().manual_seed(0)  # the run's own random numbers go on as they would
+    made: dict[str, Tensor | None] = {}
+    by_memory: dict[int, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            made[name] = None
+        elif tensor.data_ptr() in by_memory:
+            made[name] = by_memory[tensor.data_ptr()]
+        else:
+            values = torch.randn(_shape(name, tensor), generator=generator)
+            made[name] = by_memory[tensor.data_ptr()] = values.to(tensor.device, tensor.dtype)
+    return made
+
+
+def _shape(name: str, tensor: Tensor) -> tuple[int, ...]:
+    if name == "dpeephole":
+        return TABLES, *tensor.shape[1:]
+    if name == "peephole":
+        return (1, 1, *tensor.shape[2:]) if tensor.shape[:2] == (1, 1) else (*GRID, *tensor.shape[2:])
+    return BATCH, *GRID, tensor.shape[-1]

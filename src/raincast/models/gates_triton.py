@@ -1,0 +1,348 @@
+"""`gates` on a GPU: each of its functions as one Triton kernel, which reads and writes each value once.
+
+Rows are float32, bfloat16 or float16, cells float32, and so is the arithmetic: exponentials by the polynomials of
+`kernels/gates.c`, in the place of the hardware's approximations, so that Triton's interpreter on a CPU
+(TRITON_INTERPRET=1) shows what a GPU computes. Needs Triton, which PyTorch's CUDA builds bring along.
+
+A program takes a tile of pixels and channels. Rows are counted in 64 bits. An absent tensor is None, which Triton
+compiles as a case of its own; sizes of images do not compile anew.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 512
+"""Values of a tile: four a thread, or 16 bytes of float32."""
+
+WARPS = 4
+CHANNEL, PIXEL = 1, 2  # peepholes; 0: none
+
+
+def forward(
+    *,
+    a: Tensor,
+    b: Tensor | None,
+    old: Tensor | None,
+    peephole: Tensor | None,
+    gates: Tensor | None,
+    out_gate: Tensor | None,
+    cell: Tensor,
+    hidden: Tensor,
+) -> None:
+    """As `gates.forward`."""
+    tensors = (a, b, old, peephole, gates, out_gate, cell, hidden)
+    _launch(_forward, tensors, cell, PEEPHOLE=_kind(peephole), period=_period(peephole))
+
+
+def regate(
+    *,
+    a: Tensor,
+    b: Tensor | None,
+    old: Tensor | None,
+    peephole: Tensor | None,
+    out_gate: Tensor,
+    gates: Tensor,
+    cell: Tensor,
+) -> None:
+    """As `gates.regate`."""
+    tensors = (a, b, old, peephole, out_gate, gates, cell)
+    _launch(_regate, tensors, cell, PEEPHOLE=_kind(peephole), period=_period(peephole))
+
+
+def recell(*, gates: Tensor, old: Tensor | None, cell: Tensor) -> None:
+    """As `gates.recell`."""
+    _launch(_recell, (gates, old, cell), cell)
+
+
+def backward(
+    *,
+    gates: Tensor,
+    old: Tensor | None,
+    cell: Tensor,
+    dh_out: Tensor | None,
+    dh_next: Tensor | None,
+    peephole: Tensor | None,
+    dcell: Tensor,
+    dpeephole: Tensor | None,
+    dgates: Tensor,
+) -> None:
+    """As `gates.backward`: each program adds to a table of its own, so that the sum has one order."""
+    tensors = (gates, old, cell, dh_out, dh_next, peephole, dcell, dpeephole, dgates)
+    programs = None if dpeephole is None else len(dpeephole)
+    _launch(_backward, tensors, cell, programs, PEEPHOLE=_kind(peephole), period=_period(peephole))
+
+
+def _launch(
+    kernel: Any, tensors: tuple[Tensor | None, ...], cell: Tensor, programs: int | None = None, **others: int
+) -> None:
+    """Over the pixels and channels of `cell`; at most `programs` share out the pixels."""
+    width = cell.shape[-1]
+    pixels = cell.numel() // width
+    if not pixels:
+        return
+    channels = triton.next_power_of_2(width) if width <= 32 else 64 if width % 64 == 0 else 32
+    block = TILE // channels
+    blocks = triton.cdiv(pixels, block)
+    grid = (min(blocks, programs or blocks), triton.cdiv(width, channels))
+    with _on(cell.device):
+        kernel[grid](*tensors, pixels, width, **others, PIXELS=block, CHANNELS=channels, num_warps=WARPS)
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, wherever the tensors are."""
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if elsewhere else nullcontext()
+
+
+def _kind(peephole: Tensor | None) -> int:
+    return 0 if peephole is None else CHANNEL if _period(peephole) == 1 else PIXEL
+
+
+def _period(peephole: Tensor | None) -> int:
+    return 1 if peephole is None else peephole.shape[0] * peephole.shape[1]
+
+
+@triton.jit
+def _exponential(x):
+    """e^x for x <= 0: x = n ln 2 + r, 2^n from the exponent bits, e^r by Cephes' polynomial. NaN goes through."""
+    x = tl.where(x < -87.0, -87.0, x)
+    n = tl.floor(x * 1.44269504088896341 + 0.5)
+    r = x - n * 0.693359375 + n * 2.12194440e-4
+    p = 1.9875691500e-4 * r + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    p = p * (r * r) + r + 1.0
+    power = (n.to(tl.int32) + 127) << 23
+    return p * power.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _sigmoid(x):
+    e = _exponential(-tl.abs(x))
+    return tl.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
+def _tanh(x):
+    """Near 0 the odd polynomial of Cephes (tanhf), for 1 - e^-2|x| would cancel there."""
+    a = tl.abs(x)
+    s = x * x
+    e = _exponential(-2.0 * a)
+    p = -5.70498872745e-3 * s + 2.06390887954e-2
+    p = p * s - 5.37397155531e-2
+    p = p * s + 1.33314422036e-1
+    p = p * s - 3.33332819422e-1
+    t = tl.where(a < 0.625, p * s * a + a, (1.0 - e) / (1.0 + e))
+    return tl.where(x < 0, -t, t)
+
+
+@triton.jit
+def _load(rows, at, mask):
+    return tl.load(rows + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(rows, at, value, mask):
+    tl.store(rows + at, value.to(rows.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _pixels_and_channels(block, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Where a tile lies: a column of pixels and a row of channels."""
+    p = tl.cast(block, tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    return p[:, None], k[None, :]
+
+
+@triton.jit
+def _peepholes(table, p, k, pixels, width, period, PEEPHOLE: tl.constexpr):
+    """Those of i, f and o."""
+    if PEEPHOLE == 1:
+        at, mask = k, k < width
+    else:
+        at, mask = (p % period) * 3 * width + k, (p < pixels) & (k < width)
+    return _load(table, at, mask), _load(table, at + width, mask), _load(table, at + 2 * width, mask)
+
+
+@triton.jit
+def _summed(a, b, at, mask):
+    """What input and state give a gate together."""
+    total = _load(a, at, mask)
+    if b is not None:
+        total += _load(b, at, mask)
+    return total
+
+
+@triton.jit(do_not_specialize=["pixels", "period"])
+def _forward(
+    a,
+    b,
+    old,
+    peephole,
+    gates,
+    out_gate,
+    cell,
+    hidden,
+    pixels,
+    width,
+    period,
+    PEEPHOLE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    p, k = _pixels_and_channels(tl.program_id(0), PIXELS, CHANNELS)
+    mask = (p < pixels) & (k < width)
+    row, wide = p * width + k, p * (4 * width) + k
+    i = _summed(a, b, wide, mask)
+    f = _summed(a, b, wide + width, mask)
+    z = _summed(a, b, wide + 2 * width, mask)
+    o = _summed(a, b, wide + 3 * width, mask)
+    if PEEPHOLE:
+        of_i, of_f, of_o = _peepholes(peephole, p, k, pixels, width, period, PEEPHOLE)
+    if old is not None:
+        before = _load(old, row, mask)
+        if PEEPHOLE:
+            i += of_i * before
+            f += of_f * before
+    i, f, z = _sigmoid(i), _sigmoid(f), _tanh(z)
+    c = i * z
+    if old is not None:
+        c += f * before
+    if PEEPHOLE:
+        o += of_o * c
+    o = _sigmoid(o)
+    _store(cell, row, c, mask)
+    _store(hidden, row, o * _tanh(c), mask)
+    if gates is not None:
+        _store(gates, wide, i, mask)
+        _store(gates, wide + width, f, mask)
+        _store(gates, wide + 2 * width, z, mask)
+        _store(gates, wide + 3 * width, o, mask)
+    if out_gate is not None:
+        _store(out_gate, row, o, mask)
+
+
+@triton.jit(do_not_specialize=["pixels", "period"])
+def _regate(
+    a,
+    b,
+    old,
+    peephole,
+    out_gate,
+    gates,
+    cell,
+    pixels,
+    width,
+    period,
+    PEEPHOLE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    p, k = _pixels_and_channels(tl.program_id(0), PIXELS, CHANNELS)
+    mask = (p < pixels) & (k < width)
+    row, wide, three = p * width + k, p * (4 * width) + k, p * (3 * width) + k
+    i = _summed(a, b, three, mask)
+    f = _summed(a, b, three + width, mask)
+    z = _summed(a, b, three + 2 * width, mask)
+    if old is not None:
+        before = _load(old, row, mask)
+        if PEEPHOLE:
+            of_i, of_f, _ = _peepholes(peephole, p, k, pixels, width, period, PEEPHOLE)
+            i += of_i * before
+            f += of_f * before
+    i, f, z = _sigmoid(i), _sigmoid(f), _tanh(z)
+    c = i * z
+    if old is not None:
+        c += f * before
+    _store(cell, row, c, mask)
+    _store(gates, wide, i, mask)
+    _store(gates, wide + width, f, mask)
+    _store(gates, wide + 2 * width, z, mask)
+    _store(gates, wide + 3 * width, _load(out_gate, row, mask), mask)
+
+
+@triton.jit(do_not_specialize=["pixels"])
+def _recell(gates, old, cell, pixels, width, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    p, k = _pixels_and_channels(tl.program_id(0), PIXELS, CHANNELS)
+    mask = (p < pixels) & (k < width)
+    row, wide = p * width + k, p * (4 * width) + k
+    c = _load(gates, wide, mask) * _load(gates, wide + 2 * width, mask)
+    if old is not None:
+        c += _load(gates, wide + width, mask) * _load(old, row, mask)
+    _store(cell, row, c, mask)
+
+
+@triton.jit(do_not_specialize=["pixels", "period"])
+def _backward(
+    gates,
+    old,
+    cell,
+    dh_out,
+    dh_next,
+    peephole,
+    dcell,
+    dpeephole,
+    dgates,
+    pixels,
+    width,
+    period,
+    PEEPHOLE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """The formulas stand in `kernels/gates.c`. Sums over a tile are float32, sums of tiles float64."""
+    if dpeephole is not None:
+        of_i_sum = tl.zeros((CHANNELS,), tl.float64)
+        of_f_sum = tl.zeros((CHANNELS,), tl.float64)
+        of_o_sum = tl.zeros((CHANNELS,), tl.float64)
+    for block in range(tl.program_id(0), tl.cdiv(pixels, PIXELS), tl.num_programs(0)):
+        p, k = _pixels_and_channels(block, PIXELS, CHANNELS)
+        mask = (p < pixels) & (k < width)
+        row, wide = p * width + k, p * (4 * width) + k
+        i = _load(gates, wide, mask)
+        f = _load(gates, wide + width, mask)
+        z = _load(gates, wide + 2 * width, mask)
+        o = _load(gates, wide + 3 * width, mask)
+        c = _load(cell, row, mask)
+        tanh_c = _tanh(c)
+        dh = tl.zeros((PIXELS, CHANNELS), tl.float32)
+        if dh_out is not None:
+            dh += _load(dh_out, row, mask)
+        if dh_next is not None:
+            dh += _load(dh_next, row, mask)
+        do = dh * tanh_c * o * (1.0 - o)
+        dc = _load(dcell, row, mask) + dh * o * (1.0 - tanh_c * tanh_c)
+        if PEEPHOLE:
+            of_i, of_f, of_o = _peepholes(peephole, p, k, pixels, width, period, PEEPHOLE)
+            dc += of_o * do
+        di, dz = dc * z * i * (1.0 - i), dc * i * (1.0 - z * z)
+        df = tl.zeros((PIXELS, CHANNELS), tl.float32)
+        if old is not None:
+            before = _load(old, row, mask)
+            df += dc * before * f * (1.0 - f)
+        dold = dc * f
+        if PEEPHOLE:
+            dold += of_i * di + of_f * df
+        if dpeephole is not None:
+            if old is not None:
+                of_i_sum += tl.sum(di * before, axis=0).to(tl.float64)
+                of_f_sum += tl.sum(df * before, axis=0).to(tl.float64)
+            of_o_sum += tl.sum(do * c, axis=0).to(tl.float64)
+        _store(dcell, row, dold, mask)
+        _store(dgates, wide, di, mask)
+        _store(dgates, wide + width, df, mask)
+        _store(dgates, wide + 2 * width, dz, mask)
+        _store(dgates, wide + 3 * width, do, mask)
+    if dpeephole is not None:
+        k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+        at, mask = dpeephole + tl.program_id(0) * (3 * width) + k, k < width
+        tl.store(at, tl.load(at, mask=mask, other=0.0) + of_i_sum, mask=mask)
+        tl.store(at + width, tl.load(at + width, mask=mask, other=0.0) + of_f_sum, mask=mask)
+        tl.store(at + 2 * width, tl.load(at + 2 * width, mask=mask, other=0.0) + of_o_sum, mask=mask)
