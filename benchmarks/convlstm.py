@@ -5,12 +5,17 @@
 Everything in one run, interleaved, medians of `--repeats` (seven). "floor" is the convolutions alone (floor.py); a
 training step is forward and backward. Keep the machine quiet: a second process on the same cores makes every
 figure worthless. Keras is compared if it is installed (pip install keras).
+
+On a GPU float32 is measured without and with TF32 and bfloat16 beside it, whole networks too; plain is the faster
+of the definition with weights in channels last and channels first; and there are columns for the same without
+Triton, as a CUDA graph, compiled (`--compile`: a minute or more a row) and for the most memory of a training step.
+Steps follow each other there as in training, without waiting for the GPU between them.
 """
 
 import argparse
+import copy
 import gc
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,14 +27,15 @@ from typing import Any
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import torch
-import torch.nn.functional as F
+from convlstm_table import show
 from floor import Convolution, convolutions, floor
+from gpu import Precision, graphed, peak_bytes, precisions, without_triton
 from rich.console import Console
-from rich.table import Table
+from rivals import OpenNetwork, keras_layer
 from timing import medians, write_json
 from torch import Tensor, nn
 
-from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
+from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster, gates
 from raincast.models import kernel as kernels
 
 STEPS = 10
@@ -49,10 +55,12 @@ Way = Callable[[], Any]
 
 
 def layer_row(
-    batch: int, width: int, kernel: int, size: int, dtype: torch.dtype, args: argparse.Namespace
+    batch: int, width: int, kernel: int, size: int, precision: Precision, args: argparse.Namespace
 ) -> dict[str, Any]:
     """One shape: a layer in the middle of a network, whose input wants a gradient."""
-    device = args.device
+    device, dtype = args.device, precision.dtype
+    on_gpu = device != "cpu"
+    precision.choose()
     torch.manual_seed(0)
     arguments = {"input_kernel": kernel, "state_kernel": kernel, "peephole": "none"}
     layers = {
@@ -60,35 +68,53 @@ def layer_row(
         "recompute": ConvLSTM(width, width, recompute=True, **arguments),
         "plain": ConvLSTM(width, width, fast=False, **arguments),
     }
+    if on_gpu:  # the layers hold their weights with channels last, and convolutions go by that
+        layers["plain_first"] = copy.deepcopy(layers["plain"])
+        for parameter in layers["plain_first"].parameters():
+            parameter.data = parameter.data.contiguous()
     layers = {name: layer.to(device, dtype) for name, layer in layers.items()}
     # each gets its tensors as its own layers hand them on: raincast with channels last, plain as (B, T, C, H, W)
     ours = torch.randn(STEPS, batch, size, size, width, device=device, dtype=dtype).permute(1, 0, 4, 2, 3)
-    inputs = {"raincast": ours, "recompute": ours, "plain": ours.contiguous()}
+    theirs = ours.contiguous()
+    inputs = {"raincast": ours, "recompute": ours, "plain": theirs, "plain_first": theirs}
     steps: dict[str, Way] = {}
     forwards: dict[str, Way] = {}
     for name, layer in layers.items():
         steps[name] = _training(lambda x, layer=layer: layer(x)[0], inputs[name])
         forwards[name] = _inference(lambda x, layer=layer: layer(x)[0], inputs[name])
-    keras = _keras_layer(width, kernel, device) if dtype == torch.float32 else None
-    if keras is not None:
+    if on_gpu:
+        for ways in (steps, forwards):
+            ways["no_triton"] = without_triton(ways["raincast"])
+        if captured := graphed(layers["raincast"], ours):
+            steps["graphed"] = _training(captured, ours)
+        if args.compile:
+            compiled = torch.compile(layers["raincast"], mode="reduce-overhead")
+            steps["compiled"] = _training(lambda x: compiled(x)[0], ours)
+            forwards["compiled"] = _inference(lambda x: compiled(x)[0], ours)
+    if dtype == torch.float32:
         rows = ours.permute(0, 1, 3, 4, 2).contiguous()
-        keras(rows)
-        steps["keras"], forwards["keras"] = _training(keras, rows), _inference(keras, rows)
+        if keras := keras_layer(kernel, rows):
+            steps["keras"], forwards["keras"] = _training(keras, rows), _inference(keras, rows)
     x_part = Convolution((4 * width, width, kernel, kernel), batch, width, size, size, STEPS, padding=kernel // 2)
     h_part = Convolution(
         (4 * width, width, kernel, kernel), batch, width, size, size, STEPS - 1, padding=kernel // 2
     )
     for ways, backward in ((steps, True), (forwards, False)):
         ways["floor"] = floor([x_part, h_part], backward=backward, dtype=dtype, device=device)
-    row: dict[str, Any] = {"case": f"{batch}×{width}×{size}², {kernel}×{kernel}", "precision": _name(dtype)}
+    row: dict[str, Any] = {"case": f"{batch}×{width}×{size}², {kernel}×{kernel}", "precision": precision.name}
+    row["batch"] = batch
     row["step_s"] = medians(steps, repeats=args.repeats)
     row["forward_s"] = medians(forwards, repeats=args.repeats)
     row["kept_bytes"] = {name: kept(layer, inputs[name]) for name, layer in layers.items()}
+    if on_gpu:
+        row["peak_bytes"] = {name: peak_bytes(steps[name]) for name in layers}
     return row
 
 
-def network_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
+def network_row(name: str, precision: Precision, args: argparse.Namespace) -> dict[str, Any]:
     """A whole network: its training step and forward over its floor; `open` over a plain one."""
+    on_gpu = args.device != "cpu"
+    precision.choose()
     torch.manual_seed(0)
     rival: nn.Module | None = None
     if name == "2015":  # Moving MNIST: 64², patch 4, 10 → 10
@@ -102,22 +128,40 @@ def network_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
         network = PyramidEncoderForecaster(stages=STAGES_OPEN, head_channels=16)
         frames, lead = torch.rand(2, 10, 1, 64, 64), 10
         rival = OpenNetwork()
-    network, frames = network.to(args.device), frames.to(args.device)
+    network, frames = network.to(args.device, precision.dtype), frames.to(args.device, precision.dtype)
     steps = {"raincast": _training(lambda x: network(x, lead), frames, wants=False)}
     forwards = {"raincast": _inference(lambda x: network(x, lead), frames)}
     if rival is not None:
-        rival = rival.to(args.device)
+        rival = rival.to(args.device, precision.dtype)
         steps["open"] = _training(lambda x: rival(x, lead), frames, wants=False)
         forwards["open"] = _inference(lambda x: rival(x, lead), frames)
+    if on_gpu:
+        plain = _by_definition(network)
+        steps["plain"] = _training(lambda x: plain(x, lead), frames, wants=False)
+        forwards["plain"] = _inference(lambda x: plain(x, lead), frames)
+        for ways in (steps, forwards):
+            ways["no_triton"] = without_triton(ways["raincast"])
     parts = convolutions(network, forwards["raincast"], first_gradient=False)
     for ways, backward in ((steps, True), (forwards, False)):
-        ways["floor"] = floor(parts, backward=backward, dtype=torch.float32, device=args.device)
+        ways["floor"] = floor(parts, backward=backward, dtype=precision.dtype, device=args.device)
+    peaks = {"peak_bytes": {way: peak_bytes(steps[way]) for way in ("raincast", "plain")}} if on_gpu else {}
     return {
         "case": f"network {name}",
-        "precision": "float32",
+        "precision": precision.name,
+        "batch": len(frames),
+        **peaks,
         "step_s": medians(steps, repeats=args.repeats, warm_up=1),
         "forward_s": medians(forwards, repeats=args.repeats, warm_up=1),
     }
+
+
+def _by_definition(network: nn.Module) -> nn.Module:
+    """A copy whose ConvLSTMs take their definition."""
+    plain = copy.deepcopy(network)
+    for layer in plain.modules():
+        if isinstance(layer, ConvLSTM):
+            layer.fast = False
+    return plain
 
 
 def stages_2017() -> list[dict[str, int]]:
@@ -144,63 +188,6 @@ STAGES_OPEN = [
 """1→16 k3, RNN 64; s2, RNN 96; s2, RNN 96; kernels 5."""
 
 
-class PlainCell(nn.Module):
-    """A ConvLSTM as it is commonly written: one convolution on [input, state] at each step."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.conv = nn.Conv2d(channels + hidden, 4 * hidden, 5, padding=2)
-
-    def forward(
-        self, xs: list[Tensor], state: tuple[Tensor, Tensor] | None
-    ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-        """Steps as a list."""
-        if state is None:
-            zeros = xs[0].new_zeros(xs[0].shape[0], self.hidden, *xs[0].shape[2:])
-            state = (zeros, zeros)
-        h, c = state
-        outputs = []
-        for x in xs:
-            i, f, z, o = self.conv(torch.cat([x, h], 1)).chunk(4, 1)
-            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(z)
-            h = torch.sigmoid(o) * torch.tanh(c)
-            outputs.append(h)
-        return outputs, (h, c)
-
-
-class OpenNetwork(nn.Module):
-    """The kind of encoder-forecaster found in open repositories, for the sizes of `STAGES_OPEN`.
-
-    Its coarsest forecaster layer reads frames of zeros.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.ModuleList(
-            [nn.Conv2d(1, 16, 3, 1, 1), nn.Conv2d(64, 64, 3, 2, 1), nn.Conv2d(96, 96, 3, 2, 1)]
-        )
-        self.encoder = nn.ModuleList([PlainCell(16, 64), PlainCell(64, 96), PlainCell(96, 96)])
-        self.forecaster = nn.ModuleList([PlainCell(96, 64), PlainCell(96, 96), PlainCell(96, 96)])
-        self.up = nn.ModuleList(
-            [nn.Conv2d(64, 16, 3, 1, 1), nn.ConvTranspose2d(96, 96, 4, 2, 1), nn.ConvTranspose2d(96, 96, 4, 2, 1)]
-        )
-        self.head = nn.Conv2d(16, 1, 1)
-
-    def forward(self, frames: Tensor, num_steps: int) -> Tensor:
-        """(B, T, 1, H, W) → (B, num_steps, 1, H, W)."""
-        xs = list(frames.unbind(1))
-        states = []
-        for down, cell in zip(self.down, self.encoder, strict=True):
-            xs, state = cell([F.leaky_relu(down(x), 0.2) for x in xs], None)
-            states.append(state)
-        xs = [torch.zeros_like(xs[0])] * num_steps
-        for up, cell, state in zip(reversed(self.up), reversed(self.forecaster), reversed(states), strict=True):
-            xs, _ = cell(xs, state)
-            xs = [F.leaky_relu(up(x), 0.2) for x in xs]
-        return torch.stack([self.head(x) for x in xs], 1)
-
-
 def kept(layer: nn.Module, x: Tensor) -> int:
     """Bytes that the forward keeps for the backward, each storage once; parameters do not count."""
     storages: dict[int, int] = {}
@@ -222,15 +209,20 @@ def kept(layer: nn.Module, x: Tensor) -> int:
 def first_call(args: argparse.Namespace) -> dict[str, float]:
     """Seconds of the first forward and backward of a layer in new processes, without and with a cache."""
     code = (
-        "import time, torch; from raincast.models import ConvLSTM; x = torch.rand(1, 3, 8, 16, 16)\n"
-        "start = time.perf_counter(); ConvLSTM(8, 8)(x)[0].sum().backward(); a = time.perf_counter() - start\n"
-        "start = time.perf_counter(); ConvLSTM(8, 8)(x[..., :9])[0].sum().backward()\n"
-        "print(a, time.perf_counter() - start)"
+        "import time, torch; from raincast.models import ConvLSTM\n"
+        "def seconds(width):\n"
+        f"    x = torch.rand(1, 3, 8, 16, width, device='{args.device}')\n"
+        "    layer = ConvLSTM(8, 8).to(x.device)\n"
+        "    start = time.perf_counter()\n"
+        "    layer(x)[0].sum().backward()\n"
+        "    layer.bias.grad.tolist()\n"  # waits for a GPU
+        "    return time.perf_counter() - start\n"
+        "print(seconds(16), seconds(9))"
     )
     found = {}
     with tempfile.TemporaryDirectory() as cache:
         for name in ("empty cache", "cached"):
-            environment = {**os.environ, "RAINCAST_CACHE": cache}
+            environment = {**os.environ, "RAINCAST_CACHE": cache, "TRITON_CACHE_DIR": f"{cache}/triton"}
             out = subprocess.run(
                 [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
             )
@@ -261,78 +253,6 @@ def _inference(call: Callable[[Tensor], Tensor], x: Tensor) -> Way:
     return forward
 
 
-def _keras_layer(width: int, kernel: int, device: str) -> Callable[[Tensor], Tensor] | None:
-    try:
-        import keras
-    except ImportError:
-        return None
-    with keras.device(device):
-        layer: Callable[[Tensor], Tensor] = keras.layers.ConvLSTM2D(
-            width, kernel, padding="same", return_sequences=True, data_format="channels_last"
-        )
-    return layer
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _fast_bfloat16(device: str) -> bool:
-    return device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def show(rows: list[dict[str, Any]], calls: dict[str, float]) -> None:
-    """One table, every ratio in the sense of the targets."""
-    table = Table(title="ConvLSTM: seconds and ratios (medians, interleaved)")
-    for heading in (
-        *("case", "precision", "floor s", "step / floor", "forward / floor", "plain / step", "plain / forward"),
-        *("keras / step", "open / step", "recompute / step", "kept / plain", "kept, recomputed"),
-    ):
-        table.add_column(heading, justify="left" if heading in ("case", "precision") else "right")
-    for row in rows:
-        step, forward, memory = row["step_s"], row["forward_s"], row.get("kept_bytes", {})
-        table.add_row(
-            row["case"],
-            row["precision"],
-            f"{step['floor']:.3f}",
-            _ratio(step, "raincast", "floor"),
-            _ratio(forward, "raincast", "floor"),
-            _ratio(step, "plain", "raincast"),
-            _ratio(forward, "plain", "raincast"),
-            _ratio(step, "keras", "raincast"),
-            _ratio(step, "open", "raincast"),
-            _ratio(step, "recompute", "raincast"),
-            _ratio(memory, "raincast", "plain"),
-            _ratio(memory, "recompute", "plain"),
-        )
-    console = Console(width=180)
-    console.print(table)
-    layers = [row for row in rows if "kept_bytes" in row and row["precision"] == "float32"]
-    for name, key, over, under in (
-        ("training step over floor", "step_s", "raincast", "floor"),
-        ("forward over floor", "forward_s", "raincast", "floor"),
-        ("plain over raincast, step", "step_s", "plain", "raincast"),
-        ("plain over raincast, forward", "forward_s", "plain", "raincast"),
-        ("Keras over raincast, step", "step_s", "keras", "raincast"),
-    ):
-        ratios = [row[key][over] / row[key][under] for row in layers if over in row[key]]
-        if ratios:
-            console.print(f"{name}, float32 layers: median {statistics.median(ratios):.2f}, worst "
-                          f"{max(ratios) if under == 'floor' else min(ratios):.2f}")  # fmt: skip
-    half = {row["case"]: row for row in rows if row["precision"] == "bfloat16"}
-    pairs = [(row, half[row["case"]]) for row in layers if row["case"] in half]
-    for key, name in (("step_s", "training step"), ("forward_s", "forward")):
-        ratios = [full[key]["raincast"] / low[key]["raincast"] for full, low in pairs]
-        if ratios:
-            console.print(f"float32 over bfloat16, {name}: " + ", ".join(f"{ratio:.2f}" for ratio in ratios)
-                          + f"; median {statistics.median(ratios):.2f}")  # fmt: skip
-    console.print("first call: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in calls.items()))
-
-
-def _ratio(values: dict[str, float], over: str, under: str) -> str:
-    return f"{values[over] / values[under]:.2f}" if over in values and under in values else ""
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -341,32 +261,46 @@ def main() -> None:
     parser.add_argument("--networks", action="store_true", help="whole networks only")
     parser.add_argument("--unpacked", action="store_true", help="large kernels are laid out anew at each step")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="on a GPU: torch.compile, too")
+    parser.add_argument("--tuned", action="store_true", help="cuDNN measures which algorithm is fastest")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/convlstm.json"))
     args = parser.parse_args()
     if args.unpacked:
         kernels.LARGE = sys.maxsize
+    torch.backends.cudnn.benchmark = args.tuned
     start = time.perf_counter()
-    precisions = [torch.float32, *([torch.bfloat16] if _fast_bfloat16(args.device) else [])]
+    measured = precisions(args.device)
     calls = first_call(args)
     rows: list[dict[str, Any]] = []
+
+    def circumstances() -> dict[str, Any]:
+        return {
+            "first_call_s": calls,
+            "repeats": args.repeats,
+            "cudnn_benchmark": args.tuned,
+            "triton": args.device != "cpu" and gates.gpu_kernels() is not None and not gates.on_gpus.failed,
+        }
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
         # a long run that is stopped keeps what it measured
-        write_json(args.json, {"rows": rows, "first_call_s": calls, "repeats": args.repeats})
+        write_json(args.json, {"rows": rows, **circumstances()})
         Console(stderr=True).print(f"{time.perf_counter() - start:.0f} s: {row['case']}, {row['precision']}")
         gc.collect()
 
     for shape in [] if args.networks else QUICK if args.quick else LAYERS:
-        for dtype in precisions:  # of one shape one after the other, since they are compared
-            add(layer_row(*shape, dtype, args))
+        for precision in measured:  # of one shape one after the other, since they are compared
+            add(layer_row(*shape, precision, args))
     if not args.quick and not args.layers:
         for name in ("2015", "2017 120", "2017 240", "2017 480", "open"):
-            add(network_row(name, args))
+            for precision in measured if args.device != "cpu" else measured[:1]:
+                add(network_row(name, precision, args))
     show(rows, calls)
+    if args.device != "cpu":
+        Console().print("Triton: " + ("used" if circumstances()["triton"] else "NOT used, see above"))
     seconds = time.perf_counter() - start
-    write_json(args.json, {"rows": rows, "first_call_s": calls, "repeats": args.repeats, "wall_s": seconds})
+    write_json(args.json, {"rows": rows, **circumstances(), "wall_s": seconds})
     Console().print(f"{seconds:.0f} s; figures in {args.json}")
 
 

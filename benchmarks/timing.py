@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+GPU_SECONDS = 0.02
+"""On a GPU a way runs so often for one measurement that it takes this long: to wait for it costs microseconds."""
+
 
 def medians(
     ways: Mapping[str, Callable[[], Any]],
@@ -23,17 +26,25 @@ def medians(
 
     With `time.process_time` for a `clock` they are seconds of this process on a core, whatever else runs.
     """
+
+    def seconds(way: Callable[[], Any], calls: int) -> float:
+        synchronise()
+        start = clock()
+        for _ in range(calls):
+            way()
+        synchronise()
+        return (clock() - start) / calls
+
     for _ in range(warm_up):
         for way in ways.values():
             way()
+    calls = dict.fromkeys(ways, 1)
+    if torch.cuda.is_available():
+        calls = {name: max(1, round(GPU_SECONDS / seconds(way, 1))) for name, way in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            synchronise()
-            start = clock()
-            way()
-            synchronise()
-            times[name].append(clock() - start)
+            times[name].append(seconds(way, calls[name]))
     return {name: statistics.median(found) for name, found in times.items()}
 
 
