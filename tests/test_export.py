@@ -17,7 +17,7 @@ from raincast.forecaster import Inputs, predict_rates
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
 from raincast.models.advection import AdvectingForecaster
 from raincast.models.heads import RateHead
-from raincast.transforms import DbzScaling, LinearScaling
+from raincast.transforms import DbzScaling, LinearScaling, LogScaling
 
 STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
 
@@ -221,8 +221,29 @@ def test_a_mask_channel_sees_what_was_missing() -> None:
     assert not torch.allclose(expected, dry, atol=1e-6, rtol=1e-5)
 
 
-def test_a_network_that_sees_more_than_rain_is_not_written() -> None:
-    made = PyramidEncoderForecaster(in_channels=2, stages=STAGES)
-    seen = Inputs(past=(("cape", LinearScaling()),))
-    with pytest.raises(ValueError, match=r"sees cape beside the rain, and the file would take rain alone"):
-        export.trace_forecast(made, RateHead(), DbzScaling(), input_steps=2, lead_steps=2, inputs=seen)
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_network_that_sees_channels_takes_them_in_their_own_units(suffix: str, tmp_path: Path) -> None:
+    """On a grid that is padded, with the rain's mask, and missing values in every input."""
+    torch.manual_seed(0)
+    cape, height = ("cape", LinearScaling(300.0, 500.0)), ("height", LogScaling())
+    seen = Inputs(observed=True, past=(cape, height), future=(cape,))
+    made = seeded(PyramidEncoderForecaster(in_channels=4, future_channels=1, stages=STAGES))
+    size = (9, 7)
+    traced = export.trace_forecast(
+        made, RateHead(), DbzScaling(), input_steps=2, lead_steps=2, inputs=seen, size=size
+    )
+    write, read = (
+        (export.write_onnx, export.read_onnx) if suffix == ".onnx" else (export.write_torch, export.read_torch)
+    )
+    run, _ = read(write(traced, tmp_path / f"a{suffix}"))
+    rain, past, future = torch.rand(1, 2, 1, *size) * 20, torch.rand(1, 2, 2, *size), torch.rand(1, 2, 1, *size)
+    past, future = past * torch.tensor([1000.0, 100.0])[:, None, None], future * 1000
+    for number, maps in enumerate((rain, past, future)):
+        maps[0, 0, 0, 2 : 4 + number] = torch.nan
+    with torch.no_grad():
+        beside = {"past": past, "future": future}
+        expected = predict_rates(made, RateHead(), DbzScaling(), rain, 2, inputs=seen, beside=beside)
+    scale = DbzScaling().forward
+    assert_near(scale(torch.as_tensor(run(rain.numpy(), past.numpy(), future.numpy())[0])), scale(expected), 1e-4)
+    other = run(rain.numpy(), past.numpy(), future.numpy() + 200)[0]
+    assert np.abs(other - expected.numpy()).max() > 1e-3, "what is known in advance matters"

@@ -10,9 +10,11 @@ import xarray as xr
 from hydra.errors import InstantiationException
 from running import TINY, compose_config
 
+import raincast
 from raincast import build
 from raincast.archive import Archive
 from raincast.commands.evaluate import run as evaluate
+from raincast.commands.export import run as export
 from raincast.commands.forecast import run as forecast
 from raincast.commands.train import train
 
@@ -75,6 +77,50 @@ def test_evaluate_and_forecast_see_the_same_channels(run_dir: Path, tiny_archive
     # and they matter
     other = network.forecast(sample["input"].numpy()[None], 3, beside=beside | {"future": beside["future"] + 20})
     assert np.abs(other[0, :, 0] - expected).max() > 0
+
+
+@pytest.fixture(scope="module")
+def raining(run_dir: Path) -> Path:
+    """Its checkpoint with weights that forecast rain, which two epochs do not teach."""
+    raw = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for weight in raw["state_dict"].values():
+        if weight.is_floating_point():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.2)
+    torch.save(raw, run_dir / "raining.ckpt")
+    return run_dir / "raining.ckpt"
+
+
+@pytest.mark.parametrize("wanted", [["format=torch"], ["format=onnx", "size=[32,32]"]])
+def test_an_exported_network_reads_its_channels_from_where_training_did(
+    wanted: list[str], raining: Path, tiny_archive: Path, tmp_path: Path
+) -> None:
+    path = export(compose_config("export", tmp_path, f"checkpoint={raining}", *wanted))
+    archive = Archive.open(tiny_archive)
+    assert archive.coverage is not None
+    frames = archive.to_dataset(18, 3).assign(coverage=(("y", "x"), archive.coverage))
+    theirs, ours = (raincast.load_forecaster(p, device="cpu")(frames) for p in (path, raining))
+    assert float(ours["rain_rate"].max()) > 1, "a forecast of no rain shows nothing"
+    # on the transform's scale they agree to 1e-4, which is a share of the rate
+    np.testing.assert_allclose(theirs["rain_rate"], ours["rain_rate"], rtol=2e-3, atol=0.02)
+    said = raincast.load_forecaster(path).forecaster.metadata  # type: ignore[attr-defined]
+    assert said["channels"] == "rain, sun, season_sin, season_cos, model, coverage"
+    assert said["past_channels"] == "sun, season_sin, season_cos, model, coverage"
+    assert (said["future_channels"], said["input_future"][:19]) == ("model", "future (batch, 3, 1")
+    # through the command, with fewer steps than it gives, from other files
+    common = [f"checkpoint={path}", f"input={tiny_archive}", "device=cpu", "animation=false", "lead_steps=2"]
+    start = f"init_time={archive.times[20]}"
+    with xr.open_dataset(forecast(compose_config("forecast", tmp_path / "f", *common, start))) as file:
+        np.testing.assert_allclose(file["rain_rate"], theirs["rain_rate"][:2], atol=0.011)
+    gone = "+channels.model.path=gone.nc"
+    with pytest.raises(ValueError, match=r"channels\.model\.path=gone\.nc: there is no such file"):
+        forecast(compose_config("forecast", tmp_path / "g", *common, start, gone))
+    network = raincast.load_forecaster(path).forecaster
+    rain = np.zeros((1, 3, 1, 32, 32), np.float32)
+    with pytest.raises(
+        ValueError, match=r"sees 5 channels of past beside the rain \(sun, .*coverage\), found none"
+    ):
+        network.forecast_with_exceedance(rain, 2, ())
 
 
 def test_a_channel_that_is_not_there_is_refused_with_the_key_that_gives_it(

@@ -12,6 +12,7 @@ from raincast.build.checkpoint import (
     write_calibrated,
 )
 from raincast.build.forecasts import (
+    declared_channels,
     forecaster_of,
     load_forecaster,
     load_nowcaster,
@@ -64,6 +65,7 @@ __all__ = [
     "construct",
     "datamodule",
     "datamodule_of",
+    "declared_channels",
     "forecaster_of",
     "head",
     "inputs_of",

@@ -100,7 +100,7 @@ def nowcaster(
         Trained.of(checkpoint.info, int(checkpoint.config.data.get("max_missing", 0))),
         thresholds=[float(t) for t in thresholds],
         attrs=provenance(checkpoint) | dict(attrs or {}),
-        channels=_channels_of(checkpoint, channels or {}),
+        channels=_channels(declared_channels(checkpoint), channels or {}),
         **settings,
     )
 
@@ -111,6 +111,7 @@ def load_nowcaster(
     device: str = "auto",
     thresholds: Sequence[float] | None = None,
     attrs: Mapping[str, Any] | None = None,
+    channels: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> "Nowcaster":
     """As `nowcaster`, from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2)."""
@@ -118,12 +119,17 @@ def load_nowcaster(
     from raincast.nowcast.exported import SUFFIXES, ExportedForecaster
 
     if Path(path).suffix not in SUFFIXES:
-        return nowcaster(read_checkpoint(path), device=device, thresholds=thresholds, attrs=attrs, **settings)
+        return nowcaster(
+            read_checkpoint(path),
+            device=device,
+            thresholds=thresholds,
+            attrs=attrs,
+            channels=channels,
+            **settings,
+        )
     if device not in ("auto", "cpu"):
         raise ValueError(f"device={device}: exported networks run on the CPU. Take a checkpoint, or device=cpu.")
     exported = ExportedForecaster(path)
-    if settings.pop("channels", None):
-        raise ValueError(f"channels: {path} takes rain alone.")
     if settings.pop("precision", "float32") != "float32":
         raise ValueError(f"precision: {path} computes in float32. Take a checkpoint, or precision=float32.")
     settings.pop("calibrated", None)
@@ -133,6 +139,7 @@ def load_nowcaster(
         exported.trained,
         thresholds=[float(t) for t in thresholds or ()],
         attrs=own | exported.provenance | {"raincast_commit": commit()} | dict(attrs or {}),
+        channels=_channels(exported.channels, channels or {}),
         **settings,
     )
 
@@ -173,11 +180,15 @@ def outputs(cfg: DictConfig) -> "Outputs":
     )
 
 
-def _channels_of(checkpoint: Checkpoint, others: Mapping[str, Any]) -> "Channels":
+def declared_channels(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The channels that a network was trained with, as its config has them."""
+    return mapping(OmegaConf.to_container(checkpoint.config.data, resolve=True)).get("channels") or {}
+
+
+def _channels(trained: Mapping[str, Any], others: Mapping[str, Any]) -> "Channels":
     """The channels that a network was trained with, and what is other now."""
     from raincast.data.declared import Channels
 
-    trained = mapping(OmegaConf.to_container(checkpoint.config.data, resolve=True)).get("channels") or {}
     if unknown := [name for name in others if name not in trained]:
         raise ValueError(
             f"channels.{unknown[0]}: beside rain the network was trained with {', '.join(trained) or 'nothing'}."

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from raincast.commands import report
 
 if TYPE_CHECKING:
     from raincast.export import Arrays
-    from raincast.forecaster import NetworkForecaster
+    from raincast.forecaster import Inputs, NetworkForecaster
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def compare(
     lead_steps: int,
     grids: list[tuple[int, int]],
 ) -> Difference:
-    """The largest difference between the file and the network on rain at random, on grids of (y, x) pixels.
+    """The largest difference between the file and the network on maps at random, on grids of (y, x) pixels.
 
     On the transform's scale, since a transform may leap from 0 to its lowest rate in mm/h.
     """
@@ -112,7 +113,9 @@ def compare(
     for number, (height, width) in enumerate(grids, start=1):
         shape = (number, forecaster.input_steps, 1, height, width)
         rain = random_rain(shape, seed=number)
-        (by_file,), by_network = run_file(rain), forecaster.forecast(rain, lead_steps)
+        beside = random_beside(forecaster.inputs, shape, lead_steps, seed=number)
+        by_network = forecaster.forecast(rain, lead_steps, beside=beside)
+        (by_file,) = run_file(rain, *beside.values())
         scale = forecaster.transform.forward
         found.append(
             Difference(
@@ -133,6 +136,22 @@ def random_rain(shape: tuple[int, ...], *, seed: int) -> npt.NDArray[np.float32]
     return rain
 
 
+def random_beside(
+    inputs: "Inputs", shape: tuple[int, ...], lead_steps: int, *, seed: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Beside rain of `shape`: 0 to 1 on the network's scale, in the channels' own units, a corner missing."""
+    generator = np.random.default_rng(seed)
+    batch, input_steps, _, *grid = shape
+    beside = {}
+    for name, channels, steps in (("past", inputs.past, input_steps), ("future", inputs.future, lead_steps)):
+        if channels:
+            scaled = generator.random((batch, steps, len(channels), *grid), np.float32)
+            maps = [transform.inverse(scaled[:, :, number]) for number, (_, transform) in enumerate(channels)]
+            beside[name] = np.stack(maps, axis=2).astype(np.float32)
+            beside[name][..., :2, -2:] = np.nan
+    return beside
+
+
 def describe(
     checkpoint: build.Checkpoint,
     forecaster: "NetworkForecaster",
@@ -144,7 +163,19 @@ def describe(
     """What a user of the file has to know, as text: its metadata."""
     info = checkpoint.info
     y, x = (str(n) for n in size) if size else ("y", "x")
-    told = "told from no rain" if forecaster.inputs.observed else "taken for no rain"
+    inputs = forecaster.inputs
+    told = "told from no rain" if inputs.observed else "taken for no rain"
+    beside: dict[str, str] = {}
+    for name, channels, steps in (
+        ("past", inputs.past, forecaster.input_steps),
+        ("future", inputs.future, lead_steps),
+    ):
+        if channels:
+            beside[f"input_{name}"] = f"{name} (batch, {steps}, {len(channels)}, {y}, {x}) float32"
+            beside[f"{name}_channels"] = ", ".join(channel for channel, _ in channels)
+    if beside:
+        beside["channel_units"] = "each in its own, NaN where missing; static ones repeated at each step"
+        beside["channel_config"] = json.dumps(build.declared_channels(checkpoint))
     return {
         "title": "Precipitation nowcast",
         "raincast_version": raincast.__version__,
@@ -153,6 +184,7 @@ def describe(
         "head": str(forecaster.head),
         "transform": str(forecaster.transform),
         "input": f"rain_rate (batch, {forecaster.input_steps}, 1, {y}, {x}) float32",
+        **beside,
         "output": f"rain_rate_forecast (batch, {lead_steps}, 1, {y}, {x}) float32",
         "axes": "batch, time, channel, y, x; frames from old to new",
         "grid": f"{y} x {x} pixels only" if size else f"any, from {smallest} x {smallest} pixels up",
@@ -161,7 +193,7 @@ def describe(
         "step_minutes": f"{forecaster.step_minutes:g}",
         "input_steps": str(forecaster.input_steps),
         "lead_steps": str(lead_steps),
-        "channels": "rain",  # what goes in; where it was observed is made of it
+        "channels": ", ".join(["rain", *(name for name, _ in inputs.past)]),  # observed is made of rain
         "grid_spacing": ", ".join(f"{spacing:g}" for spacing in info["grid_spacing"]),
         "max_missing": str(checkpoint.config.data.get("max_missing", 0)),
         "cell_methods": str(info["archive"]["cell_methods"]),
@@ -207,7 +239,9 @@ def _size(stated: Any) -> tuple[int, int] | None:
 
 def _tell(path: Path, metadata: dict[str, str], difference: Difference, grids: list[tuple[int, int]]) -> None:
     log.info("%s  (%.1f MB)", report.short(path), path.stat().st_size / 1e6)
-    for name in ("input", "output", "grid", "units", "missing"):
-        log.info("  %-8s %s", name, metadata[name])
+    told = ("input", "input_past", "past_channels", "input_future", "future_channels", "output", "grid", "units")
+    for name in (*told, "missing"):
+        if name in metadata:
+            log.info("  %-15s %s", name, metadata[name])
     sizes = " and ".join(f"{y}×{x}" for y, x in grids)
-    log.info("largest difference from the network, on rain at random of %s pixels: %s", sizes, difference)
+    log.info("largest difference from the network, on maps at random of %s pixels: %s", sizes, difference)

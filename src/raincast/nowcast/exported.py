@@ -1,13 +1,15 @@
 """A network as `export.py` writes it, ONNX or torch.export, as what a `Nowcaster` takes. Lightning stays out."""
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from raincast.forecaster import Beside
 from raincast.nowcast.fit import Trained
 from raincast.nowcast.gaps import Rain
 
@@ -31,11 +33,13 @@ class ExportedForecaster:
             self.input_steps = int(self.metadata["input_steps"])
             self.lead_steps = int(self.metadata["lead_steps"])
             self.step_minutes = float(self.metadata["step_minutes"])
-            channels, self._grid = self.metadata["channels"], self.metadata["grid"]
+            self._grid = self.metadata["grid"]
+            self.channels: Mapping[str, Any] = json.loads(self.metadata.get("channel_config", "{}"))
+            """Where what it sees beside the rain lay in training, as `data.channels` said it."""
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} was not written by export.py: it does not state {error}.") from error
-        if channels != "rain":
-            raise ValueError(f"{path} takes {channels}, the input has rain alone.")
+        groups = {name: self.metadata.get(f"{name}_channels", "") for name in ("past", "future")}
+        self._beside = {name: listed.split(", ") for name, listed in groups.items() if listed}
         numbers = [int(number) for number in re.findall(r"\d+", self._grid)]
         self._fixed = tuple(numbers) if "only" in self._grid else None
         self.stride = 1 if self._fixed else numbers[0] - 1  # it takes grids from stride + 1 pixels up
@@ -57,9 +61,9 @@ class ExportedForecaster:
             "exported_network_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
         }
 
-    def forecast(self, rain: Rain, num_steps: int) -> Rain:
-        """As the `Forecaster` protocol says; ValueError for what the file is not for."""
-        B, T, C, H, W = rain.shape
+    def forecast(self, rain: Rain, num_steps: int, *, beside: Beside | None = None) -> Rain:
+        """As the `Forecaster` protocol says; ValueError for what the file is not for, or lacks beside the rain."""
+        _, T, C, H, W = rain.shape
         if self.input_steps != T or C != 1:
             raise ValueError(f"{self.path} takes {self.input_steps} frames of rain, found {T} of {C} channels.")
         if num_steps > self.lead_steps:
@@ -69,16 +73,34 @@ class ExportedForecaster:
             )
         if self._fixed not in (None, (H, W)):
             raise ValueError(f"{self.path} is for {self._grid}, the input has {H} x {W}: export it without size=…")
-        padded = np.full((B, T, C, max(H, self.stride + 1), max(W, self.stride + 1)), np.nan, np.float32)
-        padded[..., :H, :W] = rain
-        rates: Rain = self._run(padded)[0][:, :num_steps, :, :H, :W]
-        return rates
+        given = [rain, *(self._group(beside or {}, name) for name in self._beside)]
+        steps = [T, T, self.lead_steps]
+        padded = [self._padded(maps, count) for maps, count in zip(given, steps, strict=False)]
+        rates: Rain = self._run(*padded)[0]
+        return rates[:, :num_steps, :, :H, :W]
+
+    def _group(self, beside: Beside, name: str) -> Rain:
+        """The channels past or future."""
+        found = beside[name].shape[2] if name in beside else "none"
+        if found != len(self._beside[name]):
+            raise ValueError(
+                f"{self.path} sees {len(self._beside[name])} channels of {name} beside the rain "
+                f"({', '.join(self._beside[name])}), found {found}."
+            )
+        return beside[name]
+
+    def _padded(self, maps: Rain, num_steps: int) -> Rain:
+        """Filled with missing to so many steps, and to the smallest grid that the file takes."""
+        B, T, C, H, W = maps.shape
+        padded = np.full((B, num_steps, C, max(H, self.stride + 1), max(W, self.stride + 1)), np.nan, np.float32)
+        padded[:, :T, :, :H, :W] = maps
+        return padded
 
     def forecast_with_exceedance(
-        self, rain: Rain, num_steps: int, thresholds: Sequence[float], **_: Any
+        self, rain: Rain, num_steps: int, thresholds: Sequence[float], *, beside: Beside | None = None
     ) -> tuple[Rain, Rain]:
         """Rates, and whether they reach each of `thresholds`, 0 or 1: (B, num_steps, K, H, W)."""
-        rates = self.forecast(rain, num_steps)
+        rates = self.forecast(rain, num_steps, beside=beside)
         reached = [(rates >= threshold).astype(np.float32) for threshold in thresholds]
         return rates, np.concatenate(reached, axis=2) if reached else rates[:, :, :0]
 

@@ -235,7 +235,7 @@ class Nowcaster:
     def _by_network(self, rain: Rain, beside: Arrays) -> tuple[Rain, Rain]:
         def run(maps: Rain) -> tuple[Rain, Rain]:
             frames, others = unstacked(maps, len(rain), beside)
-            given: Any = {"beside": others} if others else {}  # an exported network takes none
+            given: Any = {"beside": others} if others else {}  # who sees rain alone may not know the word
             rates, chances = self.forecaster.forecast_with_exceedance(
                 frames[None, :, None], self.lead_steps, self.thresholds, **given
             )

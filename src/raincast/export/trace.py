@@ -1,30 +1,17 @@
-"""Networks as files that run without raincast: torch.export programs (.pt2) and ONNX.
+"""Networks and layers traced: the programs that `files.py` writes."""
 
-Tracing unrolls the recurrences, so the numbers of input frames and of forecast steps are fixed. The batch and
-the grid stay free, the grid from `smallest_grid` up, unless a `size` is stated: then the file holds for that grid
-alone, and is traced and loaded several times faster.
-
-Programs compute in float32 on the CPU; `torch.export.passes.move_to_device_pass` moves one elsewhere.
-"""
-
-import contextlib
 import copy
-import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from raincast.export.quiet import quiet
 from raincast.forecaster import RAIN_ALONE, Inputs, predict_rates
 from raincast.models.heads import Head
 from raincast.models.recurrent import State
@@ -32,10 +19,8 @@ from raincast.transforms import Transform
 
 INPUT = "rain_rate"
 OUTPUT = "rain_rate_forecast"
-METADATA_FILE = "raincast.json"
-"""The extra file in a .pt2 that holds the metadata, one JSON object; ONNX has `metadata_props`."""
-
-Arrays = tuple[npt.NDArray[np.float32], ...]
+BESIDE = ("past", "future")
+"""What goes in beside the rain, as in a `Sample`."""
 
 _FRAME_AXES = {0: "batch", 3: "y", 4: "x"}
 _STATE_AXES = {0: "batch", 2: "y", 3: "x"}
@@ -74,19 +59,28 @@ def trace_forecast(
 ) -> Traced:
     """The whole forecast, transform and head inside: mm/h with NaN for missing → mm/h.
 
-    (B, input_steps, 1, H, W) → (B, lead_steps, 1, H, W): what `predict_rates` gives. `size` fixes (H, W).
-    ValueError where the network cannot be traced on a free grid and no `size` is given, and for one that sees
-    channels which are not made of the rain.
+    (B, input_steps, 1, H, W) → (B, lead_steps, 1, H, W): what `predict_rates` gives. A network that sees channels
+    which are not made of the rain takes them as further arguments, in their own units with NaN for missing: past
+    (B, input_steps, P, H, W) and, where it has any, future (B, lead_steps, F, H, W), as in a `Sample`. `size`
+    fixes (H, W). ValueError where the network cannot be traced on a free grid and no `size` is given.
     """
-    if inputs.scaled:
-        names = ", ".join(name for name, _ in inputs.past)
-        raise ValueError(
-            f"The network sees {names} beside the rain, and the file would take rain alone. Train one without "
-            "them, or use it from Python: raincast.forecaster.NetworkForecaster."
-        )
     module = _Forecast(_frozen(network), head, transform, lead_steps, inputs)
-    example = torch.zeros(2, input_steps, 1, *(size or _example_grid(network)))
-    return _trace(module, (example,), ({**_FRAME_AXES},), inputs=(INPUT,), outputs=(OUTPUT,), size=size)
+    grid = size or _example_grid(network)
+    taken = [(INPUT, input_steps, 1), *_beside(inputs, input_steps, lead_steps)]
+    return _trace(
+        module,
+        tuple(torch.zeros(2, steps, channels, *grid) for _, steps, channels in taken),
+        tuple({**_FRAME_AXES} for _ in taken),
+        inputs=tuple(name for name, _, _ in taken),
+        outputs=(OUTPUT,),
+        size=size,
+    )
+
+
+def _beside(inputs: Inputs, input_steps: int, lead_steps: int) -> list[tuple[str, int, int]]:
+    """Name, steps and channels of each tensor that goes in beside the rain."""
+    numbers = zip(BESIDE, (input_steps, lead_steps), (len(inputs.past), len(inputs.future)), strict=True)
+    return [taken for taken in numbers if taken[2]]
 
 
 def trace_network(
@@ -128,66 +122,8 @@ def trace_layer(layer: nn.Module, *, num_steps: int = 1, size: tuple[int, int] |
     )
 
 
-def write_torch(traced: Traced, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a torch.export program; `path` ends in .pt2, and `torch.export.load(path).module()` runs it."""
-    for node in traced.program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # lines of our code, with the folders of this machine
-    files = {METADATA_FILE: json.dumps(dict(metadata or {}), indent=1)}
-    with _quiet():
-        torch.export.save(traced.program, path, extra_files=files)
-    return path
-
-
-def write_onnx(traced: Traced, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write one ONNX file, weights inside (at most 2 GB); needs the packages onnx and onnxscript."""
-    with _quiet():
-        made = torch.onnx.export(
-            traced.program,
-            dynamo=True,
-            dynamic_shapes=traced.axes,  # the program has them already; here they get their names
-            input_names=traced.inputs,
-            output_names=traced.outputs,
-            verbose=False,
-        )
-    assert made is not None
-    for node in made.model.graph.all_nodes():
-        node.metadata_props.clear()  # the tracer's notes, larger than a small network
-    made.model.metadata_props.update(metadata or {})
-    made.save(path, external_data=False)
-    return path
-
-
-def read_torch(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
-    """The program of a .pt2 as a function of arrays, and its metadata."""
-    files = {METADATA_FILE: ""}
-    with _quiet():
-        module = torch.export.load(path, extra_files=files).module()
-
-    @torch.inference_mode()
-    def run(x: npt.NDArray[np.float32], *state: npt.NDArray[np.float32]) -> Arrays:
-        given = [torch.from_numpy(np.ascontiguousarray(array)) for array in (x, *state)]
-        found = module(given[0], tuple(given[1:])) if state else module(*given)
-        hidden, new_state = found if state else (found, ())
-        return tuple(tensor.numpy() for tensor in (hidden, *new_state))
-
-    return run, json.loads(files[METADATA_FILE])
-
-
-def read_onnx(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
-    """The network of an ONNX file as a function of arrays, and its metadata; needs onnxruntime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [put.name for put in session.get_inputs()]
-
-    def run(*arrays: npt.NDArray[np.float32]) -> Arrays:
-        return tuple(session.run(None, dict(zip(names, arrays, strict=True))))
-
-    return run, dict(session.get_modelmeta().custom_metadata_map)
-
-
 class _Forecast(nn.Module):
-    """`predict_rates` with all but the rain given."""
+    """`predict_rates` with all given but the rain and what is seen beside it."""
 
     def __init__(
         self, network: nn.Module, head: Head, transform: Transform, lead_steps: int, inputs: Inputs
@@ -199,10 +135,22 @@ class _Forecast(nn.Module):
         self.transform = transform
         self.lead_steps = lead_steps
 
-    def forward(self, rain_rate: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b s 1 h w"]:
+    def forward(
+        self, rain_rate: Float[Tensor, "b t c h w"], past: Tensor | None = None, future: Tensor | None = None
+    ) -> Float[Tensor, "b s 1 h w"]:
         # missing, as the networks' own padding is: a mask channel tells it from dry
-        padded = _pad(rain_rate, self.network, value=float("nan"))
-        rates = predict_rates(self.network, self.head, self.transform, padded, self.lead_steps, inputs=self.inputs)
+        padded, *beside = (
+            _pad(maps, self.network, value=float("nan")) for maps in (rain_rate, past, future) if maps is not None
+        )
+        rates = predict_rates(
+            self.network,
+            self.head,
+            self.transform,
+            padded,
+            self.lead_steps,
+            inputs=self.inputs,
+            beside=dict(zip(BESIDE, beside, strict=False)),  # nothing is known in advance that is not past too
+        )
         return _cut(rates, rain_rate)
 
 
@@ -267,7 +215,7 @@ def _trace(
         axes = _mapped(axes, lambda free: {axis: name for axis, name in free.items() if name == "batch"})
     dims = _mapped(axes, lambda free: dict.fromkeys(free, Dim.DYNAMIC))
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.export.export(module.eval(), example, dynamic_shapes=dims)
             if size is None:
                 # a trace may hold by chance for the grid that it was made on
@@ -309,19 +257,3 @@ def _example_grid(network: nn.Module) -> tuple[int, int]:
 def _frozen(module: nn.Module) -> nn.Module:
     """A copy for the CPU in float32 and evaluation mode; the caller's stays as it is."""
     return copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporters say to their developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

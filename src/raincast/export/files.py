@@ -1,0 +1,77 @@
+"""Traced programs as files: a torch.export program (.pt2) or ONNX, written and read."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from raincast.export.quiet import quiet
+from raincast.export.trace import Traced
+
+METADATA_FILE = "raincast.json"
+"""The extra file in a .pt2 that holds the metadata, one JSON object; ONNX has `metadata_props`."""
+
+Arrays = tuple[npt.NDArray[np.float32], ...]
+
+
+def write_torch(traced: Traced, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a torch.export program; `path` ends in .pt2, and `torch.export.load(path).module()` runs it."""
+    for node in traced.program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # lines of our code, with the folders of this machine
+    files = {METADATA_FILE: json.dumps(dict(metadata or {}), indent=1)}
+    with quiet():
+        torch.export.save(traced.program, path, extra_files=files)
+    return path
+
+
+def write_onnx(traced: Traced, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write one ONNX file, weights inside (at most 2 GB); needs the packages onnx and onnxscript."""
+    with quiet():
+        made = torch.onnx.export(
+            traced.program,
+            dynamo=True,
+            dynamic_shapes=traced.axes,  # the program has them already; here they get their names
+            input_names=traced.inputs,
+            output_names=traced.outputs,
+            verbose=False,
+        )
+    assert made is not None
+    for node in made.model.graph.all_nodes():
+        node.metadata_props.clear()  # the tracer's notes, larger than a small network
+    made.model.metadata_props.update(metadata or {})
+    made.save(path, external_data=False)
+    return path
+
+
+def read_torch(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
+    """The program of a .pt2 as a function of arrays, and its metadata."""
+    files = {METADATA_FILE: ""}
+    with quiet():
+        program = torch.export.load(path, extra_files=files)
+        module = program.module()
+    has_state = any(isinstance(given, tuple) for given in program.example_inputs[0])
+
+    @torch.inference_mode()
+    def run(*arrays: npt.NDArray[np.float32]) -> Arrays:
+        given = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+        found = module(given[0], tuple(given[1:])) if has_state else module(*given)
+        hidden, new_state = found if has_state else (found, ())
+        return tuple(tensor.numpy() for tensor in (hidden, *new_state))
+
+    return run, json.loads(files[METADATA_FILE])
+
+
+def read_onnx(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
+    """The network of an ONNX file as a function of arrays, and its metadata; needs onnxruntime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [put.name for put in session.get_inputs()]
+
+    def run(*arrays: npt.NDArray[np.float32]) -> Arrays:
+        return tuple(session.run(None, dict(zip(names, arrays, strict=True))))
+
+    return run, dict(session.get_modelmeta().custom_metadata_map)
