@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
@@ -24,8 +25,18 @@ class AveragedWeights(WeightAveraging):
         super().__init__(use_buffers=True, multi_avg_fn=self._average)
         self.decay = decay
 
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The average goes where the weights are: Lightning makes it before it moves them to a GPU.
+
+        It would stay in main memory, and every step would copy all weights there. The count of steps does stay: to
+        ask a GPU for it would wait for it.
+        """
+        assert self._average_model is not None
+        self._average_model.module.to(module.device)
+
     def _average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        n = int(num_averaged)
+        assert self._average_model is not None
+        n = int(self._average_model.n_averaged)
         kept = min(self.decay, (1 + n) / (10 + n))
         if averages[0].is_floating_point():  # they come in lists of one dtype
             torch._foreach_lerp_(list(averages), list(weights), 1.0 - kept)
