@@ -4,13 +4,14 @@ Every other module takes its names from here. `check_archive` states the archive
 makes the smallest Dataset that keeps it.
 """
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+
+from raincast.projection import axis_attrs, is_geographic, mapping_attrs
 
 TIME, Y, X = "time", "y", "x"
 INIT_TIME, LEAD_TIME = "init_time", "lead_time"
@@ -93,77 +94,17 @@ class Grid:
     @property
     def pixel_km(self) -> float:
         """The height of a pixel in km; that is also its width, or nearly so. 1 where there is one row alone."""
-        from pyproj import CRS as ProjCRS
-
         size = abs(self.y[-1] - self.y[0]) / max(1, self.y.size - 1)
-        geographic = ProjCRS.from_wkt(self.crs_wkt).is_geographic
-        return float(size * KM_PER_DEGREE if geographic else size / 1000.0) or 1.0
+        return float(size * KM_PER_DEGREE if is_geographic(self.crs_wkt) else size / 1000.0) or 1.0
 
     def to_coords(self) -> dict[str, Any]:
         """The coordinates y, x and the grid-mapping variable that a CF file needs."""
-        from pyproj import CRS as ProjCRS
-
-        crs = ProjCRS.from_wkt(self.crs_wkt)
-        # to_cf knows a few projections by their CF name; crs_wkt stands in for all the others
-        mapping = {k: v for k, v in _cf_attrs(crs).items() if v is not None} | {
-            "crs_wkt": self.crs_wkt,
-            "spatial_ref": crs.to_wkt("WKT1_GDAL") if _has_wkt1(crs) else self.crs_wkt,
-        }
-        if mapping.get("grid_mapping_name") == "polar_stereographic":
-            # pyproj leaves out what CF requires: the pole is the one on the side of the standard parallel
-            pole = float(np.copysign(90.0, mapping.get("standard_parallel", 90.0)))
-            mapping.setdefault("latitude_of_projection_origin", pole)
-        if "azimuth_of_central_line" in mapping:
-            # CF's name for it; the checker of IOOS asks for another
-            mapping["azimuth"] = mapping["azimuth_of_central_line"]
-        y_attrs, x_attrs = _axis_attrs(geographic=crs.is_geographic)
+        y_attrs, x_attrs = axis_attrs(self.crs_wkt)
         return {
             Y: (Y, self.y, y_attrs),
             X: (X, self.x, x_attrs),
-            CRS: ((), np.int32(0), mapping),
+            CRS: ((), np.int32(0), mapping_attrs(self.crs_wkt)),
         }
-
-
-def _cf_attrs(crs: Any) -> dict[str, Any]:
-    """CF's attributes of a projection; none where they would say half of it.
-
-    Of an oblique Mercator pyproj says that the skew of its grid is lost. Where that is the azimuth of the central
-    line, as in the Swiss projection, nothing is: so PROJ's omerc, to which CF refers, understands it.
-    """
-    with warnings.catch_warnings(record=True) as lost:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", UserWarning)
-        attrs: dict[str, Any] = crs.to_cf()
-    return attrs if not lost or _is_skewed_by_its_azimuth(crs) else {}
-
-
-def _is_skewed_by_its_azimuth(crs: Any) -> bool:
-    """Variant B: false easting and northing are those of the centre, as in CF."""
-    if not crs.is_projected or crs.coordinate_operation.method_name != "Hotine Oblique Mercator (variant B)":
-        return False
-    angles = {p.name: p.value for p in crs.coordinate_operation.params}
-    return bool(angles["Angle from Rectified to Skew Grid"] == angles["Azimuth at projection centre"])
-
-
-def _has_wkt1(crs: Any) -> bool:
-    from pyproj.exceptions import CRSError
-
-    try:
-        return bool(crs.to_wkt("WKT1_GDAL"))
-    except CRSError:
-        return False
-
-
-def _axis_attrs(*, geographic: bool) -> tuple[dict[str, str], dict[str, str]]:
-    if geographic:
-        return (
-            {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
-            {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
-        )
-    return (
-        {"standard_name": "projection_y_coordinate", "units": "m", "axis": "Y"},
-        {"standard_name": "projection_x_coordinate", "units": "m", "axis": "X"},
-    )
 
 
 def _spacing(axis: npt.NDArray[np.float64]) -> float:

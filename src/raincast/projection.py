@@ -1,0 +1,78 @@
+"""What CF files say of a projection, which is known by its WKT."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+
+def is_geographic(crs_wkt: str) -> bool:
+    """Whether its coordinates are degrees."""
+    return bool(_crs(crs_wkt).is_geographic)
+
+
+def mapping_attrs(crs_wkt: str) -> dict[str, Any]:
+    """The attributes of a grid-mapping variable."""
+    crs = _crs(crs_wkt)
+    # to_cf knows a few projections by their CF name; crs_wkt stands in for all the others
+    attrs = {k: v for k, v in _cf_attrs(crs).items() if v is not None} | {
+        "crs_wkt": crs_wkt,
+        "spatial_ref": crs.to_wkt("WKT1_GDAL") if _has_wkt1(crs) else crs_wkt,
+    }
+    if attrs.get("grid_mapping_name") == "polar_stereographic":
+        # pyproj leaves out what CF requires: the pole is the one on the side of the standard parallel
+        pole = float(np.copysign(90.0, attrs.get("standard_parallel", 90.0)))
+        attrs.setdefault("latitude_of_projection_origin", pole)
+    if "azimuth_of_central_line" in attrs:
+        # CF's name for it; the checker of IOOS asks for another
+        attrs["azimuth"] = attrs["azimuth_of_central_line"]
+    return attrs
+
+
+def axis_attrs(crs_wkt: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The attributes of its y and x."""
+    if is_geographic(crs_wkt):
+        return (
+            {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
+            {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+        )
+    return (
+        {"standard_name": "projection_y_coordinate", "units": "m", "axis": "Y"},
+        {"standard_name": "projection_x_coordinate", "units": "m", "axis": "X"},
+    )
+
+
+def _crs(crs_wkt: str) -> Any:
+    from pyproj import CRS
+
+    return CRS.from_wkt(crs_wkt)
+
+
+def _cf_attrs(crs: Any) -> dict[str, Any]:
+    """CF's attributes of a projection; none where they would say half of it.
+
+    Of an oblique Mercator pyproj says that the skew of its grid is lost. Where that is the azimuth of the central
+    line, as in the Swiss projection, nothing is: so PROJ's omerc, to which CF refers, understands it.
+    """
+    with warnings.catch_warnings(record=True) as lost:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        attrs: dict[str, Any] = crs.to_cf()
+    return attrs if not lost or _is_skewed_by_its_azimuth(crs) else {}
+
+
+def _is_skewed_by_its_azimuth(crs: Any) -> bool:
+    """Variant B: false easting and northing are those of the centre, as in CF."""
+    if not crs.is_projected or crs.coordinate_operation.method_name != "Hotine Oblique Mercator (variant B)":
+        return False
+    angles = {p.name: p.value for p in crs.coordinate_operation.params}
+    return bool(angles["Angle from Rectified to Skew Grid"] == angles["Azimuth at projection centre"])
+
+
+def _has_wkt1(crs: Any) -> bool:
+    from pyproj.exceptions import CRSError
+
+    try:
+        return bool(crs.to_wkt("WKT1_GDAL"))
+    except CRSError:
+        return False
