@@ -41,6 +41,19 @@ def test_grid_is_in_metres_at_pixel_centres(write_knmi: WriteKNMI) -> None:
     assert crs.ellipsoid is not None and crs.ellipsoid.semi_major_metre == pytest.approx(6378137.0)
 
 
+def test_forecasts_are_refused(write_knmi: WriteKNMI) -> None:
+    """A nowcast of KNMI has an image for each of 25 lead times, from its start to two hours later."""
+    path = write_knmi("2026-08-17T02:00", name="RAD_NL25_RAC_FM_202608170000.h5", minutes=120)
+    with h5py.File(path, "a") as file:
+        for number, valid in ((1, b"17-AUG-2026;00:00:00.000"), (2, b"17-AUG-2026;00:05:00.000")):
+            if number > 1:
+                file.copy("image1", f"image{number}")
+            file[f"image{number}"].attrs["image_datetime_valid"] = np.bytes_(valid)
+    for call in (KNMI().scan, KNMI().read):
+        with pytest.raises(ValueError, match=r"FM_202608170000\.h5 cannot be read .*2 images .*not observed"):
+            call(path)
+
+
 def test_recognised_by_content(write_knmi: WriteKNMI, tmp_path: Path) -> None:
     renamed = write_knmi("2020-03-01T00:00").rename(tmp_path / "data.bin")
     assert KNMI().recognises(renamed)

@@ -157,3 +157,12 @@ def test_real_frame_agrees_with_pysteps(radar_dir: Path) -> None:
     grid = MCHGif().scan(path).grid
     ours = (grid.x[0] - 500, grid.y[-1] - 500, grid.x[-1] + 500, grid.y[0] + 500)
     assert ours == tuple(about[name] for name in ("x1", "y1", "x2", "y2"))
+
+
+def test_a_damaged_beginning_is_told_the_same_each_time(tmp_path: Path) -> None:
+    path = write(tmp_path / "AQC200610000_00005.gif", np.arange(250))
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(
+        ValueError, match=r"00005\.gif cannot be read .*: it is no GIF, or its beginning is damaged$"
+    ):
+        MCHGif().scan(path)

@@ -52,6 +52,7 @@ class KNMI:
         import h5py
 
         with naming(path, FORMAT), h5py.File(path) as file:
+            _refuse_forecasts(file)
             start, end = _interval(file)
             return Head(np.array([end]), _file_grid(file), _minutes(start, end))
 
@@ -60,6 +61,7 @@ class KNMI:
         import h5py
 
         with naming(path, FORMAT), h5py.File(path) as file:
+            _refuse_forecasts(file)
             start, end = _interval(file)
             interval = _minutes(start, end)
             rain = _rates(file[self.image], interval)
@@ -83,6 +85,16 @@ def _value(group: Any, name: str) -> Any:
 def _text(group: Any, name: str) -> str:
     value = _value(group, name)
     return value.decode("ascii").strip("\0 ") if isinstance(value, bytes) else str(value)
+
+
+def _refuse_forecasts(file: Any) -> None:
+    """ValueError for a nowcast (RAD_NL25_RAC_FM): a depth a lead time, while the file's times are the run's."""
+    images = [file[name] for name in file if re.fullmatch(r"image\d+", name)]
+    valid = [image.name for image in images if "image_datetime_valid" in image.attrs]
+    if len(valid) > 1:
+        raise ValueError(
+            f"it holds {len(valid)} images with times of their own: forecasts, rain that was not observed"
+        )
 
 
 def _interval(file: Any) -> tuple[np.datetime64, np.datetime64]:

@@ -71,10 +71,12 @@ class MCHGif:
 
 
 def _open(path: Path) -> Any:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(path.read_bytes()), formats=("GIF",))
+    except UnidentifiedImageError as error:
+        raise ValueError("it is no GIF, or its beginning is damaged") from error
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
     if (image.height, image.width) != SHAPE:
