@@ -6,7 +6,7 @@ The interpreter has to be chosen before Triton is imported: these tests then run
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -86,7 +86,8 @@ def compared(name: str, tensors: dict[str, Tensor | None]) -> None:
         short = want.dtype in (torch.bfloat16, torch.float16)
         # short rows may be rounded the other way where float32 lies between two of them
         tolerance = 1.01 * torch.finfo(want.dtype).eps if short else 3e-6
-        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance, msg=lambda m, key=key: f"{key}: {m}")
+        near_0 = tolerance * max(1.0, want.abs().max().item())
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=near_0, msg=lambda m, key=key: f"{key}: {m}")
 
 
 @on_a_device
@@ -203,7 +204,7 @@ def test_large_and_undefined_values():
 
 
 @pytest.fixture
-def counted(monkeypatch) -> Iterator[list[str]]:
+def counted(monkeypatch) -> list[str]:
     """The names of the kernels that ran, here in the place of C."""
     from raincast.models import gates_triton
 
@@ -222,10 +223,9 @@ def counted(monkeypatch) -> Iterator[list[str]]:
     monkeypatch.setattr(gates, "GPUS", (DEVICE,))
     monkeypatch.setattr(gates, "on_gpus", FirstUse())
     monkeypatch.setattr(gates, "gpu_kernels", lambda: kernels)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield calls
-    torch.backends.cudnn.allow_tf32 = before
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    return calls
 
 
 def gradients(layer: ConvLSTM, x: Tensor, *, defined: bool = False) -> dict[str, Tensor]:
@@ -240,7 +240,9 @@ def gradients(layer: ConvLSTM, x: Tensor, *, defined: bool = False) -> dict[str,
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04), (torch.float16, 0.005)]
+    # on a GPU cuDNN's own algorithms round otherwise than the definition in float64
+    ("dtype", "bound"),
+    [(torch.float32, 1e-5 if INTERPRETED else 5e-5), (torch.bfloat16, 0.04), (torch.float16, 0.005)],
 )
 def test_a_layer_equals_the_definition(counted, caplog, dtype, bound, kind, recompute):
     torch.manual_seed(0)
@@ -265,6 +267,7 @@ def test_a_captured_layer_gives_the_same(counted):
     layer = ConvLSTM(2, 8).to(DEVICE)
     x = torch.randn(2, 4, 2, 8, 8, device=DEVICE)
     with torch.no_grad():
+        torch.cuda.synchronize()
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             for _ in range(3):
