@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster, gates
 from raincast.models import kernel as kernels
+from raincast.training.heap import keep_freed_memory
 
 STEPS = 10
 LAYERS = [  # batch, width, kernel, size
@@ -269,6 +270,7 @@ def main() -> None:
     if args.unpacked:
         kernels.LARGE = sys.maxsize
     torch.backends.cudnn.benchmark = args.tuned
+    keep_freed_memory()  # for all that is compared, as train.py does
     start = time.perf_counter()
     measured = precisions(args.device)
     calls = first_call(args)

@@ -12,7 +12,7 @@ What it does otherwise than the definition:
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ BLOCKS = 4
 """The backward goes through the steps in so many blocks: cells and gradients of gates exist for one at a time."""
 
 DRIVE_VALUES = 2**22
-"""Without kept gates, the input's convolution runs over as many steps at a time as give so many values."""
+"""The input's convolution runs over as many steps at a time as give so many values, which then lie in the cache."""
 
 
 def convlstm_sequence(
@@ -152,19 +152,15 @@ class _Sequence(torch.autograd.Function):
             states[0] = hidden.permute(0, 2, 3, 1)
             cells.of(0).copy_(cell.permute(0, 2, 3, 1))
         inputs = None if x is None else _rows(x)
-        gates = out_gates = None
-        if keep and recompute:
-            out_gates = like.new_empty(num_steps, B, H, W, weights.width)
-        elif keep:
-            # the input's part is computed where the gates will lie
-            gates = (
-                like.new_empty(num_steps, B, H, W, 4 * weights.width) if inputs is None else weights.drive(inputs)
-            )
+        # one tensor a step: one for all steps would often be too large for malloc to keep, and each of its pages a fault
+        gates: list[Tensor] = []
+        out_gates = like.new_empty(num_steps, B, H, W, weights.width) if keep and recompute else None
         # views are made once for all steps: one by one they would cost as much as a small convolution
         rows_of = states.unbind(0)
-        for t, drive, gates_of, out_of in zip(
-            range(num_steps), _drives(weights, inputs, gates), _steps(gates), _steps(out_gates), strict=False
-        ):
+        for t, drive, out_of in zip(range(num_steps), _drives(weights, inputs), _steps(out_gates), strict=False):
+            if keep and not recompute:
+                # where the input's part lies, which is needed no more
+                gates.append(like.new_empty(B, H, W, 4 * weights.width) if drive is None else drive)
             row = start + t
             recurrent = weights.recur(rows_of[row - 1]) if row else None
             a, b = (recurrent, None) if drive is None else (drive, recurrent)
@@ -174,14 +170,14 @@ class _Sequence(torch.autograd.Function):
                 b,
                 cells.of(row - 1) if row else None,
                 weights.table,
-                gates=gates_of,
+                gates=gates[t] if gates else None,
                 out_gate=out_of,
                 cell=cells.of(row),
                 hidden=rows_of[row],
             )
         if keep:
             ctx.save_for_backward(
-                inputs, states, cells.kept, gates, out_gates, input_weight, state_weight, bias, peephole
+                inputs, states, cells.kept, out_gates, input_weight, state_weight, bias, peephole, *gates
             )
             ctx.start = start
             ctx.set_materialize_grads(False)
@@ -195,7 +191,8 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_outputs: Tensor | None, d_hidden: Tensor | None, d_cell: Tensor | None) -> Any:
-        inputs, states, kept, gates, out_gates, *parameters = ctx.saved_tensors
+        inputs, states, kept, out_gates, *others = ctx.saved_tensors
+        parameters, gates = others[:4], others[4:]
         start, needs = ctx.start, ctx.needs_input_grad
         _, B, H, W, _ = states.shape
         weights = _Weights.of(*parameters, step=(B, H, W))
@@ -208,7 +205,7 @@ class _Sequence(torch.autograd.Function):
         # room for one block: the cell before it and its own, its gates if they were not kept, their gradients
         cells = kept.new_empty(blocks[0].stop + 1, *kept.shape[1:])
         d_gates = states.new_empty(blocks[0].stop, *states.shape[1:4], 4 * weights.width)
-        again = None if gates is not None else torch.empty_like(d_gates)
+        again = None if gates else torch.empty_like(d_gates)
 
         for number, steps in reversed(list(enumerate(blocks))):
             size, first = steps.stop - steps.start, start + steps.start
@@ -221,7 +218,7 @@ class _Sequence(torch.autograd.Function):
                 for index in range(size):
                     pointwise.recell(block[index], cells[index] if first + index else None, cell=cells[index + 1])
             else:
-                block = again[:size]
+                block = again[:size].unbind(0)
                 _regate(weights, block_inputs, before, out_gates[steps], gates=block, cells=cells)
             for index in reversed(range(size)):
                 row = first + index
@@ -315,17 +312,18 @@ def _added(total: Tensor | None, term: Tensor | None) -> Tensor | None:
     return total.add_(term)
 
 
-def _drives(weights: _Weights, inputs: Tensor | None, gates: Tensor | None) -> Iterator[Tensor | None]:
+def _drives(weights: _Weights, inputs: Tensor | None) -> Iterator[Tensor | None]:
     """What the input gives the gates, step by step: a few steps are convolved at a time."""
     if inputs is None:
         yield from itertools.repeat(None)
-    elif gates is not None:
-        yield from gates.unbind(0)
-    else:
-        pixels = inputs[0].numel() // inputs.shape[-1]
-        size = max(1, DRIVE_VALUES // max(1, 4 * weights.width * pixels))
-        for begin in range(0, len(inputs), size):
-            yield from weights.drive(inputs[begin : begin + size]).unbind(0)
+        return
+    pixels = inputs[0].numel() // inputs.shape[-1]
+    size = max(1, DRIVE_VALUES // max(1, 4 * weights.width * pixels))
+    if size == 1:
+        yield from (weights.drive(step) for step in inputs.unbind(0))
+        return
+    for begin in range(0, len(inputs), size):
+        yield from weights.drive(inputs[begin : begin + size]).unbind(0)
 
 
 def _steps(tensor: Tensor | None) -> Iterable[Tensor | None]:
@@ -338,7 +336,7 @@ def _regate(
     states_before: Tensor,
     out_gates: Tensor,
     *,
-    gates: Tensor,
+    gates: Sequence[Tensor],
     cells: Tensor,
 ) -> None:
     """Writes the gates of a block of steps and the cells after its first, from o and what makes the others."""
