@@ -28,7 +28,7 @@ BLOCKS = 4
 """The backward goes through the steps in so many blocks: cells and gradients of gates exist for one at a time."""
 
 DRIVE_VALUES = 2**22
-"""The input's convolution runs over as many steps at a time as give so many values, which then lie in the cache."""
+"""The input's convolution runs over as many steps at a time as give so many values."""
 
 
 def convlstm_sequence(
@@ -152,7 +152,7 @@ class _Sequence(torch.autograd.Function):
             states[0] = hidden.permute(0, 2, 3, 1)
             cells.of(0).copy_(cell.permute(0, 2, 3, 1))
         inputs = None if x is None else _rows(x)
-        # one tensor a step: one for all steps would often be too large for malloc to keep, and each of its pages a fault
+        # one tensor a step: one for all would often be too large for malloc to keep, and each of its pages a fault
         gates: list[Tensor] = []
         out_gates = like.new_empty(num_steps, B, H, W, weights.width) if keep and recompute else None
         # views are made once for all steps: one by one they would cost as much as a small convolution
