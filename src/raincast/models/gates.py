@@ -44,6 +44,9 @@ FLAGS = [
 GPUS = ("cuda",)
 """Types of device that Triton's kernels are for; their rows are float32 or shorter."""
 
+TABLES = 1024
+"""At most so many programs of a GPU share out the pixels where the peepholes' gradients are summed."""
+
 on_gpus = FirstUse()
 
 P = ParamSpec("P")
@@ -154,7 +157,7 @@ def backward(
     """Gradients through one step; the hidden state's is the sum of `dh_out` and `dh_next`.
 
     `dcell` comes in as the gradient of the new cell and leaves as that of the old; `dgates` is written, and
-    the peepholes' part is added to `dpeephole` (threads, 3, hidden) in float64, whose sum over threads counts.
+    the peepholes' part is added to `dpeephole` (`num_tables`, 3, hidden) in float64, whose sum over tables counts.
     """
     i, f, z, o = _split(gates, None, 4, cell.dtype)
     squashed = cell.tanh()
@@ -175,6 +178,13 @@ def backward(
         ]
         dpeephole[0] += torch.stack(parts)
     dgates.copy_(torch.cat([di, df, dz, do], dim=-1))
+
+
+def num_tables(cell: Tensor) -> int:
+    """How many tables `backward` adds the peepholes' gradients to, one for each that adds at the same time."""
+    if cell.device.type == "cpu":
+        return torch.get_num_threads()
+    return min(TABLES, 1 + cell.numel() // (16 * cell.shape[-1]))
 
 
 def _split(a: Tensor, b: Tensor | None, parts: int, dtype: torch.dtype) -> tuple[Tensor, ...]:

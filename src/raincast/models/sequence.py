@@ -200,7 +200,7 @@ class _Sequence(torch.autograd.Function):
         dh_out = None if d_outputs is None else _rows(d_outputs)
         dh_next = None if d_hidden is None else _channels_last(d_hidden.to(states.dtype))
         dcell = torch.zeros_like(kept[0]) if d_cell is None else _channels_last(d_cell.to(kept.dtype)).clone()
-        sums = _Gradients(weights, inputs if needs[0] else None)
+        sums = _Gradients(weights, inputs if needs[0] else None, kept[0])
         blocks = _blocks(num_steps, weights.num_blocks)
         # room for one block: the cell before it and its own, its gates if they were not kept, their gradients
         cells = kept.new_empty(blocks[0].stop + 1, *kept.shape[1:])
@@ -250,8 +250,8 @@ class _Sequence(torch.autograd.Function):
 class _Gradients:
     """The gradients of inputs and parameters, gathered block by block."""
 
-    def __init__(self, weights: _Weights, inputs: Tensor | None) -> None:
-        """`inputs` is None where no gradient of them is wanted."""
+    def __init__(self, weights: _Weights, inputs: Tensor | None, cell: Tensor) -> None:
+        """`inputs` is None where no gradient of them is wanted; `cell` is one of a step."""
         self.weights = weights
         self.inputs = None if inputs is None else torch.empty_like(inputs)
         self.of_input: Tensor | None = None
@@ -263,7 +263,7 @@ class _Gradients:
             return
         if weights.table.shape[:2] == (1, 1):
             self.peephole_per_channel = torch.zeros(
-                torch.get_num_threads(), 3, weights.width, dtype=torch.float64, device=weights.table.device
+                pointwise.num_tables(cell), 3, weights.width, dtype=torch.float64, device=cell.device
             )
         else:
             self.peephole_per_pixel = torch.zeros_like(weights.table)
