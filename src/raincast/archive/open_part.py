@@ -1,5 +1,6 @@
 """The frames of one file of an archive, read by window."""
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,13 @@ from xarray.backends import CachingFileManager
 from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
 from raincast import schema
+from raincast.archive.chunks import UNREADABLE, ChunkedCodes, Unpacked
 from raincast.archive.codes import CODE_MM_H, MISSING_CODE, encode
 from raincast.archive.head import engine_of, naming, open_dataset
 
 UNPACKED_BYTES = 2**29
-"""What HDF5 may keep unpacked of all files of an archive together, in a process."""
-UNPACKED_BYTES_OF_FILE = 2**26  # its own default, which for the 128 files that xarray keeps open would be 8 GiB
+"""What may be kept unpacked of all files of an archive together, in a process."""
+UNPACKED_BYTES_OF_FILE = 2**26  # HDF5's default, which for the 128 files that xarray keeps open would be 8 GiB
 MOST_OPEN = 128
 CHUNK_SLOTS = 10007  # a prime, ten times the chunks of 64 KiB in 64 MiB: two in one slot drive each other out
 
@@ -26,13 +28,14 @@ CHUNK_SLOTS = 10007  # a prime, ten times the chunks of 64 KiB in 64 MiB: two in
 class OpenPart:
     """An open file, and what its numbers mean.
 
-    A netCDF file in our own codes is read by netCDF4 itself (`codes`), which spares small windows a tenth of their
-    time: xarray's indexing. `array` reads the others.
+    A netCDF file in our own codes is read chunk by chunk (`chunks`), or by netCDF4 itself (`codes`) what is packed
+    in another way; `array`, xarray, reads the others.
     """
 
     path: Path
     array: xr.Variable | None
     codes: "RawVariable | None"
+    chunks: ChunkedCodes | None
     dtype: np.dtype[Any]
     fills: tuple[float, ...]
     scale: float
@@ -40,8 +43,8 @@ class OpenPart:
     to_mm_h: float
 
     @classmethod
-    def open(cls, path: Path, variable: str, *, num_parts: int = 1) -> "OpenPart":
-        """The rain `variable` of the file, one of `num_parts` of its archive."""
+    def open(cls, path: Path, variable: str, unpacked: Unpacked, *, num_parts: int = 1) -> "OpenPart":
+        """The rain `variable` of the file, one of `num_parts` of its archive, of which `unpacked` keeps chunks."""
         dataset = open_dataset(path, mask_and_scale=False)
         array = dataset[variable].variable
         attrs = array.attrs
@@ -50,12 +53,14 @@ class OpenPart:
             float(f) for name in ("_FillValue", "missing_value") for f in np.atleast_1d(attrs.get(name, []))
         )
         scale, offset = float(attrs.get("scale_factor", 1.0)), float(attrs.get("add_offset", 0.0))
-        part = cls(path, array, None, array.dtype, fills, scale, offset, schema.MM_H_PER_UNIT[attrs["units"]])
+        to_mm_h = schema.MM_H_PER_UNIT[attrs["units"]]
+        part = cls(path, array, None, None, array.dtype, fills, scale, offset, to_mm_h)
         if not part.is_coded or engine_of(path) != "netcdf4" or schema.REGULAR_START in dataset.attrs:
             return part
         dataset.close()
         codes = RawVariable.of(path, variable, num_parts)
-        return cls(path, None, codes, part.dtype, fills, scale, offset, part.to_mm_h)
+        chunks = ChunkedCodes.of(path, variable, unpacked)
+        return cls(path, None, codes, chunks, part.dtype, fills, scale, offset, to_mm_h)
 
     @property
     def is_coded(self) -> bool:
@@ -70,21 +75,31 @@ class OpenPart:
             return self._decode(raw)
         return self._table[raw.astype(np.intp) - np.iinfo(raw.dtype).min]
 
-    def read_codes(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.int16]:
-        """The same in codes: (T, H, W)."""
+    def read_codes(self, time: slice, y: slice, x: slice, *, out: npt.NDArray[np.int16]) -> None:
+        """The same in codes, (T, H, W) → `out`, a view of any strides."""
         if self.is_coded:
-            codes: npt.NDArray[np.int16] = self._read(time, y, x)
-            return codes
-        return np.stack([encode(frame) for frame in self.read(time, y, x)])
+            self._read(time, y, x, out=out)
+            return
+        for codes, rain in zip(out, self.read(time, y, x), strict=True):
+            codes[...] = encode(rain)
 
-    def _read(self, time: slice, y: slice, x: slice) -> npt.NDArray[Any]:
-        """As it is stored; ValueError names the file where that fails."""
+    def _read(
+        self, time: slice, y: slice, x: slice, *, out: npt.NDArray[np.int16] | None = None
+    ) -> npt.NDArray[Any]:
+        """As it is stored, in `out` if it is given; ValueError names the file where that fails."""
+        if self.chunks is not None:
+            with contextlib.suppress(*UNREADABLE):
+                return self.chunks.read(time, y, x, out=out)
         with naming(self.path):
             if self.codes is not None:
-                return self.codes.read(time, y, x)
-            assert self.array is not None
-            raw: npt.NDArray[Any] = self.array[time, y, x].values
+                raw = self.codes.read(time, y, x)
+            else:
+                assert self.array is not None
+                raw = self.array[time, y, x].values
+        if out is None:
             return raw
+        out[...] = raw
+        return out
 
     @cached_property
     def _table(self) -> npt.NDArray[np.float32] | None:

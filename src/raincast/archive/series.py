@@ -14,8 +14,15 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.chunks import Unpacked
 from raincast.archive.head import archive_files, check_fits, engine_of, read_coverage, read_head
-from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
+from raincast.archive.open_part import (
+    MOST_OPEN,
+    UNPACKED_BYTES,
+    UNPACKED_BYTES_OF_FILE,
+    OpenPart,
+    unpacked_bytes_of_file,
+)
 from raincast.schema import Grid
 
 
@@ -78,8 +85,12 @@ class Archive:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind: each process opens its own."""
-        return self.__dict__ | {"_open": {}}
+        """Leave open files and what was read of them behind: each process opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_unpacked"} | {"_open": {}}
+
+    @cached_property
+    def _unpacked(self) -> Unpacked:
+        return Unpacked(min(UNPACKED_BYTES, UNPACKED_BYTES_OF_FILE * len(self.parts)))
 
     @property
     def num_times(self) -> int:
@@ -114,7 +125,7 @@ class Archive:
 
     @property
     def unpacked_bytes(self) -> int:
-        """What HDF5 keeps unpacked of it in a process that has read all of it, but for the edges of chunks."""
+        """What is kept unpacked of it in a process that has read all of it, but for the edges of chunks."""
         parts = [part for part in self.parts if engine_of(part.path) != "zarr"]
         of_file = unpacked_bytes_of_file(len(self.parts)) if self.coded else UNPACKED_BYTES_OF_FILE
         a_value = 2 if self.coded else 8  # bytes, of foreign ones at most
@@ -128,11 +139,28 @@ class Archive:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def read_codes(
-        self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
+        self,
+        first: int,
+        num_times: int,
+        *,
+        y: slice = slice(None),
+        x: slice = slice(None),
+        out: npt.NDArray[np.int16] | None = None,
     ) -> npt.NDArray[np.int16]:
-        """The same as codes of 0.01 mm/h, `codes.MISSING_CODE` for missing: as they lie on disk, if they do."""
-        pieces = [part.read_codes(window, y, x) for part, window in self._windows(first, num_times)]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        """The same as codes of 0.01 mm/h, `codes.MISSING_CODE` for missing: as they lie on disk, if they do.
+
+        They are written into `out` (T, H, W), a view of any strides, if it is given.
+        """
+        windows = self._windows(first, num_times)
+        if out is None:
+            sides = (len(range(*side.indices(size))) for side, size in zip((y, x), self.grid.shape, strict=True))
+            out = np.empty((num_times, *sides), np.int16)
+        done = 0
+        for part, window in windows:
+            end = done + window.stop - window.start
+            part.read_codes(window, y, x, out=out[done:end])
+            done = end
+        return out
 
     def read_stored(
         self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
@@ -172,5 +200,5 @@ class Archive:
         # keyed by process: an HDF5 handle that crosses a fork reads garbage
         key = (os.getpid(), part.path)
         if key not in self._open:
-            self._open[key] = OpenPart.open(part.path, self.variable, num_parts=len(self.parts))
+            self._open[key] = OpenPart.open(part.path, self.variable, self._unpacked, num_parts=len(self.parts))
         return self._open[key]
