@@ -1,15 +1,16 @@
 """Samples: the frames of the archive, turned alike, the same in every worker."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from raincast.archive import Archive, write_part
-from raincast.data.dataset import WindowDataset, orient
+from raincast.data.dataset import WindowDataset, collate, orient, unturned
 from raincast.data.sampler import Place
 from raincast.data.source import Source
 from raincast.schema import RAIN, mock_archive
@@ -147,14 +148,54 @@ def test_input_and_target_are_turned_alike(windows):
         assert (turned["time"], turned["y"], turned["x"]) == (plain["time"], 1, 1)
 
 
+def test_a_view_of_turned_frames_shows_them_upright():
+    for shape in ((2, 5, 5), (2, 4, 6)):
+        frames = np.random.default_rng(0).random(shape, np.float32)
+        for k in range(8):
+            turned = orient(frames, k)
+            upright = unturned(turned, k)
+            np.testing.assert_array_equal(upright, frames)
+            assert np.shares_memory(upright, turned)
+
+
+def test_the_windows_of_a_batch_are_read_into_it(windows):
+    """Frame 9 of 26 is missing: an input of some, a target of others."""
+    for height, width in ((6, 6), (5, 7)):
+        places = [Place(i, i % 4, i % 3, height, width, i % 8, 1 + i / 10) for i in range(12)]
+        rows = windows.__getitems__(places)
+        assert all(row["frames"].data_ptr() == own.data_ptr() for row, own in zip(rows, rows.frames, strict=True))
+        batch, copied = windows.batch(places), default_collate([windows[place] for place in places])
+        assert batch.keys() == copied.keys()
+        for name in batch:
+            torch.testing.assert_close(batch[name], copied[name], rtol=0, atol=0)
+            torch.testing.assert_close(collate(rows)[name], copied[name], rtol=0, atol=0)
+        upright = windows.batch([place._replace(orientation=0) for place in places])["frames"].numpy()
+        for frames, own, place in zip(batch["frames"].numpy(), upright, places, strict=True):
+            np.testing.assert_array_equal(frames, orient(own, place.orientation))
+
+
+def test_decoding_leaves_what_was_stored_as_it_was(windows):
+    for frames in (torch.tensor([[[[-32768, 50]]]], dtype=torch.int16), torch.tensor([[[[torch.nan, 0.5]]]])):
+        ones = torch.ones(1, dtype=torch.int64)
+        batch = {
+            "frames": frames,
+            "gain": 2.0 * ones,
+            "filled": ones,
+            **dict.fromkeys(("time", "y", "x", "source"), ones),
+        }
+        before = frames.clone()
+        assert windows.decode(batch)["input"].ravel()[1] == 1
+        torch.testing.assert_close(frames, before, rtol=0, atol=0, equal_nan=True)
+
+
 def test_workers_make_the_same_samples(windows):
     places = [Place(i, i % 4, i % 3, 6, 6, i % 8) for i in range(16)]
 
-    def batches(num_workers: int) -> list[dict[str, torch.Tensor]]:
-        loader = DataLoader(windows, batch_size=4, sampler=places, num_workers=num_workers)
+    def batches(num_workers: int, **options: Any) -> list[dict[str, torch.Tensor]]:
+        loader = DataLoader(windows, batch_size=4, sampler=places, num_workers=num_workers, **options)
         return [*map(windows.decode, loader)]
 
-    for alone, shared in zip(batches(0), batches(2), strict=True):
+    for alone, shared in zip(batches(0), batches(2, collate_fn=collate), strict=True):
         assert alone["input"].shape == (4, 3, 1, 6, 6) and alone["time"].dtype == torch.int64
         for name in alone:
             torch.testing.assert_close(shared[name], alone[name], rtol=0, atol=0, equal_nan=True)

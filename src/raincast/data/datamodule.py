@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from raincast.archive import Archive
 from raincast.data.archives import Extra, open_sources
 from raincast.data.channels import Channel
-from raincast.data.dataset import Sample, Stored, WindowDataset
+from raincast.data.dataset import Sample, Stored, WindowDataset, collate
 from raincast.data.declared import Channels
 from raincast.data.loader import ResumableLoader
 from raincast.data.sampler import (
@@ -288,6 +288,7 @@ class RadarDataModule(L.LightningDataModule):
 
     def _loader_options(self) -> dict[str, Any]:
         return {
+            "collate_fn": collate,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),

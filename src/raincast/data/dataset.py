@@ -1,6 +1,7 @@
 """A `Place` in an archive → a sample: as stored until the batch is on its device, then tensors in mm/h."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NotRequired, TypedDict, TypeVar
 
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from raincast.data.carried import Layout, StaticMaps, turn_vectors, values_of, vector_turn
 from raincast.data.sampler import Place
@@ -60,6 +61,22 @@ class Sample(TypedDict):
     future: NotRequired[Tensor]
 
 
+class StoredRows(list[Stored]):
+    """Windows whose frames are the rows of one tensor (B, T, H, W)."""
+
+    def __init__(self, frames: Tensor, rows: Iterable[Stored]) -> None:
+        super().__init__(rows)
+        self.frames = frames
+
+
+def collate(rows: StoredRows) -> Stored:
+    """One batch of them, without a copy of the frames; torch's `default_collate` gives the same with one."""
+    others = [{name: value for name, value in row.items() if name != "frames"} for row in rows]
+    batch: Any = {"frames": rows.frames, **default_collate(others)}
+    stored: Stored = batch
+    return stored
+
+
 class WindowDataset(Dataset[Stored]):
     """Windows of one or several archives, indexed by `Place`.
 
@@ -70,6 +87,7 @@ class WindowDataset(Dataset[Stored]):
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
         self.input_steps = sources[0].input_steps
+        self.num_steps = self.input_steps + sources[0].lead_steps
         self.coded = all(source.archive.coded for source in sources)  # a batch holds one kind
         bound = sources[0].channels
         self.channels = None if bound is None else bound.channels
@@ -84,14 +102,30 @@ class WindowDataset(Dataset[Stored]):
 
     def __getitem__(self, place: Place) -> Stored:
         """Read one window, as it is stored."""
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[Place]) -> "StoredRows":
+        """Read the windows of a batch, of one size, each into its place."""
+        height, width = places[0].height, places[0].width
+        shape = (len(places), self.num_steps, height, width)
+        frames = _memory_for(shape, torch.int16 if self.coded else torch.float32)
+        return StoredRows(frames, [self._read(place, row) for place, row in zip(places, frames, strict=True)])
+
+    def batch(self, places: Sequence[Place]) -> Stored:
+        """The windows of a batch, (B, T, H, W)."""
+        return collate(self.__getitems__(places))
+
+    def _read(self, place: Place, frames: Tensor) -> Stored:
+        """One window, into `frames` (T, H, W)."""
         source = self.sources[place.source]
         y, x = slice(place.y, place.y + place.height), slice(place.x, place.x + place.width)
-        frames, filled = source.read(place.start, y, x, coded=self.coded)
+        upright = unturned(frames.numpy(), place.orientation)
+        filled = source.read(place.start, y, x, out=upright)
         for step in range(1, self.input_steps):
             if filled[step]:
-                frames[step] = frames[step - 1]
+                upright[step] = upright[step - 1]
         stored = Stored(
-            frames=torch.from_numpy(orient(frames, place.orientation)),
+            frames=frames,
             filled=torch.from_numpy(filled),
             gain=place.gain,
             time=int(source.newest(place.start).astype("datetime64[s]").astype(np.int64)),
@@ -133,12 +167,12 @@ class WindowDataset(Dataset[Stored]):
     def decode(self, batch: Stored) -> Sample:
         """A batch as stored, (B, T, H, W) → in mm/h, (B, T, 1, H, W), on the device where it is."""
         frames = batch["frames"]
-        rain = frames.to(torch.float32)
+        rain = frames.to(torch.float32, copy=True)
         if frames.dtype == torch.int16:
             # the quotient is rounded once: 50 codes are exactly 0.5 mm/h, and at that threshold
-            rain = torch.where(frames < 0, torch.nan, rain / CODES_PER_MM_H)
+            rain.div_(CODES_PER_MM_H).masked_fill_(frames < 0, torch.nan)
         gain = torch.as_tensor(batch["gain"], dtype=rain.dtype, device=rain.device)
-        rain = (rain * gain[:, None, None, None]).unsqueeze(2)
+        rain = rain.mul_(gain[:, None, None, None]).unsqueeze(2)
         target = rain[:, self.input_steps :]
         sample = Sample(
             input=rain[:, : self.input_steps],
@@ -190,6 +224,15 @@ def _turns(orientation: int, *, square: bool) -> tuple[int, bool]:
     return quarters if square else 2 * (quarters % 2), orientation % 2 == 1
 
 
+def _memory_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor without values; in a loading process memory that it shares with the main one, as torch collates."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage: Any = torch.UntypedStorage
+    shared = storage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(shared).view(shape)
+
+
 def orient(frames: Maps, orientation: int) -> Maps:
     """Frames (…, H, W) mirrored (odd numbers) and turned by orientation // 2 quarter turns.
 
@@ -199,3 +242,10 @@ def orient(frames: Maps, orientation: int) -> Maps:
     turned: Any = np.rot90(frames, quarters, axes=(-2, -1))
     oriented: Any = np.ascontiguousarray(turned[..., ::-1] if mirrored else turned)
     return oriented  # type: ignore[no-any-return]
+
+
+def unturned(oriented: Maps, orientation: int) -> Maps:
+    """A view of what `orient` gave in which the frames lie as they did before."""
+    quarters, mirrored = _turns(orientation, square=oriented.shape[-2] == oriented.shape[-1])
+    upright: Any = np.rot90(oriented[..., ::-1] if mirrored else oriented, -quarters, axes=(-2, -1))
+    return upright  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,24 +100,36 @@ class Source:
             return {}
         return self.channels.carry(self.step_times(start), self.input_steps, y, x, layouts)
 
-    def read(self, start: int, y: slice, x: slice, *, coded: bool) -> tuple[Frames, npt.NDArray[np.bool_]]:
-        """The frames of a window, (T, H, W) codes or mm/h, and which of them the archive lacks, (T,)."""
+    def read(self, start: int, y: slice, x: slice, *, out: Frames) -> npt.NDArray[np.bool_]:
+        """The frames of a window → `out`, (T, H, W) codes or mm/h by its type; which the archive lacks, (T,).
+
+        `out` may be a view of any strides.
+        """
         numbers = self._numbers[start : start + self.num_slots]
-        absent = numbers < 0
-        there = numbers[~absent]
-        # frames that are there follow each other in the archive, whatever is missing between them
-        read = self.archive.read_codes if coded else self.archive.read
-        found: Frames = read(int(there[0]), there.size, y=y, x=x)
-        if there.size < numbers.size:
-            frames = np.full((numbers.size, *found.shape[1:]), MISSING_CODE if coded else np.nan, found.dtype)
-            frames[~absent] = found
-            found = frames
-        if self.every == 1:
-            return found, absent
-        if not self._means:
-            return found[:: self.every], absent[:: self.every]
-        groups: npt.NDArray[np.bool_] = absent.reshape(-1, self.every)
-        return _means(found, self.every), np.all(groups, axis=1)
+        absent: npt.NDArray[np.bool_] = numbers < 0
+        if self.every == 1 and not absent.any():
+            self._read_archive(numbers, y, x, out)
+            return absent
+        there = np.empty((numbers.size - int(absent.sum()), *out.shape[1:]), out.dtype)
+        self._read_archive(numbers[~absent], y, x, there)
+        frames = np.full(
+            (numbers.size, *out.shape[1:]), MISSING_CODE if out.dtype == np.int16 else np.nan, out.dtype
+        )
+        frames[~absent] = there
+        if self.every == 1 or not self._means:
+            out[...] = frames[:: self.every]
+            absent = absent[:: self.every]
+        else:
+            out[...] = _means(frames, self.every)
+            absent = np.all(absent.reshape(-1, self.every), axis=1)
+        return absent
+
+    def _read_archive(self, numbers: npt.NDArray[np.int64], y: slice, x: slice, out: Any) -> None:
+        """Frames that follow each other in the archive, whatever is missing between them."""
+        if out.dtype == np.int16:
+            self.archive.read_codes(int(numbers[0]), numbers.size, y=y, x=x, out=out)
+        else:
+            out[...] = self.archive.read(int(numbers[0]), numbers.size, y=y, x=x)
 
     @cached_property
     def _numbers(self) -> npt.NDArray[np.int64]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import default_collate
 
 from raincast.data.dataset import Sample
 from raincast.data.sampler import Place
@@ -150,7 +149,7 @@ def _batches(data: "RadarDataModule", task: Task) -> Iterator[tuple[int, Sample]
     """The same windows in a batch wherever a task begins: a network may answer to the last bit by its batch."""
     size = task.work.batch_size
     for offset in range(0, len(task.places), size):
-        stored = default_collate([data.dataset[place] for place in task.places[offset : offset + size]])
+        stored = data.dataset.batch(task.places[offset : offset + size])
         yield task.first + offset, data.dataset.decode(stored)
 
 
