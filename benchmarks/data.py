@@ -1,7 +1,7 @@
 """How fast windows come out of an archive, against plain xarray and dask reading the same windows.
 
-An archive of 2,000 frames of 512² pixels of moving rain is made once; then, interleaved, one core reads random
-windows of 24 frames: crops of 128² and 256² pixels, and whole frames.
+An archive of 2,000 frames of 512² pixels of moving rain is made once, or `--archive` is one that is there; then,
+interleaved, one core reads random windows of 24 frames: crops of 128² and 256² pixels, and whole frames.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import netCDF4
 import numpy as np
@@ -24,13 +25,15 @@ from timing import medians, write_json
 from torch.utils.data import DataLoader
 
 from raincast import schema
-from raincast.archive import Archive, PartWriter
+from raincast.archive import Archive, PartWriter, series
+from raincast.archive.chunks import ChunkedCodes, Unpacked
 from raincast.archive.part import PACKED
-from raincast.data.dataset import WindowDataset
+from raincast.data.dataset import WindowDataset, collate
 from raincast.data.rain import Lattice, rain_table
 from raincast.data.sampler import Place
 from raincast.data.source import Source
 from raincast.data.windows import BlockSplit, split_windows
+from raincast.training.heap import keep_freed_memory
 
 SIZE, NUM_FRAMES, STEP_MINUTES = 512, 2000, 5
 INPUT_STEPS, LEAD_STEPS, BATCH = 8, 16, 4
@@ -60,11 +63,11 @@ def _normal(values: np.ndarray) -> np.ndarray:
     return values / values.std()
 
 
-def raincast_way(archive: Archive, places: list[Place]) -> int:
+def raincast_way(archive: Archive, places: list[Place], *, decoded: bool = False) -> int:
     """Batches of codes, as training gets them; one core: no workers."""
     windows = WindowDataset([Source(archive, INPUT_STEPS, LEAD_STEPS)])
-    loader = DataLoader(windows, batch_size=BATCH, sampler=places)
-    return sum(len(batch["frames"]) for batch in loader)
+    loader = DataLoader(windows, batch_size=BATCH, sampler=places, collate_fn=collate)
+    return sum(len(windows.decode(batch)["input"] if decoded else batch["frames"]) for batch in loader)
 
 
 def xarray_way(dataset: xr.Dataset, places: list[Place]) -> int:
@@ -81,11 +84,26 @@ def xarray_way(dataset: xr.Dataset, places: list[Place]) -> int:
     return count
 
 
-def draw(rng: np.random.Generator, size: int, num: int) -> list[Place]:
-    """Places anywhere in the archive."""
-    starts = rng.integers(0, NUM_FRAMES - 24, num)
-    ys, xs = rng.integers(0, SIZE - size + 1, (2, num))
-    return [Place(int(s), int(y), int(x), size, size) for s, y, x in zip(starts, ys, xs, strict=True)]
+def draw(rng: np.random.Generator, archive: Archive, size: int | None, num: int) -> list[Place]:
+    """Places anywhere in the archive: crops of size², or whole frames."""
+    rows, columns = archive.grid.shape
+    height, width = size or rows, size or columns
+    starts = rng.integers(0, archive.num_times - 24, num)
+    ys, xs = rng.integers(0, rows - height + 1, num), rng.integers(0, columns - width + 1, num)
+    return [Place(int(s), int(y), int(x), height, width) for s, y, x in zip(starts, ys, xs, strict=True)]
+
+
+def turned(places: list[Place]) -> list[Place]:
+    """The same, turned and mirrored in all eight ways, as training draws them."""
+    return [place._replace(orientation=number % 8) for number, place in enumerate(places)]
+
+
+def keeping_nothing(archive: Archive) -> Archive:
+    """The same as if it were one of many years, where no chunk is still unpacked when it is wanted again."""
+    with mock.patch.object(series, "UNPACKED_BYTES", 0):
+        other = Archive.open(archive.path)
+        other.read_codes(0, 1)
+    return other
 
 
 def netcdf_way(parts: list[netCDF4.Dataset], archive: Archive, places: list[Place]) -> None:
@@ -112,54 +130,80 @@ def measure(archive: Archive, folder: Path, repeats: int, clock: Callable[[], fl
     parts = [netCDF4.Dataset(part.path) for part in archive.parts]
     for part in parts:
         part.set_auto_maskandscale(False)
+    once = keeping_nothing(archive)
     with dask.config.set(scheduler="synchronous"):  # one core, as ours
-        for size, num in ((128, 160), (256, 80), (SIZE, 24)):
+        for size, num in ((128, 160), (256, 80), (None, 24)):
+            if size and size > min(archive.grid.shape):
+                continue
             few = max(BATCH, num // 5)
-            drawn = [draw(rng, size, num) for _ in range(repeats + 1)]
-            ours, theirs, alone = iter(drawn), iter(drawn), iter(drawn)
+            sets = [[draw(rng, archive, size, num) for _ in range(repeats + 1)] for _ in range(3)]
+            # others for each way of the same archive: what one has read would be unpacked already for the next
+            each = [iter(sets[number]) for number in (0, 1, 2, 0, 0, 0)]
             ways: dict[str, Callable[[], Any]] = {
-                "raincast": lambda places=ours: raincast_way(archive, next(places)),
-                "netCDF4 alone": lambda places=alone: netcdf_way(parts, archive, next(places)),
-                "xarray and dask": lambda places=theirs, few=few: xarray_way(plain, next(places)[:few]),
+                "raincast": lambda its=each: raincast_way(archive, next(its[0])),
+                "turned": lambda its=each: raincast_way(archive, turned(next(its[1]))),
+                "turned, in mm/h": lambda its=each: raincast_way(archive, turned(next(its[2])), decoded=True),
+                "turned, nothing kept": lambda its=each: raincast_way(once, turned(next(its[3]))),
+                "netCDF4 alone": lambda its=each: netcdf_way(parts, archive, next(its[4])),
+                "xarray and dask": lambda its=each, few=few: xarray_way(plain, next(its[5])[:few]),
             }
             seconds = medians(ways, repeats=repeats, warm_up=1, clock=clock)
-            read = {"raincast": num, "netCDF4 alone": num, "xarray and dask": few}
-            rows.append({"window": f"24 × {size}²"} | {name: n / seconds[name] for name, n in read.items()})
+            read = dict.fromkeys(ways, num) | {"xarray and dask": few}
+            window = f"24 × {size}²" if size else "24 × {} × {}".format(*archive.grid.shape)
+            rows.append({"window": window} | {name: n / seconds[name] for name, n in read.items()})
     for part in parts:
         part.close()
     return rows
 
 
-def chunks(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds a window, read by netCDF4 alone, from a day file that is written anew in other ways."""
+def chunks(archive: Archive, repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds a window, nothing of it kept unpacked, from a day that is written anew in other ways."""
     encodings: dict[str, dict[str, Any]] = {
-        f"{frames} × {side}², zstd": {"chunksizes": (frames, side, side)} | PACKED
-        for frames, side in ((8, 128), (8, 96), (8, 64), (8, 48), (4, 64), (16, 64))
+        f"{frames} × {side}², zstd 3": {"chunksizes": (frames, side, side)} | PACKED
+        for frames, side in ((8, 128), (8, 96), (8, 64), (8, 48), (8, 32), (4, 64), (16, 64), (24, 32))
     }
-    lz4 = {"compression": "blosc_lz4", "complevel": 5, "blosc_shuffle": 1}
-    encodings["8 × 64², Blosc LZ4"] = {"chunksizes": (8, 64, 64)} | lz4
-    with tempfile.TemporaryDirectory() as temporary, netCDF4.Dataset(sorted(folder.glob("*.nc"))[1]) as day:
-        day.set_auto_maskandscale(False)
+    for name, method, level in (("zstd", "zstd", 1), ("zstd", "zstd", 9), ("zstd", "zstd", 15),
+                                ("Blosc LZ4", "blosc_lz4", 5), ("Blosc zstd", "blosc_zstd", 3)):  # fmt: skip
+        encodings[f"8 × 64², {name} {level}"] = {
+            "chunksizes": (8, 64, 64),
+            "compression": method,
+            "complevel": level,
+        }
+    rows: list[dict[str, Any]] = []
+    part = max(archive.parts, key=lambda part: part.num_times)
+    codes = archive.read_codes(part.first, part.num_times)
+    sizes = [(size, num) for size, num in ((128, 80), (256, 40)) if size <= min(archive.grid.shape)]
+    with tempfile.TemporaryDirectory() as temporary:
         paths = [Path(temporary) / f"{number}.nc" for number in range(len(encodings))]
-        for path, encoding in zip(paths, encodings.values(), strict=True):
-            write_codes(path, day[schema.RAIN][:], encoding)
-        files = [netCDF4.Dataset(path) for path in paths]
-        rows = [
-            {"chunk": name, "MiB": path.stat().st_size / 2**20}
-            for name, path in zip(encodings, paths, strict=True)
-        ]
-        for size, num in ((128, 80), (256, 40), (SIZE, 12)):
-            places = [p._replace(start=p.start % (288 - 24)) for p in draw(np.random.default_rng(1), size, num)]
-            ways = {
-                name: functools.partial(read, file["codes"], places)
-                for name, file in zip(encodings, files, strict=True)
-            }
-            seconds = medians(ways, repeats=repeats, warm_up=1)
+        for name, path in zip(encodings, paths, strict=True):
+            began = time.process_time()
+            write_codes(path, codes, encodings[name])
+            spent = time.process_time() - began
+            rows.append({"chunk": name, "MiB": path.stat().st_size / 2**20, "write, s": spent})
+        readers = dict(zip(encodings, map(reader, paths), strict=True))
+        for size, num in [*sizes, (None, 12), (0, 20)]:
+            places = draw(np.random.default_rng(1), archive, size or None, num)
+            starts = [p._replace(start=p.start % (part.num_times - 24)) for p in places]
+            frames = 24 if size != 0 else 1
+            ways = {name: functools.partial(read, way, starts, frames) for name, way in readers.items()}
+            seconds = medians(ways, repeats=repeats, warm_up=1, clock=time.process_time)
+            what = f"24 × {size}²" if size else f"{frames} × all"
             for row in rows:
-                row[f"24 × {size}², ms"] = 1e3 * seconds[str(row["chunk"])] / num
-        for file in files:
-            file.close()
+                row[f"{what}, ms"] = 1e3 * seconds[str(row["chunk"])] / num
     return rows
+
+
+Reader = Callable[[slice, slice, slice], np.ndarray]
+
+
+def reader(path: Path) -> Reader:
+    """Ours, if it can, else netCDF4: neither with room for more than a chunk."""
+    if chunked := ChunkedCodes.of(path, "codes", Unpacked(0)):
+        return chunked.read
+    variable = netCDF4.Dataset(path)["codes"]
+    variable.set_auto_maskandscale(False)
+    variable.set_var_chunk_cache(2**17, 1, 0.75)
+    return lambda *window: variable[window]
 
 
 def write_codes(path: Path, codes: np.ndarray, encoding: dict[str, Any]) -> None:
@@ -170,10 +214,10 @@ def write_codes(path: Path, codes: np.ndarray, encoding: dict[str, Any]) -> None
         file.createVariable("codes", "i2", ("time", "y", "x"), **encoding)[:] = codes
 
 
-def read(variable: Any, places: list[Place]) -> None:
-    """Windows of 24 frames."""
+def read(way: Reader, places: list[Place], frames: int) -> None:
+    """Windows of so many frames."""
     for p in places:
-        variable[p.start : p.start + 24, p.y : p.y + p.height, p.x : p.x + p.width]
+        way(slice(p.start, p.start + frames), slice(p.y, p.y + p.height), slice(p.x, p.x + p.width))
 
 
 def year() -> dict[str, float]:
@@ -209,17 +253,19 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="seconds on the core, on a machine that is not idle")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as training does
     archive = Archive.open(args.archive) if any(args.archive.glob("*.nc")) else make_archive(args.archive)
     if args.chunks:
-        rows = chunks(args.archive, args.repeats)
-        show("A day of 512² frames, read by netCDF4", rows)
+        rows = chunks(archive, args.repeats)
+        show("A day's file, one core", rows)
         write_json(args.json.with_stem("chunks"), {"rows": rows})
         return
     size = sum(f.stat().st_size for f in args.archive.glob("*.nc"))
     clock = time.process_time if args.cpu else time.perf_counter
     rows = measure(archive, args.archive, args.repeats, clock)
     ratios = [row | {"ratio": row["raincast"] / row["xarray and dask"]} for row in rows]
-    show(f"windows/s on one core; {archive.num_times} frames of {SIZE}², {size / 2**20:.0f} MiB", ratios)
+    shape = " × ".join(map(str, archive.grid.shape))
+    show(f"windows/s on one core; {archive.num_times} frames of {shape}, {size / 2**20:.0f} MiB", ratios)
     others = year() | weigh(archive)
     Console().print(", ".join(f"{name} {value:.3g}" for name, value in others.items()))
     write_json(args.json, {"rows": rows, **others, "archive_bytes": size})
