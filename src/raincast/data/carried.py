@@ -25,7 +25,7 @@ class Carried(TypedDict):
 
     packing (K, 4) float64: scale, offset and two codes for missing (NaN: none) of each frame of codes. first (T,)
     int64: the frame of each time, −1 where there is none; without it, K is T. second (T,) int64 and share (T,)
-    float32: where the share is above 0, the value is (1 − share) · first + share · second.
+    float32: the value is (1 − share) · first + share · second, the same frame twice where the share is 0.
     """
 
     frames: npt.NDArray[Any]
@@ -76,16 +76,15 @@ def values_of(carried: Mapping[str, Tensor]) -> Float[Tensor, "b t h w"]:
     values = frames[batch, first.clamp(min=0)]
     if "share" in carried:
         share = carried["share"][:, :, None, None]
-        # where the share is 0 the other frame may be missing, and is not asked
-        values = torch.where(share > 0, (1 - share) * values + share * frames[batch, carried["second"]], values)
-    return values.masked_fill((first < 0)[:, :, None, None], torch.nan)
+        values.mul_(1 - share).add_(frames[batch, carried["second"]].mul_(share))
+    return values.masked_fill_((first < 0)[:, :, None, None], torch.nan)
 
 
 def unpacked(frames: Tensor, packing: Float[Tensor, "*k 4"]) -> Float[Tensor, "*k h w"]:
     """Codes → scale · code + offset, NaN where they say missing: the nearest float32, as it is done in float64."""
     codes = frames.to(torch.float64)
     scale, offset, *fills = packing[..., None, None].unbind(-3)
-    values = (codes * scale + offset).to(torch.float32)
+    values = (codes * scale).add_(offset).to(torch.float32)
     for fill in fills:
         values.masked_fill_(codes == fill, torch.nan)
     return values

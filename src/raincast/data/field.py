@@ -138,7 +138,8 @@ class Series:
         if layout.dtype != FLOAT32:
             carried["packing"] = packing
         if layout.means:
-            carried["second"] = np.where(share > 0, np.searchsorted(needed, second), 0)
+            # where the share is 0 the later frame may be missing, and is not asked
+            carried["second"] = np.searchsorted(needed, np.where(share > 0, second, first))
             carried["share"] = share
         return carried
 
