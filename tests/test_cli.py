@@ -51,6 +51,18 @@ def test_an_unknown_command_is_answered() -> None:
     assert "train,evaluate,forecast,ingest" in found.stderr
 
 
+@pytest.mark.parametrize("command", ["train", "ingest"])
+def test_help_may_be_cut_off(command: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['raincast', '{command}', '--help']; from raincast.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as head does, once it has seen enough
+        said = process.stderr.read()
+    assert process.returncode == 0 and not said
+
+
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; from raincast.cli import train\n"

@@ -102,10 +102,16 @@ def _run(command: str) -> None:
     app = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name=command)(task)
     try:
         app()
+        sys.stdout.flush()
     except SystemExit as stop:
         if stop.code and not started:
             _suggest_keys(command, sys.argv[1:])
         raise
+    except BrokenPipeError:
+        if started:
+            raise
+        # of --help | head: nobody reads the rest, and nothing is to be said of it when the interpreter ends either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _shared_run_dir(overrides: list[str], environment: Mapping[str, str]) -> list[str]:
