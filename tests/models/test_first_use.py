@@ -193,9 +193,11 @@ def test_without_triton_it_says_so_once_and_is_right(monkeypatch, caplog):
         torch.testing.assert_close(tensors, trained())
 
 
-def test_a_gpu_sums_the_gradients_of_peepholes_in_many_tables():
+def test_a_gpu_sums_the_gradients_of_peepholes_in_many_tables(monkeypatch):
     """Each 16 pixels or more, so that a small grid does not add up tables of nothing."""
-    assert gates.num_tables(torch.empty(1, 4, 4, 3)) == torch.get_num_threads()
+    for device in ("cpu", "meta"):
+        assert gates.num_tables(torch.empty(2, 64, 64, 3, device=device)) == torch.get_num_threads()
+    monkeypatch.setattr(gates, "GPUS", ("meta",))
     found = [
         gates.num_tables(torch.empty(*shape, 3, device="meta")) for shape in ((1, 1, 1), (2, 8, 8), (4, 512, 512))
     ]
