@@ -15,12 +15,14 @@ Steps follow each other there as in training, without waiting for the GPU betwee
 import argparse
 import copy
 import gc
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +267,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true", help="on a GPU: torch.compile, too")
     parser.add_argument("--tuned", action="store_true", help="cuDNN measures which algorithm is fastest")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no row begins after so many")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/convlstm.json"))
     args = parser.parse_args()
     if args.unpacked:
@@ -291,13 +294,17 @@ def main() -> None:
         Console(stderr=True).print(f"{time.perf_counter() - start:.0f} s: {row['case']}, {row['precision']}")
         gc.collect()
 
-    for shape in [] if args.networks else QUICK if args.quick else LAYERS:
-        for precision in measured:  # of one shape one after the other, since they are compared
-            add(layer_row(*shape, precision, args))
-    if not args.quick and not args.layers:
-        for name in ("2015", "2017 120", "2017 240", "2017 480", "open"):
-            for precision in measured if args.device != "cpu" else measured[:1]:
-                add(network_row(name, precision, args))
+    # the precisions of one shape one after the other, since they are compared
+    shapes = [] if args.networks else QUICK if args.quick else LAYERS
+    tasks = [partial(layer_row, *shape, precision, args) for shape in shapes for precision in measured]
+    names = [] if args.quick or args.layers else ["2015", "2017 120", "2017 240", "2017 480", "open"]
+    of_networks = measured if args.device != "cpu" else measured[:1]
+    tasks += [partial(network_row, name, precision, args) for name in names for precision in of_networks]
+    for number, task in enumerate(tasks):
+        if time.perf_counter() - start > 60 * args.minutes:
+            Console(stderr=True).print(f"{args.minutes:g} min are over: {len(tasks) - number} rows left out")
+            break
+        add(task())
     show(rows, calls)
     if args.device != "cpu":
         Console().print("Triton: " + ("used" if circumstances()["triton"] else "NOT used, see above"))
