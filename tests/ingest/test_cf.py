@@ -103,6 +103,20 @@ def test_accumulation_over_bounds_is_dated_at_their_end(tmp_path: Path) -> None:
     assert read[schema.RAIN].attrs["cell_methods"] == "time: mean"
 
 
+@pytest.mark.parametrize(("period", "factor"), [("PT1H", 1), ("PT1H30M", 2 / 3), ("PT15M", 4), ("of rain", 12)])
+def test_an_amount_over_its_stated_period(tmp_path: Path, period: str, factor: float) -> None:
+    """As in the hours of RADCLIM that come every 5 min; without a period an amount is that of a step."""
+    path = rain_file(tmp_path / "a.nc", units="kg m-2", standard_name="precipitation_amount")
+    dataset = xr.open_dataset(path).load()
+    dataset[schema.RAIN].attrs["accumulation_period"] = period
+    read = CF().read(to_file(dataset, tmp_path / "b.nc"))
+    np.testing.assert_allclose(read[schema.RAIN], RAIN * factor, rtol=1e-6)
+    assert ("running means" in read.attrs.get("comment", "")) == (period != "of rain")
+    np.testing.assert_allclose(
+        CF(accumulation_minutes=30).read(tmp_path / "b.nc")[schema.RAIN], RAIN * 2, rtol=1e-6
+    )
+
+
 def test_reflectivity_by_the_stated_zr(tmp_path: Path) -> None:
     zr = ZR(256, 1.42)
     path = rain_file(

@@ -24,6 +24,8 @@ import test_meteonet
 import test_mrms
 import test_nimrod
 import test_odim
+import test_odim_services
+import test_opera_tiff
 import test_radolan
 import test_sevir
 from spoiling import Died, Watched, damaged, ingest_with, open_as_archive, replace
@@ -41,6 +43,7 @@ from raincast.ingest.readers.meteonet import MeteoNet
 from raincast.ingest.readers.mrms import MRMS
 from raincast.ingest.readers.nimrod import NIMROD
 from raincast.ingest.readers.odim import ODIM
+from raincast.ingest.readers.opera_tiff import OperaTiff
 from raincast.ingest.readers.radolan import RADOLAN
 from raincast.ingest.readers.sevir import SEVIR
 
@@ -64,6 +67,16 @@ def odim(path: Path, minute: int) -> Path:
     return test_odim.write(
         path, {"dataset1/data1": (codes(minute), test_odim.RATE)}, levels=levels, nominal=nominal
     )
+
+
+def odim_tar(path: Path, minute: int) -> Path:
+    """A run of DWD: what was seen, and two forecasts."""
+    return test_odim_services.run_of(path, f"2026-08-05T01:{minute:02d}", codes(minute))
+
+
+def opera_tiff(path: Path, minute: int) -> Path:
+    time = "20260810", f"01{minute:02d}00"
+    return test_opera_tiff.write(path, rates(minute), start=time, end=time)
 
 
 def gif(path: Path, minute: int) -> Path:
@@ -156,6 +169,8 @@ def nimrod_gz(path: Path, minute: int) -> Path:
 
 KINDS: dict[str, tuple[Write, Reader]] = {
     "odim.h5": (odim, ODIM()),
+    "odim.tar": (odim_tar, ODIM()),
+    "opera.tif": (opera_tiff, OperaTiff()),
     "mch.gif": (gif, MCHGif()),
     "fmi.pgm": (pgm, FMI()),
     "fmi.pgm.gz": (pgm_gz, FMI()),
@@ -219,7 +234,7 @@ def try_with_ingest(tmp_path: Path, name: str, write: Write, reader: Reader) -> 
 @pytest.mark.timeout(max(300, 3 * NUM))
 @pytest.mark.parametrize("name", KINDS)
 def test_a_damaged_file_among_good_ones(tmp_path: Path, name: str) -> None:
-    if name.startswith(("fmi.tif", "mrms")):
+    if name.startswith(("fmi.tif", "mrms", "opera")):
         pytest.importorskip("rasterio")
     try_with_ingest(tmp_path, name, *KINDS[name])
 

@@ -153,6 +153,24 @@ def test_absent_and_huge_codes(tmp_path: Path) -> None:
     assert read(write(tmp_path / "d.h5", {"dataset1/data1": (values, huge)}))[0, 3] == 2.5
 
 
+@pytest.mark.parametrize(
+    ("nodata", "undetect", "expected"),
+    [
+        (-9999000.0, np.nan, [np.nan, 0, 2.5, np.inf]),  # OPERA, as its GeoTIFF says
+        (np.nan, np.inf, [-9999000, np.nan, 2.5, 0]),  # MeteoSwiss
+        (np.nan, np.nan, [-9999000, np.nan, 2.5, np.inf]),
+        (-9999000.0, np.inf, [np.nan, np.nan, 2.5, 0]),
+    ],
+)
+def test_nan_is_missing_unless_it_says_no_echo(
+    tmp_path: Path, nodata: float, undetect: float, expected: list[float]
+) -> None:
+    values = np.array([[-9999000, np.nan, 2.5, np.inf]])
+    what = {"quantity": "RATE", "nodata": nodata, "undetect": undetect}
+    path = write(tmp_path / "a.h5", {"dataset1/data1": (values, what)})
+    np.testing.assert_array_equal(read(path)[0], np.float32(expected))
+
+
 def test_outliers_are_left_to_the_quality_limits(tmp_path: Path) -> None:
     what = {"quantity": "DBZH", "nodata": -9999000.0, "undetect": -8888000.0}
     rates = read(write(tmp_path / "a.h5", {"dataset1/data1": (np.array([[78.0, 1e6]]), what)}))

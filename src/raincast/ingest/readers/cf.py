@@ -14,6 +14,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.ingest.coordinates import find_grid, find_roles, in_our_words
+from raincast.ingest.depths import depth_attrs
 from raincast.ingest.netcdf3 import check_whole
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.schema import TIME, X, Y
@@ -84,7 +85,7 @@ class CF:
             times, interval = _valid_times(dataset, field, frames)
             step = self._step(dataset) or step_minutes or _step_of(dataset, field)
             factor = UNITS[quantity][self._unit(field, quantity)]
-            interval = self.accumulation_minutes or interval or step
+            interval = self.accumulation_minutes or interval or _period_minutes(field) or step
             is_mean = quantity == ACCUMULATION or "time: mean" in str(field.attrs.get("cell_methods"))
             return schema.rain_dataset(
                 self._rates(field, frames, quantity, factor, interval),
@@ -92,7 +93,8 @@ class CF:
                 find_grid(dataset, field, self.crs),
                 step_minutes=step,
                 cell_methods="time: mean" if is_mean else "time: point",
-                attrs=self._attrs(dataset, field, quantity),
+                attrs=self._attrs(dataset, field, quantity)
+                | (depth_attrs(interval, step) if quantity == ACCUMULATION else {}),
             )
 
     @contextmanager
@@ -234,6 +236,12 @@ def _valid_times(
     start, end = bounds.values.reshape(-1, 2).astype("datetime64[ns]")[frames].T
     interval = float((end - start)[0] / np.timedelta64(1, "m")) if end.size else None
     return end, interval
+
+
+def _period_minutes(field: xr.DataArray) -> float | None:
+    """What an amount gathers over by its accumulation_period, as PT1H in RMI's RADCLIM of the mlcast community."""
+    match = re.fullmatch(r"PT(?:(\d+)H)?(?:(\d+)M)?", str(field.attrs.get("accumulation_period", "")))
+    return None if match is None else 60.0 * int(match[1] or 0) + int(match[2] or 0) or None
 
 
 def _step_of(dataset: xr.Dataset, field: xr.DataArray) -> float:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.odim_file import Image, attributes, depth_attrs, h5py_files, images, is_odim
+from raincast.ingest.depths import depth_attrs
+from raincast.ingest.odim_file import Image, attributes, h5py_files, images, is_odim
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.polar import POLAR_OBJECTS, refuse
 from raincast.ingest.unpacked import in_member
@@ -224,11 +225,14 @@ class ODIM:
         """A function from stored values (any shape) to mm/h."""
         # what the format has for absent ones
         gain, offset = float(what.get("gain", 1.0)), float(what.get("offset", 0.0))
+        nodata, undetect = what.get("nodata"), what.get("undetect")
         zr = ZR(self.zr_a, self.zr_b)
 
         def convert(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-            missing = _equals(raw, what.get("nodata")) | (raw != raw)
-            measured = ~(missing | _equals(raw, what.get("undetect")))
+            missing, undetected = _equals(raw, nodata), _equals(raw, undetect)
+            if not _is_nan(undetect) or _is_nan(nodata):  # NaN is missing, unless it says no echo and only that
+                missing |= raw != raw
+            measured = ~(missing | undetected)
             rates = np.zeros(raw.shape, np.float32)
             rates[missing] = np.nan
             with np.errstate(over="ignore"):  # what is too large to be true is the quality limits' to cut
@@ -271,6 +275,10 @@ def _by_table(convert: Convert, dtype: np.dtype[Any]) -> Convert:
     return lambda codes: table[codes.astype(np.intp) - lowest]
 
 
+def _is_nan(code: Any) -> bool:
+    return code is not None and bool(np.isnan(float(code)))
+
+
 def _equals(raw: npt.NDArray[Any], code: Any) -> npt.NDArray[np.bool_]:
     """Where `raw` has the value `code`, in the type of the file: −9999000 is no byte, and 1e30 is a float32."""
     no_such = np.zeros(raw.shape, bool)
@@ -280,6 +288,9 @@ def _equals(raw: npt.NDArray[Any], code: Any) -> npt.NDArray[np.bool_]:
         info = np.iinfo(raw.dtype)
         is_one = info.min <= float(code) <= info.max and float(code) == int(code)
         return np.equal(raw, int(code)) if is_one else no_such
+    if _is_nan(code):
+        is_nan: npt.NDArray[np.bool_] = np.isnan(raw)
+        return is_nan
     with np.errstate(over="ignore"):
         same: npt.NDArray[np.bool_] = raw == np.asarray(float(code)).astype(raw.dtype)
     return same

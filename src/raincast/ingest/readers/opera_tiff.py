@@ -16,7 +16,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.ingest.odim_file import Image, depth_attrs
+from raincast.ingest.depths import depth_attrs
+from raincast.ingest.odim_file import Image
 from raincast.ingest.packed import first_bytes
 from raincast.ingest.raster import open_raster, raster_grid
 from raincast.ingest.readers import ALL, Head, naming
