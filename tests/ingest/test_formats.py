@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,22 @@ def test_nothing_at_all(tmp_path: Path, name: str, content: bytes) -> None:
         for call in (READERS[name].scan, READERS[name].read):
             with pytest.raises(ValueError, match=path.name):
                 call(path)
+
+
+@pytest.mark.parametrize("mode", ["zip", "w", "w:gz"])
+def test_what_is_packed_and_not_read_so_is_to_be_unpacked(tmp_path: Path, mode: str) -> None:
+    """KNMI and BoM publish days and years of single files in one."""
+    single = write_cf(tmp_path / "a.nc")
+    path = tmp_path / "day.bin"
+    if mode == "zip":
+        with zipfile.ZipFile(path, "w") as file:
+            file.write(single, "a.nc")
+    else:
+        test_odim_services.pack(path, {"a.nc": single.read_bytes()}, mode)
+    with pytest.raises(
+        ValueError, match=r"day\.bin \(\d+ bytes of a (zip|tar): unpack it first\) is none of the formats"
+    ):
+        Auto(READERS).scan(path)
 
 
 @pytest.mark.parametrize("write", [write_nexrad, write_cfradial, lambda path: test_odim.write(path, kind="SCAN")])

@@ -96,7 +96,8 @@ def pack(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
 def run_of(path: Path, run: str, codes: Any, *, mode: str = "w", **options: Any) -> Path:
     """A run's tar: the analysis, and forecasts of much rain."""
     stamp = run.replace("-", "").replace("T", "_").replace(":", "")
-    leads = {0: codes, 5: np.full_like(codes, 5001), 10: np.full_like(codes, 5001)}
+    heavy = np.full(np.shape(codes), 5001, np.uint32)
+    leads = {0: codes, 5: heavy, 10: heavy}
     members = {
         f"composite_rv_{stamp}_{lead:03d}-hd5": dwd(of_lead, run, lead, **options)
         for lead, of_lead in leads.items()

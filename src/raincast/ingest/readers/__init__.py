@@ -123,8 +123,23 @@ def _content(path: Path) -> str:
         return "absent or empty"
     if starts_with(path, HDF5_SIGNATURE):
         return f"{size} bytes of {_hdf5_state(path)}"
+    if packed := _packed_in(path):
+        return f"{size} bytes of {packed}: unpack it first"
     with path.open("rb") as file:
         return f"{size} bytes that begin with {file.read(8)!r}"
+
+
+def _packed_in(path: Path) -> str:
+    """Which packing a file is of, as KNMI's and BoM's days and years of files are; '' for none."""
+    import tarfile
+    import zipfile
+
+    try:
+        if zipfile.is_zipfile(path):
+            return "a zip"
+        return "a tar" if tarfile.is_tarfile(path) else ""
+    except (OSError, EOFError, ValueError):
+        return ""
 
 
 def _hdf5_state(path: Path) -> str:
