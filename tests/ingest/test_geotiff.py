@@ -51,6 +51,17 @@ def test_undetected_may_be_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path), [[np.nan, np.nan, 2.5]])
 
 
+def test_an_archive_goes_on_with_the_same_nan(tmp_path: Path) -> None:
+    """NaN equals nothing, itself included."""
+    reader = GeoTIFF("rate", undetect=float("nan"), step_minutes=5)
+    for time in ("202001011205", "202001011210"):
+        write(tmp_path / f"{time}.tif", np.float32([[-9999000, np.nan, 2.5]]), nodata=-9999000)
+        report = ingest(str(tmp_path / "*.tif"), tmp_path / "archive", reader)
+    assert (report.num_written, report.num_present) == (1, 1)
+    with pytest.raises(ValueError, match="undetect: NaN in the archive, null now"):
+        ingest(str(tmp_path / "*.tif"), tmp_path / "archive", GeoTIFF("rate", step_minutes=5))
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_rates_time_and_grid(tmp_path: Path, zipped: bool) -> None:
     path = write(tmp_path / NAME)

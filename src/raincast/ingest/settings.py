@@ -88,6 +88,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
         f"{prefix}{key}: {_text(before[key])} in the archive, {_text(now[key])} now"
         for key in both
         if before[key] != now[key]
+        and _text(before[key]) != _text(now[key])  # NaN is no number, but the same setting
     ]
 
 
