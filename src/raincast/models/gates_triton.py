@@ -5,11 +5,12 @@ Rows are float32, bfloat16 or float16, cells float32, and so is the arithmetic: 
 (TRITON_INTERPRET=1) shows what a GPU computes. Needs Triton, which PyTorch's CUDA builds bring along.
 
 A program takes a tile of pixels and channels. Rows are counted in 64 bits. An absent tensor is None, which Triton
-compiles as a case of its own; sizes of images do not compile anew.
+compiles as a case of its own; sizes of images do not compile anew. Checkers of types at run time leave the kernels
+alone (`no_type_check`): Triton reads their source.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -107,6 +108,7 @@ def _period(peephole: Tensor | None) -> int:
     return 1 if peephole is None else peephole.shape[0] * peephole.shape[1]
 
 
+@no_type_check
 @triton.jit
 def _exponential(x):
     """e^x for x <= 0: x = n ln 2 + r, 2^n from the exponent bits, e^r by Cephes' polynomial. NaN goes through."""
@@ -123,12 +125,14 @@ def _exponential(x):
     return p * power.to(tl.float32, bitcast=True)
 
 
+@no_type_check
 @triton.jit
 def _sigmoid(x):
     e = _exponential(-tl.abs(x))
     return tl.where(x < 0, e, 1.0) / (1.0 + e)
 
 
+@no_type_check
 @triton.jit
 def _tanh(x):
     """Near 0 the odd polynomial of Cephes (tanhf), for 1 - e^-2|x| would cancel there."""
@@ -143,16 +147,19 @@ def _tanh(x):
     return tl.where(x < 0, -t, t)
 
 
+@no_type_check
 @triton.jit
 def _load(rows, at, mask):
     return tl.load(rows + at, mask=mask, other=0.0).to(tl.float32)
 
 
+@no_type_check
 @triton.jit
 def _store(rows, at, value, mask):
     tl.store(rows + at, value.to(rows.dtype.element_ty), mask=mask)
 
 
+@no_type_check
 @triton.jit
 def _pixels_and_channels(block, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     """Where a tile lies: a column of pixels and a row of channels."""
@@ -161,6 +168,7 @@ def _pixels_and_channels(block, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     return p[:, None], k[None, :]
 
 
+@no_type_check
 @triton.jit
 def _peepholes(table, p, k, pixels, width, period, PEEPHOLE: tl.constexpr):
     """Those of i, f and o."""
@@ -171,6 +179,7 @@ def _peepholes(table, p, k, pixels, width, period, PEEPHOLE: tl.constexpr):
     return _load(table, at, mask), _load(table, at + width, mask), _load(table, at + 2 * width, mask)
 
 
+@no_type_check
 @triton.jit
 def _summed(a, b, at, mask):
     """What input and state give a gate together."""
@@ -180,6 +189,7 @@ def _summed(a, b, at, mask):
     return total
 
 
+@no_type_check
 @triton.jit(do_not_specialize=["pixels", "period"])
 def _forward(
     a,
@@ -229,6 +239,7 @@ def _forward(
         _store(out_gate, row, o, mask)
 
 
+@no_type_check
 @triton.jit(do_not_specialize=["pixels", "period"])
 def _regate(
     a,
@@ -268,6 +279,7 @@ def _regate(
     _store(gates, wide + 3 * width, _load(out_gate, row, mask), mask)
 
 
+@no_type_check
 @triton.jit(do_not_specialize=["pixels"])
 def _recell(gates, old, cell, pixels, width, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
     p, k = _pixels_and_channels(tl.program_id(0), PIXELS, CHANNELS)
@@ -279,6 +291,7 @@ def _recell(gates, old, cell, pixels, width, PIXELS: tl.constexpr, CHANNELS: tl.
     _store(cell, row, c, mask)
 
 
+@no_type_check
 @triton.jit(do_not_specialize=["pixels", "period"])
 def _backward(
     gates,
