@@ -431,7 +431,9 @@ def test_what_is_not_there_or_no_archive_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"a.zarr does not exist"):
         Archive.open(tmp_path / "a.zarr")
     (tmp_path / "text.nc").write_text("no netCDF")
-    with pytest.raises(ValueError, match=r"text.nc cannot be opened as netcdf4"):
+    with pytest.raises(
+        ValueError, match=r"text.nc cannot be opened as netcdf4: .*remove it and ingest its frames"
+    ):
         Archive.open(tmp_path / "text.nc")
     FOREIGN.drop_vars("time").to_netcdf(tmp_path / "timeless.nc", engine="netcdf4")
     with pytest.raises(ValueError, match=r"timeless.nc is no archive .*\n.*no coordinate 'time'"):

@@ -15,6 +15,7 @@ from raincast.archive.codes import CODE_MM_H, MISSING_CODE
 from raincast.schema import Grid
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+IF_DAMAGED = "If it is damaged, remove it and ingest its frames again."
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
         dataset = xr.open_dataset(path, engine=engine, chunks=None, mask_and_scale=mask_and_scale, **options)
         return schema.regular_part(dataset)
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be opened as {engine}: {error}") from error
+        raise ValueError(f"{path} cannot be opened as {engine}: {error}. {IF_DAMAGED}") from error
 
 
 def is_zarr(path: Path) -> bool:
@@ -77,10 +78,8 @@ def naming(path: Path) -> Iterator[None]:
     except (*DAMAGE, OSError) as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
-        raise ValueError(
-            f"{path} cannot be read: {str(error) or type(error).__name__}. If it is damaged, remove it and ingest "
-            "its frames again."
-        ) from error
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason}. {IF_DAMAGED}") from error
 
 
 def read_head(path: Path) -> Head:
