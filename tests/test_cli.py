@@ -1,5 +1,6 @@
 """Bad input: one message with the value, the alternatives and the remedy, and nothing written."""
 
+import os
 import re
 import subprocess
 import sys
@@ -51,11 +52,17 @@ def test_an_unknown_command_is_answered() -> None:
     assert "train,evaluate,forecast,ingest" in found.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["train", "ingest"])
-def test_help_may_be_cut_off(command: str, tmp_path: Path) -> None:
+def test_help_may_be_cut_off(command: str, unbuffered: str, tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['raincast', '{command}', '--help']; from raincast.cli import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()  # as head does, once it has seen enough

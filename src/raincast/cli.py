@@ -101,8 +101,10 @@ def _run(command: str) -> None:
         sys.argv += _shared_run_dir(sys.argv[1:], os.environ)
     app = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name=command)(task)
     try:
-        app()
-        sys.stdout.flush()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except SystemExit as stop:
         if stop.code and not started:
             _suggest_keys(command, sys.argv[1:])
