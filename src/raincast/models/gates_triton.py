@@ -9,6 +9,7 @@ compiles as a case of its own; sizes of images do not compile anew. Checkers of 
 alone (`no_type_check`): Triton reads their source.
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, no_type_check
 
@@ -24,64 +25,20 @@ WARPS = 4
 CHANNEL, PIXEL = 1, 2  # peepholes; 0: none
 
 
-def forward(
-    *,
-    a: Tensor,
-    b: Tensor | None,
-    old: Tensor | None,
-    peephole: Tensor | None,
-    gates: Tensor | None,
-    out_gate: Tensor | None,
-    cell: Tensor,
-    hidden: Tensor,
-) -> None:
-    """As `gates.forward`."""
-    tensors = (a, b, old, peephole, gates, out_gate, cell, hidden)
-    _launch(_forward, tensors, cell, PEEPHOLE=_kind(peephole), period=_period(peephole))
+def _over_pixels(kernel: Any, name: str) -> Callable[..., None]:
+    """`kernel` as the function `name` of `gates`, whose tensors it takes by their names."""
+
+    def run(**tensors: Tensor | None) -> None:
+        _launch(kernel, tensors)
+
+    run.__name__ = name
+    return run
 
 
-def regate(
-    *,
-    a: Tensor,
-    b: Tensor | None,
-    old: Tensor | None,
-    peephole: Tensor | None,
-    out_gate: Tensor,
-    gates: Tensor,
-    cell: Tensor,
-) -> None:
-    """As `gates.regate`."""
-    tensors = (a, b, old, peephole, out_gate, gates, cell)
-    _launch(_regate, tensors, cell, PEEPHOLE=_kind(peephole), period=_period(peephole))
-
-
-def recell(*, gates: Tensor, old: Tensor | None, cell: Tensor) -> None:
-    """As `gates.recell`."""
-    _launch(_recell, (gates, old, cell), cell)
-
-
-def backward(
-    *,
-    gates: Tensor,
-    old: Tensor | None,
-    cell: Tensor,
-    dh_out: Tensor | None,
-    dh_next: Tensor | None,
-    peephole: Tensor | None,
-    dcell: Tensor,
-    dpeephole: Tensor | None,
-    dgates: Tensor,
-) -> None:
-    """As `gates.backward`: each program adds to a table of its own, so that the sum has one order."""
-    tensors = (gates, old, cell, dh_out, dh_next, peephole, dcell, dpeephole, dgates)
-    programs = None if dpeephole is None else len(dpeephole)
-    _launch(_backward, tensors, cell, programs, PEEPHOLE=_kind(peephole), period=_period(peephole))
-
-
-def _launch(
-    kernel: Any, tensors: tuple[Tensor | None, ...], cell: Tensor, programs: int | None = None, **others: int
-) -> None:
-    """Over the pixels and channels of `cell`; at most `programs` share out the pixels."""
+def _launch(kernel: Any, tensors: Mapping[str, Tensor | None]) -> None:
+    """Over the pixels and channels of the cell; at most one program a table of sums shares out the pixels."""
+    cell, tables = tensors["cell"], tensors.get("dpeephole")
+    assert cell is not None
     width = cell.shape[-1]
     pixels = cell.numel() // width
     if not pixels:
@@ -89,9 +46,12 @@ def _launch(
     channels = triton.next_power_of_2(width) if width <= 32 else 64 if width % 64 == 0 else 32
     block = TILE // channels
     blocks = triton.cdiv(pixels, block)
-    grid = (min(blocks, programs or blocks), triton.cdiv(width, channels))
+    grid = (blocks if tables is None else min(blocks, len(tables)), triton.cdiv(width, channels))
+    others = _of_peepholes(tensors["peephole"]) if "peephole" in tensors else {}
     with _on(cell.device):
-        kernel[grid](*tensors, pixels, width, **others, PIXELS=block, CHANNELS=channels, num_warps=WARPS)
+        kernel[grid](
+            **tensors, pixels=pixels, width=width, **others, PIXELS=block, CHANNELS=channels, num_warps=WARPS
+        )
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -100,12 +60,10 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if elsewhere else nullcontext()
 
 
-def _kind(peephole: Tensor | None) -> int:
-    return 0 if peephole is None else CHANNEL if _period(peephole) == 1 else PIXEL
-
-
-def _period(peephole: Tensor | None) -> int:
-    return 1 if peephole is None else peephole.shape[0] * peephole.shape[1]
+def _of_peepholes(table: Tensor | None) -> dict[str, int]:
+    """Their kind, and after how many pixels they are the same again."""
+    period = 1 if table is None else table.shape[0] * table.shape[1]
+    return {"PEEPHOLE": 0 if table is None else CHANNEL if period == 1 else PIXEL, "period": period}
 
 
 @no_type_check
@@ -190,6 +148,35 @@ def _summed(a, b, at, mask):
 
 
 @no_type_check
+@triton.jit
+def _cell_of(a, b, old, peephole, at, row, mask, p, k, pixels, width, period, PEEPHOLE: tl.constexpr):
+    """The gates i, f, z and the new cell; `at`: where the convolutions' i of each value lies."""
+    i = _summed(a, b, at, mask)
+    f = _summed(a, b, at + width, mask)
+    z = _summed(a, b, at + 2 * width, mask)
+    if old is not None:
+        before = _load(old, row, mask)
+        if PEEPHOLE:
+            of_i, of_f, _ = _peepholes(peephole, p, k, pixels, width, period, PEEPHOLE)
+            i += of_i * before
+            f += of_f * before
+    i, f, z = _sigmoid(i), _sigmoid(f), _tanh(z)
+    c = i * z
+    if old is not None:
+        c += f * before
+    return i, f, z, c
+
+
+@no_type_check
+@triton.jit
+def _store_gates(gates, at, width, i, f, z, o, mask):
+    _store(gates, at, i, mask)
+    _store(gates, at + width, f, mask)
+    _store(gates, at + 2 * width, z, mask)
+    _store(gates, at + 3 * width, o, mask)
+
+
+@no_type_check
 @triton.jit(do_not_specialize=["pixels", "period"])
 def _forward(
     a,
@@ -210,31 +197,16 @@ def _forward(
     p, k = _pixels_and_channels(tl.program_id(0), PIXELS, CHANNELS)
     mask = (p < pixels) & (k < width)
     row, wide = p * width + k, p * (4 * width) + k
-    i = _summed(a, b, wide, mask)
-    f = _summed(a, b, wide + width, mask)
-    z = _summed(a, b, wide + 2 * width, mask)
+    i, f, z, c = _cell_of(a, b, old, peephole, wide, row, mask, p, k, pixels, width, period, PEEPHOLE)
     o = _summed(a, b, wide + 3 * width, mask)
     if PEEPHOLE:
-        of_i, of_f, of_o = _peepholes(peephole, p, k, pixels, width, period, PEEPHOLE)
-    if old is not None:
-        before = _load(old, row, mask)
-        if PEEPHOLE:
-            i += of_i * before
-            f += of_f * before
-    i, f, z = _sigmoid(i), _sigmoid(f), _tanh(z)
-    c = i * z
-    if old is not None:
-        c += f * before
-    if PEEPHOLE:
+        _, _, of_o = _peepholes(peephole, p, k, pixels, width, period, PEEPHOLE)
         o += of_o * c
     o = _sigmoid(o)
     _store(cell, row, c, mask)
     _store(hidden, row, o * _tanh(c), mask)
     if gates is not None:
-        _store(gates, wide, i, mask)
-        _store(gates, wide + width, f, mask)
-        _store(gates, wide + 2 * width, z, mask)
-        _store(gates, wide + 3 * width, o, mask)
+        _store_gates(gates, wide, width, i, f, z, o, mask)
     if out_gate is not None:
         _store(out_gate, row, o, mask)
 
@@ -259,24 +231,9 @@ def _regate(
     p, k = _pixels_and_channels(tl.program_id(0), PIXELS, CHANNELS)
     mask = (p < pixels) & (k < width)
     row, wide, three = p * width + k, p * (4 * width) + k, p * (3 * width) + k
-    i = _summed(a, b, three, mask)
-    f = _summed(a, b, three + width, mask)
-    z = _summed(a, b, three + 2 * width, mask)
-    if old is not None:
-        before = _load(old, row, mask)
-        if PEEPHOLE:
-            of_i, of_f, _ = _peepholes(peephole, p, k, pixels, width, period, PEEPHOLE)
-            i += of_i * before
-            f += of_f * before
-    i, f, z = _sigmoid(i), _sigmoid(f), _tanh(z)
-    c = i * z
-    if old is not None:
-        c += f * before
+    i, f, z, c = _cell_of(a, b, old, peephole, three, row, mask, p, k, pixels, width, period, PEEPHOLE)
     _store(cell, row, c, mask)
-    _store(gates, wide, i, mask)
-    _store(gates, wide + width, f, mask)
-    _store(gates, wide + 2 * width, z, mask)
-    _store(gates, wide + 3 * width, _load(out_gate, row, mask), mask)
+    _store_gates(gates, wide, width, i, f, z, _load(out_gate, row, mask), mask)
 
 
 @no_type_check
@@ -349,13 +306,14 @@ def _backward(
                 of_f_sum += tl.sum(df * before, axis=0).to(tl.float64)
             of_o_sum += tl.sum(do * c, axis=0).to(tl.float64)
         _store(dcell, row, dold, mask)
-        _store(dgates, wide, di, mask)
-        _store(dgates, wide + width, df, mask)
-        _store(dgates, wide + 2 * width, dz, mask)
-        _store(dgates, wide + 3 * width, do, mask)
+        _store_gates(dgates, wide, width, di, df, dz, do, mask)
     if dpeephole is not None:
         k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         at, mask = dpeephole + tl.program_id(0) * (3 * width) + k, k < width
         tl.store(at, tl.load(at, mask=mask, other=0.0) + of_i_sum, mask=mask)
         tl.store(at + width, tl.load(at + width, mask=mask, other=0.0) + of_f_sum, mask=mask)
         tl.store(at + 2 * width, tl.load(at + 2 * width, mask=mask, other=0.0) + of_o_sum, mask=mask)
+
+
+forward, regate = _over_pixels(_forward, "forward"), _over_pixels(_regate, "regate")
+recell, backward = _over_pixels(_recell, "recell"), _over_pixels(_backward, "backward")
