@@ -20,7 +20,7 @@ from raincast.ingest.unpacked import first_bytes_inside, in_member, unpacked
 from raincast.schema import Grid
 
 _MOST_BYTES = 2**28  # of a packed file: OPERA's have 4 MB
-_MINUTE, _HALF = np.timedelta64(1, "m"), np.timedelta64(30, "s")
+_HALF_MINUTE = np.timedelta64(30, "s")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,20 +46,8 @@ class Image:
         return is_later and str(self.how.get("simulated", "")).lower() in ("true", "1")
 
     def time(self, which: str) -> np.datetime64 | None:
-        """The time of the attributes `which`date and `which`time; None where they are absent.
-
-        Some services state the second at which a scan ended: less than half a minute is rounded away.
-        """
-        date, time = self.what.get(f"{which}date"), self.what.get(f"{which}time")
-        if date is None or time is None:
-            return None
-        if not re.fullmatch(r"\d{8}", str(date)) or not re.fullmatch(r"\d{6}", str(time)):
-            raise ValueError(f"what/{which}date={date}, {which}time={time} is no time like 20241126, 010500")
-        d, t = str(date), str(time)
-        exact = np.datetime64(f"{d[:4]}-{d[4:6]}-{d[6:]}T{t[:2]}:{t[2:4]}:{t[4:]}", "s")
-        minute = (exact + _HALF).astype("datetime64[m]").astype("datetime64[s]")
-        stated: np.datetime64 = (minute if abs(exact - minute) < _HALF else exact).astype("datetime64[ns]")
-        return stated
+        """As `stated_time`."""
+        return stated_time(self.what, which)
 
     def grid(self) -> Grid:
         """Where it lies; DMI leaves the sizes out, which are those of the data."""
@@ -77,6 +65,23 @@ class Image:
             for axis, number in zip("yx", self.data.shape, strict=True)
         )
         return grid_between(str(self.where["projdef"]), corners, sizes)
+
+
+def stated_time(what: Mapping[str, Any], which: str) -> np.datetime64 | None:
+    """The time of the attributes `which`date and `which`time; None where they are absent.
+
+    Some services state the second at which a scan ended: less than half a minute is rounded away.
+    """
+    date, time = what.get(f"{which}date"), what.get(f"{which}time")
+    if date is None or time is None:
+        return None
+    if not re.fullmatch(r"\d{8}", str(date)) or not re.fullmatch(r"\d{6}", str(time)):
+        raise ValueError(f"what/{which}date={date}, {which}time={time} is no time like 20241126, 010500")
+    d, t = str(date), str(time)
+    exact = np.datetime64(f"{d[:4]}-{d[4:6]}-{d[6:]}T{t[:2]}:{t[2:4]}:{t[4:]}", "s")
+    minute = (exact + _HALF_MINUTE).astype("datetime64[m]").astype("datetime64[s]")
+    stated: np.datetime64 = (minute if abs(exact - minute) < _HALF_MINUTE else exact).astype("datetime64[ns]")
+    return stated
 
 
 def is_odim(path: Path, *, without: Collection[str] = ()) -> bool:

@@ -56,6 +56,14 @@ def tiff_items(path: Path) -> dict[str, str]:
     return items
 
 
+def find_items(path: Path) -> dict[str, str]:
+    """The same; none for other or damaged files."""
+    try:
+        return tiff_items(path)
+    except ValueError:
+        return {}
+
+
 def _opened(path: Path) -> IO[bytes]:
     if starts_with(path, GZIP_SIGNATURE):
         return gzip.open(path)  # type: ignore[return-value]

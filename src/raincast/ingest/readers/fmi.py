@@ -23,7 +23,7 @@ from raincast.ingest.packed import all_bytes, first_bytes
 from raincast.ingest.projection import crs_in_metres
 from raincast.ingest.raster import open_raster, raster_grid
 from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.tiff_items import TIFF_SIGNATURES, tiff_items
+from raincast.ingest.tiff_items import TIFF_SIGNATURES, find_items, tiff_items
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 
@@ -62,12 +62,8 @@ class FMI:
     def recognises(self, path: Path) -> bool:
         """A PGM with an observation time in its header, or a TIFF with one in its GDAL metadata."""
         start = first_bytes(path, _HEADER_BYTES)
-        if start.startswith(TIFF_SIGNATURES):
-            try:
-                return "Observation time" in tiff_items(path)
-            except (ValueError, OSError):
-                return False
-        return start.startswith(b"P5") and b"obstime" in start
+        is_pgm = start.startswith(b"P5") and b"obstime" in start
+        return is_pgm or "Observation time" in find_items(path)
 
     def scan(self, path: Path) -> Head:
         """Time and grid; the format does not state the time between frames."""

@@ -19,6 +19,7 @@ from raincast.ingest.raster import open_raster, raster_grid
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.fmi import FMI
 from raincast.ingest.readers.opera_tiff import OperaTiff
+from raincast.ingest.special_codes import equals
 from raincast.ingest.tiff_items import tiff_directory
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
@@ -126,8 +127,8 @@ class GeoTIFF:
         with np.errstate(over="ignore"):  # of fill values that nobody stated: infinite is missing in an archive
             for rows in bands(pixels.shape):
                 values = self._to_rate(offset + scale * pixels[rows].astype(np.float64), quantity, interval)
-                values[_equal(pixels[rows], self.undetect)] = 0.0
-                values[_equal(pixels[rows], nodata)] = np.nan
+                values[equals(pixels[rows], self.undetect)] = 0.0
+                values[equals(pixels[rows], nodata)] = np.nan
                 rates[rows] = values
         return rates
 
@@ -150,20 +151,6 @@ def _grid(dataset: Any) -> Grid:
     if dataset.height * dataset.width > MAX_PIXELS:
         raise ValueError(f"its size is {dataset.height} × {dataset.width}: at most {MAX_PIXELS} pixels are read")
     return raster_grid(dataset)
-
-
-def _equal(pixels: npt.NDArray[Any], value: float | None) -> npt.NDArray[np.bool_]:
-    """Where pixels are `value`, as near as their own type holds it; nowhere for None."""
-    if value is None:
-        return np.zeros(pixels.shape, bool)
-    if np.isnan(value):
-        is_nan: npt.NDArray[np.bool_] = np.isnan(pixels)
-        return is_nan
-    if pixels.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            value = float(pixels.dtype.type(value))
-    equal: npt.NDArray[np.bool_] = np.equal(pixels, value)
-    return equal
 
 
 def _time_pattern(time_format: str) -> str:

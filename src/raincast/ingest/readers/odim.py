@@ -20,6 +20,7 @@ from raincast.ingest.depths import depth_attrs
 from raincast.ingest.odim_file import Image, attributes, h5py_files, images, is_odim
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.polar import POLAR_OBJECTS, refuse
+from raincast.ingest.special_codes import equals, is_nan
 from raincast.ingest.unpacked import in_member
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
@@ -229,8 +230,8 @@ class ODIM:
         zr = ZR(self.zr_a, self.zr_b)
 
         def convert(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-            missing, undetected = _equals(raw, nodata), _equals(raw, undetect)
-            if not _is_nan(undetect) or _is_nan(nodata):  # NaN is missing, unless it says no echo and only that
+            missing, undetected = equals(raw, nodata), equals(raw, undetect)
+            if not is_nan(undetect) or is_nan(nodata):  # NaN is missing, unless it says no echo and only that
                 missing |= raw != raw
             measured = ~(missing | undetected)
             rates = np.zeros(raw.shape, np.float32)
@@ -273,24 +274,3 @@ def _by_table(convert: Convert, dtype: np.dtype[Any]) -> Convert:
     lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
     table = convert(np.arange(lowest, highest + 1).astype(dtype))
     return lambda codes: table[codes.astype(np.intp) - lowest]
-
-
-def _is_nan(code: Any) -> bool:
-    return code is not None and bool(np.isnan(float(code)))
-
-
-def _equals(raw: npt.NDArray[Any], code: Any) -> npt.NDArray[np.bool_]:
-    """Where `raw` has the value `code`, in the type of the file: −9999000 is no byte, and 1e30 is a float32."""
-    no_such = np.zeros(raw.shape, bool)
-    if code is None:
-        return no_such
-    if raw.dtype.kind in "iu":
-        info = np.iinfo(raw.dtype)
-        is_one = info.min <= float(code) <= info.max and float(code) == int(code)
-        return np.equal(raw, int(code)) if is_one else no_such
-    if _is_nan(code):
-        is_nan: npt.NDArray[np.bool_] = np.isnan(raw)
-        return is_nan
-    with np.errstate(over="ignore"):
-        same: npt.NDArray[np.bool_] = raw == np.asarray(float(code)).astype(raw.dtype)
-    return same

@@ -17,12 +17,12 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.ingest.depths import depth_attrs
-from raincast.ingest.odim_file import Image
-from raincast.ingest.packed import first_bytes
+from raincast.ingest.odim_file import stated_time
 from raincast.ingest.raster import open_raster, raster_grid
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.odim import ACCUMULATION, QUANTITIES
-from raincast.ingest.tiff_items import TIFF_SIGNATURES, tiff_items
+from raincast.ingest.special_codes import equals
+from raincast.ingest.tiff_items import find_items
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 
@@ -40,12 +40,7 @@ class OperaTiff:
 
     def recognises(self, path: Path) -> bool:
         """A TIFF whose GDAL metadata are those of a composite of OPERA."""
-        if not first_bytes(path, 4).startswith(TIFF_SIGNATURES):
-            return False
-        try:
-            said = tiff_items(path)
-        except (ValueError, OSError):
-            return False
+        said = find_items(path)
         return said.get("object") == "COMP" and "OPERA" in said.get("prodname", "")
 
     def scan(self, path: Path) -> Head:
@@ -95,8 +90,8 @@ class OperaTiff:
                     values = ZR(self.zr_a, self.zr_b).to_rate(values)
                 elif minutes is not None:
                     values = accumulation_to_rate(values, minutes)
-                values[np.isnan(part) if np.isnan(undetect) else part == np.asarray(undetect, part.dtype)] = 0.0
-                values[part == np.asarray(nodata, part.dtype)] = np.nan
+                values[equals(part, undetect)] = 0.0
+                values[equals(part, nodata)] = np.nan
                 rates[rows] = values
         return rates
 
@@ -118,7 +113,7 @@ def _quantity(dataset: Any) -> str:
 
 def _time(dataset: Any, which: str) -> np.datetime64:
     what = {f"{which}{part}": _item(dataset, f"{which}{part}") for part in ("date", "time")}
-    time = Image("band 1", None, what, {}, {}).time(which)
+    time = stated_time(what, which)
     assert time is not None
     return time
 
