@@ -25,7 +25,7 @@ from timing import medians, write_json
 from torch.utils.data import DataLoader
 
 from raincast import schema
-from raincast.archive import Archive, PartWriter, series
+from raincast.archive import Archive, PartWriter, open_part
 from raincast.archive.chunks import ChunkedCodes, Unpacked
 from raincast.archive.part import PACKED
 from raincast.data.dataset import WindowDataset, collate
@@ -100,7 +100,7 @@ def turned(places: list[Place]) -> list[Place]:
 
 def keeping_nothing(archive: Archive) -> Archive:
     """The same as if it were one of many years, where no chunk is still unpacked when it is wanted again."""
-    with mock.patch.object(series, "UNPACKED_BYTES", 0):
+    with mock.patch.object(open_part, "UNPACKED_BYTES", 0):
         other = Archive.open(archive.path)
         other.read_codes(0, 1)
     return other

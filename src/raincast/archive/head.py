@@ -54,15 +54,20 @@ def engine_of(path: Path) -> str:
     return "zarr" if path.suffix == ".zarr" or path.is_dir() else "netcdf4"
 
 
+def open_plain(path: Path, **options: Any) -> xr.Dataset:
+    """The file or store without dask; `options` are those of `xarray.open_dataset`."""
+    engine = engine_of(path)
+    if engine == "zarr":
+        options["consolidated"] = False
+    return xr.open_dataset(path, engine=engine, chunks=None, **options)
+
+
 def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
     """Without dask, and from where its step is regular; ValueError where it cannot be."""
-    engine = engine_of(path)
-    options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     try:
-        dataset = xr.open_dataset(path, engine=engine, chunks=None, mask_and_scale=mask_and_scale, **options)
-        return schema.regular_part(dataset)
+        return schema.regular_part(open_plain(path, mask_and_scale=mask_and_scale))
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be opened as {engine}: {error}. {IF_DAMAGED}") from error
+        raise ValueError(f"{path} cannot be opened as {engine_of(path)}: {error}. {IF_DAMAGED}") from error
 
 
 def is_zarr(path: Path) -> bool:

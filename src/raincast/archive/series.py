@@ -16,13 +16,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.chunks import Unpacked
 from raincast.archive.head import archive_files, check_fits, engine_of, read_coverage, read_head
-from raincast.archive.open_part import (
-    MOST_OPEN,
-    UNPACKED_BYTES,
-    UNPACKED_BYTES_OF_FILE,
-    OpenPart,
-    unpacked_bytes_of_file,
-)
+from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
 from raincast.schema import Grid
 
 
@@ -90,7 +84,8 @@ class Archive:
 
     @cached_property
     def _unpacked(self) -> Unpacked:
-        return Unpacked(min(UNPACKED_BYTES, UNPACKED_BYTES_OF_FILE * len(self.parts)))
+        num_parts = len(self.parts)
+        return Unpacked(min(num_parts, MOST_OPEN) * unpacked_bytes_of_file(num_parts))
 
     @property
     def num_times(self) -> int:

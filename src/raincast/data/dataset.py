@@ -149,7 +149,7 @@ class WindowDataset(Dataset[Stored]):
             }
             for name, parts in carried.items()
         }
-        if any(self.channels.pairs().values()):
+        if any(self.channels.pairs.values()):
             grid = source.archive.grid
             quarters, mirrored = _turns(place.orientation, square=place.height == place.width)
             signs = (_direction(grid.x), _direction(grid.y))
@@ -170,7 +170,7 @@ class WindowDataset(Dataset[Stored]):
         if frames.dtype == torch.int16:
             # the quotient is rounded once: 50 codes are exactly 0.5 mm/h, and at that threshold
             rain = frames / CODES_PER_MM_H
-            # NaN for negative codes, at a thirtieth of what torch.where takes on a CPU
+            # NaN for negative codes, much faster on a CPU than torch.where
             torch.nn.functional.threshold(rain, -0.5 / CODES_PER_MM_H, torch.nan, inplace=True)
         else:
             rain = frames.clone()
@@ -194,7 +194,7 @@ class WindowDataset(Dataset[Stored]):
     def _decode_channels(self, batch: Any, sample: Sample) -> None:
         """Add past and future to the sample, in the channels' own units."""
         assert self.channels is not None
-        names, pairs = self.channels, self.channels.pairs()
+        names, pairs = self.channels, self.channels.pairs
         values = {name: values_of(carried) for name, carried in batch["channels"].items()}
         groups: dict[str, Tensor] = {}
         if names.past:

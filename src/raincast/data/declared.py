@@ -76,6 +76,7 @@ class Channels:
         """Whether a window holds more than rain."""
         return bool(self.past or self.static)
 
+    @cached_property
     def pairs(self) -> dict[str, list[tuple[int, int]]]:
         """Of each group (past, static, future) the numbers of the x and y components that turn together."""
         return {name: self._pairs(getattr(self, name)) for name in ("past", "static", "future")}

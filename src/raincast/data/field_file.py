@@ -12,13 +12,13 @@ import torch
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.head import engine_of
+from raincast.archive.head import DAMAGE, engine_of, open_plain
 from raincast.archive.open_part import RawVariable
 from raincast.data.carried import CODE_DTYPES, unpacked
 from raincast.data.channels import Site, Times, Values
 from raincast.schema import Grid
 
-DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+UNREADABLE = (*DAMAGE, OSError)
 FLOAT32 = np.dtype(np.float32)
 MOST_FILLS = 2
 
@@ -122,7 +122,7 @@ class FieldFile:
                 y, x = _space_axes(array, time)
                 flips = _flips(dataset, array, (y, x), site)
                 times = None if time is None else array[time].values.astype("datetime64[ns]")
-        except DAMAGE as error:
+        except UNREADABLE as error:
             raise ValueError(f"channels.{name}: {path}: {error}") from error
         if times is not None and (np.diff(times) <= np.timedelta64(0)).any():
             raise ValueError(f"channels.{name}: the times of {path} do not ascend, or repeat.")
@@ -152,7 +152,7 @@ class FieldFile:
         index = tuple(next(wanted) if number is None else number for number in self.stored.axes)
         try:
             found = self._read(index)
-        except DAMAGE as error:
+        except UNREADABLE as error:
             raise ValueError(f"{self.path} cannot be read: {error}") from error
         # in the byte order of this machine; a number that stands for an unsigned one is that one
         native = found.astype(found.dtype.newbyteorder("="), copy=False)
@@ -175,12 +175,8 @@ class FieldFile:
 
 
 def _open(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
-    engine = engine_of(path)
-    options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     # a variable in minutes is a number too
-    return xr.open_dataset(
-        path, engine=engine, chunks=None, mask_and_scale=mask_and_scale, decode_timedelta=False, **options
-    )
+    return open_plain(path, mask_and_scale=mask_and_scale, decode_timedelta=False)
 
 
 def _time_axis(array: xr.DataArray) -> str | None:

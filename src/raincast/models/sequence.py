@@ -319,7 +319,7 @@ def _drives(weights: _Weights, inputs: Tensor | None) -> Iterator[Tensor | None]
         return
     pixels = inputs[0].numel() // inputs.shape[-1]
     size = max(1, DRIVE_VALUES // max(1, 4 * weights.width * pixels))
-    if size == 1:
+    if size == 1:  # a single step finds a large kernel packed
         yield from (weights.drive(step) for step in inputs.unbind(0))
         return
     for begin in range(0, len(inputs), size):

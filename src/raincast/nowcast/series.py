@@ -73,7 +73,7 @@ class ArchiveSeries:
 
     @property
     def kept_bytes(self) -> int:
-        """What HDF5 keeps unpacked."""
+        """What the archive keeps unpacked."""
         return self.archive.unpacked_bytes
 
     def read(self, wanted: Times) -> xr.Dataset:

@@ -43,7 +43,7 @@ def reliability(scores: xr.Dataset) -> str:
 def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, Floats, Floats]]]:
     """Panels of `figures.reliability_diagram`, all lead times and events together."""
     curves: dict[str, dict[str, tuple[Floats, Floats, Floats]]] = {}
-    for label, prefix in {"": "sum_probability_", BEFORE: "sum_uncalibrated_probability_"}.items():
+    for label, prefix in {"": BINS, BEFORE: "sum_uncalibrated_probability_"}.items():
         names = [f"{prefix}{name}" for name in ("probability", "events", "forecasts")]
         if any(name not in scores for name in names):
             continue

@@ -13,6 +13,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
+from raincast.archive.head import open_plain
 from raincast.ingest.coordinates import find_grid, find_roles, in_our_words
 from raincast.ingest.depths import depth_attrs
 from raincast.ingest.netcdf3 import check_whole
@@ -100,11 +101,9 @@ class CF:
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[xr.Dataset, xr.DataArray, str]]:
         """The dataset, its rain as lazy (time, y, x), and the quantity that this is."""
-        engine = "zarr" if path.is_dir() else "netcdf4"
-        options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
         with naming(path, FORMAT):
             check_whole(path)
-        with naming(path, FORMAT), xr.open_dataset(path, engine=engine, chunks=None, **options) as opened:
+        with naming(path, FORMAT), open_plain(path) as opened:
             dataset = schema.regular_part(opened)
             name, quantity = self._choose(dataset)
             yield dataset, in_our_words(dataset[name]), quantity
