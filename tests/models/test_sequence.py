@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from raincast.models import ConvLSTM, gates, kernel, sequence
+from raincast.cache import cache_folder
+from raincast.models import ConvLSTM, compiled, gates, kernel, sequence, weight_gradient
+from raincast.models.compiled import compile_library
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 
@@ -27,13 +29,19 @@ def kernels(request, monkeypatch) -> Iterator[str]:
         monkeypatch.setattr(kernel, "HEAVY_RATIO", 0)
     if request.param == "PyTorch":
         monkeypatch.setenv("RAINCAST_KERNELS", "0")
-        gates._kernels.cache_clear()
+        forget()
     elif not gates._kernels("F64"):
         pytest.skip("needs a C compiler")
     assert bool(gates._kernels("F64")) == request.param.startswith("C")
     yield request.param
     if request.param == "PyTorch":
-        gates._kernels.cache_clear()
+        forget()
+
+
+def forget() -> None:
+    """What this process has loaded, and said."""
+    for known in (gates._kernels, weight_gradient._kernel, compiled.say_once):
+        known.cache_clear()
 
 
 @pytest.fixture
@@ -41,11 +49,9 @@ def no_library(monkeypatch, tmp_path) -> Iterator[None]:
     """A process that has loaded nothing yet, with an empty cache folder."""
     monkeypatch.setenv("RAINCAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RAINCAST_KERNELS", raising=False)
-    gates._kernels.cache_clear()
-    gates._say_once.cache_clear()
+    forget()
     yield
-    gates._kernels.cache_clear()
-    gates._say_once.cache_clear()
+    forget()
 
 
 @pytest.fixture
@@ -531,7 +537,7 @@ def compiler(monkeypatch, tmp_path) -> Path:
     """A compiler that slowly copies a library made before, and counts its calls in the file that comes back."""
     if not gates._kernels("F64"):
         pytest.skip("needs a C compiler")
-    made, calls, script = gates._compile("F64"), tmp_path / "calls", tmp_path / "cc"
+    made, calls, script = compile_library("gates.c", "RAINCAST_F64"), tmp_path / "calls", tmp_path / "cc"
     script.write_text(
         "#!/bin/sh\n"
         'if [ "$1" = --version ]; then echo copier; exit; fi\n'
@@ -546,7 +552,7 @@ def compiler(monkeypatch, tmp_path) -> Path:
 
 @pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF and so on"])
 def test_a_broken_library_is_made_anew(compiler, no_library, caplog, content):
-    library = gates._compile("F64")
+    library = compile_library("gates.c", "RAINCAST_F64")
     library.write_bytes(content)
     assert gates._kernels("F64") and not caplog.records
     assert_right()
@@ -558,12 +564,15 @@ def test_a_broken_library_is_made_anew(compiler, no_library, caplog, content):
 def test_two_compile_at_once(compiler, no_library):
     """Each writes under a name of its own and moves it into place whole."""
     made: list[bytes] = []
-    threads = [threading.Thread(target=lambda: made.append(gates._compile("F64").read_bytes())) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: made.append(compile_library("gates.c", "RAINCAST_F64").read_bytes()))
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(set(compiler.read_text().split())) == 2
     assert len(made) == 2 and made[0] == made[1]
-    assert [path.suffix for path in gates.cache_folder().iterdir()] == [".so"]
+    assert [path.suffix for path in cache_folder().iterdir()] == [".so"]
     assert gates._kernels("F64")

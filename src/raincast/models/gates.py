@@ -2,44 +2,27 @@
 
 Tensors here are (..., H, W, C), channels last and contiguous. Gates are (B, H, W, 4·hidden) in the order i, f,
 z, o (z is the candidate). Three ways give the same: plain PyTorch, on every device; and kernels that read and
-write each value once, on a CPU with a C compiler those of `kernels/gates.c`, on a GPU with Triton those of
-`gates_triton`. They are compiled at first use (seconds) and kept for the next process: in `$RAINCAST_CACHE` or the
-user's cache folder, or where Triton keeps its own. `RAINCAST_KERNELS=0` does without.
+write each value once, on a CPU with a C compiler those of `kernels/gates.c` (see `compiled`), on a GPU with Triton
+those of `gates_triton`, which are compiled at first use (seconds) and kept where Triton keeps its own.
+`RAINCAST_KERNELS=0` does without.
 """
 
 import ctypes
 import functools
-import hashlib
 import inspect
-import logging
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from raincast.cache import cache_folder
+from raincast.models.compiled import load, say_once, watched
 from raincast.models.first_use import FirstUse
 
-log = logging.getLogger(__name__)
-
-SOURCE = Path(__file__).with_name("kernels") / "gates.c"
+SOURCE = "gates.c"
 PRECISIONS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64"}
-FLAGS = [
-    *("-std=gnu11", "-O3", "-march=native"),
-    *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),  # vectors; NaN keeps its meaning
-    *("-fopenmp", "-shared", "-fPIC"),
-]
 
 GPUS = ("cuda",)
 """Types of device that Triton's kernels are for; their rows are float32 or shorter."""
@@ -61,7 +44,7 @@ def _with_kernels(plain: Callable[P, None]) -> Callable[P, None]:
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         tensors: list[Any] = [*args, *map(kwargs.__getitem__, order[len(args) :])]
         like = tensors[0]
-        if _watched(like):
+        if watched(like):
             plain(*args, **kwargs)
         elif like.device.type in GPUS:
             kernel = _gpu_kernel(name, like)
@@ -204,11 +187,6 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _watched(like: Tensor) -> bool:
-    """Whether somebody has to see the operations: tracers, or tensors without memory of their own."""
-    return type(like) is not Tensor or is_in_torch_dispatch_mode()
-
-
 def _kernel(name: str, like: Tensor) -> Callable[..., Any] | None:
     if like.device.type != "cpu" or like.dtype not in PRECISIONS:
         return None
@@ -229,7 +207,7 @@ def gpu_kernels() -> ModuleType | None:
     try:
         from raincast.models import gates_triton
     except ImportError as error:
-        _say_once(f"ConvLSTM runs on plain PyTorch: its GPU kernels need Triton ({error}).")
+        say_once(f"ConvLSTM runs on plain PyTorch: its GPU kernels need Triton ({error}).")
         return None
     return gates_triton
 
@@ -237,13 +215,8 @@ def gpu_kernels() -> ModuleType | None:
 @functools.cache
 def _kernels(precision: str) -> dict[str, Callable[..., Any]]:
     """The compiled functions of one precision; none where they cannot be compiled, which is said once."""
-    if os.environ.get("RAINCAST_KERNELS", "1") == "0":
-        return {}
-    try:
-        library = _load(precision)
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home folder
-        reason = getattr(error, "stderr", None) or error
-        _say_once(f"ConvLSTM runs on plain PyTorch: its C kernels could not be compiled ({reason}).")
+    library = load(SOURCE, f"RAINCAST_{precision}")
+    if library is None:
         return {}
     names = {"forward": 8, "regate": 7, "recell": 3, "backward": 9}
     found: dict[str, Callable[..., Any]] = {}
@@ -253,48 +226,3 @@ def _kernels(precision: str) -> dict[str, Callable[..., Any]]:
         function.restype = None
         found[name] = function
     return found
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    log.warning(message)
-
-
-def _load(precision: str) -> ctypes.CDLL:
-    path = _compile(precision)
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:  # no library, whatever became of it
-        path.unlink(missing_ok=True)
-        return ctypes.CDLL(str(_compile(precision)))
-
-
-def _compile(precision: str) -> Path:
-    """The shared library, from the cache or made anew; OSError or SubprocessError where that fails."""
-    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    compiler = shlex.split(os.environ.get("CC", "")) or ([found] if found else [])
-    if not compiler:
-        raise OSError("no C compiler found; install gcc, or name one in CC")
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), precision, *FLAGS, version, _processor()])
-    folder = cache_folder()
-    library = folder / f"gates-{precision.lower()}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        # a name of its own first: other processes compile the same at the same time
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            made = Path(place) / library.name
-            command = [*compiler, *FLAGS, f"-DRAINCAST_{precision}", str(SOURCE), "-o", str(made), "-lm"]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            with made.open("rb") as file:
-                os.fsync(file.fileno())  # to load a torn library would end the process
-            made.replace(library)
-    return library
-
-
-def _processor() -> str:
-    """What -march=native depends on: a cache shared by unlike machines holds one library for each."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.platform() + platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
