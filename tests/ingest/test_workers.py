@@ -119,7 +119,7 @@ def test_a_day_that_is_asked_for_again_counts_once(
 def start(files: list[Path], out: Path, *, workers: int) -> subprocess.Popen[str]:
     """An ingest in a process of its own, slow, that writes a line for each report of progress."""
     command = [sys.executable, __file__, str(files[0].parent), str(out), str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"SLOW": "0.02"})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"SLOW": "0.1"})
 
 
 @pytest.mark.parametrize(("workers", "frames"), [(1, (3, 14)), (2, (9,))])
