@@ -53,7 +53,8 @@ INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; } /* rounded up, for a >= 0 */
 
-/* Outputs that lie side by side in `outputs` blocks of vectors, channels in `channels` groups. */
+/* How the work is cut: outputs into `blocks`, channels into `groups`; a block has `tiles`, which are shared out in
+ * `pieces`. A panel has `lines` of each of `images`, more than one only where these are whole. */
 typedef struct {
   int64_t blocks, groups, tiles, pieces, lines, images;
 } plan;
@@ -62,7 +63,7 @@ static plan plan_of(const sizes *s, int threads) {
   plan p;
   p.blocks = over(s->outputs / LANES, VECTORS);
   p.groups = over(s->channels, CHANNELS);
-  p.tiles = s->k * s->k * p.groups; /* of a block */
+  p.tiles = s->k * s->k * p.groups;
   /* each block's tiles are cut in so many pieces that all pieces share out evenly among threads */
   int64_t a = p.blocks, b = threads;
   while (b) {
