@@ -3,7 +3,6 @@
 import copy
 import logging
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,50 +14,32 @@ from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from raincast.cache import cache_folder
-from raincast.models import ConvLSTM, compiled, gates, kernel, sequence, weight_gradient
+from raincast.models import ConvLSTM, gates, kernel, sequence
 from raincast.models.compiled import compile_library
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 
 
 @pytest.fixture(params=["C", "PyTorch", "C and packed kernels"])
-def kernels(request, monkeypatch) -> Iterator[str]:
+def kernels(request, monkeypatch) -> str:
     """Both ways of the point-wise half, and of the convolutions."""
     if "packed" in request.param:
         monkeypatch.setattr(kernel, "LARGE", 0)
         monkeypatch.setattr(kernel, "HEAVY_RATIO", 0)
     if request.param == "PyTorch":
         monkeypatch.setenv("RAINCAST_KERNELS", "0")
-        forget()
+        request.getfixturevalue("nothing_loaded")
     elif not gates._kernels("F64"):
         pytest.skip("needs a C compiler")
     assert bool(gates._kernels("F64")) == request.param.startswith("C")
-    yield request.param
-    if request.param == "PyTorch":
-        forget()
-
-
-def forget() -> None:
-    """What this process has loaded, and said."""
-    for known in (gates._kernels, weight_gradient._kernel, compiled.say_once):
-        known.cache_clear()
+    return request.param
 
 
 @pytest.fixture
-def no_library(monkeypatch, tmp_path) -> Iterator[None]:
+def no_library(nothing_loaded, monkeypatch, tmp_path) -> None:
     """A process that has loaded nothing yet, with an empty cache folder."""
     monkeypatch.setenv("RAINCAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RAINCAST_KERNELS", raising=False)
-    forget()
-    yield
-    forget()
-
-
-@pytest.fixture
-def num_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def layer(in_channels: int = 2, hidden: int = 3, *, dtype: torch.dtype = F64, **kwargs) -> ConvLSTM:

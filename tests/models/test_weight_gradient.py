@@ -1,6 +1,6 @@
 """The gradient of weights by the C kernel, against PyTorch's in float64."""
 
-from collections.abc import Iterator
+import platform
 
 import pytest
 import torch
@@ -16,36 +16,22 @@ LESS = {"AVX2": ("-mavx2", "-mfma"), "no vectors": ("-march=x86-64",)}
 """What gcc compiles for processors that have less than this one."""
 
 
-def forget() -> None:
-    weight_gradient._kernel.cache_clear()
-    compiled.say_once.cache_clear()
-
-
 @pytest.fixture(params=["this processor", "AVX2"])
-def kernel(request, monkeypatch) -> Iterator[weight_gradient._Kernel]:
+def kernel(request, nothing_loaded, monkeypatch) -> weight_gradient._Kernel:
     """The compiled kernel, for this processor and for one with the vectors before."""
     if request.param != "this processor":
         if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
             pytest.skip("needs a processor with AVX2")
         compile_for(request.param, monkeypatch)
-    forget()
     found = weight_gradient._kernel()
     if found is None or not found.takes(64):
         pytest.skip("needs a C compiler, and a processor with AVX2")
-    yield found
-    forget()
+    return found
 
 
 def compile_for(processor: str, monkeypatch) -> None:
     others = [flag for flag in compiled.FLAGS if not flag.startswith("-m")]
     monkeypatch.setattr(compiled, "FLAGS", [*others, *LESS[processor]])
-
-
-@pytest.fixture
-def num_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def normal(*shape: int) -> Tensor:
@@ -154,11 +140,10 @@ def test_what_it_does_not_take(kernel):
     assert weight_gradient.weight_gradient(meta, rows.to("meta"), 3, bias=False) is None
 
 
-def test_without_vectors_it_is_left_to_pytorch(monkeypatch):
-    compile_for("no vectors", monkeypatch)
-    if compiled.platform.machine() not in ("x86_64", "AMD64"):
+def test_without_vectors_it_is_left_to_pytorch(nothing_loaded, monkeypatch):
+    if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("needs a compiler for x86-64")
-    forget()
+    compile_for("no vectors", monkeypatch)
     found = weight_gradient._kernel()
     if found is None:
         pytest.skip("needs a C compiler")
@@ -166,14 +151,11 @@ def test_without_vectors_it_is_left_to_pytorch(monkeypatch):
     assert not found.takes(64) and weight_gradient.weight_gradient(d_rows, rows, 3, bias=True) is None
     convolution = Kernel(torch.zeros(64, 3, 3, 3), (2, 4, 4))
     assert_near(convolution.gradients(d_rows, rows, bias=True)[0], expected(d_rows, rows, 3, padding=1)[0])
-    forget()
 
 
-def test_it_can_be_switched_off(monkeypatch):
+def test_it_can_be_switched_off(nothing_loaded, monkeypatch):
     monkeypatch.setenv("RAINCAST_KERNELS", "0")
-    forget()
     assert weight_gradient.weight_gradient(normal(2, 4, 4, 64), normal(2, 4, 4, 3), 3, bias=True) is None
-    forget()
 
 
 # --- the convolutions between the layers ----------------------------------------------------------------------------
@@ -234,3 +216,10 @@ def test_who_watches_sees_pytorchs(module):
 def test_an_output_size_is_pytorchs_to_work_out():
     module, x = ConvTranspose2d(64, 3, 3, 2, 1), normal(1, 64, 4, 4)
     assert module(x, [8, 8]).shape[-2:] == (8, 8)
+
+
+@pytest.mark.parametrize("module", [Conv2d, ConvTranspose2d])
+@pytest.mark.parametrize("other", [{"dilation": 2}, {"groups": 2}, {"padding_mode": "circular"}], ids=str)
+def test_what_the_kernel_does_not_know_is_refused(module, other):
+    with pytest.raises(TypeError):
+        module(64, 64, 3, **other)

@@ -34,7 +34,7 @@ FLAGS = [
 
 def load(source: str, define: str = "") -> ctypes.CDLL | None:
     """The library of a source (its file's name), `define` set; None where it cannot be had, which is said once."""
-    if os.environ.get("RAINCAST_KERNELS", "1") == "0":
+    if switched_off():
         return None
     try:
         return _load(source, define)
@@ -42,6 +42,11 @@ def load(source: str, define: str = "") -> ctypes.CDLL | None:
         reason = getattr(error, "stderr", None) or error
         say_once(f"ConvLSTM runs on plain PyTorch: its C kernels could not be compiled ({reason}).")
         return None
+
+
+def switched_off() -> bool:
+    """Whether the user does without kernels, those of a GPU included."""
+    return os.environ.get("RAINCAST_KERNELS", "1") == "0"
 
 
 @functools.cache

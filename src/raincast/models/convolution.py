@@ -8,12 +8,25 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from raincast.models.compiled import watched
+from raincast.models.kernel import rows_of
 from raincast.models.recurrent import autocast_dtype
 from raincast.models.weight_gradient import weight_gradient
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d`, of which a square kernel, stride and padding are taken."""
+    """`nn.Conv2d` with a square kernel, one stride and one padding."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) → (N, O, H / stride, W / stride)."""
@@ -21,7 +34,20 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d`, of which a square kernel, stride and padding are taken."""
+    """`nn.ConvTranspose2d` with a square kernel, one stride and one padding."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        output_padding: int = 0,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, output_padding, bias=bias)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(N, C, H, W) → (N, O, stride · H, stride · W)."""
@@ -31,9 +57,12 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
 def _trains(module: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
     # compilers and exporters, and who counts operations, see PyTorch's own
-    wanted = torch.is_grad_enabled() and module.weight.requires_grad and x.ndim == 4
-    hidden = torch.compiler.is_compiling() or watched(x) or autocast_dtype(x.device.type) is not None
-    return wanted and not hidden and x.device.type == "cpu" and x.dtype == torch.float32
+    return (
+        torch.is_grad_enabled()
+        and module.weight.requires_grad
+        and (x.device.type, x.dtype, x.ndim) == ("cpu", torch.float32, 4)
+        and not (torch.compiler.is_compiling() or watched(x) or autocast_dtype("cpu"))
+    )
 
 
 def _convolve(module: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
@@ -70,34 +99,22 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, d_result: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         (stride, _), (padding, _), _, transposed, *_ = ctx.geometry
-        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        d_x, d_weight, d_bias = None, None, None
+        of_x, of_weight, of_bias = wanted = ctx.needs_input_grad[:3]
+        found = None
         if of_weight:
             # what a transposed convolution gives takes the part of what another reads
             small, large = (x, d_result) if transposed else (d_result, x)
+            size = weight.shape[-1]
             found = weight_gradient(
-                _rows(small),
-                _rows(large),
-                weight.shape[-1],
-                stride=stride,
-                padding=padding,
-                bias=of_bias and not transposed,
+                rows_of(small), rows_of(large), size, stride=stride, padding=padding, bias=False
             )
-            if found is not None:
-                d_weight, d_bias = found
-        if of_bias and d_bias is None and d_weight is not None:
-            d_bias = _rows(d_result).flatten(0, 2).sum(0)
-        missing = [of_x, of_weight and d_weight is None, of_bias and d_bias is None]
-        if any(missing):
-            others = torch.ops.aten.convolution_backward(
-                d_result, x, weight, [len(d_result[0])] if of_bias else None, *ctx.geometry, missing
-            )
-            d_x = others[0]
-            d_weight = others[1] if missing[1] else d_weight
-            d_bias = others[2] if missing[2] else d_bias
-        return d_x, d_weight, d_bias, None, None, None, None
 
+        def gradients(wanted: Sequence[bool]) -> Any:
+            sizes = [d_result.shape[1]]  # of the bias
+            return torch.ops.aten.convolution_backward(d_result, x, weight, sizes, *ctx.geometry, wanted)
 
-def _rows(image: Tensor) -> Tensor:
-    """(N, C, H, W) → (N, H, W, C), contiguous: no copy where it lies so."""
-    return image.permute(0, 2, 3, 1).contiguous()
+        if found is None:
+            return *gradients(wanted), None, None, None, None
+        d_x = gradients([True, False, False])[0] if of_x else None
+        d_bias = d_result.sum((0, 2, 3)) if of_bias else None
+        return d_x, found[0], d_bias, None, None, None, None

@@ -10,7 +10,6 @@ those of `gates_triton`, which are compiled at first use (seconds) and kept wher
 import ctypes
 import functools
 import inspect
-import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, ParamSpec
@@ -18,7 +17,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from raincast.models.compiled import load, say_once, watched
+from raincast.models.compiled import load, say_once, switched_off, watched
 from raincast.models.first_use import FirstUse
 
 SOURCE = "gates.c"
@@ -194,8 +193,7 @@ def _kernel(name: str, like: Tensor) -> Callable[..., Any] | None:
 
 
 def _gpu_kernel(name: str, like: Tensor) -> Callable[..., None] | None:
-    off = os.environ.get("RAINCAST_KERNELS", "1") == "0"
-    if off or like.dtype == torch.float64 or not like.numel():
+    if switched_off() or like.dtype == torch.float64 or not like.numel():
         return None
     kernels = gpu_kernels()
     return None if kernels is None else getattr(kernels, name)

@@ -58,7 +58,7 @@ class Kernel:
             frames = mkldnn._convolution_pointwise(_image(rows), self._packed, bias, *self._geometry, *_NO_MORE)
         else:
             frames = F.conv2d(_image(rows), self.weight, bias, padding=self.size // 2)
-        return _last(frames).view(*rows.shape[:-1], len(self.weight))
+        return rows_of(frames).view(*rows.shape[:-1], len(self.weight))
 
     def gradient_of_rows(self, d_rows: Tensor, like: Tensor) -> Tensor:
         """From the gradient of the result (…, B, H, W, O); `like` is the rows or has their shape."""
@@ -70,7 +70,7 @@ class Kernel:
             )
         else:
             frames = self._backward(d_rows, like, [True, False, False])[0]
-        return _last(frames).view(like.shape)
+        return rows_of(frames).view(like.shape)
 
     def gradients(self, d_rows: Tensor, rows: Tensor, *, bias: bool) -> tuple[Tensor, Tensor | None]:
         """Of the weights and, if wanted, of the bias, summed over all rows."""
@@ -144,6 +144,6 @@ def _image(rows: Tensor) -> Tensor:
     return _frames(rows).permute(0, 3, 1, 2)
 
 
-def _last(image: Tensor) -> Tensor:
-    """(N, C, H, W) → (N, H, W, C), contiguous."""
+def rows_of(image: Tensor) -> Tensor:
+    """(N, C, H, W) → (N, H, W, C), contiguous: no copy where it lies so."""
     return image.permute(0, 2, 3, 1).contiguous()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raincast.models import gates as pointwise
-from raincast.models.kernel import Kernel
+from raincast.models.kernel import Kernel, rows_of
 from raincast.models.recurrent import autocast_dtype
 
 BLOCKS = 4
@@ -198,8 +198,8 @@ class _Sequence(torch.autograd.Function):
         weights = _Weights.of(*parameters, step=(B, H, W))
         num_steps = len(states) - start
         dh_out = None if d_outputs is None else _rows(d_outputs)
-        dh_next = None if d_hidden is None else _channels_last(d_hidden.to(states.dtype))
-        dcell = torch.zeros_like(kept[0]) if d_cell is None else _channels_last(d_cell.to(kept.dtype)).clone()
+        dh_next = None if d_hidden is None else rows_of(d_hidden.to(states.dtype))
+        dcell = torch.zeros_like(kept[0]) if d_cell is None else rows_of(d_cell.to(kept.dtype)).clone()
         sums = _Gradients(weights, inputs if needs[0] else None, kept[0])
         blocks = _blocks(num_steps, weights.num_blocks)
         # room for one block: the cell before it and its own, its gates if they were not kept, their gradients
@@ -376,8 +376,3 @@ class _Cells:
 def _rows(sequence: Tensor) -> Tensor:
     """(B, T, C, H, W) → (T, B, H, W, C), contiguous."""
     return sequence.permute(1, 0, 3, 4, 2).contiguous()
-
-
-def _channels_last(image: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, H, W, C), contiguous."""
-    return image.permute(0, 2, 3, 1).contiguous()

@@ -16,17 +16,24 @@
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
-enum { LANES = 16, VECTORS = 4, CHANNELS = 6 }; /* 24 sums, 4 outputs, 1 input: 29 of 32 registers */
+#define LANES 16
+#define VECTORS 4 /* 24 sums, 4 outputs, 1 input: 29 of 32 registers */
 #define SPREAD(value) _mm512_set1_ps(value)
+enum { FAST = 1 };
 #elif defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
-enum { LANES = 8, VECTORS = 2, CHANNELS = 6 }; /* 12, 2 and 1 of 16 */
+#define LANES 8
+#define VECTORS 2 /* 12, 2 and 1 of 16 */
 #define SPREAD(value) _mm256_set1_ps(value)
+enum { FAST = 1 };
 #else
-#define RAINCAST_NO_VECTORS /* compiles, and is not used */
-enum { LANES = 4, VECTORS = 1, CHANNELS = 1 };
+#define LANES 4
+#define VECTORS 1
 #define SPREAD(value) {value, value, value, value}
+enum { FAST = 0 };
 #endif
+
+enum { CHANNELS = 6 };
 
 /* A panel has at least a line, and not more than so many pixels where a line has not more. */
 enum { PANEL = 192 };
@@ -77,13 +84,9 @@ static plan plan_of(const sizes *s, int threads) {
   return p;
 }
 
-/* Whether it is written for this processor, and fast with so many outputs. */
+/* Whether it is meant for this processor, and fast with so many outputs. */
 int raincast_weights_takes(int64_t outputs) {
-#if defined(RAINCAST_NO_VECTORS)
-  return 0 * outputs;
-#else
-  return outputs % LANES == 0 && outputs >= VECTORS * LANES;
-#endif
+  return FAST && outputs % LANES == 0 && outputs >= VECTORS * LANES;
 }
 
 /* Floats of room that a thread needs: sums first, then a panel. */
@@ -130,24 +133,18 @@ INLINE void tile(const int vectors, const int channels, const float *restrict pa
   case 8 * vectors + channels:                                                                                     \
     tile(vectors, channels, panel, rows, p, sum);                                                                  \
     break;
-#if defined(RAINCAST_NO_VECTORS)
-#define TILES(vectors) TILE(vectors, 1)
-#else
 #define TILES(vectors)                                                                                             \
   TILE(vectors, 1) TILE(vectors, 2) TILE(vectors, 3) TILE(vectors, 4) TILE(vectors, 5) TILE(vectors, 6)
-#endif
 
 INLINE void any_tile(int64_t vectors, int64_t channels, const float *panel, const float *rows, pixels p, float *sum) {
   switch (8 * vectors + channels) {
-#if defined(__AVX512F__)
-    TILES(4)
-    TILES(3)
-    TILES(2) /* 5 vectors in two blocks */
-#elif defined(__AVX2__) && defined(__FMA__)
+    TILES(1)
+#if VECTORS > 1
     TILES(2)
-    TILES(1)
-#else
-    TILES(1)
+#endif
+#if VECTORS > 2
+    TILES(3)
+    TILES(4)
 #endif
   }
 }
