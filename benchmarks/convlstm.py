@@ -37,8 +37,9 @@ from rivals import OpenNetwork, keras_layer
 from timing import medians, write_json
 from torch import Tensor, nn
 
-from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster, gates
-from raincast.models import kernel as kernels
+from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
+from raincast.models.fast import gates
+from raincast.models.fast import kernel as kernels
 from raincast.training.heap import keep_freed_memory
 
 STEPS = 10

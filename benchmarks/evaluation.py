@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from raincast import build
+from raincast import assembly
 from raincast.baselines import Extrapolation, Persistence
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 from raincast.data.datamodule import RadarDataModule
@@ -42,11 +42,11 @@ def main() -> None:
         build_builtin_archive(Path(folder) / "rain", num_days=1, frames_per_day=FRAMES, size=SIZE)
         with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
             cfg = compose("train", ["experiment=radar", f"metrics={asked.metrics}", "paths.run_dir=."])
-        network = build.load_forecaster(asked.checkpoint, device="cpu") if asked.checkpoint else untrained(cfg)
+        network = assembly.load_forecaster(asked.checkpoint, device="cpu") if asked.checkpoint else untrained(cfg)
         seen, leads = network.input_steps, network.lead_steps
         data = RadarDataModule(Path(folder) / "rain", split=TrainAll(), input_steps=seen, lead_steps=leads)
         places = [Place(start, 0, 0, SIZE, SIZE) for start in range(FRAMES - seen - leads + 1)]
-        scoring = Scoring(build.metrics(cfg, data), 5.0, data.archive.grid.pixel_km)
+        scoring = Scoring(assembly.metrics(cfg, data), 5.0, data.archive.grid.pixel_km)
         sys.stdout.write(f"{asked.windows} windows of {seen + leads} × {SIZE}², metrics={asked.metrics}\n")
         for forecaster in (network, Extrapolation(), Persistence()):
             spent, sums = [0.0, 0.0, 0.0], EventSums()
@@ -71,11 +71,11 @@ def main() -> None:
 
 def untrained(cfg: DictConfig) -> NetworkForecaster:
     """The network of `cfg` with the weights of its start."""
-    own_head = build.head(cfg)
+    own_head = assembly.head(cfg)
     return NetworkForecaster(
-        build.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=own_head.num_channels),
+        assembly.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=own_head.num_channels),
         own_head,
-        build.make(cfg.transform),
+        assembly.make(cfg.transform),
         name="network",
         input_steps=STEPS,
         lead_steps=STEPS,

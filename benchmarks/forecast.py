@@ -81,20 +81,20 @@ def prepare(way: str, files: str, checkpoint: str) -> Callable[[Stopwatch, Path,
     """Everything that is loaded once; what is returned goes from file to file."""
     from hydra import compose, initialize_config_dir
 
-    from raincast import build
+    from raincast import assembly
     from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        reader = build.make(compose("forecast").source)
+        reader = assembly.make(compose("forecast").source)
     return _network(way, files, checkpoint, reader) if way not in BASELINES else _baseline(way, files, reader)
 
 
 def _network(way: str, files: str, checkpoint: str, reader: Any) -> Callable[[Stopwatch, Path, int], None]:
-    from raincast import build
-    from raincast.nowcast import open_series, write_outputs
+    from raincast import assembly
+    from raincast.forecasting import open_series, write_outputs
 
     precision = "bf16" if way.endswith("bf16") else "float32"
-    nowcaster = build.nowcaster(build.read_checkpoint(checkpoint), device="cpu", precision=precision)
+    nowcaster = assembly.nowcaster(assembly.read_checkpoint(checkpoint), device="cpu", precision=precision)
 
     def run(watch: Stopwatch, folder: Path, number: int) -> None:
         frames = nowcaster.frames(open_series(files, reader), "latest", source=files)
@@ -109,9 +109,9 @@ def _network(way: str, files: str, checkpoint: str, reader: Any) -> Callable[[St
 
 def _baseline(way: str, files: str, reader: Any) -> Callable[[Stopwatch, Path, int], None]:
     from raincast.baselines import Extrapolation, Steps
-    from raincast.nowcast import grid_of, open_series
-    from raincast.output.forecast_dataset import forecast_dataset
-    from raincast.output.forecast_file import write_forecast
+    from raincast.forecasting import grid_of, open_series
+    from raincast.forecasting.files.dataset import forecast_dataset
+    from raincast.forecasting.files.netcdf import write_forecast
 
     forecaster = Extrapolation() if way == "extrapolation" else Steps(num_members=20)
 

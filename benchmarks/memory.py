@@ -40,7 +40,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import raincast
-from raincast import build
+from raincast import assembly
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 from raincast.commands.summary import summarise
 
@@ -115,9 +115,9 @@ class Run:
     def __init__(self, cfg: DictConfig, device: str) -> None:
         self.cfg = cfg
         model: Any = OmegaConf.to_container(cfg.model, resolve=True)
-        self.head = build.head(cfg)
-        self.network: nn.Module = build.network(model, num_channels=self.head.num_channels).to(device)
-        self.loss = build.make(cfg.loss, _partial_=True)(transform=build.make(cfg.transform)).to(device)
+        self.head = assembly.head(cfg)
+        self.network: nn.Module = assembly.network(model, num_channels=self.head.num_channels).to(device)
+        self.loss = assembly.make(cfg.loss, _partial_=True)(transform=assembly.make(cfg.transform)).to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
         B, H, W = cfg.batch_size, cfg.height, cfg.width
         self.rain = torch.rand(B, cfg.input_steps, 1, H, W, device=device)

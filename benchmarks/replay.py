@@ -29,13 +29,13 @@ from hydra import compose, initialize_config_dir
 from timing import write_json
 from untrained import write_checkpoint
 
-from raincast import build, schema
+from raincast import assembly, schema
 from raincast.archive import Archive
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
+from raincast.forecasting import forecast_name
+from raincast.forecasting.gaps import on_times
 from raincast.live import Settings, Watcher
 from raincast.live.clock import seconds_of, time_of
-from raincast.nowcast import forecast_name
-from raincast.nowcast.gaps import on_times
 
 POLL_S, SETTLE_S, MAX_AGE_MINUTES = 15.0, 20.0, 20.0
 USUAL_DELAY_S = (60.0, 100.0)
@@ -346,9 +346,9 @@ def main() -> int:
                 checkpoint, ["experiment=radar"], input_steps=6, lead_steps=12, step_minutes=archive.step_minutes,
                 grid_spacing=spacing,
             )  # fmt: skip
-        nowcaster = build.nowcaster(build.read_checkpoint(checkpoint), device="cpu")
+        nowcaster = assembly.nowcaster(assembly.read_checkpoint(checkpoint), device="cpu")
         start, cpu = time.perf_counter(), time.process_time()
-        outcome = replay(truth, nowcaster, build.make(reader_config()), folder / "replay", seed=arguments.seed)
+        outcome = replay(truth, nowcaster, assembly.make(reader_config()), folder / "replay", seed=arguments.seed)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     before, after = flat(outcome.memory_mib)
     result = {

@@ -135,19 +135,19 @@ def bare(overrides: list[str]) -> None:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    from raincast import build
+    from raincast import assembly
     from raincast.cli import HYDRA_VERSION_BASE, conf_dir
     from raincast.training import execution
 
     plain = [override for override in overrides if not override.startswith("hydra.")]
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", overrides=[*plain, "paths.run_dir=."])
-    turns: Turns = build.make(cfg.callbacks.turns)
-    data = build.datamodule(cfg, build.archive_path(cfg))
-    head, model = build.head(cfg), OmegaConf.to_container(cfg.model, resolve=True)
-    network = build.network(model, num_channels=head.num_channels)  # type: ignore[arg-type]
+    turns: Turns = assembly.make(cfg.callbacks.turns)
+    data = assembly.datamodule(cfg, assembly.archive_path(cfg))
+    head, model = assembly.head(cfg), OmegaConf.to_container(cfg.model, resolve=True)
+    network = assembly.network(model, num_channels=head.num_channels)  # type: ignore[arg-type]
     execution.prepare(network, compile=cfg.compile, recompute=cfg.recompute, tf32=cfg.tf32)
-    module: Any = build.module(cfg, network, head, build.metadata(cfg, data))
+    module: Any = assembly.module(cfg, network, head, assembly.metadata(cfg, data))
     module.log = lambda *_, **__: None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import raincast
-from raincast import build
+from raincast import assembly
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 
 
@@ -26,13 +26,13 @@ def write_checkpoint(
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", overrides=[*overrides, *own])
     torch.manual_seed(0)
-    head = build.head(cfg)
-    network = build.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=head.num_channels)
+    head = assembly.head(cfg)
+    network = assembly.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=head.num_channels)
     info = {
-        "format": build.CHECKPOINT_FORMAT,
+        "format": assembly.CHECKPOINT_FORMAT,
         "raincast_version": raincast.__version__,
         "torch_version": str(torch.__version__),
-        "config": build.config_text(cfg),
+        "config": assembly.config_text(cfg),
         "step_minutes": step_minutes,
         "input_steps": input_steps,
         "lead_steps": lead_steps,

@@ -1,4 +1,4 @@
-"""The gradient of a convolution's weights: the C kernel (`raincast.models.weight_gradient`) beside oneDNN's.
+"""The gradient of a convolution's weights: the C kernel (`raincast.models.fast.weight_gradient`) beside oneDNN's.
 
 Both with channels last, interleaved; in GFLOP/s, for which products with padding count, too; and how far each is
 from float64, in parts of the largest value. Run: `python benchmarks/weights.py [--threads N]`.
@@ -17,7 +17,7 @@ from rich.table import Table
 from timing import medians, write_json
 from torch import Tensor
 
-from raincast.models.weight_gradient import weight_gradient
+from raincast.models.fast.weight_gradient import weight_gradient
 from raincast.training.heap import keep_freed_memory
 
 

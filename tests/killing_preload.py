@@ -10,7 +10,7 @@ import xarray
 import raincast.commands.train
 import raincast.data.datamodule
 import raincast.evaluation
-import raincast.output.pictures
+import raincast.plotting.pictures
 import raincast.training.module
 
 __all__ = ["lightning", "netCDF4", "raincast", "rich", "torchmetrics", "xarray"]

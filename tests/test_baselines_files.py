@@ -9,8 +9,8 @@ import torch
 from raincast.baselines import ForecastFiles
 from raincast.evaluation import evaluate
 from raincast.forecaster import forecast_windows
-from raincast.output.forecast_dataset import forecast_dataset
-from raincast.output.forecast_file import write_forecast
+from raincast.forecasting.files.dataset import forecast_dataset
+from raincast.forecasting.files.netcdf import write_forecast
 from raincast.schema import Grid, mock_grid
 
 GRID = mock_grid(12, 10)

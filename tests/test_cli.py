@@ -158,9 +158,9 @@ def test_forecast_refuses_frames_that_are_all_missing(tiny_run: Path, tmp_path: 
 
 
 def test_forecast_refuses_other_channels(tiny_run: Path, tmp_path: Path) -> None:
-    from raincast import build
+    from raincast import assembly
 
-    forecaster = build.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
+    forecaster = assembly.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
     import numpy as np
 
     with pytest.raises(ValueError, match=r"3 frames, 1 channels.*\(1, 3, 2, 8, 8\)"):

@@ -82,14 +82,14 @@ def test_every_choice_composes_and_its_keys_match_signatures(choice: str, tmp_pa
     ],
 )
 def test_a_head_brings_its_loss_and_the_network_its_channels(head: str, loss: str, tmp_path: Path) -> None:
-    from raincast import build
+    from raincast import assembly
 
     config = compose_config("train", tmp_path, "experiment=radar", f"head={head}")
     assert config.loss._target_ == f"raincast.losses.{loss}"
-    made = build.head(config)
+    made = assembly.head(config)
     small = OmegaConf.to_container(config.model, resolve=True) | {"head_channels": 2}  # type: ignore[operator]
-    net = build.network(small, num_channels=made.num_channels)
-    module = build.module(config, net, made, {"lead_steps": 2, "step_minutes": 5.0})
+    net = assembly.network(small, num_channels=made.num_channels)
+    module = assembly.module(config, net, made, {"lead_steps": 2, "step_minutes": 5.0})
     loss_of = module.loss
     assert net(torch.zeros(1, 2, 1, 16, 16), 2).shape == (1, 2, made.num_channels, 16, 16)
     assert getattr(loss_of, "num_channels", 1) == made.num_channels
@@ -117,15 +117,15 @@ def test_the_numbers_of_a_head_stand_once(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_a_head_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
-    from raincast import build
+    from raincast import assembly
 
     config = compose_config("train", tmp_path, "experiment=radar", *overrides)
     with pytest.raises(ValueError, match=message):
-        head = build.head(config)
+        head = assembly.head(config)
         model: Any = OmegaConf.to_container(config.model, resolve=True)
-        build.module(
+        assembly.module(
             config,
-            build.network(model, num_channels=head.num_channels),
+            assembly.network(model, num_channels=head.num_channels),
             head,
             {"lead_steps": 2, "step_minutes": 5.0},
         )
@@ -161,8 +161,8 @@ def test_each_line_of_an_experiment_has_its_reason(experiment: str) -> None:
 
 
 def test_the_2015_network_of_the_config_has_the_published_size(tmp_path: Path) -> None:
-    from raincast import build
+    from raincast import assembly
 
     config = compose_config("train", tmp_path, "model=convlstm_2015")
-    net = build.network(OmegaConf.to_container(config.model))  # type: ignore[arg-type]
+    net = assembly.network(OmegaConf.to_container(config.model))  # type: ignore[arg-type]
     assert sum(p.numel() for p in net.parameters()) == 7_585_296

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from running import compose_config
 from torch import nn
 
-from raincast import build, export
+from raincast import assembly, export
 from raincast.archive import Archive
 from raincast.commands import export as command
 from raincast.forecaster import Inputs, predict_rates
@@ -135,11 +135,11 @@ def test_the_command_writes_onnx_that_forecasts_without_raincast(
     assert (given.name, given.shape) == ("rain_rate", ["batch", 3, 1, "y", "x"])
     assert (answer.name, answer.shape) == ("rain_rate_forecast", ["batch", 2, 1, "y", "x"])
     said = session.get_modelmeta().custom_metadata_map
-    checkpoint = build.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
+    checkpoint = assembly.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
     assert said["checkpoint_sha256"] == checkpoint.sha256
     assert (said["step_minutes"], said["input_steps"], said["lead_steps"]) == ("5", "3", "2")
     assert (said["units"], said["channels"], said["grid_spacing"]) == ("mm h-1", "rain", "1000, 1000")
-    forecaster = build.forecaster_of(checkpoint, device="cpu")
+    forecaster = assembly.forecaster_of(checkpoint, device="cpu")
     stride = forecaster.network.stride
     assert said["grid"] == f"any, from {stride + 1} x {stride + 1} pixels up"
     archive = Archive.open(tiny_archive)
@@ -160,7 +160,7 @@ def test_the_command_writes_a_program_for_one_grid(tiny_run: Path, tmp_path: Pat
     run, said = export.read_torch(path)
     assert (said["grid"], said["lead_steps"]) == ("20 x 28 pixels only", "3")
     rain = command.random_rain((2, 3, 1, 20, 28), seed=5)
-    forecaster = build.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
+    forecaster = assembly.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
     np.testing.assert_allclose(run(rain)[0], forecaster.forecast(rain, 3), rtol=1e-4)
     with pytest.raises(FileExistsError, match=r"network\.pt2 exists.*overwrite=true"):
         command.run(config(tiny_run, tmp_path, *wanted))

@@ -10,8 +10,8 @@ from pyproj import CRS, Transformer
 
 from raincast import schema
 from raincast.archive import Archive, PartWriter, ZarrPartWriter
-from raincast.archive.swap import put_in_place, restore
 from raincast.schema import mock_archive
+from raincast.system.files import put_in_place, restore
 
 RAIN = schema.RAIN
 PUBLISHED = {
@@ -198,7 +198,7 @@ def test_a_folder_takes_the_place_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     if not at_once:
-        monkeypatch.setattr("raincast.archive.swap._exchange", lambda one, other: False)
+        monkeypatch.setattr("raincast.system.files._exchange", lambda one, other: False)
     for number in range(3):
         new = tmp_path / ".new"
         new.mkdir()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from raincast.nowcast import Nowcaster
+    from raincast.forecasting import Nowcaster
 
 __version__ = "0.1.0"
 
@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 def load_forecaster(path: "str | Path", *, device: str = "auto", **settings: Any) -> "Nowcaster":
     """The network in a checkpoint, or in a file of `export.py`; `forecaster(dataset)` forecasts.
 
-    `device`: auto, cpu, cuda, cuda:1. `settings` are `raincast.nowcast.Nowcaster`'s: lead_steps, thresholds,
+    `device`: auto, cpu, cuda, cuda:1. `settings` are `raincast.forecasting.Nowcaster`'s: lead_steps, thresholds,
     max_missing, other_grid, products …
     """
-    from raincast import build  # here, so that `import raincast` stays light
+    from raincast import assembly  # here, so that `import raincast` stays light
 
-    return build.load_nowcaster(path, device=device, **settings)
+    return assembly.load_nowcaster(path, device=device, **settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.archive import Archive, write_part
 from raincast.commands.ingest import run
 from raincast.schema import mock_archive
@@ -35,7 +35,7 @@ def test_a_changed_archive_is_told(
     more = mock_archive(6, *archive.grid.shape, start=str(archive.times[-1] + 20 * archive.step))
     more = more.assign_coords(archive.grid.to_coords())
     write_part(more, grown / "z.nc")
-    monkeypatch.setattr(build, "archive_path", lambda *_, **__: grown)
+    monkeypatch.setattr(assembly, "archive_path", lambda *_, **__: grown)
     with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as stopped:
         run(compose_config("ingest", tmp_path, f"audit={tiny_run}/checkpoints/last.ckpt"))
     assert stopped.value.code == 1

@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from running import compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.commands.evaluate import run as evaluate
 from raincast.commands.forecast import run as forecast
 
@@ -41,7 +41,7 @@ def test_forecasts_take_the_calibrated_probabilities(calibrated: Path, tiny_arch
         chance, rain = file["rain_rate_exceedance"].load(), file["rain_rate"].load()
     assert chance["threshold"].values.tolist() == [0.5, 1, 30]
     assert "isotonic regression on" in chance.attrs["comment"]
-    network = build.load_forecaster(calibrated, device="cpu")
+    network = assembly.load_forecaster(calibrated, device="cpu")
     assert network.calibration is not None and network.probabilistic
     found = network.calibration.knots[0][0]
     assert found is not None

@@ -11,15 +11,17 @@ from hydra.errors import InstantiationException
 from running import TINY, compose_config
 
 import raincast
-from raincast import build
+from raincast import assembly
 from raincast.archive import Archive
 from raincast.commands.evaluate import run as evaluate
 from raincast.commands.export import run as export
 from raincast.commands.forecast import run as forecast
 from raincast.commands.train import train
 
-KNOWN = "{{_target_: raincast.data.field.Field, path: {path}, variable: rain_rate, role: future, transform: \
+KNOWN = (
+    "{{_target_: raincast.data.channels.field.Field, path: {path}, variable: rain_rate, role: future, transform: \
 {{_target_: raincast.transforms.LogScaling}}}}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def run_dir(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_the_checkpoint_says_what_the_network_sees(run_dir: Path) -> None:
-    checkpoint = build.read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    checkpoint = assembly.read_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     listed = checkpoint.info["channels"]
     assert [(c["name"], c["role"]) for c in listed] == [
         ("rain", "target"), ("observed", "past"), ("sun", "time"), ("season_sin", "time"), ("season_cos", "time"),
@@ -45,7 +47,7 @@ def test_the_checkpoint_says_what_the_network_sees(run_dir: Path) -> None:
     assert listed[5]["transform"] == {
         "_target_": "raincast.transforms.LogScaling", "offset": 0.1, "max_rate": 150.0,
     }  # fmt: skip
-    forecaster = build.forecaster_of(checkpoint, device="cpu")
+    forecaster = assembly.forecaster_of(checkpoint, device="cpu")
     network: Any = forecaster.network
     assert (network.in_channels, network.future_channels) == (7, 1)
     assert "in_channels" not in checkpoint.config.model
@@ -64,10 +66,10 @@ def test_evaluate_and_forecast_see_the_same_channels(run_dir: Path, tiny_archive
     written = forecast(compose_config("forecast", tmp_path / "f", *common, f"init_time={start}"))
     from raincast.data.sampler import Place
 
-    config = build.read_checkpoint(run_dir / "checkpoints" / "last.ckpt").config
-    data = build.datamodule(config, tiny_archive)
+    config = assembly.read_checkpoint(run_dir / "checkpoints" / "last.ckpt").config
+    data = assembly.datamodule(config, tiny_archive)
     sample: Any = data.dataset.sample(Place(18, 0, 0, 32, 32))  # frames 18 to 20, then three to come
-    network = build.load_forecaster(run_dir / "checkpoints" / "last.ckpt", device="cpu")
+    network = assembly.load_forecaster(run_dir / "checkpoints" / "last.ckpt", device="cpu")
     beside = {name: sample[name].numpy()[None] for name in ("past", "future")}
     expected = network.forecast(sample["input"].numpy()[None], 3, beside=beside)[0, :, 0]
     with xr.open_dataset(written) as file:
@@ -163,7 +165,7 @@ def test_a_network_that_cannot_take_what_is_known_in_advance_is_refused(tmp_path
     ahead = Inputs(past=(("nwp", LinearScaling()),), future=(("nwp", LinearScaling()),))
     model: Any = compose_config("train", tmp_path, "model=predrnn").model
     with pytest.raises(ValueError, match=r"PredRNN takes no channels that are known in advance; .* the role past"):
-        build.network(model, inputs=ahead)
+        assembly.network(model, inputs=ahead)
 
 
 def test_older_checkpoints_load_with_their_mask(tiny_run: Path, tmp_path: Path) -> None:
@@ -171,15 +173,15 @@ def test_older_checkpoints_load_with_their_mask(tiny_run: Path, tmp_path: Path) 
     raw = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
     raw["raincast"]["channels"] = ["rain"]
     torch.save(raw, tmp_path / "rain.ckpt")
-    old = build.load_forecaster(tmp_path / "rain.ckpt", device="cpu")
-    new = build.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
+    old = assembly.load_forecaster(tmp_path / "rain.ckpt", device="cpu")
+    new = assembly.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
     rain = np.random.default_rng(0).gamma(0.4, 5.0, (1, 3, 1, 16, 16)).astype(np.float32)
     np.testing.assert_array_equal(old.forecast(rain, 3), new.forecast(rain, 3))
     raw["raincast"]["config"] = raw["raincast"]["config"].replace("model:\n", "model:\n  in_channels: 2\n")
     weight = raw["state_dict"]["network.down.0.0.weight"]
     raw["state_dict"]["network.down.0.0.weight"] = torch.cat([weight, weight], dim=1)
     torch.save(raw, tmp_path / "mask.ckpt")
-    assert build.load_forecaster(tmp_path / "mask.ckpt", device="cpu").inputs.observed
+    assert assembly.load_forecaster(tmp_path / "mask.ckpt", device="cpu").inputs.observed
 
 
 def test_a_checkpoint_whose_data_names_other_code_is_not_run(tiny_run: Path, tmp_path: Path) -> None:

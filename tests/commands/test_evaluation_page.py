@@ -158,7 +158,7 @@ def test_rows_are_the_scores(written: Path) -> None:
 
 def test_a_page_that_asks_for_more_is_found_out(tmp_path: Path) -> None:
     """What the test above relies on: a script that fails, and a picture from elsewhere, are told."""
-    from raincast.output.page import write_page
+    from raincast.plotting.page import write_page
 
     outside = '<img alt="" src="https://example.invalid/a.png">'
     page = write_page(tmp_path / "a.html", title="a", heading="a", parts=[outside], script='throw Error("broken")')

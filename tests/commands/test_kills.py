@@ -21,7 +21,7 @@ RUN = [
     "callbacks.early_stopping.patience=2",
     "callbacks.last.every_n_train_steps=3",
     # what is random in the network: its old state, kept here and there
-    "+model.cell={_target_:raincast.models.convlstm.ConvLSTM,_partial_:true,zoneout:0.2}",
+    "+model.cell={_target_:raincast.models.layers.convlstm.ConvLSTM,_partial_:true,zoneout:0.2}",
     "data.eval_stride=8",
     "metrics.thresholds=[0.1,1]",  # a rate that the tiny network soon forecasts, so that the best changes
     "metrics.goal=val/csi_0.1mm",

@@ -8,7 +8,7 @@ from filelock import FileLock
 from omegaconf import DictConfig
 from running import TINY, compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.commands import resuming
 from raincast.commands.train import train
 
@@ -72,7 +72,7 @@ def test_the_damaged_newest_is_left_for_the_one_before(
 def test_what_changed_since_is_said(
     tiny_run: Path, tiny_archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    old = build.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
+    old = assembly.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
     same = ["trainer.max_epochs=30", "trainer.check_val_every_n_epoch=10", "data.eval_stride=2"]
     cfg = config(tmp_path, f"data.archive={tiny_archive}", *same)
     resuming.check(cfg, old.info, old)

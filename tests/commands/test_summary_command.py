@@ -21,11 +21,11 @@ COMMANDS = sorted(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_has_a_summary(model: str, tmp_path: Path) -> None:
-    from raincast import build
+    from raincast import assembly
 
     config = compose_config("summary", tmp_path, f"model={model}", *SMALL)
     summary, device = summarise(config)
-    net = build.network(config.model)
+    net = assembly.network(config.model)
     assert summary.parameters == sum(p.numel() for p in net.parameters())
     assert device == "cpu"
     assert summary.forecast_peak_bytes < summary.training_peak_bytes

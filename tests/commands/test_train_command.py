@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from running import TINY, compose_config, run_script
 
-from raincast import build
+from raincast import assembly
 from raincast.commands.evaluate import run as evaluate
 from raincast.commands.train import TrainResult, train
 from raincast.training.module import NowcastModule
@@ -39,10 +39,10 @@ def test_a_run_leaves_checkpoints_scores_a_picture_and_csv(tiny_run: Path) -> No
 
 
 def test_a_checkpoint_is_plain_data_and_enough_to_forecast(tiny_run: Path) -> None:
-    checkpoint = build.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
+    checkpoint = assembly.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
     assert checkpoint.info["step_minutes"] == 5.0
     assert (checkpoint.info["input_steps"], checkpoint.info["lead_steps"]) == (3, 3)
-    forecaster = build.forecaster_of(checkpoint, device="cpu")
+    forecaster = assembly.forecaster_of(checkpoint, device="cpu")
     rain = np.full((1, 3, 1, 17, 9), 2.0, np.float32)
     assert forecaster.forecast(rain, 5).shape == (1, 5, 1, 17, 9)
 
@@ -145,7 +145,7 @@ def test_a_sweep_runs_every_trial_and_logs_offline_to_wandb(tiny_archive: Path, 
     assert sweep.returncode == 0, sweep.stderr[-3000:]
     for number, lr in enumerate((1e-3, 3e-4)):
         trial = tmp_path / "sweep" / str(number)
-        assert build.read_checkpoint(trial / "checkpoints" / "best.ckpt").config.optimizer.lr == lr
+        assert assembly.read_checkpoint(trial / "checkpoints" / "best.ckpt").config.optimizer.lr == lr
         runs = list((trial / "wandb").glob("offline-run-*/run-*.wandb"))
         assert len(runs) == 1 and runs[0].stat().st_size > 0
         assert list((trial / "wandb").glob("offline-run-*/files/media/images/val/*.png"))

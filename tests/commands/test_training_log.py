@@ -48,7 +48,7 @@ def test_baselines_are_scored_once_for_all_runs(
     result: TrainResult, run_dir: Path, tiny_archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second run finds them; another threshold or another split does not."""
-    from raincast import build
+    from raincast import assembly
 
     monkeypatch.setenv("RAINCAST_CACHE", str(run_dir / "cache"))
     calls: list[str] = []
@@ -60,7 +60,7 @@ def test_baselines_are_scored_once_for_all_runs(
         (["data.eval_stride=2"], ["scored"]),
     ):
         cfg = compose_config("train", run_dir / "again", *TINY, f"data.archive={tiny_archive}", *overrides)
-        data = build.datamodule(cfg, tiny_archive)
+        data = assembly.datamodule(cfg, tiny_archive)
         kept = references.reference_scores(cfg, data)
         assert calls == expected and kept is not None
         if not overrides:

@@ -13,9 +13,9 @@ from torch.utils.data import default_collate
 from raincast import schema
 from raincast.archive import write_part
 from raincast.data.channels import Site
+from raincast.data.channels.field import Field
 from raincast.data.datamodule import RadarDataModule
 from raincast.data.dataset import orient
-from raincast.data.field import Field
 from raincast.data.sampler import Place
 from raincast.data.windows import BlockSplit
 from raincast.schema import mock_archive

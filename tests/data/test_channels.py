@@ -10,9 +10,9 @@ import xarray as xr
 from raincast import schema
 from raincast.archive import Archive, write_part
 from raincast.data.channels import Coverage, DayAngle, Observed, RadarDistance, SeasonAngle, Site, Sun
+from raincast.data.channels.declared import Channels
+from raincast.data.channels.field import Field
 from raincast.data.dataset import WindowDataset, orient
-from raincast.data.declared import Channels
-from raincast.data.field import Field
 from raincast.data.sampler import Place
 from raincast.data.source import Source
 from raincast.schema import Grid, mock_archive

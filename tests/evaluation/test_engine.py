@@ -10,7 +10,7 @@ import xarray as xr
 from filelock import FileLock
 from running import REPO, compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.archive import Archive, write_part
 from raincast.baselines import Persistence
 from raincast.commands import scoring
@@ -143,12 +143,12 @@ def test_two_processes_equal_one_and_leave_nothing_behind(tiny_run: Path, tmp_pa
         own = [f"workers={workers}", f"unfinished={tmp_path}/{workers}", "baselines=[persistence]", "device=cpu"]
         path = f"{tiny_run}/checkpoints/best.ckpt"
         cfg = compose_config("evaluate", tmp_path / "run", f"checkpoint={path}", *own)
-        checkpoint = build.read_checkpoint(path)
+        checkpoint = assembly.read_checkpoint(path)
         trained = checkpoint.config.copy()
         trained.data.eval_stride, trained.data.eval_batch_size = 4, 2
-        data = build.datamodule(trained, build.archive_path(trained))
-        network = build.forecaster_of(checkpoint, device="cpu")
-        own_work = scoring.work_of(cfg, trained, checkpoint, network, data, build.metrics(cfg, data))
+        data = assembly.datamodule(trained, assembly.archive_path(trained))
+        network = assembly.forecaster_of(checkpoint, device="cpu")
+        own_work = scoring.work_of(cfg, trained, checkpoint, network, data, assembly.metrics(cfg, data))
         cost = parts.Cost()
         scores = scoring.score(cfg, own_work, data, cost=cost)
         assert len([*(tmp_path / str(workers)).glob("*/*.npz")]) >= 2

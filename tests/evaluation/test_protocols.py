@@ -8,7 +8,7 @@ import pytest
 import torch
 from running import compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.evaluation import Metrics, describe_protocol, score_windows
 from raincast.evaluation.protocols import HKO7_NOISE, PROTOCOLS, SEVIR_THRESHOLDS
 from raincast.ingest.readers.sevir import SEVIR
@@ -42,7 +42,7 @@ def batches():
 def metrics(name: str) -> Metrics:
     cfg = compose_config("evaluate", Path(tempfile.gettempdir()), f"metrics={name}")
     settings = {key: value for key, value in cfg.metrics.items() if key not in ("goal", "goal_mode")}
-    return build.make({"_target_": "raincast.evaluation.Metrics", **settings})
+    return assembly.make({"_target_": "raincast.evaluation.Metrics", **settings})
 
 
 def scored(name: str, batches):

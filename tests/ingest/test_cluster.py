@@ -14,10 +14,10 @@ from running import run_script
 
 from raincast import schema
 from raincast.ingest import ingest
-from raincast.ingest.cluster import Cluster, _Call, _Permit, _versions
 from raincast.ingest.readers import ALL, Head
 from raincast.ingest.readers.cf import CF
-from raincast.ingest.workers import Tick
+from raincast.system.dask_pool import Cluster, _Call, _Permit, _versions
+from raincast.system.pool import Tick
 
 distributed = pytest.importorskip(
     "distributed", reason="dask.distributed is not installed: pip install -e '.[cluster]'"
@@ -240,7 +240,7 @@ def test_other_versions_are_refused(
     files: list[Path], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here newer than in the workers, to which no patch comes."""
-    monkeypatch.setattr("raincast.ingest.cluster._versions", lambda: _versions() | {"raincast": "9.9"})
+    monkeypatch.setattr("raincast.system.dask_pool._versions", lambda: _versions() | {"raincast": "9.9"})
     with pytest.raises(ValueError, match=r"2 of 2 workers .*cannot ingest:\n.*raincast .* \(9\.9 here\)"):
         ingest(files, tmp_path / "out", Fragile(step_minutes=5), scheduler=address)
     assert not (tmp_path / "out").exists()

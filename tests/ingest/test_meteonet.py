@@ -14,7 +14,7 @@ from spoiling import check_reads_or_names, spoilt
 from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest import ingest
-from raincast.ingest.pickled import unpickle_dates
+from raincast.ingest.readers.common.pickled import unpickle_dates
 from raincast.ingest.readers.meteonet import MeteoNet
 
 START = datetime(2016, 8, 21, 0, 10)

@@ -14,7 +14,7 @@ from spoiling import check_reads_or_names, spoilt
 from test_radolan import tar
 
 from raincast import schema
-from raincast.ingest.archive import ingest
+from raincast.ingest.pipeline import ingest
 from raincast.ingest.readers.nimrod import NIMROD
 
 CODES = np.array([[0, 32, -1, 64], [1, 4096, -1, 48]], np.int16)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from running import compose_config, run_script
 
-from raincast import build, schema
+from raincast import assembly, schema
 from raincast.archive import Archive
 from raincast.ingest import ingest
 from raincast.ingest.readers import Auto, plugin
@@ -186,8 +186,8 @@ def test_names_that_are_not_there(install: Install, files: Path) -> None:
 def test_by_config(install: Install, tmp_path: Path) -> None:
     install("plug_f", READER, txt="plug_f:Txt")
     config = compose_config("ingest", tmp_path, "source=plugin", "source.name=txt", "+source.arguments.factor=2.0")
-    assert build.make(config.source) == Plugin("txt", {"factor": 2.0})
-    readers = list(build.make(compose_config("ingest", tmp_path).source).readers)
+    assert assembly.make(config.source) == Plugin("txt", {"factor": 2.0})
+    readers = list(assembly.make(compose_config("ingest", tmp_path).source).readers)
     # after our own special formats, before what any TIFF and any netCDF is
     assert readers[-3:] == ["plugin", "geotiff", "cf"]
 

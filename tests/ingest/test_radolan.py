@@ -15,7 +15,7 @@ from pyproj import Transformer
 from spoiling import check_reads_or_names, spoilt
 
 from raincast import schema
-from raincast.ingest.archive import ingest
+from raincast.ingest.pipeline import ingest
 from raincast.ingest.readers import radolan
 from raincast.ingest.readers.radolan import RADOLAN
 from raincast.schema import Grid

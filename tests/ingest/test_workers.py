@@ -19,7 +19,7 @@ from raincast.ingest import ingest
 from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.readers import ALL
 from raincast.ingest.readers.cf import CF
-from raincast.ingest.workers import Pool, Tick, worker_number
+from raincast.system.pool import Pool, Tick, worker_number
 
 DAYS = ("2026-01-01", "2026-01-02", "2026-01-03")
 
@@ -108,7 +108,7 @@ def test_a_day_that_is_asked_for_again_counts_once(
         write_day(task, lambda more: None)
         return write_day(task, tick)
 
-    monkeypatch.setattr("raincast.ingest.archive.write_day", twice)
+    monkeypatch.setattr("raincast.ingest.pipeline.write_day", twice)
     seen: list[tuple[int, int]] = []
     report = ingest(files[:10], tmp_path / "out", Moody(), progress=lambda *n: seen.append(n))
     assert (report.num_written, report.missing_times) == (10, ())

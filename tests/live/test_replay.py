@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from running import REPO, compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.archive import Archive
 
 
@@ -17,8 +17,8 @@ def test_a_replay_ends_with_every_due_forecast_and_none_wrong(
     replay = importlib.import_module("replay")
     archive = Archive.open(tiny_archive)
     truth = archive.to_dataset(0, 34)
-    nowcaster = build.nowcaster(build.read_checkpoint(tiny_run / "checkpoints" / "best.ckpt"), device="cpu")
-    reader = build.make(compose_config("forecast", tmp_path / "config").source)
+    nowcaster = assembly.nowcaster(assembly.read_checkpoint(tiny_run / "checkpoints" / "best.ckpt"), device="cpu")
+    reader = assembly.make(compose_config("forecast", tmp_path / "config").source)
     # more of everything than in a day: three hours have few frames
     monkeypatch.setattr(replay, "SHARES", dict.fromkeys(replay.SHARES, 0.1))
     monkeypatch.setattr(replay, "POLL_S", 60.0)
@@ -36,8 +36,8 @@ def test_a_replay_notices_what_is_wrong(
     from raincast.live.intake import Intake
     from raincast.live.recent import RecentFrames
 
-    nowcaster = build.nowcaster(build.read_checkpoint(tiny_run / "checkpoints" / "best.ckpt"), device="cpu")
-    reader = build.make(compose_config("forecast", tmp_path / "config").source)
+    nowcaster = assembly.nowcaster(assembly.read_checkpoint(tiny_run / "checkpoints" / "best.ckpt"), device="cpu")
+    reader = assembly.make(compose_config("forecast", tmp_path / "config").source)
     monkeypatch.setattr(replay, "SHARES", dict.fromkeys(replay.SHARES, 0.14))
     monkeypatch.setattr(replay, "POLL_S", 60.0)
     # a watcher that takes stale frames and images sent twice for new

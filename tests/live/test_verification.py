@@ -8,10 +8,10 @@ import xarray as xr
 
 from raincast import schema
 from raincast.baselines import Extrapolation, Persistence
+from raincast.forecasting import forecast_name
+from raincast.forecasting.files.dataset import forecast_dataset
+from raincast.forecasting.files.netcdf import write_forecast
 from raincast.live.verification import METHODS, Verification
-from raincast.nowcast import forecast_name
-from raincast.output.forecast_dataset import forecast_dataset
-from raincast.output.forecast_file import write_forecast
 
 LEADS, STEP, THRESHOLDS = 3, np.timedelta64(5, "m"), (0.5, 2.0)
 START = np.datetime64("2026-06-01T10:50", "ns")

@@ -14,16 +14,16 @@ from filelock import FileLock
 from running import compose_config
 from watching import MINUTE, ManualClock, frames_of, time_in_seconds, write_frame
 
-from raincast import build
+from raincast import assembly
+from raincast.forecasting import forecast_name
 from raincast.live import Settings, Watcher
-from raincast.nowcast import forecast_name
 
 Act = Callable[[], Any]
 
 
 @pytest.fixture(scope="module")
 def nowcaster(tiny_run: Path) -> Any:
-    return build.nowcaster(build.read_checkpoint(tiny_run / "checkpoints" / "best.ckpt"), device="cpu")
+    return assembly.nowcaster(assembly.read_checkpoint(tiny_run / "checkpoints" / "best.ckpt"), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def frames(tiny_archive: Path) -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return build.make(compose_config("forecast", tmp_path_factory.mktemp("config")).source)
+    return assembly.make(compose_config("forecast", tmp_path_factory.mktemp("config")).source)
 
 
 class Scene:

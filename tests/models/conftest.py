@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from raincast.models import compiled, gates, weight_gradient
+from raincast.models.fast import compiled, gates, weight_gradient
 
 
 def forget() -> None:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
-from raincast.models.convgru import ConvGRU
+from raincast.models.layers.convgru import ConvGRU
 
 F64 = torch.float64
 

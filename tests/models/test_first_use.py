@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from raincast.models import ConvLSTM, gates
-from raincast.models.first_use import FirstUse
+from raincast.models import ConvLSTM
+from raincast.models.fast import gates
+from raincast.models.fast.first_use import FirstUse
 
 WIDTH = 3
 
@@ -181,8 +182,8 @@ def test_without_triton_it_says_so_once_and_is_right(monkeypatch, caplog):
     monkeypatch.delenv("RAINCAST_KERNELS", raising=False)
     monkeypatch.setattr(gates, "GPUS", ("cpu",))
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "raincast.models.gates_triton", raising=False)
-    monkeypatch.delattr("raincast.models.gates_triton", raising=False)
+    monkeypatch.delitem(sys.modules, "raincast.models.fast.gates_triton", raising=False)
+    monkeypatch.delattr("raincast.models.fast.gates_triton", raising=False)
     gates.gpu_kernels.cache_clear()
     with caplog.at_level(logging.WARNING, logger="raincast"):
         found = [trained(), trained()]

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from raincast.models import ConvLSTM, gates
-from raincast.models.first_use import FirstUse
+from raincast.models import ConvLSTM
+from raincast.models.fast import gates
+from raincast.models.fast.first_use import FirstUse
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA builds; alone: pip install triton (200 MB)")
 
@@ -72,7 +73,7 @@ def table(kind: str, shape: tuple[int, int, int, int]) -> Tensor | None:
 
 def compared(name: str, tensors: dict[str, Tensor | None]) -> None:
     """Both on copies; every tensor has to be the same, those that are read too."""
-    from raincast.models import gates_triton
+    from raincast.models.fast import gates_triton
 
     found, expected = ({key: None if t is None else t.clone() for key, t in tensors.items()} for _ in range(2))
     getattr(gates_triton, name)(**found)
@@ -171,7 +172,7 @@ def test_a_step_backward(dtype, kind, shape):
 
 @on_a_device
 def test_the_gates_may_lie_where_the_convolution_wrote():
-    from raincast.models import gates_triton
+    from raincast.models.fast import gates_triton
 
     a, b, old = rows(2, 6, 7, 4 * 40), rows(2, 6, 7, 4 * 40, seed=1), rows(2, 6, 7, 40, seed=2)
     found, expected = [], []
@@ -186,7 +187,7 @@ def test_the_gates_may_lie_where_the_convolution_wrote():
 
 @on_a_device
 def test_large_and_undefined_values():
-    from raincast.models import gates_triton
+    from raincast.models.fast import gates_triton
 
     values = torch.tensor(
         [0, 1e-30, 1e-4, 0.6249, 0.625, 5, 20, 87, 89, 1e30, torch.inf, torch.nan], device=DEVICE
@@ -206,7 +207,7 @@ def test_large_and_undefined_values():
 @pytest.fixture
 def counted(monkeypatch) -> list[str]:
     """The names of the kernels that ran, here in the place of C."""
-    from raincast.models import gates_triton
+    from raincast.models.fast import gates_triton
 
     calls: list[str] = []
 

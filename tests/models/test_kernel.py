@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from raincast.models import kernel
-from raincast.models.kernel import Kernel
+from raincast.models.fast import kernel
+from raincast.models.fast.kernel import Kernel
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

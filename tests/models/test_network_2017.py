@@ -8,11 +8,11 @@ from omegaconf import OmegaConf
 from running import compose_config
 from torch import nn
 
-from raincast import build
-from raincast.models.convgru import ConvGRU
-from raincast.models.convlstm import ConvLSTM
+from raincast import assembly
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
-from raincast.models.trajgru import TrajGRU
+from raincast.models.layers.convgru import ConvGRU
+from raincast.models.layers.convlstm import ConvLSTM
+from raincast.models.layers.trajgru import TrajGRU
 
 # width of the recurrent layer, kernel of its state, links, per stage from fine to coarse
 HIDDEN, KERNEL, LINKS = (64, 192, 192), (5, 5, 3), (13, 13, 9)
@@ -62,7 +62,7 @@ every = pytest.mark.parametrize("name", NETWORKS)
 def network(name: str, tmp_path) -> PyramidEncoderForecaster:
     """Without memory for its weights: only shapes matter here."""
     with torch.device("meta"):
-        net = build.network(compose_config("train", tmp_path, f"model={name}").model)
+        net = assembly.network(compose_config("train", tmp_path, f"model={name}").model)
     assert isinstance(net, PyramidEncoderForecaster)
     return net
 
@@ -77,7 +77,7 @@ def test_parameter_count(name, tmp_path):
 def test_a_checkpoint_builds_the_same_network(name, tmp_path):
     config = compose_config("train", tmp_path, f"model={name}")
     with torch.device("meta"):
-        loaded = build.construct(OmegaConf.to_container(config.model))
+        loaded = assembly.construct(OmegaConf.to_container(config.model))
     shapes = [
         {key: value.shape for key, value in n.state_dict().items()} for n in (loaded, network(name, tmp_path))
     ]

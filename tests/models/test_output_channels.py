@@ -9,7 +9,8 @@ from running import REPO
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from raincast.models import ConvLSTM, StackedEncoderForecaster, sequence
+from raincast.models import ConvLSTM, StackedEncoderForecaster
+from raincast.models.fast import sequence
 
 F64 = torch.float64
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import TypeCheckError
 from running import compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.losses import BalancedLoss
 from raincast.models.predrnn import PredRNN
 from raincast.transforms import DbzScaling
@@ -87,7 +87,7 @@ def test_parameter_count_of_the_config(tmp_path):
     assert kernels == 23_838_720
     config = compose_config("train", tmp_path, "model=predrnn")
     with torch.device("meta"):
-        net = build.network(config.model)
+        net = assembly.network(config.model)
         assert net(torch.empty(1, 2, 1, 64, 64), 2).shape == (1, 2, 1, 64, 64)
     assert sum(p.numel() for p in net.parameters()) == kernels + 4 * 7 * h + 16
 

@@ -13,9 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-from raincast.cache import cache_folder
-from raincast.models import ConvLSTM, gates, kernel, sequence
-from raincast.models.compiled import compile_library
+from raincast.models import ConvLSTM
+from raincast.models.fast import gates, kernel, sequence
+from raincast.models.fast.compiled import compile_library
+from raincast.system.cache import cache_folder
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
-from raincast.models.st_lstm import STLSTM
+from raincast.models.layers.st_lstm import STLSTM
 
 F64 = torch.float64
 

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import TypeCheckError
 from torch import Tensor
 
-from raincast.models.convgru import ConvGRU
-from raincast.models.trajgru import TrajGRU, warp
+from raincast.models.layers.convgru import ConvGRU
+from raincast.models.layers.trajgru import TrajGRU, warp
 
 F64 = torch.float64
 

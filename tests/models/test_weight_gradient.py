@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from raincast.models import compiled, weight_gradient
-from raincast.models.convolution import Conv2d, ConvTranspose2d
-from raincast.models.kernel import Kernel
+from raincast.models.fast import compiled, weight_gradient
+from raincast.models.fast.convolution import Conv2d, ConvTranspose2d
+from raincast.models.fast.kernel import Kernel
 
 LESS = {"AVX2": ("-mavx2", "-mfma"), "no vectors": ("-march=x86-64",)}
 """What gcc compiles for processors that have less than this one."""

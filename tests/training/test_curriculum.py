@@ -8,7 +8,7 @@ import pytest
 import torch
 from running import TINY, compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.commands.train import train
 from raincast.models import PyramidEncoderForecaster
 from raincast.models.predrnn import PredRNN
@@ -124,13 +124,13 @@ def test_the_loss_compares_each_forecast_with_its_frame(context_loss: bool) -> N
 def test_a_network_that_reads_no_forecast_is_refused(tmp_path: Path) -> None:
     net = PyramidEncoderForecaster(1, 1, stages=[{"conv_channels": 4, "hidden_channels": 4}], head_channels=4)
     cfg = compose_config("train", tmp_path, *TINY, "curriculum=scheduled_sampling")
-    curriculum: Curriculum = build.make(cfg.curriculum)
+    curriculum: Curriculum = assembly.make(cfg.curriculum)
     with pytest.raises(
         ValueError, match=r"PyramidEncoderForecaster reads no forecast of its own\. Take model=predrnn"
     ):
         curriculum.check(net)
     curriculum.check(small())
-    build.make(compose_config("train", tmp_path, *TINY, "curriculum=growing_lead").curriculum).check(net)
+    assembly.make(compose_config("train", tmp_path, *TINY, "curriculum=growing_lead").curriculum).check(net)
 
 
 def test_a_run_by_curriculum_trains_and_says_what_is_asked(tiny_archive: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from running import TINY, compose_config
 
 from raincast.commands import report
 from raincast.commands.train import TrainResult, train
-from raincast.training.callbacks import LearntByHeart
+from raincast.training.callbacks.progress import LearntByHeart
 from raincast.training.module import NowcastModule
 
 WITHOUT = ("experiment=", "logger=", "baselines=", "trainer.max_epochs=")

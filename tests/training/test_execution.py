@@ -10,11 +10,11 @@ import torch
 import yaml
 from running import TINY, compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.commands import report
 from raincast.commands.train import TrainResult, train
 from raincast.models import ConvLSTM, PyramidEncoderForecaster
-from raincast.models.convgru import ConvGRU
+from raincast.models.layers.convgru import ConvGRU
 from raincast.models.predrnn import PredRNN
 from raincast.training import execution
 from raincast.training.averaging import AveragedWeights
@@ -109,7 +109,7 @@ def test_float16_scales_its_loss(tiny_archive: Path, tmp_path: Path, plain: Path
     assert logged(tmp_path / "half")["precision"] == "16-mixed"
     assert logged(tmp_path / "half")["loss_scale"] == 1024.0
     expected = weights(plain / "checkpoints" / "last.ckpt")
-    start = build.network(build.read_checkpoint(result.last).config.model).state_dict()
+    start = assembly.network(assembly.read_checkpoint(result.last).config.model).state_dict()
     for name, found in weights(result.last).items():
         assert found.isfinite().all()
         moved = (expected[name] - start[name.removeprefix("network.")]).abs().mean() + 1e-3
@@ -166,13 +166,13 @@ def test_averaged_weights_are_validated_kept_and_loaded(
     for name, expected in average.items():
         torch.testing.assert_close(raw["state_dict"][name], expected, msg=name)
     # what was validated is what the checkpoint forecasts with
-    forecaster = build.load_forecaster(result.last, device="cpu")
+    forecaster = assembly.load_forecaster(result.last, device="cpu")
     config = compose_config(
         "train", tmp_path / "again", *TINY, f"data.archive={tiny_archive}", "data.eval_stride=6"
     )
     errors = [
         np.abs(forecaster.forecast(batch["input"].numpy(), 3) - batch["target"].numpy()).ravel()
-        for batch in build.datamodule(config, tiny_archive).eval_batches("val")
+        for batch in assembly.datamodule(config, tiny_archive).eval_batches("val")
     ]
     assert result.metrics["val/mae"] == pytest.approx(np.nanmean(np.concatenate(errors)), rel=1e-5)
     found = forecaster.network.state_dict()
@@ -194,9 +194,9 @@ def test_a_run_with_averaged_weights_goes_on(tiny_archive: Path, tmp_path: Path)
             if trainer.current_epoch == 1:
                 raise KeyboardInterrupt
 
-    original = build.callbacks
+    original = assembly.callbacks
     with pytest.MonkeyPatch.context() as patch, pytest.raises((KeyboardInterrupt, SystemExit)):
-        patch.setattr(build, "callbacks", lambda cfg: [*original(cfg), Stop()])
+        patch.setattr(assembly, "callbacks", lambda cfg: [*original(cfg), Stop()])
         train(cut)
     last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
     resumed = run(tiny_archive, tmp_path / "on", *averaged, f"checkpoint={last}")
@@ -214,7 +214,7 @@ def test_a_decay_that_is_none_is_refused(decay: float) -> None:
 
 def test_sharing_and_averaging_weights_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ema=0\.9 .*trainer=fsdp"):
-        build.is_sharded(compose_config("train", tmp_path, "trainer=fsdp", "ema=0.9"))
+        assembly.is_sharded(compose_config("train", tmp_path, "trainer=fsdp", "ema=0.9"))
 
 
 def networks() -> dict[str, torch.nn.Module]:

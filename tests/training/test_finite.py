@@ -10,7 +10,7 @@ import torch
 from running import TINY, compose_config
 
 from raincast.commands.train import train
-from raincast.training.finite import FiniteGuard, NotFinite, culprits
+from raincast.training.callbacks.finite import FiniteGuard, NotFinite, culprits
 from raincast.training.module import NowcastModule
 
 DAY = 1_754_006_400  # 2025-08-01 00:00 UTC

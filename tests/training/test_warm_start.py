@@ -7,7 +7,7 @@ import pytest
 import torch
 from running import TINY, compose_config
 
-from raincast import build
+from raincast import assembly
 from raincast.commands import resuming
 from raincast.models import PyramidEncoderForecaster, StackedEncoderForecaster
 from raincast.training.warm_start import warm_start
@@ -71,8 +71,8 @@ def test_a_run_begins_with_another_s_weights(
     last = tiny_run / "checkpoints" / "last.ckpt"
     cfg = compose_config("train", tmp_path, *TINY, f"data.archive={tiny_archive}", f"warm_start={last}",
                          "data.lead_steps=5", "transform=log")  # fmt: skip
-    old = build.read_checkpoint(last)
-    net = build.network(dict(cfg.model), num_channels=1)
+    old = assembly.read_checkpoint(last)
+    net = assembly.network(dict(cfg.model), num_channels=1)
     with caplog.at_level(logging.INFO):
         resuming.warm_start(cfg, net, {"channels": ["rain"], "step_minutes": 10.0})
     assert all(torch.equal(value, old.state[f"network.{name}"]) for name, value in net.state_dict().items())

@@ -21,7 +21,6 @@ from raincast import schema
 from raincast.archive.codes import CODE_MM_H, MISSING_CODE, bands
 from raincast.archive.part import COVERAGE_ATTRS, TIME_CODES, PartWriter, in_seconds
 from raincast.archive.series import Archive
-from raincast.archive.swap import put_in_place
 from raincast.schema import (
     CONVENTIONS,
     COVERAGE,
@@ -35,6 +34,7 @@ from raincast.schema import (
     X,
     Y,
 )
+from raincast.system.files import put_in_place
 
 LAT, LON = "lat", "lon"
 RAIN_ATTRS = schema.RAIN_ATTRS | {"standard_name": "rainfall_flux", "units": "kg m-2 h-1"}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from raincast import build
+from raincast import assembly
 
 if TYPE_CHECKING:
     from raincast.data.audit import Audit
@@ -25,14 +25,14 @@ def run(cfg: DictConfig) -> "Audit":
 
     expected = None
     if str(cfg.audit).endswith(".ckpt"):
-        checkpoint = build.read_checkpoint(cfg.audit)
-        build.check_data(checkpoint)
+        checkpoint = assembly.read_checkpoint(cfg.audit)
+        assembly.check_data(checkpoint)
         expected = str(checkpoint.info["split_hash"])
-        archive = build.archive_path(checkpoint.config)
-        data = build.datamodule(checkpoint.config, archive)
+        archive = assembly.archive_path(checkpoint.config)
+        data = assembly.datamodule(checkpoint.config, archive)
     else:
         archive = Path(cfg.audit)
-        data = build.datamodule(cfg, archive)
+        data = assembly.datamodule(cfg, archive)
     windows = data.windows
     found = audit(
         windows.starts, data.input_steps + data.lead_steps, frame_slots(data.archive.times, data.archive.step)

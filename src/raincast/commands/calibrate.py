@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raincast import build
+from raincast import assembly
 from raincast.commands import report
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ NAME = "calibrated.ckpt"
 
 
 def calibrate(
-    checkpoint: build.Checkpoint,
+    checkpoint: assembly.Checkpoint,
     network: "NetworkForecaster",
     data: "RadarDataModule",
     thresholds: list[float],
     *,
     split: str,
     run_dir: Path,
-) -> build.Checkpoint:
+) -> assembly.Checkpoint:
     """Fit, and return the copy of `checkpoint` in `run_dir` that holds the calibration; `network` has it, too.
 
     ValueError where the validation windows may be ones that the network was trained on, or are those to score.
@@ -44,7 +44,7 @@ def calibrate(
             "evaluate.py without calibrate=true takes any archive."
         )
     calibration = fit(network, data, thresholds)
-    path = build.write_calibrated(checkpoint, calibration, run_dir / NAME)
+    path = assembly.write_calibrated(checkpoint, calibration, run_dir / NAME)
     network.calibration = calibration
     left = [
         f"{threshold:g}"
@@ -57,7 +57,7 @@ def calibrate(
             "stay as the network states them.",
             ", ".join(left),
         )
-    return build.read_checkpoint(path)
+    return assembly.read_checkpoint(path)
 
 
 def fit(network: "NetworkForecaster", data: "RadarDataModule", thresholds: list[float]) -> "Calibration":

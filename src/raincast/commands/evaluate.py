@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from raincast import build
+from raincast import assembly
 from raincast.commands import compare, report, scoring
 from raincast.commands.calibrate import calibrate
 from raincast.commands.evaluation_outputs import write_page, write_tables
@@ -29,15 +29,15 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         )
     from raincast.evaluation import engine
     from raincast.evaluation.work import Cost
-    from raincast.output.pictures import csi_plot
+    from raincast.plotting.pictures import csi_plot
 
     began = time.monotonic()
     if cfg.split not in SPLITS:
         raise ValueError(f"split={cfg.split}: choose one of {', '.join(SPLITS)}.")
-    checkpoint = build.read_checkpoint(cfg.checkpoint)
-    others = build.baselines(cfg, list(cfg.baselines))
+    checkpoint = assembly.read_checkpoint(cfg.checkpoint)
+    others = assembly.baselines(cfg, list(cfg.baselines))
     trained = _trained_config(checkpoint, cfg)
-    data = build.datamodule(trained, build.archive_path(trained))
+    data = assembly.datamodule(trained, assembly.archive_path(trained))
     data.needed = (cfg.split, "val") if cfg.calibrate else (cfg.split,)
     _check_step(checkpoint, data.archive.step_minutes, trained.data.archive)
     if data.split_hash != checkpoint.info["split_hash"]:
@@ -46,8 +46,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
             "training, its scores are too good.",
             checkpoint.path,
         )
-    network = build.forecaster_of(checkpoint, device=cfg.device)
-    metrics = build.metrics(cfg, data)
+    network = assembly.forecaster_of(checkpoint, device=cfg.device)
+    metrics = assembly.metrics(cfg, data)
     thresholds = [float(t) for t in metrics.thresholds]
     run_dir = Path(cfg.paths.run_dir)
     if cfg.calibrate:
@@ -88,9 +88,9 @@ def _cost(scores: "xr.Dataset", seconds: float) -> str:
     )
 
 
-def _trained_config(checkpoint: build.Checkpoint, cfg: DictConfig) -> DictConfig:
+def _trained_config(checkpoint: assembly.Checkpoint, cfg: DictConfig) -> DictConfig:
     """The data config of the checkpoint, with what `cfg.data` states put over it."""
-    build.check_data(checkpoint)
+    assembly.check_data(checkpoint)
     stated = {key: value for key, value in cfg.data.items() if value is not None}
     config = checkpoint.config.copy()
     config.data = OmegaConf.merge(config.data, stated)
@@ -99,7 +99,7 @@ def _trained_config(checkpoint: build.Checkpoint, cfg: DictConfig) -> DictConfig
     return config
 
 
-def _check_step(checkpoint: build.Checkpoint, step_minutes: float, archive: str) -> None:
+def _check_step(checkpoint: assembly.Checkpoint, step_minutes: float, archive: str) -> None:
     trained = checkpoint.info["step_minutes"]
     if trained != step_minutes:
         raise ValueError(

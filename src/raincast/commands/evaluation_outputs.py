@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import raincast
-from raincast import build
+from raincast import assembly
 from raincast.commands import report
-from raincast.provenance import commit
+from raincast.system.provenance import commit
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from raincast.data.datamodule import RadarDataModule
     from raincast.data.sampler import Place
+    from raincast.evaluation.report.event_maps import EventMaps
     from raincast.forecaster import Forecaster
-    from raincast.output.event_maps import EventMaps
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ MOST_LOOKED_AT = 60  # windows of an event, to find its wettest
 def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
     """scores.nc, scores.csv and scores.txt: the text of the last, and the paths."""
     from raincast.evaluation import describe_protocol
-    from raincast.output.score_csv import write_csv
-    from raincast.output.tables import difference_table, score_table, summary_table, table_text
+    from raincast.evaluation.report.score_csv import write_csv
+    from raincast.evaluation.report.tables import difference_table, score_table, summary_table, table_text
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
     tables = [score_table(scores, threshold=threshold), summary_table(scores)]
@@ -48,11 +48,11 @@ def write_page(
     scores: "xr.Dataset",
     forecasters: "Sequence[Forecaster]",
     data: "RadarDataModule",
-    checkpoint: build.Checkpoint,
+    checkpoint: assembly.Checkpoint,
     path: Path,
 ) -> Path:
     """report.html of one evaluation; the first forecaster is the network."""
-    from raincast.output.evaluation_report import Evaluation, write_report
+    from raincast.evaluation.report.page import Evaluation, write_report
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
     split = str(scores.attrs["split"])
@@ -77,7 +77,7 @@ def scores_by(scores: "xr.Dataset", dim: str) -> "xr.Dataset":
     `wet` (`dim`, threshold) counts the pixels of all windows and lead times that were observed to reach it.
     """
     from raincast.evaluation.groups import GROUPS, finish
-    from raincast.output.evaluation_sections import AT_A_GLANCE
+    from raincast.evaluation.report.sections import AT_A_GLANCE
 
     prefix, windows = {"event": ("sum_", "num_windows"), "hour": ("hourly_", "hourly_num_windows")}[dim]
     groups = [group for group in GROUPS if AT_A_GLANCE.keys() & group.scores.keys()]
@@ -139,8 +139,8 @@ def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "
 def _maps_of(
     title: str, note: str, places: "list[Place]", forecasters: "Sequence[Forecaster]", data: "RadarDataModule"
 ) -> "EventMaps":
+    from raincast.evaluation.report.event_maps import EventMaps
     from raincast.forecaster import beside_rain, forecast_windows
-    from raincast.output.event_maps import EventMaps
     from raincast.schema import Grid
 
     (place,) = data.wettest(places, at_most=MOST_LOOKED_AT)
@@ -169,7 +169,7 @@ def _maps_of(
 
 
 def facts(
-    scores: "xr.Dataset", data: "RadarDataModule", checkpoint: build.Checkpoint
+    scores: "xr.Dataset", data: "RadarDataModule", checkpoint: assembly.Checkpoint
 ) -> dict[str, list[tuple[str, str]]]:
     """What was trained on what, and what it was scored on: names and values by heading."""
     info, config = checkpoint.info, checkpoint.config

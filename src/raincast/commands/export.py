@@ -15,7 +15,7 @@ import numpy.typing as npt
 from omegaconf import DictConfig
 
 import raincast
-from raincast import build
+from raincast import assembly
 from raincast.commands import report
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def run(cfg: DictConfig) -> Path:
     size = _size(cfg.size)
     if cfg.lead_steps is not None and cfg.lead_steps < 1:
         raise ValueError(f"lead_steps={cfg.lead_steps}: give a whole number from 1 up.")
-    checkpoint = build.read_checkpoint(cfg.checkpoint)
-    forecaster = build.forecaster_of(checkpoint, device="cpu")
+    checkpoint = assembly.read_checkpoint(cfg.checkpoint)
+    forecaster = assembly.forecaster_of(checkpoint, device="cpu")
     lead_steps = cfg.lead_steps or forecaster.lead_steps
     log.info("tracing %d → %d frames, which may take a minute or two …", forecaster.input_steps, lead_steps)
     traced = export.trace_forecast(
@@ -153,7 +153,7 @@ def random_beside(
 
 
 def describe(
-    checkpoint: build.Checkpoint,
+    checkpoint: assembly.Checkpoint,
     forecaster: "NetworkForecaster",
     lead_steps: int,
     *,
@@ -175,7 +175,7 @@ def describe(
             beside[f"{name}_channels"] = ", ".join(channel for channel, _ in channels)
     if beside:
         beside["channel_units"] = "each in its own, NaN where missing; static ones repeated at each step"
-        beside["channel_config"] = json.dumps(build.declared_channels(checkpoint))
+        beside["channel_config"] = json.dumps(assembly.declared_channels(checkpoint))
     return {
         "title": "Precipitation nowcast",
         "raincast_version": raincast.__version__,

@@ -13,11 +13,11 @@ import numpy as np
 import xarray as xr
 from omegaconf import DictConfig, OmegaConf
 
-from raincast import build, schema
+from raincast import assembly, schema
 from raincast.commands import report
 
 if TYPE_CHECKING:
-    from raincast.nowcast import Nowcaster, Outcome, Series, Work
+    from raincast.forecasting import Nowcaster, Outcome, Series, Work
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ def run(cfg: DictConfig) -> Path:
         return watch.run(cfg)
     if cfg.input is None:
         raise ValueError("Not given: input. Say input=data/NAME or input='radar/*.h5', or watch=FOLDER to go on.")
-    from raincast.nowcast import forecast_one, init_times
+    from raincast.forecasting import forecast_one, init_times
 
-    nowcaster, outputs = build.nowcaster_of(cfg), build.outputs(cfg)
+    nowcaster, outputs = assembly.nowcaster_of(cfg), assembly.outputs(cfg)
     series = _series(cfg)
     due = init_times(str(cfg.init_time), series.times, series.step_minutes, cfg.every)
     if due.size > 1 or "/" in str(cfg.init_time):
@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> Path:
 
 def _many(cfg: DictConfig, nowcaster: "Nowcaster", series: "Series", due: Any) -> Path:
     """A forecast from each time of `due`; those that are there already are left as they are."""
-    from raincast.nowcast import forecast_all, forecast_path
+    from raincast.forecasting import forecast_all, forecast_path
 
     work = _work(cfg, nowcaster)
     try:
@@ -69,7 +69,7 @@ def _many(cfg: DictConfig, nowcaster: "Nowcaster", series: "Series", due: Any) -
 
 def _work(cfg: DictConfig, nowcaster: "Nowcaster") -> "Work":
     """What other processes need: the config without what it would have to be resolved with."""
-    from raincast.nowcast import Work, devices_of
+    from raincast.forecasting import Work, devices_of
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     plain.pop("hydra", None)
@@ -78,7 +78,7 @@ def _work(cfg: DictConfig, nowcaster: "Nowcaster") -> "Work":
         nowcaster=functools.partial(_nowcaster, plain),
         series=functools.partial(_series, plain),
         folder=Path(cfg.folder),
-        outputs=build.outputs(cfg),
+        outputs=assembly.outputs(cfg),
         source=str(cfg.input),
         devices=devices_of(cfg.device) if on_gpu else ("cpu",),
         gib=cfg.memory_gib,
@@ -87,14 +87,14 @@ def _work(cfg: DictConfig, nowcaster: "Nowcaster") -> "Work":
 
 
 def _nowcaster(plain: dict[str, Any], device: str, gib: float | None) -> "Nowcaster":
-    return build.nowcaster_of(OmegaConf.create(plain), device, gib)
+    return assembly.nowcaster_of(OmegaConf.create(plain), device, gib)
 
 
 def _series(settings: Any) -> "Series":
-    from raincast.nowcast import open_series
+    from raincast.forecasting import open_series
 
     cfg = settings if isinstance(settings, DictConfig) else OmegaConf.create(settings)
-    return open_series(cfg.input, build.reader(cfg))
+    return open_series(cfg.input, assembly.reader(cfg))
 
 
 def _tell_of_many(outcome: "Outcome", folder: Path, num_due: int) -> None:

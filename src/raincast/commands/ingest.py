@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from raincast import build
+from raincast import assembly
 from raincast.commands import audit, inspect, report
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ def run(cfg: DictConfig) -> None:
         audit.run(cfg)
         return
     _check_given(cfg)
-    from raincast.ingest.archive import ingest
+    from raincast.ingest.pipeline import ingest
 
     files = list(cfg.files) if isinstance(cfg.files, ListConfig) else str(cfg.files)
-    reader = build.make(cfg.source)
+    reader = assembly.make(cfg.source)
     grid: Any = OmegaConf.to_container(cfg.grid)
     try:
         with report.Bar("looking at files") as scan_bar, report.Bar("ingesting frames") as bar:

@@ -10,7 +10,7 @@ from raincast.commands import report
 
 if TYPE_CHECKING:
     from raincast.archive import Archive
-    from raincast.output.archive_report import Section
+    from raincast.plotting.archive_report import Section
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"report={cfg.report} is to be a page: let it end in {' or '.join(PAGES)}.")
     from raincast.archive import Archive
     from raincast.archive.statistics import measure
-    from raincast.output import archive_report
+    from raincast.plotting import archive_report
 
     archive = Archive.open(cfg.inspect)
     with report.Bar("reading frames") as bar:
@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> Path:
 def windows(archive: "Archive") -> "Section":
     """How many windows the default split gives to train, validation and test."""
     from raincast.data.windows import SPLITS, BlockSplit, split_windows
-    from raincast.output.archive_report import Section
+    from raincast.plotting.archive_report import Section
 
     num_frames = INPUT_STEPS + LEAD_STEPS
     title = (

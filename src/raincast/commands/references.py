@@ -11,11 +11,11 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 import raincast
-from raincast import build
-from raincast.cache import cache_folder
+from raincast import assembly
 from raincast.commands import report
 from raincast.data.rain import part_key
-from raincast.provenance import code_hash
+from raincast.system.cache import cache_folder
+from raincast.system.provenance import code_hash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -71,9 +71,9 @@ def as_tensors(scores: "xr.Dataset | None") -> "Mapping[str, Mapping[str, Tensor
 
 
 def _score(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset":
-    forecasters = build.located_baselines(cfg, data)
+    forecasters = assembly.located_baselines(cfg, data)
     log.info("Scoring %s on the validation windows, once for all runs.", " and ".join(f.name for f in forecasters))
-    return report.score(forecasters, data, "val", build.metrics(cfg, data))
+    return report.score(forecasters, data, "val", assembly.metrics(cfg, data))
 
 
 def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
@@ -86,7 +86,7 @@ def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
         data.windows.hash,
         data.eval_places("val"),
         (data.input_steps, data.lead_steps, data.max_missing),
-        build.metrics(cfg, data),
+        assembly.metrics(cfg, data),
     )
     return hashlib.sha256(repr(follows).encode()).hexdigest()[:24]
 

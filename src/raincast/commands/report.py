@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from raincast import build
+from raincast import assembly
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -137,9 +137,9 @@ def after_training(
     import xarray as xr
 
     from raincast.baselines import Persistence
-    from raincast.output.tables import score_table, table_text
+    from raincast.evaluation.report.tables import score_table, table_text
 
-    network = build.load_forecaster(best)
+    network = assembly.load_forecaster(best)
     scores = score([network], data, "val", metrics)
     if references is not None:
         both = [scores, references]
@@ -159,7 +159,7 @@ def after_training(
 def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, path: Path) -> Path:
     """Draw the window of `split` with the most rain to come: what happened, and each forecast of it."""
     from raincast.forecaster import beside_rain, forecast_windows
-    from raincast.output.pictures import forecast_picture
+    from raincast.plotting.pictures import forecast_picture
 
     (place,) = data.wettest(data.eval_places(split))
     sample = data.dataset.sample(place)

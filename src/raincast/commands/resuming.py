@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from raincast import build
+from raincast import assembly
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,10 +36,10 @@ def alone(cfg: DictConfig) -> Iterator[None]:
     if not _has_own_folder(cfg) or _rank() > 0:
         yield
         return
-    from raincast.ingest.lock import held
+    from raincast.system.lock import held
 
     folder = Path(cfg.paths.run_dir)
-    if cfg.resume is None and build.last_checkpoint(cfg).exists():
+    if cfg.resume is None and assembly.last_checkpoint(cfg).exists():
         raise ValueError(
             f"{folder} holds a run already. resume=auto goes on with it; another name= begins another run."
         )
@@ -59,7 +59,7 @@ def _rank() -> int:
     return int(getattr(rank_zero_only, "rank", None) or 0)
 
 
-def find(cfg: DictConfig) -> build.Checkpoint | None:
+def find(cfg: DictConfig) -> assembly.Checkpoint | None:
     """The checkpoint to go on from, or None; what is saved from now on goes beside it.
 
     `resume=auto` takes the newest whole one of this run's folder, and begins where there is none.
@@ -75,14 +75,14 @@ def find(cfg: DictConfig) -> build.Checkpoint | None:
             raise ValueError(
                 f"checkpoint={cfg.checkpoint} and resume=auto both say where to go on: give one of them."
             )
-        from raincast.training.checkpoint_io import newest_whole
+        from raincast.training.durable.checkpoint_io import newest_whole
 
-        last = build.last_checkpoint(cfg)
+        last = assembly.last_checkpoint(cfg)
         newest = newest_whole(last, last.with_name("previous.ckpt"))
         cfg.checkpoint = str(newest) if newest else None
     if cfg.checkpoint is None:
         return None
-    checkpoint = build.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
+    checkpoint = assembly.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
     cfg.callbacks.best.dirpath = str(checkpoint.path.parent)
     log.info("Going on after step %d, from %s", checkpoint.step, checkpoint.path)
     return checkpoint
@@ -92,10 +92,10 @@ def warm_start(cfg: DictConfig, net: "nn.Module", info: dict[str, Any]) -> None:
     """Begin with the weights of `cfg.warm_start`, and say which; what may be wrong with them is warned of."""
     from raincast.training.warm_start import warm_start
 
-    old = build.read_checkpoint(cfg.warm_start)
+    old = assembly.read_checkpoint(cfg.warm_start)
     prefix = "network."
     weights = {k.removeprefix(prefix): v for k, v in old.state.items() if k.startswith(prefix)}
-    seen = [_seen(inputs) for inputs in (old.inputs, build.inputs_of(info["channels"]))]
+    seen = [_seen(inputs) for inputs in (old.inputs, assembly.inputs_of(info["channels"]))]
     done = warm_start(net, weights, old_channels=seen[0], channels=seen[1])
     log.info("Warm start from %s:\n  %s", old.path, done)
     if _plain(old.config)["transform"] != OmegaConf.to_container(cfg.transform, resolve=True):
@@ -109,11 +109,11 @@ def _seen(inputs: "Inputs") -> list[str]:
     return ["rain", *(["observed"] if inputs.observed else []), *(name for name, _ in inputs.past)]
 
 
-def check(cfg: DictConfig, info: dict[str, Any], old: build.Checkpoint | None) -> None:
+def check(cfg: DictConfig, info: dict[str, Any], old: assembly.Checkpoint | None) -> None:
     """ValueError where this run would be another one than the checkpoint's; says what else changed."""
     if old is None:
         return
-    seen, given = old.inputs, build.inputs_of(info["channels"])
+    seen, given = old.inputs, assembly.inputs_of(info["channels"])
     old.config.model.pop("in_channels", None)  # older checkpoints state it; it follows from what is seen
     differences = [
         f"{key}: {OmegaConf.select(old.config, key)} there, {OmegaConf.select(cfg, key)} here"
@@ -129,7 +129,7 @@ def check(cfg: DictConfig, info: dict[str, Any], old: build.Checkpoint | None) -
             f"{cfg.checkpoint} cannot go on as this run: different are " + "; ".join(differences) + ". "
             "Give the overrides that it was started with."
         )
-    changed = list(_changes(_plain(old.config), _plain(OmegaConf.create(build.config_text(cfg)))))
+    changed = list(_changes(_plain(old.config), _plain(OmegaConf.create(assembly.config_text(cfg)))))
     if changed:
         log.warning("Other than when the run was begun: %s", "; ".join(changed))
 
@@ -148,7 +148,7 @@ def _plain(config: Any) -> dict[str, Any]:
     return plain
 
 
-def logger_ids(cfg: DictConfig, old: build.Checkpoint | None) -> dict[str, str]:
+def logger_ids(cfg: DictConfig, old: assembly.Checkpoint | None) -> dict[str, str]:
     """The loggers' runs to go on with: of the checkpoint, or of a run killed before its first one."""
     if old is not None:
         ids: dict[str, str] = old.info["loggers"]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import raincast
-from raincast import build
+from raincast import assembly
 from raincast.commands import report
 from raincast.data.rain import part_key
-from raincast.provenance import code_hash
+from raincast.system.provenance import code_hash
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -53,7 +53,7 @@ def score(
 def work_of(
     cfg: DictConfig,
     trained: DictConfig,
-    checkpoint: build.Checkpoint,
+    checkpoint: assembly.Checkpoint,
     network: "NetworkForecaster",
     data: "RadarDataModule",
     metrics: "Metrics",
@@ -63,9 +63,9 @@ def work_of(
     from raincast.evaluation.work import Work
 
     makers = {
-        network.name: functools.partial(build.load_forecaster, checkpoint.path, device=str(network.device)),
+        network.name: functools.partial(assembly.load_forecaster, checkpoint.path, device=str(network.device)),
     }
-    baselines = build.baseline_makers(cfg, data)
+    baselines = assembly.baseline_makers(cfg, data)
     check_names([*makers, *baselines])
     settings: Any = OmegaConf.to_container(trained.data, resolve=True)
     scoring = Scoring(metrics, data.archive.step_minutes, data.archive.grid.pixel_km)
@@ -80,7 +80,7 @@ def work_of(
     unfinished = Path(cfg.unfinished)
     return Work(
         key=follows,
-        data=functools.partial(build.datamodule_of, settings, data.archive.path),
+        data=functools.partial(assembly.datamodule_of, settings, data.archive.path),
         makers=makers | baselines,
         folders={name: unfinished / f"{name}-{_digest((follows, what))}" for name, what in own.items()},
         scoring=scoring,
@@ -109,7 +109,7 @@ def _settings_key(settings: Any) -> Any:
     return settings, part_key(Path(path)) if path and Path(path).exists() else None
 
 
-def _weights(checkpoint: build.Checkpoint) -> str:
+def _weights(checkpoint: assembly.Checkpoint) -> str:
     digest = hashlib.sha256()
     for name, values in sorted(checkpoint.state.items()):
         digest.update(name.encode() + values.cpu().contiguous().numpy().tobytes())

@@ -7,10 +7,10 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from raincast import build
+from raincast import assembly
 
 if TYPE_CHECKING:
-    from raincast.models.summary import LayerSummary, NetworkSummary
+    from raincast.models.size.summary import LayerSummary, NetworkSummary
 
 WIDTH = 100
 """Columns that the table needs."""
@@ -30,17 +30,17 @@ def summarise(cfg: DictConfig) -> "tuple[NetworkSummary, str]":
     """The summary of `cfg.model` at the sizes of `cfg`, and the device it is for (cpu or cuda)."""
     import torch
 
-    from raincast.models import summary
+    from raincast.models.size import summary
 
     device = cfg.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    head = build.head(cfg)
+    head = assembly.head(cfg)
     with torch.device("meta"):
-        inputs = build.inputs_of(build.channels(cfg).describe())
-        network = build.network(model, num_channels=head.num_channels, inputs=inputs)
-    loss = build.make(cfg.loss, _partial_=True)(transform=build.make(cfg.transform)).to("meta")
+        inputs = assembly.inputs_of(assembly.channels(cfg).describe())
+        network = assembly.network(model, num_channels=head.num_channels, inputs=inputs)
+    loss = assembly.make(cfg.loss, _partial_=True)(transform=assembly.make(cfg.transform)).to("meta")
     found = summary.summarise(
         network,
         **_sizes(cfg),

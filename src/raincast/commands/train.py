@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from raincast import build, provenance
+from raincast import assembly
 from raincast.commands import report, resuming
 from raincast.commands.references import as_tensors, reference_scores
+from raincast.system import provenance
 
 if TYPE_CHECKING:
     import lightning as L
@@ -45,7 +46,7 @@ class TrainResult:
 def run(cfg: DictConfig) -> float:
     """Train, and return the goal score of the best checkpoint; with `sweep=…`, be a worker of that sweep."""
     if "sweep" in cfg:
-        from raincast.commands import sweep
+        from raincast.sweeps import worker as sweep
 
         return sweep.run(cfg)
     return train(cfg).metrics.get(cfg.metrics.goal, math.nan)
@@ -65,7 +66,7 @@ def _train(cfg: DictConfig) -> TrainResult:
     from lightning.pytorch.utilities import rank_zero_only
 
     from raincast.training import execution
-    from raincast.training.record import RunRecord
+    from raincast.training.callbacks.record import RunRecord
 
     for message in NOTHING_TO_MEND:
         warnings.filterwarnings("ignore", message=message)
@@ -74,21 +75,21 @@ def _train(cfg: DictConfig) -> TrainResult:
     if getattr(rank_zero_only, "rank", 0):
         logging.getLogger("raincast").setLevel(logging.WARNING)  # the first process says it for all
     resumed_from = resuming.find(cfg)
-    head = build.head(cfg)
+    head = assembly.head(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     with report.Bar("building the archive") as bar:
-        archive = build.archive_path(cfg, progress=bar.update)
-    data = build.datamodule(cfg, archive)
+        archive = assembly.archive_path(cfg, progress=bar.update)
+    data = assembly.datamodule(cfg, archive)
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    info = build.metadata(cfg, data)
-    net = build.network(model, num_channels=head.num_channels, inputs=build.inputs_of(info["channels"]))
+    info = assembly.metadata(cfg, data)
+    net = assembly.network(model, num_channels=head.num_channels, inputs=assembly.inputs_of(info["channels"]))
     if cfg.warm_start is not None and resumed_from is None:
         resuming.warm_start(cfg, net, info)
     execution.prepare(net, compile=cfg.compile, recompute=cfg.recompute, tf32=cfg.tf32)
-    build.check_crop(data, net, cfg.data.crop)
+    assembly.check_crop(data, net, cfg.data.crop)
     _check_goal(cfg, info)
     resuming.check(cfg, info, resumed_from)
-    build.metrics(cfg, data)  # what cannot be scored is known now, and not after training
+    assembly.metrics(cfg, data)  # what cannot be scored is known now, and not after training
     with report.Bar("reading the training frames") as bar:
         data.progress = bar.update
         data.setup("fit")
@@ -99,12 +100,14 @@ def _train(cfg: DictConfig) -> TrainResult:
         log.info("and to train on, of %s: %d windows", source.archive.path, windows.starts["train"].size)
 
     references = reference_scores(cfg, data)
-    module = build.module(cfg, net, head, info, as_tensors(references))
+    module = assembly.module(cfg, net, head, info, as_tensors(references))
     facts: dict[str, Any] = {}
     ids = resuming.logger_ids(cfg, resumed_from)
-    loggers = build.loggers(cfg, ids, resumed_from.step if resumed_from else 0)
-    trainer = build.trainer(
-        cfg, loggers, [*build.callbacks(cfg), RunRecord(build.last_checkpoint(cfg).parents[1] / "run.json", facts)]
+    loggers = assembly.loggers(cfg, ids, resumed_from.step if resumed_from else 0)
+    trainer = assembly.trainer(
+        cfg,
+        loggers,
+        [*assembly.callbacks(cfg), RunRecord(assembly.last_checkpoint(cfg).parents[1] / "run.json", facts)],
     )
     _note_loggers(info, loggers)
     resuming.note_logger_ids(cfg, info["loggers"])
@@ -120,7 +123,7 @@ def _check_goal(cfg: DictConfig, info: dict[str, Any]) -> None:
     """The best checkpoint is chosen by a score that validation logs, in the direction in which it gets better."""
     from raincast.training.skill import better, score_names
 
-    build.check_baselines(cfg, list(cfg.baselines))
+    assembly.check_baselines(cfg, list(cfg.baselines))
     thresholds = [float(threshold) for threshold in cfg.metrics.thresholds]
     names = score_names(
         list(cfg.baselines),
@@ -157,7 +160,7 @@ def _what_runs(
 ) -> dict[str, Any]:
     """What the run really is: read back from the trainer, the data and the machine, not from the config."""
     from raincast.training import execution
-    from raincast.training.record import gpus
+    from raincast.training.callbacks.record import gpus
 
     used = {
         "parameters": sum(p.numel() for p in net.parameters()),
@@ -198,7 +201,7 @@ def _finish(
 ) -> TrainResult:
     metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
     keeper: Any = trainer.checkpoint_callback
-    last = build.last_checkpoint(cfg)
+    last = assembly.last_checkpoint(cfg)
     # a run that ends before its first validation (trainer.max_steps) has no best
     best = Path(keeper.best_model_path) if keeper.best_model_path else last
     if keeper.best_model_score is not None and math.isfinite(keeper.best_model_score):
@@ -207,7 +210,7 @@ def _finish(
     if trainer.is_global_zero:
         data.trainer = None  # its loaders now serve this process alone
         scores = report.after_training(
-            best, data, Path(cfg.paths.run_dir), build.metrics(cfg, data), loggers, references,
+            best, data, Path(cfg.paths.run_dir), assembly.metrics(cfg, data), loggers, references,
             artifact=bool(OmegaConf.select(cfg, "logger.wandb.log_model")),
         )  # fmt: skip
         report.next_command(best, cfg.data.archive)

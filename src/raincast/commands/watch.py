@@ -10,7 +10,7 @@ from types import FrameType
 
 from omegaconf import DictConfig
 
-from raincast import build
+from raincast import assembly
 from raincast.commands import report
 
 log = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"init_time={cfg.init_time}: with watch=… forecasts begin at the frames that arrive.")
     from raincast.live import Watcher
 
-    settings = build.make(cfg.live)
-    nowcaster = build.nowcaster_of(cfg)
-    watcher = Watcher(cfg.watch, build.reader(cfg), nowcaster, settings, outputs=build.outputs(cfg))
+    settings = assembly.make(cfg.live)
+    nowcaster = assembly.nowcaster_of(cfg)
+    watcher = Watcher(cfg.watch, assembly.reader(cfg), nowcaster, settings, outputs=assembly.outputs(cfg))
     output = Path(settings.output)
     log.info(
         "watching   %s\nforecasts  %s\nstatus     %s", cfg.watch, *map(report.short, (output, watcher.status))

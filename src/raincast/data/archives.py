@@ -6,7 +6,7 @@ from typing import Any
 
 from raincast.archive import Archive
 from raincast.data.channels import Site
-from raincast.data.declared import BoundChannels, Channels
+from raincast.data.channels.declared import BoundChannels, Channels
 from raincast.data.source import Source
 
 

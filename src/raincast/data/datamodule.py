@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from raincast.archive import Archive
 from raincast.data.archives import Extra, open_sources
 from raincast.data.channels import Channel
+from raincast.data.channels.declared import Channels
 from raincast.data.dataset import Sample, Stored, WindowDataset, collate
-from raincast.data.declared import Channels
 from raincast.data.loader import ResumableLoader
 from raincast.data.sampler import (
     Candidates,

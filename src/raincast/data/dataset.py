@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from raincast.data.carried import Layout, StaticMaps, turn_vectors, values_of, vector_turn
+from raincast.data.channels.carried import Layout, StaticMaps, turn_vectors, values_of, vector_turn
 from raincast.data.sampler import Place
 from raincast.data.source import Source
 

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from raincast.archive import Archive
 from raincast.archive.codes import CHUNKS, CODE_MM_H
-from raincast.cache import cache_folder
+from raincast.system.cache import cache_folder
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from raincast.archive import Archive
 from raincast.archive.codes import MISSING_CODE
-from raincast.data.carried import Carried, Layout
-from raincast.data.declared import BoundChannels
+from raincast.data.channels.carried import Carried, Layout
+from raincast.data.channels.declared import BoundChannels
 from raincast.data.windows import SPLITS, Split, SplitWindows, frame_slots, split_windows
 
 Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]

@@ -12,8 +12,8 @@ from raincast.data.sampler import Place
 from raincast.evaluation import work as parts
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.work import Cost, Task, Work
-from raincast.ingest.lock import held
-from raincast.ingest.workers import Pool, Progress, Teller, num_cores
+from raincast.system.lock import held
+from raincast.system.pool import Pool, Progress, Teller, num_cores
 
 log = logging.getLogger(__name__)
 

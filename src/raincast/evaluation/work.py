@@ -19,7 +19,7 @@ from raincast.evaluation.answers import ask
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.metrics import Scoring
 from raincast.forecaster import Forecaster
-from raincast.provenance import peak_memory_gib
+from raincast.system.provenance import peak_memory_gib
 
 if TYPE_CHECKING:
     from raincast.data.datamodule import RadarDataModule

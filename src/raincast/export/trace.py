@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from raincast.export.quiet import quiet
 from raincast.forecaster import RAIN_ALONE, Inputs, predict_rates
 from raincast.models.heads import Head
-from raincast.models.recurrent import State
+from raincast.models.layers.recurrent import State
 from raincast.transforms import Transform
 
 INPUT = "rain_rate"

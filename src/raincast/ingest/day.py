@@ -16,8 +16,8 @@ from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Reader
 from raincast.ingest.region import Region
 from raincast.ingest.scan import BadFileError, reason
-from raincast.ingest.workers import Tick
 from raincast.schema import Grid
+from raincast.system.pool import Tick
 
 CAPPED = schema.CAPPED_PIXELS
 READ_BYTES = 2**25

@@ -9,8 +9,8 @@ import numpy as np
 
 from raincast.ingest.offers import Offers, Times
 from raincast.ingest.readers import Reader
-from raincast.ingest.workers import Pool, Tick
 from raincast.schema import Grid
+from raincast.system.pool import Pool, Tick
 
 FILES_PER_TASK = 32
 MANY_FILES = 1000  # a process takes 2 s to start, a head some milliseconds to read

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.nowcast import grid_of
+from raincast.forecasting import grid_of
 from raincast.schema import Grid
 
 Times = npt.NDArray[np.datetime64]

@@ -17,10 +17,10 @@ import xarray as xr
 from raincast import schema
 from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE
 from raincast.baselines import Extrapolation, Persistence
+from raincast.forecasting import forecast_name
 from raincast.live.clock import seconds_of
 from raincast.metrics import categorical
 from raincast.metrics.categorical import Contingency
-from raincast.nowcast import forecast_name
 from raincast.schema import LEAD_TIME, RAIN, X, Y
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import raincast
-from raincast.ingest.lock import held
+from raincast.forecasting import Nowcaster, Outputs, forecast_name, write_outputs
 from raincast.ingest.readers import Reader
 from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
 from raincast.live.folder import Folder
@@ -17,7 +17,7 @@ from raincast.live.intake import Intake
 from raincast.live.settings import Settings
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
-from raincast.nowcast import Nowcaster, Outputs, forecast_name, write_outputs
+from raincast.system.lock import held
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.convlstm import ConvLSTM
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
 from raincast.models.frames import check_frames, check_future, pad
+from raincast.models.layers.convlstm import ConvLSTM
+from raincast.models.layers.recurrent import CellFactory
 from raincast.models.optical_flow import displacements, find_flow, move
-from raincast.models.recurrent import CellFactory
 
 
 class AdvectingForecaster(nn.Module):

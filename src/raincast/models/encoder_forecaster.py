@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.convlstm import ConvLSTM
-from raincast.models.convolution import Conv2d, ConvTranspose2d
+from raincast.models.fast.convolution import Conv2d, ConvTranspose2d
 from raincast.models.frames import (
     check_frames,
     check_future,
@@ -29,7 +28,8 @@ from raincast.models.frames import (
     pad,
     split,
 )
-from raincast.models.recurrent import SLOPE, CellFactory, State
+from raincast.models.layers.convlstm import ConvLSTM
+from raincast.models.layers.recurrent import SLOPE, CellFactory, State
 
 
 class StackedEncoderForecaster(nn.Module):

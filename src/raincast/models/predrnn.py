@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from raincast.models.convolution import Conv2d
+from raincast.models.fast.convolution import Conv2d
 from raincast.models.frames import check_frames, framewise, initialise_output, pad
 from raincast.models.initialise import Initialisation
-from raincast.models.st_lstm import STLSTM
+from raincast.models.layers.st_lstm import STLSTM
 
 
 class PredRNN(nn.Module):

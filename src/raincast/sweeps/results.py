@@ -7,8 +7,8 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from raincast.output.sweep_page import SweepResult, TrialRow
 from raincast.sweeps.goals import Goal
+from raincast.sweeps.page import SweepResult, TrialRow
 from raincast.sweeps.study import CURVE, DEFAULT, REASON, RETRY_OF, SPACE, SURPLUS, TRIED_AGAIN, Sweep
 
 MOST_BEST = 5

@@ -20,10 +20,10 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.ingest.coordinates import find_grid
-from raincast.ingest.netcdf3 import check_whole
-from raincast.ingest.projection import crs_in_metres
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers.common.axes import find_grid
+from raincast.ingest.readers.common.netcdf3 import check_whole
+from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.schema import Grid, X, Y
 from raincast.transforms import accumulation_to_rate
 

@@ -15,12 +15,12 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.ingest.raster import open_raster, raster_grid
 from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers.common.tiff import open_raster, raster_grid
+from raincast.ingest.readers.common.tiff_items import tiff_directory
+from raincast.ingest.readers.common.values import equals
 from raincast.ingest.readers.fmi import FMI
 from raincast.ingest.readers.opera_tiff import OperaTiff
-from raincast.ingest.special_codes import equals
-from raincast.ingest.tiff_items import tiff_directory
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.projection import crs_in_metres
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.schema import Grid
 from raincast.transforms import accumulation_to_rate
 

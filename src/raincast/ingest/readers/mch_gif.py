@@ -16,9 +16,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.packed import first_bytes
-from raincast.ingest.projection import crs_in_metres
 from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers.common.packed import first_bytes
+from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -22,9 +22,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.pickled import unpickle_dates
-from raincast.ingest.projection import crs_in_metres, even_axis
 from raincast.ingest.readers import ALL, Head, naming, starts_with
+from raincast.ingest.readers.common.pickled import unpickle_dates
+from raincast.ingest.readers.common.projection import crs_in_metres, even_axis
 from raincast.schema import Grid
 from raincast.transforms import accumulation_to_rate
 

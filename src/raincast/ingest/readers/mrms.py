@@ -13,9 +13,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.packed import first_bytes
-from raincast.ingest.raster import open_raster, raster_grid
 from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers.common.packed import first_bytes
+from raincast.ingest.readers.common.tiff import open_raster, raster_grid
 
 FORMAT = "MRMS GRIB2"
 PRECIP_RATE = (209, 6, 1)  # discipline, category, number

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.depths import depth_attrs
-from raincast.ingest.odim_file import Image, attributes, h5py_files, images, is_odim
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers.common.depths import depth_attrs
+from raincast.ingest.readers.common.odim_file import Image, attributes, h5py_files, images, is_odim
+from raincast.ingest.readers.common.unpack import in_member
+from raincast.ingest.readers.common.values import equals, is_nan
 from raincast.ingest.readers.polar import POLAR_OBJECTS, refuse
-from raincast.ingest.special_codes import equals, is_nan
-from raincast.ingest.unpacked import in_member
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -16,13 +16,13 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.ingest.depths import depth_attrs
-from raincast.ingest.odim_file import stated_time
-from raincast.ingest.raster import open_raster, raster_grid
 from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers.common.depths import depth_attrs
+from raincast.ingest.readers.common.odim_file import stated_time
+from raincast.ingest.readers.common.tiff import open_raster, raster_grid
+from raincast.ingest.readers.common.tiff_items import find_items
+from raincast.ingest.readers.common.values import equals
 from raincast.ingest.readers.odim import ACCUMULATION, QUANTITIES
-from raincast.ingest.special_codes import equals
-from raincast.ingest.tiff_items import find_items
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -7,8 +7,8 @@ from typing import NoReturn
 import numpy as np
 import xarray as xr
 
-from raincast.ingest.packed import first_bytes
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, starts_with
+from raincast.ingest.readers.common.packed import first_bytes
 
 NEXRAD_SIGNATURES = (b"AR2V", b"ARCHIVE2")  # NOAA ICD 2620010, volume header record
 POLAR_OBJECTS = ("PVOL", "SCAN", "RAY", "AZIM", "ELEV")  # what/object of ODIM_H5

@@ -16,9 +16,16 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.projection import crs_in_metres
 from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.unpacked import Stream, at_end, first_bytes_inside, in_member, read_exactly, unpacked
+from raincast.ingest.readers.common.projection import crs_in_metres
+from raincast.ingest.readers.common.unpack import (
+    Stream,
+    at_end,
+    first_bytes_inside,
+    in_member,
+    read_exactly,
+    unpacked,
+)
 from raincast.schema import Grid
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -31,10 +31,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.corners import grid_between
-from raincast.ingest.projection import crs_in_metres
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
-from raincast.ingest.sevir_catalog import CORNERS, Event, events_by_name
+from raincast.ingest.readers.common.corners import grid_between
+from raincast.ingest.readers.common.projection import crs_in_metres
+from raincast.ingest.readers.common.sevir_catalog import CORNERS, Event, events_by_name
 from raincast.schema import Grid
 from raincast.transforms import ZR
 

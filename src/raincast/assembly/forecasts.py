@@ -1,0 +1,213 @@
+"""Checkpoint → Forecaster and Nowcaster, and the files that `python forecast.py` leaves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import raincast
+from raincast.assembly.parts import _with_channels, make, mapping
+from raincast.assembly.run import config_text
+from raincast.checkpoint import DATA_MODULES, Checkpoint, construct, read_checkpoint
+from raincast.system.provenance import commit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raincast.data.channels.declared import Channels
+    from raincast.forecaster import NetworkForecaster
+    from raincast.forecasting import Nowcaster, Outputs
+    from raincast.models.heads import Head
+    from raincast.transforms import Transform
+
+
+def load_forecaster(path: str | Path, *, device: str = "auto") -> "NetworkForecaster":
+    """The network in the checkpoint at `path`, ready to forecast on `device` (auto, cpu, cuda, cuda:1)."""
+    return forecaster_of(read_checkpoint(path), device=device)
+
+
+def forecaster_of(
+    checkpoint: Checkpoint, *, device: str = "auto", precision: str = "float32"
+) -> "NetworkForecaster":
+    """The network of a checkpoint that was read already; `precision` is one of `forecaster.PRECISIONS`."""
+    import torch
+
+    from raincast.forecaster import NetworkForecaster
+    from raincast.metrics.calibration import Calibration
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = mapping(OmegaConf.to_container(checkpoint.config, resolve=False))
+    # older checkpoints say nothing of a head: their networks gave the rate
+    net_head: Head = construct(config.get("head", {"_target_": "raincast.models.heads.RateHead"}))
+    inputs = checkpoint.inputs
+    net: nn.Module = construct(_with_channels(config["model"], net_head.num_channels, inputs))
+    transform: Transform = construct(config["transform"])
+    prefix = "network."
+    net.load_state_dict(
+        {key.removeprefix(prefix): w for key, w in checkpoint.state.items() if key.startswith(prefix)}
+    )
+    info = checkpoint.info
+    plain = info.get("calibration")
+    return NetworkForecaster(
+        net,
+        net_head,
+        transform,
+        name="network",
+        input_steps=info["input_steps"],
+        lead_steps=info["lead_steps"],
+        step_minutes=info["step_minutes"],
+        inputs=inputs,
+        device=device,
+        calibration=None if plain is None else Calibration.from_plain(plain),
+        precision=precision,
+    )
+
+
+def nowcaster(
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    thresholds: Sequence[float] | None = None,
+    calibrated: bool = True,
+    attrs: Mapping[str, Any] | None = None,
+    channels: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> "Nowcaster":
+    """The network of a checkpoint as what makes forecast files, `attrs` and its own origin in each of them.
+
+    `thresholds` (mm/h, increasing) are those of the probabilities; None: those it is calibrated at, or
+    that training scored if its head gives probabilities. `calibrated=False` leaves its calibration aside.
+    `channels` says where those beside the rain lie, if elsewhere than in training: {NAME: {path: …}}.
+    `settings` are `Nowcaster`'s.
+    """
+    from raincast.forecasting import Nowcaster
+    from raincast.forecasting.fit import Trained
+
+    forecaster = forecaster_of(checkpoint, device=device, precision=precision)
+    if not calibrated:
+        forecaster.calibration = None
+    if thresholds is None and forecaster.calibration is not None:
+        thresholds = forecaster.calibration.thresholds
+    elif thresholds is None:
+        scored = checkpoint.config.metrics.thresholds
+        thresholds = [float(t) for t in scored] if forecaster.probabilistic else []
+    return Nowcaster(
+        forecaster,
+        # checkpoints from before gap budgets do not state one
+        Trained.of(checkpoint.info, int(checkpoint.config.data.get("max_missing", 0))),
+        thresholds=[float(t) for t in thresholds],
+        attrs=provenance(checkpoint) | dict(attrs or {}),
+        channels=_channels(declared_channels(checkpoint), channels or {}),
+        **settings,
+    )
+
+
+def load_nowcaster(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    thresholds: Sequence[float] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+    channels: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> "Nowcaster":
+    """As `nowcaster`, from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2)."""
+    from raincast.forecasting import Nowcaster
+    from raincast.forecasting.exported import SUFFIXES, ExportedForecaster
+
+    if Path(path).suffix not in SUFFIXES:
+        return nowcaster(
+            read_checkpoint(path),
+            device=device,
+            thresholds=thresholds,
+            attrs=attrs,
+            channels=channels,
+            **settings,
+        )
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device={device}: exported networks run on the CPU. Take a checkpoint, or device=cpu.")
+    exported = ExportedForecaster(path)
+    if settings.pop("precision", "float32") != "float32":
+        raise ValueError(f"precision: {path} computes in float32. Take a checkpoint, or precision=float32.")
+    settings.pop("calibrated", None)
+    own = {"title": "Precipitation nowcast", "source": f"raincast {raincast.__version__}, {Path(path).name}"}
+    return Nowcaster(
+        exported,
+        exported.trained,
+        thresholds=[float(t) for t in thresholds or ()],
+        attrs=own | exported.provenance | {"raincast_commit": commit()} | dict(attrs or {}),
+        channels=_channels(exported.channels, channels or {}),
+        **settings,
+    )
+
+
+def nowcaster_of(cfg: DictConfig, device: str | None = None, memory_gib: float | None = None) -> "Nowcaster":
+    """The nowcaster of `conf/forecast.yaml`'s settings, or on another device and in other memory."""
+    from raincast.forecasting.memory import Memory
+
+    return load_nowcaster(
+        cfg.checkpoint,
+        device=device or cfg.device,
+        precision=cfg.precision,
+        thresholds=cfg.exceedance,
+        calibrated=cfg.calibrated,
+        channels=cfg.channels,
+        lead_steps=cfg.lead_steps,
+        max_missing=cfg.max_missing,
+        other_grid=cfg.other_grid,
+        reach=cfg.reach,
+        products=make(cfg.products),
+        memory=Memory(memory_gib or cfg.memory_gib, overlap=cfg.tile_overlap),
+        attrs={"input": str(cfg.watch or cfg.input), "forecast_config": config_text(cfg)},
+    )
+
+
+def outputs(cfg: DictConfig) -> "Outputs":
+    """The files that `conf/forecast.yaml`'s settings ask for."""
+    from raincast.forecasting import Outputs
+
+    return Outputs(
+        formats=list(cfg.formats),
+        for_pysteps=cfg.for_pysteps,
+        animation=cfg.animation,
+        pictures=cfg.pictures,
+        time_zone=cfg.time_zone,
+        coastlines=cfg.coastlines,
+        places=cfg.places,
+    )
+
+
+def declared_channels(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The channels that a network was trained with, as its config has them."""
+    return mapping(OmegaConf.to_container(checkpoint.config.data, resolve=True)).get("channels") or {}
+
+
+def _channels(trained: Mapping[str, Any], others: Mapping[str, Any]) -> "Channels":
+    """The channels that a network was trained with, and what is other now."""
+    from raincast.data.channels.declared import Channels
+
+    if unknown := [name for name in others if name not in trained]:
+        raise ValueError(
+            f"channels.{unknown[0]}: beside rain the network was trained with {', '.join(trained) or 'nothing'}."
+        )
+    nodes = {name: {**node, **others.get(name, {})} for name, node in trained.items()}
+    return Channels(construct(nodes, modules=DATA_MODULES))
+
+
+def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Where a network's forecasts come from, as global attributes."""
+    version = raincast.__version__
+    return {
+        "title": "Precipitation nowcast",
+        "source": f"raincast {version}, {checkpoint.config.model._target_.rpartition('.')[2]}",
+        "raincast_version": version,
+        "raincast_commit": commit(),
+        "checkpoint": str(checkpoint.path),
+        "checkpoint_sha256": checkpoint.sha256,
+        "training_data": checkpoint.info["archive"]["identity"],
+        "split_hash": checkpoint.info["split_hash"],
+        "config": checkpoint.info["config"],
+    }

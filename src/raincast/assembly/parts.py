@@ -1,0 +1,192 @@
+"""Config → the parts that commands are made of: archive, data, network, metrics, baselines, readers.
+
+Heavy packages are imported inside the functions that need them, so that a mistyped key is answered at once.
+"""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from raincast.data.channels.declared import Channels
+    from raincast.data.datamodule import RadarDataModule
+    from raincast.evaluation import Metrics
+    from raincast.forecaster import Forecaster, Inputs
+    from raincast.ingest.readers import Reader
+    from raincast.models.heads import Head
+    from raincast.schema import Grid
+
+log = logging.getLogger(__name__)
+
+
+def make(node: Any, **arguments: Any) -> Any:
+    """The object that a config's `_target_` names; dataclasses stay what they are, lists are lists."""
+    return instantiate(node, _convert_="object", **arguments)
+
+
+def archive_path(cfg: DictConfig, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The archive to train on: the configured one, or the built-in one, which is built on first use."""
+    if cfg.data.archive is not None:
+        return Path(cfg.data.archive)
+    from filelock import FileLock
+
+    from raincast.synthetic import build_builtin_archive
+
+    path = Path(cfg.paths.data_dir) / "builtin"
+    log.warning(
+        "No archive is configured, so this run uses the built-in archive of synthetic storms in %s.\n"
+        "To train on radar instead: python ingest.py files='…' archive=data/NAME, then add data.archive=data/NAME",
+        path,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the other processes of a run, and other runs, wait here until the days are there
+    with FileLock(path.with_name(".builtin.lock")):
+        build_builtin_archive(path, progress=progress)
+    return path
+
+
+def datamodule(cfg: DictConfig, archive: Path) -> "RadarDataModule":
+    """The datamodule of `cfg.data` on `archive`."""
+    return datamodule_of(mapping(OmegaConf.to_container(cfg.data, resolve=True)), archive)
+
+
+def datamodule_of(data: Mapping[str, Any], archive: Path) -> "RadarDataModule":
+    """The datamodule of plain settings, which may come from another process."""
+    module: RadarDataModule = make({**data, "archive": str(archive)})
+    return module
+
+
+def head(cfg: DictConfig) -> "Head":
+    """The head of `cfg.head`, once it is sure that `cfg.loss` finds in it what it needs."""
+    try:
+        OmegaConf.to_container(cfg.loss, resolve=True)
+    except InterpolationKeyError as error:
+        raise ValueError(
+            f"{cfg.loss._target_} does not belong to {cfg.head._target_}: {str(error).splitlines()[0]}. "
+            "Choose the head with head=… and leave loss=… out: each head brings its own."
+        ) from error
+    made: Head = make(cfg.head)
+    return made
+
+
+def network(model: Mapping[str, Any], *, num_channels: int = 1, inputs: "Inputs | None" = None) -> "nn.Module":
+    """The network of a model config: the channels of `inputs` (rain, by default) in, those of its head out."""
+    built: nn.Module = make(_with_channels(model, num_channels, inputs))
+    return built
+
+
+def _with_channels(model: Mapping[str, Any], num_channels: int, inputs: "Inputs | None") -> dict[str, Any]:
+    """`model` with the numbers of its channels; ValueError where it states others, or cannot have them."""
+    seen, known = (inputs.num_channels, len(inputs.future)) if inputs else (1, 0)
+    for key, number, whose, source in (
+        ("out_channels", num_channels, f"the head reads {num_channels}", "the head"),
+        ("in_channels", seen, f"data.channels and the rain are {seen}", "data.channels"),
+    ):
+        if model.get(key, number) != number:
+            raise ValueError(
+                f"model.{key}={model[key]}, but {whose} channels. Leave model.{key} out (~model.{key}): it "
+                f"follows from {source}."
+            )
+    numbers = {"out_channels": num_channels, "in_channels": seen}
+    if known:
+        target = str(model["_target_"])
+        if "future_channels" not in inspect.signature(get_object(target)).parameters:
+            raise ValueError(
+                f"{target.rpartition('.')[2]} takes no channels that are known in advance; data.channels has "
+                f"{known}. Give them the role past, or take another network, as model=convlstm."
+            )
+        numbers["future_channels"] = known
+    return {**model, **numbers}
+
+
+def channels(cfg: DictConfig) -> "Channels":
+    """What `cfg.data.channels` declares; no file is opened."""
+    from raincast.data.channels.declared import Channels
+
+    declared = OmegaConf.to_container(cfg.data.channels, resolve=True) if cfg.data.get("channels") else {}
+    return Channels(make(declared))
+
+
+def check_crop(data: "RadarDataModule", net: "nn.Module", crop: int | None) -> None:
+    """A training crop must be a multiple of the network's stride; whole frames of any size are padded."""
+    stride = int(getattr(net, "stride", 1))
+    if crop is None or crop % stride == 0 or data.crop == data.archive.grid.shape:
+        return
+    below, above = crop // stride * stride, (crop // stride + 1) * stride
+    better = f"{below} or {above}" if below else str(above)
+    raise ValueError(
+        f"data.crop={crop} is not a multiple of the network's stride {stride}: a part of every crop would be "
+        f"padding. Take data.crop={better}."
+    )
+
+
+def metrics(cfg: DictConfig, data: "RadarDataModule") -> "Metrics":
+    """What `cfg.metrics` scores, once it is sure that it can on these windows; its goal is training's alone."""
+    from raincast.evaluation import Scoring
+
+    settings = mapping(OmegaConf.to_container(cfg.metrics, resolve=True))
+    for key in ("goal", "goal_mode"):
+        settings.pop(key, None)
+    made: Metrics = make({"_target_": "raincast.evaluation.Metrics", **settings})
+    grid = data.archive.grid
+    Scoring(made, data.archive.step_minutes, grid.pixel_km).check(data.lead_steps, data.eval_crop)
+    return made
+
+
+def check_baselines(cfg: DictConfig, names: list[str]) -> None:
+    """ValueError where `cfg.baseline` has not all of `names`."""
+    unknown = [name for name in names if name not in cfg.baseline]
+    if unknown:
+        raise ValueError(f"baselines: {', '.join(unknown)} unknown; there are {', '.join(cfg.baseline)}.")
+
+
+def baselines(cfg: DictConfig, names: list[str]) -> "list[Forecaster]":
+    """The baselines of `cfg.baseline` called `names`."""
+    check_baselines(cfg, names)
+    return [make(cfg.baseline[name]) for name in names]
+
+
+def located_baselines(cfg: DictConfig, data: "RadarDataModule") -> "list[Forecaster]":
+    """Those of `cfg.baselines`, told where and how far apart the pixels of `data` lie if they have to know."""
+    return [make_baseline() for make_baseline in baseline_makers(cfg, data).values()]
+
+
+def baseline_makers(cfg: DictConfig, data: "RadarDataModule") -> "dict[str, Callable[[], Forecaster]]":
+    """What makes each of `cfg.baselines`, in another process too; ValueError where one is unknown or wrong."""
+    made = baselines(cfg, list(cfg.baselines))
+    grid, step_minutes = data.archive.grid, data.archive.step_minutes
+    nodes = [mapping(OmegaConf.to_container(cfg.baseline[name], resolve=True)) for name in cfg.baselines]
+    return {
+        one.name: functools.partial(_located, node, grid, step_minutes)
+        for one, node in zip(made, nodes, strict=True)
+    }
+
+
+def _located(node: Mapping[str, Any], grid: "Grid", step_minutes: float) -> "Forecaster":
+    baseline: Forecaster = make(node)
+    if locate := getattr(baseline, "locate", None):
+        locate(grid, step_minutes)
+    return baseline
+
+
+def reader(cfg: DictConfig) -> "Reader":
+    """The reader of radar files of `cfg.source`, whose frames are within the limits of `cfg.quality`."""
+    from raincast.ingest.cleaned import Cleaned
+
+    made: Reader = Cleaned(make(cfg.source), make(cfg.quality))
+    return made
+
+
+def mapping(container: Any) -> dict[str, Any]:
+    """A container of OmegaConf that is a mapping."""
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

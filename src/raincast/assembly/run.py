@@ -1,0 +1,190 @@
+"""Config → a training run: what Lightning trains with, and what its checkpoints say of themselves."""
+
+import logging
+import netrc
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+import raincast
+from raincast.assembly.parts import make, mapping
+from raincast.checkpoint import CHECKPOINT_FORMAT, inputs_of
+
+if TYPE_CHECKING:
+    import lightning as L
+    from lightning.pytorch.loggers import Logger
+    from torch import nn
+
+    from raincast.data.datamodule import RadarDataModule
+    from raincast.models.heads import Head
+    from raincast.training.skill import Scores
+
+log = logging.getLogger(__name__)
+
+
+def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
+    """What a checkpoint says of itself, as plain data."""
+    import torch
+
+    y, x = data.archive.grid.y, data.archive.grid.x
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "raincast_version": raincast.__version__,
+        "torch_version": str(torch.__version__),
+        "config": config_text(cfg),
+        "step_minutes": data.archive.step_minutes,
+        "input_steps": data.input_steps,
+        "lead_steps": data.lead_steps,
+        "channels": data.channels.describe(),
+        "grid_spacing": [float(abs(axis[1] - axis[0])) if axis.size > 1 else 0.0 for axis in (y, x)],
+        "archive": {
+            "identity": data.archive.identity,
+            "more": [source.archive.identity for source in data.sources[1:]],
+            "source": str(data.archive.attrs.get("source", "unknown")),
+            "cell_methods": str(data.archive.rain_attrs.get("cell_methods", "unknown")),
+        },
+        "split_hash": data.split_hash,
+        "loggers": {},
+    }
+
+
+def config_text(cfg: DictConfig) -> str:
+    """The whole config as YAML, resolved."""
+    container = mapping(OmegaConf.to_container(cfg, resolve=True))
+    container.pop("hydra", None)
+    return OmegaConf.to_yaml(OmegaConf.create(container))
+
+
+def module(
+    cfg: DictConfig,
+    net: "nn.Module",
+    net_head: "Head",
+    info: dict[str, Any],
+    references: "Mapping[str, Scores] | None" = None,
+) -> "L.LightningModule":
+    """The LightningModule of a run; `references` are baselines' scores of the validation windows."""
+    from raincast.training.module import NowcastModule
+    from raincast.training.parallel import ShardedModule
+
+    transform = make(cfg.transform)
+    return (ShardedModule if is_sharded(cfg) else NowcastModule)(
+        net,
+        net_head,
+        transform,
+        # partial, or Hydra would turn the transform, a dataclass, into a config
+        make(cfg.loss, _partial_=True)(transform=transform),
+        make(cfg.optimizer),
+        thresholds=list(cfg.metrics.thresholds),
+        lead_steps=int(info["lead_steps"]),
+        step_minutes=float(info["step_minutes"]),
+        curriculum=make(cfg.curriculum),
+        metadata=info,
+        references=references,
+        inputs=inputs_of(info.get("channels", ())),
+    )
+
+
+def is_sharded(cfg: DictConfig) -> bool:
+    """Whether the processes of a run share its weights (trainer=fsdp)."""
+    target = OmegaConf.select(cfg, "trainer.strategy._target_")
+    sharded = bool(target == "raincast.training.parallel.Sharded")
+    if sharded and cfg.ema is not None:
+        raise ValueError(
+            f"ema={cfg.ema} averages whole weights, which trainer=fsdp has not: leave one of them out."
+        )
+    if sharded and OmegaConf.select(cfg, "curriculum.sampling") is not None:
+        raise ValueError(
+            "curriculum.sampling unrolls the network step by step, for which shared-out weights (fsdp) are "
+            "not whole. Take trainer=ddp, or curriculum.sampling=null."
+        )
+    return sharded
+
+
+def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callback]") -> "L.Trainer":
+    """The Trainer of `cfg.trainer`."""
+    from raincast.training.durable.checkpoint_io import DurableCheckpointIO
+
+    # partial, or Hydra would look for configs in the loggers and callbacks
+    prepared = make(cfg.trainer, _partial_=True)
+    built: L.Trainer = prepared(
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=cfg.paths.run_dir,
+        plugins=[*prepared.keywords.get("plugins", []), DurableCheckpointIO()],
+    )
+    return built
+
+
+def callbacks(cfg: DictConfig) -> "list[L.Callback]":
+    """The callbacks of `cfg.callbacks`, the averaged weights if asked for, and the notice on Ctrl-C."""
+    from raincast.training.averaging import AveragedWeights
+    from raincast.training.callbacks.progress import InterruptNotice
+
+    built = [make(node) for node in cfg.callbacks.values() if node is not None]
+    if cfg.ema is not None:
+        built.append(AveragedWeights(cfg.ema))
+    return [*built, InterruptNotice(last_checkpoint(cfg))]
+
+
+def last_checkpoint(cfg: DictConfig) -> Path:
+    """Where a run keeps its state after the newest epoch."""
+    return Path(cfg.callbacks.last.dirpath) / f"{cfg.callbacks.last.filename}.ckpt"
+
+
+def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Logger]":
+    """CSV always, and those of `cfg.logger`.
+
+    `resumed` holds the wandb run id of the run gone on with, after `step` steps of which its CSV file goes on.
+    """
+    from raincast.training.durable.csv_log import ContinuedCSVLogger
+
+    built: list[Logger] = [ContinuedCSVLogger(cfg.paths.run_dir, name="csv", step=step)]
+    for name, node in cfg.logger.items():
+        if name == "wandb":
+            node = _wandb_node(node, resumed.get("wandb"))
+        try:
+            built.append(make(node))
+        except Exception as error:
+            if name == "tensorboard" and "tensorboard" in str(error).lower():
+                raise ValueError(
+                    'logger=tensorboard needs the package tensorboard: pip install -e ".[tensorboard]", or '
+                    "take logger=csv or logger=wandb."
+                ) from error
+            raise
+    return built
+
+
+def _wandb_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    values = mapping(OmegaConf.to_container(node, resolve=True))
+    values["log_model"] = False  # Lightning would add every checkpoint, and none offline; the best goes at the end
+    if not values.get("offline") and (reason := _wandb_unreachable()):
+        log.warning("wandb logs offline: %s. Upload later with: wandb sync", reason)
+        values["offline"] = True
+    Path(str(values["save_dir"])).mkdir(parents=True, exist_ok=True)
+    return values | ({"id": run_id, "resume": "allow"} if run_id else {})
+
+
+def _wandb_unreachable() -> str | None:
+    """Why wandb cannot go online, or None; asked here because wandb itself waits more than a minute."""
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    name, _, port = host.partition(":")
+    if "WANDB_API_KEY" not in os.environ and not _in_netrc(name):
+        return "there is no API key (wandb login, or WANDB_API_KEY)"
+    try:
+        with socket.create_connection((name, int(port or 443)), timeout=3):
+            return None
+    except OSError as error:
+        return f"{host} is out of reach ({error})"
+
+
+def _in_netrc(host: str) -> bool:
+    """Whether `wandb login` left a key for `host`."""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

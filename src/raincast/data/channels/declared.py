@@ -1,0 +1,175 @@
+"""The channels that `data.channels` declares, together: their order, their vectors, their values on one grid."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+
+from raincast.data.channels import ROLES, Channel, Observed, Reader, Role, Site, Times, Values
+from raincast.data.channels.carried import Carried, Carrier, Layout
+from raincast.schema import Grid
+
+ALL = slice(None)
+
+
+class Covariates(TypedDict):
+    """The channels of a window, float32: past (T_in, P, H, W), static (S, H, W), future (T_out, F, H, W).
+
+    `past` holds the channels of the roles past, time and future, in the order in which they are declared. What no
+    channel needs is left out.
+    """
+
+    past: NotRequired[Values]
+    static: NotRequired[Values]
+    future: NotRequired[Values]
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """The declared channels by name, checked, in the order in which a network takes them."""
+
+    declared: Mapping[str, Channel]
+
+    def __post_init__(self) -> None:
+        """Refuse what has no role, and vectors of one component."""
+        for name, channel in self.declared.items():
+            if not isinstance(channel, Channel):
+                raise ValueError(
+                    f"data.channels.{name}={channel} is no channel: it needs a _target_, see conf/data/channels."
+                )
+            if channel.role not in ROLES:
+                raise ValueError(f"data.channels.{name}.role={channel.role}: take one of {', '.join(ROLES)}.")
+        for group in (self.past, self.static, self.future):
+            self._pairs(group)
+
+    @cached_property
+    def observed(self) -> bool:
+        """Whether the network is told where the rain was observed."""
+        return any(isinstance(channel, Observed) for channel in self.declared.values())
+
+    def _named(self, *roles: Role) -> tuple[str, ...]:
+        return tuple(
+            name
+            for name, channel in self.declared.items()
+            if channel.role in roles and not isinstance(channel, Observed)
+        )
+
+    @cached_property
+    def past(self) -> tuple[str, ...]:
+        """What is read at the times of the input frames."""
+        return self._named("past", "time", "future")
+
+    @cached_property
+    def static(self) -> tuple[str, ...]:
+        """What is read once."""
+        return self._named("static")
+
+    @cached_property
+    def future(self) -> tuple[str, ...]:
+        """What is also read at the times of the forecast frames."""
+        return self._named("future")
+
+    @property
+    def read_any(self) -> bool:
+        """Whether a window holds more than rain."""
+        return bool(self.past or self.static)
+
+    @cached_property
+    def pairs(self) -> dict[str, list[tuple[int, int]]]:
+        """Of each group (past, static, future) the numbers of the x and y components that turn together."""
+        return {name: self._pairs(getattr(self, name)) for name in ("past", "static", "future")}
+
+    def _pairs(self, group: Sequence[str]) -> list[tuple[int, int]]:
+        parts: dict[str, dict[str, int]] = {}
+        for number, name in enumerate(group):
+            vector = self.declared[name].vector
+            if vector is None:
+                continue
+            whole, _, axis = vector.rpartition(".")
+            if not whole or axis not in ("x", "y") or axis in parts.get(whole, {}):
+                raise ValueError(
+                    f"data.channels.{name}.vector={vector}: write wind.x for the component along x and wind.y for "
+                    "that along y, once each."
+                )
+            parts.setdefault(whole, {})[axis] = number
+        single = [whole for whole, found in parts.items() if len(found) < 2]
+        if single:
+            raise ValueError(
+                f"Of the vector {single[0]} of data.channels one component is declared, or each in another "
+                "role: when crops are turned, one becomes the other. Declare both alike, or leave `vector` out "
+                "and set data.augment=false."
+            )
+        return [(found["x"], found["y"]) for found in parts.values()]
+
+    def bind(self, site: Site) -> "BoundChannels":
+        """The channels on one grid."""
+        return BoundChannels(
+            self, {name: self.declared[name].bind(name, site) for name in (*self.past, *self.static)}, site.grid
+        )
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Plain data that say what a network sees, in its order: rain, where it was observed, past, static."""
+        seen: list[dict[str, Any]] = [{"name": "rain", "role": "target"}]
+        if self.observed:
+            seen.append({"name": "observed", "role": "past"})
+        for name in (*self.past, *self.static):
+            channel = self.declared[name]
+            transform: Any = channel.transform
+            cls = type(transform)
+            plain = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **asdict(transform)}
+            seen.append({"name": name, "role": channel.role, "transform": plain})
+        return seen
+
+
+@dataclass(frozen=True, eq=False)
+class BoundChannels:
+    """The channels of one grid."""
+
+    channels: Channels
+    readers: Mapping[str, Reader]
+    grid: Grid
+
+    def read(self, times: Times, input_steps: int, y: slice = slice(None), x: slice = slice(None)) -> Covariates:
+        """The channels of a window, whose `times` (T_in + T_out,) begin with those of the input frames."""
+        c = self.channels
+        series = {name: self.readers[name].read(self._times(name, times, input_steps), y, x) for name in c.past}
+        found = Covariates()
+        if c.past:
+            found["past"] = np.stack([series[name][:input_steps] for name in c.past], axis=1)
+        if c.future and times.size > input_steps:
+            found["future"] = np.stack([series[name][input_steps:] for name in c.future], axis=1)
+        if c.static:
+            found["static"] = self.static_maps()[:, y, x]
+        return found
+
+    def carry(
+        self, times: Times, input_steps: int, y: slice, x: slice, layouts: Mapping[str, Layout]
+    ) -> dict[str, Carried]:
+        """The same on its way to the device, by name, at input and lead times together; no static channels."""
+        carried = {}
+        for name in self.channels.past:
+            reader, own = self.readers[name], self._times(name, times, input_steps)
+            if isinstance(reader, Carrier):
+                carried[name] = reader.carry(own, y, x, layouts[name])
+            else:
+                carried[name] = Carried(frames=reader.read(own, y, x))
+        return carried
+
+    def layouts(self, times: Times, input_steps: int) -> dict[str, Layout]:
+        """How windows that last as long as `times` are carried."""
+        readers = {name: self.readers[name] for name in self.channels.past}
+        return {
+            name: reader.layout(self._times(name, times, input_steps))
+            for name, reader in readers.items()
+            if isinstance(reader, Carrier)
+        }
+
+    def static_maps(self) -> Values:
+        """Those of the role static, (S, H, W)."""
+        newest = np.zeros(1, "datetime64[ns]")  # they are the same at all times
+        return np.concatenate([self.readers[name].read(newest, ALL, ALL) for name in self.channels.static])
+
+    def _times(self, name: str, times: Times, input_steps: int) -> Times:
+        return times if name in self.channels.future else times[:input_steps]

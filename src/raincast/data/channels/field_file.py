@@ -1,0 +1,231 @@
+"""One file of a field: its variable on the archive's grid, read as it is stored."""
+
+import glob
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xarray as xr
+
+from raincast import schema
+from raincast.archive.head import DAMAGE, engine_of, open_plain
+from raincast.archive.open_part import RawVariable
+from raincast.data.channels import Site, Times, Values
+from raincast.data.channels.carried import CODE_DTYPES, unpacked
+from raincast.schema import Grid
+
+UNREADABLE = (*DAMAGE, OSError)
+FLOAT32 = np.dtype(np.float32)
+MOST_FILLS = 2
+
+
+def field_files(path: str, name: str) -> list[Path]:
+    """The files of the field `name` at `path`, sorted; FileNotFoundError where there are none."""
+    found = Path(path)
+    if found.is_dir() and found.suffix != ".zarr" and not (found / "zarr.json").exists():
+        files = sorted(found.glob("*.nc")) or sorted(found.glob("*.zarr"))
+    else:
+        # as in a shell: a path that exists may hold a *, and a pattern may be absolute
+        files = [found] if found.exists() else sorted(map(Path, glob.glob(path)))  # noqa: PTH207
+    if not files:
+        raise FileNotFoundError(
+            f"channels.{name}.path={path}: there is no such file, and no .nc or .zarr in it. Give the files that "
+            "hold the channel."
+        )
+    return files
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How a variable lies in its file: its axes (None, or the one place that is read), its type, its packing."""
+
+    axes: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+    scale: float
+    offset: float
+    fills: tuple[float, ...]
+
+    @classmethod
+    def of(cls, array: xr.DataArray, squeezed: list[str]) -> "_Stored":
+        """Of a variable whose codes xarray has decoded; ValueError where it holds no numbers."""
+        said = array.encoding
+        dtype = np.dtype(said.get("dtype", array.dtype)).newbyteorder("=")
+        turned = dtype.kind == "i" and str(said.get("_Unsigned")).lower() == "true"
+        if turned:  # as files have it that know no unsigned numbers
+            dtype = np.dtype(f"u{dtype.itemsize}")
+        if dtype.kind not in "iufb":
+            raise ValueError(f"{array.name} is of type {dtype}: a channel holds numbers.")
+        given = [
+            float(value)
+            for key in ("_FillValue", "missing_value")
+            for value in np.ravel(said.get(key, []))
+            if np.isfinite(value)
+        ]
+        if turned:
+            given = [value % 2.0 ** (8 * dtype.itemsize) for value in given]
+        elif dtype.kind == "f":  # an attribute may be wider than what it is compared with
+            given = [float(dtype.type(value)) for value in given]
+        axes = tuple(0 if dim in squeezed else None for dim in array.dims)
+        scale = float(np.ravel(said.get("scale_factor", 1.0))[0])
+        offset = float(np.ravel(said.get("add_offset", 0.0))[0])
+        return cls(axes, dtype, scale, offset, tuple(dict.fromkeys(given)))
+
+    @property
+    def carried(self) -> np.dtype[Any]:
+        """The type in which it travels."""
+        return self.dtype if self.dtype in CODE_DTYPES and len(self.fills) <= MOST_FILLS else FLOAT32
+
+    @property
+    def packing(self) -> npt.NDArray[np.float64]:
+        """As `carried.Carried` has it, with any number of codes for missing."""
+        return np.array([self.scale, self.offset, *self.fills, *[np.nan] * (MOST_FILLS - len(self.fills))])
+
+    def values(self, raw: npt.NDArray[Any]) -> Values:
+        """In its own unit, NaN for missing."""
+        plain = self.dtype == FLOAT32 and (self.scale, self.offset, self.fills) == (1.0, 0.0, ())
+        found: Values = raw if plain else unpacked(torch.from_numpy(raw), torch.from_numpy(self.packing)).numpy()
+        return found
+
+
+@dataclass(eq=False)
+class FieldFile:
+    """One file: the variable on the archive's grid, opened anew in each process."""
+
+    path: Path
+    variable: str
+    times: Times | None
+    flips: tuple[slice, slice]
+    shape: tuple[int, int]
+    stored: _Stored
+    num_files: int = 1
+    _open: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, path: Path, variable: str, name: str, site: Site, *, num_files: int = 1) -> "FieldFile":
+        """One of `num_files` of a field; ValueError for no such variable and another grid."""
+        try:
+            with _open(path) as dataset:
+                if variable not in dataset.data_vars:
+                    there = ", ".join(map(str, dataset.data_vars)) or "nothing"
+                    raise ValueError(
+                        f"there is no variable {variable}, but {there}. Set channels.{name}.variable=…"
+                    )
+                whole = dataset[variable]
+                single = _lengths_of_one(whole)
+                stored = _Stored.of(whole, single)
+                array = whole.squeeze(single, drop=True)
+                time = _time_axis(array)
+                y, x = _space_axes(array, time)
+                flips = _flips(dataset, array, (y, x), site)
+                times = None if time is None else array[time].values.astype("datetime64[ns]")
+        except UNREADABLE as error:
+            raise ValueError(f"channels.{name}: {path}: {error}") from error
+        if times is not None and (np.diff(times) <= np.timedelta64(0)).any():
+            raise ValueError(f"channels.{name}: the times of {path} do not ascend, or repeat.")
+        return cls(path, variable, times, flips, site.grid.shape, stored, num_files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind: an HDF5 handle that crosses a fork reads garbage."""
+        return self.__dict__ | {"_open": {}}
+
+    @property
+    def first(self) -> np.datetime64:
+        """The time of its first value."""
+        assert self.times is not None
+        first: np.datetime64 = self.times[0]
+        return first
+
+    def read_values(self, times: slice | None, y: slice, x: slice) -> Values:
+        """(T, H, W) in the variable's unit, NaN for missing; (1, H, W) where there is no time axis."""
+        return self.stored.values(self.read(times, y, x))
+
+    def read(self, times: slice | None, y: slice, x: slice) -> npt.NDArray[Any]:
+        """The same in the numbers of the file."""
+        rows, columns = (
+            _flipped(s, flip, size) for s, flip, size in zip((y, x), self.flips, self.shape, strict=True)
+        )
+        wanted = iter((rows, columns) if times is None else (times, rows, columns))
+        index = tuple(next(wanted) if number is None else number for number in self.stored.axes)
+        try:
+            found = self._read(index)
+        except UNREADABLE as error:
+            raise ValueError(f"{self.path} cannot be read: {error}") from error
+        # in the byte order of this machine; a number that stands for an unsigned one is that one
+        native = found.astype(found.dtype.newbyteorder("="), copy=False)
+        numbers = native.view(self.stored.dtype) if self.stored.dtype.kind == "u" else native
+        raw = np.ascontiguousarray(numbers[..., *self.flips])
+        return raw[None] if times is None else raw
+
+    def _read(self, index: tuple[slice | int, ...]) -> npt.NDArray[Any]:
+        process = os.getpid()
+        if process not in self._open:
+            if engine_of(self.path) == "netcdf4":
+                self._open[process] = RawVariable.of(self.path, self.variable, self.num_files)
+            else:
+                self._open[process] = _open(self.path, mask_and_scale=False)[self.variable].variable
+        source = self._open[process]
+        found: npt.NDArray[Any] = (
+            source.read(*index) if isinstance(source, RawVariable) else np.asarray(source[index].values)
+        )
+        return found
+
+
+def _open(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
+    # a variable in minutes is a number too
+    return open_plain(path, mask_and_scale=mask_and_scale, decode_timedelta=False)
+
+
+def _time_axis(array: xr.DataArray) -> str | None:
+    found = [str(d) for d in array.dims if d in array.coords and np.issubdtype(array[d].dtype, np.datetime64)]
+    return found[0] if found else None
+
+
+def _lengths_of_one(array: xr.DataArray) -> list[str]:
+    """Axes of one level or one member; of a time, which may be the only one, the axis stays."""
+    time = _time_axis(array)
+    space = [str(d) for d in array.dims if str(d) != time][-2:]
+    return [str(d) for d in array.dims if array.sizes[d] == 1 and str(d) != time and str(d) not in space]
+
+
+def _space_axes(array: xr.DataArray, time: str | None) -> tuple[str, str]:
+    space = [str(d) for d in array.dims if str(d) != time]
+    if (
+        len(space) != 2
+        or (time is not None and array.dims[0] != time)
+        or any(d not in array.coords for d in space)
+    ):
+        raise ValueError(
+            f"{array.name} has the axes {array.dims}: it has to be (time, y, x) or (y, x), with coordinates. "
+            "Choose a level, and write it anew."
+        )
+    return space[0], space[1]
+
+
+def _flips(dataset: xr.Dataset, array: xr.DataArray, axes: tuple[str, str], site: Site) -> tuple[slice, slice]:
+    """How rows and columns are put in the archive's order; ValueError where the pixels are others."""
+    y, x = (
+        array[axis].values.astype(np.float64) * (1000.0 if array[axis].attrs.get("units") == "km" else 1.0)
+        for axis in axes
+    )
+    wkt = (
+        schema.find_crs_wkt(dataset, str(array.name)) or site.grid.crs_wkt
+    )  # many say none: then it is the archive's
+    for rows in (slice(None), slice(None, None, -1)):
+        for columns in (slice(None), slice(None, None, -1)):
+            if site.grid.same_as(Grid(y[rows], x[columns], wkt)):
+                return rows, columns
+    raise ValueError(
+        f"{array.name} is on a grid of {y.size}×{x.size} pixels from {y[0]:g}, {x[0]:g} to {y[-1]:g}, {x[-1]:g}; "
+        f"{site.label} has {site.grid.y.size}×{site.grid.x.size} from {site.grid.y[0]:g}, {site.grid.x[0]:g} to "
+        f"{site.grid.y[-1]:g}, {site.grid.x[-1]:g}. Bring it onto the archive's grid first, for example with "
+        "rioxarray's reproject_match."
+    )
+
+
+def _flipped(wanted: slice, flip: slice, size: int) -> slice:
+    start, stop, _ = wanted.indices(size)
+    return slice(start, stop) if flip.step is None else slice(size - stop, size - start)

@@ -1,0 +1,142 @@
+"""Sections of an evaluation's page on probabilities and ensembles; empty where their scores are not there."""
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast.evaluation.report import probability_figures as figures
+from raincast.evaluation.report import score_figures
+from raincast.evaluation.report.score_axes import look, shown
+from raincast.evaluation.report.tables import lead_minutes
+from raincast.schema import LEAD_TIME
+
+Floats = npt.NDArray[np.float64]
+RocPanels = dict[str, dict[str, tuple[Floats, Floats, float]]]
+
+BEFORE = ", before calibration"
+BINS = "sum_probability_"
+
+
+def probabilities(scores: xr.Dataset) -> str:
+    """Whether what is called likely comes, and whether it can be told from what does not."""
+    return reliability(scores) + roc(scores)
+
+
+def reliability(scores: xr.Dataset) -> str:
+    """Observed frequency against stated probability."""
+    curves = reliability_curves(scores)
+    if not curves:
+        return ""
+    looks = {}
+    for number, name in enumerate(scores["forecaster"].values):
+        own = look(number)
+        looks[str(name)] = own
+        looks[f"{name}{BEFORE}"] = own | {"linestyle": ":", "markerfacecolor": "white"}
+    return shown(
+        figures.reliability_diagram(curves, looks=looks),
+        "reliability diagram: observed frequency against stated probability",
+        "All lead times together. On the diagonal, of what is called 30 % three in ten come; below it the "
+        "forecaster is too sure. Below, how many pixels were given each probability.",
+    )
+
+
+def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, Floats, Floats]]]:
+    """Panels of `figures.reliability_diagram`, all lead times and events together."""
+    curves: dict[str, dict[str, tuple[Floats, Floats, Floats]]] = {}
+    for label, prefix in {"": BINS, BEFORE: "sum_uncalibrated_probability_"}.items():
+        names = [f"{prefix}{name}" for name in ("probability", "events", "forecasts")]
+        if any(name not in scores for name in names):
+            continue
+        stated, events, number = (scores[name].sum(["event", LEAD_TIME]).astype(float) for name in names)
+        for t in scores["threshold"].values:
+            panel = curves.setdefault(f"rain ≥ {t:g} mm/h", {})
+            for name in scores["forecaster"].values:
+                at = {"forecaster": name, "threshold": t}
+                count = number.sel(at).values
+                if count.sum() == 0:  # one that states no probabilities
+                    continue
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    panel[f"{name}{label}"] = (
+                        stated.sel(at).values / count,
+                        events.sel(at).values / count,
+                        count,
+                    )
+    return {title: panel for title, panel in curves.items() if panel}
+
+
+def roc(scores: xr.Dataset) -> str:
+    """The ROC half-way through the lead times, and unfolded at the first and the last."""
+    if any(f"{BINS}{name}" not in scores for name in ("forecasts", "events", "probability")):
+        return ""
+    numbers = {str(name): number for number, name in enumerate(scores["forecaster"].values)}
+    last = scores.sizes[LEAD_TIME] - 1
+
+    def drawn(lead: int, note: str = "") -> str:
+        curves = roc_curves(scores, lead)
+        if not curves:
+            return ""
+        at = f"+{lead_minutes(scores)[lead]:g} min"
+        return shown(figures.roc_diagram(curves, numbers=numbers), f"ROC at {at}", f"ROC at {at}. {note}")
+
+    middle = drawn(
+        last // 2,
+        "Warn wherever rain so hard is at least so likely: from never (lower left) to always. The further to the "
+        "upper left, the better events are told from the rest; on the dashed line not at all.",
+    )
+    others = "".join(map(drawn, sorted({0, last} - {last // 2})))
+    if others:
+        others = f"<details><summary>at the first and the last lead time</summary>{others}</details>"
+    return middle + others
+
+
+def roc_curves(scores: xr.Dataset, lead: int) -> RocPanels:
+    """Panels of `probability_figures.roc_diagram` at lead number `lead`, all events together."""
+    import torch
+
+    from raincast.metrics import probabilistic
+
+    summed = {
+        name: scores[f"{BINS}{name}"].isel({LEAD_TIME: lead}).sum("event") for name in ("forecasts", "events")
+    }
+    curves: RocPanels = {}
+    for t in scores["threshold"].values:
+        panel = {}
+        for name in map(str, scores["forecaster"].values):
+            at = {"forecaster": name, "threshold": t}
+            forecasts, events = (torch.tensor(part.sel(at).values) for part in summed.values())
+            if not forecasts.any():  # one that states no probabilities
+                continue
+            unused = torch.zeros(forecasts.shape, dtype=torch.float64)
+            sums = probabilistic.BinSums(forecasts, events, unused, unused)
+            pofd, pod = probabilistic.roc(sums)
+            panel[name] = pofd.numpy(), pod.numpy(), float(probabilistic.roc_area(sums))
+        if panel:
+            curves[f"rain ≥ {t:g} mm/h"] = panel
+    return curves
+
+
+def ensembles(scores: xr.Dataset) -> str:
+    """CRPS, spread and rank histograms."""
+    if "sum_ensemble_ranks" not in scores:
+        return ""
+    ranks = scores["sum_ensemble_ranks"].sum(["event", LEAD_TIME])
+    counts, numbers = {}, {}
+    for number, name in enumerate(map(str, scores["forecaster"].values)):
+        own = ranks.sel(forecaster=name).values.astype(np.float64)
+        if own.sum():
+            counts[name], numbers[name] = own[: np.flatnonzero(own)[-1] + 1], number
+    if not counts:
+        return ""
+    members = scores.sel(forecaster=list(counts))
+    titles = {"crps": "CRPS (mm/h)", "spread_error_ratio": "spread / RMSE of the mean", "spread": "spread (mm/h)"}
+    panels = {title: members[name] for name, title in titles.items() if name in members}
+    return shown(
+        score_figures.lead_curves(members, panels, numbers=numbers),
+        "scores of the ensembles against lead time",
+        "CRPS is the error of the whole ensemble, in mm/h. A ratio below 1 says that the members differ less than "
+        "they err: they are too sure.",
+    ) + shown(
+        figures.rank_histograms(counts, numbers=numbers),
+        "rank histograms of the ensembles",
+        "All lead times. High ends: it often rains harder or less than in any member.",
+    )

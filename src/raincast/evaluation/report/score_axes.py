@@ -1,0 +1,82 @@
+"""What figures of scores share: panels, legend, how each forecaster looks, and how a figure stands on a page.
+
+A forecaster has the same colour, marker and dash in every figure.
+"""
+
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from raincast.plotting import page
+from raincast.plotting.pictures import CURVE_COLOURS, CURVE_MARKERS
+
+OBSERVED_COLOUR = "#555555"
+GUIDE_COLOUR = "#8b969f"
+GRID_COLOUR = "#dddddd"
+MOST_COLUMNS = 3
+
+
+def shown(figure: Figure, alt: str, note: str = "") -> str:
+    """A figure as HTML, below a note."""
+    said = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    return said + page.picture(svg(figure), alt)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG: sharp at any size, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "raincast"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def look(number: int) -> dict[str, Any]:
+    """How forecaster `number` is drawn."""
+    return {
+        "color": CURVE_COLOURS[number % len(CURVE_COLOURS)],
+        "marker": CURVE_MARKERS[number % len(CURVE_MARKERS)],
+        # more forecasters than colours: the next round is dashed
+        "linestyle": ("-", "--", ":")[number // len(CURVE_COLOURS) % 3],
+    }
+
+
+def panel_grid(num_panels: int, *, height: float = 2.7) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels in rows, each `height` inches high."""
+    columns = 4 if num_panels == 4 else min(MOST_COLUMNS, num_panels)
+    rows = -(-num_panels // columns)
+    figure = Figure(figsize=(1.0 + 3.6 * columns, 0.8 + height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    spaced(figure)
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for unused in axes[num_panels:]:
+        unused.set_axis_off()
+    return figure, axes[:num_panels]
+
+
+def spaced(figure: Figure) -> None:
+    """Room between panels."""
+    engine: Any = figure.get_layout_engine()
+    engine.set(hspace=0.06, wspace=0.04)
+
+
+def tidy(axis: Axes) -> None:
+    """Thin grid, small figures, no frame above and to the right."""
+    axis.grid(color=GRID_COLOUR, linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=7)
+
+
+def with_legend(figure: Figure, axes: Sequence[Axes]) -> Figure:
+    """The legend of the first of `axes`, for all of them, below the figure."""
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False
+    )
+    return figure

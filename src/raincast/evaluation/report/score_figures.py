@@ -1,0 +1,193 @@
+"""Scores as figures of the evaluation's page and of papers: curves, performance, spectra, by event.
+
+`scores` is the Dataset of an evaluation. Looks and panels are those of `score_axes`.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from raincast.evaluation.report.probability_figures import rank_histograms, reliability_diagram, roc_diagram
+from raincast.evaluation.report.score_axes import OBSERVED_COLOUR, look, panel_grid, svg, tidy, with_legend
+from raincast.evaluation.report.tables import lead_minutes
+from raincast.schema import LEAD_TIME
+
+__all__ = [
+    "dot_panels",
+    "dots",
+    "lead_curves",
+    "look",
+    "performance_diagram",
+    "rank_histograms",
+    "reliability_diagram",
+    "roc_diagram",
+    "spectra",
+    "svg",
+]
+
+_WAVELENGTHS = [digit * 10.0**power for power in range(-1, 4) for digit in (1, 2, 5)]  # km
+
+
+def lead_curves(
+    scores: xr.Dataset,
+    panels: Mapping[str, xr.DataArray],
+    *,
+    bands: Mapping[str, tuple[xr.DataArray, xr.DataArray]] | None = None,
+    numbers: Mapping[str, int] | None = None,
+) -> Figure:
+    """Curves against lead time: a panel a title of `panels`, each (forecaster, lead_time).
+
+    `bands` are ends of intervals by the same titles, drawn as shades. `numbers` say how forecasters look where
+    not all are drawn.
+    """
+    figure, axes = panel_grid(len(panels))
+    minutes = lead_minutes(scores)
+    for (title, values), axis in zip(panels.items(), axes, strict=True):
+        values = values.transpose("forecaster", LEAD_TIME)
+        for place, name in enumerate(map(str, values["forecaster"].values)):
+            number = numbers[name] if numbers else place
+            axis.plot(minutes, values.values[place], label=name, markersize=4, linewidth=1.6, **look(number))
+            if bands and title in bands:
+                low, high = (end.sel(forecaster=name).values for end in bands[title])
+                axis.fill_between(minutes, low, high, color=look(number)["color"], alpha=0.15, linewidth=0)
+        if not np.isfinite(values.values).any():
+            axis.text(0.5, 0.5, "undefined:\nno event", transform=axis.transAxes, ha="center", va="center")
+        elif np.nanmin(values.values) >= 0:
+            axis.set_ylim(bottom=0.0)
+        axis.set_xlim(0.0, float(minutes.max()) * 1.04)
+        axis.set_xlabel("lead time (min)", fontsize=8)
+        axis.set_title(title, fontsize=10)
+        tidy(axis)
+    return with_legend(figure, axes)
+
+
+def performance_diagram(scores: xr.Dataset, thresholds: Sequence[float]) -> Figure:
+    """POD against success ratio (Roebber 2009): a panel a threshold, a line a forecaster over its lead times.
+
+    The large marker is the first lead time. Curved lines are of equal CSI, straight ones of equal bias.
+    """
+    figure, axes = panel_grid(len(thresholds), height=3.5)
+    for threshold, axis in zip(thresholds, axes, strict=True):
+        _performance_lines(axis)
+        chosen = scores.sel(threshold=threshold)
+        pod, success = chosen["pod"], 1 - chosen["far"]
+        for number, name in enumerate(scores["forecaster"].values):
+            x, y = success.sel(forecaster=name).values, pod.sel(forecaster=name).values
+            style = look(number)
+            axis.plot(x, y, label=str(name), markersize=3.5, linewidth=1.2, clip_on=False, **style)
+            axis.plot(x[:1], y[:1], color=style["color"], marker=style["marker"], markersize=9, clip_on=False)
+        axis.set(xlim=(0, 1), ylim=(0, 1))
+        axis.set_aspect("equal")
+        axis.set_title(f"rain ≥ {threshold:g} mm/h", fontsize=10)
+        axis.set_xlabel("success ratio (1 − FAR)", fontsize=8)
+        axis.set_ylabel("POD", fontsize=8)
+        axis.tick_params(labelsize=7)
+    return with_legend(figure, axes)
+
+
+def _performance_lines(axis: Axes) -> None:
+    ratio = np.linspace(0.005, 1, 200)
+    x, y = np.meshgrid(ratio, ratio)
+    csi = 1 / (1 / x + 1 / y - 1)
+    lines = axis.contour(x, y, csi, levels=np.arange(0.1, 1, 0.1), colors="#b8c1c8", linewidths=0.7)
+    axis.clabel(lines, fmt="%.1f", fontsize=6)
+    for bias in (0.25, 0.5, 1, 2, 4):
+        axis.plot([0, 1], [0, bias], color="#b8c1c8", linewidth=0.7, linestyle="--")
+        end = (1.0, bias) if bias <= 1 else (1 / bias, 1.0)
+        at = (end[0] * 0.93, end[1] * 0.93)
+        axis.text(*at, f"{bias:g}", fontsize=6, color="#5a6772", ha="center", va="center",
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
+
+
+def spectra(scores: xr.Dataset, leads: Sequence[int]) -> Figure:
+    """Power against wavelength at lead numbers `leads`, and the share of the observed power against both.
+
+    `scores` has `spectrum`, `observed_spectrum` and `spectrum_ratio` by (forecaster, wavelength, lead_time).
+    """
+    minutes = lead_minutes(scores)
+    km = scores["wavelength"].values
+    shown = np.isfinite(km) & (km > 0)
+    figure, axes = panel_grid(len(leads) + ("effective_resolution" in scores))
+    for lead, axis in zip(leads, axes, strict=False):
+        at = scores.isel({LEAD_TIME: lead})
+        observed = at["observed_spectrum"].isel(forecaster=0).values
+        axis.plot(km[shown], observed[shown], color=OBSERVED_COLOUR, linewidth=2.4, label="observed")
+        for number, name in enumerate(scores["forecaster"].values):
+            style = look(number) | {"marker": ""}
+            power = at["spectrum"].sel(forecaster=name).values
+            axis.plot(km[shown], power[shown], linewidth=1.4, label=str(name), **style)
+        axis.set(xscale="log", yscale="log")
+        axis.invert_xaxis()  # fine detail to the right, as in the literature
+        low, high = km[shown].min(), km[shown].max()
+        axis.set_xticks([at for at in _WAVELENGTHS if low <= at <= high], minor=False)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.set_xlabel("wavelength (km)", fontsize=8)
+        axis.set_ylabel("power (mm² h⁻²)", fontsize=8)
+        axis.set_title(f"+{minutes[lead]:g} min", fontsize=10)
+        tidy(axis)
+    if "effective_resolution" in scores:
+        axis = axes[len(leads)]
+        for number, name in enumerate(scores["forecaster"].values):
+            values = scores["effective_resolution"].sel(forecaster=name).values
+            axis.plot(minutes, values, markersize=4, linewidth=1.6, **look(number))
+        axis.set(xlabel="lead time (min)", title="effective resolution (km)", ylim=(0, None))
+        axis.title.set_fontsize(10)
+        axis.xaxis.label.set_fontsize(8)
+        tidy(axis)
+    return with_legend(figure, axes[:1])
+
+
+def dots(
+    values: xr.DataArray, dim: str, *, title: str, support: npt.NDArray[np.float64] | None = None, unit: str = ""
+) -> Figure:
+    """One score (forecaster, `dim`) as dots, a place a label of `dim`; below it `support`, by the same labels."""
+    return dot_panels({title: values}, dim, support=support, unit=unit)
+
+
+def dot_panels(
+    scores: Mapping[str, xr.DataArray],
+    dim: str,
+    *,
+    ratios: Collection[str] = (),
+    support: npt.NDArray[np.float64] | None = None,
+    unit: str = "",
+) -> Figure:
+    """Scores (forecaster, `dim`) by title, one below the other, as dots at each label of `dim`.
+
+    `ratios` are titles of those that are best at 1. `support`, by the same labels, is the lowest panel.
+    """
+    first = next(iter(scores.values()))
+    labels = [str(label) for label in first[dim].values]
+    width = float(np.clip(1.5 + 0.34 * len(labels), 6.0, 12.6))
+    heights = [2.9] + [1.9] * (len(scores) - 1) + [1.0] * (support is not None)
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    number = first.sizes["forecaster"]
+    at = np.arange(len(labels))
+    for axis, (title, values) in zip(axes, scores.items(), strict=False):
+        values = values.transpose("forecaster", dim)
+        for k, name in enumerate(values["forecaster"].values):
+            style = look(k) | {"linestyle": ""}
+            shift = 0.5 * ((k + 0.5) / number - 0.5)  # beside each other, or they hide each other
+            axis.plot(at + shift, values.values[k], label=str(name), markersize=5, clip_on=False, **style)
+        if title in ratios:
+            axis.axhline(1, color=OBSERVED_COLOUR, linestyle="--", linewidth=1)
+        if np.isfinite(values.values).any() and np.nanmin(values.values) >= 0:
+            axis.set_ylim(bottom=0)
+        axis.set_title(title, fontsize=10)
+    if support is not None:
+        axes[-1].bar(at, support, color="#9aa4ad", width=0.7)
+        axes[-1].set_ylabel(unit, fontsize=8)
+    every = max(1, len(labels) // 24)
+    turned = {"rotation": 45, "ha": "right"} if max(map(len, labels)) > 3 else {}
+    axes[-1].set_xticks(at[::every], labels[::every], fontsize=7, **turned)
+    for axis in axes:
+        tidy(axis)
+    return with_legend(figure, list(axes[:1]))

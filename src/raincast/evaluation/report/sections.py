@@ -1,0 +1,179 @@
+"""Sections of an evaluation's page on rates: tables, curves, diagrams; empty where their scores are not there.
+
+`scores` is the Dataset of an evaluation, `threshold` (mm/h) what single-threshold figures are of.
+"""
+
+from collections.abc import Mapping
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from raincast.evaluation.report import html_tables as tables
+from raincast.evaluation.report import score_figures
+from raincast.evaluation.report.score_axes import shown
+from raincast.schema import LEAD_TIME
+
+ERRORS = {
+    "mean_error": "mean error (mm/h)",
+    "mae": "mean absolute error (mm/h)",
+    "rmse": "root mean squared error (mm/h)",
+    "correlation": "correlation",
+}
+SHARP_AT = (0.5, 1.0)
+"""Where in the lead times spectra are shown: half-way, and at the end."""
+AT_A_GLANCE = {"csi": "CSI", "frequency_bias": "bias", "fss": "FSS", "rmse": "RMSE"}
+
+
+def table(scores: xr.Dataset, threshold: float) -> str:
+    """Scores of all forecasters, and who is better than whom."""
+    note = "Means over the lead times at which a score is defined; the best of each column is bold."
+    if "confidence" in scores.attrs and scores.sizes["event"] > 1:  # of one there is none
+        note += (
+            f" Below each the interval of {100 * float(scores.attrs['confidence']):g} % of the means when the "
+            f"{scores.sizes['event']} events are drawn anew."
+        )
+    others = "".join(
+        f"<h3>at ≥ {t:g} mm/h</h3>{tables.difference_table(scores, t)}"
+        f"{tables.score_table(scores, tables.at_threshold(scores, t))}"
+        for t in scores["threshold"].values
+    )
+    return (
+        f'{tables.score_table(scores, tables.by_threshold(scores, "csi"))}<p class="note">{note}</p>'
+        f"<h3>Is it better? CSI at ≥ {threshold:g} mm/h, mean over the lead times</h3>"
+        f"{tables.difference_table(scores, threshold)}"
+        f"<h3>Further scores at ≥ {threshold:g} mm/h</h3>"
+        f"{tables.score_table(scores, tables.at_threshold(scores, threshold))}"
+        f"<details><summary>at every threshold</summary>{others}</details>"
+    )
+
+
+def curves(scores: xr.Dataset) -> str:
+    """CSI, bias and errors against lead time."""
+    parts = [
+        _lead_curves(scores, "csi", "CSI", "1 is perfect. Shades are the intervals of the table."),
+        _lead_curves(
+            scores,
+            "frequency_bias",
+            "bias",
+            "Above 1 a forecaster says it rains so hard more often than it does, below 1 less often.",
+        ),
+    ]
+    errors = {title: name for name, title in ERRORS.items() if name in scores}
+    if errors:
+        panels = {title: scores[name] for title, name in errors.items()}
+        figure = score_figures.lead_curves(scores, panels, bands=_bands(scores, errors))
+        parts.append(shown(figure, "errors of the rain rate against lead time"))
+    return "".join(parts)
+
+
+def _lead_curves(scores: xr.Dataset, name: str, title: str, note: str) -> str:
+    """A panel a threshold."""
+    at = {f"{title}, rain ≥ {t:g} mm/h": t for t in scores["threshold"].values}
+    bands = {}
+    if f"{name}_interval" in scores:
+        ends = scores[f"{name}_interval"]
+        bands = {key: (ends.sel(threshold=t)[0], ends.sel(threshold=t)[1]) for key, t in at.items()}
+    figure = score_figures.lead_curves(
+        scores, {key: scores[name].sel(threshold=t) for key, t in at.items()}, bands=bands
+    )
+    return shown(figure, f"{title} of each forecaster against lead time", note)
+
+
+def _bands(scores: xr.Dataset, names: Mapping[str, str]) -> dict[str, tuple[xr.DataArray, xr.DataArray]]:
+    found = {key: f"{name}_interval" for key, name in names.items() if f"{name}_interval" in scores}
+    return {key: (scores[name][0], scores[name][1]) for key, name in found.items()}
+
+
+def performance(scores: xr.Dataset) -> str:
+    """POD against success ratio."""
+    if "pod" not in scores or "far" not in scores:
+        return ""
+    return shown(
+        score_figures.performance_diagram(scores, scores["threshold"].values.tolist()),
+        "performance diagram: POD against success ratio",
+        "The upper right corner is perfect (Roebber 2009). Each line follows a forecaster through its lead times, "
+        "from the large marker on; curves are of equal CSI, dashed rays of equal frequency bias.",
+    )
+
+
+def users(scores: xr.Dataset, threshold: float) -> str:
+    """What forgives a shift, what falls in half an hour or an hour, and when the rain begins."""
+    panels = {}
+    if "pooled_csi" in scores:
+        for pool in scores["pool"].values:
+            title = f"CSI of maxima of {pool} × {pool} pixels, ≥ {threshold:g} mm/h"
+            panels[title] = scores["pooled_csi"].sel(pool=pool, threshold=threshold)
+    if "accumulated_csi" in scores:
+        for minutes in scores["accumulation"].values:
+            amount = scores["amount"].values[0]
+            title = f"CSI of {minutes:g} min sums, ≥ {amount:g} mm"
+            panels[title] = scores["accumulated_csi"].sel(accumulation=minutes, amount=amount)
+    if "onset_csi" in scores:
+        panels[f"CSI of onsets to ± a step, ≥ {threshold:g} mm/h"] = scores["onset_csi"].sel(threshold=threshold)
+    if not panels:
+        return ""
+    return shown(
+        score_figures.lead_curves(scores, panels), "CSI of pooled rain, of sums and of onsets against lead time"
+    )
+
+
+def scales(scores: xr.Dataset, threshold: float) -> str:
+    """FSS by scale, and spectra."""
+    parts = []
+    if "fss" in scores:
+        fss = {
+            f"FSS, {scale:g} km, rain ≥ {threshold:g} mm/h": scores["fss"].sel(threshold=threshold, scale=scale)
+            for scale in scores["scale"].values
+        }
+        parts.append(
+            shown(
+                score_figures.lead_curves(scores, fss),
+                "fractions skill score against lead time, by scale",
+                "How well the share of wet pixels in boxes of so many km agrees.",
+            )
+        )
+    if "spectrum" in scores:
+        num_leads = scores.sizes[LEAD_TIME]
+        leads = sorted({max(0, round(share * num_leads) - 1) for share in SHARP_AT})
+        parts.append(
+            shown(
+                score_figures.spectra(scores, leads),
+                "radially averaged power spectra of forecasts and observation",
+                "Below the observed curve detail is lost: the forecast is blurred. The effective resolution is "
+                "the wavelength below which less than half of the observed power is left.",
+            )
+        )
+    return "".join(parts)
+
+
+def by(scores: xr.Dataset | None, dim: str, threshold: float) -> str:
+    """A few scores by `dim`, event or hour, over all lead times, above the windows behind them."""
+    if scores is None or scores.sizes[dim] < 2:
+        return ""
+    said = {"event": "Events in the order of time", "hour": "Hours of the newest input frame, UTC"}[dim]
+    return shown(
+        by_figure(scores, dim, threshold),
+        f"scores of each forecaster by {dim}",
+        f"{said}, all lead times; bars: how many windows are behind it.",
+    )
+
+
+def by_figure(scores: xr.Dataset, dim: str, threshold: float) -> Figure:
+    """Those of `AT_A_GLANCE` that there are; FSS at the middle one of its scales."""
+    panels, ratios = {}, []
+    for name, title in AT_A_GLANCE.items():
+        if name not in scores:
+            continue
+        values = scores[name]
+        if "scale" in values.dims:
+            scale = scores["scale"].values[scores.sizes["scale"] // 2]
+            values, title = values.sel(scale=scale), f"{title}, {scale:g} km"
+        if "threshold" in values.dims:
+            values, title = values.sel(threshold=threshold), f"{title}, rain ≥ {threshold:g} mm/h"
+        else:
+            title = f"{title}, mm/h"
+        panels[title] = values
+        ratios += [title] * (name == "frequency_bias")
+    return score_figures.dot_panels(
+        panels, dim, ratios=ratios, support=scores["num_windows"].values, unit="windows"
+    )

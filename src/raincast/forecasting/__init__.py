@@ -1,0 +1,33 @@
+"""A forecast from its input to its files: radar frames as a series, a loaded network, a CF file and pictures."""
+
+from raincast.forecasting.files.outputs import Outputs, forecast_name, forecast_path, what_came, write_outputs
+from raincast.forecasting.gaps import NoInput
+from raincast.forecasting.hindcast import forecast_one, init_times, is_complete
+from raincast.forecasting.memory import Memory
+from raincast.forecasting.nowcaster import Nowcaster, Products
+from raincast.forecasting.parallel import Outcome, Work, devices_of, forecast_all
+from raincast.forecasting.series import ArchiveSeries, FileSeries, Series, grid_of, open_series
+
+__all__ = [
+    "ArchiveSeries",
+    "FileSeries",
+    "Memory",
+    "NoInput",
+    "Nowcaster",
+    "Outcome",
+    "Outputs",
+    "Products",
+    "Series",
+    "Work",
+    "devices_of",
+    "forecast_all",
+    "forecast_name",
+    "forecast_one",
+    "forecast_path",
+    "grid_of",
+    "init_times",
+    "is_complete",
+    "open_series",
+    "what_came",
+    "write_outputs",
+]

@@ -1,0 +1,1 @@
+"""The files that a forecast leaves: netCDF, Zarr, GeoTIFF, products, tables of places."""

@@ -1,0 +1,63 @@
+"""A forecast as GeoTIFFs, one for each lead time, for programs that know nothing else."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from raincast import schema
+from raincast.forecasting.files.dataset import lead_minutes_of
+
+
+def write_geotiffs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
+    """Rates in mm/h as float32 with NaN for missing, north up: NAME/NAME_+005min.tif and so on; the folder.
+
+    Each file is written whole or not at all. ValueError where rasterio is not installed.
+    """
+    rasterio = _rasterio()
+    wkt = schema.find_crs_wkt(forecast, schema.RAIN)
+    y, x = forecast[schema.Y].values, forecast[schema.X].values
+    rows, columns = (slice(None, None, -1 if up else 1) for up in (y[0] < y[-1], x[0] > x[-1]))
+    y, x = y[rows], x[columns]
+    step_y, step_x = _step(y), _step(x)
+    transform = rasterio.Affine(step_x, 0.0, x[0] - step_x / 2, 0.0, step_y, y[0] - step_y / 2)
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    tags = {
+        key: str(forecast.attrs[key])
+        for key in ("source", "checkpoint_sha256", "license")
+        if key in forecast.attrs
+    }
+    for number, minutes in enumerate(lead_minutes_of(forecast)):
+        path = target / f"{name}_+{minutes:03g}min.tif"
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        valid = np.datetime_as_string(forecast[schema.TIME].values[number], unit="s")
+        try:
+            with rasterio.open(
+                partial, "w", driver="GTiff", dtype="float32", nodata=np.nan, count=1, crs=wkt,
+                transform=transform, height=y.size, width=x.size, compress="deflate", predictor=3,
+            ) as file:  # fmt: skip
+                file.write(forecast[schema.RAIN].values[number][rows, columns], 1)
+                file.update_tags(**tags, valid_time=f"{valid}Z", lead_minutes=f"{minutes:g}")
+                file.set_band_description(1, f"rain rate (mm/h) +{minutes:g} min")
+                file.set_band_unit(1, "mm h-1")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return target
+
+
+def _step(axis: np.ndarray) -> float:
+    return float((axis[-1] - axis[0]) / (axis.size - 1)) if axis.size > 1 else 1.0
+
+
+def _rasterio() -> Any:
+    try:
+        import rasterio  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ValueError(
+            'formats: geotiff needs the package rasterio: pip install -e ".[gis]", or leave geotiff out.'
+        ) from error
+    return rasterio

@@ -1,0 +1,167 @@
+"""A forecast as a CF netCDF file that GDAL, xarray and netCDF programs read without knowing raincast.
+
+Rates are int16 codes of 0.01 mm/h, as in the archive: a fifth of the size of float32 after zlib, and finer
+than any radar measures. The compression is zlib, which every netCDF library has; zstd would be smaller, and
+unreadable for GDAL and for netCDF builds without the filter.
+
+Probabilities, where there are any, are a second variable beside the rates, (lead_time, threshold, y, x). GDAL then
+asks which of the two is meant: NETCDF:file.nc:rain_rate.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from raincast.archive import CODE_MM_H, MISSING_CODE, TIME_UNITS
+from raincast.forecasting.files.dataset import LAT, LON, TIME_BOUNDS
+from raincast.schema import CRS, INIT_TIME, LEAD_TIME, RAIN, TIME, X, Y
+
+PYSTEPS_RAIN, PYSTEPS_CRS = "precip_intensity", "polar_stereographic"
+GRID_MAPPINGS = (CRS, PYSTEPS_CRS)
+PROBABILITY_CODE = 1e-4
+"""Probabilities are int16 codes of this."""
+MINUTES_CODE = 0.1
+"""Times to an onset are int16 codes of so many minutes."""
+
+
+def write_forecast(
+    dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False, for_pysteps: bool = False
+) -> Path:
+    """Write a `forecast_dataset` whole or not at all; returns the path.
+
+    `for_pysteps`: north first, and with the names that `pysteps.io.import_netcdf_pysteps` looks for.
+    FileExistsError where the file exists and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} exists. Choose another path, delete the file, or allow it with overwrite=True."
+        )
+    _check_forecast(dataset)
+    plain = _in_file_form(_for_pysteps(dataset) if for_pysteps else dataset)
+    plain, encoding = _coded(plain, _encoding(plain))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the process number keeps two writers of one file from meeting in the same partial file
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        plain.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding=encoding)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
+    """The same as a Zarr v3 store, float32 and a chunk a map, whole or not at all, in the place of another."""
+    import shutil
+
+    _check_forecast(dataset)
+    plain = _in_file_form(dataset)
+    encoding: dict[str, dict[str, Any]] = {}
+    for name, given in _encoding(plain).items():
+        maps = "chunksizes" in given
+        encoding[name] = {"chunks": given["chunksizes"]} if maps else given
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def _check_forecast(dataset: xr.Dataset) -> None:
+    wanted = (RAIN, INIT_TIME, LEAD_TIME, TIME, CRS, Y, X)
+    absent = [name for name in wanted if name not in dataset.variables]
+    if absent or dataset[RAIN].dims != (LEAD_TIME, Y, X):
+        raise ValueError(
+            f"This is no forecast: it lacks {absent or f'the dimensions ({LEAD_TIME}, {Y}, {X})'}. "
+            "Make one with forecast_dataset(…)."
+        )
+    valid = dataset[INIT_TIME].values + dataset[LEAD_TIME].values
+    if not np.array_equal(valid, dataset[TIME].values):
+        raise ValueError(
+            f"Valid times {dataset[TIME].values[:3]}… are not init_time + lead_time ({valid[:3]}…). "
+            "Make the Dataset with forecast_dataset(…)."
+        )
+
+
+def _for_pysteps(dataset: xr.Dataset) -> xr.Dataset:
+    """Its importer takes the first row for the northernmost, and knows one projection, by its variable's name."""
+    if dataset[Y].size > 1 and dataset[Y].values[0] < dataset[Y].values[-1]:
+        dataset = dataset.isel({Y: slice(None, None, -1)})
+    names = {RAIN: PYSTEPS_RAIN}
+    if dataset[CRS].attrs.get("grid_mapping_name") == PYSTEPS_CRS:
+        names[CRS] = PYSTEPS_CRS
+    renamed = dataset.rename(names)
+    for variable in renamed.data_vars.values():
+        if CRS in names and "grid_mapping" in variable.attrs:
+            variable.attrs = variable.attrs | {"grid_mapping": PYSTEPS_CRS}
+    return renamed
+
+
+def _in_file_form(dataset: xr.Dataset) -> xr.Dataset:
+    """A copy whose `coordinates` attribute names init_time and time only: xarray would add crs."""
+    outside = [name for name in (*GRID_MAPPINGS, TIME_BOUNDS) if name in dataset.coords]
+    plain = dataset.drop_encoding().reset_coords(outside)
+    places = f" {LAT} {LON}" if LAT in plain.coords else ""
+    for name, variable in plain.data_vars.items():
+        if variable.dims[-2:] == (Y, X):
+            times = f"{INIT_TIME} {TIME}" if LEAD_TIME in variable.dims else INIT_TIME
+            plain[name].attrs["coordinates"] = times + places
+    for name in outside:
+        plain[name].encoding["coordinates"] = None  # xarray's word for: write none
+    return plain
+
+
+def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Times, and maps: int16 codes, flags and degrees, compressed. A chunk is one map: what programs ask for."""
+    init_time = str(np.datetime_as_string(dataset[INIT_TIME].values, unit="s")).replace("T", " ")
+    times = {"dtype": "int64", "_FillValue": None}
+    encoding: dict[str, dict[str, Any]] = {
+        # float64, because steps of 2.5 minutes exist
+        LEAD_TIME: {"units": "minutes", "dtype": "float64", "_FillValue": None},
+        INIT_TIME: times | {"units": TIME_UNITS},
+        # the same number as the lead time in seconds, which is how pysteps reads it
+        TIME: times | {"units": f"seconds since {init_time}"},
+    }
+    if TIME_BOUNDS in dataset.variables:
+        encoding[TIME_BOUNDS] = encoding[TIME]
+    for name, variable in dataset.variables.items():
+        if variable.dims[-2:] == (Y, X):
+            chunks = (1,) * (variable.ndim - 2) + variable.shape[-2:]
+            packed = {"chunksizes": chunks, "zlib": True, "complevel": 4, "shuffle": True}
+            encoding[str(name)] = packed | _code(str(name), variable)
+        elif name not in encoding:
+            encoding[str(name)] = {"_FillValue": None}
+    return encoding
+
+
+def _coded(
+    dataset: xr.Dataset, encoding: dict[str, dict[str, Any]]
+) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
+    """What becomes int16 as its codes, made map by map: xarray would hold two more copies of all in float32."""
+    coded = {}
+    for name, given in encoding.items():
+        if given.get("dtype") == "int16":
+            variable = dataset[name].variable
+            packed = {key: given.pop(key) for key in ("scale_factor", "_FillValue")}
+            codes = np.empty(variable.shape, np.int16)
+            for place in np.ndindex(variable.shape[:-2]):
+                values = variable.values[place] / packed["scale_factor"]
+                codes[place] = np.where(np.isfinite(values), np.rint(values), packed["_FillValue"])
+            coded[name] = xr.Variable(variable.dims, codes, variable.attrs | packed, variable.encoding)
+    return dataset.assign(coded), encoding
+
+
+def _code(name: str, variable: xr.Variable) -> dict[str, Any]:
+    if name in (LAT, LON):
+        return {"dtype": "float32", "_FillValue": None}
+    if variable.dtype.kind == "u":
+        return {"dtype": "uint8", "_FillValue": None}
+    code = {"1": PROBABILITY_CODE, "minutes": MINUTES_CODE}.get(str(variable.attrs.get("units")), CODE_MM_H)
+    return {"dtype": "int16", "scale_factor": code, "_FillValue": np.int16(MISSING_CODE)}

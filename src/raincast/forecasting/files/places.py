@@ -1,0 +1,218 @@
+"""A forecast at named points and over polygons, as a table."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.forecasting.files.dataset import QUALITY, lead_minutes_of
+from raincast.forecasting.files.products import MATCHED, ONSET
+from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid, X, Y
+
+SUBPIXELS = 5
+"""Points along y and x of a pixel by which its share in a polygon is counted."""
+
+Ring = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A named point, (lon, lat) in degrees, or polygons: each is rings, the first around it, the others holes."""
+
+    name: str
+    point: tuple[float, float] | None = None
+    polygons: tuple[tuple[Ring, ...], ...] = ()
+
+
+def read_places(path: str | Path) -> list[Place]:
+    """The points and polygons of a GeoJSON file, or the points of a CSV with the columns name, lat and lon.
+
+    ValueError where there is none, or where the file is neither.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path} of places: give a GeoJSON, or a CSV with name,lat,lon.")
+    try:
+        places = list(_from_csv(path) if path.suffix.lower() == ".csv" else _from_geojson(path))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} holds no places: {type(error).__name__} {error}. Give a GeoJSON of points and polygons in "
+            "degrees (longitude first), or a CSV with the columns name, lat, lon."
+        ) from error
+    if not places:
+        raise ValueError(f"{path} holds neither a point nor a polygon.")
+    return places
+
+
+def _from_csv(path: Path) -> Iterator[Place]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for row in csv.DictReader(file):
+            yield Place(row["name"], (float(row["lon"]), float(row["lat"])))
+
+
+def _from_geojson(path: Path) -> Iterator[Place]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    features = content["features"] if content["type"] == "FeatureCollection" else [content]
+    for number, feature in enumerate(features, start=1):
+        geometry = feature.get("geometry", feature)
+        properties = feature.get("properties") or {}
+        names = (properties.get(key) for key in ("name", "NAME", "Name", "id"))
+        name = str(next((n for n in names if n is not None), feature.get("id", f"place {number}")))
+        kind, coordinates = geometry["type"], geometry["coordinates"]
+        if kind == "Point":
+            yield Place(name, (float(coordinates[0]), float(coordinates[1])))
+        elif kind in ("Polygon", "MultiPolygon"):
+            polygons = [coordinates] if kind == "Polygon" else coordinates
+            yield Place(name, polygons=tuple(tuple(_ring(ring) for ring in rings) for rings in polygons))
+        else:
+            raise ValueError(f"{name} is a {kind}, not a Point, Polygon or MultiPolygon")
+
+
+def _ring(points: Any) -> Ring:
+    return np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Where a place lies in a grid: `weights`, (h, w), of the pixels of a window."""
+
+    y: slice
+    x: slice
+    weights: npt.NDArray[np.float64]
+
+
+def pixels_of(place: Place, grid: Grid) -> Pixels | None:
+    """The pixel that holds a point, or how much of each pixel is in its polygons; None for a place outside."""
+    from pyproj import Transformer
+
+    to_grid = Transformer.from_crs("EPSG:4326", grid.crs_wkt, always_xy=True)
+    if place.point is not None:
+        x, y = to_grid.transform(*place.point)
+        row, column = _nearest(grid.y, y), _nearest(grid.x, x)
+        if row is None or column is None:
+            return None
+        return Pixels(slice(row, row + 1), slice(column, column + 1), np.ones((1, 1)))
+    outline = np.concatenate([rings[0] for rings in place.polygons])
+    x, y = to_grid.transform(outline[:, 0], outline[:, 1])
+    rows, columns = _window(grid.y, y), _window(grid.x, x)
+    if rows is None or columns is None:
+        return None
+    weights = _shares(place, grid, rows, columns)
+    return Pixels(rows, columns, weights) if weights.any() else None
+
+
+def _nearest(axis: npt.NDArray[np.float64], value: float) -> int | None:
+    number = int(np.abs(axis - value).argmin())
+    half = 0.5 * _spacing(axis)
+    return number if np.isfinite(value) and abs(axis[number] - value) <= half else None
+
+
+def _spacing(axis: npt.NDArray[np.float64]) -> float:
+    return float(abs(axis[-1] - axis[0]) / (axis.size - 1)) if axis.size > 1 else np.inf
+
+
+def _window(axis: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> slice | None:
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    margin = _spacing(axis)
+    inside = np.flatnonzero((axis >= values.min() - margin) & (axis <= values.max() + margin))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else None
+
+
+def _shares(place: Place, grid: Grid, rows: slice, columns: slice) -> npt.NDArray[np.float64]:
+    """How much of each pixel lies in the polygons, 0 to 1: their edges are straight in degrees, as in GeoJSON."""
+    from matplotlib.path import Path as Outline
+    from pyproj import Transformer
+
+    y, x = _subpixels(grid.y, rows), _subpixels(grid.x, columns)
+    to_degrees = Transformer.from_crs(grid.crs_wkt, "EPSG:4326", always_xy=True)
+    columns_x, rows_y = (axis.ravel() for axis in np.meshgrid(x, y))
+    points = np.stack(to_degrees.transform(columns_x, rows_y), axis=1)
+    inside = np.zeros(len(points), np.bool_)
+    for rings in place.polygons:
+        within = Outline(rings[0]).contains_points(points)
+        for hole in rings[1:]:
+            within &= ~Outline(hole).contains_points(points)
+        inside |= within
+    blocks = inside.reshape(y.size // SUBPIXELS, SUBPIXELS, x.size // SUBPIXELS, SUBPIXELS)
+    shares: npt.NDArray[np.float64] = blocks.mean(axis=(1, 3))
+    return shares
+
+
+def _subpixels(axis: npt.NDArray[np.float64], window: slice) -> npt.NDArray[np.float64]:
+    step = (axis[-1] - axis[0]) / (axis.size - 1) if axis.size > 1 else 1.0
+    offsets = (np.arange(SUBPIXELS) + 0.5) / SUBPIXELS - 0.5
+    return (axis[window][:, None] + offsets * step).ravel()
+
+
+def write_places(forecast: xr.Dataset, places: list[Place], path: Path) -> Path:
+    """A CSV with a row for each place and lead time, whole or not at all; returns the path.
+
+    Rates and depths of polygons are means over their observed part, whose share is `observed`; their probabilities
+    are those of a pixel in the mean. `quality_flag` holds the bits of any pixel. Outside the grid all is empty.
+    """
+    wkt = str(schema.find_crs_wkt(forecast, RAIN))
+    grid = Grid(forecast[Y].values, forecast[X].values, wkt)
+    columns = _columns(forecast)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            names = ("place", "init_time", "valid_time", "lead_minutes", "observed", QUALITY, *columns)
+            writer.writerow(names)
+            for place in places:
+                writer.writerows(_rows(forecast, place, pixels_of(place, grid), columns))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _columns(forecast: xr.Dataset) -> dict[str, npt.NDArray[np.float32]]:
+    """What there is a column of: maps (lead, y, x), or (y, x) for all leads."""
+    columns = {"rain_rate_mm_h": forecast[RAIN].values}
+    if MATCHED in forecast:
+        columns["rain_rate_matched_mm_h"] = forecast[MATCHED].values
+    columns |= {f"{n}_mm": v.values for n, v in forecast.data_vars.items() if str(n).startswith("rain_amount_")}
+    if ONSET in forecast:
+        columns[f"{ONSET}_minutes"] = forecast[ONSET].values
+    if EXCEEDANCE in forecast:
+        for number, threshold in enumerate(forecast[THRESHOLD].values):
+            columns[f"probability_of_{threshold:g}_mm_h"] = forecast[EXCEEDANCE].values[:, number]
+    return columns
+
+
+def _rows(
+    forecast: xr.Dataset, place: Place, where: Pixels | None, columns: dict[str, npt.NDArray[np.float32]]
+) -> Iterator[list[Any]]:
+    init_time = _utc(forecast[INIT_TIME].values)
+    for lead, minutes in enumerate(lead_minutes_of(forecast)):
+        row = [place.name, init_time, _utc(forecast[TIME].values[lead]), f"{minutes:g}"]
+        if where is None:
+            yield [*row, "0", "", *[""] * len(columns)]
+            continue
+        window = (where.y, where.x)
+        observed = np.where(np.isfinite(forecast[RAIN].values[lead][window]), where.weights, 0).sum()
+        flags = forecast[QUALITY].values[lead][window][where.weights > 0] if QUALITY in forecast else [0]
+        maps = (values[lead] if values.ndim == 3 else values for values in columns.values())
+        means = [_mean(values[window], where.weights) for values in maps]
+        yield [*row, f"{observed / where.weights.sum():.3g}", int(np.bitwise_or.reduce(flags)), *means]
+
+
+def _mean(values: npt.NDArray[np.float32], weights: npt.NDArray[np.float64]) -> str:
+    weights = np.where(np.isfinite(values), weights, 0)
+    total = weights.sum()
+    return f"{(np.nan_to_num(values) * weights).sum() / total:.4g}" if total > 0 else ""
+
+
+def _utc(time: Any) -> str:
+    return f"{np.datetime_as_string(time, unit='s')}Z"

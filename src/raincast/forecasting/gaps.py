@@ -1,0 +1,89 @@
+"""The frames that a forecast is made of: which are there, and what stands in for those that are not."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from raincast import schema
+from raincast.forecasting.series import Times, grid_of
+
+DRY_BELOW = 0.01
+"""mm/h: input that is nowhere above it is dry. It is the smallest rate that archives and forecast files hold."""
+
+Rain = npt.NDArray[np.float32]
+
+
+class NoInput(ValueError):
+    """There is nothing to make a forecast of."""
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """Input frames, (T, H, W) in mm/h with NaN for missing.
+
+    `absent`, (T,): not there at all, or without one observed pixel.
+    """
+
+    rain: Rain
+    absent: npt.NDArray[np.bool_]
+    times: Times
+
+    @property
+    def num_absent(self) -> int:
+        """How many frames are missing."""
+        return int(self.absent.sum())
+
+    @property
+    def dry(self) -> bool:
+        """Whether no pixel of any frame has rain."""
+        return not (self.rain > DRY_BELOW).any()
+
+    def fits(self, max_missing: int) -> bool:
+        """Whether a network that was trained with so many missing frames has met the like."""
+        return self.num_absent <= max_missing and not self.absent[-1]
+
+    def newest(self) -> Rain:
+        """Each pixel's last observation, (H, W); NaN where nobody ever looked."""
+        newest: Rain = self.rain[-1].copy()
+        for frame in self.rain[-2::-1]:
+            np.copyto(newest, frame, where=np.isnan(newest))
+        return newest
+
+    def filled(self) -> Rain:
+        """As training fills gaps: an absent frame repeats the frame before; the first one stays missing."""
+        if not self.num_absent:
+            return self.rain
+        filled = self.rain.copy()
+        for step in range(1, len(filled)):
+            if self.absent[step]:
+                filled[step] = filled[step - 1]
+        return filled
+
+
+def past_of(frames: xr.Dataset) -> Past:
+    """The past that `frames` hold, each time of the step in them."""
+    rain = frames[schema.RAIN].values
+    absent = ~np.array([np.isfinite(frame).any() for frame in rain])
+    return Past(rain, absent, frames[schema.TIME].values)
+
+
+def on_times(frames: xr.Dataset, wanted: Times, step_minutes: float) -> xr.Dataset:
+    """`frames` at the times `wanted`, missing where they have none."""
+    times = frames[schema.TIME].values.astype("datetime64[ns]")
+    if np.array_equal(times, wanted):
+        return frames
+    rain = np.full((wanted.size, *frames[schema.RAIN].shape[1:]), np.nan, np.float32)
+    there = np.isin(wanted, times)
+    rain[there] = frames[schema.RAIN].values[np.searchsorted(times, wanted[there])]
+    attrs = {k: v for k, v in frames.attrs.items() if k not in (schema.STEP_MINUTES, "Conventions")}
+    put = schema.rain_dataset(
+        rain,
+        wanted,
+        grid_of(frames),
+        step_minutes=step_minutes,
+        cell_methods=str(frames[schema.RAIN].attrs.get("cell_methods", "time: point")),
+        attrs=attrs,
+    )
+    return put.assign({name: frames[name] for name in (schema.COVERAGE,) if name in frames})

@@ -1,0 +1,81 @@
+"""Forecasts from many init times: which they are, which are there already, and one of them."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from raincast import schema
+from raincast.forecasting.files.outputs import Outputs, what_came, write_outputs
+from raincast.forecasting.fit import parse_init_time
+from raincast.forecasting.nowcaster import Nowcaster
+from raincast.forecasting.series import Series, Times
+
+log = logging.getLogger(__name__)
+
+
+def init_times(text: str, times: Times, step_minutes: float, every: int = 1) -> Times:
+    """The init times that `text` names: latest, a time, or a range A/B with both ends, every so many steps.
+
+    Either end of a range may be left out: the first and the last frame of the series stand for it.
+    """
+    if every < 1:
+        raise ValueError(f"every={every}: give a whole number of steps from 1 up.")
+    if not times.size:
+        raise ValueError("The input holds no frame.")
+    if text == "latest":
+        return times[-1:]
+    first, slash, last = str(text).partition("/")
+    if not slash:
+        return np.array([parse_init_time(first)], "datetime64[ns]")
+    start = parse_init_time(first) if first else times[0]
+    stop = parse_init_time(last) if last else times[-1]
+    if start > stop:
+        raise ValueError(f"init_time={text}: the range ends before it begins.")
+    step = schema.step_timedelta(step_minutes)
+    # counted from the series' own frames, whatever minute the range begins at
+    first_step = -((times[0] - start) // step)
+    due = np.arange(times[0] + first_step * step, stop + np.timedelta64(1, "ns"), every * step)
+    if not due.size:
+        raise ValueError(f"init_time={text} holds no time of the step of {step_minutes:g} min of the input.")
+    return due
+
+
+def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> bool:
+    """Whether `path` is a whole forecast by this network, with as many leads.
+
+    ValueError where it is one by another network: going on would mix them.
+    """
+    if not path.exists():
+        return False
+    try:
+        with xr.open_dataset(path, engine="netcdf4", decode_times=False) as file:
+            theirs, leads = file.attrs.get("checkpoint_sha256"), file.sizes.get(schema.LEAD_TIME)
+    except (OSError, ValueError):
+        log.warning("%s cannot be read, and is written anew.", path)
+        path.unlink()
+        return False
+    if theirs != checkpoint_sha256 or leads != lead_steps:
+        raise ValueError(
+            f"{path} is a forecast by another network or over {leads} steps. Take another folder=…, or replace "
+            "what lies there with overwrite=true."
+        )
+    return True
+
+
+def forecast_one(
+    nowcaster: Nowcaster,
+    series: Series,
+    init_time: str | np.datetime64,
+    folder: Path,
+    outputs: Outputs,
+    *,
+    source: str,
+    overwrite: bool = False,
+) -> tuple[xr.Dataset, dict[str, Path]]:
+    """A forecast, and its files by kind; `source` names the series. NoInput where there is nothing to see."""
+    frames = nowcaster.frames(series, init_time, source=source)
+    forecast = nowcaster(frames)
+    observed = what_came(series, forecast) if outputs.shows_observed else None
+    return forecast, write_outputs(forecast, frames, folder, outputs, observed=observed, overwrite=overwrite)

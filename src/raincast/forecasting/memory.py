@@ -1,0 +1,126 @@
+"""How much of a grid fits into memory at once."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from raincast.forecasting.motion import extrapolation_bytes
+from raincast.forecasting.tiles import Tiling
+
+log = logging.getLogger(__name__)
+
+PROBE = 128
+"""Pixels along y and x of the grid on which a network's memory is estimated."""
+SLACK = 1.5
+"""What allocators hold beyond what is used."""
+UNKNOWN_BYTES = 4096
+"""Bytes a pixel where the network cannot be looked into: an exported one."""
+BASE_GIB = 0.5
+"""What Python and its libraries take."""
+GIB = 2**30
+
+
+class Memory:
+    """Tiles for grids that do not fit within `gib` (by default half of what is free) in one pass.
+
+    Tiles share `overlap` pixels. `last` says of the last forecast which tiles it was made of. `kept_bytes` is what
+    the series that is forecast from keeps beside.
+    """
+
+    def __init__(self, gib: float | None = None, *, overlap: int = 192) -> None:
+        if gib is not None and not gib > 0:
+            raise ValueError(f"memory_gib={gib}: give the GiB that a forecast may take, above 0.")
+        if overlap < 0:
+            raise ValueError(f"tile_overlap={overlap}: give pixels, 0 or more.")
+        self.gib = gib
+        self.overlap = overlap
+        self.kept_bytes = 0
+        self.last: str | None = None
+        self._known: dict[int, float] = {}
+
+    def tiling(self, network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> Tiling | None:
+        """The tiles for a grid of `shape` (H, W); None where one pass fits.
+
+        ValueError where not even one tile fits.
+        """
+        H, W = shape
+        self.last = None
+        device = str(getattr(network, "device", "cpu"))
+        per_pixel = self._bytes_per_pixel(network, lead_steps)
+        arrays = _array_bytes(network, shape, lead_steps, num_thresholds) + self.kept_bytes
+        on_host = device == "cpu"
+        available = (self.gib or free_gib(device) / 2) * GIB - (arrays if on_host else 0)
+        if per_pixel * H * W <= available:
+            return None
+        stride = _stride_of(network)
+        overlap = -(-self.overlap // stride) * stride
+        side = int(max(available, 0) / per_pixel) ** 0.5 // stride * stride
+        smallest = 2 * overlap + stride
+        if side < smallest:
+            needed = (arrays * on_host + per_pixel * smallest**2) / GIB
+            raise ValueError(
+                f"A forecast of {H}×{W} pixels takes {needed:.1f} GiB at least, tile by tile; there are "
+                f"{self.gib or free_gib(device) / 2:.1f}. Allow more with memory_gib=…, lower "
+                f"tile_overlap={self.overlap}, or crop the input (python ingest.py … grid.crop=…)."
+            )
+        height, width = (min(int(side), -(-n // stride) * stride) for n in shape)
+        tiling = Tiling((height, width), overlap, stride)
+        rows, columns = tiling.num_tiles((H, W))
+        self.last = f"{rows} × {columns} (y × x) of {height} × {width} pixels that share {overlap} or more"
+        log.info("%d×%d pixels in tiles: %s", H, W, self.last)
+        return tiling
+
+    def in_one_pass(self, network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
+        """GiB that a process takes which forecasts a grid of `shape` (H, W) on the CPU without tiles.
+
+        Those of the network, or of the extrapolation where frames are missing, with what the series keeps.
+        """
+        by_network = self._bytes_per_pixel(network, lead_steps) * shape[0] * shape[1]
+        most = max(by_network, extrapolation_bytes(shape))
+        arrays = _array_bytes(network, shape, lead_steps, num_thresholds)
+        return (most + arrays + self.kept_bytes) / GIB
+
+    def _bytes_per_pixel(self, network: Any, lead_steps: int) -> float:
+        if lead_steps not in self._known:
+            self._known[lead_steps] = SLACK * _estimated(network, lead_steps)
+        return self._known[lead_steps]
+
+
+def _array_bytes(network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
+    """Input, as read, in one piece and filled; the answer, and what the file makes of it; Python itself."""
+    maps = 3 * int(network.input_steps) + lead_steps * (3 + 2 * num_thresholds)
+    return shape[0] * shape[1] * 4 * maps + BASE_GIB * GIB
+
+
+def _stride_of(network: Any) -> int:
+    return int(getattr(getattr(network, "network", network), "stride", 1))
+
+
+def _estimated(network: Any, lead_steps: int) -> float:
+    """Bytes a pixel that a network allocates in a forecast, beyond its weights."""
+    module = getattr(network, "network", None)
+    if module is None:
+        return float(UNKNOWN_BYTES)
+    from raincast.models.size.summary import forecast_bytes
+
+    side = -(-PROBE // _stride_of(network)) * _stride_of(network)
+    device: Literal["cpu", "cuda"] = "cpu" if str(network.device) == "cpu" else "cuda"
+    found = forecast_bytes(
+        module, input_steps=network.input_steps, lead_steps=lead_steps, height=side, width=side, device=device
+    )
+    return found / side**2
+
+
+def free_gib(device: str) -> float:
+    """Memory that is free, of the machine or of a GPU."""
+    if device != "cpu":
+        import torch
+
+        return float(torch.cuda.mem_get_info(device)[0]) / GIB
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024 / GIB
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / GIB / 2

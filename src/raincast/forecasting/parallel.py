@@ -1,0 +1,278 @@
+"""Forecasts from many init times, over processes and devices; killed at any moment, the same call goes on.
+
+What is finished lies in the folder as files, each whole or not at all; nothing else is kept. The processes are
+those of `ingest.workers`: they take one init time after the other, and none outlives the one that started them.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from raincast import schema
+from raincast.forecasting.files.outputs import Outputs, forecast_path
+from raincast.forecasting.gaps import NoInput
+from raincast.forecasting.hindcast import forecast_one, is_complete
+from raincast.forecasting.memory import BASE_GIB, free_gib
+from raincast.forecasting.nowcaster import Nowcaster
+from raincast.forecasting.series import Series, Times
+from raincast.system.lock import held
+from raincast.system.pool import Pool, ProcessDied, Progress, Teller, Tick, num_cores, worker_number
+
+log = logging.getLogger(__name__)
+
+ALONE_SECONDS = 10.0
+"""As long as a process needs to start: what takes less is done before another would begin."""
+TRIES_AT_START = 3
+"""Init times that may fail before the first forecast: then it is no single file that is wrong."""
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""No room, no quota, read-only."""
+LOCK = ".forecast.lock"
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a process needs to forecast; it travels to other processes, which open network and series once.
+
+    `nowcaster(device, gib)` loads the network for a device and the memory that a forecast may take; `source` is
+    the name of the series. Process number n works on `devices[n % len(devices)]`.
+    """
+
+    nowcaster: Callable[[str, float | None], Nowcaster]
+    series: Callable[[], Series]
+    folder: Path
+    outputs: Outputs
+    source: str
+    devices: tuple[str, ...] = ("cpu",)
+    gib: float | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of init times: the methods of the forecasts made, and why others are not.
+
+    `without` any input frame there is no forecast; those `failed` should have one.
+    """
+
+    methods: dict[np.datetime64, str] = field(default_factory=dict)
+    num_kept: int = 0
+    without: dict[np.datetime64, str] = field(default_factory=dict)
+    failed: dict[np.datetime64, Exception] = field(default_factory=dict)
+
+    def note(self, init_time: np.datetime64, result: str | Exception) -> None:
+        """A method, or what went wrong; raises what goes wrong with all others, too."""
+        if isinstance(result, str):
+            self.methods[init_time] = result
+        elif isinstance(result, NoInput):
+            self.without[init_time] = str(result)
+        elif getattr(result, "errno", None) in HOPELESS:
+            raise result
+        else:
+            self.failed[init_time] = result
+            if not self.methods and not self.num_kept and len(self.failed) >= TRIES_AT_START:
+                raise next(iter(self.failed.values()))
+
+
+def forecast_all(
+    work: Work,
+    due: Times,
+    nowcaster: Nowcaster,
+    series: Series,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Forecasts from those times of `due` that have none in the folder.
+
+    With `workers` None this process begins, with `nowcaster` and `series`, and goes on in one process a core, or
+    one a GPU, if that takes long; 1 stays here. On a CPU they share the threads, and there are only as many as
+    together, within `work.gib`, need no smaller tiles than one would. An init time that fails leaves the others
+    alone. ValueError where another process forecasts into the folder; the error itself where the first ones all
+    fail, or the disk is full.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
+    with _alone_in(work.folder):
+        digest = nowcaster.attrs.get("checkpoint_sha256")
+        todo = [
+            time
+            for time in due
+            if work.overwrite or not is_complete(forecast_path(work.folder, time), digest, nowcaster.lead_steps)
+        ]
+        outcome = Outcome(num_kept=due.size - len(todo))
+        tell = Teller(outcome.num_kept, due.size, progress, "forecasts made")
+        here = _Here(work, nowcaster, series, outcome, tell)
+        left = here.run(todo, {None: ALONE_SECONDS, 1: None}.get(workers, 0.0))
+        if left:
+            number = min(_num_processes(work, nowcaster, here.shape, workers), len(left))
+            if number == 1:
+                here.run(left, None)
+            else:
+                _run_there(work, number, left, outcome, tell)
+        return outcome
+
+
+def devices_of(device: str) -> tuple[str, ...]:
+    """The devices that auto, cpu, cuda or cuda:1 stands for: every GPU that is to be seen, or one of them."""
+    if device not in ("auto", "cuda"):
+        return (device,)
+    import torch
+
+    if not torch.cuda.is_available():
+        return ("cpu",) if device == "auto" else (device,)
+    return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
+
+
+class _Here:
+    """Init times in this process; `shape` is that of the grid, once there is a forecast."""
+
+    def __init__(self, work: Work, nowcaster: Nowcaster, series: Series, outcome: Outcome, tell: Teller) -> None:
+        self.work, self.nowcaster, self.series, self.outcome, self.tell = work, nowcaster, series, outcome, tell
+        self.shape: tuple[int, ...] = ()
+
+    def run(self, todo: Sequence[np.datetime64], seconds: float | None) -> Sequence[np.datetime64]:
+        """Forecast for so long, but until there is one; the init times that are left."""
+        began = time.monotonic()
+        for number, init_time in enumerate(todo):
+            if seconds is not None and self.outcome.methods and time.monotonic() - began >= seconds:
+                return todo[number:]
+            result: str | Exception
+            try:
+                forecast, _ = forecast_one(
+                    self.nowcaster, self.series, init_time, self.work.folder, self.work.outputs,
+                    source=self.work.source, overwrite=self.work.overwrite,
+                )  # fmt: skip
+                result, self.shape = str(forecast.attrs["forecast_method"]), forecast[schema.RAIN].shape[1:]
+            except Exception as error:  # one damaged file; the outcome knows which errors end all
+                result = error
+            self.outcome.note(init_time, result)
+            self.tell.more(1)
+        return ()
+
+
+def _num_processes(work: Work, nowcaster: Nowcaster, shape: tuple[int, ...], workers: int | None) -> int:
+    if work.devices != ("cpu",):
+        return workers or len(work.devices)
+    asked = workers or num_cores()
+    one = nowcaster.memory.in_one_pass(
+        nowcaster.forecaster, shape, nowcaster.lead_steps, len(nowcaster.thresholds)
+    )
+    gib = _gib_of(work)
+    fitting = max(1, int((gib - BASE_GIB) / one))
+    if fitting < asked:
+        log.info(
+            "%d×%d pixels take %.1f GiB a process, there are %.1f: %d at a time (memory_gib=…).",
+            *shape, one, gib, fitting,
+        )  # fmt: skip
+    return min(asked, fitting)
+
+
+def _gib_of(work: Work) -> float:
+    return work.gib or free_gib("cpu") / 2
+
+
+@dataclass(frozen=True)
+class _Task:
+    work: Work
+    init_time: np.datetime64
+    threads: int
+
+
+def _run_there(work: Work, number: int, todo: Sequence[np.datetime64], outcome: Outcome, tell: Teller) -> None:
+    import torch
+
+    if work.devices == ("cpu",):
+        # this process, which waits, keeps what it has loaded; the rest is for them
+        work = replace(work, gib=(_gib_of(work) - BASE_GIB) / number)
+    threads = max(1, torch.get_num_threads() // number)
+    _give_back_memory()
+    with Pool(number) as pool:
+        tasks = [_Task(work, init_time, threads) for init_time in todo]
+        for which, result in pool.run(_forecast_there, tasks, large=True, progress=tell.there):
+            if isinstance(result, ProcessDied):  # without a last word
+                tell.more(1)
+            outcome.note(todo[which], result)
+
+
+_opened: tuple[Nowcaster, Series] | None = None
+"""What a process of the pool has open; it lives no longer than the work."""
+
+
+def _forecast_there(task: _Task, tick: Tick) -> str | Exception:
+    """In a process of the pool: a forecast, and how it was made, or why there is none."""
+    global _opened
+    work = task.work
+    if _opened is None:
+        logging.basicConfig(level=logging.ERROR)  # what is to be said is said once, by the process that waits
+        _share_threads(task.threads)
+        device = work.devices[worker_number() % len(work.devices)]
+        _opened = work.nowcaster(device, work.gib), work.series()
+    try:
+        forecast, _ = forecast_one(
+            *_opened, task.init_time, work.folder, work.outputs, source=work.source, overwrite=work.overwrite
+        )
+    except FileExistsError:  # its process had just finished it when it died
+        return "network"
+    except (OSError, ValueError, MemoryError) as error:
+        return error
+    except Exception as error:  # of a class that may not travel
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    finally:
+        tick(1)
+    return str(forecast.attrs["forecast_method"])
+
+
+def _share_threads(number: int) -> None:
+    import cv2
+    import torch
+
+    torch.set_num_threads(number)
+    cv2.setNumThreads(number)
+
+
+def _give_back_memory() -> None:
+    """What glibc keeps of a forecast is as much as the forecast took."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else forecasts a range into it; what killed processes left half-written is removed."""
+    refusal = f"Another command forecasts a range into {folder}: wait for it, or take another folder=…"
+    with held(folder / LOCK, refusal):
+        try:
+            _remove_half_written(folder)
+            yield
+        finally:
+            _remove_half_written(folder)
+
+
+def _remove_half_written(folder: Path) -> None:
+    for path in folder.glob(".forecast_*.partial"):
+        process = path.suffixes[-2].lstrip(".")
+        if process.isdecimal() and _is_alive(int(process)):
+            continue  # a single forecast, which takes no lock
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()

@@ -1,0 +1,170 @@
+"""What a CF file says of its coordinates: which are time, y and x, in what units, in which projection."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from raincast.ingest.readers.common.projection import crs_in_metres, even_axis, is_geographic
+from raincast.schema import TIME, Grid, X, Y
+
+_ROLE_WORDS = {
+    TIME: ("time", "valid_time", "t"),
+    Y: ("y", "projection_y_coordinate", "latitude", "grid_latitude", "lat", "northing", "rlat"),
+    X: ("x", "projection_x_coordinate", "longitude", "grid_longitude", "lon", "easting", "rlon"),
+}
+_METRES = {"m": 1.0, "meter": 1.0, "metre": 1.0, "km": 1000.0, "kilometer": 1000.0, "kilometre": 1000.0}
+_PROJ_ATTRS = (
+    "proj4",
+    "proj4_params",
+    "proj4_string",
+    "proj_string",
+    "proj_params",
+    "projection",
+    "proj",
+    "crs",
+)
+
+
+def _role(name: str, coordinate: xr.DataArray | None) -> str | None:
+    """Whether a dimension or coordinate is time, y or x: by axis or standard_name, units, then name."""
+    attrs = {} if coordinate is None else coordinate.attrs
+    standard_name = attrs.get("standard_name")
+    for role, words in _ROLE_WORDS.items():
+        if standard_name in words:
+            return role
+    if standard_name is not None and standard_name.endswith("time"):
+        return None  # forecast_reference_time is not the valid time
+    if coordinate is not None and np.issubdtype(coordinate.dtype, np.datetime64):
+        return TIME
+    by_axis = {"T": TIME, "Y": Y, "X": X}.get(str(attrs.get("axis", "")).upper())
+    by_unit = {"degrees_north": Y, "degrees_east": X}.get(str(attrs.get("units")))
+    by_name = next((role for role, words in _ROLE_WORDS.items() if name.lower() in words), None)
+    return by_axis or by_unit or by_name
+
+
+def _coordinate(array: xr.DataArray, dim: str) -> xr.DataArray | None:
+    """The 1-D coordinate along `dim`, whatever its name."""
+    if dim in array.coords:  # .get() would make one up
+        own: xr.DataArray = array.coords[dim]
+        return own
+    along = (c for c in array.coords.values() if c.dims == (dim,))
+    return next((c for c in along if _role(str(c.name), c) in (Y, X, TIME)), None)
+
+
+def find_roles(array: xr.DataArray) -> dict[str, str] | None:
+    """Which dimension (or scalar time coordinate) is time, y and x; None where any of them is absent."""
+    roles: dict[str, str] = {}
+    for dim in map(str, array.dims):
+        role = _role(dim, _coordinate(array, dim))
+        if role is not None:
+            roles.setdefault(role, dim)
+    if TIME not in roles:
+        scalars = (str(name) for name, c in array.coords.items() if c.ndim == 0 and _role(str(name), c) == TIME)
+        if (name := next(scalars, None)) is None:
+            return None
+        roles[TIME] = name
+    if not {Y, X} & set(roles):  # dimensions without coordinates: ours to complain about, see in_our_words
+        rest = [str(dim) for dim in array.dims if dim not in roles.values() and array.sizes[dim] > 1]
+        roles |= dict(zip((Y, X), rest[-2:], strict=False))
+    extra = [dim for dim in array.dims if dim not in roles.values() and array.sizes[dim] > 1]
+    return roles if {Y, X} <= set(roles) and not extra else None
+
+
+def in_our_words(array: xr.DataArray) -> xr.DataArray:
+    """`array` with 1-D coordinates time, y and x, in the file's order and still on disk.
+
+    `time` is a scalar where the file holds one frame without the dimension. Putting the dimensions in order
+    waits until the frames are loaded, for xarray loads a transposed array pixel by pixel.
+    """
+    roles = find_roles(array)
+    if roles is None:
+        raise ValueError(f"{array.name} has dimensions {array.dims}: cannot tell which are time, y and x")
+    axes = {role: _coordinate(array, name) for role, name in roles.items()}
+    absent = [roles[role] for role, axis in axes.items() if axis is None]
+    if absent:
+        raise ValueError(_no_coordinates(array, absent))
+    coords = {role: axis.values for role, axis in axes.items() if axis is not None}
+    if not np.issubdtype(coords[TIME].dtype, np.datetime64):
+        raise ValueError(
+            f"{roles[TIME]} is {coords[TIME].dtype}, not decodable as CF time in the standard calendar"
+        )
+    ones = [dim for dim in array.dims if dim not in roles.values() and array.sizes[dim] == 1]
+    bare = array.drop_vars(list(array.coords)).squeeze(ones)
+    field = bare.rename({name: role for role, name in roles.items() if name in bare.dims})
+    for role, axis in axes.items():
+        if axis is not None:
+            field.coords[role] = xr.Variable((role,) if role in field.dims else (), axis.values, axis.attrs)
+    field.encoding = array.encoding
+    return field
+
+
+def _no_coordinates(array: xr.DataArray, absent: list[str]) -> str:
+    found = ", ".join(f"{name}{tuple(c.dims)}" for name, c in array.coords.items() if c.ndim == 2)
+    has = f" It has 2-D coordinates only ({found})." if found else ""
+    return (
+        f"{array.name} has no 1-D coordinate along {' and '.join(absent)}.{has} raincast needs the "
+        "projection's own coordinates: add them and a grid_mapping to the file, or reproject it, "
+        "e.g. with rioxarray or cdo remapbil"
+    )
+
+
+def find_grid(dataset: xr.Dataset, field: xr.DataArray, crs: str | None = None) -> Grid:
+    """Where `field` (with coordinates y and x) lies, in metres: by `crs`, else by what the file says."""
+    definition = crs or _crs_definition(dataset, field)
+    in_degrees = [_axis_unit(field, axis).startswith("degree") for axis in (Y, X)]
+    if definition is None and all(in_degrees):
+        definition = "EPSG:4326"
+    if definition is None:
+        raise ValueError(
+            "it names no projection (no grid_mapping with crs_wkt, no proj_string). "
+            "Give it with source.crs=…, e.g. source.crs=EPSG:3035 or a proj4 string in quotes"
+        )
+    wkt, factor = crs_in_metres(definition)
+    if any(in_degrees) is not is_geographic(wkt):
+        units = ", ".join(repr(_axis_unit(field, axis)) for axis in (Y, X))
+        raise ValueError(
+            f"its coordinates are in {units}, but its projection is {wkt[:60]}… "
+            "Give the right one with source.crs=…"
+        )
+    y, x = (even_axis(field[axis].values * _metres_per(field, axis, factor), axis) for axis in (Y, X))
+    return Grid(y=y, x=x, crs_wkt=wkt)
+
+
+def _crs_definition(dataset: xr.Dataset, field: xr.DataArray) -> Any:
+    """The projection that the file names: the variable's grid mapping, any other, or global attributes."""
+    mapping = str(field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "")
+    name = mapping.split(":")[0].split(" ")[0]
+    others = [n for n in dataset.variables if n != name and dataset[n].ndim == 0]
+    for variable in ([name] if name in dataset.variables else []) + others:
+        attrs = dataset[variable].attrs
+        for key in ("crs_wkt", "spatial_ref", *_PROJ_ATTRS):
+            if _is_crs(attrs.get(key)):
+                return str(attrs[key])
+        if "grid_mapping_name" in attrs:
+            return attrs
+    for key in ("crs_wkt", *_PROJ_ATTRS):
+        if _is_crs(dataset.attrs.get(key)):
+            return str(dataset.attrs[key])
+    return None
+
+
+def _is_crs(text: Any) -> bool:
+    """Whether an attribute is a projection; one called `projection` often holds a mere title."""
+    return isinstance(text, str) and ("proj=" in text or "[" in text or text.upper().startswith("EPSG:"))
+
+
+def _axis_unit(field: xr.DataArray, axis: str) -> str:
+    return str(field[axis].attrs.get("units", "")).strip().lower()
+
+
+def _metres_per(field: xr.DataArray, axis: str, of_crs: float) -> float:
+    """Metres per unit of a coordinate; degrees stay degrees; without units it is the projection's own."""
+    unit = _axis_unit(field, axis)
+    if unit == "":
+        return of_crs
+    if unit.startswith("degree"):
+        return 1.0
+    if unit.removesuffix("s") not in _METRES:
+        raise ValueError(f"the coordinate {axis} is in {unit!r}; known are {', '.join(_METRES)} and degrees")
+    return _METRES[unit.removesuffix("s")]

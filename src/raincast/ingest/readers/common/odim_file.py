@@ -1,0 +1,164 @@
+"""What lies in an ODIM HDF5 file, alone or with others in a tar: images, and what is said of each.
+
+Format: EUMETNET OPERA weather radar information model for implementation with the HDF5 file format, versions
+2.0.1 (2010) to 2.4 (2021). Services stray from it; whatever is read against it is named where it is done.
+"""
+
+import io
+import re
+from collections.abc import Collection, Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raincast.ingest.readers import HDF5_SIGNATURE, starts_with
+from raincast.ingest.readers.common.corners import CORNERS, grid_between
+from raincast.ingest.readers.common.unpack import first_bytes_inside, in_member, unpacked
+from raincast.schema import Grid
+
+_MOST_BYTES = 2**28  # of a packed file: OPERA's have 4 MB
+_HALF_MINUTE = np.timedelta64(30, "s")
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One data group; its own attributes stand before those of its dataset, these before the file's."""
+
+    name: str
+    data: Any
+    what: Mapping[str, Any]
+    where: Mapping[str, Any]
+    how: Mapping[str, Any]
+
+    @property
+    def quantity(self) -> str:
+        """RATE and so on; '' where it is not stated."""
+        return str(self.what.get("quantity", ""))
+
+    @property
+    def is_forecast(self) -> bool:
+        """Whether the file says that it was made up, and its time is after the file's own: so DWD's nowcasts."""
+        nominal, end = self.time(""), self.time("end")
+        is_later = nominal is not None and end is not None and bool(end > nominal)
+        return is_later and str(self.how.get("simulated", "")).lower() in ("true", "1")
+
+    def time(self, which: str) -> np.datetime64 | None:
+        """As `stated_time`."""
+        return stated_time(self.what, which)
+
+    def grid(self) -> Grid:
+        """Where it lies; DMI leaves the sizes out, which are those of the data."""
+        if "projdef" not in self.where:
+            raise ValueError("where has no projdef: nobody can say where the image lies")
+        if self.data.ndim != 2:
+            raise ValueError(f"{self.name}/data is {self.data.shape}: no image (y, x)")
+        corners = tuple(
+            (name, float(self.where[f"{name}_lon"]), float(self.where[f"{name}_lat"]))
+            for name in CORNERS
+            if f"{name}_lon" in self.where and f"{name}_lat" in self.where
+        )
+        sizes = tuple(
+            (int(self.where.get(f"{axis}size", number)), float(self.where.get(f"{axis}scale", 0.0)))
+            for axis, number in zip("yx", self.data.shape, strict=True)
+        )
+        return grid_between(str(self.where["projdef"]), corners, sizes)
+
+
+def stated_time(what: Mapping[str, Any], which: str) -> np.datetime64 | None:
+    """The time of the attributes `which`date and `which`time; None where they are absent.
+
+    Some services state the second at which a scan ended: less than half a minute is rounded away.
+    """
+    date, time = what.get(f"{which}date"), what.get(f"{which}time")
+    if date is None or time is None:
+        return None
+    if not re.fullmatch(r"\d{8}", str(date)) or not re.fullmatch(r"\d{6}", str(time)):
+        raise ValueError(f"what/{which}date={date}, {which}time={time} is no time like 20241126, 010500")
+    d, t = str(date), str(time)
+    exact = np.datetime64(f"{d[:4]}-{d[4:6]}-{d[6:]}T{t[:2]}:{t[2:4]}:{t[4:]}", "s")
+    minute = (exact + _HALF_MINUTE).astype("datetime64[m]").astype("datetime64[s]")
+    stated: np.datetime64 = (minute if abs(exact - minute) < _HALF_MINUTE else exact).astype("datetime64[ns]")
+    return stated
+
+
+def is_odim(path: Path, *, without: Collection[str] = ()) -> bool:
+    """Whether the content of `path`, or the first file packed in it, states an ODIM object, none of `without`."""
+    try:
+        if not starts_with(path, HDF5_SIGNATURE) and not _holds_hdf5(path):
+            return False
+        with h5py_files(path, {0}) as files:
+            _, _, file = next(files)
+            return attributes(file, "what").get("object") not in (None, *without)
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, StopIteration):
+        return False
+
+
+def _holds_hdf5(path: Path) -> bool:
+    return any(start == HDF5_SIGNATURE for start in first_bytes_inside(path, len(HDF5_SIGNATURE))[:1])
+
+
+@contextmanager
+def h5py_files(path: Path, wanted: Container[int] | None = None) -> Iterator[Iterator[tuple[int, str, Any]]]:
+    """The HDF5 files in `path` as (number, name, file): itself, named '', or what is packed in it.
+
+    Of those in a tar only the numbers `wanted` are opened (None: all).
+    """
+    import h5py
+
+    if starts_with(path, HDF5_SIGNATURE):
+        with h5py.File(path) as file:
+            yield iter([(0, "", file)])
+    else:
+        with unpacked(path) as packed:
+            yield _unpacked_files(packed, wanted)
+
+
+def _unpacked_files(
+    packed: Iterator[tuple[str, Any]], wanted: Container[int] | None
+) -> Iterator[tuple[int, str, Any]]:
+    import h5py
+
+    for number, (name, stream) in enumerate(packed):
+        if wanted is not None and number not in wanted:
+            continue
+        with in_member(name):
+            content = stream.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+            if not content.startswith(HDF5_SIGNATURE):
+                raise ValueError(f"it begins with {content[:8]!r}: no HDF5")
+            with h5py.File(io.BytesIO(content)) as file:
+                yield number, name, file
+
+
+def images(file: Any) -> Iterator[Image]:
+    """The data groups, in the order of their numbers."""
+    for dataset in _numbered(file, "dataset"):
+        for data in _numbered(file[dataset], "data"):
+            groups = (file, file[dataset], file[dataset][data])
+            # DMI states the quantity at the group itself
+            own = {"quantity": _scalar(groups[-1].attrs["quantity"])} if "quantity" in groups[-1].attrs else {}
+            what, where, how = (
+                {k: v for group in groups for k, v in attributes(group, name).items()}
+                for name in ("what", "where", "how")
+            )
+            if "data" in groups[-1]:
+                yield Image(f"{dataset}/{data}", groups[-1]["data"], own | what, where, how)
+
+
+def attributes(group: Any, name: str) -> dict[str, Any]:
+    """The attributes of a subgroup as scalars, texts as str; none where there is no such subgroup."""
+    return {key: _scalar(value) for key, value in group[name].attrs.items()} if name in group else {}
+
+
+def _scalar(value: Any) -> Any:
+    value = np.ravel(value)[0]
+    return value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else value
+
+
+def _numbered(group: Any, word: str) -> list[str]:
+    names = [name for name in group if re.fullmatch(rf"{word}\d+", name)]
+    return sorted(names, key=lambda name: int(name.removeprefix(word)))

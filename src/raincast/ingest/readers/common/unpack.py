@@ -1,0 +1,113 @@
+"""What lies in a file as services pack it: gzipped or bzipped, alone or with others in a tar."""
+
+import bz2
+import gzip
+import io
+import itertools
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raincast.ingest.readers.common.packed import GZIP_SIGNATURE
+
+BZIP2_SIGNATURE = b"BZh"
+Stream = io.BufferedReader | gzip.GzipFile | bz2.BZ2File
+"""A file inside, unpacked; going back in it is slow."""
+
+# a spoilt or hostile tar may claim anything: a month of 5 min has 8928 files, and a header takes kilobytes
+_MOST_MEMBERS = 10_000
+_MOST_BYTES_AT_ONCE = 2**24
+_LOOKED_AT = 4
+_DAMAGE = (ValueError, OSError, EOFError, zlib.error, tarfile.TarError)
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Iterator[tuple[str, Stream]]]:
+    """The files in `path`, as (name, stream) in their order: the members of a tar, or itself, with the name ''.
+
+    A stream is to be read before the next one is asked for. Whatever is packed in them is not unpacked again.
+    ValueError or OSError for damage, also while the streams are read.
+    """
+    try:
+        with path.open("rb") as file:
+            yield _files(file)
+    except (zlib.error, tarfile.TarError) as error:
+        raise ValueError(f"it is damaged: {error}") from error
+
+
+def first_bytes_inside(path: Path, number: int) -> list[bytes]:
+    """The first `number` bytes of the first files in `path`; none where it is damaged or absent."""
+    try:
+        with unpacked(path) as files:
+            return [stream.read(number) for _, stream in itertools.islice(files, _LOOKED_AT)]
+    except _DAMAGE:
+        return []
+
+
+@contextmanager
+def in_member(name: str) -> Iterator[None]:
+    """Turn errors into ones that name the member of a tar, if it is one."""
+    try:
+        yield
+    except _DAMAGE as error:
+        if not name:
+            raise
+        raise ValueError(f"{name} in it: {error or type(error).__name__}") from error
+
+
+def read_exactly(stream: Stream, number: int) -> bytes:
+    """`number` bytes; ValueError where there are fewer, with no more memory than those take."""
+    chunks, left = [], number
+    while left and (chunk := stream.read(min(left, 2**20))):
+        chunks.append(chunk)
+        left -= len(chunk)
+    if left:
+        raise ValueError(f"it ends early: {left} of {number} bytes are missing")
+    return b"".join(chunks)
+
+
+def at_end(stream: Stream) -> bool:
+    """Whether nothing follows; at the end of what was packed its checksum is compared."""
+    return not stream.peek(1)
+
+
+class _Bounded(io.BufferedReader):
+    """Refuses the sizes that a spoilt header of a tar asks for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= _MOST_BYTES_AT_ONCE:
+            raise ValueError(f"its tar is damaged: it claims a header of {size} bytes")
+        return super().read(size)
+
+
+def _files(file: io.BufferedReader) -> Iterator[tuple[str, Stream]]:
+    stream = _unzipped(file)
+    start = stream.read(tarfile.BLOCKSIZE)
+    stream.seek(0)
+    if start[257:262] != b"ustar":  # POSIX.1-1988, and GNU's
+        yield "", stream
+        return
+    last = "its beginning"
+    stream = _Bounded(stream)
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+        for number, member in enumerate(tar):
+            if number >= _MOST_MEMBERS:
+                raise ValueError(f"it has more than {_MOST_MEMBERS} members: split it")
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is not None:
+                yield member.name, _unzipped(content)  # type: ignore[arg-type]
+            last = member.name
+        # tarfile takes a damaged header for the end
+        stream.seek(tar.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError(f"its tar is damaged, or ends early, after {last}")
+
+
+def _unzipped(stream: Stream) -> Stream:
+    start = stream.read(len(BZIP2_SIGNATURE))
+    stream.seek(0)
+    if start.startswith(GZIP_SIGNATURE):
+        return gzip.GzipFile(fileobj=stream)
+    return bz2.BZ2File(stream) if start == BZIP2_SIGNATURE else stream

@@ -1,0 +1,1 @@
+"""Kernels, and the graph node that uses them."""

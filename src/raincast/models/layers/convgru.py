@@ -1,0 +1,125 @@
+"""The ConvGRU layer of Shi et al. 2017 (arXiv 1706.03458), and what its equations share with TrajGRU's."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raincast.models.initialise import Initialisation, initialise_gates
+from raincast.models.layers.recurrent import SLOPE, State, check_layer, check_sequence, check_state
+
+Activation = Literal["leaky_relu", "tanh"]
+
+
+class ConvGRU(nn.Module):
+    """A ConvGRU layer over a whole sequence. `*` is a convolution, `∘` element-wise, f the activation:
+
+        Z_t  = σ(W_xz * X_t + W_hz * H_{t-1} + b_z)
+        R_t  = σ(W_xr * X_t + W_hr * H_{t-1} + b_r)
+        H'_t = f(W_xh * X_t + R_t ∘ (W_hh * H_{t-1}) + b_h)
+        H_t  = (1 - Z_t) ∘ H'_t + Z_t ∘ H_{t-1}
+
+    The reset gate R acts behind the convolution of the state, so that one convolution serves all gates.
+    Convolutions pad with zeros and keep H and W. The gates lie in the order z, r, h along the first axis of
+    `input_weight` (3·hidden, in, k, k), `state_weight` (3·hidden, hidden, k, k) and `bias`. `in_channels=0`
+    makes a layer without input. The state is (hidden,), of shape (B, hidden, H, W).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        *,
+        input_kernel: int = 3,
+        state_kernel: int = 3,
+        activation: Activation = "leaky_relu",
+        initialisation: Initialisation = "xavier",
+    ) -> None:
+        """Kernels are odd; `activation` is f, the paper's leaky ReLU of slope 0.2 or tanh."""
+        super().__init__()
+        check_layer("ConvGRU", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
+        self.in_channels = in_channels
+        self.hidden_channels = hidden_channels
+        self.activate = activation_of(activation)
+        gates = 3 * hidden_channels
+        weight = torch.empty(gates, in_channels, input_kernel, input_kernel)
+        self.input_weight = nn.Parameter(weight) if in_channels else None
+        self.state_weight = nn.Parameter(torch.empty(gates, hidden_channels, state_kernel, state_kernel))
+        self.bias = nn.Parameter(torch.zeros(gates))
+        initialise_gates(self.input_weight, self.state_weight, num_gates=3, how=initialisation)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t c h w"] | None,
+        state: State | None = None,
+        num_steps: int | None = None,
+    ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
+        """Hidden states of all steps, and the last state to carry on from.
+
+        Without `state` the layer starts from zeros. A layer without input takes `x=None` and then needs
+        `state` and `num_steps`; elsewhere `num_steps` is the length of `x` and may be left out.
+        """
+        steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
+        hidden = first_hidden(x, state, self.hidden_channels)
+        outputs = []
+        for given in input_terms(x, self.input_weight, self.bias, steps):
+            carried = F.conv2d(hidden, self.state_weight, padding=self.state_weight.shape[-1] // 2)
+            hidden = gru_update(given, carried, hidden, self.activate)
+            outputs.append(hidden)
+        return torch.stack(outputs, dim=1), (hidden,)
+
+
+def activation_of(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that a recurrent layer's `activation` names."""
+    if name == "tanh":
+        return torch.tanh
+    if name != "leaky_relu":
+        raise ValueError(f"activation={name!r}: take leaky_relu or tanh.")
+    return _leaky_relu
+
+
+def _leaky_relu(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+def first_hidden(x: Tensor | None, state: State | None, width: int) -> Tensor:
+    """The hidden state (B, width, H, W) that a layer with the state (hidden,) starts from."""
+    if state is not None:
+        check_state(state, x, (width,), ("hidden",))
+        return state[0]
+    assert x is not None
+    return x.new_zeros(x.shape[0], width, *x.shape[-2:])
+
+
+def input_terms(
+    x: Float[Tensor, "b t c h w"] | None,
+    weight: Float[Tensor, "out c k k"] | None,
+    bias: Float[Tensor, " out"],
+    num_steps: int,
+) -> Sequence[Tensor]:
+    """What the input and the bias give to each step, (B, out, H, W), or the bias alone, (out, 1, 1).
+
+    The input of all steps is known beforehand: its convolution is one call.
+    """
+    if x is None:
+        return [bias[:, None, None]] * num_steps
+    assert weight is not None
+    terms = F.conv2d(x.flatten(0, 1), weight, bias, padding=weight.shape[-1] // 2)
+    return terms.view(*x.shape[:2], *terms.shape[1:]).unbind(1)
+
+
+def gru_update(
+    given: Tensor,
+    carried: Float[Tensor, "b gates h w"],
+    hidden: Float[Tensor, "b hidden h w"],
+    activate: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "b hidden h w"]:
+    """The point-wise part of a step: H_t from what the input gave and the state carried to z, r and h."""
+    z, r, new = given.chunk(3, dim=-3)
+    carried_z, carried_r, carried_new = carried.chunk(3, dim=-3)
+    z = (z + carried_z).sigmoid()
+    r = (r + carried_r).sigmoid()
+    return (1 - z) * activate(new + r * carried_new) + z * hidden

@@ -1,0 +1,126 @@
+"""The TrajGRU layer of Shi et al. 2017 (arXiv 1706.03458): a recurrence that learns where to look back."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raincast.models.initialise import Initialisation, initialise_gates
+from raincast.models.layers.convgru import Activation, activation_of, first_hidden, gru_update, input_terms
+from raincast.models.layers.recurrent import State, check_layer, check_sequence
+
+
+class TrajGRU(nn.Module):
+    """A TrajGRU layer over a whole sequence: a ConvGRU whose state arrives along L learned flows.
+
+        U_t, V_t = γ(X_t, H_{t-1})
+        S_t  = [warp(H_{t-1}, U_{t,1}, V_{t,1}), …, warp(H_{t-1}, U_{t,L}, V_{t,L})]
+        Z_t  = σ(W_xz * X_t + W_hz * S_t + b_z)
+        R_t  = σ(W_xr * X_t + W_hr * S_t + b_r)
+        H'_t = f(W_xh * X_t + R_t ∘ (W_hh * S_t) + b_h)
+        H_t  = (1 - Z_t) ∘ H'_t + Z_t ∘ H_{t-1}
+
+    `*` is a convolution, `∘` element-wise, f the activation. The state's kernels are 1×1: neighbours are
+    reached through the flows (see `warp`), in pixels of this layer's grid per step. γ adds a convolution of
+    the input and one of the state, `flow_channels` wide, activates, and convolves to 2L maps.
+
+    The gates lie in the order z, r, h along the first axis of `input_weight` (3·hidden, in, k, k),
+    `state_weight` (3·hidden, hidden·L, 1, 1), whose second axis counts channel·L + link, and `bias`. γ has
+    `flow_input_weight`, `flow_state_weight` and `flow_bias` for its first half, `flow_weight` (2L, ·, k, k) in
+    the order U_1, V_1, U_2, … and `flow_offset` for its second, which both start at zero: each link first
+    looks back straight, as offsets of deformable convolutions do (Dai et al. 2017, arXiv 1703.06211), and
+    the links part because their 1×1 kernels differ. `in_channels=0` makes a layer without input. The state
+    is (hidden,), of shape (B, hidden, H, W).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        *,
+        input_kernel: int = 3,
+        state_kernel: int = 5,
+        num_links: int = 9,
+        flow_channels: int = 32,
+        activation: Activation = "leaky_relu",
+        initialisation: Initialisation = "xavier",
+    ) -> None:
+        """`state_kernel` is the kernel of all convolutions of γ, 5 in the paper: the gates' own kernels over the
+        state are 1×1; `activation` is f, in γ as well, the paper's leaky ReLU of slope 0.2 or tanh.
+        """
+        super().__init__()
+        check_layer("TrajGRU", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
+        if num_links < 1 or flow_channels < 1:
+            raise ValueError(
+                f"A TrajGRU needs num_links >= 1 and flow_channels >= 1, found {num_links} and {flow_channels}."
+            )
+        self.in_channels = in_channels
+        self.hidden_channels = hidden_channels
+        self.num_links = num_links
+        self.activate = activation_of(activation)
+
+        def kernels(out: int, channels: int, size: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(out, channels, size, size))
+
+        gates = 3 * hidden_channels
+        self.input_weight = kernels(gates, in_channels, input_kernel) if in_channels else None
+        self.state_weight = kernels(gates, hidden_channels * num_links, 1)
+        self.bias = nn.Parameter(torch.zeros(gates))
+        initialise_gates(self.input_weight, self.state_weight, num_gates=3, how=initialisation)
+
+        self.flow_input_weight = kernels(flow_channels, in_channels, state_kernel) if in_channels else None
+        self.flow_state_weight = kernels(flow_channels, hidden_channels, state_kernel)
+        self.flow_bias = nn.Parameter(torch.zeros(flow_channels))
+        initialise_gates(self.flow_input_weight, self.flow_state_weight, num_gates=1, how=initialisation)
+        self.flow_weight = nn.Parameter(torch.zeros(2 * num_links, flow_channels, state_kernel, state_kernel))
+        self.flow_offset = nn.Parameter(torch.zeros(2 * num_links))
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t c h w"] | None,
+        state: State | None = None,
+        num_steps: int | None = None,
+    ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
+        """Hidden states of all steps, and the last state to carry on from.
+
+        Without `state` the layer starts from zeros. A layer without input takes `x=None` and then needs
+        `state` and `num_steps`; elsewhere `num_steps` is the length of `x` and may be left out.
+        """
+        steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
+        hidden = first_hidden(x, state, self.hidden_channels)
+        to_gates = input_terms(x, self.input_weight, self.bias, steps)
+        to_flow = input_terms(x, self.flow_input_weight, self.flow_bias, steps)
+        outputs = []
+        for given, given_flow in zip(to_gates, to_flow, strict=True):
+            carried = F.conv2d(warp(hidden, self._flow(given_flow, hidden)), self.state_weight)
+            hidden = gru_update(given, carried, hidden, self.activate)
+            outputs.append(hidden)
+        return torch.stack(outputs, dim=1), (hidden,)
+
+    def _flow(self, given: Tensor, hidden: Tensor) -> Tensor:
+        padding = self.flow_weight.shape[-1] // 2
+        features = self.activate(given + F.conv2d(hidden, self.flow_state_weight, padding=padding))
+        flow = F.conv2d(features, self.flow_weight, self.flow_offset, padding=padding)
+        return flow.view(flow.shape[0], self.num_links, 2, *flow.shape[2:])
+
+
+def warp(maps: Float[Tensor, "b c h w"], flow: Float[Tensor, "b links 2 h w"]) -> Float[Tensor, "b c*links h w"]:
+    """Maps as they are seen along each flow; channel c and link l of the output is c·links + l.
+
+    The value at row i and column j is that of `maps` at row i + V and column j + U, bilinear between the four
+    pixels around it, 0 outside the grid (Shi et al. 2017). `flow` holds U, to the right, then V, down the
+    rows, both in pixels: it points to where a pixel comes from, against the motion.
+    """
+    links, _, H, W = flow.shape[1:]
+    # 8 bits of bfloat16 cannot count the columns of a grid: places are at least float32
+    exact = torch.promote_types(maps.dtype, torch.float32)
+    flow = flow.to(exact)
+    columns = torch.arange(W, device=maps.device, dtype=exact)
+    rows = torch.arange(H, device=maps.device, dtype=exact)
+    # align_corners=False puts the centre of column j at (2j + 1 - W) / W, on grids of one pixel too
+    x = (2 * (columns + flow[:, :, 0]) + (1 - W)) / W
+    y = (2 * (rows[:, None] + flow[:, :, 1]) + (1 - H)) / H
+    # the links stand below each other on one tall grid, so that the maps are not repeated for each
+    places = torch.stack((x, y), dim=-1).flatten(1, 2)
+    seen = F.grid_sample(maps.to(exact), places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return seen.view(*maps.shape[:2], links, H, W).flatten(1, 2)

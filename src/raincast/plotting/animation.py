@@ -1,0 +1,214 @@
+"""Past radar frames, then the forecast, as a GIF or an MP4.
+
+Frames are composed as palette numbers, without matplotlib: faster than drawing figures, and the GIF needs no
+second quantisation, so that a colour is exactly a class of rain.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import to_rgb
+from PIL import Image, ImageDraw, ImageFont
+
+from raincast import schema
+from raincast.plotting import rain_image
+from raincast.plotting.coastlines import coast_pixels
+from raincast.plotting.rain_image import DRY_CLASS, MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView, Rain
+from raincast.plotting.video import save_mp4
+from raincast.schema import Grid
+
+Indices = npt.NDArray[np.uint8]
+
+# the palette: dry, the rain classes, missing, then these
+_HATCH, _LINE, _COAST, _GREY = MISSING_CLASS + 1, MISSING_CLASS + 2, MISSING_CLASS + 3, MISSING_CLASS + 4
+_NUM_GREYS = 16  # enough for smooth letters
+_HEADER, _MARGIN, _BAR_WIDTH, _GAP, _FOOTER = 46, 8, 74, 10, 26
+_MIN_PANEL, _MIN_HEIGHT = 250, 230  # what the words above and the numbers of the colour bar need
+_FRAME_MS = 250
+_REST_REPEATS, _LAST_REPEATS = 3, 6  # where the forecast begins, and at the end
+_SMALLEST_MAP = 100  # pixels below which a coast would hide the rain
+_SCALES_KM = (1000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
+
+
+def forecast_animation(
+    observed_input: Rain | None,
+    forecast: Rain,
+    *,
+    grid: Grid,
+    init_time: np.datetime64,
+    step_minutes: float,
+    path: str | Path,
+    observed: Rain | None = None,
+    max_pixels: int = 640,
+    time_zone: str | None = None,
+    coastlines: bool = True,
+    stills: Path | None = None,
+) -> Path:
+    """The past hour, then the forecast; with `observed`, what came runs beside it. A GIF that loops, or an .mp4.
+
+    All are (frame, y, x) in mm/h with NaN for missing. The last of `observed_input` is valid at `init_time`,
+    the first of `forecast` and `observed` one step later; `observed` may be shorter. The longer side of a map
+    has at most `max_pixels` pixels; several grid pixels in one are averaged. Valid times are also told in
+    `time_zone` (Europe/Amsterdam); in the folder `stills` each lead time becomes a PNG named after it.
+    """
+    given = {"observed_input": observed_input, "forecast": forecast, "observed": observed}
+    rain_image.check_frames({name: rain for name, rain in given.items() if rain is not None}, grid)
+    past = np.empty((0, *grid.shape), np.float32) if observed_input is None else observed_input
+    canvas = _Canvas(
+        MapView.of(grid), grid.shape, max_pixels, num_panels=1 if observed is None else 2, coastlines=coastlines
+    )
+    frames = []
+    for number in range(1 - len(past), len(forecast) + 1):
+        valid = rain_image.valid_text(init_time + number * schema.step_timedelta(step_minutes), time_zone)
+        now = _panels_of(number, past, forecast, observed, step_minutes)
+        frames.append(canvas.frame(now, valid))
+    if stills is not None:
+        _save_stills(frames[len(past) :], stills, step_minutes)
+    repeats = [1] * len(frames)
+    repeats[-1] = _LAST_REPEATS
+    if len(past):
+        repeats[len(past) - 1] = _REST_REPEATS
+    if Path(path).suffix == ".mp4":
+        return save_mp4(frames, Path(path), palette=_palette(), repeats=repeats, frame_ms=_FRAME_MS)
+    return _save_gif(frames, Path(path), repeats)
+
+
+def _panels_of(
+    number: int, past: Rain, forecast: Rain, observed: Rain | None, step_minutes: float
+) -> dict[str, Rain]:
+    """The maps to show `number` steps after init_time, by their labels."""
+    if number <= 0:
+        frame = past[number - 1]
+        return {"observed": frame} if observed is None else {"observed": frame, "observed ": frame}
+    now = {f"forecast +{number * step_minutes:g} min": forecast[number - 1]}
+    if observed is None:
+        return now
+    came = number <= len(observed)
+    label = "observed" if came else "not observed yet"
+    return {label: observed[number - 1] if came else np.full_like(forecast[0], np.nan)} | now
+
+
+class _Canvas:
+    """Everything that stays the same from frame to frame: sizes, hatching, graticule, colour bar."""
+
+    def __init__(
+        self, view: MapView, shape: tuple[int, int], max_pixels: int, *, num_panels: int, coastlines: bool = True
+    ) -> None:
+        if max_pixels < 1:
+            raise ValueError(f"max_pixels={max_pixels} leaves no picture. Pass 100 to 1000.")
+        self.view = view
+        self.map_shape = view.fit(_map_pixels(max(shape), max_pixels))
+        self.panel_width = max(self.map_shape[1], _MIN_PANEL)
+        self.num_panels = num_panels
+        self.font = _font(13)
+        self.bold = _font(14, bold=True)
+        height, width = self.map_shape
+        self.bar_left = _MARGIN + num_panels * (self.panel_width + _GAP)
+        self.missing = _hatched(height, width)
+        self.lines = rain_image.graticule_pixels(view, height, width)
+        drawn = coastlines and min(self.map_shape) >= _SMALLEST_MAP
+        self.coast = coast_pixels(view, height, width) if drawn else np.zeros((height, width), np.bool_)
+        self.background = self._background()
+
+    def frame(self, panels: Mapping[str, Rain], valid: str) -> Indices:
+        """One frame as palette numbers; `panels` are maps by label, from left to right."""
+        frame = self.background.copy()
+        words = Image.new("L", (frame.shape[1], _HEADER), 255)
+        pen = ImageDraw.Draw(words)
+        height, width = self.map_shape
+        for k, (label, rain) in enumerate(panels.items()):
+            left = _MARGIN + k * (self.panel_width + _GAP)
+            pen.text((left, 5), label.strip(), fill=0, font=self.bold)
+            pen.text((left, 25), valid, fill=60, font=self.font)
+            frame[_HEADER : _HEADER + height, left : left + width] = self._map(rain)
+        pen.text((self.bar_left, _HEADER - 21), "mm/h", fill=0, font=self.font)
+        frame[:_HEADER] = _greys(words)
+        return frame
+
+    def _map(self, rain: Rain) -> Indices:
+        shown = rain_image.resample(self.view.north_up(rain), *self.map_shape)
+        classes = rain_image.rain_classes(shown)
+        # the graticule lies under the rain, so that it never hides a shower
+        classes = np.where(self.lines & (classes == DRY_CLASS), np.uint8(_LINE), classes)
+        classes = np.where(classes == MISSING_CLASS, np.where(self.lines, _LINE, self.missing), classes)
+        return np.where(self.coast, _COAST, classes).astype(np.uint8)
+
+    def _background(self) -> Indices:
+        height, width = self.map_shape
+        body = max(height, _MIN_HEIGHT)
+        page = Image.new("L", (self.bar_left + _BAR_WIDTH, _HEADER + body + _FOOTER), 255)
+        pen = ImageDraw.Draw(page)
+        for k in range(self.num_panels):
+            left = _MARGIN + k * (self.panel_width + _GAP)
+            pen.rectangle((left - 1, _HEADER - 1, left + width, _HEADER + height), outline=120)
+        self._draw_scale(pen, top=_HEADER + height + 9)
+        step = min(36, (body - 30) // len(RAIN_COLOURS))
+        tops = [_HEADER + step * (len(RAIN_COLOURS) - 1 - k) for k in range(len(RAIN_COLOURS))]
+        for boundary, top in zip(RAIN_BOUNDARIES, tops, strict=True):
+            pen.text((self.bar_left + 21, top + step), f"{boundary:g}", fill=0, font=self.font, anchor="lm")
+        below = tops[0] + step + 12
+        pen.text((self.bar_left + 21, below + 8), "missing", fill=0, font=_font(11), anchor="lm")
+        frame = _greys(page)
+        for k, top in enumerate(tops):
+            frame[top : top + step, self.bar_left : self.bar_left + 16] = k + 1
+        frame[below : below + 16, self.bar_left : self.bar_left + 16] = _hatched(16, 16)
+        return frame
+
+    def _draw_scale(self, pen: ImageDraw.ImageDraw, *, top: int) -> None:
+        """A bar of a round number of kilometres, at most a third of the map long, and that number."""
+        kilometres = self.view.width_km
+        length = next((km for km in _SCALES_KM if km <= kilometres / 3), _SCALES_KM[-1])
+        pixels = round(length / kilometres * self.map_shape[1])
+        pen.line((_MARGIN, top, _MARGIN + pixels, top), fill=0, width=2)
+        for end in (_MARGIN, _MARGIN + pixels):
+            pen.line((end, top - 4, end, top + 4), fill=0)
+        pen.text((_MARGIN + pixels + 6, top), f"{length:g} km", fill=0, font=_font(11), anchor="lm")
+
+
+def _hatched(height: int, width: int) -> Indices:
+    rows, columns = np.indices((height, width))
+    return np.where((rows + columns) % 8 == 0, _HATCH, MISSING_CLASS).astype(np.uint8)
+
+
+def _map_pixels(longest: int, max_pixels: int) -> int:
+    """The longer side of the map: small grids are enlarged by whole numbers, so that pixels look alike."""
+    return max_pixels if longest >= max_pixels else max_pixels // longest * longest
+
+
+def _greys(image: Image.Image) -> Indices:
+    return (_GREY + np.asarray(image) // (256 // _NUM_GREYS)).astype(np.uint8)
+
+
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def _palette() -> list[int]:
+    colours = (rain_image.DRY_COLOUR, *RAIN_COLOURS, rain_image.MISSING_COLOUR, rain_image.HATCH_COLOUR)
+    shades = [to_rgb(colour) for colour in (*colours, rain_image.LINE_COLOUR, rain_image.COAST_COLOUR)]
+    shades += [(grey, grey, grey) for grey in np.linspace(0, 1, _NUM_GREYS)]
+    return [round(255 * part) for shade in shades for part in shade]
+
+
+def _image(frame: Indices) -> Image.Image:
+    image = Image.fromarray(frame)  # mode L, the same bytes: only the meaning of a number changes
+    image.putpalette(_palette())
+    return image
+
+
+def _save_stills(frames: list[Indices], folder: Path, step_minutes: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(frames, start=1):
+        _image(frame).save(folder / f"{folder.name}_+{number * step_minutes:03g}min.png", format="PNG")
+
+
+def _save_gif(frames: list[Indices], path: Path, repeats: list[int]) -> Path:
+    images = [_image(frame) for frame in frames]
+    durations = [_FRAME_MS * times for times in repeats]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    return path

@@ -1,0 +1,252 @@
+"""Maps of forecasts, animations, and skill against lead time, as files.
+
+Everything is drawn on objects of its own, never on pyplot's global state: pictures may be made in threads, in
+loops of thousands, and on machines without a screen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
+
+from raincast import schema
+from raincast.evaluation.report.tables import lead_minutes
+from raincast.plotting import rain_image
+from raincast.plotting.animation import forecast_animation
+from raincast.plotting.rain_image import LINE_COLOUR, RAIN_BOUNDARIES, MapView, Rain
+from raincast.schema import Grid
+
+__all__ = ["csi_plot", "forecast_animation", "forecast_picture"]
+
+# Okabe and Ito (2008), without yellow, which is lost on white: hues that stay apart for the colour-blind
+CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+CURVE_MARKERS = "osD^vPX"
+DOTS_PER_INCH = 120
+
+Degrees = npt.NDArray[np.float64]
+
+
+def forecast_picture(
+    observed: Rain | None,
+    forecasts: Mapping[str, Rain],
+    *,
+    grid: Grid,
+    init_time: np.datetime64,
+    step_minutes: float,
+    path: str | Path,
+    leads_minutes: Sequence[float] | None = None,
+    title: str = "Precipitation nowcast",
+    graticule: bool = True,
+) -> Path:
+    """Forecasts below what came, as a PNG: a row a forecaster, a column a lead time, north up.
+
+    `observed` and each forecast are (lead, y, x) in mm/h, NaN for missing, the first lead one step after
+    `init_time`; `observed` may be shorter. `leads_minutes` are four spread ones by default. The axes are the
+    grid's projection in km (degrees for lat/lon), with meridians and parallels where `graticule` is set.
+    """
+    rows = ({} if observed is None else {"observed": observed}) | dict(forecasts)
+    rain_image.check_frames(rows, grid)
+    num_leads = max(len(rain) for rain in rows.values())
+    leads = _lead_numbers(leads_minutes, num_leads, step_minutes)
+    view = MapView.of(grid)
+    lines = Graticule.of(view) if graticule else None
+    figure, panels = _panels(view, num_rows=len(rows), num_columns=len(leads))
+    for (name, rain), row in zip(rows.items(), panels, strict=True):
+        row[0].set_ylabel(f"{name}\n{view.axis_labels[1]}", fontsize=9)
+        for lead, panel in zip(leads, row, strict=True):
+            frame = rain[lead - 1] if lead <= len(rain) else np.full(grid.shape, np.nan, np.float32)
+            image = _draw_map(panel, frame, view, lines)
+    for lead, panel in zip(leads, panels[0], strict=True):
+        valid = rain_image.utc_text(init_time + lead * schema.step_timedelta(step_minutes))
+        panel.set_title(f"+{lead * step_minutes:g} min\n{valid}", fontsize=9)
+    for panel in panels[-1]:
+        panel.set_xlabel(view.axis_labels[0], fontsize=8)
+    _add_colour_bar(figure, panels, image)
+    figure.suptitle(f"{title} · made from {rain_image.utc_text(init_time)}", fontsize=11, fontweight="bold")
+    return _save(figure, path)
+
+
+def _lead_numbers(minutes: Sequence[float] | None, num_leads: int, step_minutes: float) -> list[int]:
+    """Lead numbers, 1 for one step: those of `minutes`, or at most four that spread up to the last."""
+    if minutes is None:
+        count = min(4, num_leads)
+        return [int(num_leads * (k + 1) / count + 0.5) for k in range(count)]
+    leads = [round(m / step_minutes) for m in minutes]
+    for lead, wanted in zip(leads, minutes, strict=True):
+        if not 1 <= lead <= num_leads or abs(lead * step_minutes - wanted) > 1e-6:
+            raise ValueError(
+                f"There is no lead time of {wanted:g} min. Choose multiples of the step of {step_minutes:g} "
+                f"min from {step_minutes:g} to {num_leads * step_minutes:g}."
+            )
+    if not leads:
+        raise ValueError("leads_minutes is empty. Name at least one lead time, or leave it out.")
+    return leads
+
+
+def _panels(view: MapView, *, num_rows: int, num_columns: int) -> tuple[Figure, npt.NDArray[np.object_]]:
+    ratio = view.height_per_width
+    # panels of about the same area whatever the shape of the map
+    width = float(np.clip(2.5 / np.sqrt(ratio), 1.5, 4.5))
+    height = float(np.clip(width * ratio, 1.0, 5.0))
+    size = (1.9 + max(width * num_columns, 2.5), 1.0 + (height + 0.1) * num_rows)
+    figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
+    return figure, panels
+
+
+@dataclass(frozen=True)
+class Graticule:
+    """Longitudes and latitudes on a coarse mesh of the map, (n, n), computed once for all panels."""
+
+    view: MapView
+    lon: Degrees
+    lat: Degrees
+
+    @classmethod
+    def of(cls, view: MapView, num_points: int = 41) -> "Graticule":
+        return cls(view, *view.lonlat(num_points, num_points))
+
+    def draw(self, panel: Axes) -> None:
+        """Thin lines over the map, with their degrees at its lower and left edges, away from the rain."""
+        x = np.linspace(self.view.left, self.view.right, self.lon.shape[1])
+        y = np.linspace(self.view.top, self.view.bottom, self.lon.shape[0])
+        for degrees in (self.lon, self.lat):
+            levels = rain_image.graticule_levels(degrees)
+            if levels.size:
+                panel.contour(x, y, degrees, levels=levels, colors=LINE_COLOUR, linewidths=0.5, linestyles="solid")
+        for level, place in crossings(self.lon[-1], x, self.lon):
+            _edge_label(panel, place, self.view.bottom, f"{abs(level):g}°{'E' if level >= 0 else 'W'}", (0, 3))
+        for level, place in crossings(self.lat[:, 0], y, self.lat):
+            _edge_label(panel, self.view.left, place, f"{abs(level):g}°{'N' if level >= 0 else 'S'}", (2, 0))
+
+
+def crossings(edge: Degrees, places: Degrees, degrees: Degrees) -> list[tuple[float, float]]:
+    """Where the lines drawn for `degrees` meet an edge: (degrees, place), none within 5 % of its ends."""
+    if not np.isfinite(edge).all():
+        return []
+    order = np.argsort(edge)
+    margin = 0.05 * abs(places[-1] - places[0])
+    found = []
+    for level in rain_image.graticule_levels(degrees):
+        place = float(np.interp(level, edge[order], places[order]))
+        # interp answers with an end for lines that miss this edge
+        if places.min() + margin < place < places.max() - margin:
+            found.append((float(level), place))
+    return found
+
+
+def _edge_label(panel: Axes, x: float, y: float, text: str, offset: tuple[float, float]) -> None:
+    halo = [withStroke(linewidth=2, foreground="white", alpha=0.8)]
+    panel.annotate(
+        text,
+        (x, y),
+        offset,
+        textcoords="offset points",
+        ha="left" if offset[0] else "center",
+        va="center" if offset[0] else "bottom",
+        fontsize=6,
+        color="#4a545c",
+        path_effects=halo,
+    )
+
+
+def _draw_map(panel: Axes, rain: Rain, view: MapView, graticule: Graticule | None) -> AxesImage:
+    colours, norm = rain_image.rain_colours()
+    shown = view.north_up(rain)
+    # finer than the dots of the figure would let small showers fall between them
+    finest = view.fit(2 * DOTS_PER_INCH * 3)
+    if shown.shape[0] > finest[0] or shown.shape[1] > finest[1]:
+        shown = rain_image.resample(shown, *finest)
+    panel.set_facecolor(rain_image.MISSING_COLOUR)
+    panel.patch.set(hatch="/////", edgecolor=rain_image.HATCH_COLOUR, linewidth=0)
+    image = panel.imshow(
+        shown,
+        cmap=colours,
+        norm=norm,
+        extent=view.extent,
+        origin="upper",
+        interpolation="nearest",
+        aspect=view.y_stretch,
+    )
+    panel.tick_params(labelsize=7, length=2)
+    panel.locator_params(nbins=5)
+    if graticule is not None:
+        graticule.draw(panel)
+    return image
+
+
+def _add_colour_bar(figure: Figure, panels: npt.NDArray[np.object_], image: AxesImage) -> None:
+    bar = figure.colorbar(image, ax=panels, extend="max", aspect=28, pad=0.015, shrink=0.95)
+    bar.set_ticks(list(RAIN_BOUNDARIES), labels=[f"{b:g}" for b in RAIN_BOUNDARIES])
+    bar.set_label("rain rate (mm/h), hatched: missing", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path
+
+
+def csi_plot(scores: xr.Dataset, path: str | Path) -> Path:
+    """CSI against lead time as a PNG: a panel a threshold, a line a forecaster.
+
+    `scores` has `csi` with dimensions (forecaster, threshold, lead_time), NaN where it is undefined, and its
+    `lead_time` in minutes or as timedelta64.
+    """
+    minutes = lead_minutes(scores)
+    thresholds = scores["threshold"].values
+    columns = min(3, len(thresholds))
+    rows = -(-len(thresholds) // columns)
+    figure = Figure(figsize=(1.0 + 3.6 * columns, 0.9 + 2.7 * rows), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for panel, threshold in zip(panels, thresholds, strict=False):
+        _draw_curves(panel, scores["csi"].sel(threshold=threshold), minutes)
+        panel.set_title(f"rain ≥ {threshold:g} mm/h", fontsize=10)
+    for unused in panels[len(thresholds) :]:
+        unused.set_axis_off()
+    for k in range(0, len(thresholds), columns):
+        panels[k].set_ylabel("CSI (1 is perfect)", fontsize=9)
+    for k in range(max(0, len(thresholds) - columns), len(thresholds)):
+        panels[k].set_xlabel("lead time (min)", fontsize=9)
+        panels[k].tick_params(labelbottom=True)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9, frameon=False
+    )
+    return _save(figure, path)
+
+
+def _draw_curves(panel: Axes, csi: xr.DataArray, minutes: npt.NDArray[np.float64]) -> None:
+    csi = csi.transpose("forecaster", schema.LEAD_TIME)
+    for k, name in enumerate(csi["forecaster"].values):
+        panel.plot(
+            minutes,
+            csi.values[k],
+            color=CURVE_COLOURS[k % len(CURVE_COLOURS)],
+            marker=CURVE_MARKERS[k % len(CURVE_MARKERS)],
+            # more forecasters than colours: the next round is dashed
+            linestyle=("-", "--", ":")[k // len(CURVE_COLOURS) % 3],
+            markersize=4,
+            linewidth=1.6,
+            label=str(name),
+        )
+    if not np.isfinite(csi.values).any():
+        panel.text(0.5, 0.5, "undefined:\nno event", transform=panel.transAxes, ha="center", va="center")
+    panel.set_ylim(bottom=0.0)
+    panel.set_xlim(0.0, float(minutes.max()) * 1.04)
+    panel.grid(color="#dddddd", linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)

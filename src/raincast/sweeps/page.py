@@ -1,0 +1,131 @@
+"""What a sweep found, for people: a table of its trials, one HTML page, and the lines for a terminal."""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raincast.plotting import page
+from raincast.sweeps.pictures import pictures
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial: `values` one a goal (empty without a result), `curve` its first goal at each validation."""
+
+    number: int
+    state: str
+    params: Mapping[str, Any]
+    values: Sequence[float] = ()
+    curve: Mapping[int, float] = field(default_factory=dict)
+    epochs: int | None = None
+    seconds: float | None = None
+    note: str = ""
+    run_dir: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """All trials of a study in the order of their numbers.
+
+    `goals` are the goals' labels, `larger_is_better` goes with them; `best` are the numbers of the best trials,
+    the winner first: those that no other trial beats in every goal, or the highest few of one goal. `importance`
+    has a share of each parameter, by goal. `log_params` are those searched on a logarithmic scale.
+    """
+
+    name: str
+    goals: Sequence[str]
+    larger_is_better: Sequence[bool]
+    rows: Sequence[TrialRow]
+    best: Sequence[int]
+    importance: Mapping[str, Mapping[str, float]]
+    log_params: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]] = ()
+
+    def row(self, number: int) -> TrialRow:
+        """The trial called `number`."""
+        return next(row for row in self.rows if row.number == number)
+
+    def param_names(self) -> list[str]:
+        """Every parameter that a trial had."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.params))
+
+
+def write_table(result: SweepResult, path: Path) -> Path:
+    """All trials as CSV, whole at any moment."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    with new.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        names = result.param_names()
+        writer.writerow(
+            ["trial", "state", *result.goals, *names, "epochs", "seconds", "note", "run_dir", "command"]
+        )
+        for row in result.rows:
+            values: list[Any] = list(row.values) or [""] * len(result.goals)
+            params = [row.params.get(name, "") for name in names]
+            last = [row.epochs, row.seconds, row.note, row.run_dir, row.command]
+            writer.writerow([row.number, row.state, *values, *params, *last])
+    return new.replace(path)
+
+
+def write_sweep_page(result: SweepResult, path: Path) -> Path:
+    """One HTML file: what was sought and found, the winner's command, pictures, all trials."""
+    return page.write_page(
+        path, title=f"sweep {result.name}", heading=f"The sweep {result.name}", parts=_parts(result)
+    )
+
+
+def _parts(result: SweepResult) -> Iterator[str]:
+    yield page.pairs("Overview", [*result.facts, *_counts(result)])
+    if result.best:
+        front = len(result.goals) > 1
+        title = "Best trials: none is better than these in every goal" if front else "Best trials"
+        yield page.wide_table(title, [_cells(result, result.row(number)) for number in result.best])
+        winner = result.row(result.best[0])
+        first = f" by {result.goals[0]}" if front else ""
+        yield page.command(
+            f"Train the winner{first}, trial {winner.number}, again over several seeds", winner.command
+        )
+    for title, png in pictures(result).items():
+        yield page.figure(title, png)
+    yield page.wide_table("All trials", [_cells(result, row) for row in result.rows])
+
+
+def _counts(result: SweepResult) -> Iterator[tuple[str, str]]:
+    states = [row.state for row in result.rows]
+    yield (
+        "trials",
+        ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))) or "none",
+    )
+    if not any(result.importance.values()):
+        yield "importance", "of the parameters: only with four or more complete trials of different values"
+    hours = sum(row.seconds or 0.0 for row in result.rows) / 3600
+    yield "time of all trials", f"{hours:.2f} h"
+
+
+def _cells(result: SweepResult, row: TrialRow) -> dict[str, str]:
+    values = dict(zip(result.goals, map(short, row.values), strict=False))
+    cells = {"trial": str(row.number), "state": row.state, **{goal: values.get(goal, "") for goal in result.goals}}
+    seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
+    cells |= {"epochs": "" if row.epochs is None else str(row.epochs), "time": seconds}
+    cells |= {name: short(row.params[name]) if name in row.params else "" for name in result.param_names()}
+    return cells | {"note": row.note}
+
+
+def short(value: Any) -> str:
+    """A parameter or score in a few characters."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def lines(result: SweepResult, most: int = 5) -> str:
+    """The best trials for a terminal."""
+    told = [dict(_counts(result))["trials"]]
+    for number in list(result.best)[:most]:
+        row = result.row(number)
+        values = "  ".join(f"{goal} {short(v)}" for goal, v in zip(result.goals, row.values, strict=True))
+        told.append(f"  trial {number}  {values}  " + ", ".join(f"{k} {short(v)}" for k, v in row.params.items()))
+    return "\n".join(told)

@@ -1,0 +1,1 @@
+"""What every room uses: process pools, locks, files, progress, provenance, the cache."""

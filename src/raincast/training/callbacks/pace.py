@@ -1,0 +1,96 @@
+"""How fast training runs, what it waits for and what it holds."""
+
+import contextlib
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from raincast.system.provenance import peak_memory_gib
+
+
+class Pace(Callback):
+    """Logs of each epoch how fast it was.
+
+    `train/data_wait`: the share of the time in which training waited for its next batch. `train/windows_per_s`: of
+    all processes together, validation left out. `train/memory_gib`: the most that was held, on a GPU by its
+    tensors, else by the process since its start. `train/gpu_use`, per cent, where NVIDIA's library says it.
+    """
+
+    def __init__(self) -> None:
+        self._waited = self._began = self._ready = self._away = 0.0
+        self._num_windows = 0
+        self._use: list[int] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """The first batch is waited for, too."""
+        self._waited = self._away = 0.0
+        self._num_windows = 0
+        self._use = []
+        self._began = self._ready = time.monotonic()
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """The batch is there, and on its device."""
+        self._waited += time.monotonic() - self._ready
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """The next one is asked for."""
+        self._num_windows += len(batch["input"])
+        device = trainer.strategy.root_device
+        if device.type == "cuda" and _logs(trainer):
+            # NVIDIA's library has errors of its own, on part of a card (MIG) for one: no reason to end a run
+            with contextlib.suppress(Exception):
+                self._use.append(torch.cuda.utilization(device))
+        self._ready = time.monotonic()
+
+    def on_validation_end(self, *_: Any) -> None:
+        """Validation within an epoch is no waiting, and no training."""
+        now = time.monotonic()
+        self._away += now - self._ready
+        self._ready = now
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The last batch's end, or that of a validation after it, is the end of training."""
+        whole = self._ready - self._began - self._away
+        if whole <= 0:
+            return
+        module.log("train/data_wait", self._waited / whole, sync_dist=True)
+        speed = torch.tensor(self._num_windows / whole)
+        module.log("train/windows_per_s", speed, sync_dist=True, reduce_fx="sum")
+        module.log("train/memory_gib", _held_gib(trainer.strategy.root_device), sync_dist=True)
+        if self._use:
+            module.log("train/gpu_use", sum(self._use) / len(self._use), sync_dist=True)
+
+
+class GradientNorm(Callback):
+    """Logs `train/grad_norm`, the norm of all gradients before they are clipped, as often as the loss."""
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Gradients are averaged over the processes by now, and rid of their loss scale."""
+        if not _logs(trainer):
+            return
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm: Any = torch.nn.utils.get_total_norm(gradients)
+        module.log("train/grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _logs(trainer: L.Trainer) -> bool:
+    """Whether this step's values are logged."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by its logger connector
+    return (trainer.global_step + 1) % max(1, every) == 0
+
+
+def _held_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return peak_memory_gib()

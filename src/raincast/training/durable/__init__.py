@@ -1,0 +1,1 @@
+"""State that survives a kill: checkpoints, signals, logs, random streams."""

@@ -1,0 +1,152 @@
+"""The state of a run after its newest step, kept twice: what a killed run goes on from."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.trainer.states import TrainerFn
+
+from raincast.training.durable.checkpoint_io import flush_folder
+from raincast.training.durable.stop_signals import EXIT_CODE, Stopped, StopSignals
+
+log = logging.getLogger(__name__)
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves after every epoch, every `every_n_train_steps` optimiser steps and every `every_minutes`, if given.
+
+    The file is `dirpath`/`filename`.ckpt, the one before it previous.ckpt. A state is saved only where a run can
+    go on from it exactly: with no gradients half gathered, and not between the last step of an epoch and its
+    validation. One of `signals` saves at the end of the step that runs and ends the process with exit code 75;
+    during validation it ends at once, and the state saved before is gone on from.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path,
+        filename: str = "last",
+        *,
+        every_n_train_steps: int | None = None,
+        every_minutes: float | None = None,
+        signals: Sequence[str] = ("SIGTERM", "SIGUSR1"),
+        requeue: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value in (("every_n_train_steps", every_n_train_steps), ("every_minutes", every_minutes)):
+            if value is not None and not value > 0:
+                raise ValueError(f"callbacks.last.{name}={value}: give a number over 0, or null for none.")
+        self.path = Path(dirpath) / f"{filename}.ckpt"
+        self.every_n_train_steps = every_n_train_steps
+        self.every_minutes = every_minutes
+        self.signals = StopSignals(signals, requeue=requeue)
+        self._step = 0
+        self._saved_at = 0.0
+        self._leaving = False
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Start the clock; a run that had stopped early stays stopped."""
+        self._step = trainer.global_step
+        self._saved_at = time.monotonic()
+        self.signals.install(trainer)
+        stops = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+        if any(stop.stopping_reason != EarlyStoppingReason.NOT_STOPPED for stop in stops):
+            trainer.should_stop = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, or if a signal came."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if batch_idx + 1 >= trainer.num_training_batches or self._step == trainer.max_steps:
+            return  # validation follows, and then the epoch's end
+        stop, due = self._agreed(trainer, self.signals.received is not None), self._agreed(trainer, self._is_due())
+        if stop or due:
+            self._save(trainer)
+        self._leaving = stop
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Leave, if the step before was the last: by now it is logged, too."""
+        if self._leaving:
+            self._leave(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Leave at once on a signal; several processes, which have unequal windows, leave at the epoch's end."""
+        if self.signals.received is not None and trainer.world_size == 1 and _fits(trainer):
+            self._leave(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save: validation, early stopping and the choice of the best are over by now."""
+        self._leaving = self._agreed(trainer, self.signals.received is not None)
+        self._save(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """The same between epochs."""
+        if self._leaving:
+            self._leave(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """The same before the scores of the best are computed."""
+        if self._leaving:
+            self._leave(trainer)
+
+    def _is_due(self) -> bool:
+        if self.every_n_train_steps and self._step % self.every_n_train_steps == 0:
+            return True
+        return bool(self.every_minutes) and time.monotonic() - self._saved_at >= 60 * (self.every_minutes or 0)
+
+    def _agreed(self, trainer: L.Trainer, wanted: bool) -> bool:
+        """Whether any process wants it."""
+        if trainer.world_size == 1:
+            return wanted
+        return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if self._agreed(trainer, not _is_finite(trainer.lightning_module)):
+            raise FloatingPointError(
+                f"The network's weights are no finite numbers any more. {self._kept()} Lower optimizer.lr."
+            )
+        new = self.path.with_name(f".{self.path.name}.new")
+        trainer.save_checkpoint(new)
+        if trainer.is_global_zero:
+            if self.path.exists():
+                self.path.replace(self.path.with_name("previous.ckpt"))
+            new.replace(self.path)
+            flush_folder(self.path.parent)
+        trainer.strategy.barrier("LastCheckpoint")
+        self._saved_at = time.monotonic()
+
+    def _kept(self) -> str:
+        return f"{self.path} is from before that." if self.path.exists() else "Nothing was kept yet."
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            raise Stopped(0)  # the exit code is the first process's to give
+        name = self.signals.received.name if self.signals.received else "a signal to another process"
+        if self.path.exists():
+            log.warning(
+                "Stopped by %s. The state is kept; go on with the same command and resume=auto, or checkpoint=%s",
+                name,
+                self.path,
+            )
+        else:
+            log.warning("Stopped by %s before anything was kept: the same command begins anew.", name)
+        self.signals.put_back()
+        raise Stopped(EXIT_CODE)
+
+
+def _fits(trainer: L.Trainer) -> bool:
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
+def _is_finite(module: L.LightningModule) -> bool:
+    """Whether all weights are, of those that this process holds."""
+    own = (getattr(weight, "to_local", lambda weight=weight: weight)() for weight in module.parameters())
+    return all(bool(torch.isfinite(weight).all()) for weight in own)

@@ -1,0 +1,95 @@
+"""Tiles: together they are the whole."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from forecasting.standing import Standing
+from scipy.ndimage import uniform_filter
+
+from raincast.forecaster import NetworkForecaster
+from raincast.forecasting import Memory
+from raincast.forecasting.tiles import Tiling, in_tiles
+from raincast.models.encoder_forecaster import PyramidEncoderForecaster
+from raincast.models.heads import RateHead
+from raincast.transforms import DbzScaling
+
+
+@pytest.mark.parametrize("shape", [(100, 64), (64, 64), (37, 203), (129, 130)])
+def test_what_needs_no_surroundings_is_the_same_in_tiles(shape):
+    rain = np.random.default_rng(0).random((3, *shape), np.float32)
+    tiling = Tiling((64, 64), 16, 8)
+    twice, thrice = in_tiles(lambda part: (2 * part, 3 * part[:1]), rain, tiling)
+    np.testing.assert_allclose(twice, 2 * rain, rtol=1e-5)
+    np.testing.assert_allclose(thrice, 3 * rain[:1], rtol=1e-5)
+
+
+def test_what_looks_less_far_than_three_eighths_of_the_overlap_is_the_same_in_tiles():
+    rain = np.random.default_rng(0).random((1, 150, 170), np.float32)
+
+    def blur(part):
+        return (uniform_filter(part, (0, 11, 11), mode="constant"),)
+
+    (tiled,) = in_tiles(blur, rain, Tiling((64, 64), 16, 8))
+    np.testing.assert_allclose(tiled, blur(rain)[0], atol=1e-6)
+
+
+def test_every_tile_begins_at_a_multiple_of_the_stride_and_they_share_the_overlap():
+    tiling = Tiling((96, 64), 32, 16)
+    for axis, length in ((0, 1000), (1, 333), (1, 65), (0, 96)):
+        spans = tiling.spans(length, axis)
+        assert spans[0].start == 0 and spans[-1].stop == length
+        assert all(span.start % 16 == 0 and span.stop - span.start <= tiling.size[axis] for span in spans)
+        assert all(a.stop - b.start >= 32 for a, b in itertools.pairwise(spans))
+
+
+def test_tiles_that_do_not_get_on_are_refused():
+    with pytest.raises(ValueError, match="not multiples of 16"):
+        Tiling((96, 60), 32, 16)
+    with pytest.raises(ValueError, match="no larger than their overlap"):
+        Tiling((32, 64), 32, 16)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """With weights at random, three times as large as at the start: it hangs on its surroundings."""
+    torch.manual_seed(0)
+    level = {"conv_channels": 4, "hidden_channels": 6, "stride": 2, "down_kernel": 4}
+    net = PyramidEncoderForecaster(stages=[level], patch=2, head_channels=4)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight *= 1.5
+    return NetworkForecaster(
+        net, RateHead(), DbzScaling(), name="network", input_steps=3, lead_steps=3, step_minutes=5.0
+    )
+
+
+def test_a_network_in_tiles_is_the_whole_within_a_thousandth(network):
+    coarse = np.random.default_rng(1).gamma(0.4, 6.0, (3, 20, 24)).repeat(8, 1).repeat(8, 2)
+    rain = coarse.astype(np.float32)
+
+    def run(part):
+        return (network.forecast(part[None, :, None], 3)[0, :, 0],)
+
+    (whole,), (tiled,) = run(rain), in_tiles(run, rain, Tiling((112, 112), 96, 4))
+    assert whole.std() > 0.01
+    np.testing.assert_allclose(tiled, whole, atol=1e-3)
+    (poor,) = in_tiles(run, rain, Tiling((32, 32), 8, 4))
+    assert np.abs(poor - whole).max() > 1e-3  # it would show if tiles shared too little
+
+
+def test_memory_decides_on_tiles(network):
+    assert Memory(8.0).tiling(network, (100, 100), 3, 0) is None
+    small = Memory(0.6, overlap=32)
+    tiling = small.tiling(network, (800, 700), 3, 0)
+    assert tiling is not None and tiling.overlap == 32 and tiling.stride == 4
+    assert "that share 32" in (small.last or "")
+    rows, columns = tiling.num_tiles((800, 700))
+    assert rows * columns > 1
+    with pytest.raises(ValueError, match=r"takes .* GiB at least, tile by tile; .* memory_gib="):
+        Memory(0.001).tiling(network, (800, 700), 3, 0)
+    with pytest.raises(ValueError, match="memory_gib=0"):
+        Memory(0)
+    # a network that cannot be looked into
+    assert Memory(2.0).tiling(Standing(), (2000, 2000), 6, 0) is not None

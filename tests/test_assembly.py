@@ -1,0 +1,84 @@
+"""Config → objects, checkpoint → forecaster: what a checkpoint can never do, and when wandb stays offline."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from running import compose_config
+
+from raincast import assembly
+from raincast.assembly import run
+from raincast.models.layers.convlstm import ConvLSTM
+from raincast.transforms import DbzScaling
+
+
+def test_construct_builds_what_raincast_and_torch_define() -> None:
+    layer = assembly.construct(
+        {"_target_": "raincast.models.layers.convlstm.ConvLSTM", "in_channels": 1, "hidden_channels": 2}
+    )
+    assert isinstance(layer, ConvLSTM)
+    assert assembly.construct({"_target_": "raincast.transforms.DbzScaling", "a": 256.0}) == DbzScaling(a=256.0)
+    assert isinstance(assembly.construct({"_target_": "torch.nn.ReLU"}), torch.nn.ReLU)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "torch.hub.load",
+        "torch.load",
+        "raincast.assembly.read_checkpoint",
+        "raincast.models.encoder_forecaster.math.prod",  # by way of a module that one of ours imports
+        "raincast.models.layers.convlstm.Tensor",  # a class, but defined elsewhere
+        "torch.nn.init.normal_",  # a function, not a class
+    ],
+)
+def test_a_checkpoint_cannot_name_anything_else(target: str) -> None:
+    with pytest.raises((ValueError, ModuleNotFoundError)):
+        assembly.construct({"_target_": target, "x": 1})
+
+
+def test_a_checkpoint_with_code_in_its_config_or_its_pickle_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    raw = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
+    raw["raincast"]["config"] = (
+        "model: {_target_: os.system, command: touch owned}\ntransform: {_target_: os.getcwd}\n"
+    )
+    torch.save(raw, tmp_path / "config.ckpt")
+    with pytest.raises(ValueError, match=r"names os\.system, .*not loaded"):
+        assembly.load_forecaster(tmp_path / "config.ckpt")
+    torch.save({"raincast": {}, "state_dict": {}, "code": Path("x")}, tmp_path / "pickle.ckpt")
+    with pytest.raises(ValueError, match=r"pickle\.ckpt is damaged, or no checkpoint of plain data"):
+        assembly.read_checkpoint(tmp_path / "pickle.ckpt")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 cut short"])
+def test_a_damaged_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.ckpt is damaged"):
+        assembly.read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_wandb_stays_offline_without_a_key_or_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    config = compose_config("train", tmp_path, "logger=wandb", "logger.wandb.offline=false")
+    assert run._wandb_node(config.logger.wandb, None)["offline"] is True
+    assert "no API key" in caplog.text
+
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("network is unreachable")
+
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    assert run._wandb_node(config.logger.wandb, None)["offline"] is True
+    assert "out of reach" in caplog.text
+
+
+def test_a_resumed_run_keeps_its_wandb_id(tmp_path: Path) -> None:
+    config = compose_config("train", tmp_path, "logger=wandb")
+    node = run._wandb_node(config.logger.wandb, "abc123")
+    assert (node["id"], node["resume"]) == ("abc123", "allow")
