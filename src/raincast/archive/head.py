@@ -12,6 +12,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import CODE_MM_H, MISSING_CODE
+from raincast.archive.times import exact_times
 from raincast.schema import Grid
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -59,7 +60,7 @@ def open_plain(path: Path, **options: Any) -> xr.Dataset:
     engine = engine_of(path)
     if engine == "zarr":
         options["consolidated"] = False
-    return xr.open_dataset(path, engine=engine, chunks=None, **options)
+    return exact_times(xr.open_dataset(path, engine=engine, chunks=None, **options))
 
 
 def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.head import open_plain
 from raincast.baselines.past import Forecast, Rain, check
 from raincast.schema import INIT_TIME, LEAD_TIME, Grid, X, Y
 
@@ -105,7 +106,7 @@ def _index(path: Path) -> dict[Any, Path]:
 
 def _open(path: Path) -> xr.Dataset:
     try:
-        dataset = xr.open_dataset(path, engine="netcdf4", chunks=None, decode_timedelta=True)
+        dataset = open_plain(path, decode_timedelta=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a CF netCDF file: {error}") from error
     absent = [name for name in (INIT_TIME, LEAD_TIME, Y, X) if name not in dataset.variables]

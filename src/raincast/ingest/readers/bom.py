@@ -20,6 +20,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
+from raincast.archive.head import open_plain
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid
 from raincast.ingest.readers.common.netcdf3 import check_whole
@@ -88,7 +89,7 @@ class BoM:
         with naming(path, FORMAT):
             check_whole(path)
             _check_sizes(path)
-            with xr.open_dataset(path, engine="netcdf4", chunks=None, mask_and_scale=False) as dataset:
+            with open_plain(path, mask_and_scale=False) as dataset:
                 name = next((name for name in UNITS if name in dataset.variables), None)
                 if name is None:
                     raise ValueError(f"it holds neither {' nor '.join(UNITS)}, but {', '.join(map(str, dataset))}")
