@@ -4,8 +4,9 @@ Every other module takes its names from here. `check_archive` states the archive
 makes the smallest Dataset that keeps it.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ EXCEEDANCE, THRESHOLD = "rain_rate_exceedance", "threshold"
 STEP_MINUTES = "step_minutes"
 REGULAR_START = "consistent_timestep_start"  # of the mlcast specification: before it the step was another
 CAPPED_PIXELS, SETTINGS, WET_SHARE = "capped_pixels", "raincast_config", "wet_share"
+ACCUMULATION_MINUTES = "accumulation_minutes"  # of means over another period than the step
 CONVENTIONS = "CF-1.11"
 
 RAIN_STANDARD_NAMES = (
@@ -43,6 +45,72 @@ MM_H_PER_UNIT = {
 
 RAIN_ATTRS = {"standard_name": "rainfall_rate", "long_name": "rain rate", "units": "mm h-1"}
 TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "axis": "T"}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What rates in mm/h are over time, and over how many minutes.
+
+    `kind` is "momentary" for instantaneous rates, "mean" for mean rates and "depth" for rates made of depths.
+    Means and depths cover the `minutes` that end at the valid time; None where the source does not state the
+    period. `quantity` is the source's own name (RATE, ACRR, RW) and takes no part in comparisons.
+    """
+
+    kind: Literal["momentary", "mean", "depth"]
+    minutes: float | None = None
+    quantity: str = field(default="", compare=False)
+
+    @property
+    def is_averaged(self) -> bool:
+        """True for means and depths."""
+        return self.kind != "momentary"
+
+    @property
+    def lacks_period(self) -> bool:
+        """True for depths whose source does not state the period: their rate cannot be known."""
+        return self.kind == "depth" and self.minutes is None
+
+    @property
+    def cell_methods(self) -> str:
+        """As CF has it; a depth over N minutes is the mean rate over them."""
+        return "time: mean" if self.is_averaged else "time: point"
+
+    def over(self, step_minutes: float) -> "Meaning":
+        """The same, with the step as the period where none is stated."""
+        return replace(self, minutes=step_minutes) if self.is_averaged and self.minutes is None else self
+
+    def same_as(self, other: "Meaning") -> bool:
+        """True if both are momentary, or both are averages over the same period. Both periods must be known."""
+        if not (self.is_averaged and other.is_averaged):
+            return self.is_averaged == other.is_averaged
+        assert self.minutes is not None and other.minutes is not None, "call over(step_minutes) first"
+        return abs(self.minutes - other.minutes) < 1e-3
+
+    def attrs(self, step_minutes: float) -> dict[str, Any]:
+        """The attributes of a file whose period is not its step: MeteoSwiss' hours come every 10 min."""
+        if not self.is_averaged or self.minutes in (None, step_minutes):
+            return {}
+        assert self.minutes is not None
+        attrs: dict[str, Any] = {ACCUMULATION_MINUTES: self.minutes}
+        if step_minutes < self.minutes:
+            attrs["comment"] = f"running means: each rate is that of {self.minutes:g} min, not of the step"
+        return attrs
+
+    def __str__(self) -> str:
+        """In words, for messages."""
+        period = "an unknown period" if self.minutes is None else f"{self.minutes:g} min"
+        words = {"momentary": "momentary rates", "mean": f"means over {period}", "depth": f"depths over {period}"}
+        return words[self.kind] + (f" ({self.quantity})" if self.quantity else "")
+
+
+MOMENTARY = Meaning("momentary")
+
+
+def meaning_of(cell_methods: Any, attrs: Mapping[str, Any], step_minutes: float) -> Meaning:
+    """The meaning of a rain variable from its `cell_methods` and the attributes of its file."""
+    if "mean" not in str(cell_methods):
+        return MOMENTARY
+    return Meaning("mean", float(attrs.get(ACCUMULATION_MINUTES, step_minutes)))
 
 
 KM_PER_DEGREE = 111.2

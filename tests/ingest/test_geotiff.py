@@ -83,11 +83,11 @@ def test_rates_time_and_grid(tmp_path: Path, zipped: bool) -> None:
 
 def test_the_quantity_is_the_users_to_state(tmp_path: Path) -> None:
     path = write(tmp_path / NAME)
-    for call in (GeoTIFF().scan, GeoTIFF().read):
-        with pytest.raises(
-            ValueError, match=rf"{NAME} .*source\.quantity=rate\|acc.*source\.readers\.geotiff\.quantity"
-        ):
-            call(path)
+    auto = Auto({"geotiff": GeoTIFF()})
+    for reader, key in ((GeoTIFF(), r"source\.quantity"), (auto, r"source\.readers\.geotiff\.quantity")):
+        for call in (reader.scan, reader.read):
+            with pytest.raises(ValueError, match=rf"{NAME} .*set {key}=rate\|acc"):
+                call(path)
     with pytest.raises(ValueError, match="source.quantity=rain is none of rate, accumulation, reflectivity"):
         GeoTIFF("rain")
 

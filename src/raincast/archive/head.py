@@ -13,7 +13,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import CODE_MM_H, MISSING_CODE
 from raincast.archive.times import exact_times
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 IF_DAMAGED = "If it is damaged, remove it and ingest its frames again."
@@ -31,6 +31,11 @@ class Head:
     attrs: dict[str, Any]
     rain_attrs: dict[str, Any]
     coded: bool
+
+    @property
+    def meaning(self) -> Meaning:
+        """What its rates are over time."""
+        return schema.meaning_of(self.rain_attrs.get("cell_methods"), self.attrs, self.step_minutes)
 
 
 def archive_files(path: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from raincast import schema
 from raincast.archive.chunks import Unpacked
 from raincast.archive.head import archive_files, check_fits, engine_of, read_coverage, read_head
 from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Archive:
     def num_times(self) -> int:
         """Number of frames present."""
         return int(self.times.size)
+
+    @property
+    def meaning(self) -> Meaning:
+        """What its rates are over time."""
+        return schema.meaning_of(self.rain_attrs.get("cell_methods"), self.attrs, self.step_minutes)
 
     @property
     def step(self) -> np.timedelta64:

@@ -11,7 +11,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest.files import find_files
-from raincast.ingest.readers import Head, Reader
+from raincast.ingest.readers import Head, Reader, check_period
 from raincast.schema import Grid
 
 log = logging.getLogger(__name__)
@@ -100,6 +100,7 @@ class FileSeries:
         self.heads: dict[Path, Head] = {}
         self.where: dict[np.datetime64, tuple[Path, int]] = {}
         self._kept: dict[tuple[Path, int], xr.Dataset] = {}
+        self._period_checked = False
         bad: dict[Path, Exception] = {}
         for file in files:
             try:
@@ -147,6 +148,7 @@ class FileSeries:
     def read(self, wanted: Times) -> xr.Dataset:
         """The frames at `wanted`, in that order."""
         step_minutes = self.step_minutes
+        self._check_period(step_minutes)
         asked = [self.where[time] for time in wanted]
         self._kept = {place: self._frame(place, step_minutes) for place in asked}
         pieces = [self._kept[place] for place in asked]
@@ -159,6 +161,13 @@ class FileSeries:
             cell_methods=str(newest[schema.RAIN].attrs["cell_methods"]),
             attrs={key: value for key, value in newest.attrs.items() if key != schema.STEP_MINUTES},
         )
+
+    def _check_period(self, step_minutes: float) -> None:
+        """Ask for the period of depths that state none; warn once where the step is taken for it."""
+        unstated = [path for path, head in self.heads.items() if head.meaning and head.meaning.lacks_period]
+        if unstated and not self._period_checked:
+            check_period(self.reader, unstated[0], self.heads[unstated[0]].meaning, self.times, step_minutes)
+            self._period_checked = True
 
     def _frame(self, place: tuple[Path, int], step_minutes: float) -> xr.Dataset:
         if place in self._kept:

@@ -19,7 +19,7 @@ from raincast.ingest.files import find_files
 from raincast.ingest.layout import Layout
 from raincast.ingest.offers import Offers, Times
 from raincast.ingest.quality import Quality
-from raincast.ingest.readers import Auto, Reader
+from raincast.ingest.readers import Reader, check_period, key_of
 from raincast.ingest.region import Region
 from raincast.ingest.report import IngestReport, missing_times
 from raincast.ingest.scan import BadFileError, Found, place, scan
@@ -135,6 +135,7 @@ class _Job:
         if step is None:
             raise ValueError(f"The step is unknown: one or two frames do not show it. Set {self._step_key()}=5")
         self.step_minutes = step
+        self._check_period(found)
         if self.quality.clutter:
             self.quality.clutter.check(found.grid)
         self.grid = self.region.grid(found.grid)
@@ -155,9 +156,15 @@ class _Job:
 
     def _step_key(self) -> str:
         """The key that states the step; among several readers that of the one that reads the first file."""
-        readers = self.reader.readers if isinstance(self.reader, Auto) else {}
-        names = (name for name, reader in readers.items() if reader.recognises(self.paths[0]))
-        return f"source.readers.{next(names, 'NAME')}.step_minutes" if readers else "source.step_minutes"
+        return key_of(self.reader, self.paths[0], "step_minutes")
+
+    def _check_period(self, found: Found) -> None:
+        """Ask for the period of depths that state none, where the step does not show it."""
+        unstated = [number for number, meaning in found.meanings.items() if meaning.lacks_period]
+        if unstated:
+            number = min(unstated)
+            times = np.unique(found.offers.times)
+            check_period(self.reader, self.paths[number], found.meanings[number], times, self.step_minutes)
 
     def run(
         self, found: Found, existing: Archive | None, pool: Pool, progress: Progress | None, started: float

@@ -9,7 +9,7 @@ import numpy as np
 
 from raincast.ingest.offers import Offers, Times
 from raincast.ingest.readers import Reader
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.system.pool import Pool, Tick
 
 FILES_PER_TASK = 32
@@ -28,6 +28,8 @@ class Found:
     grid: Grid
     step_minutes: float | None
     bad_files: dict[str, str]
+    meanings: dict[int, Meaning]
+    """What each file's rates are over time, by its number; absent for readers that do not say it."""
 
 
 @dataclass(eq=False)
@@ -38,22 +40,30 @@ class _Heads:
     steps: dict[int, float | None] = field(default_factory=dict)
     grids: list[Grid] = field(default_factory=list)
     grid_of: dict[int, int] = field(default_factory=dict)
+    meanings: dict[int, Meaning] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
 
-    def add(self, number: int, times: Times, step_minutes: float | None, grid: Grid) -> None:
+    def add(
+        self, number: int, times: Times, step_minutes: float | None, grid: Grid, meaning: Meaning | None
+    ) -> None:
         if not times.size:
             return
         self.times[number], self.steps[number] = times, step_minutes
+        if meaning is not None:
+            self.meanings[number] = meaning
         self.grid_of[number] = self._number_of(grid)
 
     def leave_out(self, number: int, why: str) -> None:
         """A file that is bad after all."""
         del self.times[number], self.steps[number], self.grid_of[number]
+        self.meanings.pop(number, None)
         self.bad[number] = why
 
     def update(self, other: "_Heads") -> None:
         for number, times in other.times.items():
-            self.add(number, times, other.steps[number], other.grids[other.grid_of[number]])
+            self.add(
+                number, times, other.steps[number], other.grids[other.grid_of[number]], other.meanings.get(number)
+            )
         self.bad |= other.bad
 
     def _number_of(self, grid: Grid) -> int:
@@ -113,7 +123,8 @@ def scan(
         raise BadFileError(found.bad[min(odd)])
     offers = Offers.of_files(found.times)
     grid = found.grids[found.grid_of[int(offers.files[0])]]
-    return Found(offers, grid, step_minutes, {str(paths[number]): why for number, why in found.bad.items()})
+    bad = {str(paths[number]): why for number, why in found.bad.items()}
+    return Found(offers, grid, step_minutes, bad, found.meanings)
 
 
 def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads:
@@ -127,7 +138,8 @@ def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads
                 raise BadFileError(reason(path, error)) from error
             heads.bad[number] = reason(path, error)
         else:
-            heads.add(number, head.times.astype("datetime64[ns]"), head.step_minutes, head.grid)
+            times = head.times.astype("datetime64[ns]")
+            heads.add(number, times, head.step_minutes, head.grid, head.meaning)
         tick(1)
     return heads
 

@@ -4,6 +4,8 @@ A new format is a file here, a `conf/source/NAME.yaml` that names its class and 
 line in `conf/source/auto.yaml`.
 """
 
+import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from raincast.schema import Grid
+from raincast import schema
+from raincast.schema import Grid, Meaning
+
+log = logging.getLogger(__name__)
 
 ALL = slice(None)
+_OWN_KEY = re.compile(r"\bsource\.(?!readers\.)(?=[a-z_]+\b)")
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # what libraries throw at damaged files; sizes out of a spoilt header ask for any amount of memory
 _DAMAGE = (
@@ -38,12 +44,14 @@ class Head:
     """What a file says before its frames are read.
 
     `times` are the valid times (UTC) in the order of the file, not necessarily ascending; `step_minutes` is
-    None where the file does not state the time between frames.
+    None where the file does not state the time between frames. `meaning` is what its rates are over time: None
+    where the reader does not say it before a frame is read.
     """
 
     times: npt.NDArray[np.datetime64]
     grid: Grid
     step_minutes: float | None
+    meaning: Meaning | None = None
 
 
 class Reader(Protocol):
@@ -77,20 +85,69 @@ class Auto:
 
     def scan(self, path: Path) -> Head:
         """As the reader that recognises `path`."""
-        return self._reader_of(path).scan(path)
+        name, reader = self._reader_of(path)
+        with _in_keys_of(name):
+            return reader.scan(path)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """As the reader that recognises `path`."""
-        return self._reader_of(path).read(path, frames, step_minutes=step_minutes)
+        name, reader = self._reader_of(path)
+        with _in_keys_of(name):
+            return reader.read(path, frames, step_minutes=step_minutes)
 
-    def _reader_of(self, path: Path) -> Reader:
-        for reader in self.readers.values():
+    def _reader_of(self, path: Path) -> tuple[str, Reader]:
+        for name, reader in self.readers.items():
             if reader.recognises(path):
-                return reader
+                return name, reader
         raise ValueError(
             f"{path} ({_content(path)}) is none of the formats raincast knows: {', '.join(self.readers)}. "
             "If it should be one of them, ask that one for its reason, e.g. source=cf."
         )
+
+
+@contextmanager
+def _in_keys_of(name: str) -> Iterator[None]:
+    """Give the keys in errors of the reader `name` as they are typed with source=auto.
+
+    source.variable=R is then source.readers.cf.variable=R, unless the message changes the source as well.
+    """
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if "source=" in text or _OWN_KEY.search(text) is None:
+            raise
+        raise type(error)(_OWN_KEY.sub(f"source.readers.{name}.", text)) from error
+
+
+def key_of(reader: Reader, path: Path, name: str) -> str:
+    """The key that sets the argument `name` of the reader that reads `path`, as a user types it."""
+    readers = reader.readers if isinstance(reader, Auto) else {}
+    own = next((own for own, each in readers.items() if each.recognises(path)), "NAME")
+    return f"source.readers.{own}.{name}" if readers else f"source.{name}"
+
+
+def check_period(
+    reader: Reader, path: Path, meaning: Meaning | None, times: npt.NDArray[np.datetime64], step_minutes: float
+) -> None:
+    """Take a depth's period, where the source does not state it, for the step; with a warning.
+
+    ValueError where frames are missing from `times` (ascending): then the step is no evidence of the period.
+    """
+    if meaning is None or not meaning.lacks_period:
+        return
+    key = key_of(reader, path, "accumulation_minutes")
+    num_missing = schema.missing_times(times, schema.step_timedelta(step_minutes)).size
+    if num_missing:
+        raise ValueError(
+            f"{path} holds depths and does not state their period. {num_missing} frames of the step of "
+            f"{step_minutes:g} min are missing, so the step may not be the period. Set {key}=MINUTES, for example "
+            f"{key}={step_minutes:g}."
+        )
+    log.warning(
+        "%s holds depths and does not state their period: taken as the step, %g min. If that is wrong, set %s.",
+        *(path, step_minutes, key),
+    )
 
 
 def starts_with(path: Path, *signatures: bytes) -> bool:

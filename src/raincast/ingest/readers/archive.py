@@ -40,7 +40,7 @@ class ArchiveReader:
     def scan(self, path: Path) -> Head:
         """Times, grid and step of a part."""
         archive = self._open(path)
-        return Head(archive.times, archive.grid, archive.step_minutes)
+        return Head(archive.times, archive.grid, archive.step_minutes, archive.meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The frames numbered `frames`: only they are loaded."""

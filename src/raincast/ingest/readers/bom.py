@@ -25,7 +25,7 @@ from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_wi
 from raincast.ingest.readers.common.axes import find_grid
 from raincast.ingest.readers.common.netcdf3 import check_whole
 from raincast.ingest.readers.common.projection import crs_in_metres
-from raincast.schema import Grid, X, Y
+from raincast.schema import MOMENTARY, Grid, Meaning, X, Y
 from raincast.transforms import accumulation_to_rate
 
 FORMAT = "BoM netCDF"
@@ -64,23 +64,24 @@ class BoM:
     def scan(self, path: Path) -> Head:
         """Time, grid and step; a rate states no step."""
         with self._open(path) as (dataset, field):
-            interval = _minutes(dataset) if field.name == DEPTH else None
-            return Head(np.array([_time(dataset, END)]), _grid(dataset, field), self.step_minutes or interval)
+            meaning = _meaning(dataset, field)
+            step = self.step_minutes or meaning.minutes
+            return Head(np.array([_time(dataset, END)]), _grid(dataset, field), step, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
         with self._open(path) as (dataset, field):
-            interval = _minutes(dataset) if field.name == DEPTH else None
-            step = self.step_minutes or interval or step_minutes
+            meaning = _meaning(dataset, field)
+            step = self.step_minutes or meaning.minutes or step_minutes
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
             return schema.rain_dataset(
-                _rates(field, interval)[None][frames],
+                _rates(field, meaning.minutes)[None][frames],
                 np.array([_time(dataset, END)])[frames],
                 _grid(dataset, field),
                 step_minutes=step,
-                cell_methods="time: point" if interval is None else "time: mean",
-                attrs={"source": self.source, "title": f"Rainfields {field.name}"},
+                cell_methods=meaning.cell_methods,
+                attrs={"source": self.source, "title": f"Rainfields {field.name}"} | meaning.attrs(step),
             )
 
     @contextmanager
@@ -134,12 +135,14 @@ def _time(dataset: xr.Dataset, name: str) -> np.datetime64:
     return time
 
 
-def _minutes(dataset: xr.Dataset) -> float:
-    """What a depth gathers over."""
+def _meaning(dataset: xr.Dataset, field: xr.DataArray) -> Meaning:
+    """Momentary rates, or depths from their start to their valid time."""
+    if field.name != DEPTH:
+        return MOMENTARY
     start, end = _time(dataset, START), _time(dataset, END)
     if start >= end:
         raise ValueError(f"it starts at {start} and ends at {end}: no accumulation over a time")
-    return float((end - start) / np.timedelta64(1, "m"))
+    return Meaning("depth", float((end - start) / np.timedelta64(1, "m")))
 
 
 def _rates(field: xr.DataArray, interval: float | None) -> npt.NDArray[np.float32]:

@@ -16,9 +16,8 @@ from raincast.archive.codes import bands
 from raincast.archive.head import open_plain
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
-from raincast.ingest.readers.common.depths import depth_attrs
 from raincast.ingest.readers.common.netcdf3 import check_whole
-from raincast.schema import TIME, X, Y
+from raincast.schema import TIME, Meaning, X, Y
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "CF netCDF or Zarr"
@@ -43,6 +42,11 @@ STANDARD_NAMES = {
     REFLECTIVITY: ("equivalent_reflectivity_factor",),
 }
 WIND_OR_HEIGHT = ("m s-1", "mm s-1", "m", "cm")  # units that say nothing of rain without a standard_name
+
+PERIOD_ATTRS = {"accum_time_h": 60.0, "accutime": 1.0, "accumulation_minutes": 1.0}
+"""Attributes that state the period of a mean or a depth, and how many minutes one of their unit is."""
+MINUTES_PER = {"second": 1 / 60, "sec": 1 / 60, "s": 1 / 60, "minute": 1.0, "min": 1.0}
+MINUTES_PER |= {"hour": 60.0, "hr": 60.0, "h": 60.0, "day": 1440.0, "d": 1440.0}
 
 _KEPT_ATTRS = ("title", "institution", "source", "license", "licence", "references", "doi", "comment")
 
@@ -75,27 +79,28 @@ class CF:
 
     def scan(self, path: Path) -> Head:
         """Times, grid and step of a file."""
-        with self._open(path) as (dataset, field, _):
+        with self._open(path) as (dataset, field, quantity):
             return Head(
-                _valid_times(dataset, field, ALL)[0], find_grid(dataset, field, self.crs), self._step(dataset)
+                _valid_times(dataset, field, quantity, ALL)[0],
+                find_grid(dataset, field, self.crs),
+                self._step(dataset),
+                self._meaning(dataset, field, quantity),
             )
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The frames numbered `frames`: only they are loaded."""
         with self._open(path) as (dataset, field, quantity):
-            times, interval = _valid_times(dataset, field, frames)
+            times, _ = _valid_times(dataset, field, quantity, frames)
             step = self._step(dataset) or step_minutes or _step_of(dataset, field)
             factor = UNITS[quantity][self._unit(field, quantity)]
-            interval = self.accumulation_minutes or interval or _period_minutes(field) or step
-            is_mean = quantity == ACCUMULATION or "time: mean" in str(field.attrs.get("cell_methods"))
+            meaning = self._meaning(dataset, field, quantity).over(step)
             return schema.rain_dataset(
-                self._rates(field, frames, quantity, factor, interval),
+                self._rates(field, frames, quantity, factor, meaning.minutes or step),
                 times,
                 find_grid(dataset, field, self.crs),
                 step_minutes=step,
-                cell_methods="time: mean" if is_mean else "time: point",
-                attrs=self._attrs(dataset, field, quantity)
-                | (depth_attrs(interval, step) if quantity == ACCUMULATION else {}),
+                cell_methods=meaning.cell_methods,
+                attrs=self._attrs(dataset, field, quantity) | meaning.attrs(step),
             )
 
     @contextmanager
@@ -176,6 +181,17 @@ class CF:
             values = accumulation_to_rate(values, interval)
         return values.astype(np.float32)
 
+    def _meaning(self, dataset: xr.Dataset, field: xr.DataArray, quantity: str) -> Meaning:
+        """What its rates are over time; the period is None where neither the file nor the user states it."""
+        name = str(field.name)
+        averaged = "time: mean" in str(field.attrs.get("cell_methods"))
+        if quantity != ACCUMULATION and not averaged:
+            return Meaning("momentary", quantity=name)
+        stated = _valid_times(dataset, field, quantity, ALL)[1] or _period_minutes(dataset, field)
+        if quantity == ACCUMULATION:
+            return Meaning("depth", self.accumulation_minutes or stated, name)
+        return Meaning("mean", stated, name)
+
     def _step(self, dataset: xr.Dataset) -> float | None:
         step = self.step_minutes or dataset.attrs.get(schema.STEP_MINUTES)
         return None if step is None else float(step)
@@ -221,26 +237,52 @@ def _fits(array: xr.DataArray, quantity: str, *, by_name: bool) -> bool:
 
 
 def _valid_times(
-    dataset: xr.Dataset, field: xr.DataArray, frames: slice
+    dataset: xr.Dataset, field: xr.DataArray, quantity: str, frames: slice
 ) -> tuple[npt.NDArray[np.datetime64], float | None]:
-    """Valid times, and the minutes that a value covers: both from the time bounds where there are any."""
+    """Valid times, and the minutes that a value covers: both from the time bounds where there are any.
+
+    `cell_methods` of "time: point" makes bounds meaningless, but not for a depth, which has a period.
+    """
     times = np.atleast_1d(field[TIME].values).astype("datetime64[ns]")[frames]
     bounds = dataset.variables.get(field[TIME].attrs.get("bounds", ""))
-    if (
-        bounds is None
-        or bounds.size != 2 * field[TIME].size
-        or "time: point" in field.attrs.get("cell_methods", "")
-    ):
+    is_point = quantity != ACCUMULATION and "time: point" in field.attrs.get("cell_methods", "")
+    if bounds is None or bounds.size != 2 * field[TIME].size or is_point:
         return times, None
     start, end = bounds.values.reshape(-1, 2).astype("datetime64[ns]")[frames].T
-    interval = float((end - start)[0] / np.timedelta64(1, "m")) if end.size else None
-    return end, interval
+    intervals = (end - start) / np.timedelta64(1, "m")
+    if intervals.size and (intervals.min() <= 0 or np.ptp(intervals) > 0.1 * intervals.max()):
+        raise ValueError(
+            f"the bounds of its times cover {intervals.min():g} to {intervals.max():g} min: frames of one file "
+            "need one period over 0. Split the file, or remove the bounds"
+        )
+    return end, round(float(np.median(intervals)), 2) if intervals.size else None
 
 
-def _period_minutes(field: xr.DataArray) -> float | None:
-    """What an amount gathers over by its accumulation_period, as PT1H in RMI's RADCLIM of the mlcast community."""
-    match = re.fullmatch(r"PT(?:(\d+)H)?(?:(\d+)M)?", str(field.attrs.get("accumulation_period", "")))
-    return None if match is None else 60.0 * int(match[1] or 0) + int(match[2] or 0) or None
+def _period_minutes(dataset: xr.Dataset, field: xr.DataArray) -> float | None:
+    """The period of a mean or a depth from the attributes of the variable or the file; None where none states it.
+
+    accumulation_period is PT1H in RMI's RADCLIM of the mlcast community; accum_time_h and accutime are pysteps'.
+    """
+    for attrs in (field.attrs, dataset.attrs):
+        text = str(attrs.get("accumulation_period", ""))
+        if match := re.fullmatch(r"PT(?=\d)(?:(\d+)H)?(?:(\d+)M)?", text):
+            return _positive("accumulation_period", text, 60.0 * int(match[1] or 0) + int(match[2] or 0))
+        for name, factor in PERIOD_ATTRS.items():
+            if name in attrs:
+                return _positive(name, attrs[name], factor * float(np.ravel(attrs[name])[0]))
+    # CF has the interval of the original samples there; files with depths state the period
+    interval = r"time: *(?:sum|mean|accumulated) *\((?:interval:)? *([\d.]+) *([a-z]+)\)"
+    if match := re.search(interval, str(field.attrs.get("cell_methods", "")).lower()):
+        unit = MINUTES_PER.get(match[2]) or MINUTES_PER.get(match[2].removesuffix("s"))
+        if unit is not None:
+            return _positive("cell_methods", match[0], unit * float(match[1]))
+    return None
+
+
+def _positive(name: str, said: Any, minutes: float) -> float:
+    if not 0 < minutes < np.inf:
+        raise ValueError(f"its {name} is {said}: no period over 0 min. Set source.accumulation_minutes=60")
+    return minutes
 
 
 def _step_of(dataset: xr.Dataset, field: xr.DataArray) -> float:

@@ -24,7 +24,7 @@ from raincast.ingest.readers.common.packed import all_bytes, first_bytes
 from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid
 from raincast.ingest.readers.common.tiff_items import TIFF_SIGNATURES, find_items, tiff_items
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "FMI PGM or GeoTIFF"
@@ -49,6 +49,12 @@ class _Image:
     title: str = ""
     codes: npt.NDArray[Any] | None = None
 
+    @property
+    def meaning(self) -> Meaning:
+        if self.unit == "mm":
+            return Meaning("depth", self.accumulation_minutes, self.title)
+        return Meaning("momentary", quantity=self.title)
+
 
 @dataclass(frozen=True)
 class FMI:
@@ -69,7 +75,7 @@ class FMI:
         """Time and grid; the format does not state the time between frames."""
         with naming(path, FORMAT):
             image = _read(path, pixels=False)
-            return Head(np.array([image.time]), image.grid, self.step_minutes)
+            return Head(np.array([image.time]), image.grid, self.step_minutes, image.meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
@@ -85,8 +91,10 @@ class FMI:
                 np.array([image.time])[frames],
                 image.grid,
                 step_minutes=step,
-                cell_methods="time: mean" if image.unit == "mm" else "time: point",
-                attrs=attrs | ({"zr_a": zr.a, "zr_b": zr.b} if image.unit == "dBZ" else {}),
+                cell_methods=image.meaning.cell_methods,
+                attrs=attrs
+                | image.meaning.attrs(step)
+                | ({"zr_a": zr.a, "zr_b": zr.b} if image.unit == "dBZ" else {}),
             )
 
 

@@ -21,7 +21,7 @@ from raincast.ingest.readers.common.tiff_items import tiff_directory
 from raincast.ingest.readers.common.values import equals
 from raincast.ingest.readers.fmi import FMI
 from raincast.ingest.readers.opera_tiff import OperaTiff
-from raincast.schema import Grid
+from raincast.schema import MOMENTARY, Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "GeoTIFF"
@@ -67,8 +67,8 @@ class GeoTIFF:
     def scan(self, path: Path) -> Head:
         """Time and grid; the format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
-            self._quantity()
-            return Head(np.array([self._time(path, dataset)]), _grid(dataset), self.step_minutes)
+            meaning = self._meaning(self._quantity())
+            return Head(np.array([self._time(path, dataset)]), _grid(dataset), self.step_minutes, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
@@ -78,24 +78,30 @@ class GeoTIFF:
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
             grid = _grid(dataset)
-            rates = self._rates(dataset, quantity, self.accumulation_minutes or step)
+            meaning = self._meaning(quantity).over(step)
+            rates = self._rates(dataset, quantity, meaning.minutes or step)
             return schema.rain_dataset(
                 rates[None][frames],
                 np.array([self._time(path, dataset)])[frames],
                 grid,
                 step_minutes=step,
-                cell_methods="time: mean" if quantity == ACCUMULATION else "time: point",
+                cell_methods=meaning.cell_methods,
                 attrs={"source": self.source, "title": f"GeoTIFF {quantity}"}
+                | meaning.attrs(step)
                 | ({"zr_a": self.zr_a, "zr_b": self.zr_b} if quantity == REFLECTIVITY else {}),
             )
 
     def _quantity(self) -> str:
         if self.quantity is None:
             raise ValueError(
-                f"it does not say what its values are: set source.quantity={'|'.join(QUANTITIES)} "
-                "(mm/h, mm or dBZ; beside source=auto: source.readers.geotiff.quantity=…)"
+                "it does not say what its values are (mm/h, mm or dBZ): set "
+                f"source.quantity={'|'.join(QUANTITIES)}"
             )
         return self.quantity
+
+    def _meaning(self, quantity: str) -> Meaning:
+        """What the values are over time; of depths only the user can say the period."""
+        return Meaning("depth", self.accumulation_minutes) if quantity == ACCUMULATION else MOMENTARY
 
     def _time(self, path: Path, dataset: Any) -> np.datetime64:
         """The valid time: of the tag that is named, else of the file's name."""

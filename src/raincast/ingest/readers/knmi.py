@@ -16,7 +16,7 @@ import xarray as xr
 from raincast import schema
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.projection import crs_in_metres
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.transforms import accumulation_to_rate
 
 FORMAT = "KNMI HDF5"
@@ -33,6 +33,7 @@ class KNMI:
     """
 
     image: str = "image1"
+    step_minutes: float | None = None
     source: str = "KNMI"
 
     def recognises(self, path: Path) -> bool:
@@ -54,7 +55,9 @@ class KNMI:
         with naming(path, FORMAT), h5py.File(path) as file:
             _refuse_forecasts(file)
             start, end = _interval(file)
-            return Head(np.array([end]), _file_grid(file), _minutes(start, end))
+            interval = _minutes(start, end)
+            meaning = Meaning("depth", interval)
+            return Head(np.array([end]), _file_grid(file), self.step_minutes or interval, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none); the file states its own step."""
@@ -64,14 +67,16 @@ class KNMI:
             _refuse_forecasts(file)
             start, end = _interval(file)
             interval = _minutes(start, end)
+            meaning, step = Meaning("depth", interval), self.step_minutes or interval
             rain = _rates(file[self.image], interval)
             return schema.rain_dataset(
                 rain[None][frames],
                 np.array([end])[frames],
                 _file_grid(file),
-                step_minutes=interval,
-                cell_methods="time: mean",
-                attrs={"source": self.source, "title": _text(file["overview"], "product_group_name")},
+                step_minutes=step,
+                cell_methods=meaning.cell_methods,
+                attrs={"source": self.source, "title": _text(file["overview"], "product_group_name")}
+                | meaning.attrs(step),
             )
 
 

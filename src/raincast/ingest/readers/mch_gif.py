@@ -19,7 +19,7 @@ from raincast import schema
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.common.packed import first_bytes
 from raincast.ingest.readers.common.projection import crs_in_metres
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "MeteoSwiss GIF"
@@ -31,7 +31,8 @@ NO_DATA, FIRST_WET, LAST_WET = 255, 2, 250
 
 # a code is half a dBZ; R of Z = 316·R^1.5 is here the depth in mm of 5 min
 SCALE = ZR(a=316.0, b=1.5, dry_dbz=-100.0)
-MINUTES = 5  # what the codes mean over other times is not published
+MINUTES = 5.0  # what the codes mean over other times is not published
+MEANING = Meaning("depth", MINUTES)
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,19 @@ class MCHGif:
     def scan(self, path: Path) -> Head:
         """Time, grid and step of one file."""
         with naming(path, FORMAT), _open(path) as image:
-            return Head(np.array([_time(path, image)]), _grid(), self.step_minutes or MINUTES)
+            return Head(np.array([_time(path, image)]), _grid(), self.step_minutes or MINUTES, MEANING)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
         with naming(path, FORMAT), _open(path) as image:
+            step = self.step_minutes or MINUTES
             return schema.rain_dataset(
                 _rates(image)[None][frames],
                 np.array([_time(path, image)])[frames],
                 _grid(),
-                step_minutes=self.step_minutes or MINUTES,
-                cell_methods="time: mean",
-                attrs={"source": self.source, "zr_a": SCALE.a, "zr_b": SCALE.b},
+                step_minutes=step,
+                cell_methods=MEANING.cell_methods,
+                attrs={"source": self.source, "zr_a": SCALE.a, "zr_b": SCALE.b} | MEANING.attrs(step),
             )
 
 
@@ -102,7 +104,7 @@ def _time(path: Path, image: Any) -> np.datetime64:
     if stamp[1] not in PRODUCTS:
         raise ValueError(f"it is the product {stamp[1]}, which has another scale; read are {', '.join(PRODUCTS)}")
     if int(minutes[1]) != MINUTES:
-        raise ValueError(f"it gathers over {int(minutes[1])} minutes: only depths of {MINUTES} min are read")
+        raise ValueError(f"it gathers over {int(minutes[1])} minutes: only depths of {MINUTES:g} min are read")
     return _parse_time(*map(int, stamp.groups()[1:]))
 
 

@@ -25,7 +25,7 @@ from raincast import schema
 from raincast.ingest.readers import ALL, Head, naming, starts_with
 from raincast.ingest.readers.common.pickled import unpickle_dates
 from raincast.ingest.readers.common.projection import crs_in_metres, even_axis
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.transforms import accumulation_to_rate
 
 FORMAT = "MeteoNet npz"
@@ -33,6 +33,7 @@ DATA, DATES, LATS, LONS = "data.npy", "dates.npy", "lats.npy", "lons.npy"
 COORDINATES = "radar_coords_*.npz"
 LEVELS_ABOVE = 4  # folders from a month's files up to where the coordinates lie
 STEP_MINUTES, MM = 5.0, 0.01
+MEANING = Meaning("depth", STEP_MINUTES)
 NORTH_WEST = {(565, 784): (51.896, -5.842), (515, 784): (46.25, 2.0)}
 """Centre of the first pixel of NW and SE (MeteoNet, coordinates_and_projection.py), where no file states it."""
 SPACING = 0.01  # degrees
@@ -63,9 +64,11 @@ class MeteoNet:
         """Times and grid, without the frames; no times for a file of coordinates."""
         with _opened(path) as file:
             if DATA not in file.namelist() and LATS in file.namelist():
-                return Head(np.array([], "datetime64[ns]"), _stated_grid(path, *_identity(path)), STEP_MINUTES)
+                return Head(
+                    np.array([], "datetime64[ns]"), _stated_grid(path, *_identity(path)), STEP_MINUTES, MEANING
+                )
             shape = _layout(file).shape
-            return Head(_dates(file, shape[0]), self._grid(path, shape[1:]), STEP_MINUTES)
+            return Head(_dates(file, shape[0]), self._grid(path, shape[1:]), STEP_MINUTES, MEANING)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The frames numbered `frames`: only they are kept, but what lies before them is unpacked, too."""
@@ -79,7 +82,7 @@ class MeteoNet:
                 times[frames],
                 self._grid(path, layout.shape[1:]),
                 step_minutes=STEP_MINUTES,
-                cell_methods="time: mean",
+                cell_methods=MEANING.cell_methods,
                 attrs={"source": self.source, "title": "MeteoNet rainfall"},
             )
 

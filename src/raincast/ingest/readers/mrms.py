@@ -16,6 +16,7 @@ from raincast import schema
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.common.packed import first_bytes
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid
+from raincast.schema import MOMENTARY
 
 FORMAT = "MRMS GRIB2"
 PRECIP_RATE = (209, 6, 1)  # discipline, category, number
@@ -42,7 +43,7 @@ class MRMS:
         """Times and grid; the format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GRIB") as dataset:
             times = [_time(dataset, band) for band in _bands(dataset)]
-            return Head(_as_times(times), raster_grid(dataset, ANGLE_DECIMALS), self.step_minutes)
+            return Head(_as_times(times), raster_grid(dataset, ANGLE_DECIMALS), self.step_minutes, MOMENTARY)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The messages numbered `frames`: only they are unpacked."""
@@ -56,7 +57,7 @@ class MRMS:
                 _as_times([_time(dataset, band) for band in bands]),
                 raster_grid(dataset, ANGLE_DECIMALS),
                 step_minutes=step,
-                cell_methods="time: point",
+                cell_methods=MOMENTARY.cell_methods,
                 attrs={"source": self.source, "title": "PrecipRate"},
             )
 

@@ -26,7 +26,7 @@ from raincast.ingest.readers.common.unpack import (
     read_exactly,
     unpacked,
 )
-from raincast.schema import Grid
+from raincast.schema import MOMENTARY, Grid
 
 FORMAT = "NIMROD"
 RAIN_RATE = (213, 63)  # field codes: radar composite, and rate of precipitation
@@ -59,7 +59,12 @@ class NIMROD:
         """Times and grid; the format does not state the time between frames."""
         with naming(path, FORMAT), unpacked(path) as files:
             headers = [header for _, header, _ in _fields(files)]
-            return Head(np.array([header.time for header in headers]), _grid(*headers[0].place), self.step_minutes)
+            return Head(
+                np.array([header.time for header in headers]),
+                _grid(*headers[0].place),
+                self.step_minutes,
+                MOMENTARY,
+            )
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The fields numbered `frames`; pixels of others are passed over."""
@@ -79,7 +84,7 @@ class NIMROD:
                 np.array([time for time, _ in read], "datetime64[ns]"),
                 _grid(*header.place),
                 step_minutes=step,
-                cell_methods="time: point",
+                cell_methods=MOMENTARY.cell_methods,
                 attrs={"source": self.source, "title": header.title},
             )
 

@@ -17,12 +17,11 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
-from raincast.ingest.readers.common.depths import depth_attrs
 from raincast.ingest.readers.common.odim_file import Image, attributes, h5py_files, images, is_odim
 from raincast.ingest.readers.common.unpack import in_member
 from raincast.ingest.readers.common.values import equals, is_nan
 from raincast.ingest.readers.polar import POLAR_OBJECTS, refuse
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "ODIM HDF5"
@@ -45,7 +44,7 @@ class _Frame:
     name: str
     time: np.datetime64
     nominal: np.datetime64 | None
-    minutes: float | None
+    meaning: Meaning
     grid: Grid
     quantity: str
     attrs: Mapping[str, Any]
@@ -83,14 +82,14 @@ class ODIM:
         """Times and grid; the format does not state the time between frames."""
         with naming(path, FORMAT):
             frames = self._frames(path)
-            return Head(_times(frames), frames[0].grid, self.step_minutes)
+            return Head(_times(frames), frames[0].grid, self.step_minutes, frames[0].meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The frames numbered `frames`; a block of rows at a time, for continental images come as float64."""
         with naming(path, FORMAT):
             listed = self._frames(path)
             first, wanted = listed[0], listed[frames]
-            step = self.step_minutes or step_minutes or first.minutes
+            step = self.step_minutes or step_minutes or first.meaning.minutes
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
             rain = np.empty((len(wanted), *first.grid.shape), np.float32)
@@ -100,14 +99,14 @@ class ODIM:
                         found = {image.name: image for image in images(file)}
                         for frame, values in zip(wanted, rain, strict=True):
                             if frame.file == number:
-                                self._fill(values, found[frame.name], frame.minutes)
+                                self._fill(values, found[frame.name], frame.meaning.minutes)
             return schema.rain_dataset(
                 rain,
                 _times(wanted),
                 first.grid,
                 step_minutes=step,
-                cell_methods="time: mean" if first.quantity == ACCUMULATION else "time: point",
-                attrs={**first.attrs, **depth_attrs(first.minutes, step)},
+                cell_methods=first.meaning.cell_methods,
+                attrs={**first.attrs, **first.meaning.attrs(step)},
             )
 
     def _frames(self, path: Path) -> list[_Frame]:
@@ -135,7 +134,7 @@ class ODIM:
                 if num_images
                 else "it is empty"
             )
-        kinds = sorted({f"{frame.quantity} on {frame.grid.shape}" for frame in frames})
+        kinds = sorted({f"{frame.meaning} on {frame.grid.shape}" for frame in frames})
         if len(kinds) > 1 or any(frame.grid is not frames[0].grid for frame in frames):
             names = ", ".join(dict.fromkeys(frame.name for frame in frames))
             raise ValueError(
@@ -150,7 +149,7 @@ class ODIM:
             name=image.name,
             time=self._time(image),
             nominal=image.time(""),
-            minutes=self._interval(image),
+            meaning=self._meaning(image),
             grid=image.grid(),
             quantity=image.quantity,
             attrs=self._attrs(image),
@@ -192,12 +191,12 @@ class ODIM:
             raise ValueError("it states neither an end nor a nominal time (what/enddate, what/date)")
         return time
 
-    def _interval(self, image: Image) -> float | None:
-        """Minutes that an accumulation covers; None for what is no accumulation."""
+    def _meaning(self, image: Image) -> Meaning:
+        """Momentary rates, or depths over the time from their start to their end."""
         if image.quantity != ACCUMULATION:
-            return None
+            return Meaning("momentary", quantity=image.quantity)
         if self.accumulation_minutes is not None:
-            return self.accumulation_minutes
+            return Meaning("depth", self.accumulation_minutes, image.quantity)
         start, end = image.time("start"), image.time("end")
         if start is None or end is None:
             raise ValueError(
@@ -205,7 +204,7 @@ class ODIM:
             )
         if start >= end:
             raise ValueError(f"{image.name} starts at {start} and ends at {end}: no accumulation over a time")
-        return float((end - start) / np.timedelta64(1, "m"))
+        return Meaning("depth", float((end - start) / np.timedelta64(1, "m")), image.quantity)
 
     def _fill(self, frame: npt.NDArray[np.float32], image: Image, interval: float | None) -> None:
         """Put the image, in mm/h, into `frame` (H, W)."""

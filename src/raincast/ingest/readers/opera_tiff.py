@@ -17,13 +17,12 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.readers.common.depths import depth_attrs
 from raincast.ingest.readers.common.odim_file import stated_time
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid
 from raincast.ingest.readers.common.tiff_items import find_items
 from raincast.ingest.readers.common.values import equals
 from raincast.ingest.readers.odim import ACCUMULATION, QUANTITIES
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "OPERA GeoTIFF"
@@ -46,31 +45,27 @@ class OperaTiff:
     def scan(self, path: Path) -> Head:
         """Time and grid; the format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
-            _quantity(dataset)
-            return Head(np.array([_time(dataset, "end")]), _grid(dataset), self.step_minutes)
+            meaning = _meaning(dataset, _quantity(dataset))
+            return Head(np.array([_time(dataset, "end")]), _grid(dataset), self.step_minutes, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
-            quantity, time = _quantity(dataset), _time(dataset, "end")
-            minutes = None
-            if quantity == ACCUMULATION:
-                minutes = float((time - _time(dataset, "start")) / np.timedelta64(1, "m"))
-                if minutes <= 0:
-                    raise ValueError(f"it gathers over {minutes:g} min: no accumulation over a time")
-            step = self.step_minutes or step_minutes or minutes
+            quantity = _quantity(dataset)
+            meaning = _meaning(dataset, quantity)
+            step = self.step_minutes or step_minutes or meaning.minutes
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
             attrs: dict[str, Any] = {"source": self.source, "title": dataset.tags().get("prodname", quantity)}
             if QUANTITIES[quantity] == "dBZ":
                 attrs |= {"zr_a": self.zr_a, "zr_b": self.zr_b}
             return schema.rain_dataset(
-                self._rates(dataset, quantity, minutes)[None][frames],
-                np.array([time])[frames],
+                self._rates(dataset, quantity, meaning.minutes)[None][frames],
+                np.array([_time(dataset, "end")])[frames],
                 _grid(dataset),
                 step_minutes=step,
-                cell_methods="time: point" if minutes is None else "time: mean",
-                attrs=attrs | depth_attrs(minutes, step),
+                cell_methods=meaning.cell_methods,
+                attrs=attrs | meaning.attrs(step),
             )
 
     def _rates(self, dataset: Any, quantity: str, minutes: float | None) -> npt.NDArray[np.float32]:
@@ -109,6 +104,15 @@ def _quantity(dataset: Any) -> str:
     if quantity not in QUANTITIES:
         raise ValueError(f"its first band is {quantity or 'not named'}: read are {', '.join(QUANTITIES)}")
     return quantity
+
+
+def _meaning(dataset: Any, quantity: str) -> Meaning:
+    if quantity != ACCUMULATION:
+        return Meaning("momentary", quantity=quantity)
+    minutes = float((_time(dataset, "end") - _time(dataset, "start")) / np.timedelta64(1, "m"))
+    if minutes <= 0:
+        raise ValueError(f"it gathers over {minutes:g} min: no accumulation over a time")
+    return Meaning("depth", minutes, quantity)
 
 
 def _time(dataset: Any, which: str) -> np.datetime64:

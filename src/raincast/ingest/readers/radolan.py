@@ -26,7 +26,7 @@ from raincast.ingest.readers.common.unpack import (
     read_exactly,
     unpacked,
 )
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "DWD RADOLAN"
@@ -83,6 +83,7 @@ class RADOLAN:
                 np.array([header.time for header in headers]),
                 _grid(headers[0].shape, headers[0].earth),
                 self.step_minutes or (headers[0].minutes if headers[0].minutes < 60 else None),
+                headers[0].meaning,
             )
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
@@ -103,8 +104,10 @@ class RADOLAN:
                 np.array([time for time, _ in read], "datetime64[ns]"),
                 _grid(header.shape, header.earth),
                 step_minutes=step,
-                cell_methods="time: mean" if header.is_depth else "time: point",
-                attrs=attrs | (_depth_attrs(header, step) if header.is_depth else {"zr_a": zr.a, "zr_b": zr.b}),
+                cell_methods=header.meaning.cell_methods,
+                attrs=attrs
+                | header.meaning.attrs(step)
+                | ({} if header.is_depth else {"zr_a": zr.a, "zr_b": zr.b}),
             )
 
 
@@ -127,16 +130,15 @@ class _Header:
         return self.product in DEPTH
 
     @property
+    def meaning(self) -> Meaning:
+        if self.is_depth:
+            return Meaning("depth", self.minutes, self.product)
+        return Meaning("momentary", quantity=self.product)
+
+    @property
     def kind(self) -> str:
         """What products in one file must agree on."""
         return f"{self.product}, {self.shape[0]}x{self.shape[1]}, {self.minutes:g} min, {self.earth}"
-
-
-def _depth_attrs(header: _Header, step_minutes: float) -> dict[str, object]:
-    attrs: dict[str, object] = {"accumulation_minutes": header.minutes}
-    if step_minutes < header.minutes:
-        attrs["comment"] = f"running means: each rate is that of {header.minutes:g} min, not of the step"
-    return attrs
 
 
 def _analyses(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header, Stream]]:

@@ -35,7 +35,7 @@ from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_wi
 from raincast.ingest.readers.common.corners import grid_between
 from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.ingest.readers.common.sevir_catalog import CORNERS, Event, events_by_name
-from raincast.schema import Grid
+from raincast.schema import MOMENTARY, Grid
 from raincast.transforms import ZR
 
 FORMAT = "SEVIR HDF5"
@@ -85,7 +85,7 @@ class SEVIR:
         with self._open(path) as (vil, events):
             times = [self._times(event, vil.shape[3]) for event in events.values()]
             joined = np.concatenate([*times, np.array([], "datetime64[ns]")])
-            return Head(joined, self._grid(events, vil.shape[1:3]), STEP_MINUTES)
+            return Head(joined, self._grid(events, vil.shape[1:3]), STEP_MINUTES, MOMENTARY)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The frames numbered `frames`, counted through the events that `scan` gives: only they are loaded."""
@@ -107,7 +107,7 @@ class SEVIR:
                 np.concatenate([*times, np.array([], "datetime64[ns]")])[:: frames.step or 1],
                 self._grid(events, vil.shape[1:3]),
                 step_minutes=STEP_MINUTES,
-                cell_methods="time: point",
+                cell_methods=MOMENTARY.cell_methods,
                 attrs=self._attrs(self._neighbours(path, used)),
             )
 
