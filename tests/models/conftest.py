@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from raincast.models.fast import compiled, gates, weight_gradient
+from raincast.models.fast import compiled, gates
 
 
 def forget() -> None:
     """What this process has loaded, and said."""
-    for known in (gates._kernels, weight_gradient._kernel, compiled.say_once):
+    for known in (gates._kernels, compiled.say_once):
         known.cache_clear()
 
 

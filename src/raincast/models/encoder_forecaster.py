@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.fast.convolution import Conv2d, ConvTranspose2d
 from raincast.models.frames import (
     check_frames,
     check_future,
@@ -75,7 +74,7 @@ class StackedEncoderForecaster(nn.Module):
 
         self.encoder = stack(in_channels * patch**2)
         self.forecaster = stack(future_channels * patch**2)
-        self.head = Conv2d(sum(widths), out_channels * patch**2, 1)
+        self.head = nn.Conv2d(sum(widths), out_channels * patch**2, 1)
         initialise_output(self.head)
 
     def forward(
@@ -232,14 +231,14 @@ class PyramidEncoderForecaster(nn.Module):
 def _down(channels: int, level: Stage) -> nn.Sequential:
     # Half of what the kernel is wider than the stride: H becomes exactly H / stride.
     padding = (level.down_kernel - level.stride + 1) // 2
-    conv = Conv2d(channels, level.conv_channels, level.down_kernel, level.stride, padding)
+    conv = nn.Conv2d(channels, level.conv_channels, level.down_kernel, level.stride, padding)
     initialise(conv, fan_in=channels * level.down_kernel**2)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def _known(channels: int, stride: int, width: int) -> nn.Sequential:
     """What is known in advance, from pixels to the coarsest level."""
-    conv = Conv2d(channels, width, stride, stride)
+    conv = nn.Conv2d(channels, width, stride, stride)
     initialise(conv, fan_in=channels * stride**2)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
 
@@ -249,7 +248,7 @@ def _up(level: Stage) -> nn.Sequential:
     stride = level.stride
     kernel = level.up_kernel or (2 * stride if stride > 1 else 3)
     padding = (kernel - stride + 1) // 2
-    conv = ConvTranspose2d(
+    conv = nn.ConvTranspose2d(
         level.hidden_channels,
         level.outputs,
         kernel,
@@ -262,8 +261,8 @@ def _up(level: Stage) -> nn.Sequential:
 
 
 def _head(channels: int, hidden: int, out_channels: int) -> nn.Sequential:
-    conv = Conv2d(channels, hidden, 3, padding=1)
-    last = Conv2d(hidden, out_channels, 1)
+    conv = nn.Conv2d(channels, hidden, 3, padding=1)
+    last = nn.Conv2d(hidden, out_channels, 1)
     initialise(conv, fan_in=9 * channels)
     initialise_output(last)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True), last)

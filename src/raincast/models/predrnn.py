@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from raincast.models.fast.convolution import Conv2d
 from raincast.models.frames import check_frames, framewise, initialise_output, pad
 from raincast.models.initialise import Initialisation
 from raincast.models.layers.st_lstm import STLSTM
@@ -59,7 +58,7 @@ class PredRNN(nn.Module):
             initialisation=initialisation,
             forget_bias=forget_bias,
         )
-        self.head = Conv2d(hidden_channels, out_channels * patch**2, 1)
+        self.head = nn.Conv2d(hidden_channels, out_channels * patch**2, 1)
         initialise_output(self.head)
 
     def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:

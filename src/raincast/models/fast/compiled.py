@@ -1,4 +1,4 @@
-"""The C sources of `kernels/`, compiled at first use for this processor.
+"""The C sources of this folder, compiled at first use for this processor.
 
 A library is kept for the next process in `$RAINCAST_CACHE` or the user's cache folder. `RAINCAST_KERNELS=0` does
 without.
@@ -23,7 +23,7 @@ from raincast.system.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).with_name("kernels")
+FOLDER = Path(__file__).parent
 FLAGS = [
     *("-std=gnu11", "-O3", "-march=native"),
     *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),

@@ -2,7 +2,7 @@
 
 Tensors here are (..., H, W, C), channels last and contiguous. Gates are (B, H, W, 4·hidden) in the order i, f,
 z, o (z is the candidate). Three ways give the same: plain PyTorch, on every device; and kernels that read and
-write each value once, on a CPU with a C compiler those of `kernels/gates.c` (see `compiled`), on a GPU with Triton
+write each value once, on a CPU with a C compiler those of `gates.c` (see `compiled`), on a GPU with Triton
 those of `gates_triton`, which are compiled at first use (seconds) and kept where Triton keeps its own.
 `RAINCAST_KERNELS=0` does without.
 """

@@ -1,7 +1,7 @@
 """`gates` on a GPU: each of its functions as one Triton kernel, which reads and writes each value once.
 
 Rows are float32, bfloat16 or float16, cells float32, and so is the arithmetic: exponentials by the polynomials of
-`kernels/gates.c`, in the place of the hardware's approximations, so that Triton's interpreter on a CPU
+`gates.c`, in the place of the hardware's approximations, so that Triton's interpreter on a CPU
 (TRITON_INTERPRET=1) shows what a GPU computes. Needs Triton, which PyTorch's CUDA builds bring along.
 
 A program takes a tile of pixels and channels. Rows are counted in 64 bits. An absent tensor is None, which Triton
@@ -267,7 +267,7 @@ def _backward(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """The formulas stand in `kernels/gates.c`. Sums over a tile are float32, sums of tiles float64."""
+    """The formulas stand in `gates.c`. Sums over a tile are float32, sums of tiles float64."""
     if dpeephole is not None:
         of_i_sum = tl.zeros((CHANNELS,), tl.float64)
         of_f_sum = tl.zeros((CHANNELS,), tl.float64)
