@@ -10,9 +10,10 @@ from PIL import Image
 from pyproj import CRS
 
 from raincast import schema
+from raincast.evaluation.report.score_figures import csi_plot
 from raincast.plotting import animation, coastlines, rain_image
 from raincast.plotting.coastlines import coast_pixels
-from raincast.plotting.pictures import csi_plot, forecast_animation, forecast_picture
+from raincast.plotting.pictures import forecast_animation, forecast_picture
 from raincast.plotting.rain_image import MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView
 from raincast.schema import Grid
 
@@ -179,11 +180,11 @@ def test_an_mp4_is_played_by_another_program(tmp_path):
         frames(2, 0.0), frames(3, 3.0), grid=grid, path=tmp_path / "a.gif", max_pixels=301, **when()
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gif", "a.mp4"]
-    video = cv2.VideoCapture(str(path))
+    animation = cv2.VideoCapture(str(path))
     shown = []
-    while (read := video.read())[0]:
+    while (read := animation.read())[0]:
         shown.append(read[1][..., ::-1])
-    assert video.get(cv2.CAP_PROP_FPS) == 4
+    assert animation.get(cv2.CAP_PROP_FPS) == 4
     # a rest of three before the forecast begins, and of six at the end
     assert len(shown) == 1 + 3 + 2 + 6
     height, width = rgb(gif).shape[:2]
@@ -196,9 +197,9 @@ def test_an_mp4_is_played_by_another_program(tmp_path):
 
 def test_an_mp4_without_its_package_is_refused_before_anything_runs(monkeypatch):
     from raincast.forecasting import Outputs
-    from raincast.plotting import video
+    from raincast.plotting import animation
 
-    monkeypatch.setattr(video.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(animation.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(
         ValueError, match=r'animation=mp4 needs the package imageio-ffmpeg: pip install -e "\.\[video'
     ):

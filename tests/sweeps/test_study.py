@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from raincast.sweeps.goals import Goal
-from raincast.sweeps.results import best_trials, importance, result
+from raincast.sweeps.report import best_trials, importance, result
 from raincast.sweeps.study import WORKER, Sweep, counts, without_password
 
 SPACE = {"lr": FloatDistribution(1e-4, 1e-1, log=True), "width": CategoricalDistribution([8, 16])}

@@ -26,11 +26,10 @@ from running import REPO, TINY, compose_config
 from raincast import assembly
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 from raincast.commands.train import train
-from raincast.sweeps import outcome
+from raincast.sweeps import process
 from raincast.sweeps.callback import TrialCallback
 from raincast.sweeps.goals import Goal
-from raincast.sweeps.outcome import Outcome, read_outcome
-from raincast.sweeps.process import OUTPUT, run_process, trial_command, why_it_died
+from raincast.sweeps.process import OUTPUT, Outcome, read_outcome, run_process, trial_command, why_it_died
 from raincast.sweeps.study import LINK, open_storage
 from raincast.sweeps.worker import run
 
@@ -85,7 +84,7 @@ def trial_that_scores(command: Sequence[str], run_dir: Path, environment: Mappin
         "val/bias_error_1mm": 0.5,
         "latency_ms": 5.0,
     }
-    Outcome(outcome.COMPLETE, epochs=2, validations=2, metrics=metrics).write(run_dir)
+    Outcome(process.COMPLETE, epochs=2, validations=2, metrics=metrics).write(run_dir)
     return 0
 
 
@@ -143,11 +142,11 @@ def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path: Path) ->
             (run_dir / OUTPUT).write_text(text)
             return 1
         if ending == "nan":
-            Outcome(outcome.FAILED, "val/loss is nan after epoch 2", 2, 2).write(run_dir)
+            Outcome(process.FAILED, "val/loss is nan after epoch 2", 2, 2).write(run_dir)
         if ending == "undefined":
-            Outcome(outcome.COMPLETE, metrics={"val/csi_1mm": float("nan")}).write(run_dir)
+            Outcome(process.COMPLETE, metrics={"val/csi_1mm": float("nan")}).write(run_dir)
         if ending == "pruned":
-            Outcome(outcome.PRUNED, epochs=1, metrics={"val/csi_1mm": 0.0}).write(run_dir)
+            Outcome(process.PRUNED, epochs=1, metrics={"val/csi_1mm": 0.0}).write(run_dir)
         return (
             {"killed": -9}.get(ending, 0) if ending != "good" else trial_that_scores(command, run_dir, environment)
         )
@@ -277,7 +276,7 @@ def test_where_a_worker_is_makes_no_other_sweep(tmp_path: Path) -> None:
 
 def _always(score: float) -> RunTrial:
     def run_trial(command: Sequence[str], run_dir: Path, environment: Mapping[str, str]) -> int:
-        Outcome(outcome.COMPLETE, epochs=1, metrics={"val/loss": 1.0, "val/csi_1mm": score}).write(run_dir)
+        Outcome(process.COMPLETE, epochs=1, metrics={"val/loss": 1.0, "val/csi_1mm": score}).write(run_dir)
         return 0
 
     return run_trial
@@ -317,7 +316,7 @@ def test_a_run_reports_each_validation_and_measures_its_latency(
 ) -> None:
     found = train(trial_config(tmp_path / "run", tiny_archive, tmp_path, "null", "trainer.max_epochs=3"))
     told = read_outcome(tmp_path / "run")
-    assert (told.state, told.epochs, told.validations) == (outcome.COMPLETE, 3, 3)
+    assert (told.state, told.epochs, told.validations) == (process.COMPLETE, 3, 3)
     curve = link.trials[0].intermediate_values
     assert list(curve) == [0, 1, 2]  # as pruners count
     # CSI is 0 throughout, so that the first epoch is the best
@@ -330,7 +329,7 @@ def test_a_poor_run_is_pruned(link: optuna.Study, tiny_archive: Path, tmp_path: 
     pruner = "{_target_:optuna.pruners.ThresholdPruner,upper:1e-6}"
     train(trial_config(tmp_path / "run", tiny_archive, tmp_path, pruner, "trainer.max_epochs=3"))
     told = read_outcome(tmp_path / "run")
-    assert (told.state, told.validations) == (outcome.PRUNED, 1)
+    assert (told.state, told.validations) == (process.PRUNED, 1)
     assert list(link.trials[0].intermediate_values) == [0]
 
 
@@ -347,7 +346,7 @@ def test_a_run_whose_loss_is_no_number_fails(tmp_path: Path) -> None:
     callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
     told = read_outcome(tmp_path)
     assert trainer.should_stop
-    assert told.state == outcome.FAILED and told.reason == "val/loss is nan after epoch 2"
+    assert told.state == process.FAILED and told.reason == "val/loss is nan after epoch 2"
 
 
 def test_a_trial_ends_with_its_worker(

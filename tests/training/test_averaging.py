@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from raincast.training.averaging import AveragedWeights
+from raincast.training.execution import AveragedWeights
 
 
 class Linear(L.LightningModule):

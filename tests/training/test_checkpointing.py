@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from raincast.training.durable.checkpoint_io import CheckpointNotWritten, DurableCheckpointIO, damage, newest_whole
-from raincast.training.durable.checkpointing import LastCheckpoint
+from raincast.training.durable.checkpointing import LastCheckpoint, StopSignals
 from raincast.training.durable.csv_log import ContinuedCSVLogger
 from raincast.training.durable.random_streams import RandomStreams
-from raincast.training.durable.stop_signals import StopSignals
 
 
 def checkpoint(value: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from raincast.models import ConvLSTM, PyramidEncoderForecaster
 from raincast.models.layers.convgru import ConvGRU
 from raincast.models.predrnn import PredRNN
 from raincast.training import execution
-from raincast.training.averaging import AveragedWeights
+from raincast.training.execution import AveragedWeights
 from raincast.training.module import NowcastModule
 
 STAGES = [{"conv_channels": 4, "hidden_channels": 8}]

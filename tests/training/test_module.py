@@ -17,8 +17,7 @@ from raincast.losses import BalancedLoss, ClassLoss, OrdinalLoss, QuantileLoss
 from raincast.models import PyramidEncoderForecaster
 from raincast.models.heads import ClassHead, QuantileHead, RateHead
 from raincast.schema import RAIN, mock_archive
-from raincast.training.module import CHECKPOINT_KEY, NowcastModule
-from raincast.training.optimizer import adamw_warmup_cosine
+from raincast.training.module import CHECKPOINT_KEY, NowcastModule, adamw_warmup_cosine
 from raincast.transforms import DbzScaling
 
 STAGES = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from raincast.training.optimizer import adamw_warmup_cosine
+from raincast.training.module import adamw_warmup_cosine
 
 LR, FINAL = 1e-3, 0.01
 

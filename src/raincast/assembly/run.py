@@ -121,8 +121,8 @@ def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callbac
 
 def callbacks(cfg: DictConfig) -> "list[L.Callback]":
     """The callbacks of `cfg.callbacks`, the averaged weights if asked for, and the notice on Ctrl-C."""
-    from raincast.training.averaging import AveragedWeights
     from raincast.training.callbacks.progress import InterruptNotice
+    from raincast.training.execution import AveragedWeights
 
     built = [make(node) for node in cfg.callbacks.values() if node is not None]
     if cfg.ema is not None:

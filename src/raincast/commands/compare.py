@@ -20,7 +20,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     """Join the scores of `cfg.compare`, and write report.html, scores.nc, scores.csv and csi.png."""
     from raincast.evaluation import Resampling, join, with_intervals
     from raincast.evaluation.report.page import Evaluation, write_report
-    from raincast.plotting.pictures import csi_plot
+    from raincast.evaluation.report.score_figures import csi_plot
 
     paths = [Path(path) for path in cfg.compare]
     if cfg.checkpoint is not None:

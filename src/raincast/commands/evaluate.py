@@ -28,8 +28,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
             "Not given: checkpoint. Say, for example: checkpoint=…, or compare=[a/scores.nc,b/scores.nc]"
         )
     from raincast.evaluation import engine
+    from raincast.evaluation.report.score_figures import csi_plot
     from raincast.evaluation.work import Cost
-    from raincast.plotting.pictures import csi_plot
 
     began = time.monotonic()
     if cfg.split not in SPLITS:

@@ -30,8 +30,13 @@ MOST_LOOKED_AT = 60  # windows of an event, to find its wettest
 def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
     """scores.nc, scores.csv and scores.txt: the text of the last, and the paths."""
     from raincast.evaluation import describe_protocol
-    from raincast.evaluation.report.score_csv import write_csv
-    from raincast.evaluation.report.tables import difference_table, score_table, summary_table, table_text
+    from raincast.evaluation.report.tables import (
+        difference_table,
+        score_table,
+        summary_table,
+        table_text,
+        write_csv,
+    )
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
     tables = [score_table(scores, threshold=threshold), summary_table(scores)]

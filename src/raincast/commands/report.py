@@ -1,26 +1,15 @@
 """What commands tell a person: progress, tables, pictures, the next command to type."""
 
 import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from raincast import assembly
+from raincast.system.progress import Bar as Bar
+from raincast.system.progress import short as short
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,64 +19,6 @@ if TYPE_CHECKING:
     from raincast.forecaster import Forecaster
 
 log = logging.getLogger(__name__)
-
-
-class _Rate(ProgressColumn):
-    """How many a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
-
-
-class Bar:
-    """A progress bar on the terminal that appears with the first step and goes when done."""
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> "Bar":
-        """Nothing is drawn yet."""
-        return self
-
-    def update(self, done: int, total: int) -> None:
-        """`done` of `total`."""
-        if self._progress is None:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                _Rate(),
-                TimeRemainingColumn(),
-            )
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._progress.start()
-            self._task = self._progress.add_task(self.label, total=total)
-        assert self._task is not None
-        self._progress.update(self._task, completed=done, total=total)
-        if done >= total:
-            self._stop()
-
-    def advance_of(self, total: int) -> "Callable[[int], None]":
-        """A function that is told how many more are done."""
-        done = 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            done += more
-            self.update(done, total)
-
-        return advance
-
-    def __exit__(self, *_: object) -> None:
-        """Clear the line."""
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None  # there is one line on a terminal, and another bar may need it
 
 
 def score(
@@ -214,9 +145,3 @@ def next_command(best: Path, archive: str | None) -> None:
     source = f" data.archive={archive}" if archive else ""
     log.info("\nNext, score it on the test windows beside optical flow:\n  python evaluate.py checkpoint=%s%s",
              short(best), source)  # fmt: skip
-
-
-def short(path: Path) -> str:
-    """`path` from here, where that is shorter."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)

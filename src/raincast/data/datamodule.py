@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from raincast.archive import Archive
-from raincast.data.archives import Extra, open_sources
 from raincast.data.channels import Channel
 from raincast.data.channels.declared import Channels
 from raincast.data.dataset import Sample, Stored, WindowDataset, collate
@@ -28,6 +27,7 @@ from raincast.data.sampler import (
     find_candidates,
     tile_positions,
 )
+from raincast.data.source import Extra, open_sources
 from raincast.data.windows import SPLITS, Split, SplitWindows, TrainAll
 
 log = logging.getLogger(__name__)

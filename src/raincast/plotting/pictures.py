@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,13 +17,12 @@ from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 
 from raincast import schema
-from raincast.evaluation.report.tables import lead_minutes
 from raincast.plotting import rain_image
 from raincast.plotting.animation import forecast_animation
 from raincast.plotting.rain_image import LINE_COLOUR, RAIN_BOUNDARIES, MapView, Rain
 from raincast.schema import Grid
 
-__all__ = ["csi_plot", "forecast_animation", "forecast_picture"]
+__all__ = ["forecast_animation", "forecast_picture"]
 
 # Okabe and Ito (2008), without yellow, which is lost on white: hues that stay apart for the colour-blind
 CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -71,7 +69,7 @@ def forecast_picture(
         panel.set_xlabel(view.axis_labels[0], fontsize=8)
     _add_colour_bar(figure, panels, image)
     figure.suptitle(f"{title} · made from {rain_image.utc_text(init_time)}", fontsize=11, fontweight="bold")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _lead_numbers(minutes: Sequence[float] | None, num_leads: int, step_minutes: float) -> list[int]:
@@ -191,62 +189,9 @@ def _add_colour_bar(figure: Figure, panels: npt.NDArray[np.object_], image: Axes
     bar.ax.tick_params(labelsize=8)
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write `figure` as a PNG; the folder is made if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
     return path
-
-
-def csi_plot(scores: xr.Dataset, path: str | Path) -> Path:
-    """CSI against lead time as a PNG: a panel a threshold, a line a forecaster.
-
-    `scores` has `csi` with dimensions (forecaster, threshold, lead_time), NaN where it is undefined, and its
-    `lead_time` in minutes or as timedelta64.
-    """
-    minutes = lead_minutes(scores)
-    thresholds = scores["threshold"].values
-    columns = min(3, len(thresholds))
-    rows = -(-len(thresholds) // columns)
-    figure = Figure(figsize=(1.0 + 3.6 * columns, 0.9 + 2.7 * rows), dpi=DOTS_PER_INCH, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for panel, threshold in zip(panels, thresholds, strict=False):
-        _draw_curves(panel, scores["csi"].sel(threshold=threshold), minutes)
-        panel.set_title(f"rain ≥ {threshold:g} mm/h", fontsize=10)
-    for unused in panels[len(thresholds) :]:
-        unused.set_axis_off()
-    for k in range(0, len(thresholds), columns):
-        panels[k].set_ylabel("CSI (1 is perfect)", fontsize=9)
-    for k in range(max(0, len(thresholds) - columns), len(thresholds)):
-        panels[k].set_xlabel("lead time (min)", fontsize=9)
-        panels[k].tick_params(labelbottom=True)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=9, frameon=False
-    )
-    return _save(figure, path)
-
-
-def _draw_curves(panel: Axes, csi: xr.DataArray, minutes: npt.NDArray[np.float64]) -> None:
-    csi = csi.transpose("forecaster", schema.LEAD_TIME)
-    for k, name in enumerate(csi["forecaster"].values):
-        panel.plot(
-            minutes,
-            csi.values[k],
-            color=CURVE_COLOURS[k % len(CURVE_COLOURS)],
-            marker=CURVE_MARKERS[k % len(CURVE_MARKERS)],
-            # more forecasters than colours: the next round is dashed
-            linestyle=("-", "--", ":")[k // len(CURVE_COLOURS) % 3],
-            markersize=4,
-            linewidth=1.6,
-            label=str(name),
-        )
-    if not np.isfinite(csi.values).any():
-        panel.text(0.5, 0.5, "undefined:\nno event", transform=panel.transAxes, ha="center", va="center")
-    panel.set_ylim(bottom=0.0)
-    panel.set_xlim(0.0, float(minutes.max()) * 1.04)
-    panel.grid(color="#dddddd", linewidth=0.6)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=8)

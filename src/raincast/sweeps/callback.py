@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from raincast.forecaster import beside_rain
-from raincast.sweeps import outcome
+from raincast.sweeps import process
 from raincast.sweeps.goals import LATENCY, Goal
-from raincast.sweeps.outcome import Outcome
+from raincast.sweeps.process import Outcome
 from raincast.sweeps.study import LINK, open_storage
 
 log = logging.getLogger(__name__)
@@ -83,13 +83,13 @@ class TrialCallback(Callback):
         if not found.metrics or self._is_better(metrics.get(self.monitor, math.nan)):
             found.metrics, found.best_epoch = metrics, found.epochs
         if not math.isfinite(metrics["val/loss"]):
-            found.state = outcome.FAILED
+            found.state = process.FAILED
             found.reason = f"val/loss is {metrics['val/loss']:g} after epoch {found.epochs}"
         elif self.should_prune(metrics, found.validations - 1):
-            found.state = outcome.PRUNED
+            found.state = process.PRUNED
             log.info("Pruned after epoch %d: other trials were better by then.", found.epochs)
         found.write(self.run_dir)
-        return found.state != outcome.RUNNING
+        return found.state != process.RUNNING
 
     def _is_better(self, value: float) -> bool:
         best = self.outcome.metrics.get(self.monitor, math.nan)
@@ -118,11 +118,11 @@ class TrialCallback(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The trial ran to its end, if nothing ended it before."""
-        if not trainer.is_global_zero or self.outcome.state != outcome.RUNNING:
+        if not trainer.is_global_zero or self.outcome.state != process.RUNNING:
             return
         if any(goal.score == LATENCY for goal in self.goals):
             self.outcome.metrics[LATENCY] = latency_ms(trainer, module)
-        self.outcome.state = outcome.COMPLETE
+        self.outcome.state = process.COMPLETE
         self.outcome.write(self.run_dir)
 
 

@@ -1,11 +1,14 @@
 """A trial in a process of its own: whatever kills it, memory or the device, its worker lives on."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import raincast
 
@@ -58,3 +61,35 @@ def why_it_died(code: int, run_dir: Path) -> str:
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if line.startswith("Error:") or "Error: " in line.split(" ")[0] + " "]
     return (errors or said or [f"exit code {code}"])[-1][:500]
+
+
+FILE = "trial.json"
+RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
+
+
+@dataclass
+class Outcome:
+    """State, why it failed, epochs and validations so far, and all scores at the best validation."""
+
+    state: str = RUNNING
+    reason: str = ""
+    epochs: int = 0
+    validations: int = 0
+    best_epoch: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        new = folder / f".{FILE}"
+        new.write_text(json.dumps(asdict(self)), encoding="utf-8")
+        new.replace(folder / FILE)
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """From `folder`; a run that left nothing has not come as far as its first validation."""
+    try:
+        values: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Outcome()
+    return Outcome(**values)

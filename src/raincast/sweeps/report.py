@@ -2,28 +2,31 @@
 
 import logging
 import shlex
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from raincast.commands import report
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
 
-if TYPE_CHECKING:
-    from raincast.sweeps.page import SweepResult
-    from raincast.sweeps.study import Sweep
+from raincast.sweeps.goals import Goal
+from raincast.sweeps.page import SweepResult, TrialRow, lines, write_sweep_page, write_table
+from raincast.sweeps.study import CURVE, DEFAULT, REASON, RETRY_OF, SPACE, SURPLUS, TRIED_AGAIN, Sweep
+from raincast.system.progress import short
 
 log = logging.getLogger(__name__)
 
 SEEDS = "1,2,3,4,5"
 """Of the command that trains the winner again: others than the 0 that it won with."""
 TABLE, PAGE = "trials.csv", "sweep.html"
+MOST_BEST = 5
+"""Of a study with one goal; with several, all that no other beats."""
+FEWEST_FOR_IMPORTANCE = 4
 
 
-def write_report(sweep: "Sweep", folder: Path, *, storage: str, page: bool) -> "SweepResult":
+def write_report(sweep: Sweep, folder: Path, *, storage: str, page: bool) -> SweepResult:
     """trials.csv, and with `page` sweep.html, into `folder`; `storage` is shown, so it has no password."""
-    from raincast.sweeps.page import write_sweep_page, write_table
-    from raincast.sweeps.results import result
-
     found = result(sweep, again_command, facts=[("study", storage)])
     write_table(found, folder / TABLE)
     if page:
@@ -31,11 +34,9 @@ def write_report(sweep: "Sweep", folder: Path, *, storage: str, page: bool) -> "
     return found
 
 
-def say_at_end(found: "SweepResult", folder: Path) -> None:
+def say_at_end(found: SweepResult, folder: Path) -> None:
     """The best trials, the files, and, once no other worker has a trial, what to type next."""
-    from raincast.sweeps.page import lines
-
-    log.info("\n%s\ntable  %s\npage   %s", lines(found), *(report.short(folder / name) for name in (TABLE, PAGE)))
+    log.info("\n%s\ntable  %s\npage   %s", lines(found), *(short(folder / name) for name in (TABLE, PAGE)))
     if found.best and not any(row.state == "running" for row in found.rows):
         command = found.row(found.best[0]).command
         log.info("\nNext, train the winner again over several seeds:\n  %s", command)
@@ -45,3 +46,87 @@ def again_command(overrides: Sequence[str]) -> str:
     """The command that trains a trial again, over several seeds."""
     kept = [override for override in overrides if not override.startswith("seed=")]
     return " ".join(["python train.py -m", *map(shlex.quote, kept), f"seed={SEEDS}"])
+
+
+def result(
+    sweep: Sweep, command: Callable[[Sequence[str]], str], facts: Sequence[tuple[str, str]] = ()
+) -> SweepResult:
+    """What is in the study now; `command` makes, of a trial's overrides, what trains it again."""
+    trials = [t for t in sweep.study.get_trials(deepcopy=False) if not t.user_attrs.get(SURPLUS)]
+    space = {
+        key: optuna.distributions.json_to_distribution(text)
+        for key, text in sweep.study.user_attrs.get(SPACE, {}).items()
+    }
+    return SweepResult(
+        name=sweep.study.study_name,
+        goals=[goal.score for goal in sweep.goals],
+        larger_is_better=[goal.want == "max" for goal in sweep.goals],
+        rows=[_row(trial, sweep, command) for trial in trials],
+        best=[trial.number for trial in best_trials(sweep.study, sweep.goals)],
+        importance={goal.score: importance(sweep.study, index) for index, goal in enumerate(sweep.goals)},
+        log_params=[
+            key
+            for key, found in space.items()
+            if isinstance(found, FloatDistribution | IntDistribution) and found.log
+        ],
+        facts=[("goals", ", ".join(f"{goal.score} ({goal.want})" for goal in sweep.goals)), *facts],
+    )
+
+
+def _row(trial: FrozenTrial, sweep: Sweep, command: Callable[[Sequence[str]], str]) -> TrialRow:
+    attrs = trial.user_attrs
+    notes = ["the config's own values" if attrs.get(DEFAULT) else "", attrs.get(REASON, "")]
+    if attrs.get(TRIED_AGAIN):
+        notes.append("tried again")
+    if RETRY_OF in attrs:
+        notes.append(f"trial {attrs[RETRY_OF]} again")
+    overrides = attrs.get("overrides")
+    return TrialRow(
+        number=trial.number,
+        state={"fail": "failed", "waiting": "to be run"}.get(trial.state.name.lower(), trial.state.name.lower()),
+        params=trial.params,
+        values=trial.values if trial.state == TrialState.COMPLETE else (),
+        curve=_curve(trial, sweep),
+        epochs=attrs.get("epochs"),
+        seconds=attrs.get("seconds"),
+        note="; ".join(filter(None, notes)),
+        run_dir=attrs.get("run_dir", ""),
+        command="" if overrides is None else command(overrides),
+    )
+
+
+def _curve(trial: FrozenTrial, sweep: Sweep) -> Mapping[int, float]:
+    found = trial
+    if sweep.curves is not sweep.study:
+        if CURVE not in trial.user_attrs:
+            return {}
+        found = sweep.curves.get_trials(deepcopy=False)[trial.user_attrs[CURVE]]
+    return {step + 1: value for step, value in sorted(found.intermediate_values.items())}
+
+
+def best_trials(study: optuna.Study, goals: Sequence[Goal]) -> list[FrozenTrial]:
+    """The highest few of one goal, or those that no other beats in every goal; the best in the first one first."""
+    if len(goals) > 1:
+        found = study.best_trials
+    else:
+        found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ordered = sorted(found, key=lambda trial: trial.values[0], reverse=goals[0].want == "max")
+    return ordered if len(goals) > 1 else ordered[:MOST_BEST]
+
+
+def importance(study: optuna.Study, goal: int) -> dict[str, float]:
+    """The share of each parameter in what tells the best trials from the others, by PED-ANOVA (Watanabe 2023).
+
+    Empty where there are too few trials, or all have the same value.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(trials) < FEWEST_FOR_IMPORTANCE or len({trial.values[goal] for trial in trials}) == 1:
+        return {}
+    sign = -1.0 if study.directions[goal] == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is experimental in older versions, and says that small is good
+        return optuna.importance.get_param_importances(
+            study,
+            evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+            target=lambda trial: sign * trial.values[goal],
+        )

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raincast import assembly
-from raincast.sweeps.config import (
+from raincast.sweeps.space import (
     check_sets_nothing_else,
     comparable,
     differing_keys,
@@ -202,26 +202,26 @@ class Worker:
         return self._tell(trial, run_dir, code, time.monotonic() - began)
 
     def _tell(self, trial: "optuna.trial.Trial", run_dir: Path, code: int, seconds: float) -> bool:
-        from raincast.sweeps import outcome, process
+        from raincast.sweeps import process
 
         if code == process.ASKED_TO_LEAVE:
             self.sweep.give_up(trial, "it was asked to leave")
             log.info("trial %d  was asked to leave: it is tried again", trial.number)
             return True
-        found = outcome.read_outcome(run_dir)
+        found = process.read_outcome(run_dir)
         trial.set_user_attr("seconds", round(seconds, 1))
         trial.set_user_attr("epochs", found.epochs)
         trial.set_user_attr(
             "metrics", {key: value for key, value in found.metrics.items() if math.isfinite(value)}
         )
-        if code != 0 or found.state in (outcome.FAILED, outcome.RUNNING):
+        if code != 0 or found.state in (process.FAILED, process.RUNNING):
             reason = found.reason or (
                 process.why_it_died(code, run_dir) if code else "it ended before a validation"
             )
             self.sweep.fail(trial, reason)
             log.warning("trial %d  failed after %.0f s: %s", trial.number, seconds, reason)
             return False
-        if found.state == outcome.PRUNED:
+        if found.state == process.PRUNED:
             self.sweep.prune(trial)
             log.info("trial %d  pruned after %d epochs, %.0f s", trial.number, found.epochs, seconds)
             return True

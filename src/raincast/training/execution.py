@@ -1,16 +1,19 @@
-"""How a network's arithmetic is carried out: compiled, recomputed, in which precision. Not what it computes."""
+"""How a network's arithmetic is carried out: compiled, recomputed, in which precision, with averaged weights.
 
+What it computes stands elsewhere.
+"""
+
+import ctypes
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from raincast.training.averaging import AveragedWeights
-from raincast.training.heap import keep_freed_memory
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -65,3 +68,66 @@ def used(trainer: L.Trainer, network: nn.Module) -> dict[str, Any]:
         "compiled": network._compiled_call_impl is not None,
         "recompute": f"{recomputes(network)} of {len(parts)} layers",
     }
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+NEVER = -1
+LARGEST = 32 * 2**20
+"""Bytes; glibc refuses more."""
+
+
+def keep_freed_memory() -> bool:
+    """Have malloc keep what is freed, of blocks up to 32 MiB; False where that is not done.
+
+    It is not done where the malloc is not glibc's, and where the environment sets it (MALLOC_…_, GLIBC_TUNABLES).
+
+    A step frees its activations, and the next one wants them again. By default glibc gives the top of its heap
+    back each time, and the kernel hands it out anew page by page, filled with zeros: 7,000 to 26,000 page faults
+    and 3 to 10 % of the time of a step of `experiment=radar`, more or less by chance of what lies on top. The most
+    that the process holds stays the same. See mallopt(3).
+    """
+    if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    # either of them alone would end glibc's own choice of the other
+    return all([mallopt(TRIM_THRESHOLD, NEVER), mallopt(MMAP_THRESHOLD, LARGEST)])
+
+
+class AveragedWeights(WeightAveraging):
+    """An exponential moving average of the weights: validated, put into checkpoints, and the network in the end.
+
+    After step n (from 1) the average keeps min(decay, (1 + n) / (10 + n)) of itself: the weights of the beginning
+    are forgotten whatever the length of the run. Checkpoints hold the average as `state_dict`, and beside it the
+    weights that training goes on with.
+    """
+
+    def __init__(self, decay: float) -> None:
+        """ValueError unless 0 < decay < 1."""
+        if not 0 < decay < 1:
+            raise ValueError(
+                f"ema={decay} is the share that the average keeps in a step: over 0, below 1 (0.999)."
+            )
+        super().__init__(use_buffers=True, multi_avg_fn=self._average)
+        self.decay = decay
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """The average goes where the weights are: Lightning makes it before it moves them to a GPU.
+
+        It would stay in main memory, and every step would copy all weights there. The count of steps does stay: to
+        ask a GPU for it would wait for it.
+        """
+        assert self._average_model is not None
+        self._average_model.module.to(module.device)
+
+    def _average(self, averages: Sequence[Tensor], weights: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        assert self._average_model is not None
+        n = int(self._average_model.n_averaged)
+        kept = min(self.decay, (1 + n) / (10 + n))
+        if averages[0].is_floating_point():  # they come in lists of one dtype
+            torch._foreach_lerp_(list(averages), list(weights), 1.0 - kept)
+        else:  # a count, as batch norms keep one
+            torch._foreach_copy_(list(averages), list(weights))

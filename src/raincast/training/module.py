@@ -1,4 +1,4 @@
-"""The LightningModule: how a network is trained, validated and put into a checkpoint."""
+"""The LightningModule: how a network is trained, validated and put into a checkpoint; its optimiser."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torchmetrics import MeanMetric
 
 from raincast.data.dataset import Sample
@@ -160,3 +160,24 @@ def _check_loss(loss: nn.Module, head: Head) -> None:
             f"{type(loss).__name__} compares {compared} channels, {head} gives {head.num_channels}: they do not "
             "belong together. Choose the head with head=… and leave loss=… out: each head brings its own."
         )
+
+
+def adamw_warmup_cosine(
+    params: Iterable[Parameter],
+    total_steps: int,
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: Sequence[float],
+    warmup_fraction: float,
+    final_fraction: float,
+) -> tuple[Optimizer, LRScheduler]:
+    """AdamW whose rate rises linearly to `lr`, then falls by a cosine to `final_fraction` of it.
+
+    `warmup_fraction` is the share of `total_steps` (optimiser steps of the whole run) that rises.
+    """
+    optimizer = AdamW(params, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]))
+    warmup = max(1, round(warmup_fraction * total_steps))
+    rise = LinearLR(optimizer, start_factor=1.0 / (warmup + 1), total_iters=warmup)
+    fall = CosineAnnealingLR(optimizer, T_max=max(1, total_steps - warmup), eta_min=lr * final_fraction)
+    return optimizer, SequentialLR(optimizer, [rise, fall], milestones=[warmup])

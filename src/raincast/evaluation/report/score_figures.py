@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,11 @@ from matplotlib.figure import Figure
 from raincast.evaluation.report.probability_figures import rank_histograms, reliability_diagram, roc_diagram
 from raincast.evaluation.report.score_axes import OBSERVED_COLOUR, look, panel_grid, svg, tidy, with_legend
 from raincast.evaluation.report.tables import lead_minutes
+from raincast.plotting.pictures import save
 from raincast.schema import LEAD_TIME
 
 __all__ = [
+    "csi_plot",
     "dot_panels",
     "dots",
     "lead_curves",
@@ -64,6 +67,19 @@ def lead_curves(
         axis.set_title(title, fontsize=10)
         tidy(axis)
     return with_legend(figure, axes)
+
+
+def csi_plot(scores: xr.Dataset, path: str | Path) -> Path:
+    """CSI against lead time as a PNG: a panel a threshold, a line a forecaster.
+
+    `scores` has `csi` with dimensions (forecaster, threshold, lead_time), NaN where it is undefined, and its
+    `lead_time` in minutes or as timedelta64.
+    """
+    csi = scores["csi"]
+    panels = {
+        f"CSI, rain ≥ {threshold:g} mm/h": csi.sel(threshold=threshold) for threshold in csi["threshold"].values
+    }
+    return save(lead_curves(scores, panels), path)
 
 
 def performance_diagram(scores: xr.Dataset, thresholds: Sequence[float]) -> Figure:

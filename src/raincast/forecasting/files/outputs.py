@@ -52,7 +52,7 @@ class Outputs:
         if self.animation not in (True, False, "gif", "mp4"):
             raise ValueError(f"animation={self.animation}: choose gif, mp4 or false.")
         if self.animation == "mp4":
-            from raincast.plotting.video import check_installed
+            from raincast.plotting.animation import check_installed
 
             check_installed()
         if self.places is not None:

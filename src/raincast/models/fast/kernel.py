@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-
 mkldnn = torch.ops.mkldnn
 
 LARGE = 2**18

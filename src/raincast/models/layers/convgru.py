@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.initialise import Initialisation, initialise_gates
+from raincast.models.frames import Initialisation, initialise_gates
 from raincast.models.layers.recurrent import SLOPE, State, check_layer, check_sequence, check_state
 
 Activation = Literal["leaky_relu", "tanh"]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.fast.sequence import convlstm_sequence
-from raincast.models.initialise import Initialisation, initialise_gates
+from raincast.models.frames import Initialisation, initialise_gates
 from raincast.models.layers.recurrent import State, check_layer, check_sequence, check_state
 
 Peephole = Literal["none", "channel", "pixel"]
