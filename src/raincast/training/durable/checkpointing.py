@@ -1,4 +1,4 @@
-"""The state of a run after its newest step, kept twice: what a killed run goes on from; and the signals that end it."""
+"""The state of a run after its newest step, kept twice so that a killed run goes on; signals that end a run."""
 
 import logging
 import os
