@@ -1,17 +1,21 @@
 """`train.py` as a user runs it: what it leaves, how it goes on."""
 
 import csv
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from running import TINY, compose_config, run_script
 
 from raincast import assembly
 from raincast.commands.evaluate import run as evaluate
 from raincast.commands.train import TrainResult, train
+from raincast.training.callbacks.progress import EarlyStop
 from raincast.training.module import NowcastModule
 
 
@@ -87,6 +91,73 @@ def test_resumed_equals_uninterrupted(tiny_archive: Path, tmp_path: Path, monkey
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert 0 < whole.metrics["train/data_wait"] < 1 and whole.metrics["train/windows_per_s"] > 0
     assert whole.metrics == pytest.approx(resumed.metrics | times_of(whole), nan_ok=True)
+
+
+def learning_rates(run_dir: Path) -> list[float]:
+    """The logged rate of each optimiser step."""
+    with (run_dir / "csv" / "version_0" / "metrics.csv").open() as file:
+        return [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+
+
+def schedule(lr: float, total: int) -> list[float]:
+    """Of optimizer=adamw: warm-up over 5 % of the steps, then a cosine to 1 % of the peak."""
+    warmup = max(1, round(0.05 * total))
+    rise = [lr * (step + 1) / (warmup + 1) for step in range(warmup)]
+    share = [(1 + math.cos(math.pi * step / (total - warmup))) / 2 for step in range(total - warmup)]
+    return [*rise, *(lr * (0.01 + 0.99 * one) for one in share)]
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs, of six steps each."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    train(compose_config("train", folder, *TINY, f"data.archive={tiny_archive}", "data.eval_stride=20"))
+    assert learning_rates(folder) == pytest.approx(schedule(1e-2, 12))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "lr", "total"),
+    [
+        (["trainer.max_epochs=4", "optimizer.lr=1e-5"], 1e-5, 24),  # and not up to its peak again
+        (["trainer.max_epochs=4", "trainer.max_steps=16"], 1e-2, 16),
+        (["trainer.max_epochs=4", "data.batch_size=8"], 1e-2, 12 + 2 * 3),  # the steps done stay what they were
+    ],
+)
+def test_a_run_that_goes_on_takes_its_settings_from_the_command(
+    changed: list[str], lr: float, total: int, two_epochs: Path, tiny_archive: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(two_epochs, folder)
+    same = [*TINY, f"data.archive={tiny_archive}", "resume=auto", "data.eval_stride=20"]
+    result = train(compose_config("train", folder, *same, *changed, "optimizer.weight_decay=0.5"))
+    assert learning_rates(folder)[12:] == pytest.approx(schedule(lr, total)[12:])
+    (group,) = torch.load(result.last, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (group["weight_decay"], group["initial_lr"]) == (0.5, lr)
+
+
+def test_a_run_cannot_end_before_where_it_is(tiny_run: Path, tiny_archive: Path, tmp_path: Path) -> None:
+    last = tiny_run / "checkpoints" / "last.ckpt"
+    same = [*TINY, f"data.archive={tiny_archive}", "data.eval_stride=2", f"checkpoint={last}"]
+    with pytest.raises(
+        ValueError, match=r"trainer\.max_epochs=20: the run of .*last\.ckpt has reached 30 already"
+    ):
+        train(compose_config("train", tmp_path, *same, "trainer.max_epochs=20"))
+    with pytest.raises(ValueError, match=r"trainer\.max_steps=7: .* has reached 180 already"):
+        train(compose_config("train", tmp_path, *same, "trainer.max_epochs=30", "trainer.max_steps=7"))
+
+
+def test_more_patience_lets_a_stopped_run_go_on() -> None:
+    def waiting(patience: int) -> EarlyStop:
+        return EarlyStop(monitor="val/csi_1mm", mode="max", patience=patience)
+
+    stopped = waiting(2)
+    stopped.wait_count, stopped.stopping_reason = 2, EarlyStoppingReason.PATIENCE_EXHAUSTED
+    same, more = waiting(2), waiting(5)
+    for callback in (same, more):
+        callback.load_state_dict(stopped.state_dict())
+    assert (same.patience, same.stopping_reason) == (2, EarlyStoppingReason.PATIENCE_EXHAUSTED)
+    assert (more.patience, more.wait_count, more.stopping_reason) == (5, 2, EarlyStoppingReason.NOT_STOPPED)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

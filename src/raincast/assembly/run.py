@@ -116,6 +116,9 @@ def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callbac
         default_root_dir=cfg.paths.run_dir,
         plugins=[*prepared.keywords.get("plugins", []), DurableCheckpointIO()],
     )
+    # With max_steps Lightning takes an epoch that a checkpoint ends for one that was broken off: the epoch after a
+    # resume would train nothing.
+    built.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return built
 
 

@@ -129,9 +129,23 @@ def check(cfg: DictConfig, info: dict[str, Any], old: assembly.Checkpoint | None
             f"{cfg.checkpoint} cannot go on as this run: different are " + "; ".join(differences) + ". "
             "Give the overrides that it was started with."
         )
+    _check_length(cfg, old)
     changed = list(_changes(_plain(old.config), _plain(OmegaConf.create(assembly.config_text(cfg)))))
     if changed:
         log.warning("Other than when the run was begun: %s", "; ".join(changed))
+
+
+def _check_length(cfg: DictConfig, old: assembly.Checkpoint) -> None:
+    """ValueError where the run is to end before the point that it has reached."""
+    for key, limit, reached in (
+        ("max_epochs", cfg.trainer.max_epochs, old.epoch + 1),
+        ("max_steps", cfg.trainer.max_steps, old.step),
+    ):
+        if limit not in (None, -1) and limit < reached:
+            raise ValueError(
+                f"trainer.{key}={limit}: the run of {old.path} has reached {reached} already. "
+                f"Give {reached} or more."
+            )
 
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The LightningModule: how a network is trained, validated and put into a checkpoint; its optimiser."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -147,6 +148,37 @@ class NowcastModule(L.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         optimizer, scheduler = self.optimizer_factory(self.network.parameters(), total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """After a resume: the optimiser's settings and the schedule are those of this run, not the checkpoint's.
+
+        The schedule is built anew for the steps done and those that remain, and stands at the step reached. With
+        unchanged settings that is bit for bit the state that was saved.
+        """
+        step = self.trainer.global_step
+        if not step:
+            return
+        fresh, schedule = self.optimizer_factory(self.network.parameters(), step + self._remaining_steps())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"Detected call of `lr_scheduler\.step\(\)` before")
+            for _ in range(step):
+                schedule.step()
+        for group, settings in zip(self.trainer.optimizers[0].param_groups, fresh.param_groups, strict=True):
+            group.update({key: value for key, value in settings.items() if key != "params"})
+        self.trainer.lr_scheduler_configs[0].scheduler.load_state_dict(schedule.state_dict())
+
+    def _remaining_steps(self) -> int:
+        """Optimiser steps from here to the end of the run; 0 where the run is over."""
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+        limits = [float(trainer.max_steps - trainer.global_step)] if trainer.max_steps != -1 else []
+        if trainer.max_epochs is not None and trainer.max_epochs != -1:
+            per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+            # batches of an epoch that was broken off
+            done = batches.processed if epochs.started > epochs.processed else 0
+            left = per_epoch * (trainer.max_epochs - epochs.processed) - done // trainer.accumulate_grad_batches
+            limits.append(left)
+        return max(0, int(min(limits)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what describes the run, as plain data."""

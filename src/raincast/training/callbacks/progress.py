@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -94,6 +95,25 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class EarlyStop(EarlyStopping):
+    """Lightning's early stopping; a run that goes on takes `patience` from its config, not from the checkpoint.
+
+    With more patience than it took to stop, training goes on.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the count of validations without a rise, and whether they were too many."""
+        patience = self.patience
+        super().load_state_dict(state_dict)
+        self.patience = patience
+        if self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED and self.wait_count < patience:
+            self.stopping_reason, self.stopping_reason_message, self.stopped_epoch = (
+                EarlyStoppingReason.NOT_STOPPED,
+                None,
+                0,
+            )
 
 
 class InterruptNotice(Callback):
