@@ -43,12 +43,12 @@ def compose_config(command: str, run_dir: Path, *overrides: str) -> DictConfig:
         return compose(command, overrides=[*overrides, f"paths.run_dir={run_dir}"])
 
 
-def run_script(cwd: Path, script: str, *overrides: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def run_script(cwd: Path, script: str, *overrides: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """`python SCRIPT.py overrides` in the folder `cwd`, offline and on one thread."""
     return run_command(cwd, sys.executable, str(REPO / f"{script}.py"), *overrides, timeout=timeout)
 
 
-def run_command(cwd: Path, *command: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def run_command(cwd: Path, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """A command in the folder `cwd`, offline and on one thread."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
     return subprocess.run(

@@ -8,6 +8,8 @@ Only Hydra is imported here; what a command needs is imported once its config st
 import difflib
 import errno
 import hashlib
+import logging
+import math
 import os
 import shutil
 import sys
@@ -20,6 +22,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
+
+from raincast.commands import jobs
+
+log = logging.getLogger(__name__)
 
 COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary")
 USER_ERRORS = (ValueError, FloatingPointError, FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -167,15 +173,31 @@ def _command(name: str) -> Callable[[DictConfig], Any]:
 
 def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run a command; a user's error is one message, and leaves no empty run folder behind."""
+    several = jobs.one_of_several()
     try:
         _check_missing(cfg)
-        return run(cfg)
-    except (*USER_ERRORS, OSError, InstantiationException) as raised:
+        result = run(cfg)
+        if several:
+            jobs.note(result)
+        return result
+    except SystemExit as stop:
+        if several and stop.code == 1:  # said by the command itself; the other jobs go on
+            jobs.note(error="see its log")
+            return math.nan
+        raise
+    except Exception as raised:
         # Hydra wraps what a constructor raises
         error = raised.__cause__ if isinstance(raised, InstantiationException) else raised
-        known = isinstance(error, (*USER_ERRORS, TypeError)) or getattr(error, "errno", None) in DISK_ERRORS
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not known:
+        known = (
+            isinstance(error, (*USER_ERRORS, TypeError))
+            and isinstance(raised, (*USER_ERRORS, InstantiationException))
+        ) or getattr(error, "errno", None) in DISK_ERRORS
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (known or several):
             raise
+        if several:  # the other jobs go on
+            log.error("Error: %s", error, exc_info=None if known else raised)
+            jobs.note(error=(str(error).splitlines() or [type(error).__name__])[0])
+            return math.nan
         if not any(int(os.environ.get(rank, "0")) for rank in RANKS):  # the others share the folder of the first
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
         sys.stderr.write(f"Error: {error}\n")

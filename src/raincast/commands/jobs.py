@@ -1,0 +1,84 @@
+"""Several runs by one command (`-m`): what became of each, and a table of them at the end."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+OUTCOME = "job.json"
+
+
+def one_of_several() -> bool:
+    """Whether this run is one of several that one command started."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def note(result: Any = None, *, error: str | None = None) -> None:
+    """Keep the outcome of this job in its folder: a number, if the command returns one, or why it failed."""
+    hydra = HydraConfig.get()
+    outcome = {
+        "job": hydra.job.num,
+        "overrides": OmegaConf.to_container(hydra.overrides.task),
+        "result": float(result) if isinstance(result, int | float) else None,
+        "error": error,
+    }
+    path = Path(hydra.runtime.output_dir) / OUTCOME
+    path.write_text(json.dumps(outcome, indent=1), encoding="utf-8")
+
+
+class JobTable(Callback):
+    """Logs one table of all jobs once the last has ended; exit code 1 where one of them failed.
+
+    It reads what the jobs noted in their folders, so it holds for jobs of any launcher.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Outcomes that are older belong to another command."""
+        self._began = time.time()
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Log the table."""
+        if "sweep" in config:  # its workers have a table of trials
+            return
+        folder = Path(config.hydra.sweep.dir)
+        jobs = [
+            {**json.loads(path.read_text(encoding="utf-8")), "folder": path.parent}
+            for path in folder.rglob(OUTCOME)
+            if path.stat().st_mtime >= self._began - 1
+        ]
+        if not jobs:
+            return
+        jobs.sort(key=lambda job: job["job"])
+        log.info("\n%s", _table(jobs, OmegaConf.select(config, "metrics.goal")))
+        if failed := sum(job["error"] is not None for job in jobs):
+            log.error("%d of %d jobs failed.", failed, len(jobs))
+            raise SystemExit(1)
+
+
+def _table(jobs: list[dict[str, Any]], goal: str | None) -> str:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # what all have in common tells nothing apart
+    common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
+    scored = goal is not None and any(job["result"] is not None for job in jobs)
+    table = Table("job", "overrides", goal if scored else "outcome", "folder", box=SIMPLE_HEAD)
+    for job in jobs:
+        own = " ".join(override for override in job["overrides"] if override not in common)
+        value = f"{job['result']:.4f}" if scored and job["result"] is not None else "done"
+        outcome = f"failed: {job['error']}" if job["error"] is not None else value
+        table.add_row(*(Text(str(cell)) for cell in (job["job"], own, outcome, job["folder"])))
+    console = Console(width=120)
+    with console.capture() as text:
+        console.print(table)
+    return text.get()
