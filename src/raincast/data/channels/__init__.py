@@ -6,8 +6,9 @@ alone. The rain itself is the `target`, and comes first. Values are in the chann
 none.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -63,9 +64,9 @@ class Channel(Protocol):
 class Observed:
     """Where the rain was observed: 1, and missing: 0, at each input frame. Made of the rain on the device."""
 
-    role: Role = field(default="past", init=False)
-    transform: Transform = field(default=AS_IT_IS, init=False)
-    vector: str | None = field(default=None, init=False)
+    role: Role = dataclasses.field(default="past", init=False)
+    transform: Transform = dataclasses.field(default=AS_IT_IS, init=False)
+    vector: str | None = dataclasses.field(default=None, init=False)
 
     def bind(self, name: str, site: Site) -> Reader:
         """Nothing is read."""
@@ -101,9 +102,9 @@ class Coverage:
     """The pixels that any frame of an archive observed: 1 and 0. `path` is another archive of the same grid."""
 
     path: str | None = None
-    role: Role = field(default="static", init=False)
-    transform: Transform = field(default=AS_IT_IS, init=False)
-    vector: str | None = field(default=None, init=False)
+    role: Role = dataclasses.field(default="static", init=False)
+    transform: Transform = dataclasses.field(default=AS_IT_IS, init=False)
+    vector: str | None = dataclasses.field(default=None, init=False)
 
     def bind(self, name: str, site: Site) -> Reader:
         """ValueError where nothing says the coverage."""
@@ -128,8 +129,8 @@ class RadarDistance:
 
     radars: Sequence[Sequence[float]]
     transform: Transform = HUNDRED_KM
-    role: Role = field(default="static", init=False)
-    vector: str | None = field(default=None, init=False)
+    role: Role = dataclasses.field(default="static", init=False)
+    vector: str | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Refuse what is no place on Earth."""
@@ -146,9 +147,9 @@ class RadarDistance:
 class Sun:
     """The sine of the sun's elevation: 1 in the zenith, 0 on the horizon, below 0 at night."""
 
-    role: Role = field(default="time", init=False)
-    transform: Transform = field(default=AS_IT_IS, init=False)
-    vector: str | None = field(default=None, init=False)
+    role: Role = dataclasses.field(default="time", init=False)
+    transform: Transform = dataclasses.field(default=AS_IT_IS, init=False)
+    vector: str | None = dataclasses.field(default=None, init=False)
 
     def bind(self, name: str, site: Site) -> Reader:
         """Computed from the maps of sines and cosines of latitude and longitude."""
@@ -160,9 +161,9 @@ class _Angle:
     """The sine or cosine (`part`) of an angle that follows from the time."""
 
     part: Literal["sin", "cos"]
-    role: Role = field(default="time", init=False)
-    transform: Transform = field(default=AS_IT_IS, init=False)
-    vector: str | None = field(default=None, init=False)
+    role: Role = dataclasses.field(default="time", init=False)
+    transform: Transform = dataclasses.field(default=AS_IT_IS, init=False)
+    vector: str | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Refuse another part."""
