@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 import raincast
+from raincast.system.files import atomic
 
 if TYPE_CHECKING:
     from raincast.forecaster import Inputs
@@ -96,10 +97,8 @@ def write_calibrated(checkpoint: Checkpoint, calibration: "Calibration", path: P
 
     raw = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
     raw["raincast"]["calibration"] = calibration.to_plain()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(raw, partial)
-    partial.replace(path)
+    with atomic(path, sole=True) as partial:
+        torch.save(raw, partial)
     return path
 
 

@@ -18,6 +18,7 @@ from raincast import schema
 from raincast.archive.codes import CHUNKS, CODE_MM_H, MISSING_CODE, TIME_UNITS, encode
 from raincast.archive.series import Archive
 from raincast.schema import CONVENTIONS, COVERAGE, CRS, MISSING_TIMES, RAIN, STEP_MINUTES, TIME, Grid, X, Y
+from raincast.system.files import flush
 
 BLOCK_IN_MEMORY = 2**27
 """Bytes. A larger block of frames (above 8 million pixels) waits in a file without a name instead."""
@@ -183,8 +184,7 @@ class PartWriter:
         own = {"Conventions": CONVENTIONS, STEP_MINUTES: float(self.step_minutes)}
         self._file.setncatts(own | self.attrs)
         self._file.close()
-        with self._partial.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut could leave the name without the content
+        flush(self._partial)  # or a power cut could leave the name without the content
         self._partial.replace(self.path)
 
     def _write_times(self) -> None:

@@ -8,10 +8,8 @@ comes from `attrs`, or from the data.
 
 import glob
 import math
-import os
 import shutil
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +32,7 @@ from raincast.schema import (
     X,
     Y,
 )
-from raincast.system.files import put_in_place
+from raincast.system.files import flush, put_in_place
 
 LAT, LON = "lat", "lon"
 RAIN_ATTRS = schema.RAIN_ATTRS | {"standard_name": "rainfall_flux", "units": "kg m-2 h-1"}
@@ -128,7 +126,7 @@ class ZarrPartWriter(PartWriter):
             zarr.consolidate_metadata(self._file.store)
         self._check_whole()
         for path in self._partial.rglob("*"):
-            _sync(path)  # or a power cut could leave the name without the content
+            flush(path)  # or a power cut could leave the name without the content
         put_in_place(self._partial, self.path)
 
     def _write_coordinates(self) -> list[str]:
@@ -224,11 +222,3 @@ def _plain(attrs: dict[str, Any]) -> dict[str, Any]:
         name: value.tolist() if isinstance(value, np.ndarray | np.generic) else value
         for name, value in attrs.items()
     }
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -1,11 +1,9 @@
 """`python export.py`: a checkpoint → one file, ONNX or torch.export, that forecasts without raincast."""
 
-import contextlib
 import importlib.util
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from omegaconf import DictConfig
 import raincast
 from raincast import assembly
 from raincast.commands import report
+from raincast.system.files import atomic
 
 if TYPE_CHECKING:
     from raincast.export import Arrays
@@ -55,7 +54,7 @@ def run(cfg: DictConfig) -> Path:
     smallest = export.smallest_grid(forecaster.network)
     metadata = describe(checkpoint, forecaster, lead_steps, size=size, smallest=smallest)
     grids = [size] if size else [(smallest + 1, 2 * smallest + 3), (3 * smallest - 2, 2 * smallest)]
-    with _kept_if_good(path) as partial:
+    with atomic(path, keep_suffix=True) as partial:
         if cfg.format == "onnx":
             run_file, _ = export.read_onnx(export.write_onnx(traced, partial, metadata))
         else:
@@ -68,19 +67,6 @@ def run(cfg: DictConfig) -> Path:
             )
     _tell(path, metadata, difference, grids)
     return path
-
-
-@contextlib.contextmanager
-def _kept_if_good(path: Path) -> Iterator[Path]:
-    """Another name to write to, which becomes `path` unless there was an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the process number keeps two writers of one file apart; the exporters look at the suffix
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from raincast import assembly
 from raincast.commands import report
 from raincast.data.rain import part_key
 from raincast.system.cache import cache_folder
+from raincast.system.files import atomic
 from raincast.system.provenance import code_hash
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def reference_scores(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset | 
             return kept
         scores = _score(cfg, data)
         try:
-            partial = path.with_suffix(".partial")
-            report.write_scores(scores, partial).replace(path)
+            with atomic(path, sole=True) as partial:
+                report.write_scores(scores, partial)
         except OSError as error:
             log.warning("The baselines' scores could not be kept in %s: %s", path, error)
     return scores

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly
+from raincast.system.files import write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -193,10 +194,7 @@ def _identity(cfg: DictConfig) -> str:
 def note_finished(cfg: DictConfig, metrics: dict[str, float], *, best: Path, last: Path) -> None:
     """Leave word that nothing is left to do."""
     note = {"config": _identity(cfg), "metrics": metrics, "best": str(best), "last": str(last)}
-    path = Path(cfg.paths.run_dir) / FINISHED
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(note, indent=1), encoding="utf-8")
-    partial.replace(path)
+    write_text(Path(cfg.paths.run_dir) / FINISHED, json.dumps(note, indent=1), sole=True)
 
 
 def finished(cfg: DictConfig) -> dict[str, Any] | None:

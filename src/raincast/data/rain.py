@@ -3,10 +3,8 @@
 Only the frames that training sees are read: who trains never looks at the test split.
 """
 
-import contextlib
 import hashlib
 import logging
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from filelock import FileLock
 from raincast.archive import Archive
 from raincast.archive.codes import CHUNKS, CODE_MM_H
 from raincast.system.cache import cache_folder
+from raincast.system.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +185,7 @@ def _load(path: Path) -> dict[str, npt.NDArray[np.float32]]:
 
 def _save(path: Path, parts: dict[str, npt.NDArray[np.float32]]) -> None:
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        with atomic(path) as partial, partial.open("wb") as file:
             np.savez(file, **parts)  # type: ignore[arg-type]  # its stub takes a keyword for a switch
-        Path(file.name).replace(path)
     except OSError as error:
         log.warning("The rain of the archive could not be kept in %s: %s", path, error)
-        with contextlib.suppress(OSError):
-            Path(file.name).unlink()

@@ -19,6 +19,7 @@ from raincast.evaluation.answers import ask
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.metrics import Scoring
 from raincast.forecaster import Forecaster
+from raincast.system.files import atomic
 from raincast.system.provenance import peak_memory_gib
 
 if TYPE_CHECKING:
@@ -166,11 +167,8 @@ def one_thread() -> Iterator[None]:
 
 def keep(sums: EventSums, folder: Path, first: int, end: int) -> None:
     """Write the sums of windows `first` to before `end`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{first:09}-{end:09}.{os.getpid()}.partial"
-    with partial.open("wb") as file:
+    with atomic(folder / f"{first:09}-{end:09}.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **sums.arrays())  # type: ignore[arg-type]  # its own flag is no name of ours
-    partial.replace(folder / f"{first:09}-{end:09}.npz")
 
 
 def kept(folder: Path) -> dict[tuple[int, int], Path]:

@@ -8,7 +8,6 @@ import ctypes
 import errno
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from raincast.forecasting.hindcast import forecast_one, is_complete
 from raincast.forecasting.memory import BASE_GIB, free_gib
 from raincast.forecasting.nowcaster import Nowcaster
 from raincast.forecasting.series import Series, Times
+from raincast.system.files import remove
 from raincast.system.lock import held
 from raincast.system.pool import Pool, ProcessDied, Progress, Teller, Tick, num_cores, worker_number
 
@@ -262,10 +262,7 @@ def _remove_half_written(folder: Path) -> None:
         process = path.suffixes[-2].lstrip(".")
         if process.isdecimal() and _is_alive(int(process)):
             continue  # a single forecast, which takes no lock
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
 
 
 def _is_alive(process: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from raincast.ingest.offers import Times
+from raincast.system.files import write_text
 
 NAME = "ingest_report.json"
 MOST_LISTED = 10_000
@@ -53,9 +54,7 @@ class IngestReport:
     def save(self) -> None:
         """Write it as JSON beside the day files."""
         content = dataclasses.asdict(self) | {"archive": str(self.archive)}
-        partial = self.path.with_name(f".{NAME}.partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, json.dumps(content, indent=2) + "\n", sole=True)
 
     def reasons(self) -> str:
         """Why frames were left out, in one line."""

@@ -1,7 +1,6 @@
 """What a monitor reads: one JSON file, replaced whole at every look at the folder."""
 
 import json
-import os
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from raincast.live.clock import text_of
+from raincast.system.files import write_text
 
 LATENCIES = 288
 ERRORS = 5
@@ -91,12 +91,7 @@ class Record:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace `path` whole: a reader finds the old file or the new one."""
-    partial = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from raincast.live.clock import seconds_of
 from raincast.metrics import categorical
 from raincast.metrics.categorical import Contingency
 from raincast.schema import LEAD_TIME, RAIN, X, Y
+from raincast.system.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +80,8 @@ class Verification:
             "dtype": "int16", "scale_factor": CODE_MM_H, "_FillValue": np.int16(MISSING_CODE),
             "chunksizes": (1, *past.shape[1:]), "compression": "zstd", "complevel": 1, "shuffle": True,
         }  # fmt: skip
-        self.references.mkdir(parents=True, exist_ok=True)
-        path = self._reference(init_time)
-        partial = path.with_name(f".{path.name}.partial")
-        dataset.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding={RAIN: encoding})
-        partial.replace(path)
+        with atomic(self._reference(init_time), sole=True) as partial:
+            dataset.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding={RAIN: encoding})
 
     def remembers(self, init_time: np.datetime64) -> bool:
         """Whether the references from `init_time` are there."""

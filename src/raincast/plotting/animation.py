@@ -5,8 +5,8 @@ second quantisation, so that a colour is exactly a class of rain.
 """
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,6 +20,7 @@ from raincast.plotting import rain_image
 from raincast.plotting.coastlines import coast_pixels
 from raincast.plotting.rain_image import DRY_CLASS, MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView, Rain
 from raincast.schema import Grid
+from raincast.system.files import atomic
 
 Indices = npt.NDArray[np.uint8]
 
@@ -210,8 +211,8 @@ def _save_stills(frames: list[Indices], folder: Path, step_minutes: float) -> No
 def _save_gif(frames: list[Indices], path: Path, repeats: list[int]) -> Path:
     images = [_image(frame) for frame in frames]
     durations = [_FRAME_MS * times for times in repeats]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    with atomic(path) as partial:
+        images[0].save(partial, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     return path
 
 
@@ -237,24 +238,18 @@ def save_mp4(
     colours = np.array(palette, np.uint8).reshape(-1, 3)
     height, width = frames[0].shape
     odd = ((0, height % 2), (0, width % 2))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     size = (width + width % 2, height + height % 2)
     # few colours, sharp edges: little is lost at this quality; the index first, so that browsers begin at once
     options = ["-crf", "16", "-preset", "medium", "-tune", "animation", "-movflags", "+faststart", "-f", "mp4"]
-    writer = imageio_ffmpeg.write_frames(
-        str(partial), size, fps=1000 / frame_ms, codec="libx264", quality=None, macro_block_size=1,
-        ffmpeg_log_level="error", output_params=options,
-    )  # fmt: skip
-    try:
-        writer.send(None)
-        for frame, times in zip(frames, repeats, strict=True):
-            picture = np.ascontiguousarray(colours[np.pad(frame, odd, mode="edge")])
-            for _ in range(times):
-                writer.send(picture)
-        writer.close()
-        partial.replace(path)
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
+    with atomic(path) as partial:
+        writer = imageio_ffmpeg.write_frames(
+            str(partial), size, fps=1000 / frame_ms, codec="libx264", quality=None, macro_block_size=1,
+            ffmpeg_log_level="error", output_params=options,
+        )  # fmt: skip
+        with closing(writer):
+            writer.send(None)
+            for frame, times in zip(frames, repeats, strict=True):
+                picture = np.ascontiguousarray(colours[np.pad(frame, odd, mode="edge")])
+                for _ in range(times):
+                    writer.send(picture)
     return path

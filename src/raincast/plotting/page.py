@@ -2,9 +2,10 @@
 
 import base64
 import html
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from raincast.system.files import write_text
 
 STYLE = """
 body { font: 15px/1.45 sans-serif; margin: 2em auto; max-width: 1180px; padding: 0 1em; color: #1d2730; }
@@ -37,10 +38,7 @@ def write_page(
         f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>\n"
         f"<body><h1>{html.escape(heading)}</h1>\n{body}\n{run}</body></html>\n"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(page, encoding="utf-8")
-    return new.replace(path)
+    return write_text(path, page)
 
 
 def section(title: str, content: str) -> str:

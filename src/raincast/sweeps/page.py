@@ -1,7 +1,6 @@
 """What a sweep found, for people: a table of its trials, one HTML page, and the lines for a terminal."""
 
 import csv
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from raincast.plotting import page
 from raincast.sweeps.pictures import pictures
+from raincast.system.files import atomic
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ class SweepResult:
 
 def write_table(result: SweepResult, path: Path) -> Path:
     """All trials as CSV, whole at any moment."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    with new.open("w", newline="", encoding="utf-8") as file:
+    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = result.param_names()
         writer.writerow(
@@ -68,7 +67,7 @@ def write_table(result: SweepResult, path: Path) -> Path:
             params = [row.params.get(name, "") for name in names]
             last = [row.epochs, row.seconds, row.note, row.run_dir, row.command]
             writer.writerow([row.number, row.state, *values, *params, *last])
-    return new.replace(path)
+    return path
 
 
 def write_sweep_page(result: SweepResult, path: Path) -> Path:

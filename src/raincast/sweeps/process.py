@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import raincast
+from raincast.system.files import write_text
 
 OUTPUT = "output.txt"
 """What the process says, in the run's folder."""
@@ -80,10 +81,7 @@ class Outcome:
 
     def write(self, folder: Path) -> None:
         """Into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        new = folder / f".{FILE}"
-        new.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        new.replace(folder / FILE)
+        write_text(folder / FILE, json.dumps(asdict(self)), sole=True)
 
 
 def read_outcome(folder: Path) -> Outcome:

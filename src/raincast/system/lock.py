@@ -1,13 +1,12 @@
 """One writer an archive, one command a folder."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from raincast.system.files import restore
+from raincast.system.files import remove, restore
 
 NAME = ".ingest.lock"
 
@@ -56,7 +55,4 @@ def locked(archive: Path) -> Iterator[None]:
 def _remove_partials(archive: Path) -> None:
     restore(archive)
     for partial in archive.glob(".*.partial"):
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        remove(partial)

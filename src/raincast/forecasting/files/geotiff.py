@@ -1,6 +1,5 @@
 """A forecast as GeoTIFFs, one for each lead time, for programs that know nothing else."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.forecasting.files.dataset import lead_minutes_of
+from raincast.system.files import atomic
 
 
 def write_geotiffs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
@@ -32,20 +32,15 @@ def write_geotiffs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
     }
     for number, minutes in enumerate(lead_minutes_of(forecast)):
         path = target / f"{name}_+{minutes:03g}min.tif"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         valid = np.datetime_as_string(forecast[schema.TIME].values[number], unit="s")
-        try:
-            with rasterio.open(
-                partial, "w", driver="GTiff", dtype="float32", nodata=np.nan, count=1, crs=wkt,
-                transform=transform, height=y.size, width=x.size, compress="deflate", predictor=3,
-            ) as file:  # fmt: skip
-                file.write(forecast[schema.RAIN].values[number][rows, columns], 1)
-                file.update_tags(**tags, valid_time=f"{valid}Z", lead_minutes=f"{minutes:g}")
-                file.set_band_description(1, f"rain rate (mm/h) +{minutes:g} min")
-                file.set_band_unit(1, "mm h-1")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic(path) as partial, rasterio.open(
+            partial, "w", driver="GTiff", dtype="float32", nodata=np.nan, count=1, crs=wkt,
+            transform=transform, height=y.size, width=x.size, compress="deflate", predictor=3,
+        ) as file:  # fmt: skip
+            file.write(forecast[schema.RAIN].values[number][rows, columns], 1)
+            file.update_tags(**tags, valid_time=f"{valid}Z", lead_minutes=f"{minutes:g}")
+            file.set_band_description(1, f"rain rate (mm/h) +{minutes:g} min")
+            file.set_band_unit(1, "mm h-1")
     return target
 
 

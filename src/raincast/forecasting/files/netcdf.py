@@ -8,7 +8,6 @@ Probabilities, where there are any, are a second variable beside the rates, (lea
 asks which of the two is meant: NETCDF:file.nc:rain_rate.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import xarray as xr
 from raincast.archive import CODE_MM_H, MISSING_CODE, TIME_UNITS
 from raincast.forecasting.files.dataset import LAT, LON, TIME_BOUNDS
 from raincast.schema import CRS, INIT_TIME, LEAD_TIME, RAIN, TIME, X, Y
+from raincast.system.files import atomic
 
 PYSTEPS_RAIN, PYSTEPS_CRS = "precip_intensity", "polar_stereographic"
 GRID_MAPPINGS = (CRS, PYSTEPS_CRS)
@@ -43,34 +43,21 @@ def write_forecast(
     _check_forecast(dataset)
     plain = _in_file_form(_for_pysteps(dataset) if for_pysteps else dataset)
     plain, encoding = _coded(plain, _encoding(plain))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the process number keeps two writers of one file from meeting in the same partial file
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic(path) as partial:
         plain.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding=encoding)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
 def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
     """The same as a Zarr v3 store, float32 and a chunk a map, whole or not at all, in the place of another."""
-    import shutil
-
     _check_forecast(dataset)
     plain = _in_file_form(dataset)
     encoding: dict[str, dict[str, Any]] = {}
     for name, given in _encoding(plain).items():
         maps = "chunksizes" in given
         encoding[name] = {"chunks": given["chunksizes"]} if maps else given
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic(path) as partial:
         plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 

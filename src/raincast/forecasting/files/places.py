@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from raincast import schema
 from raincast.forecasting.files.dataset import QUALITY, lead_minutes_of
 from raincast.forecasting.files.products import MATCHED, ONSET
 from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid, X, Y
+from raincast.system.files import atomic
 
 SUBPIXELS = 5
 """Points along y and x of a pixel by which its share in a polygon is counted."""
@@ -163,17 +163,12 @@ def write_places(forecast: xr.Dataset, places: list[Place], path: Path) -> Path:
     wkt = str(schema.find_crs_wkt(forecast, RAIN))
     grid = Grid(forecast[Y].values, forecast[X].values, wkt)
     columns = _columns(forecast)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            names = ("place", "init_time", "valid_time", "lead_minutes", "observed", QUALITY, *columns)
-            writer.writerow(names)
-            for place in places:
-                writer.writerows(_rows(forecast, place, pixels_of(place, grid), columns))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        names = ("place", "init_time", "valid_time", "lead_minutes", "observed", QUALITY, *columns)
+        writer.writerow(names)
+        for place in places:
+            writer.writerows(_rows(forecast, place, pixels_of(place, grid), columns))
     return path
 
 

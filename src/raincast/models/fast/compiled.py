@@ -13,13 +13,13 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from raincast.system.cache import cache_folder
+from raincast.system.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +81,11 @@ def compile_library(source: str, define: str = "") -> Path:
     folder = cache_folder()
     library = folder / f"{path.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     if not library.exists():
-        # a name of its own first: other processes compile the same at the same time
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            made = Path(place) / library.name
+        # durable, since to load a torn library would end the process
+        with atomic(library, durable=True) as made:
             defines = [f"-D{define}"] if define else []
             command = [*compiler, *FLAGS, *defines, str(path), "-o", str(made), "-lm"]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            with made.open("rb") as file:
-                os.fsync(file.fileno())  # to load a torn library would end the process
-            made.replace(library)
     return library
 
 

@@ -14,6 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 
+from raincast.system.files import write_text
+
 log = logging.getLogger(__name__)
 
 
@@ -100,11 +102,8 @@ class RunRecord(Callback):
             "scores": scores,
             **self.facts,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.partial")
         try:
-            partial.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-            partial.replace(self.path)
+            write_text(self.path, json.dumps(record, indent=1, default=str) + "\n", sole=True)
         except OSError as error:  # a full disk ends the run at its next checkpoint, not here
             log.warning("%s cannot be written: %s", self.path, error)
 

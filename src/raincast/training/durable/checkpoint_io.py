@@ -1,16 +1,16 @@
 """Checkpoints on disk: written whole or not at all, checked before they are gone on with."""
 
 import logging
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from raincast.system.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -45,41 +45,16 @@ class DurableCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("DurableCheckpointIO takes no storage_options.")
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _in_place_of(target) as partial, partial.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-@contextmanager
-def _in_place_of(target: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `target` once written."""
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        yield partial
-        partial.replace(target)
-        flush_folder(target.parent)
-    except OSError as error:
-        raise CheckpointNotWritten(target, error) from error
-    except RuntimeError as error:
-        # torch's writer of zip files speaks of its own state where the system's error lies before
-        if isinstance(error.__context__, OSError):
-            raise CheckpointNotWritten(target, error.__context__) from error
-        raise
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Let renames in `folder` reach the disk, where the system can (not on Windows)."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            with atomic(target, sole=True, durable=True) as partial, partial.open("wb") as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
+            raise CheckpointNotWritten(target, error) from error
+        except RuntimeError as error:
+            # torch's writer of zip files speaks of its own state where the system's error lies before
+            if isinstance(error.__context__, OSError):
+                raise CheckpointNotWritten(target, error.__context__) from error
+            raise
 
 
 def damage(path: Path) -> str | None:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 
-from raincast.training.durable.checkpoint_io import flush_folder
+from raincast.system.files import flush
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class LastCheckpoint(Checkpoint):
             if self.path.exists():
                 self.path.replace(self.path.with_name("previous.ckpt"))
             new.replace(self.path)
-            flush_folder(self.path.parent)
+            flush(self.path.parent)
         trainer.strategy.barrier("LastCheckpoint")
         self._saved_at = time.monotonic()
 

@@ -9,6 +9,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from raincast.system.files import atomic
+
 log = logging.getLogger(__name__)
 
 
@@ -63,12 +65,10 @@ class _Writer(ExperimentWriter):
         self._replace(list(_whole_rows(self._path)))
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        with partial.open("w", newline="") as file:
+        with atomic(self._path, sole=True) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
-        partial.replace(self._path)
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:
