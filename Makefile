@@ -1,0 +1,25 @@
+.DEFAULT_GOAL := help
+.PHONY: help install test lint docs bench
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+
+install: ## install raincast with all that development needs, and the hooks of git where pre-commit is installed
+	pip install -e ".[dev]"
+	@command -v pre-commit >/dev/null && pre-commit install -t pre-commit -t pre-push || true
+
+test: ## run the tests (make test ARGS="tests/models -x")
+	pytest $(ARGS)
+
+lint: ## check style, types and import rules
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+docs: ## run what the docs promise: README, config reference, notebooks
+	pytest tests/test_conf.py tests/test_notebooks.py tests/test_packaging.py
+
+bench: ## measure training and data loading (minutes; benchmarks/README.md lists the others)
+	python benchmarks/training.py
+	python benchmarks/data.py
