@@ -11,7 +11,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
 from raincast.sweeps.goals import Goal
-from raincast.sweeps.report import best_trials, importance, result
+from raincast.sweeps.pictures import importances
+from raincast.sweeps.report import best_trials, result
 from raincast.sweeps.study import WORKER, Sweep, counts, without_password
 
 SPACE = {"lr": FloatDistribution(1e-4, 1e-1, log=True), "width": CategoricalDistribution([8, 16])}
@@ -122,7 +123,7 @@ def test_with_several_goals_curves_are_pruned_beside_the_study(tmp_path: Path) -
     assert asked == [False, True]
     assert states(sweep) == ["COMPLETE", "PRUNED"]
     assert [trial.state.name for trial in sweep.curves.get_trials()] == ["COMPLETE", "PRUNED"]
-    assert [row.curve for row in result(sweep, " ".join).rows] == [{1: 0.5}, {1: 0.1}]
+    assert [trial.intermediate_values for trial in sweep.curves.get_trials()] == [{0: 0.5}, {0: 0.1}]
 
 
 def test_the_best_of_several_goals_are_those_that_none_beats(tmp_path: Path) -> None:
@@ -139,7 +140,9 @@ def test_what_decides_is_the_most_important(tmp_path: Path) -> None:
     sweep = worker(tmp_path, budget=30, sampler=optuna.samplers.RandomSampler(seed=1))
     while (trial := sweep.next(SPACE)) is not None:
         sweep.complete(trial, [trial.params["lr"]])
-    found = importance(sweep.study, 0)
+    axes = importances(sweep.study, 0, target_name="the first goal")
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    found = dict(zip(names, [bar.get_width() for bar in axes.patches], strict=True))
     assert sum(found.values()) == pytest.approx(1.0)
     assert found["lr"] > 0.9
     assert best_trials(sweep.study, ONE)[0].params["lr"] == max(t.params["lr"] for t in sweep.study.trials)

@@ -57,7 +57,7 @@ def launched(folder: Path, *overrides: str) -> Iterator[DictConfig]:
 def plain_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without pictures, but where the test is about them."""
     if "page" not in request.node.name:
-        monkeypatch.setattr("raincast.sweeps.page.pictures", lambda result: {})
+        monkeypatch.setattr("raincast.sweeps.report.pictures", lambda sweep: {})
 
 
 def sweep(folder: Path, run_trial: RunTrial, *overrides: str) -> float:

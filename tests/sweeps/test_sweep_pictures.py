@@ -1,28 +1,52 @@
-"""What the pictures of a sweep have to show is not hidden by something else in them."""
+"""Pictures of a sweep are drawn by Optuna, from the study."""
 
 import io
 
+import matplotlib
 import numpy as np
+import optuna
 import pytest
-from matplotlib.colors import to_rgb
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from PIL import Image
 
-from raincast.plotting.pictures import CURVE_COLOURS
-from raincast.sweeps.page import SweepResult, TrialRow
+from raincast.sweeps.goals import Goal
 from raincast.sweeps.pictures import pictures
+from raincast.sweeps.study import Sweep
+
+SPACE = {
+    "optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "model": CategoricalDistribution(["convlstm_small", "predrnn"]),
+}
 
 
-@pytest.mark.parametrize("num_params", [1, 5])
-@pytest.mark.parametrize("goals", [["val/csi_1mm"], ["val/csi_1mm", "val/rmse"]])
-def test_no_bar_of_an_importance_is_covered(num_params: int, goals: list[str]) -> None:
-    names = [f"optimizer.number_{k}" for k in range(num_params)]
-    rows = [TrialRow(n, "complete", dict.fromkeys(names, 0.1 * n), [0.1 * n] * len(goals)) for n in range(4)]
-    shares = {goal: dict.fromkeys(names, 1.0) for goal in goals}
-    result = SweepResult("a", goals, [True] * len(goals), rows, [3], shares)
-    with Image.open(io.BytesIO(pictures(result)["Importance of each parameter"])) as picture:
-        image = np.asarray(picture.convert("RGB")).astype(float) / 255
-    for colour in CURVE_COLOURS[: len(goals)]:
-        drawn = (np.abs(image - to_rgb(colour)) < 0.01).all(axis=-1)
-        lengths = drawn.sum(axis=1)[drawn.sum(axis=1) > image.shape[1] / 4]
-        assert lengths.size > 10 * num_params
-        assert np.ptp(lengths) <= 1  # equal shares: whole bars are equally long
+def sweep(folder, num_trials: int, *goals: str) -> Sweep:
+    made = Sweep(
+        str(folder / "study.journal"), "a", [Goal(goal) for goal in goals], folder=folder, budget=num_trials,
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )  # fmt: skip
+    for number in range(num_trials):
+        trial = made.next(SPACE)
+        assert trial is not None
+        curve = made.curve(trial)
+        study = optuna.load_study(study_name=curve.study, storage=made.curves._storage)
+        optuna.trial.Trial(study, curve.trial_id).report(0.1 * number, step=0)
+        made.complete(trial, [0.1 * number] * len(goals))
+    return made
+
+
+@pytest.mark.parametrize("goals", [["val/csi_1mm"], ["val/csi_1mm", "val/hss_1mm"]])
+def test_a_sweep_is_drawn(tmp_path, goals):
+    before = dict(matplotlib.rcParams)
+    found = pictures(sweep(tmp_path, 5, *goals))
+    own = {"Goals against each other"} if len(goals) > 1 else set()
+    importances = {"Importance of each parameter" + (f" for {goal}" if len(goals) > 1 else "") for goal in goals}
+    assert set(found) == {"The course of the sweep", "Validation curves", "Parameters"} | own | importances
+    for png in found.values():
+        with Image.open(io.BytesIO(png)) as image:
+            assert np.asarray(image.convert("L")).std() > 0
+    assert dict(matplotlib.rcParams) == before, "Optuna's style stays with its pictures"
+
+
+def test_what_there_is_nothing_to_show_of_is_left_out(tmp_path):
+    assert pictures(sweep(tmp_path, 0, "val/csi_1mm")) == {}
+    assert "Importance of each parameter" not in pictures(sweep(tmp_path / "two", 2, "val/csi_1mm"))

@@ -2,24 +2,22 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raincast.plotting import page
-from raincast.sweeps.pictures import pictures
 from raincast.system.files import atomic
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial: `values` one a goal (empty without a result), `curve` its first goal at each validation."""
+    """One trial: `values` one a goal, empty without a result."""
 
     number: int
     state: str
     params: Mapping[str, Any]
     values: Sequence[float] = ()
-    curve: Mapping[int, float] = field(default_factory=dict)
     epochs: int | None = None
     seconds: float | None = None
     note: str = ""
@@ -31,18 +29,14 @@ class TrialRow:
 class SweepResult:
     """All trials of a study in the order of their numbers.
 
-    `goals` are the goals' labels, `larger_is_better` goes with them; `best` are the numbers of the best trials,
-    the winner first: those that no other trial beats in every goal, or the highest few of one goal. `importance`
-    has a share of each parameter, by goal. `log_params` are those searched on a logarithmic scale.
+    `goals` are the goals' labels; `best` are the numbers of the best trials, the winner first: those that no other
+    trial beats in every goal, or the highest few of one goal.
     """
 
     name: str
     goals: Sequence[str]
-    larger_is_better: Sequence[bool]
     rows: Sequence[TrialRow]
     best: Sequence[int]
-    importance: Mapping[str, Mapping[str, float]]
-    log_params: Sequence[str] = ()
     facts: Sequence[tuple[str, str]] = ()
 
     def row(self, number: int) -> TrialRow:
@@ -70,15 +64,15 @@ def write_table(result: SweepResult, path: Path) -> Path:
     return path
 
 
-def write_sweep_page(result: SweepResult, path: Path) -> Path:
-    """One HTML file: what was sought and found, the winner's command, pictures, all trials."""
+def write_sweep_page(result: SweepResult, pictures: Mapping[str, bytes], path: Path) -> Path:
+    """One HTML file: what was sought and found, the winner's command, `pictures` (PNG by title), all trials."""
     return page.write_page(
-        path, title=f"sweep {result.name}", heading=f"The sweep {result.name}", parts=_parts(result)
+        path, title=f"sweep {result.name}", heading=f"The sweep {result.name}", parts=_parts(result, pictures)
     )
 
 
-def _parts(result: SweepResult) -> Iterator[str]:
-    yield page.pairs("Overview", [*result.facts, *_counts(result)])
+def _parts(result: SweepResult, pictures: Mapping[str, bytes]) -> Iterator[str]:
+    yield page.pairs("Overview", [*result.facts, *_counts(result, pictures)])
     if result.best:
         front = len(result.goals) > 1
         title = "Best trials: none is better than these in every goal" if front else "Best trials"
@@ -88,18 +82,18 @@ def _parts(result: SweepResult) -> Iterator[str]:
         yield page.command(
             f"Train the winner{first}, trial {winner.number}, again over several seeds", winner.command
         )
-    for title, png in pictures(result).items():
+    for title, png in pictures.items():
         yield page.figure(title, png)
     yield page.wide_table("All trials", [_cells(result, row) for row in result.rows])
 
 
-def _counts(result: SweepResult) -> Iterator[tuple[str, str]]:
+def _counts(result: SweepResult, pictures: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
     states = [row.state for row in result.rows]
     yield (
         "trials",
         ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))) or "none",
     )
-    if not any(result.importance.values()):
+    if not any(title.startswith("Importance") for title in pictures):
         yield "importance", "of the parameters: only with four or more complete trials of different values"
     hours = sum(row.seconds or 0.0 for row in result.rows) / 3600
     yield "time of all trials", f"{hours:.2f} h"
@@ -122,7 +116,7 @@ def short(value: Any) -> str:
 
 def lines(result: SweepResult, most: int = 5) -> str:
     """The best trials for a terminal."""
-    told = [dict(_counts(result))["trials"]]
+    told = [dict(_counts(result, {}))["trials"]]
     for number in list(result.best)[:most]:
         row = result.row(number)
         values = "  ".join(f"{goal} {short(v)}" for goal, v in zip(result.goals, row.values, strict=True))

@@ -2,17 +2,16 @@
 
 import logging
 import shlex
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optuna
-from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from raincast.sweeps.goals import Goal
 from raincast.sweeps.page import SweepResult, TrialRow, lines, write_sweep_page, write_table
-from raincast.sweeps.study import CURVE, DEFAULT, REASON, RETRY_OF, SPACE, SURPLUS, TRIED_AGAIN, Sweep
+from raincast.sweeps.pictures import pictures
+from raincast.sweeps.study import DEFAULT, REASON, RETRY_OF, SURPLUS, TRIED_AGAIN, Sweep
 from raincast.system.progress import short
 
 log = logging.getLogger(__name__)
@@ -22,7 +21,6 @@ SEEDS = "1,2,3,4,5"
 TABLE, PAGE = "trials.csv", "sweep.html"
 MOST_BEST = 5
 """Of a study with one goal; with several, all that no other beats."""
-FEWEST_FOR_IMPORTANCE = 4
 
 
 def write_report(sweep: Sweep, folder: Path, *, storage: str, page: bool) -> SweepResult:
@@ -30,7 +28,7 @@ def write_report(sweep: Sweep, folder: Path, *, storage: str, page: bool) -> Swe
     found = result(sweep, again_command, facts=[("study", storage)])
     write_table(found, folder / TABLE)
     if page:
-        write_sweep_page(found, folder / PAGE)
+        write_sweep_page(found, pictures(sweep), folder / PAGE)
     return found
 
 
@@ -53,22 +51,11 @@ def result(
 ) -> SweepResult:
     """What is in the study now; `command` makes, of a trial's overrides, what trains it again."""
     trials = [t for t in sweep.study.get_trials(deepcopy=False) if not t.user_attrs.get(SURPLUS)]
-    space = {
-        key: optuna.distributions.json_to_distribution(text)
-        for key, text in sweep.study.user_attrs.get(SPACE, {}).items()
-    }
     return SweepResult(
         name=sweep.study.study_name,
         goals=[goal.score for goal in sweep.goals],
-        larger_is_better=[goal.want == "max" for goal in sweep.goals],
         rows=[_row(trial, sweep, command) for trial in trials],
         best=[trial.number for trial in best_trials(sweep.study, sweep.goals)],
-        importance={goal.score: importance(sweep.study, index) for index, goal in enumerate(sweep.goals)},
-        log_params=[
-            key
-            for key, found in space.items()
-            if isinstance(found, FloatDistribution | IntDistribution) and found.log
-        ],
         facts=[("goals", ", ".join(f"{goal.score} ({goal.want})" for goal in sweep.goals)), *facts],
     )
 
@@ -86,22 +73,12 @@ def _row(trial: FrozenTrial, sweep: Sweep, command: Callable[[Sequence[str]], st
         state={"fail": "failed", "waiting": "to be run"}.get(trial.state.name.lower(), trial.state.name.lower()),
         params=trial.params,
         values=trial.values if trial.state == TrialState.COMPLETE else (),
-        curve=_curve(trial, sweep),
         epochs=attrs.get("epochs"),
         seconds=attrs.get("seconds"),
         note="; ".join(filter(None, notes)),
         run_dir=attrs.get("run_dir", ""),
         command="" if overrides is None else command(overrides),
     )
-
-
-def _curve(trial: FrozenTrial, sweep: Sweep) -> Mapping[int, float]:
-    found = trial
-    if sweep.curves is not sweep.study:
-        if CURVE not in trial.user_attrs:
-            return {}
-        found = sweep.curves.get_trials(deepcopy=False)[trial.user_attrs[CURVE]]
-    return {step + 1: value for step, value in sorted(found.intermediate_values.items())}
 
 
 def best_trials(study: optuna.Study, goals: Sequence[Goal]) -> list[FrozenTrial]:
@@ -112,21 +89,3 @@ def best_trials(study: optuna.Study, goals: Sequence[Goal]) -> list[FrozenTrial]
         found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ordered = sorted(found, key=lambda trial: trial.values[0], reverse=goals[0].want == "max")
     return ordered if len(goals) > 1 else ordered[:MOST_BEST]
-
-
-def importance(study: optuna.Study, goal: int) -> dict[str, float]:
-    """The share of each parameter in what tells the best trials from the others, by PED-ANOVA (Watanabe 2023).
-
-    Empty where there are too few trials, or all have the same value.
-    """
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(trials) < FEWEST_FOR_IMPORTANCE or len({trial.values[goal] for trial in trials}) == 1:
-        return {}
-    sign = -1.0 if study.directions[goal] == optuna.study.StudyDirection.MAXIMIZE else 1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is experimental in older versions, and says that small is good
-        return optuna.importance.get_param_importances(
-            study,
-            evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-            target=lambda trial: sign * trial.values[goal],
-        )
