@@ -10,6 +10,8 @@ from pyproj import CRS, Transformer
 from spoiling import check_reads_or_names, spoilt
 
 from raincast import schema
+from raincast.archive import Archive
+from raincast.ingest import ingest
 from raincast.ingest.readers.odim import ODIM
 from raincast.transforms import ZR
 
@@ -223,16 +225,22 @@ def test_several_datasets_are_frames_or_a_choice(tmp_path: Path) -> None:
     assert read(same, dataset="dataset2/data1")[0, 0] == 1
 
 
-def test_end_or_nominal_time(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.h5", levels={"dataset1": {"endtime": "010500"}})
-    assert ODIM().scan(path).times[0] == np.datetime64("2024-11-26T01:05")
-    assert ODIM(valid_time="nominal").scan(path).times[0] == np.datetime64("2024-11-26T01:00")
+def test_nominal_time_or_the_end_of_the_scan(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", levels={"dataset1": {"starttime": "005912", "endtime": "010500"}})
+    assert ODIM().scan(path).times[0] == np.datetime64("2024-11-26T01:00")
+    assert ODIM(valid_time="end").scan(path).times[0] == np.datetime64("2024-11-26T01:05")
+    attrs = ODIM().read(path, step_minutes=5).attrs
+    assert (attrs["scan_start_s"], attrs["scan_end_s"]) == (-48, 300)
     with h5py.File(path, "a") as file:
         for name in TIMES:
             del file["dataset1/what"].attrs[name]
-    assert ODIM().scan(path).times[0] == np.datetime64("2024-11-26T01:00")
+    assert ODIM(valid_time="end").scan(path).times[0] == np.datetime64("2024-11-26T01:00")
+    with h5py.File(path, "a") as file:
+        del file["what"].attrs["time"]
     with pytest.raises(ValueError, match="neither an end nor a nominal time"):
-        ODIM(valid_time="nominal").scan(write(tmp_path / "b.h5", nominal={}))
+        ODIM().scan(path)
+    without = write(tmp_path / "b.h5", nominal={})
+    assert ODIM().scan(without).times[0] == np.datetime64("2024-11-26T01:00")
     with pytest.raises(ValueError, match="endtime=noon is no time like"):
         ODIM().scan(write(tmp_path / "c.h5", levels={"dataset1": {"endtime": "noon"}}))
 
@@ -243,7 +251,27 @@ def test_end_or_nominal_time(tmp_path: Path) -> None:
 )
 def test_the_second_at_which_a_scan_ended_is_rounded_away(tmp_path: Path, stated: str, expected: str) -> None:
     path = write(tmp_path / "a.h5", levels={"dataset1": {"endtime": stated}})
-    assert ODIM().scan(path).times[0] == np.datetime64(f"2024-11-26T{expected}")
+    assert ODIM(valid_time="end").scan(path).times[0] == np.datetime64(f"2024-11-26T{expected}")
+
+
+@pytest.mark.parametrize("ends", ["jitter", "two conventions"])
+def test_all_frames_are_at_their_nominal_times(tmp_path: Path, ends: str) -> None:
+    """Scans that end 34 s before to 31 s after the nominal time; ends 5 min after it in older files, at it in newer."""
+    nominal = np.datetime64("2020-06-01T00:00:00") + np.timedelta64(15, "m") * np.arange(8)
+    jitter = [-33, -32, 20, 31, 4, -34, 30, -3]
+    offsets = jitter if ends == "jitter" else [300] * 4 + [0] * 4
+    for number, (time, offset) in enumerate(zip(nominal, offsets, strict=True)):
+        end = time + np.timedelta64(offset, "s")
+        start = end - np.timedelta64(900, "s")
+        stamps = [str(t).replace("-", "").replace(":", "").split("T") for t in (start, end, time)]
+        (startdate, starttime), (enddate, endtime), (date, clock) = stamps
+        level = {"startdate": startdate, "starttime": starttime, "enddate": enddate, "endtime": endtime}
+        write(tmp_path / f"{number}.h5", levels={"dataset1": level}, nominal={"date": date, "time": clock})
+    report = ingest(str(tmp_path / "*.h5"), tmp_path / "archive", ODIM())
+    assert (report.num_written, report.off_step) == (8, ())
+    archive = Archive.open(tmp_path / "archive")
+    np.testing.assert_array_equal(archive.times, nominal)
+    assert archive.attrs["scan_end_s"] == offsets[0]
 
 
 @pytest.mark.parametrize("corners", ["LL UL UR LR", "LL UR", "UL LR"])

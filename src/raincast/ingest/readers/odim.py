@@ -17,7 +17,15 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
-from raincast.ingest.readers.common.odim_file import Image, attributes, h5py_files, images, is_odim
+from raincast.ingest.readers.common.odim_file import (
+    Image,
+    attributes,
+    h5py_files,
+    images,
+    is_odim,
+    nominal_time,
+    scan_attrs,
+)
 from raincast.ingest.readers.common.unpack import in_member
 from raincast.ingest.readers.common.values import equals, is_nan
 from raincast.ingest.readers.polar import POLAR_OBJECTS, refuse
@@ -43,6 +51,7 @@ class _Frame:
     file: int
     name: str
     time: np.datetime64
+    end: np.datetime64
     nominal: np.datetime64 | None
     meaning: Meaning
     grid: Grid
@@ -60,7 +69,7 @@ class ODIM:
 
     quantity: str = "auto"
     dataset: str | None = None
-    valid_time: str = "end"
+    valid_time: str = "nominal"
     step_minutes: float | None = None
     accumulation_minutes: float | None = None
     zr_a: float = 200.0
@@ -124,10 +133,14 @@ class ODIM:
                 with in_member(name):
                     chosen = self._choose(path, file)
                     num_images += len(chosen)
-                    frames += [self._frame(number, image) for image in chosen if not image.is_forecast]
+                    frames += [
+                        self._frame(number, image, time)
+                        for image, time in zip(chosen, self._times(chosen), strict=True)
+                        if not image.is_forecast
+                    ]
         # files of one run have the time of its start: what ends later was not seen then
         runs = Counter(nominal for _, nominal in {(frame.file, frame.nominal) for frame in frames})
-        frames = [f for f in frames if f.nominal is None or runs[f.nominal] == 1 or f.time <= f.nominal]
+        frames = [f for f in frames if f.nominal is None or runs[f.nominal] == 1 or f.end <= f.nominal]
         if not frames:
             raise ValueError(
                 f"it holds forecasts alone ({num_images}): rain that was not observed"
@@ -143,16 +156,18 @@ class ODIM:
             )
         return frames
 
-    def _frame(self, number: int, image: Image) -> _Frame:
+    def _frame(self, number: int, image: Image, time: np.datetime64) -> _Frame:
+        end = image.time("end")
         return _Frame(
             file=number,
             name=image.name,
-            time=self._time(image),
+            time=time,
+            end=time if end is None else end,
             nominal=image.time(""),
             meaning=self._meaning(image),
             grid=image.grid(),
             quantity=image.quantity,
-            attrs=self._attrs(image),
+            attrs=self._attrs(image) | scan_attrs(image.what, time),
         )
 
     def _choose(self, path: Path, file: Any) -> list[Image]:
@@ -167,26 +182,34 @@ class ODIM:
         for quantity in QUANTITIES if self.quantity == "auto" else (self.quantity,):
             found = [image for image in chosen if image.quantity == quantity]
             if found:
-                return self._check_times(found)
+                return found
         listing = ", ".join(f"{image.quantity or 'no quantity'} in {image.name}" for image in all_images)
         known = ", ".join(f"{name} ({unit})" for name, unit in QUANTITIES.items())
         wanted = "" if self.dataset is None else f" in source.dataset={self.dataset}"
         wanted = f"source.quantity={self.quantity}{wanted}" if self.quantity != "auto" else f"rain{wanted}"
         raise ValueError(f"it holds no {wanted}; found: {listing or 'no images'}. raincast reads {known}")
 
-    def _check_times(self, found: list[Image]) -> list[Image]:
-        if len({self._time(image) for image in found}) < len(found):
+    def _times(self, found: list[Image]) -> list[np.datetime64]:
+        """The time of each image of a file; ValueError where two have the same."""
+        times = [self._time(image) for image in found]
+        if len(set(times)) < len(times):  # the nominal time is that of the file: their intervals tell them apart
+            times = [
+                end if (end := image.time("end")) is not None else time
+                for image, time in zip(found, times, strict=True)
+            ]
+        if len(set(times)) < len(times):
             listing = ", ".join(f"{image.name} ({image.what.get('product')})" for image in found)
             raise ValueError(
                 f"{len(found)} images of {found[0].quantity} have the same time: {listing}. "
                 f"Choose with source.dataset={found[0].name.split('/')[0]}"
             )
-        return found
+        return times
 
     def _time(self, image: Image) -> np.datetime64:
-        """The end of an image's interval, or the nominal time where that is wanted or nothing else stated."""
-        end = None if self.valid_time == "nominal" else image.time("end")
-        time = image.time("") if end is None else end
+        """The nominal time, or the end of the interval where that is wanted or nothing else stated."""
+        time = image.time("end") if self.valid_time == "end" else None
+        if time is None:
+            time = nominal_time(image.what, is_depth=image.quantity == ACCUMULATION)
         if time is None:
             raise ValueError("it states neither an end nor a nominal time (what/enddate, what/date)")
         return time

@@ -17,7 +17,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.readers.common.odim_file import stated_time
+from raincast.ingest.readers.common.odim_file import nominal_time, scan_attrs, stated_time
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid
 from raincast.ingest.readers.common.tiff_items import find_items
 from raincast.ingest.readers.common.values import equals
@@ -45,14 +45,15 @@ class OperaTiff:
     def scan(self, path: Path) -> Head:
         """Time and grid; the format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
-            meaning = _meaning(dataset, _quantity(dataset))
-            return Head(np.array([_time(dataset, "end")]), _grid(dataset), self.step_minutes, meaning)
+            quantity = _quantity(dataset)
+            times = np.array([_time(dataset, quantity)])
+            return Head(times, _grid(dataset), self.step_minutes, _meaning(dataset, quantity))
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
             quantity = _quantity(dataset)
-            meaning = _meaning(dataset, quantity)
+            time, meaning = _time(dataset, quantity), _meaning(dataset, quantity)
             step = self.step_minutes or step_minutes or meaning.minutes
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
@@ -61,11 +62,11 @@ class OperaTiff:
                 attrs |= {"zr_a": self.zr_a, "zr_b": self.zr_b}
             return schema.rain_dataset(
                 self._rates(dataset, quantity, meaning.minutes)[None][frames],
-                np.array([_time(dataset, "end")])[frames],
+                np.array([time])[frames],
                 _grid(dataset),
                 step_minutes=step,
                 cell_methods=meaning.cell_methods,
-                attrs=attrs | meaning.attrs(step),
+                attrs=attrs | meaning.attrs(step) | scan_attrs(_what(dataset), time),
             )
 
     def _rates(self, dataset: Any, quantity: str, minutes: float | None) -> npt.NDArray[np.float32]:
@@ -109,17 +110,34 @@ def _quantity(dataset: Any) -> str:
 def _meaning(dataset: Any, quantity: str) -> Meaning:
     if quantity != ACCUMULATION:
         return Meaning("momentary", quantity=quantity)
-    minutes = float((_time(dataset, "end") - _time(dataset, "start")) / np.timedelta64(1, "m"))
-    if minutes <= 0:
-        raise ValueError(f"it gathers over {minutes:g} min: no accumulation over a time")
-    return Meaning("depth", minutes, quantity)
+    return Meaning("depth", _minutes(dataset), quantity)
 
 
-def _time(dataset: Any, which: str) -> np.datetime64:
-    what = {f"{which}{part}": _item(dataset, f"{which}{part}") for part in ("date", "time")}
-    time = stated_time(what, which)
-    assert time is not None
+def _time(dataset: Any, quantity: str) -> np.datetime64:
+    time = nominal_time(_what(dataset), is_depth=quantity == ACCUMULATION)
+    if time is None:
+        raise ValueError("its metadata have no enddate and endtime")
     return time
+
+
+def _what(dataset: Any) -> dict[str, str]:
+    """The items that say when; those of the first band before those of all."""
+    said = dataset.tags() | dataset.tags(1)
+    return {
+        name: said[name]
+        for which in ("", "start", "end")
+        for part in ("date", "time")
+        if (name := f"{which}{part}") in said
+    }
+
+
+def _minutes(dataset: Any) -> float:
+    start, end = (stated_time(_what(dataset), which) for which in ("start", "end"))
+    if start is None or end is None:
+        raise ValueError("it does not say over what time it gathers (startdate, enddate)")
+    if end <= start:
+        raise ValueError(f"it gathers from {start} to {end}: no accumulation over a time")
+    return float((end - start) / np.timedelta64(1, "m"))
 
 
 def _grid(dataset: Any) -> Grid:

@@ -21,6 +21,7 @@ from raincast.schema import Grid
 
 _MOST_BYTES = 2**28  # of a packed file: OPERA's have 4 MB
 _HALF_MINUTE = np.timedelta64(30, "s")
+_MOST_APART = np.timedelta64(5, "m")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +73,48 @@ def stated_time(what: Mapping[str, Any], which: str) -> np.datetime64 | None:
 
     Some services state the second at which a scan ended: less than half a minute is rounded away.
     """
+    exact = _exact_time(what, which)
+    if exact is None:
+        return None
+    minute = (exact + _HALF_MINUTE).astype("datetime64[m]").astype("datetime64[s]")
+    stated: np.datetime64 = (minute if abs(exact - minute) < _HALF_MINUTE else exact).astype("datetime64[ns]")
+    return stated
+
+
+def nominal_time(what: Mapping[str, Any], *, is_depth: bool) -> np.datetime64 | None:
+    """The nominal time (`date`, `time`), else the end of the interval; None where neither is stated.
+
+    Scans end seconds or minutes before or after the nominal time, differently each time. A depth is dated at the
+    end of its interval: the nominal time stands in for it where they are at most 5 min and less than half the
+    interval apart.
+    """
+    nominal, start, end = (stated_time(what, which) for which in ("", "start", "end"))
+    if nominal is None or end is None:
+        return end if nominal is None else nominal
+    apart = abs(end - nominal)
+    if is_depth and (apart > _MOST_APART or (start is not None and 2 * apart >= end - start)):
+        return end
+    return nominal
+
+
+def scan_attrs(what: Mapping[str, Any], time: np.datetime64) -> dict[str, float]:
+    """`scan_start_s` and `scan_end_s`, the stated interval in seconds from `time`; none where it is not stated."""
+    exact = {which: _exact_time(what, which) for which in ("start", "end")}
+    return {
+        f"scan_{which}_s": float((found - time) / np.timedelta64(1, "s"))
+        for which, found in exact.items()
+        if found is not None
+    }
+
+
+def _exact_time(what: Mapping[str, Any], which: str) -> np.datetime64 | None:
     date, time = what.get(f"{which}date"), what.get(f"{which}time")
     if date is None or time is None:
         return None
     if not re.fullmatch(r"\d{8}", str(date)) or not re.fullmatch(r"\d{6}", str(time)):
         raise ValueError(f"what/{which}date={date}, {which}time={time} is no time like 20241126, 010500")
     d, t = str(date), str(time)
-    exact = np.datetime64(f"{d[:4]}-{d[4:6]}-{d[6:]}T{t[:2]}:{t[2:4]}:{t[4:]}", "s")
-    minute = (exact + _HALF_MINUTE).astype("datetime64[m]").astype("datetime64[s]")
-    stated: np.datetime64 = (minute if abs(exact - minute) < _HALF_MINUTE else exact).astype("datetime64[ns]")
-    return stated
+    return np.datetime64(f"{d[:4]}-{d[4:6]}-{d[6:]}T{t[:2]}:{t[2:4]}:{t[4:]}", "s")
 
 
 def is_odim(path: Path, *, without: Collection[str] = ()) -> bool:
