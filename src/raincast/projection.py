@@ -1,5 +1,6 @@
 """What CF files say of a projection, which is known by its WKT."""
 
+import functools
 import warnings
 from typing import Any
 
@@ -42,6 +43,7 @@ def axis_attrs(crs_wkt: str) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
+@functools.lru_cache(maxsize=16)
 def _crs(crs_wkt: str) -> Any:
     from pyproj import CRS
 

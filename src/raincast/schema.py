@@ -4,6 +4,7 @@ Every other module takes its names from here. `check_archive` states the archive
 makes the smallest Dataset that keeps it.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -113,6 +114,7 @@ def meaning_of(cell_methods: Any, attrs: Mapping[str, Any], step_minutes: float)
     return Meaning("mean", float(attrs.get(ACCUMULATION_MINUTES, step_minutes)))
 
 
+FORWARD, BACKWARD = slice(None), slice(None, None, -1)
 KM_PER_DEGREE = 111.2
 """Of latitude: 6371 km · π / 180."""
 
@@ -138,7 +140,7 @@ class Grid:
         """Whether both have the same pixels on Earth, to a tenth of a pixel.
 
         Services restate their projection over the years (an Earth radius of 6378.14 or 6378.137 km): what
-        counts is where the corners lie.
+        counts is where the corners lie. Longitudes are the same modulo 360.
         """
         if self.shape != other.shape:
             return False
@@ -153,7 +155,28 @@ class Grid:
                 return False
             corners[1] = np.stack(to_own.transform(*corners[1]))
         pixel = min(_spacing(self.y), _spacing(self.x))
-        return bool(np.hypot(*(corners[0] - corners[1])).max() <= 0.1 * pixel)
+        dx, dy = corners[0] - corners[1]
+        if np.abs(dx).max() > 180 and is_geographic(self.crs_wkt):
+            dx -= 360 * np.rint(dx / 360)
+        return bool(np.hypot(dx, dy).max() <= 0.1 * pixel)
+
+    def turn_to(self, other: "Grid") -> tuple[slice, slice] | None:
+        """How an image on this grid is put in the order of `other`: `image[..., rows, columns]`.
+
+        None where the pixels are others. South first and north first are the same pixels.
+        """
+        for rows, columns in itertools.product((FORWARD, BACKWARD), repeat=2):
+            if Grid(self.y[rows], self.x[columns], self.crs_wkt).same_as(other):
+                return rows, columns
+        return None
+
+    def near(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """`x` in the numbers of this grid: longitudes as those within 180° of its middle, metres as they are."""
+        if not is_geographic(self.crs_wkt):
+            return x
+        middle = 0.5 * (self.x[0] + self.x[-1])
+        turned: npt.NDArray[np.float64] = x - 360 * np.rint((x - middle) / 360)
+        return turned
 
     def crop(self, y: int, x: int, height: int, width: int) -> "Grid":
         """The part of it whose top-left pixel is (y, x)."""
@@ -273,6 +296,12 @@ def find_crs_wkt(dataset: xr.Dataset, variable: str) -> str | None:
 
         return str(ProjCRS.from_epsg(4326).to_wkt())
     return None
+
+
+def grid_of(dataset: xr.Dataset, variable: str = RAIN) -> Grid:
+    """Where the pixels of `variable` lie on Earth."""
+    y, x = (dataset[axis].values.astype(np.float64) for axis in (Y, X))
+    return Grid(y, x, str(find_crs_wkt(dataset, variable)))
 
 
 def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:

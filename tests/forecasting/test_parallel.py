@@ -23,11 +23,10 @@ from raincast.forecasting import (
     devices_of,
     forecast_all,
     forecast_path,
-    grid_of,
     parallel,
 )
 from raincast.forecasting.series import ArchiveSeries
-from raincast.schema import RAIN, mock_archive, rain_dataset
+from raincast.schema import RAIN, grid_of, mock_archive, rain_dataset
 
 TIMES = np.datetime64("2026-01-01T00:00", "ns") + np.arange(16) * np.timedelta64(5, "m")
 DUE = TIMES[3:]

@@ -40,6 +40,8 @@ def run(cfg: DictConfig) -> None:
                 **grid,
                 format=cfg.format,
                 attrs=dict(cfg.attrs),
+                replace=cfg.replace,
+                max_off_step=cfg.max_off_step,
                 workers=cfg.workers,
                 scheduler=cfg.scheduler,
                 progress=bar.update,

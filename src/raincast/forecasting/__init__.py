@@ -6,7 +6,7 @@ from raincast.forecasting.hindcast import forecast_one, init_times, is_complete
 from raincast.forecasting.memory import Memory
 from raincast.forecasting.nowcaster import Nowcaster, Products
 from raincast.forecasting.parallel import Outcome, Work, devices_of, forecast_all
-from raincast.forecasting.series import ArchiveSeries, FileSeries, Series, grid_of, open_series
+from raincast.forecasting.series import ArchiveSeries, FileSeries, Series, open_series
 
 __all__ = [
     "ArchiveSeries",
@@ -24,7 +24,6 @@ __all__ = [
     "forecast_name",
     "forecast_one",
     "forecast_path",
-    "grid_of",
     "init_times",
     "is_complete",
     "open_series",

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.forecasting.series import Times, grid_of
+from raincast.forecasting.series import Times
 
 DRY_BELOW = 0.01
 """mm/h: input that is nowhere above it is dry. It is the smallest rate that archives and forecast files hold."""
@@ -81,7 +81,7 @@ def on_times(frames: xr.Dataset, wanted: Times, step_minutes: float) -> xr.Datas
     put = schema.rain_dataset(
         rain,
         wanted,
-        grid_of(frames),
+        schema.grid_of(frames),
         step_minutes=step_minutes,
         cell_methods=str(frames[schema.RAIN].attrs.get("cell_methods", "time: point")),
         attrs=attrs,

@@ -22,7 +22,7 @@ from raincast.forecasting.gaps import NoInput, Past, Rain, on_times, past_of
 from raincast.forecasting.memory import Memory
 from raincast.forecasting.motion import extrapolated
 from raincast.forecasting.quality import quality_flags
-from raincast.forecasting.series import Series, Times, grid_of
+from raincast.forecasting.series import Series, Times
 from raincast.forecasting.tiles import in_tiles
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class Nowcaster:
         fit.check_step(schema.find_step_minutes(frames), self.step_minutes, "the input")
         wanted = self.wanted_times(frames[schema.TIME].values, init_time)
         frames = on_times(frames.sel({schema.TIME: slice(wanted[0], wanted[-1])}), wanted, self.step_minutes)
-        grid = grid_of(frames)
+        grid = schema.grid_of(frames)
         differs = self.trained.compare(frames, grid, other_grid=self.other_grid)
         past = past_of(frames)
         if past.absent.all():
@@ -228,7 +228,7 @@ class Nowcaster:
         if self.channels is None:
             return {}
         mask = frames[schema.COVERAGE].values.astype(bool) if schema.COVERAGE in frames else None
-        site = Site(grid_of(frames), lambda: mask, "the input")
+        site = Site(schema.grid_of(frames), lambda: mask, "the input")
         step = schema.step_timedelta(self.step_minutes)
         return read_beside(self.channels, site, frames[schema.TIME].values, step, self.lead_steps)
 

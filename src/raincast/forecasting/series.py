@@ -10,7 +10,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import Archive
-from raincast.ingest.files import find_files
+from raincast.ingest.files import accompanies, find_files
 from raincast.ingest.readers import Head, Reader, check_period
 from raincast.schema import Grid
 
@@ -50,9 +50,7 @@ def open_series(source: str | Path, reader: Reader) -> Series:
     try:
         return ArchiveSeries(Archive.open(source))
     except (ValueError, FileNotFoundError):
-        path = Path(source)
-        folder = path.is_dir() and path.suffix != ".zarr"
-        return FileSeries(reader, find_files(f"{source}/*" if folder else source))
+        return FileSeries(reader, find_files(source))
 
 
 class ArchiveSeries:
@@ -91,6 +89,7 @@ class FileSeries:
 
     Those of the last `read` are kept, since the next forecast of a range needs most of them again. A file that
     cannot be read is left out with a warning, so that its frames are missing; where none can, its error is raised.
+    So are files on another grid than the newest; rows and columns are put in the order of the newest file.
     """
 
     kept_bytes = 0
@@ -99,16 +98,19 @@ class FileSeries:
         self.reader = reader
         self.heads: dict[Path, Head] = {}
         self.where: dict[np.datetime64, tuple[Path, int]] = {}
-        self._kept: dict[tuple[Path, int], xr.Dataset] = {}
+        self._kept: dict[np.datetime64, xr.Dataset] = {}
         self._period_checked = False
+        self._fitting: dict[np.datetime64, tuple[Path, int]] | None = None
+        self._foreign: set[Path] = set()
         bad: dict[Path, Exception] = {}
         for file in files:
             try:
                 self.add(file)
             except Exception as error:  # whatever a library throws
-                bad[file] = error
-        if bad and not self.heads:
-            raise next(iter(bad.values()))
+                if not accompanies(file) or reader.recognises(file):
+                    bad[file] = error
+        if files and not self.heads:
+            raise next(iter(bad.values()), ValueError(f"There is no radar file among {len(files)} files."))
         if bad:
             reason = next(iter(bad.values()))
             log.warning(
@@ -116,18 +118,25 @@ class FileSeries:
             )
 
     def add(self, file: Path) -> Head:
-        """One more file; ValueError where it cannot be read. Of frames with the same time the last added stays."""
+        """One more file; ValueError where it cannot be read.
+
+        Of frames with the same time that of the better quality stays, else the one added last.
+        """
         head = self.reader.scan(file)
+        self.where = {time: place for time, place in self.where.items() if place[0] != file}
         self.heads[file] = head
-        self._kept = {place: frame for place, frame in self._kept.items() if place[0] != file}
-        for number, time in enumerate(head.times):
-            self.where[time.astype("datetime64[ns]")] = (file, number)
+        self._fitting = None
+        for number, time in enumerate(head.times.astype("datetime64[ns]")):
+            if time in self.where and self.heads[self.where[time][0]].quality > head.quality:
+                continue
+            self._kept.pop(time, None)
+            self.where[time] = (file, number)
         return head
 
     @property
     def times(self) -> Times:
         """The frames there are, (T,)."""
-        return np.array(sorted(self.where), dtype="datetime64[ns]")
+        return np.array(sorted(self._on_one_grid()), dtype="datetime64[ns]")
 
     @property
     def step_minutes(self) -> float:
@@ -149,14 +158,14 @@ class FileSeries:
         """The frames at `wanted`, in that order."""
         step_minutes = self.step_minutes
         self._check_period(step_minutes)
-        asked = [self.where[time] for time in wanted]
-        self._kept = {place: self._frame(place, step_minutes) for place in asked}
-        pieces = [self._kept[place] for place in asked]
+        self._kept = {time: self._frame(time, step_minutes) for time in wanted.astype("datetime64[ns]")}
+        pieces = list(self._kept.values())
         newest = pieces[-1]
+        grid = schema.grid_of(newest)
         return schema.rain_dataset(
-            np.concatenate([piece[schema.RAIN].values for piece in pieces]),
+            np.concatenate([_turned(piece, grid) for piece in pieces]),
             wanted,
-            grid_of(newest),
+            grid,
             step_minutes=step_minutes,
             cell_methods=str(newest[schema.RAIN].attrs["cell_methods"]),
             attrs={key: value for key, value in newest.attrs.items() if key != schema.STEP_MINUTES},
@@ -169,14 +178,47 @@ class FileSeries:
             check_period(self.reader, unstated[0], self.heads[unstated[0]].meaning, self.times, step_minutes)
             self._period_checked = True
 
-    def _frame(self, place: tuple[Path, int], step_minutes: float) -> xr.Dataset:
-        if place in self._kept:
-            return self._kept[place]
-        file, number = place
+    def _frame(self, time: np.datetime64, step_minutes: float) -> xr.Dataset:
+        if time in self._kept:
+            return self._kept[time]
+        file, number = self._on_one_grid()[time]
+        frame = self._read(file, number, step_minutes)
+        if not _is_of(frame, time):  # the file was replaced since it was looked at
+            log.warning("%s was written anew: its frames are looked up by their times again.", file)
+            self.add(file)
+            file, number = self._on_one_grid().get(time, (file, number))
+            frame = self._read(file, number, step_minutes)
+            if not _is_of(frame, time):
+                raise ValueError(f"{file} was written anew and no longer has the frame of {time}.")
+        return frame
+
+    def _read(self, file: Path, number: int, step_minutes: float) -> xr.Dataset:
         return self.reader.read(file, slice(number, number + 1), step_minutes=step_minutes)
 
+    def _on_one_grid(self) -> dict[np.datetime64, tuple[Path, int]]:
+        """The frames whose files are on the grid of the newest; the others are named once."""
+        if self._fitting is None:
+            newest = self.heads[self.where[max(self.where)][0]].grid if self.where else None
+            foreign = {file for file, head in self.heads.items() if newest and head.grid.turn_to(newest) is None}
+            if foreign - self._foreign:
+                log.warning(
+                    "%d of %d files are left out, for they are on another grid than the newest: %s",
+                    len(foreign), len(self.heads), ", ".join(str(file) for file in sorted(foreign)),
+                )  # fmt: skip
+            self._foreign = foreign
+            self._fitting = {time: place for time, place in self.where.items() if place[0] not in foreign}
+        return self._fitting
 
-def grid_of(frames: xr.Dataset) -> Grid:
-    """Where the frames lie on Earth."""
-    wkt = schema.find_crs_wkt(frames, schema.RAIN)
-    return Grid(frames[schema.Y].values, frames[schema.X].values, str(wkt))
+
+def _is_of(frame: xr.Dataset, time: np.datetime64) -> bool:
+    times = frame[schema.TIME].values
+    return times.size == 1 and bool(times[0] == time)
+
+
+def _turned(frame: xr.Dataset, grid: Grid) -> npt.NDArray[np.float32]:
+    """The frame's rain (1, H, W) in the row and column order of `grid`."""
+    turn = schema.grid_of(frame).turn_to(grid)
+    if turn is None:
+        raise ValueError(f"The frame of {frame[schema.TIME].values[0]} is on another grid than the newest.")
+    rain: npt.NDArray[np.float32] = frame[schema.RAIN].values[:, *turn]
+    return rain

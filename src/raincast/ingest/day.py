@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast import schema
-from raincast.archive import Archive, PartWriter
+from raincast.archive import Archive, PartWriter, encode
 from raincast.ingest.layout import writer_of
 from raincast.ingest.offers import Offers
 from raincast.ingest.quality import Quality
@@ -26,7 +26,10 @@ READ_BYTES = 2**25
 
 @dataclass(frozen=True, eq=False)
 class DayTask:
-    """What a process needs to write a day. `source` is the service's own grid, `files` number `paths`."""
+    """What a process needs to write a day. `source` is the service's own grid, `files` number `paths`.
+
+    `changed` are frames that the part has, from files that changed since; `replace` takes those that differ.
+    """
 
     part: Path
     reader: Reader
@@ -38,7 +41,9 @@ class DayTask:
     attrs: Mapping[str, Any]
     paths: list[Path]
     offers: Offers
+    changed: Offers
     raise_bad: bool
+    replace: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,6 +58,9 @@ class DayResult:
     written: list[np.datetime64] = field(default_factory=list)
     empty: list[np.datetime64] = field(default_factory=list)
     bad_files: dict[str, str] = field(default_factory=dict)
+    differing: list[tuple[np.datetime64, int]] = field(default_factory=list)
+    """Time and file of the frames that are not those of the part."""
+    num_replaced: int = 0
     num_capped: int = 0
     num_frames: int = 0
 
@@ -80,6 +88,7 @@ class _Day:
         self.task, self.tick, self.old, self.part = task, tick, old, part
         self.result = DayResult()
         self.num_copied = 0
+        self.replaced: set[np.datetime64] = set()
         self.attrs: dict[str, Any] | None = None
         # one part holds means or momentary rates, not both
         self.cell_methods = str(old.rain_attrs["cell_methods"]) if old else None
@@ -92,6 +101,12 @@ class _Day:
         result.written = list(np.unique(self.task.offers.times[there]))
         self.tick(len(result.written))
         offers = self.task.offers.take(~there)
+        if old:
+            self._compare(old)
+            if self.task.replace and result.differing:
+                self.replaced = {time for time, _ in result.differing}
+                again = np.isin(self.task.changed.times, list(self.replaced))
+                offers = Offers.joined(offers, self.task.changed.take(again))
         for batch in self._batches(offers):
             self._add_batch(offers, batch)
         if part.times:
@@ -141,14 +156,31 @@ class _Day:
                 frame = self._read(int(offers.files[number]), offers.take(slice(number, number + 1)))[index]
             if frame is None:
                 continue
-            window = self.task.region.window(self.task.shape)
-            clean, num_capped = self.task.quality.clean(frame.rain[window], window)
-            rain = self.task.region.rain(clean, self.task.source, self.task.grid)
+            rain, num_capped = self._on_our_grid(frame)
             if not np.isnan(rain).all():
                 self._add(time, rain, frame)
                 self.result.num_capped += num_capped
                 return
             self.result.empty.append(time)
+
+    def _on_our_grid(self, frame: _Frame) -> tuple[npt.NDArray[np.float32], int]:
+        """The cleaned rain on the archive's grid, and how many pixels were capped."""
+        window = self.task.region.window(self.task.shape)
+        clean, num_capped = self.task.quality.clean(frame.rain[window], window)
+        return self.task.region.rain(clean, self.task.source, self.task.grid), num_capped
+
+    def _compare(self, old: Archive) -> None:
+        """Note which of the `changed` frames are not those of the old part."""
+        changed = self.task.changed
+        for number in np.flatnonzero(~changed.repeats()):
+            time, file = changed.times[number], int(changed.files[number])
+            frame = self._read(file, changed.take(slice(number, number + 1)))[int(changed.indices[number])]
+            if frame is None:
+                continue
+            rain, _ = self._on_our_grid(frame)
+            before = old.read_codes(int(np.searchsorted(old.times, time)), 1)[0]
+            if not np.isnan(rain).all() and not np.array_equal(encode(rain), before):
+                self.result.differing.append((time, file))
 
     def _add(self, time: np.datetime64, rain: npt.NDArray[np.float32], frame: _Frame) -> None:
         if self.old:
@@ -157,16 +189,23 @@ class _Day:
             self.attrs = {name: v for name, v in frame.attrs.items() if name != schema.STEP_MINUTES}
         self.cell_methods = frame.cell_methods
         self.part.add(time, rain)
-        self.result.written.append(time)
+        if time in self.replaced:
+            self.result.num_replaced += 1
+        else:
+            self.result.written.append(time)
 
     def _copy_old(self, stop: int) -> None:
         """Old frames wait until a new one follows: a day without a new one is not written again."""
         assert self.old is not None
-        if stop > self.num_copied:
-            if self.attrs is None:
-                self.attrs = dict(self.old.attrs)
-            self.part.copy(self.old, self.num_copied, stop)
-            self.num_copied = stop
+        first = self.num_copied
+        for number in range(first, stop + 1):  # runs between frames that are replaced
+            if number == stop or self.old.times[number] in self.replaced:
+                if number > first:
+                    if self.attrs is None:
+                        self.attrs = dict(self.old.attrs)
+                    self.part.copy(self.old, first, number)
+                first = number + 1
+        self.num_copied = max(self.num_copied, stop)
 
     def _read(self, file: int, offers: Offers) -> dict[int, _Frame | None]:
         """Frames of one file by their number in it, None for bad ones; a bad file is noted."""
@@ -200,5 +239,8 @@ class _Day:
                 f"{path} holds rates of '{cell_methods}', the others of '{self.cell_methods}': means and "
                 "momentary rates do not mix. Ingest each into its own archive"
             )
-        values = rain.values
+        turn = schema.grid_of(dataset).turn_to(task.source)
+        if turn is None:
+            raise ValueError(f"{path} changed while it was ingested: it is on another grid now")
+        values = rain.values[:, *turn]
         return {int(i): _Frame(values[i - low], dict(dataset.attrs), cell_methods) for i in offers.indices}

@@ -1,37 +1,85 @@
-"""Which files the user means, from patterns."""
+"""Which files the user means, from patterns, and which of them only accompany radar files."""
 
+import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from raincast.archive.head import is_zarr
 
 _MAGIC = frozenset("*?[")
+_SUFFIXES = frozenset(
+    (
+        *(".csv", ".doc", ".docx", ".html", ".htm", ".ini", ".ipynb", ".json", ".log", ".md", ".pdf"),
+        *(".prj", ".py", ".rst", ".sh", ".tfw", ".toml", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml"),
+        *(".asc", ".md5", ".md5sum", ".sha1", ".sha256", ".sha512", ".sig"),
+        *(".lock", ".part", ".partial", ".tmp"),
+    )
+)
+_NAMES = frozenset(
+    (
+        *("changelog", "checksum", "checksums", "copying", "desktop", "index", "licence", "license", "ls-lr"),
+        *("manifest", "md5sum", "md5sums", "notice", "readme", "thumbs"),
+        *("sha1sums", "sha256sum", "sha256sums", "sha512sums"),
+    )
+)
+
+
+def accompanies(path: Path) -> bool:
+    """Whether a file is, by its name, a README, a checksum or the like, or not completely transferred."""
+    return path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES
 
 
 def find_files(files: str | Path | Sequence[str | Path]) -> list[Path]:
     """The files and Zarr folders of patterns and paths, without repeats: by name within each pattern.
 
-    A folder that is an archive stands for its parts.
+    A folder stands for the visible files and Zarr stores in it. As in a shell, a wildcard meets no hidden files;
+    `**` follows symbolic links, too, and gives each file once. A text that nothing matches may be several
+    patterns, separated by commas or spaces.
 
-    FileNotFoundError, with what lies beside, for a pattern or path that nothing matches.
+    FileNotFoundError, with the contents of the nearest folder, for a pattern or path that nothing matches.
     """
     patterns = [files] if isinstance(files, str | Path) else files
-    return list(dict.fromkeys(path for pattern in patterns for path in _match(pattern)))
+    return list(dict.fromkeys(path for pattern in patterns for path in _match_any(pattern)))
+
+
+def _match_any(pattern: str | Path) -> list[Path]:
+    try:
+        return _match(pattern)
+    except FileNotFoundError:
+        parts = [part for part in re.split(r"[,\s]+", str(pattern)) if part]
+        if len(parts) < 2:
+            raise
+        found = []
+        for part in parts:
+            try:
+                found += _match(part)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"No file matches files={str(pattern)!r}, nor {part!r} of it. Several patterns are written "
+                    f"files=[A,B], in quotes; a path with spaces or commas is written files=\"'PATH'\". {error}"
+                ) from error
+        return found
 
 
 def _match(pattern: str | Path) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.exists() and (path.is_file() or is_zarr(path)):
         return [path]
-    if path.is_dir() and (parts := sorted(path.glob("*.nc")) or sorted(path.glob("*.zarr"))):
-        return parts
-    folder, rest = _split(path)
-    matches = sorted(folder.glob(str(rest))) if rest.parts and folder.is_dir() else []
+    if path.is_dir():
+        matches = sorted(child for child in path.iterdir() if not child.name.startswith("."))
+    else:
+        folder, rest = _split(path)
+        # Path.glob does not follow links below ** before Python 3.13
+        names = glob.iglob(str(rest), root_dir=folder, recursive=True) if folder.is_dir() else ()  # noqa: PTH207
+        matches = sorted({folder / name for name in names})
     stores = {match for match in matches if match.is_dir() and is_zarr(match)}
     # a pattern with ** also meets the chunks inside a store
     found = [m for m in matches if m in stores or (m.is_file() and not stores & set(m.parents))]
+    if "**" in path.parts:  # symbolic links may lead to one file in several ways
+        found = list({match.resolve(): match for match in reversed(found)}.values())[::-1]
     if not found:
-        raise FileNotFoundError(f"No file matches files={pattern}. {_beside(path if path.is_dir() else folder)}")
+        raise FileNotFoundError(f"No file matches files={pattern}. {_contents(path if path.is_dir() else folder)}")
     return found
 
 
@@ -42,10 +90,13 @@ def _split(path: Path) -> tuple[Path, Path]:
     return Path(*parts[:first]), Path(*parts[first:])
 
 
-def _beside(folder: Path) -> str:
+def _contents(folder: Path) -> str:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     holds = ", ".join(names[:8]) + more if names else "nothing"
-    return f"{folder.absolute()} holds {holds}. Quote a pattern so that the shell leaves it: files='DIR/*.h5'"
+    below = f" For files in its folders: files='{folder}/**/*'." if any(n.endswith("/") for n in names) else ""
+    return (
+        f"{folder.absolute()} holds {holds}.{below} Quote a pattern so that the shell leaves it: files='DIR/*.h5'"
+    )

@@ -12,7 +12,7 @@ Times = npt.NDArray[np.datetime64]
 
 @dataclass(frozen=True, eq=False)
 class Offers:
-    """Frames by time, then file, then place in the file: of those with the same time the first is preferred.
+    """Frames by time, quality, file, then place in the file: of those with the same time the first is preferred.
 
     `times` (N,) are valid times in ns, `files` (N,) number the files in the order they were given, `indices`
     (N,) the frames within their file.
@@ -23,13 +23,24 @@ class Offers:
     indices: npt.NDArray[np.intp]
 
     @classmethod
-    def of_files(cls, times: dict[int, Times]) -> "Offers":
-        """All frames of files, by their number; at least one frame."""
+    def of_files(cls, times: dict[int, Times], quality: dict[int, float] | None = None) -> "Offers":
+        """All frames of files, by their number; at least one frame. A `quality` that is not given is 0."""
         files = np.concatenate([np.full(of_file.size, file) for file, of_file in times.items()])
         indices = np.concatenate([np.arange(of_file.size) for of_file in times.values()])
         joined = np.concatenate(list(times.values())).astype("datetime64[ns]")
-        order = np.lexsort((indices, files, joined))
+        of_file = quality or {}
+        worse = np.concatenate([np.full(own.size, -of_file.get(file, 0.0)) for file, own in times.items()])
+        order = np.lexsort((indices, files, worse, joined))
         return cls(joined[order], files[order].astype(np.intp), indices[order].astype(np.intp))
+
+    @classmethod
+    def joined(cls, one: "Offers", other: "Offers") -> "Offers":
+        """Both, in the order of time; of the same time those of `one` come first."""
+        times, files, indices = (
+            np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("times", "files", "indices")
+        )
+        order = np.argsort(times, kind="stable")
+        return cls(times[order], files[order], indices[order])
 
     def __len__(self) -> int:
         """Number of frames, repeated times included."""

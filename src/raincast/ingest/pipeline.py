@@ -1,5 +1,6 @@
 """Files → archive: one netCDF file a UTC day, resumable, with a report of what was left out and why."""
 
+import itertools
 import json
 import logging
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 import raincast
@@ -52,6 +54,8 @@ def ingest(
     bounds: tuple[float, float, float, float] | None = None,
     format: Literal["netcdf", "zarr"] = "netcdf",
     attrs: Mapping[str, Any] | None = None,
+    replace: bool = False,
+    max_off_step: float = 0.01,
     workers: int | None = 1,
     scheduler: str | None = None,
     on_bad_file: Literal["report", "raise"] = "report",
@@ -61,14 +65,17 @@ def ingest(
     """Add the frames of `files` (patterns or paths) to the folder `archive`, a part a day as `Layout` says.
 
     Frames that are there already stay; an interrupted ingest is continued by running it again, and ends with the
-    same bytes of data as if it had not been. Of frames with the same time the first wins, in the order of `files`
-    and by name within a pattern. `max_rate` and `min_rate` are in mm/h, see `Quality`; `clutter_maps` and
+    same bytes of data as if it had not been. Of frames with the same time that of the better quality wins, else
+    the first in the order of `files`, by name within a pattern. Files that changed since their frames were
+    ingested are compared with the archive; `replace` takes those that differ. `max_off_step` is the share of
+    frames that may be left out for being off the step.
+    `max_rate` and `min_rate` are in mm/h, see `Quality`; `clutter_maps` and
     `clutter_share` say which pixels never count, see `Clutter`; `crop` to `bounds` choose the grid, see `Region`;
     `attrs` are attributes of all parts, instead of the source's; `workers` processes write a day each, see `Pool`,
     or as many of the dask cluster at `scheduler`, see `Cluster`.
     `progress` is called with the frames done and to do, `scan_progress` with the files. ValueError, with the
-    archive untouched, for other settings, grid or step than the archive's, where another process writes it, and
-    where no frame at all can be used.
+    archive untouched, for other settings, grid or step than the archive's, where the step is unclear or more
+    frames are off it, where another process writes it, and where no frame at all can be used.
     """
     started = time.monotonic()
     if on_bad_file not in ("report", "raise"):
@@ -91,13 +98,13 @@ def ingest(
         found = scan(reader, paths, pool, raise_bad=raise_bad, progress=scan_progress)
         for why in found.bad_files.values():
             log.warning("Skipped: %s", why)
-        job = _Job(layout, reader, quality, region, settings, paths, raise_bad)
+        job = _Job(layout, reader, quality, region, settings, paths, raise_bad, replace, max_off_step)
         job.attrs |= attrs
         job.fit(found, existing)
         report = job.run(found, existing, pool, progress, started)
         if not report.num_written and not report.num_present:
             raise ValueError(f"Not one frame of {len(paths)} files could be used. {report.reasons()}")
-        if report.num_written or report.problems or not report.path.exists():
+        if report.num_written or report.num_replaced or report.problems or not report.path.exists():
             report.save()
     log.info("%s", report)
     return report
@@ -115,11 +122,15 @@ class _Job:
         settings: dict[str, Any],
         paths: list[Path],
         raise_bad: bool,
+        replace: bool,
+        max_off_step: float,
     ) -> None:
         self.layout, self.reader, self.quality, self.region = layout, reader, quality, region
-        self.paths, self.raise_bad = paths, raise_bad
+        self.paths, self.raise_bad, self.replace, self.max_off_step = paths, raise_bad, replace, max_off_step
+        self.source: Grid | None = None
         self.grid: Grid | None = None
         self.step_minutes = 0.0
+        self.differing: list[str] = []
         self.attrs = {
             "raincast_version": raincast.__version__,
             ATTR: json.dumps(settings),
@@ -134,8 +145,13 @@ class _Job:
             step = existing.step_minutes
         if step is None:
             raise ValueError(f"The step is unknown: one or two frames do not show it. Set {self._step_key()}=5")
+        if not found.step_minutes and not existing and (gaps := unclear_gaps(found.offers.times, step)):
+            raise ValueError(
+                f"The step is unclear: frames are {gaps} apart. State it, e.g. {self._step_key()}={step:g}"
+            )
         self.step_minutes = step
         self._check_period(found)
+        self.source = found.grid
         if self.quality.clutter:
             self.quality.clutter.check(found.grid)
         self.grid = self.region.grid(found.grid)
@@ -147,12 +163,23 @@ class _Job:
                 f"{existing.path} has a step of {existing.step_minutes:g} min, the files of {step:g} min. "
                 f"Choose another archive{'' if found.step_minutes else remedy}."
             )
+        if not existing.grid.same_as(self.grid) and self.region.crop is None:
+            self._turn_to(existing.grid)
         if not existing.grid.same_as(self.grid):
             raise ValueError(
                 f"{existing.path} has another grid ({place(existing.grid)}) than the files "
                 f"({place(self.grid)}). Choose another archive."
             )
         self.grid = existing.grid
+
+    def _turn_to(self, grid: Grid) -> None:
+        """Take images with rows or columns the other way round, if they then lie as in the archive."""
+        assert self.source is not None
+        for rows, columns in itertools.product((schema.FORWARD, schema.BACKWARD), repeat=2):
+            source = Grid(self.source.y[rows], self.source.x[columns], self.source.crs_wkt)
+            if grid.same_as(turned := self.region.grid(source)):
+                self.source, self.grid = source, turned
+                return
 
     def _step_key(self) -> str:
         """The key that states the step; among several readers that of the one that reads the first file."""
@@ -172,10 +199,17 @@ class _Job:
         """Write the days that have new frames."""
         start = existing.times[0] if existing else None
         offers, off_step = found.offers.split_by_step(self.step_minutes, start)
+        self._check_off_step(found.offers, off_step, existing)
         present = existing.times if existing else np.array([], "datetime64[ns]")
-        wanted = offers.take(~np.isin(offers.times, present))
+        known = np.isin(offers.times, present)
+        wanted, changed = offers.take(~known), offers.take(known & self._is_changed(offers))
         total = np.unique(wanted.times).size
-        tasks = [self._task(day, of_day, found) for day, of_day in wanted.by_day()]
+        days_wanted, days_changed = dict(wanted.by_day()), dict(changed.by_day())
+        none = offers.take(slice(0))
+        tasks = [
+            self._task(day, days_wanted.get(day, none), days_changed.get(day, none))
+            for day in sorted(days_wanted.keys() | days_changed.keys())
+        ]
         tell = None if progress is None else lambda done: progress(min(done, total), total)
         large = total * found.grid.shape[0] * found.grid.shape[1] >= LARGE_PIXELS
         days, failed = [], {}
@@ -188,27 +222,52 @@ class _Job:
                 log.error("%s was not written: %s", day, failed[day])
                 continue
             days.append(outcome)
+            self._tell_of_differing(tasks[number], outcome)
             for why in outcome.bad_files.values():
                 log.warning("Skipped: %s", why)
             if outcome.num_frames:
                 log.info("%s: %d frames, %d of them new", day, outcome.num_frames, len(outcome.written))
         return self._report(found, offers, off_step, present, days, failed, time.monotonic() - started)
 
-    def _task(self, day: np.datetime64, offers: Offers, found: Found) -> DayTask:
-        assert self.grid is not None
-        files, local = np.unique(offers.files, return_inverse=True)
+    def _check_off_step(self, offers: Offers, off_step: Offers, existing: Archive | None) -> None:
+        """ValueError, with the likely cause, where more frames than are allowed are off the step."""
+        if len(off_step) <= self.max_off_step * len(offers):
+            return
+        listed = ", ".join(self._text(off_step, number) for number in range(min(3, len(off_step))))
+        cause = off_step_cause(offers.times, off_step.times, self.step_minutes)
+        counted = f", counted from the first frame of {existing.path}," if existing else ""
+        raise ValueError(
+            f"{len(off_step)} of {len(offers)} frames are off the step of {self.step_minutes:g} min{counted} and "
+            f"would be lost, the first: {listed}. {cause} "
+            "To leave them out, set max_off_step=1 (the share that may be lost). Nothing was written."
+        )
+
+    def _is_changed(self, offers: Offers) -> npt.NDArray[np.bool_]:
+        """Of each frame whether its file is newer than the part of its day."""
+        files, of_file = np.unique(offers.files, return_inverse=True)
+        days, of_day = np.unique(offers.times.astype("datetime64[D]"), return_inverse=True)
+        file_times = np.array([_changed_ns(self.paths[file]) for file in files], np.int64)
+        part_times = np.array([_changed_ns(self.layout.part(day)) for day in days], np.int64)
+        newer: npt.NDArray[np.bool_] = file_times[of_file] > part_times[of_day]
+        return newer
+
+    def _task(self, day: np.datetime64, offers: Offers, changed: Offers) -> DayTask:
+        assert self.grid is not None and self.source is not None
+        files, local = np.unique(np.concatenate([offers.files, changed.files]), return_inverse=True)
         return DayTask(
             part=self.layout.part(day),
             reader=self.reader,
             quality=self.quality,
             region=self.region,
-            source=found.grid,
+            source=self.source,
             grid=self.grid,
             step_minutes=self.step_minutes,
             attrs=self.attrs,
             paths=[self.paths[file] for file in files],
-            offers=Offers(offers.times, local, offers.indices),
+            offers=Offers(offers.times, local[: len(offers)], offers.indices),
+            changed=Offers(changed.times, local[len(offers) :], changed.indices),
             raise_bad=self.raise_bad,
+            replace=self.replace,
         )
 
     def _report(
@@ -241,7 +300,17 @@ class _Job:
             num_missing=num_missing,
             missing_times=_texts(missing),
             seconds=round(seconds, 3),
+            differing=tuple(self.differing),
+            num_replaced=sum(day.num_replaced for day in days),
+            accompanying=found.accompanying,
         )
+
+    def _tell_of_differing(self, task: DayTask, result: DayResult) -> None:
+        texts = [f"{time.astype('datetime64[s]')} in {task.paths[file]}" for time, file in result.differing]
+        self.differing += texts
+        if texts:
+            remedy = "and was replaced" if self.replace else "set replace=true to take that of the file"
+            log.warning("%d frames: %s differs from the archive, %s", len(texts), texts[0], remedy)
 
     def _duplicates(self, offers: Offers) -> list[str]:
         numbers = np.flatnonzero(offers.repeats())
@@ -257,6 +326,43 @@ class _Job:
 
 def _texts(times: Times) -> tuple[str, ...]:
     return tuple(map(str, times.astype("datetime64[s]")))
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # on a cluster the files may lie where only its workers see them
+        return 0
+
+
+def unclear_gaps(times: Times, step_minutes: float) -> str:
+    """The commonest gaps in words where fewer than half of them are the step; '' where the step is clear."""
+    gaps, counts = np.unique(np.diff(np.unique(times)), return_counts=True)
+    if 2 * counts[gaps == schema.step_timedelta(step_minutes)].sum() >= counts.sum():
+        return ""
+    most = np.argsort(-counts, kind="stable")[:4]
+    return ", ".join(f"{gaps[n] / np.timedelta64(1, 'm'):g} min ({counts[n] / counts.sum():.0%})" for n in most)
+
+
+def off_step_cause(times: Times, off: Times, step_minutes: float) -> str:
+    """The likely cause why the times `off`, some of `times`, are off the step."""
+    step = schema.step_timedelta(step_minutes)
+    on = np.setdiff1d(times, off)
+    distance = np.minimum((off - on[0]) % step, (on[0] - off) % step)
+    if distance.max() < np.timedelta64(1, "m"):
+        return (
+            "They are less than a minute off it: the times are those of scans, which begin and end at other "
+            "seconds each time. Take nominal times (source=odim: source.valid_time=nominal)."
+        )
+    if np.unique(distance).size == 1 and (off.max() < on.min() or off.min() > on.max()):
+        minutes = distance[0] / np.timedelta64(1, "m")
+        return (
+            f"All frames {'before' if off.max() < on.min() else 'after'} the others are {minutes:g} min off: the "
+            "service changed what the time of a file means, for example from the start to the end of its interval."
+        )
+    common = np.gcd.reduce(np.diff(np.unique(times)).astype(np.int64)) / 60e9
+    finer = f", or state the finer step: {common:g} min" if common >= 1 and common < step_minutes else ""
+    return f"Two products, or files of two services, may lie together: give only those of one{finer}."
 
 
 def _most_frequent_gap(offers: Offers) -> float | None:

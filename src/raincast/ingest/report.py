@@ -25,7 +25,8 @@ class IngestReport:
     `off_step` say time and file. `num_missing` times are due between the first and the last frame offered and not
     in the archive, `missing_times` are the first `MOST_LISTED` of them; `empty_times` are those whose frame had
     every pixel missing. `failed_days` were not written, for want of disk or memory say, and are as they were: run
-    the same ingest again.
+    the same ingest again. `differing` frames changed since they were ingested, `num_replaced` of them were taken;
+    `accompanying` files are READMEs, checksums and the like.
     """
 
     archive: Path
@@ -40,6 +41,9 @@ class IngestReport:
     num_missing: int
     missing_times: tuple[str, ...]
     seconds: float
+    differing: tuple[str, ...] = ()
+    num_replaced: int = 0
+    accompanying: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -64,10 +68,24 @@ class IngestReport:
             f"{len(self.empty_times)} frames with every pixel missing": self.empty_times,
             f"{len(self.off_step)} frames off the step": self.off_step,
             f"{len(self.duplicates)} duplicates": self.duplicates,
+            self._differ(): self.differing,
+            self._accompany(): self.accompanying,
         }
         parts = [words for words, what in counts.items() if what]
         first = next(iter([*self.failed_days.values(), *self.bad_files.values()]), "")
         return ", ".join(parts) + (f"; the first: {first}" if first else "")
+
+    def _differ(self) -> str:
+        what = f"{len(self.differing)} frames differ from the archive"
+        return (
+            f"{what} and were replaced" if self.num_replaced else f"{what}: replace=true takes those of the files"
+        )
+
+    def _accompany(self) -> str:
+        names = ", ".join(Path(name).name for name in self.accompanying[:3])
+        return (
+            f"{len(self.accompanying)} files that are no radar data ({names}{' …' * (len(self.accompanying) > 3)})"
+        )
 
     def __str__(self) -> str:
         """One line for the user."""

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from raincast.ingest.files import accompanies
 from raincast.ingest.offers import Offers, Times
-from raincast.ingest.readers import Reader
+from raincast.ingest.readers import Head, Reader
 from raincast.schema import Grid, Meaning
 from raincast.system.pool import Pool, Tick
 
@@ -22,7 +23,10 @@ class BadFileError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """All frames of all good files; the grid is that of the earliest frame, and all files are on it."""
+    """All frames of all good files; the grid is that of the earliest frame, and all files are on it.
+
+    `accompanying` are READMEs, checksums and the like.
+    """
 
     offers: Offers
     grid: Grid
@@ -30,6 +34,7 @@ class Found:
     bad_files: dict[str, str]
     meanings: dict[int, Meaning]
     """What each file's rates are over time, by its number; absent for readers that do not say it."""
+    accompanying: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -42,16 +47,17 @@ class _Heads:
     grid_of: dict[int, int] = field(default_factory=dict)
     meanings: dict[int, Meaning] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
+    quality: dict[int, float] = field(default_factory=dict)
+    accompanying: list[int] = field(default_factory=list)
 
-    def add(
-        self, number: int, times: Times, step_minutes: float | None, grid: Grid, meaning: Meaning | None
-    ) -> None:
-        if not times.size:
+    def add(self, number: int, head: Head) -> None:
+        if not head.times.size:
             return
-        self.times[number], self.steps[number] = times, step_minutes
-        if meaning is not None:
-            self.meanings[number] = meaning
-        self.grid_of[number] = self._number_of(grid)
+        self.times[number] = head.times.astype("datetime64[ns]")
+        self.steps[number], self.quality[number] = head.step_minutes, head.quality
+        if head.meaning is not None:
+            self.meanings[number] = head.meaning
+        self.grid_of[number] = self._number_of(head.grid)
 
     def leave_out(self, number: int, why: str) -> None:
         """A file that is bad after all."""
@@ -61,10 +67,12 @@ class _Heads:
 
     def update(self, other: "_Heads") -> None:
         for number, times in other.times.items():
+            grid = other.grids[other.grid_of[number]]
             self.add(
-                number, times, other.steps[number], other.grids[other.grid_of[number]], other.meanings.get(number)
+                number, Head(times, grid, other.steps[number], other.meanings.get(number), other.quality[number])
             )
         self.bad |= other.bad
+        self.accompanying += other.accompanying
 
     def _number_of(self, grid: Grid) -> int:
         for number, known in enumerate(self.grids):
@@ -121,10 +129,11 @@ def scan(
     step_minutes = _keep_one_step(found, paths)
     if raise_bad and (odd := set(found.bad) - bad_before):
         raise BadFileError(found.bad[min(odd)])
-    offers = Offers.of_files(found.times)
+    offers = Offers.of_files(found.times, found.quality)
     grid = found.grids[found.grid_of[int(offers.files[0])]]
     bad = {str(paths[number]): why for number, why in found.bad.items()}
-    return Found(offers, grid, step_minutes, bad, found.meanings)
+    accompanying = tuple(str(paths[number]) for number in found.accompanying)
+    return Found(offers, grid, step_minutes, bad, found.meanings, accompanying)
 
 
 def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads:
@@ -134,20 +143,22 @@ def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads
         try:
             head = reader.scan(path)
         except Exception as error:  # whatever a library throws at one file, the others go on
-            if raise_bad:
+            if accompanies(path) and not reader.recognises(path):
+                heads.accompanying.append(number)
+            elif raise_bad:
                 raise BadFileError(reason(path, error)) from error
-            heads.bad[number] = reason(path, error)
+            else:
+                heads.bad[number] = reason(path, error)
         else:
-            times = head.times.astype("datetime64[ns]")
-            heads.add(number, times, head.step_minutes, head.grid, head.meaning)
+            heads.add(number, head)
         tick(1)
     return heads
 
 
 def _keep_one_grid(found: _Heads, paths: Sequence[Path]) -> None:
-    kinds: list[int] = []  # the first of the grids that are the same, of each
+    kinds: list[int] = []  # the first of the grids that are the same, of each, whatever the order of their rows
     for number, grid in enumerate(found.grids):
-        same = (kinds[k] for k in range(number) if kinds[k] == k and found.grids[k].same_as(grid))
+        same = (kinds[k] for k in range(number) if kinds[k] == k and grid.turn_to(found.grids[k]) is not None)
         kinds.append(next(same, number))
     kind_of = {file: kinds[number] for file, number in found.grid_of.items()}
     main, odd = _most(kind_of)

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from raincast.archive.head import is_zarr
-from raincast.ingest.files import find_files
+from raincast.ingest.files import accompanies, find_files
 
 TAKEN, CORRUPT, OTHER, OLD = "taken", "corrupt", "other", "old"
 TRIES = 3
 """How often an unreadable file is looked at before it counts as corrupt, waiting twice as long each time."""
-NOT_RADAR = frozenset({".csv", ".json", ".log", ".md", ".md5", ".part", ".partial", ".sha256", ".tmp", ".txt"})
-"""Suffixes of what lies beside radar files, and of files that a transfer is not done with."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,7 @@ class Folder:
         except FileNotFoundError:  # nothing yet
             return
         for file in found:
-            if (
-                file.name.startswith(".")
-                or file.suffix.lower() in NOT_RADAR
-                or (file.is_dir() and not is_zarr(file))
-            ):
+            if file.name.startswith(".") or accompanies(file) or (file.is_dir() and not is_zarr(file)):
                 continue
             try:
                 yield file, Sight.of(file)

@@ -36,6 +36,7 @@ class Offer:
     path: Path
     number: int
     arrived: float
+    quality: float = 0.0
 
 
 class Intake:
@@ -82,7 +83,7 @@ class Intake:
         offers, fresh_files = self._offers(ready, now, stopped)
         used: dict[Path, int] = dict.fromkeys(fresh_files, 0)
         broken: set[Path] = set()
-        offers.sort(key=lambda offer: (offer.time, offer.arrived))
+        offers.sort(key=lambda offer: (offer.time, -offer.quality, offer.arrived))
         newest = max((offer.time for offer in offers if not self._is_future(offer.time, now)), default=None)
         for start in range(0, len(offers), CHUNK):
             new = 0
@@ -112,11 +113,12 @@ class Intake:
                 head = self.reader.scan(path)
                 for number, time in enumerate(head.times.astype("datetime64[ns]")):
                     if self.seen.get(time) == str(path) and seconds_of(time) >= first:
-                        frame = self._read(path, number)
-                        if self.grid is not None and not frame.grid.same_as(self.grid):
+                        frame = self._read_as_it_is(path, number)
+                        if self.grid is not None and frame.grid.turn_to(self.grid) is None:
                             self.recent.clear()  # the later grid counts
-                        self.recent.add(time, frame)
-                        self.grid = frame.grid
+                            self.grid = None
+                        self.grid = self.grid or frame.grid
+                        self.recent.add(time, frame.turned_to(self.grid))
                         self.arrived[time] = self.folder.arrived(path)
             except Exception as error:  # whatever a library throws: the file was good once, and is no longer
                 log.warning("%s was read before and cannot be any more: %s", path, error)
@@ -150,7 +152,8 @@ class Intake:
             if head is None:
                 continue
             arrived = self.folder.arrived(path)
-            own = [Offer(t, path, n, arrived) for n, t in enumerate(head.times.astype("datetime64[ns]"))]
+            times = head.times.astype("datetime64[ns]")
+            own = [Offer(time, path, number, arrived, head.quality) for number, time in enumerate(times)]
             newest = max((offer.time for offer in offers), default=None)
             useless = 0 if any(self._is_near(offer.time, newest) for offer in own) else useless + 1
             offers += own
@@ -173,12 +176,13 @@ class Intake:
                 now,
             )
             return None
-        if self.grid is not None and not head.grid.same_as(self.grid):
+        if self.grid is not None and head.grid.turn_to(self.grid) is None:
             if not self._is_of_a_new_grid(head, now):
                 self._refuse(path, f"its grid of {head.grid.shape} is not that of the frames before it", now)
                 return None
             self._begin_anew(path, head)
-        self.grid = head.grid
+            self.grid = None
+        self.grid = self.grid or head.grid  # the row order of the first: others are turned to it
         return head
 
     def _is_of_a_new_grid(self, head: Head, now: float) -> bool:
@@ -254,6 +258,10 @@ class Intake:
         return True
 
     def _read(self, path: Path, number: int) -> Frame:
+        frame = self._read_as_it_is(path, number)
+        return frame if self.grid is None else frame.turned_to(self.grid)
+
+    def _read_as_it_is(self, path: Path, number: int) -> Frame:
         frames = slice(number, number + 1)
         return Frame.of(self.reader.read(path, frames, step_minutes=self.recent.step_minutes))
 

@@ -1,5 +1,6 @@
 """The newest frames in memory, as a series that forecasts are made of."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,6 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.forecasting import grid_of
 from raincast.schema import Grid
 
 Times = npt.NDArray[np.datetime64]
@@ -30,7 +30,14 @@ class Frame:
         """The only frame of a reader's Dataset."""
         rain = dataset[schema.RAIN]
         attrs = {key: value for key, value in dataset.attrs.items() if key != schema.STEP_MINUTES}
-        return cls(rain.values[0], grid_of(dataset), str(rain.attrs["cell_methods"]), attrs)
+        return cls(rain.values[0], schema.grid_of(dataset), str(rain.attrs["cell_methods"]), attrs)
+
+    def turned_to(self, grid: Grid) -> "Frame":
+        """With rows and columns in the order of `grid`; ValueError where its pixels are others."""
+        turn = self.grid.turn_to(grid)
+        if turn is None:
+            raise ValueError(f"its grid of {self.grid.shape} is not that of the frames before it")
+        return dataclasses.replace(self, rain=self.rain[turn], grid=grid)
 
 
 class RecentFrames:

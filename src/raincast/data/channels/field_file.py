@@ -30,7 +30,7 @@ def field_files(path: str, name: str) -> list[Path]:
         files = sorted(found.glob("*.nc")) or sorted(found.glob("*.zarr"))
     else:
         # as in a shell: a path that exists may hold a *, and a pattern may be absolute
-        files = [found] if found.exists() else sorted(map(Path, glob.glob(path)))  # noqa: PTH207
+        files = [found] if found.exists() else sorted(map(Path, glob.glob(path, recursive=True)))  # noqa: PTH207
     if not files:
         raise FileNotFoundError(
             f"channels.{name}.path={path}: there is no such file, and no .nc or .zarr in it. Give the files that "

@@ -11,7 +11,7 @@ import xarray as xr
 from raincast import schema
 from raincast.forecasting.files.netcdf import write_forecast
 from raincast.forecasting.gaps import on_times
-from raincast.forecasting.series import Series, grid_of
+from raincast.forecasting.series import Series
 
 FORMATS = ("netcdf", "zarr", "geotiff")
 
@@ -143,7 +143,7 @@ def _animate(
     return forecast_animation(
         frames[schema.RAIN].values,
         forecast[schema.RAIN].values,
-        grid=grid_of(frames),
+        grid=schema.grid_of(frames),
         init_time=init_time,
         step_minutes=float(forecast.attrs[schema.STEP_MINUTES]),
         path=path,

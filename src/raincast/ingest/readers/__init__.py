@@ -45,13 +45,15 @@ class Head:
 
     `times` are the valid times (UTC) in the order of the file, not necessarily ascending; `step_minutes` is
     None where the file does not state the time between frames. `meaning` is what its rates are over time: None
-    where the reader does not say it before a frame is read.
+    where the reader does not say it before a frame is read. Of frames with the same time in several files that of
+    the highest `quality` is taken; 0 where nothing is stated.
     """
 
     times: npt.NDArray[np.datetime64]
     grid: Grid
     step_minutes: float | None
     meaning: Meaning | None = None
+    quality: float = 0.0
 
 
 class Reader(Protocol):

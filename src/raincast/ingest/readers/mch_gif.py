@@ -56,7 +56,9 @@ class MCHGif:
     def scan(self, path: Path) -> Head:
         """Time, grid and step of one file."""
         with naming(path, FORMAT), _open(path) as image:
-            return Head(np.array([_time(path, image)]), _grid(), self.step_minutes or MINUTES, MEANING)
+            times = np.array([_time(path, image)])
+            quality = quality_in_name(path.name)
+            return Head(times, _grid(), self.step_minutes or MINUTES, MEANING, quality)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
@@ -70,6 +72,12 @@ class MCHGif:
                 cell_methods=MEANING.cell_methods,
                 attrs={"source": self.source, "zr_a": SCALE.a, "zr_b": SCALE.b} | MEANING.attrs(step),
             )
+
+
+def quality_in_name(name: str) -> float:
+    """The digit of quality in a CombiPrecip name, CPC2335513304_00060.001.h5: 0, or 1 to 9 for the best."""
+    match = re.match(r"CPC\d{9}(\d)_\d{5}\.", name, re.IGNORECASE)
+    return float(match[1]) if match else 0.0
 
 
 def _open(path: Path) -> Any:

@@ -28,6 +28,7 @@ from raincast.ingest.readers.common.odim_file import (
 )
 from raincast.ingest.readers.common.unpack import in_member
 from raincast.ingest.readers.common.values import equals, is_nan
+from raincast.ingest.readers.mch_gif import quality_in_name
 from raincast.ingest.readers.polar import POLAR_OBJECTS, refuse
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
@@ -91,7 +92,8 @@ class ODIM:
         """Times and grid; the format does not state the time between frames."""
         with naming(path, FORMAT):
             frames = self._frames(path)
-            return Head(_times(frames), frames[0].grid, self.step_minutes, frames[0].meaning)
+            quality = quality_in_name(path.name)
+            return Head(_times(frames), frames[0].grid, self.step_minutes, frames[0].meaning, quality)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The frames numbered `frames`; a block of rows at a time, for continental images come as float64."""
