@@ -149,5 +149,10 @@ def check_fits(first: Head, other: Head, path: Path) -> None:
             f"{path} mixes steps: {first.step_minutes} min in {first.path.name}, "
             f"{other.step_minutes} min in {other.path.name}."
         )
+    if not first.meaning.same_as(other.meaning):
+        raise ValueError(
+            f"{path} mixes {first.meaning} in {first.path.name} and {other.meaning} in {other.path.name}. Ingest "
+            "each kind into its own archive."
+        )
     if (other.times[0] - first.times[0]) % schema.step_timedelta(first.step_minutes):
         raise ValueError(f"{other.path.name} is off the step of {first.step_minutes} min of {path}.")

@@ -161,6 +161,8 @@ class FileSeries:
         self._kept = {time: self._frame(time, step_minutes) for time in wanted.astype("datetime64[ns]")}
         pieces = list(self._kept.values())
         newest = pieces[-1]
+        if len(kinds := {str(piece[schema.RAIN].attrs["cell_methods"]) for piece in pieces}) > 1:
+            raise ValueError(f"The frames mix rates of {' and '.join(sorted(kinds))}: give files of one kind.")
         grid = schema.grid_of(newest)
         return schema.rain_dataset(
             np.concatenate([_turned(piece, grid) for piece in pieces]),
@@ -198,16 +200,29 @@ class FileSeries:
     def _on_one_grid(self) -> dict[np.datetime64, tuple[Path, int]]:
         """The frames whose files are on the grid of the newest; the others are named once."""
         if self._fitting is None:
-            newest = self.heads[self.where[max(self.where)][0]].grid if self.where else None
-            foreign = {file for file, head in self.heads.items() if newest and head.grid.turn_to(newest) is None}
+            newest = self.heads[self.where[max(self.where)][0]] if self.where else None
+            foreign = {file for file, head in self.heads.items() if newest and not _fits(head, newest)}
             if foreign - self._foreign:
                 log.warning(
-                    "%d of %d files are left out, for they are on another grid than the newest: %s",
-                    len(foreign), len(self.heads), ", ".join(str(file) for file in sorted(foreign)),
+                    "%d of %d files are left out: their grid or meaning (%s) is not that of the newest (%s): %s",
+                    len(foreign), len(self.heads), self.heads[min(foreign)].meaning, newest and newest.meaning,
+                    ", ".join(str(file) for file in sorted(foreign)),
                 )  # fmt: skip
             self._foreign = foreign
             self._fitting = {time: place for time, place in self.where.items() if place[0] not in foreign}
         return self._fitting
+
+
+def _fits(head: Head, newest: Head) -> bool:
+    """Whether the frames of two files may lie in one series: the same pixels, rates of the same meaning."""
+    if head.grid.turn_to(newest.grid) is None:
+        return False
+    one, other = head.meaning, newest.meaning
+    if one is None or other is None:
+        return True
+    if one.is_averaged and other.is_averaged and (one.minutes is None or other.minutes is None):
+        return True  # the period is asked for elsewhere
+    return one.same_as(other)
 
 
 def _is_of(frame: xr.Dataset, time: np.datetime64) -> bool:

@@ -16,7 +16,7 @@ from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Reader
 from raincast.ingest.region import Region
 from raincast.ingest.scan import BadFileError, reason
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.system.pool import Tick
 
 CAPPED = schema.CAPPED_PIXELS
@@ -39,6 +39,7 @@ class DayTask:
     grid: Grid
     step_minutes: float
     attrs: Mapping[str, Any]
+    meaning: Meaning | None
     paths: list[Path]
     offers: Offers
     changed: Offers
@@ -90,7 +91,7 @@ class _Day:
         self.num_copied = 0
         self.replaced: set[np.datetime64] = set()
         self.attrs: dict[str, Any] | None = None
-        # one part holds means or momentary rates, not both
+        self.meaning = old.meaning if old else task.meaning
         self.cell_methods = str(old.rain_attrs["cell_methods"]) if old else None
 
     def write(self) -> DayResult:
@@ -234,10 +235,12 @@ class _Day:
             raise ValueError(f"{path} holds {rain.shape}, not {(high - low + 1, *task.shape)} (time, y, x)")
         if (dataset[schema.TIME].values[offers.indices - low] != offers.times).any():
             raise ValueError(f"{path} changed while it was ingested: its times are others now")
-        if self.cell_methods not in (None, cell_methods):
+        meaning = schema.meaning_of(cell_methods, dataset.attrs, task.step_minutes)
+        if self.meaning is None:
+            self.meaning = meaning
+        elif not meaning.same_as(self.meaning):
             raise ValueError(
-                f"{path} holds rates of '{cell_methods}', the others of '{self.cell_methods}': means and "
-                "momentary rates do not mix. Ingest each into its own archive"
+                f"{path} holds {meaning}, the others {self.meaning}. Ingest each into its own archive"
             )
         turn = schema.grid_of(dataset).turn_to(task.source)
         if turn is None:

@@ -26,7 +26,7 @@ from raincast.ingest.region import Region
 from raincast.ingest.report import IngestReport, missing_times
 from raincast.ingest.scan import BadFileError, Found, place, scan
 from raincast.ingest.settings import ATTR, check_attrs, check_same, describe
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 from raincast.system.dask_pool import Cluster
 from raincast.system.lock import locked
 from raincast.system.pool import Pool
@@ -130,6 +130,7 @@ class _Job:
         self.source: Grid | None = None
         self.grid: Grid | None = None
         self.step_minutes = 0.0
+        self.meaning: Meaning | None = None
         self.differing: list[str] = []
         self.attrs = {
             "raincast_version": raincast.__version__,
@@ -155,10 +156,14 @@ class _Job:
         if self.quality.clutter:
             self.quality.clutter.check(found.grid)
         self.grid = self.region.grid(found.grid)
+        self.meaning = self._find_meaning(found, existing)
         if existing is None:
             return
         if step != existing.step_minutes:
-            remedy = f", or set {self._step_key()}={existing.step_minutes:g} if these are gaps"
+            is_momentary = self.meaning is not None and not self.meaning.is_averaged
+            remedy = (
+                f", or set {self._step_key()}={existing.step_minutes:g} if these are gaps" if is_momentary else ""
+            )
             raise ValueError(
                 f"{existing.path} has a step of {existing.step_minutes:g} min, the files of {step:g} min. "
                 f"Choose another archive{'' if found.step_minutes else remedy}."
@@ -171,6 +176,31 @@ class _Job:
                 f"({place(self.grid)}). Choose another archive."
             )
         self.grid = existing.grid
+
+    def _find_meaning(self, found: Found, existing: Archive | None) -> Meaning | None:
+        """What all rates are over time, None where nobody says it; ValueError where files or archive differ."""
+        before, where = (existing.meaning, existing.path) if existing else (None, None)
+        meanings = found.meanings or self._meaning_of_first(found)
+        for file, meaning in sorted(meanings.items()):
+            own = meaning.over(self.step_minutes)
+            if before is not None and not own.same_as(before):
+                raise ValueError(
+                    f"{self.paths[file]} holds {own}, {where} holds {before}. They do not mix: ingest each kind "
+                    "into its own archive."
+                )
+            if before is None:
+                before, where = own, self.paths[file]
+        return before
+
+    def _meaning_of_first(self, found: Found) -> dict[int, Meaning]:
+        """From the first frame, for readers that do not state it before they read."""
+        file, index = int(found.offers.files[0]), int(found.offers.indices[0])
+        try:
+            dataset = self.reader.read(self.paths[file], slice(index, index + 1), step_minutes=self.step_minutes)
+        except Exception:  # whatever a library throws: what is wrong with the file is told when its day is read
+            return {}
+        methods = dataset[schema.RAIN].attrs.get("cell_methods")
+        return {file: schema.meaning_of(methods, dataset.attrs, self.step_minutes)}
 
     def _turn_to(self, grid: Grid) -> None:
         """Take images with rows or columns the other way round, if they then lie as in the archive."""
@@ -263,6 +293,7 @@ class _Job:
             grid=self.grid,
             step_minutes=self.step_minutes,
             attrs=self.attrs,
+            meaning=self.meaning,
             paths=[self.paths[file] for file in files],
             offers=Offers(offers.times, local[: len(offers)], offers.indices),
             changed=Offers(changed.times, local[len(offers) :], changed.indices),

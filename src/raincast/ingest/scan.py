@@ -126,6 +126,7 @@ def scan(
         raise ValueError(f"Not one of {len(paths)} files could be read: {reasons or 'they hold no frames'}")
     bad_before = set(found.bad)
     _keep_one_grid(found, paths)
+    _keep_one_meaning(found, paths)
     step_minutes = _keep_one_step(found, paths)
     if raise_bad and (odd := set(found.bad) - bad_before):
         raise BadFileError(found.bad[min(odd)])
@@ -184,6 +185,26 @@ def _keep_one_step(found: _Heads, paths: Sequence[Path]) -> float | None:
             f"{paths[odd[0]]}. Ingest each into its own archive."
         )
     return step_minutes
+
+
+def _keep_one_meaning(found: _Heads, paths: Sequence[Path]) -> None:
+    """ValueError for momentary rates beside averages, and for two periods.
+
+    Averages whose period is not stated fit others: it is settled with the step.
+    """
+    periods = {file: meaning.minutes if meaning.is_averaged else 0.0 for file, meaning in found.meanings.items()}
+    stated = {file: round(minutes, 3) for file, minutes in periods.items() if minutes is not None}
+    if not stated:
+        return
+    main, odd = _most(stated)
+    if stated[main[0]] == 0.0:
+        odd = sorted(periods.keys() - set(main))
+    names = [f"{paths[file]} holds {found.meanings[file]}" for file in (main[0], *odd)]
+    if _few(odd, main):
+        for file, name in zip(odd, names[1:], strict=True):
+            found.leave_out(file, f"{name}; {names[0]}, as most do")
+    elif odd:
+        raise ValueError(f"{names[0]}, {names[1]}. They do not mix: ingest each kind into its own archive.")
 
 
 def _most(kind_of: Mapping[int, Hashable]) -> tuple[list[int], list[int]]:

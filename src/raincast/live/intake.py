@@ -15,7 +15,7 @@ from raincast.live.clock import seconds_of, time_of
 from raincast.live.folder import OLD, OTHER, TAKEN, Folder
 from raincast.live.recent import Frame, RecentFrames
 from raincast.live.status import Record
-from raincast.schema import Grid
+from raincast.schema import Grid, Meaning
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class Intake:
         self.num_bad = 0
         self.grid: Grid | None = None
         """of the frames so far"""
+        self.meaning: Meaning | None = None
         self.num_grids = 1
         self._first = True
 
@@ -79,7 +80,7 @@ class Intake:
         """Take what has arrived, in the order of time, a few frames at once; how many of them are new."""
         ready = self.folder.look(now)
         if self.recent.newest is None:
-            self.grid = None  # the newest file says which it is
+            self.grid = self.meaning = None  # the newest file says which it is
         offers, fresh_files = self._offers(ready, now, stopped)
         used: dict[Path, int] = dict.fromkeys(fresh_files, 0)
         broken: set[Path] = set()
@@ -181,7 +182,12 @@ class Intake:
                 self._refuse(path, f"its grid of {head.grid.shape} is not that of the frames before it", now)
                 return None
             self._begin_anew(path, head)
-            self.grid = None
+            self.grid = self.meaning = None
+        meaning = head.meaning and head.meaning.over(self.recent.step_minutes)
+        if meaning and self.meaning and not meaning.same_as(self.meaning):
+            self._refuse(path, f"it holds {meaning}, the frames before it {self.meaning}", now)
+            return None
+        self.meaning = self.meaning or meaning
         self.grid = self.grid or head.grid  # the row order of the first: others are turned to it
         return head
 

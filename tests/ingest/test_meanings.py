@@ -1,0 +1,119 @@
+"""Momentary rates, means and depths over other periods never lie in one archive or series."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_odim
+
+from raincast import schema
+from raincast.archive import Archive, write_part
+from raincast.forecasting import open_series
+from raincast.ingest import ingest
+from raincast.ingest.readers.cf import CF
+from raincast.ingest.readers.odim import ODIM
+from raincast.live.folder import Folder
+from raincast.live.intake import Intake
+from raincast.live.status import Record
+
+
+def odim(path: Path, time: str, quantity: str, minutes: int = 60) -> Path:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    end = np.datetime64(time, "s")
+    start = end - np.timedelta64(minutes if quantity == "ACRR" else 0, "m")
+    stamps = {}
+    for which, at in (("start", start), ("end", end)):
+        stamps[f"{which}date"], stamps[f"{which}time"] = str(at).replace("-", "").replace(":", "").split("T")
+    nominal = {"date": stamps["enddate"], "time": stamps["endtime"]}
+    images = {"dataset1/data1": (test_odim.CODES, test_odim.RATE | {"quantity": quantity})}
+    return test_odim.write(path, images, levels={"dataset1": stamps}, nominal=nominal)
+
+
+def days(folder: Path) -> None:
+    """A day of momentary rates, and a day of hourly depths, both every 15 min."""
+    for minute in (0, 15, 30, 45):
+        odim(folder / f"rate_{minute:02d}.hdf", f"2020-06-01T00:{minute:02d}", "RATE")
+        odim(folder / f"acrr_{minute:02d}.hdf", f"2020-06-02T00:{minute:02d}", "ACRR")
+
+
+def cf(path: Path, start: str, *, step: int = 5, cell_methods: str = "time: point", **attrs: float) -> Path:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    times = np.datetime64(start, "ns") + np.timedelta64(step, "m") * np.arange(4)
+    dataset = schema.rain_dataset(
+        np.ones((4, 6, 5), np.float32), times, schema.mock_grid(6, 5), step_minutes=step, cell_methods=cell_methods
+    )
+    dataset.attrs |= attrs
+    dataset.to_netcdf(path)
+    return path
+
+
+def test_rates_and_depths_are_refused_with_both_named(tmp_path: Path) -> None:
+    days(tmp_path / "in")
+    both = r"depths over 60 min \(ACRR\), .*momentary rates \(RATE\)\. They do not mix"
+    with pytest.raises(ValueError, match=both):
+        ingest(tmp_path / "in", tmp_path / "out", ODIM())
+    assert not (tmp_path / "out").exists()
+    ingest(f"{tmp_path}/in/rate*", tmp_path / "out", ODIM())
+    with pytest.raises(ValueError, match=r"acrr_00\.hdf holds depths over 60 min \(ACRR\), .*out holds momentary"):
+        ingest(f"{tmp_path}/in/acrr*", tmp_path / "out", ODIM())
+    assert Archive.open(tmp_path / "out").num_times == 4
+    ingest(f"{tmp_path}/in/acrr*", tmp_path / "hours", ODIM())
+    with pytest.raises(ValueError, match="holds momentary rates .*hours holds means over 60 min"):
+        ingest(f"{tmp_path}/in/rate*", tmp_path / "hours", ODIM())
+    quarters = odim(tmp_path / "quarter.hdf", "2020-06-02T01:00", "ACRR", minutes=15)
+    with pytest.raises(ValueError, match="holds depths over 15 min .*hours holds means over 60 min"):
+        ingest(quarters, tmp_path / "hours", ODIM())
+
+
+def test_one_file_of_another_meaning_is_a_bad_file(tmp_path: Path) -> None:
+    days(tmp_path / "in")
+    for minute in (15, 30, 45):
+        (tmp_path / f"in/acrr_{minute}.hdf").unlink()
+    report = ingest(tmp_path / "in", tmp_path / "out", ODIM())
+    (why,) = report.bad_files.values()
+    assert "acrr_00.hdf holds depths over 60 min (ACRR); " in why and report.num_written == 4
+
+
+def test_no_setting_is_suggested_that_would_make_hourly_depths_pass(tmp_path: Path) -> None:
+    ingest(cf(tmp_path / "a.nc", "2020-06-01T00:00", cell_methods="time: mean"), tmp_path / "out", CF())
+    hourly = cf(tmp_path / "b.nc", "2020-06-02T00:00", step=60, cell_methods="time: mean")
+    with pytest.raises(ValueError, match="means over 60 min.*out holds means over 5 min") as error:
+        ingest(hourly, tmp_path / "out", CF())
+    assert "step_minutes" not in str(error.value)
+
+
+def test_an_archive_of_two_meanings_cannot_be_opened(tmp_path: Path) -> None:
+    for name, methods in (("a", "time: point"), ("b", "time: mean")):
+        dataset = schema.mock_archive(4, start=f"2020-01-0{1 + (name == 'b')}T00:00")
+        dataset[schema.RAIN].attrs["cell_methods"] = methods
+        write_part(dataset, tmp_path / f"{name}.nc")
+    with pytest.raises(ValueError, match=r"mixes momentary rates in a\.nc and means over 5 min in b\.nc"):
+        Archive.open(tmp_path)
+
+
+def test_input_of_a_forecast_is_of_the_newest_meaning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    days(tmp_path / "in")
+    series = open_series(tmp_path / "in", ODIM())
+    assert series.times.size == 4 and series.times.min() == np.datetime64("2020-06-02")
+    assert "4 of 8 files are left out" in caplog.text and "momentary rates (RATE)" in caplog.text
+
+
+def test_live_mode_refuses_another_meaning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    days(tmp_path / "all")
+    (tmp_path / "in").mkdir()
+    record = Record()
+    intake = Intake(
+        Folder(tmp_path / "in", settle_s=0),
+        ODIM(),
+        record,
+        step_minutes=15,
+        input_steps=4,
+        max_age_minutes=None,
+        seen_hours=1,
+    )
+    for name in ("rate_00", "rate_15", "acrr_00"):
+        shutil.copy(tmp_path / f"all/{name}.hdf", tmp_path / "in")
+        list(intake.chunks(2e9, lambda: False))
+    assert intake.recent.times.size == 2 and record.counts["other"] == 1
+    assert "it holds depths over 60 min (ACRR), the frames before it momentary rates (RATE)" in caplog.text
