@@ -2,12 +2,14 @@
 
 import dataclasses
 import gzip
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
+import netCDF4
 import numpy as np
 import pytest
 import test_bom
@@ -157,15 +159,41 @@ def test_what_is_packed_and_not_read_so_is_to_be_unpacked(tmp_path: Path, mode: 
         Auto(READERS).scan(path)
 
 
-@pytest.mark.parametrize("write", [write_nexrad, write_cfradial, lambda path: test_odim.write(path, kind="SCAN")])
-def test_polar_files_are_refused_with_the_way_to_grid_them(tmp_path: Path, write: Callable[[Path], Path]) -> None:
-    path = write(tmp_path / "a.bin")
+def write_cfradial3(path: Path) -> Path:
+    with netCDF4.Dataset(path, "w", format="NETCDF3_CLASSIC") as file:
+        file.Conventions = "CF/Radial instrument_parameters"
+        file.createDimension("time", 3)
+        file.createVariable("azimuth", "f4", ("time",))[:] = [0, 1, 2]
+    return path
+
+
+def with_bytes(content: bytes) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        path.write_bytes(content.ljust(400, b"\0"))
+        return path
+
+    return write
+
+
+POLAR = {
+    "NEXRAD level 2": write_nexrad,
+    "NEXRAD level 3": with_bytes(b"SDUS53 KDMX 010005\r\r\nN0RDMX\r\r\n\x00\x13"),
+    "CfRadial": write_cfradial,
+    "CfRadial in netCDF-3": write_cfradial3,
+    "ODIM HDF5, object SCAN": lambda path: test_odim.write(path, kind="SCAN"),
+    "SIGMET IRIS RAW": with_bytes(b"\x1b\0\x08\0".ljust(12, b"\0") + b"\x1a\0".ljust(12, b"\0") + b"\x0f\0"),
+    "Rainbow": with_bytes(b'<volume version="5.34.16" datetime="2013-05-10T00:00:06" type="vol">'),
+    "DWD DX": with_bytes(b"DX021655109080608BY54213VS 2CO0CD2CS0EP0.30.40.40.40.50.8"),
+}
+
+
+@pytest.mark.parametrize("kind", POLAR)
+def test_polar_files_are_refused_with_the_way_to_grid_them(tmp_path: Path, kind: str) -> None:
+    path = POLAR[kind](tmp_path / "a.bin")
+    named = re.escape(kind.removesuffix(" in netCDF-3"))
     for reader in (Polar(), Auto(READERS)):
         for call in (reader.scan, reader.read):
-            with pytest.raises(
-                ValueError,
-                match=r"a\.bin \((NEXRAD level 2|CfRadial|ODIM HDF5, object SCAN)\) holds rays.*source=cf",
-            ):
+            with pytest.raises(ValueError, match=rf"a\.bin \({named}\) holds rays.*source=cf"):
                 call(path)
     with pytest.raises(ValueError, match=r"b\.nc is no polar file that raincast knows: take source=auto"):
         Polar().scan(write_cf(tmp_path / "b.nc"))

@@ -1,5 +1,7 @@
 """Polar volumes and sweeps: recognised, and refused with the way to grid them."""
 
+import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -8,15 +10,22 @@ import numpy as np
 import xarray as xr
 
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, starts_with
+from raincast.ingest.readers.cf import NETCDF3_SIGNATURES
 from raincast.ingest.readers.common.packed import first_bytes
 
-NEXRAD_SIGNATURES = (b"AR2V", b"ARCHIVE2")  # NOAA ICD 2620010, volume header record
+# NOAA ICD 2620010, the volume header record; ICD 2620001, the WMO heading before a product
+NEXRAD_SIGNATURES = (b"AR2V", b"ARCHIVE2")
+NEXRAD_PRODUCT = re.compile(rb"(\x01\r\r\n\d{3} ?\r\r\n)?SDUS\d\d [A-Z]{4} \d{6}")
+RAINBOW = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<volume\s")  # Leonardo Rainbow 5, file formats
+SIGMET = struct.pack("<h", 27), struct.pack("<h", 26), struct.pack("<h", 15)
+"""At bytes 0, 12 and 24: product header, product configuration, RAW (IRIS Programming Guide M211318EN)."""
+DX = re.compile(rb"DX\d{15}BY *\d")  # DWD, radar product DX: a sweep of one radar
 POLAR_OBJECTS = ("PVOL", "SCAN", "RAY", "AZIM", "ELEV")  # what/object of ODIM_H5
 
 
 @dataclass(frozen=True)
 class Polar:
-    """ODIM volumes and scans, CfRadial in netCDF-4, NEXRAD level 2 (gzipped or plain): never read.
+    """ODIM volumes and scans, CfRadial, NEXRAD levels 2 and 3, SIGMET, Rainbow, DX; gzipped or plain: never read.
 
     raincast forecasts fields on a map; how rays become one (height, beam blockage, overlap) is a choice that
     the tools made for it should make.
@@ -37,9 +46,20 @@ class Polar:
 
 def polar_kind(path: Path) -> str | None:
     """Which polar format `path` is; None for none or where it cannot be read."""
-    if first_bytes(path, 8).startswith(NEXRAD_SIGNATURES):
+    start = first_bytes(path, 256)
+    if start.startswith(NEXRAD_SIGNATURES):
         return "NEXRAD level 2"
-    return _hdf5_kind(path) if starts_with(path, HDF5_SIGNATURE) else None
+    if NEXRAD_PRODUCT.match(start):
+        return "NEXRAD level 3"
+    if RAINBOW.match(start):
+        return "Rainbow"
+    if (start[:2], start[12:14], start[24:26]) == SIGMET:
+        return "SIGMET IRIS RAW"
+    if DX.match(start):
+        return "DWD DX"
+    if start.startswith(HDF5_SIGNATURE):
+        return _hdf5_kind(path)
+    return _netcdf3_kind(path) if starts_with(path, *NETCDF3_SIGNATURES) else None
 
 
 def refuse(path: Path, kind: str | None) -> NoReturn:
@@ -64,6 +84,18 @@ def _hdf5_kind(path: Path) -> str | None:
             conventions = _text(file.attrs.get("Conventions", ""))
             return "CfRadial" if "radial" in conventions.lower() else None
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _netcdf3_kind(path: Path) -> str | None:
+    import netCDF4
+
+    try:
+        with netCDF4.Dataset(path) as file:
+            conventions = str(getattr(file, "Conventions", ""))
+            has_rays = {"azimuth", "elevation", "range"} <= file.variables.keys()
+            return "CfRadial" if "radial" in conventions.lower() or has_rays else None
+    except (OSError, RuntimeError, ValueError, AttributeError, UnicodeError):
         return None
 
 

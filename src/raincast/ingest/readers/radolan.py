@@ -188,6 +188,8 @@ def _parse(start: bytes) -> _Header:
 
 def _check(product: str, site: str, shape: tuple[int, int]) -> None:
     """ValueError for what is no rain, no composite, or on a grid whose place is not known."""
+    if product == "DX":
+        raise ValueError("it is a sweep of one radar (DX): take source=polar to see how such files are gridded")
     if product not in REFLECTIVITY + DEPTH:
         raise ValueError(f"it is the product {product}: read are {', '.join(REFLECTIVITY + DEPTH)}")
     if site != COMPOSITE:
