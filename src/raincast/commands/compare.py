@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def run(cfg: DictConfig) -> "xr.Dataset":
     """Join the scores of `cfg.compare`, and write report.html, scores.nc, scores.csv and csi.png."""
-    from raincast.evaluation import Resampling, join, with_intervals
+    from raincast.evaluation import Resampling, blocks, join, with_intervals
     from raincast.evaluation.report.page import Evaluation, write_report
     from raincast.evaluation.report.score_figures import csi_plot
 
@@ -27,7 +27,10 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         raise ValueError(f"compare= forecasts nothing: leave checkpoint={cfg.checkpoint} out.")
     each = read(paths)
     how = Resampling(cfg.resamples, cfg.confidence, cfg.resampling_seed)
-    scores = with_intervals(join(each), how).assign_attrs(compared=", ".join(map(str, paths)))
+    joined = join(each)
+    if any("event_hours_from" in scores.attrs for scores in each.values()):
+        joined = blocks.automatic(joined)  # the differences are others now
+    scores = with_intervals(joined, how).assign_attrs(compared=", ".join(map(str, paths)))
     _tell_of_events(each, scores)
     run_dir = Path(cfg.paths.run_dir)
     text, files = write_tables(scores, run_dir)
@@ -76,13 +79,14 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _tell_of_events(each: "dict[str, xr.Dataset]", scores: "xr.Dataset") -> None:
-    num = scores.sizes["event"]
-    left = {label: own.sizes["event"] - num for label, own in each.items() if own.sizes["event"] > num}
-    if left:
+    num = int(scores["num_windows"].sum())
+    left = {label: int(own["num_windows"].sum()) - num for label, own in each.items()}
+    if any(left.values()):
         log.warning(
-            "%d events are scored on the same pixels in all files, and are compared; left out are %s.",
+            "%d windows in %d events are scored on the same pixels in all files, and are compared; left out are %s.",
             num,
-            ", ".join(f"{count} of {label}" for label, count in left.items()),
+            scores.sizes["event"],
+            ", ".join(f"{count} of {label}" for label, count in left.items() if count),
         )
 
 

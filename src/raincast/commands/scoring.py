@@ -3,9 +3,11 @@
 import functools
 import hashlib
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 import raincast
@@ -36,7 +38,7 @@ def score(
     Killed, the same command goes on with what is left: sums lie in `cfg.unfinished` until `engine.clear(work)`,
     which is for when the scores are written. `cost` is told what it took.
     """
-    from raincast.evaluation import Resampling, engine, to_dataset, with_intervals
+    from raincast.evaluation import Resampling, blocks, engine, to_dataset, with_intervals
 
     how = Resampling(cfg.resamples, cfg.confidence, cfg.resampling_seed)
     places = data.eval_places(cfg.split)
@@ -45,6 +47,8 @@ def score(
     with report.Bar(f"scoring {', '.join(work.makers)}") as bar:
         sums = engine.run(work, places, workers=cfg.workers, here=here, progress=bar.update, cost=cost)
     scores = to_dataset(sums, work.scoring, lead_steps=data.lead_steps, shape=data.eval_crop)
+    if cfg.metrics.event_hours is None:
+        scores = blocks.automatic(scores)
     return with_intervals(scores, how).assign_attrs(
         split=cfg.split, split_hash=data.windows.hash, archive=str(data.archive.path)
     )
@@ -59,9 +63,12 @@ def work_of(
     metrics: "Metrics",
 ) -> "Work":
     """The network and `cfg.baselines`, for all cores; `trained.data` is what `data` is of."""
-    from raincast.evaluation import Scoring, check_names
+    from raincast.evaluation import Scoring, blocks, check_names
     from raincast.evaluation.work import Work
 
+    if metrics.event_hours is None:
+        newest = np.array([data.sources[0].newest(place.start) for place in data.eval_places(cfg.split)])
+        metrics = replace(metrics, event_hours=blocks.kept_hours(newest))
     makers = {
         network.name: functools.partial(assembly.load_forecaster, checkpoint.path, device=str(network.device)),
     }

@@ -1,11 +1,13 @@
 """Scores of several evaluations as one: forecasters that were scored on the same pixels of an event are paired."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from raincast.evaluation import blocks
 from raincast.evaluation.groups import finish
 from raincast.schema import LEAD_TIME
 
@@ -17,11 +19,14 @@ REMEDY = "Evaluate both with the same metrics, data.archive, split, data.eval_st
 def join(each: Mapping[str, xr.Dataset]) -> xr.Dataset:
     """Sums and scores of all forecasters of `each` (label → scores.nc), over the events that all of them share.
 
-    An event is shared where all counted the same pixels and the same of them as wet. Of thresholds, lead times
+    Events of different lengths are merged to the shortest length that holds both. An event is shared where all
+    counted the same pixels and the same of them as wet. Of thresholds, lead times
     and scales those stay that all have. The first forecasters come first; one that is the same in several files
     stands once, others of one name get the label of their file. ValueError where nothing is left.
     """
     _check(each)
+    hours = math.lcm(*(int(scores.attrs["event_hours"]) for scores in each.values()))
+    each = {label: blocks.merged(scores, hours) for label, scores in each.items()}
     whole = {label: scores.sizes["event"] for label, scores in each.items()}
     common = _shared_events(_common_coords(each))
     names = _names(common)
@@ -57,9 +62,6 @@ def _check(each: Mapping[str, xr.Dataset]) -> None:
     for label, scores in each.items():
         if f"{SUMS}hits" not in scores or WINDOWS not in scores:
             raise ValueError(f"{label} has no sums by event: give scores.nc of this version's evaluate.py.")
-    hours = {label: int(scores.attrs["event_hours"]) for label, scores in each.items()}
-    if len(set(hours.values())) > 1:
-        raise ValueError(f"The events are of different lengths, in hours: {hours}. {REMEDY}.")
 
 
 def _common_coords(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:

@@ -1,10 +1,13 @@
 """How sure a score is: intervals by resampling events, the same ones for all forecasters.
 
-Windows of one storm are no independent trials; events are. So each of many trials draws as many events as there
-are, with replacement, and makes the score of their sums (the bootstrap by blocks; quantiles of the trials are the
-interval). Forecasters are compared on the same draws: what makes an event hard makes it so for both.
+Windows of one storm are not independent; events are (`blocks` chooses their length). Each of many trials draws as
+many events as there are, with replacement, and computes the score of their sums (block bootstrap). Forecasters are
+compared on the same draws, since a hard event is hard for all. The interval lies between quantiles of the trials,
+those that give a mean of few normal values its t interval (expanded percentiles, Hesterberg 2015): plain percentiles
+of six events are too narrow by 30 %.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -13,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from raincast.evaluation import groups
 
@@ -41,12 +46,26 @@ class Resampling:
                 "least 2 / (1 − confidence)."
             )
 
-    def enough(self, num_events: int) -> bool:
-        """Whether so many events can show a difference at all.
+    @property
+    def least_events(self) -> int:
+        """The number of events from which on a difference can be shown: six for 95 %.
 
-        Of n events all may favour one forecaster by chance: in 2·½ⁿ of all cases. Below six that is more than 5 %.
+        All of n events favour one forecaster by chance in 2·½ⁿ of all cases. Below six that is more than 5 %.
         """
-        return 2 * 0.5**num_events <= 1 - self.confidence
+        return math.ceil(math.log2(2 / (1 - self.confidence)) - 1e-9)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The nominal lower and upper end of an interval, as probabilities."""
+        return (1 - self.confidence) / 2, (1 + self.confidence) / 2
+
+    def quantiles(self, num_events: int) -> tuple[float, float]:
+        """The quantiles of the trials at which intervals of so many events end; the nominal ones for many events."""
+        if num_events < 2:
+            return self.bounds
+        factor = math.sqrt(num_events / (num_events - 1))
+        low = float(norm.cdf(factor * student.ppf(self.bounds[0], num_events - 1)))
+        return low, 1 - low
 
 
 def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
@@ -56,7 +75,7 @@ def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
     …), and S_difference_interval (bound, forecaster, reference, …) of forecaster minus reference. Where more or
     less is better, also S_better (forecaster, reference, …): 1 where the forecaster is better than the reference,
     −1 where it is worse, 0 where no difference is shown: the interval holds 0 or is undefined, or there are too
-    few events (`Resampling.enough`).
+    few events (`Resampling.least_events`).
     """
     num_events = scores.sizes["event"]
     rng = np.random.default_rng(how.seed)
@@ -75,7 +94,7 @@ def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
                 (name, (whole[name], trials[name]), dims),
                 (f"{name}_mean", tuple(_lead_mean(x) for x in (whole[name], trials[name])), dims[:-1]),
             ):
-                made |= _described(key, of[1], own_dims, score, how, how.enough(num_events))
+                made |= _described(key, of[1], own_dims, score, how, num_events)
                 if key != name:
                     attrs = {"long_name": f"{score.long_name}, mean over lead times", "units": score.units}
                     made[key] = (("forecaster", *own_dims), of[0], attrs)
@@ -87,13 +106,13 @@ def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
                 scores["forecaster"].values,
                 {"long_name": "what a forecaster is compared with"},
             ),
-            bound=("bound", [(1 - how.confidence) / 2, (1 + how.confidence) / 2]),
+            bound=("bound", list(how.bounds)),
         )
         .assign_attrs(
             confidence=how.confidence,
             resamples=how.resamples,
             resampling_seed=how.seed,
-            enough_events=int(how.enough(num_events)),
+            least_events=how.least_events,
         )
     )
 
@@ -122,11 +141,11 @@ def _described(
     dims: tuple[str, ...],
     score: groups.Score,
     how: Resampling,
-    enough: bool,
+    num_events: int,
 ) -> dict[str, Any]:
     """The variables that say how sure `key` is."""
     num = trials.shape[0]
-    bounds = (1 - how.confidence) / 2, (1 + how.confidence) / 2
+    bounds, enough = how.quantiles(num_events), num_events >= how.least_events
     interval = np.zeros((2, num, num, *trials.shape[2:]))
     for one, other in combinations(range(num), 2):
         interval[:, one, other] = _quantiles(trials[one] - trials[other], bounds)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raincast.data.dataset import Sample
-from raincast.evaluation import groups, protocols
+from raincast.evaluation import blocks, groups, protocols
 from raincast.evaluation.answers import Answer
 from raincast.evaluation.event_sums import EventSums
 from raincast.metrics import categorical, continuous, ensemble, objects, probabilistic, spatial, spectrum, users
@@ -37,8 +37,8 @@ class Metrics:
     probabilities: ensembles and probabilities of those who state them; in `probability_bins`.
     ignored_between: observed rates between these two count nowhere, as noise.
     protocol: the name of a published one (`protocols.PROTOCOLS`), whose settings these then have to be.
-    event_hours: how long an event lasts: blocks of it from 0 UTC on, by the newest input frame. Events are what
-    intervals resample.
+    event_hours: the length of an event: blocks of so many hours from 0 UTC on, by the newest input frame. Intervals
+    resample events. None: sums are kept by the hour, and `blocks.automatic` chooses the length from them.
     """
 
     thresholds: Sequence[float]
@@ -55,7 +55,7 @@ class Metrics:
     probability_bins: int = 21
     ignored_between: Sequence[float] | None = None
     protocol: str | None = None
-    event_hours: int = 24
+    event_hours: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be scored, before any forecast is made."""
@@ -78,8 +78,8 @@ class Metrics:
             )
         if self.protocol is not None:
             protocols.check(self.protocol, self)
-        if self.event_hours < 1:
-            raise ValueError(f"metrics.event_hours={self.event_hours} must be a whole number from 1.")
+        if self.event_hours is not None and self.event_hours < 1:
+            raise ValueError(f"metrics.event_hours={self.event_hours} must be a whole number from 1, or null.")
 
     def boxes(self, pixel_km: float | None) -> list[int]:
         """The sides of the boxes in pixels."""
@@ -101,9 +101,7 @@ class Metrics:
 
     def event_of(self, time: np.datetime64) -> str:
         """The name of the event of a window whose newest input is at `time`: its first day, or hour, in UTC."""
-        hours = int(time.astype("datetime64[h]").astype(np.int64)) // self.event_hours * self.event_hours
-        start = np.datetime64(hours, "h")
-        return str(start.astype("datetime64[D]")) if self.event_hours % 24 == 0 else str(start)
+        return blocks.event_name(time, self.event_hours or 1)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def to_dataset(
     dataset = xr.Dataset(made).assign_coords(_coords(sums, scoring, events, lead_steps, shape, made))
     pooled = dataset[[name for name in made if name.startswith("sum_")]].sum("event")
     dataset = dataset.merge(groups.finish(pooled)).assign_attrs(
-        num_windows=int(dataset["num_windows"].sum()), event_hours=scoring.metrics.event_hours
+        num_windows=int(dataset["num_windows"].sum()), event_hours=scoring.metrics.event_hours or 1
     )
     if (protocol := scoring.metrics.protocol) is None:
         return dataset
@@ -92,7 +92,7 @@ def _coords(
     starts = np.array([event.replace(" ", "T") for event in events], "datetime64[ns]")
     coords |= {
         "forecaster": list(sums),
-        "event": ("event", events, {"long_name": f"UTC block of {wanted.event_hours} h, by the newest input"}),
+        "event": ("event", events, {"long_name": f"UTC block of {wanted.event_hours or 1} h, by the newest input"}),
         "event_start": ("event", starts),
     }
     if "scale" in used:

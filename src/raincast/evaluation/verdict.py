@@ -1,0 +1,78 @@
+"""What intervals allow one to say of a forecaster and its rivals: a word for each comparison, a sentence for all.
+
+`scores` is the Dataset of an evaluation with intervals (`intervals.with_intervals`).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+UNDECIDED = "undecided"
+_ORDER = ("better", "worse", UNDECIDED)
+
+
+def verdict(scores: xr.Dataset, reference: str, threshold: float, *, score: str = "csi") -> str:
+    """Whether the first forecaster is better than `reference` at one threshold, and if that is open, why."""
+    events, least = scores.sizes["event"], int(scores.attrs["least_events"])
+    if events < least:
+        return f"too few events to decide ({events}; at least {least} are needed)"
+    pair = {"forecaster": scores["forecaster"].values[0], "reference": reference, "threshold": threshold}
+    better = int(scores[f"{score}_mean_better"].sel(pair))
+    if better:
+        return "better" if better > 0 else "worse"
+    if not np.isfinite(scores[f"{score}_mean_difference_interval"].sel(pair)).all():
+        return f"undefined: too little rain ≥ {threshold:g} mm/h"
+    return UNDECIDED
+
+
+def sentence(scores: xr.Dataset, *, score: str = "csi") -> str:
+    """The result in one sentence: where the first forecaster is better or worse than each other one."""
+    first, *others = (str(name) for name in scores["forecaster"].values)
+    if not others or f"{score}_mean_better" not in scores:
+        return f"{first} was scored alone: there is nothing to compare it with."
+    events, least = scores.sizes["event"], int(scores.attrs["least_events"])
+    if events < least:
+        rivals = _listed(others, "or")
+        counted = f"{events} event of" if events == 1 else f"{events} events of"
+        hours = int(scores.attrs["event_hours"])
+        return (
+            f"Too few events to decide whether {first} is better than {rivals}: {counted} {hours} h; "
+            f"at least {least} are needed."
+        )
+    alike: dict[str, list[str]] = {}
+    for other in others:
+        alike.setdefault(_against(scores, other, score), []).append(other)
+    parts = [found.replace("{}", _listed(names, "and")) for found, names in alike.items()]
+    return f"By {score.upper()}, {first} is {'; '.join(parts)}."
+
+
+def events_text(scores: xr.Dataset) -> str:
+    """How many events there are, how long one is, and where that length comes from."""
+    events, hours = scores.sizes["event"], int(scores.attrs["event_hours"])
+    how = "from the autocorrelation of the differences" if "event_hours_from" in scores.attrs else "as configured"
+    return f"{events} event{'s' * (events != 1)} of {hours} h ({how})"
+
+
+def _against(scores: xr.Dataset, other: str, score: str) -> str:
+    """Like `better than {} at 1 and 2 mm/h, undecided at 5 mm/h`."""
+    thresholds = [float(t) for t in scores["threshold"].values]
+    said = {t: verdict(scores, other, t, score=score) for t in thresholds}
+    words = {word: [t for t in thresholds if said[t] == word] for word in _ORDER}
+    words = {word: at for word, at in words.items() if at}
+    if not words:
+        return "not comparable with {}: too little rain"
+    parts = []
+    for k, (word, at) in enumerate(words.items()):
+        where = "at every threshold" if len(at) == len(thresholds) > 1 else f"at {_rates(at)} mm/h"
+        than = " than" if word != UNDECIDED else " against"
+        parts.append(f"{word}{than} {{}} {where}" if k == 0 else f"{word} {where}")
+    return ", ".join(parts)
+
+
+def _rates(thresholds: Sequence[float]) -> str:
+    return _listed([f"{t:g}" for t in thresholds], "and")
+
+
+def _listed(names: Sequence[str], last: str) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
