@@ -85,7 +85,6 @@ def test_of_coordinates_those_stay_that_all_have():
         (evaluation(events=["2026-02-01"]), "No event is in all files"),
         (evaluation(thresholds=(2.0, 3.0)), r"No threshold is in all files: .*Evaluate both with the same"),
         (evaluation(other=EVENTS), "none was scored on the same pixels"),
-        (evaluation().assign_attrs(event_hours=3), r"different lengths, in hours: \{'a': 24, 'b': 3\}"),
         (evaluation().drop_vars("sum_hits"), "b has no sums by event"),
     ],
 )

@@ -97,7 +97,7 @@ def test_chunked_equals_whole(windows):
 
 def test_events_are_days_of_the_newest_input_and_add_up(windows):
     samples = batches(windows)
-    scores = scored([Says("noisy", noisy(samples)), Persistence()], samples)
+    scores = scored([Says("noisy", noisy(samples)), Persistence()], samples, event_hours=24)
     # newest inputs from 23:05, every 5 minutes: 11 windows before midnight, 9 after
     assert scores.event.values.tolist() == ["2026-01-01", "2026-01-02"]
     pixels = 12 * 10 - 4
@@ -105,7 +105,7 @@ def test_events_are_days_of_the_newest_input_and_add_up(windows):
     assert scores.attrs["num_windows"] == 20
     for event, own in (("2026-01-01", range(11)), ("2026-01-02", range(11, 20))):
         alone = batches(windows, 4, own)
-        day = scored([Persistence()], alone).isel(forecaster=0, event=0)
+        day = scored([Persistence()], alone, event_hours=24).isel(forecaster=0, event=0)
         same = scores.sel(forecaster="persistence", event=event)
         for name in scores:
             if name.startswith("sum_"):

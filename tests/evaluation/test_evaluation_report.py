@@ -131,14 +131,24 @@ def test_the_best_is_marked_whatever_best_means(name: str, values: list[float], 
 
 
 def test_a_difference_is_called_one_only_where_it_is_shown() -> None:
-    data = scores().assign(csi_mean=(("forecaster", "threshold"), [[0.5], [0.3]])).assign_attrs(confidence=0.95)
+    data = scores().assign(csi_mean=(("forecaster", "threshold"), [[0.5], [0.3]]))
+    data = data.assign_attrs(confidence=0.95, least_events=1)
     dims = ("forecaster", "reference", "threshold")
     data = data.assign_coords(reference=NAMES)
-    for better, said in ((0, "no difference shown (1 event)"), (1, "better"), (-1, "worse")):
+    for better, said in ((0, "undecided"), (1, "better"), (-1, "worse")):
         data["csi_mean_better"] = (dims, np.full((2, 2, 1), better))
         data["csi_mean_difference_interval"] = (("bound", *dims), np.full((2, 2, 2, 1), -0.01))
         table = difference_table(data, 1.0)
-        assert f"<td>{said}</td>" in table and "<td>+0.200</td>" in table and "−0.010 to −0.010" in table
+        assert f"<td>{said}</td>" in table
+        assert "<td>+0.200</td>" in table and "−0.010 to −0.010" in table
+    table = difference_table(data.assign_attrs(least_events=6), 1.0)
+    assert "too few events to decide (1; at least 6 are needed)" in table
+
+
+def test_nobody_is_marked_where_all_are_alike() -> None:
+    data = scores()
+    data["csi"] = xr.zeros_like(data["csi"])
+    assert not any("best" in cell for cell in Column.of(data, "csi", threshold=1.0).cells())
 
 
 def test_frames_of_a_map_are_classes_one_below_the_other_north_up() -> None:

@@ -58,10 +58,12 @@ def test_the_best_is_bold_whatever_best_means():
     assert bold_cells(table, 5) == ["1.100", "1.100"]  # bias: near 1 is good
 
 
-def test_a_tie_is_bold_twice_and_one_alone_is_not():
+def test_who_shares_the_lead_is_bold_and_where_nobody_leads_none_is():
     data = scores()
-    tie = data.assign(csi=data.csi * 0 + 0.5)
-    assert bold_cells(score_table(tie, threshold=0.1), 1) == ["0.500", "0.500"]
+    third = data.isel(forecaster=[0]).assign_coords(forecaster=["third"])
+    three = xr.concat([data, third], "forecaster")  # good, bad, and another as good
+    assert bold_cells(score_table(three, threshold=0.1), 1) == ["0.700", "0.700"]
+    assert bold_cells(score_table(three.assign(csi=three.csi * 0), threshold=0.1), 1) == []
     assert bold_cells(score_table(data.isel(forecaster=[0]), threshold=0.1), 1) == []
 
 

@@ -37,12 +37,13 @@ def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
         table_text,
         write_csv,
     )
+    from raincast.evaluation.verdict import sentence
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
     tables = [score_table(scores, threshold=threshold), summary_table(scores)]
     if scores.sizes["forecaster"] > 1:
         tables.append(difference_table(scores))
-    text = "\n".join([*map(table_text, tables), describe_protocol(scores)])
+    text = "\n".join([f"{sentence(scores)}\n", *map(table_text, tables), describe_protocol(scores)])
     path = run_dir / "scores.txt"
     path.write_text(text, encoding="utf-8")
     files = [report.write_scores(scores, run_dir / "scores.nc"), write_csv(scores, run_dir / "scores.csv"), path]

@@ -1,9 +1,9 @@
 """How long an event is: chosen from the autocorrelation of the differences that are to be judged.
 
 Sums are kept by short blocks of time. Neighbouring blocks share their weather, so the bootstrap must draw blocks
-that are longer than the memory of the paired differences (Künsch 1989; WeatherBench-X chooses so, too). The memory is
-the integral time scale 1 + 2 Σ r(k) of the differences' autocorrelation, summed up to its first value that is not
-positive, after the correction of its bias in short series (Kendall 1954). An event lasts 1.5 times that.
+that are longer than the memory of the paired differences (Künsch 1989). The memory is the integral time scale
+1 + 2 Σ r(k) of the differences' autocorrelation, summed up to its first value that is not positive, after the
+correction of its bias in short series (Kendall 1954). An event lasts 1.5 times that.
 """
 
 import itertools
@@ -22,9 +22,9 @@ HOURS = (1, 2, 3, 4, 6, 8, 12, 24)
 MOST_BLOCKS = 1000
 """Sums are kept for at most so many blocks: those of a year by 12 h."""
 TIME_SCALES = 1.5
-"""The length of an event in integral time scales. With 1.5 and expanded percentiles, simulated series of no true
-difference (24 to 480 values, autocorrelation 0 to .9) were called different in 4 to 13 % of all cases; with the rule
-of Politis and White (2004) in up to 36 %."""
+"""The length of an event in integral time scales. With 1.5 and expanded percentiles, simulated series without a true
+difference (24 to 480 values, autocorrelation 0 to .9) were called different in 4 to 13 % of all cases; with the
+rule of Politis and White (2004) in up to 36 %."""
 LEAST_PAIRS = 4
 
 
@@ -65,7 +65,7 @@ def merged(scores: xr.Dataset, hours: int) -> xr.Dataset:
         raise ValueError(f"Events of {had} h cannot be merged to {hours} h: choose a multiple.")
     starts = scores["event_start"].values
     names = np.array([event_name(start, hours) for start in starts])
-    kept, first, number = np.unique(names, return_index=True, return_inverse=True)
+    kept, number = np.unique(names, return_inverse=True)
     made = {}
     for name, values in scores.data_vars.items():
         if "event" not in values.dims:
@@ -79,7 +79,9 @@ def merged(scores: xr.Dataset, hours: int) -> xr.Dataset:
     return (
         scores.drop_dims("event")
         .assign(made)
-        .assign_coords(event=("event", kept.astype(object), {"long_name": long_name}), event_start=("event", begin))
+        .assign_coords(
+            event=("event", kept.astype(object), {"long_name": long_name}), event_start=("event", begin)
+        )
         .assign_attrs(event_hours=hours)
     )
 
@@ -88,8 +90,8 @@ def independent_hours(scores: xr.Dataset) -> int:
     """The length of events, in hours, of which the differences between forecasters are about independent.
 
     The longest that CSI needs at any threshold which was reached in half of the blocks, and not shorter than the
-    longest lead time: windows that begin closer together share what they are compared with. The difference is that of
-    the first forecaster and each other one; of one alone its own CSI is looked at.
+    longest lead time: windows that begin closer together share what they are compared with. The differences are those
+    between the first forecaster and each other one; of one alone its own CSI is taken.
     """
     had = int(scores.attrs["event_hours"])
     minutes = scores[LEAD_TIME].values.astype("timedelta64[m]" if scores[LEAD_TIME].dtype.kind == "m" else float)

@@ -3,8 +3,8 @@
 Windows of one storm are not independent; events are (`blocks` chooses their length). Each of many trials draws as
 many events as there are, with replacement, and computes the score of their sums (block bootstrap). Forecasters are
 compared on the same draws, since a hard event is hard for all. The interval lies between quantiles of the trials,
-those that give a mean of few normal values its t interval (expanded percentiles, Hesterberg 2015): plain percentiles
-of six events are too narrow by 30 %.
+those that give a mean of few normal values its t interval (expanded percentiles, Hesterberg 2015): plain
+percentiles of six events are too narrow by 30 %.
 """
 
 import math
@@ -60,7 +60,7 @@ class Resampling:
         return (1 - self.confidence) / 2, (1 + self.confidence) / 2
 
     def quantiles(self, num_events: int) -> tuple[float, float]:
-        """The quantiles of the trials at which intervals of so many events end; the nominal ones for many events."""
+        """The quantiles of the trials at which intervals of so many events end; for many, `bounds`."""
         if num_events < 2:
             return self.bounds
         factor = math.sqrt(num_events / (num_events - 1))

@@ -37,8 +37,8 @@ class Metrics:
     probabilities: ensembles and probabilities of those who state them; in `probability_bins`.
     ignored_between: observed rates between these two count nowhere, as noise.
     protocol: the name of a published one (`protocols.PROTOCOLS`), whose settings these then have to be.
-    event_hours: the length of an event: blocks of so many hours from 0 UTC on, by the newest input frame. Intervals
-    resample events. None: sums are kept by the hour, and `blocks.automatic` chooses the length from them.
+    event_hours: the length of an event: blocks of so many hours from 0 UTC on, by the newest input frame.
+    Intervals resample events. None: sums are kept by the hour, and `blocks.automatic` chooses the length.
     """
 
     thresholds: Sequence[float]

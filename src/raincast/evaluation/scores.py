@@ -92,7 +92,11 @@ def _coords(
     starts = np.array([event.replace(" ", "T") for event in events], "datetime64[ns]")
     coords |= {
         "forecaster": list(sums),
-        "event": ("event", events, {"long_name": f"UTC block of {wanted.event_hours or 1} h, by the newest input"}),
+        "event": (
+            "event",
+            events,
+            {"long_name": f"UTC block of {wanted.event_hours or 1} h, by the newest input"},
+        ),
         "event_start": ("event", starts),
     }
     if "scale" in used:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from raincast.evaluation.verdict import verdict
 from raincast.schema import LEAD_TIME
 
 Floats = npt.NDArray[np.float64]
@@ -74,7 +75,9 @@ class Column:
         texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in self.means]
         with np.errstate(divide="ignore", invalid="ignore"):
             bad = np.where(np.isfinite(self.means), self.badness(self.means), np.nan)
-        best = texts[int(np.nanargmin(bad))] if np.isfinite(bad).sum() > 1 else None
+        best = texts[int(np.nanargmin(bad))] if np.isfinite(bad).any() else None
+        if all(text == best for text, own in zip(texts, bad, strict=True) if np.isfinite(own)):
+            best = None  # nobody is ahead
         return [
             f"<td{MARK if text == best else ''}>{text}{self._interval(k)}</td>" for k, text in enumerate(texts)
         ]
@@ -133,7 +136,7 @@ def difference_table(scores: xr.Dataset, threshold: float) -> str:
         pair = {"forecaster": first, "reference": other, "threshold": threshold}
         low, high = scores["csi_mean_difference_interval"].sel(pair).values
         difference = float(means.sel(forecaster=first) - means.sel(forecaster=other))
-        said = verdict(int(scores["csi_mean_better"].sel(pair)), scores.sizes["event"])
+        said = html.escape(verdict(scores, other, threshold))
         interval = f"{signed(low)} to {signed(high)}" if np.isfinite(low) else UNDEFINED
         value = signed(difference)
         rows.append(f'<th scope="row">{html.escape(other)}</th><td>{value}</td><td>{interval}</td><td>{said}</td>')
@@ -143,12 +146,6 @@ def difference_table(scores: xr.Dataset, threshold: float) -> str:
 def signed(value: float) -> str:
     """With its sign, a true minus."""
     return f"{value:+.3f}".replace("-", "−") if np.isfinite(value) else UNDEFINED
-
-
-def verdict(better: int, num_events: int) -> str:
-    """What an interval lets one say."""
-    counted = "1 event" if num_events == 1 else f"{num_events} events"
-    return {1: "better", -1: "worse"}.get(better, f"no difference shown ({counted})")
 
 
 def _percent(scores: xr.Dataset) -> str:

@@ -13,6 +13,7 @@ import xarray as xr
 from raincast.evaluation.report import event_maps, probabilities, sections
 from raincast.evaluation.report.event_maps import EventMaps
 from raincast.evaluation.report.tables import lead_minutes
+from raincast.evaluation.verdict import sentence
 from raincast.plotting import page
 
 STYLE = (
@@ -57,7 +58,7 @@ def write_report(evaluation: Evaluation, path: Path, *, title: str) -> Path:
     """report.html: opens from disk, asks no network, and says everything in one file."""
     made = list(_sections(evaluation))
     links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(made))
-    parts = [f"<nav>{links}</nav>"]
+    parts = [f'<p class="verdict">{html.escape(sentence(evaluation.scores))}</p><nav>{links}</nav>']
     parts += [
         f'<section id="s{k}"><h2>{html.escape(name)}</h2>{content}</section>'
         for k, (name, content) in enumerate(made)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raincast.evaluation.verdict import events_text, verdict
 from raincast.schema import LEAD_TIME
 
 UNDEFINED = "–"
@@ -93,20 +94,19 @@ def summary_table(scores: xr.Dataset) -> Table:
 def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
     """Is the first forecaster better than each other one: a row a threshold and other, means over lead times.
 
-    `scores` has intervals. It says "better" or "worse" only where the interval of the difference leaves out 0.
+    `scores` has intervals. It says "better" or "worse" only where the interval of the difference leaves out 0, and
+    why nothing can be decided where there are too few events.
     """
     first, *others = (str(name) for name in scores["forecaster"].values)
-    events, confidence = scores.sizes["event"], float(scores.attrs["confidence"])
-    counted = f"{events} event" if events == 1 else f"{events} events"
-    title = f"{first} minus the others: {_HEADERS[score]}, mean over lead times, {counted}"
+    confidence = float(scores.attrs["confidence"])
+    title = f"{first} minus the others: {_HEADERS[score]}, mean over lead times, {events_text(scores)}"
     columns = ["difference", f"{100 * confidence:g} % interval", first]
-    table = _empty_table(title, ["threshold", "beside"], columns)
+    table = _empty_table(title, ["threshold", "compared with"], columns)
     means = scores[f"{score}_mean"]
     for threshold in scores["threshold"].values:
         for row, other in enumerate(others):
             pair = {"forecaster": first, "reference": other, "threshold": threshold}
             low, high = scores[f"{score}_mean_difference_interval"].sel(pair).values
-            better = int(scores[f"{score}_mean_better"].sel(pair))
             difference = means.sel(forecaster=first, threshold=threshold) - means.sel(
                 forecaster=other, threshold=threshold
             )
@@ -115,7 +115,7 @@ def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
                 other,
                 _signed(float(difference)),
                 f"{_signed(low)} to {_signed(high)}" if np.isfinite(low) else UNDEFINED,
-                {1: "better", -1: "worse", 0: f"no difference shown ({counted})"}[better],
+                verdict(scores, other, threshold, score=score),
             )
         table.add_section()
     return table
@@ -186,6 +186,8 @@ def _best_bold(values: npt.NDArray[np.float64], score: str) -> list[Text]:
     if np.isfinite(badness).sum() < 2:
         return [Text(text) for text in texts]
     best = texts[int(np.nanargmin(badness))]
+    if all(text == best for text, bad in zip(texts, badness, strict=True) if np.isfinite(bad)):
+        return [Text(text) for text in texts]  # nobody is ahead
     return [Text(text, style="bold" if text == best else "") for text in texts]
 
 
