@@ -83,7 +83,7 @@ def _tell_of_events(each: "dict[str, xr.Dataset]", scores: "xr.Dataset") -> None
     left = {label: int(own["num_windows"].sum()) - num for label, own in each.items()}
     if any(left.values()):
         log.warning(
-            "Compared are the %d windows, in %d events, that all files scored on the same pixels; left out are %s.",
+            "Compared are %d windows, in %d events, that all files scored on the same pixels; left out are %s.",
             num,
             scores.sizes["event"],
             ", ".join(f"{count} of {label}" for label, count in left.items() if count),

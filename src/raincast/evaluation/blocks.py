@@ -22,9 +22,9 @@ HOURS = (1, 2, 3, 4, 6, 8, 12, 24)
 MOST_BLOCKS = 1000
 """Sums are kept for at most so many blocks: those of a year by 12 h."""
 TIME_SCALES = 1.5
-"""The length of an event in integral time scales. With 1.5 and expanded percentiles, simulated series without a true
-difference (24 to 480 values, autocorrelation 0 to .9) were called different in 4 to 13 % of all cases; with the
-rule of Politis and White (2004) in up to 36 %."""
+"""The length of an event in integral time scales. With 1.5 and expanded percentiles, simulated series without a
+true difference (24 to 480 values, autocorrelation 0 to .9) were called different in 4 to 13 % of all cases; with
+the rule of Politis and White (2004) in up to 36 %."""
 LEAST_PAIRS = 4
 
 
@@ -90,8 +90,8 @@ def independent_hours(scores: xr.Dataset) -> int:
     """The length of events, in hours, of which the differences between forecasters are about independent.
 
     The longest that CSI needs at any threshold which was reached in half of the blocks, and not shorter than the
-    longest lead time: windows that begin closer together share what they are compared with. The differences are those
-    between the first forecaster and each other one; of one alone its own CSI is taken.
+    longest lead time: windows that begin closer together share what they are compared with. The differences are
+    those between the first forecaster and each other one; of one alone its own CSI is taken.
     """
     had = int(scores.attrs["event_hours"])
     minutes = scores[LEAD_TIME].values.astype("timedelta64[m]" if scores[LEAD_TIME].dtype.kind == "m" else float)
