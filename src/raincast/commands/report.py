@@ -91,6 +91,7 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
     """Draw the window of `split` with the most rain to come: what happened, and each forecast of it."""
     from raincast.forecaster import beside_rain, forecast_windows
     from raincast.plotting.pictures import forecast_picture
+    from raincast.plotting.rain_image import credit
 
     (place,) = data.wettest(data.eval_places(split))
     sample = data.dataset.sample(place)
@@ -110,6 +111,7 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
         step_minutes=data.archive.step_minutes,
         path=path,
         title=f"{split} window of {data.archive.path.name}",
+        credit=credit(data.archive.attrs),
     )
 
 

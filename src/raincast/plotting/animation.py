@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from raincast import schema
 from raincast.plotting import rain_image
 from raincast.plotting.coastlines import coast_pixels
+from raincast.plotting.graticule import Graticule
 from raincast.plotting.rain_image import DRY_CLASS, MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView, Rain
 from raincast.schema import Grid
 from raincast.system.files import atomic
@@ -27,7 +28,7 @@ Indices = npt.NDArray[np.uint8]
 # the palette: dry, the rain classes, missing, then these
 _HATCH, _LINE, _COAST, _GREY = MISSING_CLASS + 1, MISSING_CLASS + 2, MISSING_CLASS + 3, MISSING_CLASS + 4
 _NUM_GREYS = 16  # enough for smooth letters
-_HEADER, _MARGIN, _BAR_WIDTH, _GAP, _FOOTER = 46, 8, 74, 10, 26
+_HEADER, _MARGIN, _BAR_WIDTH, _GAP, _FOOTER = 46, 8, 74, 10, 42
 _MIN_PANEL, _MIN_HEIGHT = 250, 230  # what the words above and the numbers of the colour bar need
 _FRAME_MS = 250
 _REST_REPEATS, _LAST_REPEATS = 3, 6  # where the forecast begins, and at the end
@@ -48,19 +49,29 @@ def forecast_animation(
     time_zone: str | None = None,
     coastlines: bool = True,
     stills: Path | None = None,
+    credit: str = "",
 ) -> Path:
     """The past hour, then the forecast; with `observed`, what came runs beside it. A GIF that loops, or an .mp4.
 
     All are (frame, y, x) in mm/h with NaN for missing. The last of `observed_input` is valid at `init_time`,
     the first of `forecast` and `observed` one step later; `observed` may be shorter. The longer side of a map
     has at most `max_pixels` pixels; several grid pixels in one are averaged. Valid times are also told in
-    `time_zone` (Europe/Amsterdam); in the folder `stills` each lead time becomes a PNG named after it.
+    `time_zone` (Europe/Amsterdam); in the folder `stills` each lead time becomes a PNG named after it. The maps
+    end where nothing was observed. `credit` says whose data they are.
     """
     given = {"observed_input": observed_input, "forecast": forecast, "observed": observed}
-    rain_image.check_frames({name: rain for name, rain in given.items() if rain is not None}, grid)
-    past = np.empty((0, *grid.shape), np.float32) if observed_input is None else observed_input
+    rows = {name: rain for name, rain in given.items() if rain is not None}
+    rain_image.check_frames(rows, grid)
+    rows, grid = rain_image.cropped(rows, grid)
+    forecast, observed = rows["forecast"], rows.get("observed")
+    past = rows.get("observed_input", np.empty((0, *grid.shape), np.float32))
     canvas = _Canvas(
-        MapView.of(grid), grid.shape, max_pixels, num_panels=1 if observed is None else 2, coastlines=coastlines
+        MapView.of(grid),
+        grid.shape,
+        max_pixels,
+        num_panels=1 if observed is None else 2,
+        coastlines=coastlines,
+        note=" · ".join(filter(None, (f"init time {rain_image.utc_text(init_time)}", credit))),
     )
     frames = []
     for number in range(1 - len(past), len(forecast) + 1):
@@ -97,7 +108,14 @@ class _Canvas:
     """Everything that stays the same from frame to frame: sizes, hatching, graticule, colour bar."""
 
     def __init__(
-        self, view: MapView, shape: tuple[int, int], max_pixels: int, *, num_panels: int, coastlines: bool = True
+        self,
+        view: MapView,
+        shape: tuple[int, int],
+        max_pixels: int,
+        *,
+        num_panels: int,
+        coastlines: bool = True,
+        note: str = "",
     ) -> None:
         if max_pixels < 1:
             raise ValueError(f"max_pixels={max_pixels} leaves no picture. Pass 100 to 1000.")
@@ -113,6 +131,8 @@ class _Canvas:
         self.lines = rain_image.graticule_pixels(view, height, width)
         drawn = coastlines and min(self.map_shape) >= _SMALLEST_MAP
         self.coast = coast_pixels(view, height, width) if drawn else np.zeros((height, width), np.bool_)
+        self.labels, self.halo = self._labels()
+        self.note = note
         self.background = self._background()
 
     def frame(self, panels: Mapping[str, Rain], valid: str) -> Indices:
@@ -136,7 +156,23 @@ class _Canvas:
         # the graticule lies under the rain, so that it never hides a shower
         classes = np.where(self.lines & (classes == DRY_CLASS), np.uint8(_LINE), classes)
         classes = np.where(classes == MISSING_CLASS, np.where(self.lines, _LINE, self.missing), classes)
-        return np.where(self.coast, _COAST, classes).astype(np.uint8)
+        classes = np.where(self.coast, _COAST, classes)
+        classes = np.where(self.halo, DRY_CLASS, classes)
+        return np.where(self.labels, _GREY, classes).astype(np.uint8)
+
+    def _labels(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Degrees at the lower and left edges of the map: where their letters are, and a rim around them."""
+        height, width = self.map_shape
+        letters, halo = (Image.new("1", (width, height)) for _ in range(2))
+        if min(height, width) >= _SMALLEST_MAP:
+            view, font = self.view, _font(10)
+            for label in Graticule.of(view).labels():
+                x = (label.x - view.left) / (view.right - view.left) * width
+                y = (view.top - label.y) / (view.top - view.bottom) * height
+                at, anchor = ((x, height - 3), "ms") if label.at_bottom else ((3, y), "lm")
+                ImageDraw.Draw(halo).text(at, label.text, fill=1, font=font, anchor=anchor, stroke_width=2)
+                ImageDraw.Draw(letters).text(at, label.text, fill=1, font=font, anchor=anchor)
+        return np.asarray(letters, np.bool_), np.asarray(halo, np.bool_)
 
     def _background(self) -> Indices:
         height, width = self.map_shape
@@ -147,6 +183,9 @@ class _Canvas:
             left = _MARGIN + k * (self.panel_width + _GAP)
             pen.rectangle((left - 1, _HEADER - 1, left + width, _HEADER + height), outline=120)
         self._draw_scale(pen, top=_HEADER + height + 9)
+        pen.text(
+            (_MARGIN, _HEADER + body + 22), _fitted(self.note, page.width - 2 * _MARGIN), fill=60, font=_font(11)
+        )
         step = min(36, (body - 30) // len(RAIN_COLOURS))
         tops = [_HEADER + step * (len(RAIN_COLOURS) - 1 - k) for k in range(len(RAIN_COLOURS))]
         for boundary, top in zip(RAIN_BOUNDARIES, tops, strict=True):
@@ -168,6 +207,14 @@ class _Canvas:
         for end in (_MARGIN, _MARGIN + pixels):
             pen.line((end, top - 4, end, top + 4), fill=0)
         pen.text((_MARGIN + pixels + 6, top), f"{length:g} km", fill=0, font=_font(11), anchor="lm")
+
+
+def _fitted(text: str, width: int) -> str:
+    """`text`, or as much of it as fits into `width` pixels."""
+    font = _font(11)
+    while text and font.getlength(text) > width:
+        text = f"{text[:-2]}…"
+    return text
 
 
 def _hatched(height: int, width: int) -> Indices:

@@ -12,10 +12,12 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from raincast.archive.statistics import RATE_EDGES, WET_MM_H, Statistics
-from raincast.plotting.pictures import CURVE_COLOURS, DOTS_PER_INCH, Graticule
-from raincast.plotting.rain_image import MISSING_COLOUR, MapView, Rain, resample
+from raincast.plotting.graticule import Graticule
+from raincast.plotting.pictures import CURVE_COLOURS, DOTS_PER_INCH, draw_coasts, draw_graticule
+from raincast.plotting.rain_image import MISSING_COLOUR, MapView, Rain, credit, extent_of, resample
 
 BLUE, ORANGE = CURVE_COLOURS[:2]
+FEW_DAYS = 3
 LONGEST_SIDE = 800  # dots of a map: a page of three maps stays under a megabyte
 
 
@@ -46,12 +48,14 @@ def _maps(statistics: Statistics) -> Figure:
             1.0,
         ),
     }
-    view = MapView.of(statistics.archive.grid)
+    y, x = extent_of(statistics.observed_frames > 0)
+    grid = statistics.archive.grid
+    view = MapView.of(grid.crop(y.start, x.start, y.stop - y.start, x.stop - x.start))
     lines = Graticule.of(view)
     height = float(np.clip(3.6 * view.height_per_width, 1.6, 6.5))
     figure, panels = _figure(13.0, height + 1.0, columns=3)
     for (title, (field, colours, top)), panel in zip(fields.items(), panels, strict=True):
-        shown = _fit(view.north_up(field()), view)
+        shown = _fit(view.north_up(field()[y, x]), view)
         panel.set_facecolor(MISSING_COLOUR)
         image = panel.imshow(
             shown,
@@ -62,12 +66,15 @@ def _maps(statistics: Statistics) -> Figure:
             interpolation="nearest",
             aspect=view.y_stretch,
         )
-        lines.draw(panel)
+        draw_coasts(panel, view)
+        draw_graticule(panel, lines)
         panel.set_title(title, fontsize=10)
         panel.set_xlabel(view.axis_labels[0], fontsize=8)
         panel.tick_params(labelsize=7)
         figure.colorbar(image, ax=panel, shrink=0.85, pad=0.02, extend="neither" if top else "max")
     panels[0].set_ylabel(view.axis_labels[1], fontsize=8)
+    if said := credit(statistics.archive.attrs):
+        figure.supxlabel(said, fontsize=7, color="#4a545c", x=0.01, ha="left")
     return figure
 
 
@@ -102,9 +109,13 @@ def _days(statistics: Statistics) -> Figure:
         panel.bar(
             days.astype("datetime64[s]"), values, width=np.timedelta64(86400, "s"), align="edge", color=colour
         )
-        locator = AutoDateLocator(minticks=2, maxticks=7)  # type: ignore[no-untyped-call]
-        panel.xaxis.set_major_locator(locator)
-        panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+        if days.size <= FEW_DAYS:  # dates below bars, not hours along one bar
+            panel.set_xticks(days.astype("datetime64[s]") + np.timedelta64(43200, "s"), list(map(str, days)))
+            panel.set_xlim(days[0] - np.timedelta64(1, "D"), days[-1] + np.timedelta64(2, "D"))
+        else:
+            locator = AutoDateLocator(minticks=2, maxticks=7)  # type: ignore[no-untyped-call]
+            panel.xaxis.set_major_locator(locator)
+            panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
         panel.set_title(title, fontsize=10)
     for panel in panels:
         _tidy(panel)

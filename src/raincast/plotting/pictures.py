@@ -5,13 +5,13 @@ loops of thousands, and on machines without a screen.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
@@ -19,6 +19,8 @@ from matplotlib.patheffects import withStroke
 from raincast import schema
 from raincast.plotting import rain_image
 from raincast.plotting.animation import forecast_animation
+from raincast.plotting.coastlines import coast_lines
+from raincast.plotting.graticule import Graticule
 from raincast.plotting.rain_image import LINE_COLOUR, RAIN_BOUNDARIES, MapView, Rain
 from raincast.schema import Grid
 
@@ -28,8 +30,6 @@ __all__ = ["forecast_animation", "forecast_picture"]
 CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 CURVE_MARKERS = "osD^vPX"
 DOTS_PER_INCH = 120
-
-Degrees = npt.NDArray[np.float64]
 
 
 def forecast_picture(
@@ -43,15 +43,18 @@ def forecast_picture(
     leads_minutes: Sequence[float] | None = None,
     title: str = "Precipitation nowcast",
     graticule: bool = True,
+    credit: str = "",
 ) -> Path:
     """Forecasts below what came, as a PNG: a row a forecaster, a column a lead time, north up.
 
     `observed` and each forecast are (lead, y, x) in mm/h, NaN for missing, the first lead one step after
     `init_time`; `observed` may be shorter. `leads_minutes` are four spread ones by default. The axes are the
-    grid's projection in km (degrees for lat/lon), with meridians and parallels where `graticule` is set.
+    grid's projection in km (degrees for lat/lon), with coasts, borders and, where `graticule` is set, meridians
+    and parallels. The maps end where nothing was observed. `credit` says whose data they are.
     """
     rows = ({} if observed is None else {"observed": observed}) | dict(forecasts)
     rain_image.check_frames(rows, grid)
+    rows, grid = rain_image.cropped(rows, grid)
     num_leads = max(len(rain) for rain in rows.values())
     leads = _lead_numbers(leads_minutes, num_leads, step_minutes)
     view = MapView.of(grid)
@@ -68,7 +71,9 @@ def forecast_picture(
     for panel in panels[-1]:
         panel.set_xlabel(view.axis_labels[0], fontsize=8)
     _add_colour_bar(figure, panels, image)
-    figure.suptitle(f"{title} · made from {rain_image.utc_text(init_time)}", fontsize=11, fontweight="bold")
+    figure.suptitle(f"{title} · init time {rain_image.utc_text(init_time)}", fontsize=11, fontweight="bold")
+    if credit:
+        figure.supxlabel(credit, fontsize=7, color="#4a545c", x=0.01, ha="left")
     return save(figure, path)
 
 
@@ -101,45 +106,16 @@ def _panels(view: MapView, *, num_rows: int, num_columns: int) -> tuple[Figure, 
     return figure, panels
 
 
-@dataclass(frozen=True)
-class Graticule:
-    """Longitudes and latitudes on a coarse mesh of the map, (n, n), computed once for all panels."""
-
-    view: MapView
-    lon: Degrees
-    lat: Degrees
-
-    @classmethod
-    def of(cls, view: MapView, num_points: int = 41) -> "Graticule":
-        return cls(view, *view.lonlat(num_points, num_points))
-
-    def draw(self, panel: Axes) -> None:
-        """Thin lines over the map, with their degrees at its lower and left edges, away from the rain."""
-        x = np.linspace(self.view.left, self.view.right, self.lon.shape[1])
-        y = np.linspace(self.view.top, self.view.bottom, self.lon.shape[0])
-        for degrees in (self.lon, self.lat):
-            levels = rain_image.graticule_levels(degrees)
-            if levels.size:
-                panel.contour(x, y, degrees, levels=levels, colors=LINE_COLOUR, linewidths=0.5, linestyles="solid")
-        for level, place in crossings(self.lon[-1], x, self.lon):
-            _edge_label(panel, place, self.view.bottom, f"{abs(level):g}°{'E' if level >= 0 else 'W'}", (0, 3))
-        for level, place in crossings(self.lat[:, 0], y, self.lat):
-            _edge_label(panel, self.view.left, place, f"{abs(level):g}°{'N' if level >= 0 else 'S'}", (2, 0))
-
-
-def crossings(edge: Degrees, places: Degrees, degrees: Degrees) -> list[tuple[float, float]]:
-    """Where the lines drawn for `degrees` meet an edge: (degrees, place), none within 5 % of its ends."""
-    if not np.isfinite(edge).all():
-        return []
-    order = np.argsort(edge)
-    margin = 0.05 * abs(places[-1] - places[0])
-    found = []
-    for level in rain_image.graticule_levels(degrees):
-        place = float(np.interp(level, edge[order], places[order]))
-        # interp answers with an end for lines that miss this edge
-        if places.min() + margin < place < places.max() - margin:
-            found.append((float(level), place))
-    return found
+def draw_graticule(panel: Axes, lines: Graticule) -> None:
+    """Thin lines over the map, with their degrees at its lower and left edges, away from the rain."""
+    for degrees in (lines.lon, lines.lat):
+        levels = rain_image.graticule_levels(degrees)
+        if levels.size:
+            panel.contour(
+                lines.x, lines.y, degrees, levels=levels, colors=LINE_COLOUR, linewidths=0.5, linestyles="solid"
+            )
+    for label in lines.labels():
+        _edge_label(panel, label.x, label.y, label.text, (0, 3) if label.at_bottom else (2, 0))
 
 
 def _edge_label(panel: Axes, x: float, y: float, text: str, offset: tuple[float, float]) -> None:
@@ -177,9 +153,17 @@ def _draw_map(panel: Axes, rain: Rain, view: MapView, graticule: Graticule | Non
     )
     panel.tick_params(labelsize=7, length=2)
     panel.locator_params(nbins=5)
+    draw_coasts(panel, view)
     if graticule is not None:
-        graticule.draw(panel)
+        draw_graticule(panel, graticule)
     return image
+
+
+def draw_coasts(panel: Axes, view: MapView) -> None:
+    """Coasts and borders over a map, within its extent."""
+    lines = LineCollection(list(coast_lines(view)), colors=rain_image.COAST_COLOUR, linewidths=0.6)
+    panel.add_collection(lines, autolim=False)
+    panel.set(xlim=(view.left, view.right), ylim=(view.bottom, view.top))
 
 
 def _add_colour_bar(figure: Figure, panels: npt.NDArray[np.object_], image: AxesImage) -> None:

@@ -192,6 +192,40 @@ def graticule_pixels(view: MapView, height: int, width: int) -> npt.NDArray[np.b
     return on_line
 
 
+def cropped(rows: Mapping[str, Rain], grid: Grid) -> tuple[dict[str, Rain], Grid]:
+    """`rows` (frame, y, x) and `grid` without the margins that no frame of any row observed.
+
+    A twentieth of the observed extent stays on each side. All of it stays where nothing was observed.
+    """
+    seen = np.zeros(grid.shape, np.bool_)
+    for rain in rows.values():
+        seen |= np.isfinite(rain).any(axis=0)
+    y, x = extent_of(seen)
+    kept = {name: rain[:, y, x] for name, rain in rows.items()}
+    return kept, grid.crop(y.start, x.start, y.stop - y.start, x.stop - x.start)
+
+
+def extent_of(seen: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns that hold all of `seen` (y, x) and a margin of a twentieth of them."""
+    if not seen.any():
+        return slice(0, seen.shape[0]), slice(0, seen.shape[1])
+    return _span(seen.any(axis=1)), _span(seen.any(axis=0))
+
+
+def _span(seen: npt.NDArray[np.bool_]) -> slice:
+    places = np.flatnonzero(seen)
+    margin = -(-(places[-1] + 1 - places[0]) // 20)
+    return slice(max(0, int(places[0] - margin)), min(seen.size, int(places[-1] + 1 + margin)))
+
+
+def credit(attrs: Mapping[str, Any]) -> str:
+    """Who the data are from, and their licence, as the attributes of an archive or a forecast say it."""
+    origin = next((str(attrs[key]) for key in ("institution", "input_source", "source") if attrs.get(key)), "")
+    licence = str(attrs.get("license") or attrs.get("licence") or "")
+    said = f"{origin} ({licence})" if origin and licence else origin or licence
+    return f"Data: {said if len(said) <= 100 else f'{said[:99]}…'}" if said else ""
+
+
 def check_frames(rows: Mapping[str, Rain], grid: Grid) -> None:
     """ValueError unless there is something to draw, and each is (frame, y, x) on `grid`."""
     if not rows:

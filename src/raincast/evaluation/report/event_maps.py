@@ -18,8 +18,9 @@ from PIL import Image
 
 from raincast import schema
 from raincast.plotting import rain_image
+from raincast.plotting.coastlines import seen_lines
+from raincast.plotting.graticule import Graticule
 from raincast.plotting.page import data_uri
-from raincast.plotting.pictures import Graticule, crossings
 from raincast.plotting.rain_image import (
     DRY_COLOUR,
     MISSING_CLASS,
@@ -44,6 +45,7 @@ STYLE = """
 .map img { position: absolute; left: 0; top: 0; width: 100%; max-width: none; image-rendering: pixelated; }
 .map svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .map svg polyline { fill: none; stroke: #5a6772; stroke-width: .8; stroke-opacity: .45; }
+.map svg .coast { stroke: #4d5961; stroke-width: 1; stroke-opacity: .9; }
 .map svg text { font: 11px sans-serif; fill: #3a444c; stroke: #fff; stroke-width: 2.5px; paint-order: stroke; }
 .player { display: flex; gap: 12px; align-items: center; margin: .5em 0; flex-wrap: wrap; }
 .player input { flex: 1 1 240px; max-width: 520px; } .player output { font-variant-numeric: tabular-nums; }
@@ -170,29 +172,34 @@ def _overlay(view: MapView) -> str:
     """Meridians and parallels with their degrees, and a bar of so many km, as SVG over a map."""
     width, height = _SVG_SIDE, _SVG_SIDE * view.height_per_width
     lines = Graticule.of(view)
-    x = np.linspace(0, width, lines.lon.shape[1])
-    y = np.linspace(0, height, lines.lon.shape[0])
-    drawn = []
+
+    def placed(x: Any, y: Any) -> tuple[Any, Any]:
+        return (
+            (x - view.left) / (view.right - view.left) * width,
+            (view.top - y) / (view.top - view.bottom) * height,
+        )
+
+    drawn = [_polyline("coast", *placed(*line.T)) for line in seen_lines(view)]
     for degrees in (lines.lon, lines.lat):
         if not np.isfinite(degrees).any():
             continue
-        contours: Any = contourpy.contour_generator(x, y, np.ma.masked_invalid(degrees), line_type="Separate")
-        for level in rain_image.graticule_levels(degrees):
-            drawn += [
-                f'<polyline points="{" ".join(f"{px:.1f},{py:.1f}" for px, py in line)}"/>'
-                for line in contours.lines(float(level))
-            ]
-    for level, place in crossings(lines.lon[-1], x, lines.lon):
-        side = "E" if level >= 0 else "W"
-        drawn.append(
-            f'<text x="{place:.1f}" y="{height - 4:.1f}" text-anchor="middle">{abs(level):g}°{side}</text>'
+        contours: Any = contourpy.contour_generator(
+            lines.x, lines.y, np.ma.masked_invalid(degrees), line_type="Separate"
         )
-    for level, place in crossings(lines.lat[:, 0], y, lines.lat):
-        side = "N" if level >= 0 else "S"
-        drawn.append(f'<text x="3" y="{place + 4:.1f}">{abs(level):g}°{side}</text>')
+        for level in rain_image.graticule_levels(degrees):
+            drawn += [_polyline("degrees", *placed(*line.T)) for line in contours.lines(float(level))]
+    for label in lines.labels():
+        x, y = placed(label.x, label.y)
+        at = f'x="{x:.1f}" y="{y - 4:.1f}" text-anchor="middle"' if label.at_bottom else f'x="3" y="{y + 4:.1f}"'
+        drawn.append(f"<text {at}>{label.text}</text>")
     if not view.geographic:
         drawn.append(_scale_bar(width / (view.right - view.left), width))
     return f'<svg viewBox="0 0 {width:g} {height:.2f}" aria-hidden="true">{"".join(drawn)}</svg>'
+
+
+def _polyline(kind: str, x: Any, y: Any) -> str:
+    points = " ".join(f"{px:.1f},{py:.1f}" for px, py in zip(x, y, strict=True))
+    return f'<polyline class="{kind}" points="{points}"/>'
 
 
 def _scale_bar(per_km: float, width: float) -> str:

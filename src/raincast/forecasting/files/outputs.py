@@ -138,6 +138,7 @@ def _animate(
     outputs: Outputs,
 ) -> Path:
     from raincast.plotting.animation import forecast_animation
+    from raincast.plotting.rain_image import credit
 
     init_time: Any = forecast[schema.INIT_TIME].values[()]
     return forecast_animation(
@@ -151,4 +152,5 @@ def _animate(
         time_zone=outputs.time_zone,
         coastlines=outputs.coastlines,
         stills=stills,
+        credit=credit(frames.attrs),
     )

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from raincast.data.sampler import Place
 from raincast.forecaster import beside_rain
 from raincast.plotting.pictures import forecast_picture
+from raincast.plotting.rain_image import credit
 
 
 class ValidationPictures(Callback):
@@ -65,6 +66,7 @@ class ValidationPictures(Callback):
             step_minutes=archive.step_minutes,
             path=self.folder / f"window{number}_epoch{epoch:04d}.png",
             title=f"after epoch {epoch}",
+            credit=credit(archive.attrs),
         )
         for logger in trainer.loggers:
             _log_picture(logger, f"val/window{number}", path, trainer.global_step)
