@@ -209,7 +209,7 @@ def extent_of(seen: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
     """Rows and columns that hold all of `seen` (y, x) and a margin of a twentieth of them."""
     if not seen.any():
         return slice(0, seen.shape[0]), slice(0, seen.shape[1])
-    return _span(seen.any(axis=1)), _span(seen.any(axis=0))
+    return _span(np.asarray(seen.any(axis=1))), _span(np.asarray(seen.any(axis=0)))
 
 
 def _span(seen: npt.NDArray[np.bool_]) -> slice:
