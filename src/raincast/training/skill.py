@@ -60,6 +60,31 @@ def better(name: str) -> str | None:
     return None if name.startswith(NEITHER_IS_BETTER) else "max"
 
 
+def check_goal(
+    goal: str,
+    mode: str,
+    *,
+    baselines: Sequence[str],
+    thresholds: Sequence[float],
+    lead_steps: int,
+    step_minutes: float,
+) -> None:
+    """ValueError unless validation logs the score `goal`, and it gets better in direction `mode`: max or min."""
+    names = score_names(baselines, thresholds=thresholds, lead_steps=lead_steps, step_minutes=step_minutes)
+    if goal not in names:
+        raise ValueError(
+            f"metrics.goal={goal} is not logged; with metrics.thresholds={list(thresholds)} and "
+            f"baselines={list(baselines)} there are {', '.join(names)}."
+        )
+    direction = better(goal)
+    if direction is None:
+        raise ValueError(
+            f"metrics.goal={goal} orders nothing, it is best at 1: take {goal.replace('bias', 'bias_error')}."
+        )
+    if mode != direction:
+        raise ValueError(f"metrics.goal={goal} is better at its {direction}: set metrics.goal_mode={direction}.")
+
+
 def useful_lead(own: Tensor, other: Tensor, step_minutes: float) -> float:
     """Minutes until the CSI `own` (T,) falls to that of a baseline: the last lead before, 0 if it begins there.
 
