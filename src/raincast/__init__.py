@@ -5,12 +5,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from raincast.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from raincast.forecasting import Nowcaster
-
-__version__ = "0.1.0"
 
 
 def load_forecaster(path: "str | Path", *, device: str = "auto", **settings: Any) -> "Nowcaster":

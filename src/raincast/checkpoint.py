@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-import raincast
 from raincast.system.files import atomic
+from raincast.version import __version__
 
 if TYPE_CHECKING:
     from raincast.forecaster import Inputs
@@ -78,7 +78,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     info = raw["raincast"]
     if info["format"] != CHECKPOINT_FORMAT:
         raise ValueError(
-            f"{path} has format {info['format']}; raincast {raincast.__version__} reads {CHECKPOINT_FORMAT}. "
+            f"{path} has format {info['format']}; raincast {__version__} reads {CHECKPOINT_FORMAT}. "
             f"It was written by raincast {info['raincast_version']}."
         )
     return Checkpoint(

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-import raincast
 from raincast.assembly.parts import _with_channels, make, mapping
 from raincast.assembly.run import config_text
 from raincast.checkpoint import DATA_MODULES, Checkpoint, construct, read_checkpoint
 from raincast.system.provenance import commit
+from raincast.version import __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -133,7 +133,7 @@ def load_nowcaster(
     if settings.pop("precision", "float32") != "float32":
         raise ValueError(f"precision: {path} computes in float32. Take a checkpoint, or precision=float32.")
     settings.pop("calibrated", None)
-    own = {"title": "Precipitation nowcast", "source": f"raincast {raincast.__version__}, {Path(path).name}"}
+    own = {"title": "Precipitation nowcast", "source": f"raincast {__version__}, {Path(path).name}"}
     return Nowcaster(
         exported,
         exported.trained,
@@ -199,7 +199,7 @@ def _channels(trained: Mapping[str, Any], others: Mapping[str, Any]) -> "Channel
 
 def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     """Where a network's forecasts come from, as global attributes."""
-    version = raincast.__version__
+    version = __version__
     return {
         "title": "Precipitation nowcast",
         "source": f"raincast {version}, {checkpoint.config.model._target_.rpartition('.')[2]}",

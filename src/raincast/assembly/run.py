@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-import raincast
 from raincast.assembly.parts import make, mapping
 from raincast.checkpoint import CHECKPOINT_FORMAT, inputs_of
+from raincast.version import __version__
 
 if TYPE_CHECKING:
     import lightning as L
@@ -33,7 +33,7 @@ def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
     y, x = data.archive.grid.y, data.archive.grid.x
     return {
         "format": CHECKPOINT_FORMAT,
-        "raincast_version": raincast.__version__,
+        "raincast_version": __version__,
         "torch_version": str(torch.__version__),
         "config": config_text(cfg),
         "step_minutes": data.archive.step_minutes,

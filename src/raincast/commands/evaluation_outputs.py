@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import raincast
 from raincast import assembly
 from raincast.commands import report
 from raincast.system.provenance import commit
+from raincast.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -205,7 +205,7 @@ def facts(
         ("split", f"{data.split_hash}, " + ("as in training" if same else "not that of the training")),
         *((split.strip(), what.strip()) for split, _, what in described),
         *_took(scores.attrs),
-        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {raincast.__version__} ({commit()})"),
+        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {__version__} ({commit()})"),
     ]
     return {"The network": trained, "Scored on": scored}
 

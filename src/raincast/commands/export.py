@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from omegaconf import DictConfig
 
-import raincast
 from raincast import assembly
 from raincast.commands import report
 from raincast.system.files import atomic
+from raincast.version import __version__
 
 if TYPE_CHECKING:
     from raincast.export import Arrays
@@ -164,7 +164,7 @@ def describe(
         beside["channel_config"] = json.dumps(assembly.declared_channels(checkpoint))
     return {
         "title": "Precipitation nowcast",
-        "raincast_version": raincast.__version__,
+        "raincast_version": __version__,
         "checkpoint_sha256": checkpoint.sha256,
         "network": str(checkpoint.config.model._target_).rpartition(".")[2],
         "head": str(forecaster.head),

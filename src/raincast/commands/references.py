@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
-import raincast
 from raincast import assembly
 from raincast.commands import report
 from raincast.data.rain import part_key
 from raincast.system.cache import cache_folder
 from raincast.system.files import atomic
 from raincast.system.provenance import code_hash
+from raincast.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -80,7 +80,7 @@ def _score(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset":
 def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
     settings = {name: OmegaConf.to_container(cfg.baseline[name], resolve=True) for name in cfg.baselines}
     follows = (
-        raincast.__version__,
+        __version__,
         code_hash(*SOURCES),
         settings,
         [part_key(part.path) for part in data.archive.parts],

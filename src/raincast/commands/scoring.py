@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-import raincast
 from raincast import assembly
 from raincast.commands import report
 from raincast.data.rain import part_key
 from raincast.system.provenance import code_hash
+from raincast.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -99,7 +99,7 @@ def _key(cfg: DictConfig, data: "RadarDataModule", scoring: Any) -> str:
     """Changes with anything that any score follows from, this code included."""
     return _digest(
         (
-            raincast.__version__,
+            __version__,
             code_hash(),
             [part_key(part.path) for part in data.archive.parts],
             data.windows.hash,

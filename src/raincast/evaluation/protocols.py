@@ -6,7 +6,7 @@ one. They may be set beside published figures where the data are, too: the same 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ import xarray as xr
 from raincast.evaluation import groups
 from raincast.metrics import continuous
 from raincast.schema import LEAD_TIME
-
-if TYPE_CHECKING:
-    from raincast.evaluation.metrics import Metrics
 
 HKO7_NOISE = (0.01682827, 0.30370341)
 """mm/h between which an observed pixel does not count: pixel values 0 to 0.28, dBZ −10 to 9.6 (`HKO7_PIXEL`)."""
@@ -84,8 +81,8 @@ PROTOCOLS = {
 }
 
 
-def check(name: str, metrics: "Metrics") -> None:
-    """Refuse a protocol that is unknown, or with settings of one's own."""
+def check(name: str, metrics: object) -> None:
+    """Refuse a protocol that is unknown, or whose settings are other ones in `metrics`, a `Metrics`."""
     if name not in PROTOCOLS:
         raise ValueError(f"metrics.protocol={name} is unknown; there are {', '.join(PROTOCOLS)}.")
     for key, published in PROTOCOLS[name].settings.items():

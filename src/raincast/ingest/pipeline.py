@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-import raincast
 from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest.clutter import Clutter
@@ -30,6 +29,7 @@ from raincast.schema import Grid, Meaning
 from raincast.system.dask_pool import Cluster
 from raincast.system.lock import locked
 from raincast.system.pool import Pool
+from raincast.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class _Job:
         self.meaning: Meaning | None = None
         self.differing: list[str] = []
         self.attrs = {
-            "raincast_version": raincast.__version__,
+            "raincast_version": __version__,
             ATTR: json.dumps(settings),
             "max_rate_mm_h": quality.max_rate,
             "min_rate_mm_h": quality.min_rate,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-import raincast
 from raincast.forecasting import Nowcaster, Outputs, forecast_name, write_outputs
 from raincast.ingest.readers import Reader
 from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
@@ -18,6 +17,7 @@ from raincast.live.settings import Settings
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
 from raincast.system.lock import held
+from raincast.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -274,7 +274,7 @@ class Watcher:
             "output": str(self.output),
             "checkpoint": self.nowcaster.attrs.get("checkpoint"),
             "checkpoint_sha256": self.nowcaster.attrs.get("checkpoint_sha256"),
-            "raincast_version": raincast.__version__,
+            "raincast_version": __version__,
             "deadline_s": self.settings.deadline_s,
             "stale": age_minutes is None or (limit is not None and age_minutes > limit),
             **self.record.to_status(now),

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from raincast.models.frames import Initialisation, check_frames, framewise, initialise_output, pad
+from raincast.models.frames import check_frames, framewise, initialise_output, pad
+from raincast.models.layers.recurrent import Initialisation
 from raincast.models.layers.st_lstm import STLSTM
 
 

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import raincast
 from raincast.system.files import write_text
 
 OUTPUT = "output.txt"
@@ -48,7 +47,7 @@ def run_process(command: Sequence[str], run_dir: Path, environment: Mapping[str,
 
 def _with_source(environment: dict[str, str]) -> dict[str, str]:
     """A checkout that is not installed is found by the process as it was by us."""
-    source = str(Path(raincast.__file__).parents[1])
+    source = str(Path(__file__).parents[2])
     paths = [source, *filter(None, [environment.get("PYTHONPATH")])]
     return environment | {"PYTHONPATH": os.pathsep.join(paths)}
 

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-import raincast
 from raincast import archive, schema
 from raincast.schema import Grid
 from raincast.synthetic.fields import rain_fields
 from raincast.synthetic.weather import Floats, Weather, draw_weather
+from raincast.version import __version__
 
 FIRST_DAY = np.datetime64("2026-06-01")
 SOURCE = "raincast built-in archive (synthetic storms)"
@@ -161,7 +161,7 @@ def _day_dataset(day: int, config: dict[str, Any], count: _Counter) -> xr.Datase
         attrs={
             "title": "Synthetic rain for training and testing without a radar",
             "source": SOURCE,
-            "raincast_version": raincast.__version__,
+            "raincast_version": __version__,
             CONFIG_ATTR: json.dumps(config),
         },
     )

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import raincast
 from raincast.system.pool import Pool, Result, Task, Tick
+from raincast.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ def _outcome(future: Any) -> tuple[Any, int]:
 
 def _versions() -> dict[str, str]:
     """What the bytes of an archive depend on."""
-    return {"raincast": raincast.__version__} | {name: version(name) for name in ("netCDF4", "zarr")}
+    return {"raincast": __version__} | {name: version(name) for name in ("netCDF4", "zarr")}
 
 
 def _me() -> str:
@@ -265,4 +265,4 @@ def _me() -> str:
 def _words(address: str, answer: Any) -> str:
     if isinstance(answer, str):
         return answer
-    return f"The worker {address}: {answer}. Install raincast {raincast.__version__} there."
+    return f"The worker {address}: {answer}. Install raincast {__version__} there."

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import raincast
+from raincast.version import __version__
 
 PACKAGES = ("torch", "lightning", "numpy", "xarray", "netCDF4", "hydra-core", "pysteps", "wandb")
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ def peak_memory_gib() -> float:
 
 def versions() -> dict[str, str]:
     """Of raincast, Python and the packages whose versions can change a result."""
-    found = {"raincast": raincast.__version__, "python": platform.python_version()}
+    found = {"raincast": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from raincast import __version__, schema
+from raincast import schema
 from raincast.archive import MAX_RATE
 from raincast.schema import CRS, EXCEEDANCE, INIT_TIME, LEAD_TIME, RAIN, STEP_MINUTES, THRESHOLD, TIME, Grid, X, Y
+from raincast.version import __version__
 
 TIME_BOUNDS = "time_bounds"
 NO_LEAPS = "leap_seconds: none"  # as computers count time

@@ -142,3 +142,9 @@ def _image(rows: Tensor) -> Tensor:
 def rows_of(image: Tensor) -> Tensor:
     """(N, C, H, W) → (N, H, W, C), contiguous: no copy where it lies so."""
     return image.permute(0, 2, 3, 1).contiguous()
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The precision that autocast asks for on a type of device; None where it is off or unknown (meta)."""
+    known = torch.amp.is_autocast_available(device)
+    return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else None

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from raincast.models.fast import gates as pointwise
-from raincast.models.fast.kernel import Kernel, rows_of
-from raincast.models.layers.recurrent import autocast_dtype
+from raincast.models.fast.kernel import Kernel, autocast_dtype, rows_of
 
 BLOCKS = 4
 """The backward goes through the steps in so many blocks: cells and gradients of gates exist for one at a time."""

@@ -8,8 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.frames import Initialisation, initialise_gates
-from raincast.models.layers.recurrent import SLOPE, State, check_layer, check_sequence, check_state
+from raincast.models.layers.recurrent import (
+    SLOPE,
+    Initialisation,
+    State,
+    check_layer,
+    check_sequence,
+    check_state,
+    initialise_gates,
+)
 
 Activation = Literal["leaky_relu", "tanh"]
 

@@ -8,8 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.fast.sequence import convlstm_sequence
-from raincast.models.frames import Initialisation, initialise_gates
-from raincast.models.layers.recurrent import State, check_layer, check_sequence, check_state
+from raincast.models.layers.recurrent import (
+    Initialisation,
+    State,
+    check_layer,
+    check_sequence,
+    check_state,
+    initialise_gates,
+)
 
 Peephole = Literal["none", "channel", "pixel"]
 

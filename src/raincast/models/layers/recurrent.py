@@ -1,4 +1,4 @@
-"""What all recurrent layers have in common: one interface over a sequence, and its checks.
+"""What all recurrent layers have in common: one interface over a sequence, its checks, initial weights.
 
     layer(x, state, num_steps) → (hidden states, state)
 
@@ -7,12 +7,14 @@ is a tuple of tensors (B, ·, H, W), of which the first is the hidden state; Non
 back has the same form, so that a sequence may be cut anywhere and continued: two calls equal one.
 """
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from raincast.models.fast.kernel import autocast_dtype
 
 SLOPE = 0.2
 """Negative slope of the leaky ReLUs (Shi et al. 2017, arXiv 1706.03458)."""
@@ -29,12 +31,6 @@ class CellFactory(Protocol):
         self, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int
     ) -> nn.Module:
         """A layer with the interface of this module, and an attribute `hidden_channels`."""
-
-
-def autocast_dtype(device: str) -> torch.dtype | None:
-    """The precision that autocast asks for on a type of device; None where it is off or unknown (meta)."""
-    known = torch.amp.is_autocast_available(device)
-    return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else None
 
 
 def check_layer(
@@ -95,3 +91,32 @@ def check_state(state: State, x: Tensor | None, channels: Sequence[int], names: 
 def _check_dtype(x: Tensor, name: str, dtype: torch.dtype) -> None:
     if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x.device.type)):
         raise ValueError(f"{name} is {x.dtype} but the layer's weights are {dtype}. Convert one of them.")
+
+
+Initialisation = Literal["xavier", "he", "orthogonal"]
+
+_STARTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    # for the input's and for the state's kernels
+    "xavier": (nn.init.xavier_uniform_, nn.init.xavier_uniform_),
+    "he": (nn.init.kaiming_normal_, nn.init.kaiming_normal_),
+    "orthogonal": (nn.init.xavier_uniform_, nn.init.orthogonal_),
+}
+
+
+@torch.no_grad()
+def initialise_gates(
+    input_weight: Tensor | None, state_weight: Tensor, *, num_gates: int, how: Initialisation
+) -> None:
+    """Start the kernels (num_gates·hidden, in, k, k) of all gates, each gate as a convolution of its own.
+
+    "xavier": uniform, for the fan of one gate (Glorot & Bengio 2010). "he": normal, variance 2 / fan-in
+    (He et al. 2015). "orthogonal": Xavier for the input; for the state each gate's (hidden, hidden·k·k)
+    matrix has orthonormal rows (Saxe et al. 2014).
+    """
+    if how not in _STARTS:
+        raise ValueError(f"initialisation={how!r}: take {', '.join(_STARTS)}.")
+    for weight, start in zip((input_weight, state_weight), _STARTS[how], strict=True):
+        if weight is not None:
+            for gate in weight.chunk(num_gates):
+                # on a copy: a matrix view, which orthogonal_ needs, does not exist with channels last
+                gate.copy_(start(torch.empty_like(gate, memory_format=torch.contiguous_format)))

@@ -5,9 +5,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.frames import Initialisation, initialise_gates
 from raincast.models.layers.convgru import input_terms
-from raincast.models.layers.recurrent import State, check_layer, check_sequence, check_state
+from raincast.models.layers.recurrent import (
+    Initialisation,
+    State,
+    check_layer,
+    check_sequence,
+    check_state,
+    initialise_gates,
+)
 
 
 class STLSTM(nn.Module):

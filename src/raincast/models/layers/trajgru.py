@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.frames import Initialisation, initialise_gates
 from raincast.models.layers.convgru import Activation, activation_of, first_hidden, gru_update, input_terms
-from raincast.models.layers.recurrent import State, check_layer, check_sequence
+from raincast.models.layers.recurrent import Initialisation, State, check_layer, check_sequence, initialise_gates
 
 
 class TrajGRU(nn.Module):
