@@ -72,7 +72,7 @@ def _table(jobs: list[dict[str, Any]], goal: str | None) -> str:
     # what all have in common tells nothing apart
     common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
     scored = goal is not None and any(job["result"] is not None for job in jobs)
-    table = Table("job", "overrides", goal if scored else "outcome", "folder", box=SIMPLE_HEAD)
+    table = Table("job", "overrides", goal if scored and goal else "outcome", "folder", box=SIMPLE_HEAD)
     for job in jobs:
         own = " ".join(override for override in job["overrides"] if override not in common)
         value = f"{job['result']:.4f}" if scored and job["result"] is not None else "done"

@@ -170,7 +170,8 @@ class NowcastModule(L.LightningModule):
     def _remaining_steps(self) -> int:
         """Optimiser steps from here to the end of the run; 0 where the run is over."""
         trainer, loop = self.trainer, self.trainer.fit_loop
-        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
+        epochs: Any = loop.epoch_progress.current  # the types of Lightning's trackers name no counts
+        batches: Any = loop.epoch_loop.batch_progress.current
         limits = [float(trainer.max_steps - trainer.global_step)] if trainer.max_steps != -1 else []
         if trainer.max_epochs is not None and trainer.max_epochs != -1:
             per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
