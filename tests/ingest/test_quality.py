@@ -10,9 +10,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest import ingest
-from raincast.ingest.cleaned import Cleaned
-from raincast.ingest.clutter import Clutter
-from raincast.ingest.quality import Quality, drop_specks
+from raincast.ingest.quality import Cleaned, Clutter, Quality, drop_specks
 from raincast.ingest.readers.cf import CF
 from raincast.schema import RAIN, mock_archive
 

@@ -180,7 +180,7 @@ def _located(node: Mapping[str, Any], grid: "Grid", step_minutes: float) -> "For
 
 def reader(cfg: DictConfig) -> "Reader":
     """The reader of radar files of `cfg.source`, whose frames are within the limits of `cfg.quality`."""
-    from raincast.ingest.cleaned import Cleaned
+    from raincast.ingest.quality import Cleaned
 
     made: Reader = Cleaned(make(cfg.source), make(cfg.quality))
     return made

@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader
 from raincast.archive import Archive
 from raincast.data.channels import Channel
 from raincast.data.channels.declared import Channels
-from raincast.data.dataset import Sample, Stored, WindowDataset, collate
-from raincast.data.loader import ResumableLoader
+from raincast.data.dataset import ResumableLoader, Sample, Stored, WindowDataset, collate
 from raincast.data.sampler import (
     Candidates,
     EvalSampler,

@@ -1,7 +1,7 @@
 """A `Place` in an archive → a sample: as stored until the batch is on its device, then tensors in mm/h."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NotRequired, TypedDict, TypeVar
 
@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from raincast.data.channels.carried import Layout, StaticMaps, turn_vectors, values_of, vector_turn
-from raincast.data.sampler import Place
+from raincast.data.sampler import Place, TrainSampler
 from raincast.data.source import Source
 
 CODES_PER_MM_H = 100.0
@@ -252,3 +252,30 @@ def unturned(oriented: Maps, orientation: int) -> Maps:
     quarters, mirrored = _turns(orientation, square=oriented.shape[-2] == oriented.shape[-1])
     upright: Any = np.rot90(oriented[..., ::-1] if mirrored else oriented, -quarters, axes=(-2, -1))
     return upright  # type: ignore[no-any-return]
+
+
+class ResumableLoader(DataLoader[Stored]):
+    """Batches of a `TrainSampler`, which draws an epoch from (seed, epoch) alone.
+
+    Its state is how many samples of which epoch were trained on, by all ranks together: what is drawn again is
+    what was drawn, and those are left out. No state of a worker is needed, and a run may go on with another number
+    of workers, of ranks, or another batch size. `num_done` says how many batches of this rank are done.
+    """
+
+    sampler: TrainSampler
+    num_done: Callable[[], int] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data; Lightning puts it into checkpoints."""
+        assert self.num_done is not None and self.batch_size is not None
+        return {
+            "epoch": self.sampler.epoch,
+            "num_samples": self.num_done() * self.batch_size * self.sampler.world_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Leave out, in that epoch, what was trained on."""
+        assert self.batch_size is not None
+        whole = len(self) * self.batch_size * self.sampler.world_size
+        epoch, num_samples = state["epoch"], state["num_samples"]
+        self.sampler.go_on(*((epoch, num_samples) if num_samples < whole else (epoch + 1, 0)))

@@ -11,11 +11,10 @@ import numpy.typing as npt
 from raincast import schema
 from raincast.archive import Archive, PartWriter, encode
 from raincast.ingest.layout import writer_of
-from raincast.ingest.offers import Offers
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Reader
 from raincast.ingest.region import Region
-from raincast.ingest.scan import BadFileError, reason
+from raincast.ingest.scan import BadFileError, Offers, reason
 from raincast.schema import Grid, Meaning
 from raincast.system.pool import Tick
 

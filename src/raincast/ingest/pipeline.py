@@ -14,16 +14,14 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import Archive
-from raincast.ingest.clutter import Clutter
 from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.files import find_files
 from raincast.ingest.layout import Layout
-from raincast.ingest.offers import Offers, Times
-from raincast.ingest.quality import Quality
+from raincast.ingest.quality import Clutter, Quality
 from raincast.ingest.readers import Reader, check_period, key_of
 from raincast.ingest.region import Region
 from raincast.ingest.report import IngestReport, missing_times
-from raincast.ingest.scan import BadFileError, Found, place, scan
+from raincast.ingest.scan import BadFileError, Found, Offers, Times, place, scan
 from raincast.ingest.settings import ATTR, check_attrs, check_same, describe
 from raincast.schema import Grid, Meaning
 from raincast.system.dask_pool import Cluster

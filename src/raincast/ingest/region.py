@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive.codes import bands
-from raincast.ingest.readers.common.projection import crs_in_metres
+from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.reproject import target_grid, weights_between
 from raincast.schema import Grid
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raincast.ingest.offers import Times
+from raincast.ingest.scan import Times
 from raincast.system.files import write_text
 
 NAME = "ingest_report.json"

@@ -22,9 +22,8 @@ from raincast import schema
 from raincast.archive.codes import bands
 from raincast.archive.head import open_plain
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
-from raincast.ingest.readers.common.axes import find_grid
-from raincast.ingest.readers.common.netcdf3 import check_whole
-from raincast.ingest.readers.common.projection import crs_in_metres
+from raincast.ingest.readers.common.axes import crs_in_metres, find_grid
+from raincast.ingest.readers.common.unpack import check_whole
 from raincast.schema import MOMENTARY, Grid, Meaning, X, Y
 from raincast.transforms import accumulation_to_rate
 

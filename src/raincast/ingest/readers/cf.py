@@ -16,7 +16,7 @@ from raincast.archive.codes import bands
 from raincast.archive.head import open_plain
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
-from raincast.ingest.readers.common.netcdf3 import check_whole
+from raincast.ingest.readers.common.unpack import check_whole
 from raincast.schema import TIME, Meaning, X, Y
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -20,8 +20,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.packed import all_bytes, first_bytes
-from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid
 from raincast.ingest.readers.common.tiff_items import TIFF_SIGNATURES, find_items, tiff_items
 from raincast.schema import Grid, Meaning

@@ -15,7 +15,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
-from raincast.ingest.readers.common.projection import crs_in_metres
+from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.schema import Grid, Meaning
 from raincast.transforms import accumulation_to_rate
 

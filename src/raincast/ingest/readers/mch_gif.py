@@ -17,8 +17,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.packed import first_bytes
-from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 

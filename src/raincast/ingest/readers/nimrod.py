@@ -17,7 +17,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.readers.common.projection import crs_in_metres
+from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.unpack import (
     Stream,
     at_end,

@@ -32,8 +32,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.corners import grid_between
-from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.ingest.readers.common.sevir_catalog import CORNERS, Event, events_by_name
 from raincast.schema import MOMENTARY, Grid
 from raincast.transforms import ZR

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from raincast.ingest.readers.common.projection import crs_in_metres
+from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.schema import Grid
 
 CORNERS = ("LL", "UL", "UR", "LR")

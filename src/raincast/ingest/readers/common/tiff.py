@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.packed import all_bytes
-from raincast.ingest.readers.common.projection import crs_in_metres
 from raincast.schema import Grid
 
 _CACHE_MB = 16  # GDAL would keep 5 % of the machine's memory in blocks that nobody reads twice

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raincast.ingest.readers import starts_with
 from raincast.ingest.readers.common.packed import GZIP_SIGNATURE
 
 BZIP2_SIGNATURE = b"BZh"
@@ -111,3 +112,21 @@ def _unzipped(stream: Stream) -> Stream:
     if start.startswith(GZIP_SIGNATURE):
         return gzip.GzipFile(fileobj=stream)
     return bz2.BZ2File(stream) if start == BZIP2_SIGNATURE else stream
+
+
+SIGNATURES = (b"CDF\x01", b"CDF\x02")  # classic and 64-bit offset; scipy knows no 64-bit data, CDF\x05
+
+
+def check_whole(path: Path) -> None:
+    """ValueError where a netCDF-3 file ends before its last variable; nothing for other files."""
+    if not starts_with(path, *SIGNATURES):
+        return
+    from scipy.io import netcdf_file
+
+    try:
+        # mapped: the header is read, and each variable's extent compared with the file's
+        file = netcdf_file(path, "r", mmap=True)
+    except (ValueError, TypeError, LookupError, AssertionError, OverflowError) as error:
+        raise ValueError("its header is damaged, or it ends before its last variable") from error
+    file.variables.clear()  # or the map would stay open with them
+    file.close()
