@@ -34,11 +34,11 @@ def sweep(folder, num_trials: int, *goals: str) -> Sweep:
     return made
 
 
-@pytest.mark.parametrize("goals", [["val/csi_1mm"], ["val/csi_1mm", "val/hss_1mm"]])
+@pytest.mark.parametrize("goals", [["val/csi_1mm"], [f"val/csi_{mm}mm" for mm in (1, 2, 5, 10)]])
 def test_a_sweep_is_drawn(tmp_path, goals):
     before = dict(matplotlib.rcParams)
     found = pictures(sweep(tmp_path, 5, *goals))
-    own = {"Goals against each other"} if len(goals) > 1 else set()
+    own = {f"Goals against each other: {goal} and {goals[0]}" for goal in goals[1:]}
     importances = {"Importance of each parameter" + (f" for {goal}" if len(goals) > 1 else "") for goal in goals}
     assert set(found) == {"The course of the sweep", "Validation curves", "Parameters"} | own | importances
     for png in found.values():

@@ -51,8 +51,10 @@ def _pictures(sweep: Sweep) -> "Iterator[tuple[str, Callable[[], Axes | np.ndarr
         first["target"] = lambda trial: trial.values[0]
     if complete:
         yield "The course of the sweep", lambda: draw.plot_optimization_history(study, **first)
-    if complete and 2 <= len(goals) <= 3:
-        yield "Goals against each other", lambda: draw.plot_pareto_front(study, target_names=goals)
+    for index, other in enumerate(goals[1:], start=1):
+        if complete:
+            title = f"Goals against each other: {other} and {goals[0]}"
+            yield title, partial(_front, study, index, target_names=[other, goals[0]])
     if any(trial.intermediate_values for trial in sweep.curves.get_trials(deepcopy=False)):
         yield "Validation curves", lambda: _curves(sweep, draw.plot_intermediate_values(sweep.curves))
     for index, goal in enumerate(goals):
@@ -62,6 +64,13 @@ def _pictures(sweep: Sweep) -> "Iterator[tuple[str, Callable[[], Axes | np.ndarr
     params = list(dict.fromkeys(name for trial in complete for name in trial.params))[:MOST_PARAMS]
     if params:
         yield "Parameters", lambda: draw.plot_slice(study, params, **first)
+
+
+def _front(study: optuna.Study, goal: int, **names: Any) -> "Axes":
+    """A goal and the first one of all trials; the trials that none beats in every goal stand out."""
+    return optuna.visualization.matplotlib.plot_pareto_front(
+        study, targets=lambda trial: (trial.values[goal], trial.values[0]), **names
+    )
 
 
 def importances(study: optuna.Study, goal: int, *, target_name: str) -> "Axes":
