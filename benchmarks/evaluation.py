@@ -23,8 +23,8 @@ from raincast.data.datamodule import RadarDataModule
 from raincast.data.sampler import Place
 from raincast.data.windows import TrainAll
 from raincast.evaluation import EventSums, Scoring
-from raincast.evaluation.answers import ask
-from raincast.forecaster import NetworkForecaster
+from raincast.evaluation.queries import Scored
+from raincast.forecasting.network import NetworkForecaster
 from raincast.synthetic import build_builtin_archive
 
 STEPS, SIZE, FRAMES = 12, 256, 64
@@ -42,22 +42,27 @@ def main() -> None:
         build_builtin_archive(Path(folder) / "rain", num_days=1, frames_per_day=FRAMES, size=SIZE)
         with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
             cfg = compose("train", ["experiment=radar", f"metrics={asked.metrics}", "paths.run_dir=."])
-        network = assembly.load_forecaster(asked.checkpoint, device="cpu") if asked.checkpoint else untrained(cfg)
+        network = (
+            assembly.forecaster_of(assembly.read_checkpoint(asked.checkpoint), device="cpu")
+            if asked.checkpoint
+            else untrained(cfg)
+        )
         seen, leads = network.input_steps, network.lead_steps
         data = RadarDataModule(Path(folder) / "rain", split=TrainAll(), input_steps=seen, lead_steps=leads)
         places = [Place(start, 0, 0, SIZE, SIZE) for start in range(FRAMES - seen - leads + 1)]
         scoring = Scoring(assembly.metrics(cfg, data), 5.0, data.archive.grid.pixel_km)
         sys.stdout.write(f"{asked.windows} windows of {seen + leads} × {SIZE}², metrics={asked.metrics}\n")
         for forecaster in (network, Extrapolation(), Persistence()):
+            scored = Scored(forecaster, scoring, lead_steps=leads, grid=data.archive.grid)
             spent, sums = [0.0, 0.0, 0.0], EventSums()
             for number in range(asked.windows):
                 at = [time.process_time()]
                 stored = torch.utils.data.default_collate([data.dataset[places[number % len(places)]]])
                 batch = data.dataset.decode(stored)
                 at.append(time.process_time())
-                answer = ask(forecaster, batch, leads, scoring.metrics.thresholds)
+                prediction = scored.predict(batch)
                 at.append(time.process_time())
-                scoring.add(sums, answer, batch)
+                scoring.add(sums, prediction, batch)
                 at.append(time.process_time())
                 spent = [
                     total + after - before for total, before, after in zip(spent, at[:-1], at[1:], strict=True)

@@ -94,12 +94,12 @@ def _network(way: str, files: str, checkpoint: str, reader: Any) -> Callable[[St
     from raincast.forecasting import open_series, write_outputs
 
     precision = "bf16" if way.endswith("bf16") else "float32"
-    nowcaster = assembly.nowcaster(assembly.read_checkpoint(checkpoint), device="cpu", precision=precision)
+    pipeline = assembly.pipeline(assembly.read_checkpoint(checkpoint), device="cpu", precision=precision)
 
     def run(watch: Stopwatch, folder: Path, number: int) -> None:
-        frames = nowcaster.frames(open_series(files, reader), "latest", source=files)
+        frames = pipeline.frames(open_series(files, reader), "latest", source=files)
         watch.lap("read")
-        forecast = nowcaster(frames)
+        forecast = pipeline(frames)
         watch.lap("make")
         write_outputs(forecast, frames, folder)
         watch.lap("write")
@@ -109,6 +109,7 @@ def _network(way: str, files: str, checkpoint: str, reader: Any) -> Callable[[St
 
 def _baseline(way: str, files: str, reader: Any) -> Callable[[Stopwatch, Path, int], None]:
     from raincast.baselines import Extrapolation, Steps
+    from raincast.forecaster import Query
     from raincast.forecasting import grid_of, open_series
     from raincast.forecasting.files.dataset import forecast_dataset
     from raincast.forecasting.files.netcdf import write_forecast
@@ -119,7 +120,9 @@ def _baseline(way: str, files: str, reader: Any) -> Callable[[Stopwatch, Path, i
         series = open_series(files, reader)
         frames = series.read(series.times[-INPUT_STEPS:])
         watch.lap("read")
-        rain = forecaster.forecast(frames["rain_rate"].values[None, :, None], LEAD_STEPS)[0, :, 0]
+        shown = frames["rain_rate"].values[None, :, None]
+        query = Query.for_steps(shown, LEAD_STEPS, step_minutes=5.0, grid=grid_of(frames))
+        rain = forecaster.predict(query).rates[0, :, 0]
         watch.lap("make")
         dataset = forecast_dataset(
             rain, init_time=frames["time"].values[-1], step_minutes=5.0, grid=grid_of(frames),

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from raincast.data.datamodule import RadarDataModule
 from raincast.data.windows import BlockSplit
-from raincast.forecaster import to_network_scale
 from raincast.losses import BalancedLoss
+from raincast.models.inputs import to_network_scale
 from raincast.synthetic import build_builtin_archive
 from raincast.transforms import DbzScaling
 

@@ -152,25 +152,25 @@ class ReplayClock:
 
 
 class Noting:
-    """A nowcaster that notes which frames each of its forecasts was made of: the times of those it did not have.
+    """A pipeline that notes which frames each of its forecasts was made of: the times of those it did not have.
 
     It keeps no frame, so that the memory is the watcher's: those that are there have to be the true ones, which is
     looked at at once (`wrong`).
     """
 
-    def __init__(self, nowcaster: Any, truth: xr.Dataset) -> None:
-        self._nowcaster, self._truth = nowcaster, truth
+    def __init__(self, pipeline: Any, truth: xr.Dataset) -> None:
+        self._pipeline, self._truth = pipeline, truth
         self.inputs: dict[np.datetime64, tuple[np.datetime64, ...]] = {}
         self.wrong: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
         """All else as it is."""
-        return getattr(self._nowcaster, name)
+        return getattr(self._pipeline, name)
 
     def __call__(self, frames: xr.Dataset) -> xr.Dataset:
         """The forecast."""
         times = frames[schema.TIME].values.astype("datetime64[ns]")
-        forecast: xr.Dataset = self._nowcaster(frames)
+        forecast: xr.Dataset = self._pipeline(frames)
         assert times[-1] not in self.inputs, f"{times[-1]} was forecast twice"
         absent = []
         for frame_time, rain in zip(times, frames[schema.RAIN].values, strict=True):
@@ -185,10 +185,10 @@ class Noting:
 
     def again(self, init_time: np.datetime64) -> Any:
         """The rates of the forecast from `init_time` once more, of the true frames."""
-        wanted = self._nowcaster.wanted_times(self._truth[schema.TIME].values, init_time)
+        wanted = self._pipeline.wanted_times(self._truth[schema.TIME].values, init_time)
         there = np.intersect1d(np.setdiff1d(wanted, self.inputs[init_time]), self._truth[schema.TIME].values)
-        frames = on_times(self._truth.sel(time=there), wanted, self._nowcaster.step_minutes)
-        return self._nowcaster(frames)[schema.RAIN].values
+        frames = on_times(self._truth.sel(time=there), wanted, self._pipeline.step_minutes)
+        return self._pipeline(frames)[schema.RAIN].values
 
 
 @dataclass
@@ -205,7 +205,7 @@ class Outcome:
     skill: Any = None
 
 
-def replay(truth: xr.Dataset, nowcaster: Any, reader: Any, folder: Path, *, seed: int = 0) -> Outcome:
+def replay(truth: xr.Dataset, pipeline: Any, reader: Any, folder: Path, *, seed: int = 0) -> Outcome:
     """Replay the frames of `truth` into `folder`/incoming, watch them, and compare everything with the plan."""
     times = list(truth[schema.TIME].values.astype("datetime64[ns]"))
     incoming, output = folder / "incoming", folder / "forecasts"
@@ -214,7 +214,7 @@ def replay(truth: xr.Dataset, nowcaster: Any, reader: Any, folder: Path, *, seed
     planned = plan(times, files, frozen, seed)
     start, end = seconds_of(times[0]) - POLL_S, seconds_of(times[-1]) + 3 * 3600.0
     clock = ReplayClock(start, incoming, planned.deliveries)
-    noting = Noting(nowcaster, truth)
+    noting = Noting(pipeline, truth)
     settings = Settings(
         output=output, until=str(time_of(end).astype("datetime64[s]")), poll_s=POLL_S, settle_s=SETTLE_S,
         max_age_minutes=MAX_AGE_MINUTES, keep_hours=None,
@@ -346,9 +346,9 @@ def main() -> int:
                 checkpoint, ["experiment=radar"], input_steps=6, lead_steps=12, step_minutes=archive.step_minutes,
                 grid_spacing=spacing,
             )  # fmt: skip
-        nowcaster = assembly.nowcaster(assembly.read_checkpoint(checkpoint), device="cpu")
+        pipeline = assembly.pipeline(assembly.read_checkpoint(checkpoint), device="cpu")
         start, cpu = time.perf_counter(), time.process_time()
-        outcome = replay(truth, nowcaster, assembly.make(reader_config()), folder / "replay", seed=arguments.seed)
+        outcome = replay(truth, pipeline, assembly.make(reader_config()), folder / "replay", seed=arguments.seed)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     before, after = flat(outcome.memory_mib)
     result = {

@@ -47,7 +47,7 @@ def test_a_checkpoint_with_code_in_its_config_or_its_pickle_is_refused(tiny_run:
     )
     torch.save(raw, tmp_path / "config.ckpt")
     with pytest.raises(ValueError, match=r"names os\.system, .*not loaded"):
-        assembly.load_forecaster(tmp_path / "config.ckpt")
+        assembly.forecaster_of(assembly.read_checkpoint(tmp_path / "config.ckpt"))
     torch.save({"raincast": {}, "state_dict": {}, "code": Path("x")}, tmp_path / "pickle.ckpt")
     with pytest.raises(ValueError, match=r"pickle\.ckpt is damaged, or no checkpoint of plain data"):
         assembly.read_checkpoint(tmp_path / "pickle.ckpt")

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from jaxtyping import TypeCheckError
+from asking import query, rates_of
 from scipy.ndimage import gaussian_filter
 
 from raincast.baselines import Extrapolation, Persistence
@@ -36,28 +36,28 @@ def mse(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_persistence_repeats_the_last_frame():
     rain = moving()
-    out = Persistence().forecast(as_batch(rain), 4)
+    out = rates_of(Persistence(), as_batch(rain), 4)
     np.testing.assert_array_equal(out, np.broadcast_to(rain[-1], (1, 4, 1, 96, 96)))
 
 
 def test_persistence_takes_each_pixels_last_valid_observation():
     rain = np.array([[[1.0, 2.0, np.nan]], [[np.nan, 3.0, np.nan]]], dtype=np.float32)
-    np.testing.assert_array_equal(Persistence().forecast(as_batch(rain), 1)[0, 0, 0], [[1.0, 3.0, 0.0]])
+    np.testing.assert_array_equal(rates_of(Persistence(), as_batch(rain), 1)[0, 0, 0], [[1.0, 3.0, 0.0]])
 
 
 def test_extrapolation_clearly_beats_persistence_on_a_moving_pattern():
     rain = moving()
     past, future = as_batch(rain[:4]), as_batch(rain[4:])
-    flow = mse(Extrapolation().forecast(past, 4), future)
-    assert flow < 0.15 * mse(Persistence().forecast(past, 4), future)
+    flow = mse(rates_of(Extrapolation(), past, 4), future)
+    assert flow < 0.15 * mse(rates_of(Persistence(), past, 4), future)
 
 
 def test_extrapolation_catches_up_when_the_last_frames_are_missing():
     rain = moving()
     past, future = as_batch(rain[:5]).copy(), as_batch(rain[5:])
     past[:, -1] = np.nan
-    flow = mse(Extrapolation().forecast(past, 3), future)
-    assert flow < 0.15 * mse(Persistence().forecast(past, 3), future)
+    flow = mse(rates_of(Extrapolation(), past, 3), future)
+    assert flow < 0.15 * mse(rates_of(Persistence(), past, 3), future)
 
 
 @pytest.mark.parametrize(
@@ -87,22 +87,22 @@ def test_extrapolation_crosses_the_gap_before_the_newest_frame():
     rain = moving(frames=12)
     past, future = as_batch(rain[:8]).copy(), as_batch(rain[8:])
     past[:, 6] = np.nan
-    flow = mse(Extrapolation().forecast(past, 4), future)
-    assert flow < 0.15 * mse(Persistence().forecast(past, 4), future)
+    flow = mse(rates_of(Extrapolation(), past, 4), future)
+    assert flow < 0.15 * mse(rates_of(Persistence(), past, 4), future)
 
 
 def test_extrapolation_moves_samples_apart():
     rain = moving()
     pair = np.concatenate([as_batch(rain[:4]), as_batch(rain[3::-1])])
-    together = Extrapolation().forecast(pair, 2)
+    together = rates_of(Extrapolation(), pair, 2)
     for b in range(2):
-        np.testing.assert_array_equal(together[b : b + 1], Extrapolation().forecast(pair[b : b + 1], 2))
+        np.testing.assert_array_equal(together[b : b + 1], rates_of(Extrapolation(), pair[b : b + 1], 2))
 
 
 def test_only_the_first_channel_is_rain():
     past = as_batch(moving()[:3])
     two = np.concatenate([past, np.full_like(past, 50.0)], axis=2)
-    np.testing.assert_array_equal(Extrapolation().forecast(two, 2), Extrapolation().forecast(past, 2))
+    np.testing.assert_array_equal(rates_of(Extrapolation(), two, 2), rates_of(Extrapolation(), past, 2))
 
 
 def missing_parts(rain: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ AWKWARD = {
 def test_always_finite_and_never_negative(forecaster, case):
     rain = as_batch(AWKWARD[case].astype(np.float32))
     before = rain.copy()
-    out = forecaster.forecast(rain, 3)
+    out = rates_of(forecaster, rain, 3)
     assert out.shape == (1, 3, 1, *rain.shape[-2:])
     assert out.dtype == np.float32
     assert np.isfinite(out).all()
@@ -150,27 +150,27 @@ def test_always_finite_and_never_negative(forecaster, case):
 @pytest.mark.parametrize("case", ["no rain", "all missing", "one pixel", "tiny", "narrow", "one frame"])
 def test_without_motion_extrapolation_is_persistence(case):
     rain = as_batch(AWKWARD[case].astype(np.float32))
-    np.testing.assert_array_equal(Extrapolation().forecast(rain, 3), Persistence().forecast(rain, 3))
+    np.testing.assert_array_equal(rates_of(Extrapolation(), rain, 3), rates_of(Persistence(), rain, 3))
 
 
 def test_the_fallback_is_logged_once(caplog):
     caplog.set_level(logging.INFO, logger="raincast.baselines")
     forecaster = Extrapolation()
     for _ in range(3):
-        forecaster.forecast(np.zeros((2, 2, 1, 16, 16), np.float32), 1)
+        rates_of(forecaster, np.zeros((2, 2, 1, 16, 16), np.float32), 1)
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 def test_what_flows_in_is_no_rain():
     rain = moving(dx=6, dy=0)
-    out = Extrapolation().forecast(as_batch(rain[:4]), 8)[0, -1, 0]
+    out = rates_of(Extrapolation(), as_batch(rain[:4]), 8)[0, -1, 0]
     assert not out[:, :30].any()  # 8 steps of about 6 pixels from the left
     assert out[:, 60:].any()
 
 
 def test_nothing_is_printed_and_warning_filters_stay(capfd):
     before = list(warnings.filters)
-    Extrapolation().forecast(as_batch(moving()[:3]), 2)
+    rates_of(Extrapolation(), as_batch(moving()[:3]), 2)
     assert warnings.filters == before
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
@@ -183,10 +183,12 @@ def test_importing_the_module_does_not_import_pysteps():
 
 
 def test_wrong_arguments_are_refused():
-    # checked annotations, where they are on, see it first
-    with pytest.raises((ValueError, TypeCheckError), match=r"3, ?8, ?8"):
-        Persistence().forecast(np.zeros((3, 8, 8), np.float32), 1)
-    with pytest.raises(ValueError, match="num_steps=0"):
-        Extrapolation().forecast(np.zeros((1, 2, 1, 8, 8), np.float32), 0)
     with pytest.raises(ValueError, match="motion_frames=1"):
         Extrapolation(motion_frames=1)
+
+
+def test_how_each_sample_was_made_is_said():
+    rain = moving()[:3]
+    pair = np.stack([rain, np.zeros_like(rain)])[:, :, None]
+    assert Extrapolation().predict(query(pair, 2)).done == ("extrapolation", "persistence")
+    assert Persistence().predict(query(pair, 2)).done == ("persistence", "persistence")

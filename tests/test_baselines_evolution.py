@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from asking import query, rates_of
 from pyproj import CRS
 from scipy.ndimage import gaussian_filter
 
@@ -46,6 +47,10 @@ def changing(frames: int = 8, size: int = 48) -> np.ndarray:
 
 def as_batch(frames: np.ndarray) -> np.ndarray:
     return frames[None, :, None].astype(np.float32)
+
+
+def members_of(forecaster, rain: np.ndarray, num_steps: int, **others: object) -> np.ndarray:
+    return forecaster.predict(query(rain, num_steps, members=True, **others)).members
 
 
 def csi(forecast: np.ndarray, observed: np.ndarray, threshold: float = 1.0) -> float:
@@ -93,7 +98,7 @@ def test_always_finite_and_never_negative(name, case):
     rain = as_batch(AWKWARD[case])
     before = rain.copy()
     forecaster = (QUICK | SLOW)[name]
-    out = forecaster.forecast(rain, 3)
+    out = rates_of(forecaster, rain, 3)
     assert forecaster.name == name
     assert out.shape == (1, 3, 1, *rain.shape[-2:])
     assert out.dtype == np.float32
@@ -107,7 +112,7 @@ def test_always_finite_and_never_negative(name, case):
 def test_without_motion_they_are_persistence(name, case):
     rain = as_batch(AWKWARD[case])
     np.testing.assert_allclose(
-        (QUICK | SLOW)[name].forecast(rain, 2), Persistence().forecast(rain, 2), rtol=1e-6, atol=0
+        rates_of((QUICK | SLOW)[name], rain, 2), rates_of(Persistence(), rain, 2), rtol=1e-6, atol=0
     )
 
 
@@ -116,7 +121,7 @@ def test_with_too_few_frames_they_are_extrapolation(name, caplog):
     caplog.set_level(logging.INFO, logger="raincast.baselines")
     forecaster = {"sprog": SProg, "anvil": Anvil, "steps": Steps, "linda": Linda}[name]()
     rain = np.concatenate([as_batch(moving(2))] * 2)
-    np.testing.assert_allclose(forecaster.forecast(rain, 2), Extrapolation().forecast(rain, 2), rtol=1e-6)
+    np.testing.assert_allclose(rates_of(forecaster, rain, 2), rates_of(Extrapolation(), rain, 2), rtol=1e-6)
     needs = 4 if name == "anvil" else 3
     assert [record.getMessage() for record in caplog.records] == [
         f"{name} is extrapolation in some windows: fewer than {needs} consecutive frames."
@@ -131,7 +136,7 @@ def test_where_pysteps_stops_the_forecast_is_extrapolation(caplog, monkeypatch):
 
     monkeypatch.setattr("pysteps.nowcasts.sprog.forecast", stop)
     rain = as_batch(moving(3))
-    np.testing.assert_array_equal(SProg().forecast(rain, 2), Extrapolation().forecast(rain, 2))
+    np.testing.assert_array_equal(rates_of(SProg(), rain, 2), rates_of(Extrapolation(), rain, 2))
     assert "pysteps stops (ValueError: no rain for me)" in caplog.text
 
 
@@ -144,8 +149,8 @@ def test_where_pysteps_gives_nan_the_pixel_is_extrapolated(monkeypatch):
         return out
 
     monkeypatch.setattr("pysteps.nowcasts.sprog.forecast", holes)
-    out = SProg().forecast(rain, 2)
-    plain = Extrapolation().forecast(rain, 2)
+    out = rates_of(SProg(), rain, 2)
+    plain = rates_of(Extrapolation(), rain, 2)
     np.testing.assert_array_equal(out[..., 20:30, :], plain[..., 20:30, :])
     np.testing.assert_allclose(out[..., :20, :], 10.0, rtol=1e-6)
     assert plain[..., 20:30, :].max() > 1
@@ -156,7 +161,7 @@ def test_where_pysteps_gives_nan_the_pixel_is_extrapolated(monkeypatch):
 def test_a_blob_is_moved_as_it_moved(method, at_least):
     y, x = np.mgrid[:64, :64]
     blobs = [20 * np.exp(-((x - 32 - 2 * t) ** 2 + (y - 36 + t) ** 2) / 40) for t in range(2)]
-    out = Extrapolation(method=method).forecast(as_batch(np.stack(blobs)), 6)[0, -1, 0]
+    out = rates_of(Extrapolation(method=method), as_batch(np.stack(blobs)), 6)[0, -1, 0]
     # the last frame shows it at x = 34, y = 35; six steps of (2, -1) on it is at (46, 29)
     moved_x, moved_y = (out * x).sum() / out.sum() - 34, (out * y).sum() / out.sum() - 35
     assert at_least * 12 < moved_x < 1.1 * 12
@@ -174,8 +179,8 @@ def test_every_method_finds_the_direction(method):
 def test_all_beat_persistence_on_a_translating_field(name):
     rain = moving(10)
     past, future = as_batch(rain[:6]), as_batch(rain[6:])
-    still = csi(Persistence().forecast(past, 4), future)
-    assert csi((QUICK | SLOW)[name].forecast(past, 4), future) > still + 0.05
+    still = csi(rates_of(Persistence(), past, 4), future)
+    assert csi(rates_of((QUICK | SLOW)[name], past, 4), future) > still + 0.05
 
 
 def test_after_a_missing_frame_they_catch_up():
@@ -183,8 +188,8 @@ def test_after_a_missing_frame_they_catch_up():
     past, future = as_batch(rain[:5]).copy(), as_batch(rain[5:])
     past[:, -1] = np.nan
     for forecaster in (SProg(), Anvil(ar_order=1)):
-        still = csi(Persistence().forecast(past, 3), future)
-        assert csi(forecaster.forecast(past, 3), future) > still + 0.05
+        still = csi(rates_of(Persistence(), past, 3), future)
+        assert csi(rates_of(forecaster, past, 3), future) > still + 0.05
 
 
 def roughness(frame: np.ndarray) -> float:
@@ -195,7 +200,7 @@ def roughness(frame: np.ndarray) -> float:
 
 def test_sprog_is_smoother_than_extrapolation_and_grows_smoother_with_lead():
     past = as_batch(changing(3, size=64))
-    smooth, plain = SProg().forecast(past, 6)[0, :, 0], Extrapolation().forecast(past, 6)[0, :, 0]
+    smooth, plain = rates_of(SProg(), past, 6)[0, :, 0], rates_of(Extrapolation(), past, 6)[0, :, 0]
     assert roughness(smooth[0]) < roughness(plain[0])
     assert roughness(smooth[-1]) < 0.8 * roughness(plain[-1])
     assert roughness(smooth[-1]) < roughness(smooth[0])
@@ -204,47 +209,50 @@ def test_sprog_is_smoother_than_extrapolation_and_grows_smoother_with_lead():
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_members_differ_and_their_mean_is_the_forecast(name):
     past = as_batch(changing(3))
-    members = ENSEMBLES[name].ensemble(past, 3)
+    found = ENSEMBLES[name].predict(query(past, 3, members=True, thresholds=[1.0, 4.0]))
+    members = found.members
     assert members.shape == (1, 3, ENSEMBLES[name].num_members, 48, 48)
     assert members.dtype == np.float32
     assert np.isfinite(members).all()
     assert (members >= 0).all()
     assert (members.std(axis=2).mean(axis=(0, 2, 3)) > 0.05).all()
     mean = members.mean(axis=2, keepdims=True)
+    np.testing.assert_array_equal(found.rates, mean)
+    # probabilities are shares of the members
+    np.testing.assert_array_equal(found.probabilities[:, :, 1], (members >= 4).mean(axis=2))
+    assert found.thresholds == (1.0, 4.0) and found.done == (name,)
     # a second run: the same members again
-    np.testing.assert_array_equal(ENSEMBLES[name].forecast(past, 3), mean)
+    np.testing.assert_array_equal(rates_of(ENSEMBLES[name], past, 3), mean)
 
 
 def test_spread_grows_with_lead():
     spread = (
-        Steps(num_members=6).ensemble(as_batch(changing(3)), 4)[0].std(axis=1)[:, 12:-12, 18:-12].mean(axis=(1, 2))
+        members_of(Steps(num_members=6), as_batch(changing(3)), 4)[0]
+        .std(axis=1)[:, 12:-12, 18:-12]
+        .mean(axis=(1, 2))
     )
     assert spread[-1] > spread[0]
 
 
 def test_the_same_window_gives_the_same_members():
     one, other = as_batch(changing(3)), as_batch(changing(3)[:, ::-1])
-    first = Steps(num_members=2).ensemble(one, 2)
+    first = members_of(Steps(num_members=2), one, 2)
     again = Steps(num_members=2)
-    np.testing.assert_array_equal(again.ensemble(np.concatenate([other, one]), 2)[1:], first)
-    assert not np.array_equal(Steps(num_members=2, seed=1).ensemble(one, 2), first)
+    np.testing.assert_array_equal(members_of(again, np.concatenate([other, one]), 2)[1:], first)
+    assert not np.array_equal(members_of(Steps(num_members=2, seed=1), one, 2), first)
 
 
 def test_motion_is_perturbed_by_the_pixels_and_steps_of_the_archive():
     past = as_batch(changing(3))
     grid = mock_grid(48, 48)  # pixels of 1 km
     two_km = Grid(grid.y * 2, grid.x * 2, grid.crs_wkt)
-    told, stated, other = (
-        Steps(num_members=2),
-        Steps(num_members=2, km_per_pixel=2, step_minutes=10),
-        Steps(num_members=2),
-    )
-    told.locate(two_km, 10.0)
-    other.locate(grid, 5.0)
-    stated.locate(grid, 5.0)  # what is stated stays
-    members = told.ensemble(past, 2)
-    np.testing.assert_array_equal(members, stated.ensemble(past, 2))
-    assert not np.array_equal(members, other.ensemble(past, 2))
+    plain, stated = Steps(num_members=2), Steps(num_members=2, km_per_pixel=2, step_minutes=10)
+    members = members_of(plain, past, 2, grid=two_km, pixel_km=None, step_minutes=10.0)
+    # what is stated stays
+    np.testing.assert_array_equal(members, members_of(stated, past, 2, grid=grid, pixel_km=None))
+    assert not np.array_equal(members, members_of(plain, past, 2, grid=grid, pixel_km=None))
+    with pytest.raises(ValueError, match="steps needs the size of a pixel: give the query a grid or pixel_km"):
+        members_of(plain, past, 2, pixel_km=None)
 
 
 def test_pixels_in_degrees_have_a_size_in_km():
@@ -256,14 +264,14 @@ def test_numpys_generator_is_as_before():
     np.random.seed(5)  # noqa: NPY002
     expected = np.random.random()  # noqa: NPY002
     np.random.seed(5)  # noqa: NPY002
-    Steps(num_members=2).forecast(as_batch(moving(3)), 1)
+    rates_of(Steps(num_members=2), as_batch(moving(3)), 1)
     assert np.random.random() == expected  # noqa: NPY002
 
 
 @pytest.mark.parametrize("name", ["sprog", "anvil", "steps", "extrapolation_darts"])
 def test_nothing_is_printed_and_warning_filters_stay(name, capfd):
     before = list(warnings.filters)
-    QUICK[name].forecast(as_batch(moving(3)), 1)
+    rates_of(QUICK[name], as_batch(moving(3)), 1)
     assert warnings.filters == before
     assert capfd.readouterr() == ("", "")
 

@@ -1,14 +1,15 @@
 """Forecasts of another party, from the files that forecast.py writes."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from asking import query, rates_of
 
 from raincast.baselines import ForecastFiles
 from raincast.evaluation import evaluate
-from raincast.forecaster import forecast_windows
 from raincast.forecasting.files.dataset import forecast_dataset
 from raincast.forecasting.files.netcdf import write_forecast
 from raincast.schema import Grid, mock_grid
@@ -35,10 +36,10 @@ def write(folder: Path, number: int, *, grid: Grid = GRID, rain: np.ndarray | No
     return write_forecast(dataset, folder / f"{number}.nc")
 
 
-def opened(path: Path, **settings: str) -> ForecastFiles:
-    files = ForecastFiles(path, **settings)
-    files.locate(GRID, 5.0)
-    return files
+def read(path: Path, num_steps: int, *, at: np.ndarray, y: int = 0, x: int = 0, name: str = "file") -> np.ndarray:
+    """What `ForecastFiles` has for one window, (num_steps, 5, 4)."""
+    files = ForecastFiles(path, name=name)
+    return rates_of(files, RAIN[:1], num_steps, times=at, grid=GRID, y=[y], x=[x])[0, :, 0]
 
 
 def times(*numbers: int) -> np.ndarray:
@@ -48,7 +49,7 @@ def times(*numbers: int) -> np.ndarray:
 def test_windows_get_their_time_and_place(tmp_path):
     for number in range(3):
         write(tmp_path, number)
-    out = forecast_windows(opened(tmp_path), RAIN, 2, times=times(2, 0), y=[3, 7], x=[0, 6])
+    out = rates_of(ForecastFiles(tmp_path), RAIN, 2, times=times(2, 0), grid=GRID, y=[3, 7], x=[0, 6])
     assert out.shape == (2, 2, 1, 5, 4)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out[0, :, 0], rates(2)[:2, 3:8, :4], rtol=1e-6)
@@ -58,15 +59,15 @@ def test_windows_get_their_time_and_place(tmp_path):
 def test_a_file_turned_upside_down_is_read_by_its_coordinates(tmp_path):
     turned = Grid(GRID.y[::-1].copy(), GRID.x, GRID.crs_wkt)
     write(tmp_path, 0, grid=turned, rain=rates(0)[:, ::-1].copy())
-    out = opened(tmp_path / "0.nc").forecast_at(RAIN[:1], 4, times=times(0), y=[2], x=[1])
-    np.testing.assert_allclose(out[0, :, 0], rates(0)[:, 2:7, 1:5], rtol=1e-6)
+    out = read(tmp_path / "0.nc", 4, at=times(0), y=2, x=1)
+    np.testing.assert_allclose(out, rates(0)[:, 2:7, 1:5], rtol=1e-6)
 
 
 def test_missing_pixels_are_no_rain(tmp_path):
     rain = rates(0)
     rain[:, :3] = np.nan
     write(tmp_path, 0, rain=rain)
-    out = opened(tmp_path).forecast_at(RAIN[:1], 1, times=times(0), y=[0], x=[0])[0, 0, 0]
+    out = read(tmp_path, 1, at=times(0))[0]
     assert not out[:3].any()
     assert out[3:].all()
 
@@ -78,18 +79,17 @@ def test_another_grid_is_refused(tmp_path, other):
     else:
         write(tmp_path, 0, grid=Grid(GRID.y[:4], GRID.x, GRID.crs_wkt), rain=rates(0)[:, :4])
     with pytest.raises(ValueError, match=r"0\.nc does not have the pixels that are scored"):
-        opened(tmp_path).forecast_at(RAIN[:1], 1, times=times(0), y=[0], x=[0])
+        read(tmp_path, 1, at=times(0))
 
 
 def test_what_was_never_forecast_is_an_error(tmp_path):
     write(tmp_path, 0)
-    files = opened(tmp_path, name="service")
     with pytest.raises(ValueError, match=r"no forecast from 2026-01-01T10:05; it has 1, from 2026-01-01T10:00"):
-        files.forecast_at(RAIN[:1], 1, times=times(1), y=[0], x=[0])
+        read(tmp_path, 1, at=times(1))
     with pytest.raises(ValueError, match=r"lacks lead times, the first 25 min"):
-        files.forecast_at(RAIN[:1], 5, times=times(0), y=[0], x=[0])
+        read(tmp_path, 5, at=times(0))
     with pytest.raises(ValueError, match="service are forecasts in files"):
-        files.forecast(RAIN, 1)
+        rates_of(ForecastFiles(tmp_path, name="service"), RAIN, 1)
 
 
 def test_paths_without_forecasts_are_refused(tmp_path):
@@ -124,17 +124,15 @@ def test_evaluation_tells_time_and_place(tmp_path):
                 "x": torch.tensor([left]),
             }
         )
-    scores = evaluate([opened(tmp_path)], batches, thresholds=[1.0], lead_steps=2, step_minutes=5.0)
+    scores = evaluate(
+        [ForecastFiles(tmp_path)], batches, thresholds=[1.0], lead_steps=2, step_minutes=5.0, grid=GRID
+    )
     np.testing.assert_allclose(scores["mae"], 0, atol=1e-5)
     np.testing.assert_array_equal(scores["csi"], 1)
 
 
-def test_forecasters_without_forecast_at_are_asked_as_before():
-    class Plain:
-        name = "plain"
-
-        def forecast(self, rain: np.ndarray, num_steps: int) -> np.ndarray:
-            return rain[:, :num_steps] + 1
-
-    out = forecast_windows(Plain(), RAIN, 2, times=times(0, 1), y=[0, 0], x=[0, 0])
-    np.testing.assert_array_equal(out, np.ones((2, 2, 1, 5, 4)))
+def test_lead_times_that_are_no_steps_are_read_by_their_time(tmp_path):
+    write(tmp_path, 0)
+    asked = query(RAIN[:1], 4, step_minutes=4.0, times=times(0), grid=GRID)
+    out = ForecastFiles(tmp_path).predict(dataclasses.replace(asked, lead_minutes=[10.0, 20.0])).rates
+    np.testing.assert_allclose(out[0, :, 0], rates(0)[[1, 3], :5, :4], rtol=1e-6)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from asking import rates_of
 from running import TINY, compose_config, run_script
 
 from raincast.cli import run_folder
@@ -160,11 +161,13 @@ def test_forecast_refuses_frames_that_are_all_missing(tiny_run: Path, tmp_path: 
 def test_forecast_refuses_other_channels(tiny_run: Path, tmp_path: Path) -> None:
     from raincast import assembly
 
-    forecaster = assembly.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
+    forecaster = assembly.forecaster_of(
+        assembly.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt"), device="cpu"
+    )
     import numpy as np
 
     with pytest.raises(ValueError, match=r"3 frames, 1 channels.*\(1, 3, 2, 8, 8\)"):
-        forecaster.forecast(np.zeros((1, 3, 2, 8, 8), np.float32), 3)
+        rates_of(forecaster, np.zeros((1, 3, 2, 8, 8), np.float32), 3)
 
 
 def test_a_dry_input_makes_a_forecast(tiny_run: Path, tmp_path: Path) -> None:

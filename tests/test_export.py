@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import rates_of
 from omegaconf import DictConfig
 from running import compose_config
 from torch import nn
@@ -13,10 +14,10 @@ from torch import nn
 from raincast import assembly, export
 from raincast.archive import Archive
 from raincast.commands import export as command
-from raincast.forecaster import Inputs, predict_rates
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
 from raincast.models.advection import AdvectingForecaster
 from raincast.models.heads import RateHead
+from raincast.models.inputs import Inputs, predict_rates
 from raincast.transforms import DbzScaling, LinearScaling, LogScaling
 
 STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
@@ -146,7 +147,7 @@ def test_the_command_writes_onnx_that_forecasts_without_raincast(
     frames = np.stack([archive.read(first, 3)[:, None] for first in range(0, archive.num_times - 3, 9)])
     for rain in (frames[:1], frames[:, ..., : stride + 1, 2:], frames[..., 9:, 3:]):
         (found,) = session.run(None, {"rain_rate": rain})
-        expected = forecaster.forecast(rain, 2)
+        expected = rates_of(forecaster, rain, 2)
         assert np.isnan(rain).any() and expected.max() > 0.2, "a forecast of no rain shows nothing"
         # on the scale of the network: the transform leaps from 0 to its lowest rate
         scale = forecaster.transform.forward
@@ -160,8 +161,10 @@ def test_the_command_writes_a_program_for_one_grid(tiny_run: Path, tmp_path: Pat
     run, said = export.read_torch(path)
     assert (said["grid"], said["lead_steps"]) == ("20 x 28 pixels only", "3")
     rain = command.random_rain((2, 3, 1, 20, 28), seed=5)
-    forecaster = assembly.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
-    np.testing.assert_allclose(run(rain)[0], forecaster.forecast(rain, 3), rtol=1e-4)
+    forecaster = assembly.forecaster_of(
+        assembly.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt"), device="cpu"
+    )
+    np.testing.assert_allclose(run(rain)[0], rates_of(forecaster, rain, 3), rtol=1e-4)
     with pytest.raises(FileExistsError, match=r"network\.pt2 exists.*overwrite=true"):
         command.run(config(tiny_run, tmp_path, *wanted))
 
@@ -241,8 +244,8 @@ def test_a_network_that_sees_channels_takes_them_in_their_own_units(suffix: str,
     for number, maps in enumerate((rain, past, future)):
         maps[0, 0, 0, 2 : 4 + number] = torch.nan
     with torch.no_grad():
-        beside = {"past": past, "future": future}
-        expected = predict_rates(made, RateHead(), DbzScaling(), rain, 2, inputs=seen, beside=beside)
+        covariates = {"past": past, "future": future}
+        expected = predict_rates(made, RateHead(), DbzScaling(), rain, 2, inputs=seen, covariates=covariates)
     scale = DbzScaling().forward
     assert_near(scale(torch.as_tensor(run(rain.numpy(), past.numpy(), future.numpy())[0])), scale(expected), 1e-4)
     other = run(rain.numpy(), past.numpy(), future.numpy() + 200)[0]

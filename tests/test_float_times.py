@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from asking import rates_of
 
 from raincast import schema
 from raincast.archive import Archive
@@ -77,9 +78,8 @@ def test_lead_times_of_baseline_files(unit: str, tmp_path: Path) -> None:
     times = {"init_time": {"units": "days since 1900-01-01", "dtype": np.float64}}
     dataset.to_netcdf(tmp_path / "a.nc", encoding=times | {"lead_time": {"units": unit, "dtype": np.float32}})
     files = ForecastFiles(tmp_path)
-    files.locate(schema.mock_grid(6, 5), 5.0)
     shown = np.zeros((1, 2, 1, 6, 5), np.float32)
-    assert files.forecast_at(shown, 24, times=np.array([START]), y=[0], x=[0]).min() == 1
+    assert rates_of(files, shown, 24, times=np.array([START]), grid=schema.mock_grid(6, 5)).min() == 1
 
 
 def test_what_resolves_too_little_is_refused(tmp_path: Path) -> None:

@@ -1,206 +1,168 @@
-"""A network as a Forecaster: mm/h in, mm/h out, whatever comes."""
+"""The contract of every forecaster: queries, predictions, and a forecaster of one's own scored as its page says."""
+
+import dataclasses
+import re
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from asking import query
+from forecasting.standing import moving, pipeline
+from running import REPO
 
-from raincast.forecaster import Inputs, NetworkForecaster, predict_rates, to_network_scale
-from raincast.models import PyramidEncoderForecaster
-from raincast.models.heads import ClassHead, QuantileHead, RateHead
-from raincast.transforms import DbzScaling, LinearScaling, LogScaling
+from raincast.evaluation import Metrics, Scored, Scoring
+from raincast.forecaster import Gives, Prediction, Query, ThresholdError, exceeded
+from raincast.schema import mock_grid
 
-STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
-TRANSFORMS = [DbzScaling(a=58.53, b=1.56), LogScaling()]
-
-HEADS = [RateHead(), ClassHead((0.5, 2.0, 10.0)), QuantileHead((0.1, 0.5, 0.9))]
-
-any_head = pytest.mark.parametrize("head", HEADS, ids=lambda head: type(head).__name__)
-any_transform = pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
+RAIN = np.random.default_rng(0).gamma(0.4, 5.0, (2, 3, 1, 6, 8)).astype(np.float32)
 
 
-def network(scale: float = 30.0, out_channels: int = 1) -> nn.Module:
-    """Untrained, with outputs on both sides of the scale's ends."""
-    torch.manual_seed(0)
-    made = PyramidEncoderForecaster(out_channels=out_channels, stages=STAGES)
-    with torch.no_grad():
-        for parameter in made.head.parameters():
-            parameter.mul_(scale)
-    return made
+def test_a_query_for_steps_has_their_lead_times():
+    asked = query(RAIN, 3, step_minutes=2.5)
+    assert asked.lead_minutes == (2.5, 5.0, 7.5) and asked.num_steps == 3
+    assert asked.lead_steps.tolist() == [1, 2, 3]
+    every_step = np.arange(6).reshape(2, 3)
+    assert asked.at_lead_times(every_step) is every_step
+    some = dataclasses.replace(asked, lead_minutes=[5.0, 7.5])
+    assert some.at_lead_times(every_step).tolist() == [[1, 2], [4, 5]]
+    assert some.lead_times.tolist() == np.array([300, 450], "timedelta64[s]").astype("timedelta64[ns]").tolist()
+    odd = dataclasses.replace(asked, lead_minutes=[4.0])
+    assert odd.lead_times / np.timedelta64(1, "m") == 4
+    with pytest.raises(ValueError, match=r"lead_minutes=\[4.0\]: this forecaster goes by steps of 2.5 min"):
+        _ = odd.num_steps
 
 
-def forecaster(transform=TRANSFORMS[0], head=HEADS[0], **kwargs) -> NetworkForecaster:
-    given = {"name": "net", "input_steps": 3, "lead_steps": 4, "step_minutes": 5.0} | kwargs
-    return NetworkForecaster(network(out_channels=head.num_channels), head, transform, **given)
-
-
-def rain(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).gamma(0.4, 5.0, shape).astype(np.float32)
-
-
-def test_a_missing_pixel_reaches_no_other_and_may_be_told_from_a_dry_one():
-    torch.manual_seed(0)
-    made = PyramidEncoderForecaster(in_channels=2, stages=STAGES)
-    given = torch.from_numpy(rain(1, 3, 1, 8, 8))
-    given[0, 1, 0, 2, 3] = 0.0
-    missing = given.clone()
-    missing[0, 1, 0, 2, 3] = torch.nan
-    inputs = Inputs(observed=True)
-    read = inputs.frames(TRANSFORMS[0], missing, {})
-    difference = read - inputs.frames(TRANSFORMS[0], given, {})
-    expected = torch.zeros(1, 3, 2, 8, 8)
-    expected[0, 1, 1, 2, 3] = -1.0  # no longer observed; the rain is 0 in both, and nothing else differs
-    assert torch.equal(difference, expected)
-    forecast = predict_rates(made, HEADS[0], TRANSFORMS[0], missing, 4, inputs=inputs)
-    assert forecast.isfinite().all()
-    assert not torch.equal(forecast, predict_rates(made, HEADS[0], TRANSFORMS[0], given, 4, inputs=inputs))
-
-
-@any_transform
-def test_missing_pixels_are_taken_for_no_rain(transform):
-    """On the network's scale 0 is no rain: filling mm/h or the scale is the same."""
-    given = rain(2, 3, 1, 8, 8)
-    given[:, 1, 0, 2:4] = 0.0
-    missing = given.copy()
-    missing[:, 1, 0, 2:4] = np.nan
-    assert not to_network_scale(transform, torch.from_numpy(missing))[:, 1, 0, 2:4].any()
-    made = forecaster(transform)
-    out = made.forecast(missing, 4)
-    np.testing.assert_array_equal(out, made.forecast(given, 4))
-    given[:, 1, 0, 2:4] = 20.0
-    assert (out != made.forecast(given, 4)).any()
-
-
-@any_transform
-@any_head
-@pytest.mark.parametrize("hw", [(1, 1), (1, 7), (5, 9), (8, 8)])
-@pytest.mark.parametrize("value", [0.0, np.nan, 1e-6, 400.0, np.inf])
-def test_finite_and_not_negative_whatever_comes(transform, head, hw, value):
-    given = rain(2, 3, 1, *hw)
-    given[1] = value
-    out = forecaster(transform, head).forecast(given, 5)
-    assert out.shape == (2, 5, 1, *hw) and out.dtype == np.float32
-    assert np.isfinite(out).all() and (out >= 0).all()
-
-
-@any_transform
-def test_rates_lie_within_the_scale_and_below_it_are_exactly_zero(transform):
-    out = forecaster(transform).forecast(rain(4, 3, 1, 8, 8), 4)
-    highest = transform.inverse(torch.ones(1)).item()
-    assert (out == 0).any() and (out > 0).any() and out.max() <= highest
-
-
-def test_network_sees_the_scaled_rain_and_its_answer_is_unscaled():
-    class Last(nn.Module):
-        def forward(self, x, num_steps):
-            assert x.min() >= 0 and x.max() <= 1
-            return x[:, -1:].expand(-1, num_steps, -1, -1, -1).bfloat16().to(x.dtype)
-
-    given = torch.from_numpy(rain(2, 3, 1, 6, 6)).clamp(0.2, 100)
-    out = predict_rates(Last(), RateHead(), TRANSFORMS[1], given, 2)
-    assert out.dtype == torch.float32
-    # bfloat16 has 8 bits: half a step of 2^-8 on a scale of ln(1501) = 7.3
-    torch.testing.assert_close(out, given[:, -1:].expand(-1, 2, -1, -1, -1), rtol=0.03, atol=1e-3)
-
-
-def test_network_output_in_half_precision_comes_as_float32():
-    class Half(nn.Module):
-        def forward(self, x, num_steps):
-            return torch.full((len(x), num_steps, 1, *x.shape[-2:]), 0.5, dtype=torch.bfloat16)
-
-    out = predict_rates(Half(), RateHead(), TRANSFORMS[0], torch.zeros(1, 2, 1, 3, 3), 2)
-    # p = 0.5 is 25 dBZ: 10^((25 − 17.674) / 15.6) = 2.948 mm/h
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, torch.full_like(out, 2.948), rtol=1e-3, atol=0)
+def test_a_query_knows_where_its_samples_lie_and_can_be_cut():
+    grid = mock_grid(20, 30)
+    covariates = {"past": RAIN.repeat(2, 2), "future": RAIN[:, :2]}
+    motion = np.zeros((2, 2, 6, 8)) + np.arange(8)
+    asked = query(RAIN, 2, grid=grid, pixel_km=None, y=[3, 0], x=[5, 22], covariates=covariates, motion=motion)
+    assert asked.pixel_km == 1.0
+    assert asked.sample_grid(1).same_as(grid.crop(0, 22, 6, 8))
+    cut = asked.crop(slice(2, 5), slice(1, 8))
+    np.testing.assert_array_equal(cut.rain, RAIN[..., 2:5, 1:8])
+    np.testing.assert_array_equal(cut.covariates["past"], covariates["past"][..., 2:5, 1:8])
+    assert cut.motion.shape == (2, 2, 3, 7) and cut.motion[0, 0, 0, 0] == 1
+    assert cut.sample_grid(0).same_as(grid.crop(5, 6, 3, 7))
+    with pytest.raises(ValueError, match="The grid is not known"):
+        query(RAIN, 2).sample_grid(0)
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 2, 1, 8, 8), (1, 4, 1, 8, 8), (1, 3, 2, 8, 8), (3, 1, 8, 8), (1, 3, 8, 8)], ids=str
+    ("change", "message"),
+    [
+        ({"rain": RAIN[0]}, r"shape \(B, T, C, H, W\), found \(3, 1, 6, 8\)"),
+        ({"rain": RAIN[:0]}, r"found \(0, 3, 1, 6, 8\)"),
+        ({"step_minutes": 0.0}, "step_minutes=0.0"),
+        ({"lead_minutes": []}, r"lead_minutes=\[\] must be at least one"),
+        ({"lead_minutes": [10.0, 5.0]}, "above 0 and increasing"),
+        ({"thresholds": [2.0, 1.0]}, r"thresholds=\[2.0, 1.0\] must be in mm/h, above 0 and increasing"),
+        ({"times": np.zeros(3, "datetime64[s]")}, "times has 3 values: give one for each of 2 samples"),
+        ({"y": [1]}, "y has 1 values"),
+        ({"motion": np.zeros((2, 6, 8))}, r"motion has shape \(2, 6, 8\)"),
+    ],
 )
-def test_other_frames_or_channels_are_refused(shape):
-    with pytest.raises(ValueError, match=r"net takes \(batch, 3 frames, 1 channels, y, x\), found"):
-        forecaster().forecast(np.zeros(shape, np.float32), 4)
+def test_queries_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(query(RAIN, 2), **change)
+    with pytest.raises(ValueError, match="num_steps=0"):
+        query(RAIN, 0)
 
 
-@any_head
-def test_exceedance_goes_with_the_forecast(head):
-    made, given, thresholds = forecaster(head=head), rain(2, 3, 1, 7, 9), (0.5, 1.0, 10.0)
-    given[0, :, 0, :3] = np.nan
-    rates, chances = made.forecast_with_exceedance(given, 4, thresholds)
-    np.testing.assert_array_equal(made.forecast(given, 4), rates)
-    np.testing.assert_array_equal(made.exceedance(given, 4, thresholds), chances)
-    assert chances.shape == (2, 4, 3, 7, 9) and chances.dtype == np.float32
-    assert (chances >= 0).all() and (chances <= 1).all() and (np.diff(chances, axis=2) <= 0).all()
-    assert (chances > 0).any() and (head.probabilistic or np.isin(chances, (0, 1)).all())
-    assert made.forecast_with_exceedance(given, 4, ())[1].shape == (2, 4, 0, 7, 9)
+def test_predictions_of_another_shape_are_refused():
+    asked = query(RAIN, 2, thresholds=[1.0, 5.0])
+    rates = np.zeros((2, 2, 1, 6, 8), np.float32)
+    good = Prediction(rates, rates.repeat(3, 2), rates.repeat(2, 2), (1.0, 5.0), done=("a", "b"))
+    good.check(asked, "mine")
+    assert good.sample(1).done == ("b",) and good.sample(1).members.shape == (1, 2, 3, 6, 8)
+    for change, message in (
+        (
+            {"rates": rates[:, :1]},
+            r"mine gives rates of shape \(2, 1, 1, 6, 8\), the query asks for \(2, 2, 1, 6, 8\)",
+        ),
+        ({"members": rates[0]}, "mine gives members of shape"),
+        ({"probabilities": rates}, "mine gives probabilities of shape"),
+        ({"done": ("a",)}, "says how 1 samples were made"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(good, **change).check(asked, "mine")
 
 
-def test_a_network_of_another_head_is_refused():
-    made = NetworkForecaster(
-        network(), HEADS[1], TRANSFORMS[0], name="net", input_steps=3, lead_steps=4, step_minutes=5.0
-    )
-    with pytest.raises(ValueError, match=r"\(B, T, 4, H, W\), found \(1, 4, 1, 8, 8\).*out_channels=4"):
-        made.forecast(rain(1, 3, 1, 8, 8), 4)
+def test_reaching_counts_as_exceeding():
+    rates = np.array([0.0, 1.0, 2.0], np.float32).reshape(1, 1, 1, 1, 3)
+    assert exceeded(rates, [1.0, 1.5])[0, 0, :, 0].tolist() == [[0, 1, 1], [0, 0, 1]]
 
 
-def test_forecasts_are_repeatable_and_leave_no_trace():
-    made = forecaster()
-    given = rain(2, 3, 1, 7, 5)
-    before = given.copy()
-    first = made.forecast(given, 4)
-    np.testing.assert_array_equal(made.forecast(given, 4), first)
-    np.testing.assert_array_equal(given, before)
-    assert not made.network.training
-    assert all(parameter.grad is None for parameter in made.network.parameters())
+class Choosy:
+    """States probabilities at 1 mm/h alone; keeps its queries."""
+
+    name = "choosy"
+    gives = Gives(probabilities=True)
+
+    def __init__(self) -> None:
+        self.asked: list[Query] = []
+
+    def predict(self, query: Query) -> Prediction:
+        self.asked.append(query)
+        if set(query.thresholds) - {1.0}:
+            raise ThresholdError("only at 1 mm/h")
+        rates = np.nan_to_num(query.rain[:, -1:]).repeat(2, 1)
+        return Prediction(rates, probabilities=exceeded(rates, [1.0]) if query.thresholds else None)
 
 
-def test_strided_and_float64_rain_is_taken():
-    given = rain(2, 3, 1, 8, 6)
-    expected = forecaster().forecast(given, 2)
-    turned = np.ascontiguousarray(given.transpose(0, 1, 2, 4, 3)).transpose(0, 1, 2, 4, 3)
-    np.testing.assert_array_equal(forecaster().forecast(turned.astype(np.float64), 2), expected)
-    np.testing.assert_array_equal(forecaster().forecast(given[:, :, :, ::-1], 2).shape, expected.shape)
+def test_who_has_no_probability_at_a_threshold_is_scored_by_its_rates(caplog):
+    batch = {
+        "input": torch.from_numpy(RAIN), "time": torch.tensor([0, 300]), "y": torch.tensor([0, 1]),
+        "x": torch.tensor([2, 3]),
+    }  # fmt: skip
+    choosy = Choosy()
+    scored = Scored(choosy, Scoring(Metrics((1.0, 5.0)), 5.0, 2.0), lead_steps=2, grid=mock_grid(20, 30))
+    for _ in range(2):
+        prediction = scored.predict(batch)
+        assert prediction.probabilities is None and prediction.rates.shape == (2, 2, 1, 6, 8)
+    assert [len(asked.thresholds) for asked in choosy.asked] == [2, 0, 0] and len(caplog.records) == 1
+    assert not any(asked.members for asked in choosy.asked)
+    first = choosy.asked[0]
+    assert first.times.tolist() == np.array([0, 300], "datetime64[s]").tolist()
+    assert (list(first.y), list(first.x), first.pixel_km, first.step_minutes) == ([0, 1], [2, 3], 2.0, 5.0)
+    one = Scored(choosy, Scoring(Metrics((1.0,)), 5.0), lead_steps=2).predict(batch)
+    np.testing.assert_array_equal(one.probabilities, exceeded(one.rates, [1.0]))
 
 
-def test_windows_of_a_batch_do_not_mix():
-    given = rain(3, 3, 1, 8, 8)
-    together = forecaster().forecast(given, 4)
-    for window, own in zip(given, together, strict=True):
-        np.testing.assert_allclose(forecaster().forecast(window[None], 4)[0], own, rtol=1e-3, atol=1e-5)
+class Whole:
+    """Depends on the whole grid, and gives back the rain that it was shown."""
+
+    name = "whole"
+    gives = Gives(whole_grid=True)
+
+    def predict(self, query: Query) -> Prediction:
+        self.tile_shape = query.tile_shape
+        return Prediction(np.broadcast_to(query.rain[:, -1:], (1, 6, 1, *query.rain.shape[-2:])))
 
 
-BESIDE = Inputs(observed=True, past=(("cape", LinearScaling(1000.0, 500.0)), ("lightning", LogScaling())))
+def test_a_forecaster_that_needs_the_whole_grid_is_told_how_large_a_tile_may_be():
+    made, frames = pipeline(reach=False), moving()
+    made.forecaster = Whole()
+    forecast = made(frames)
+    assert made.forecaster.tile_shape is None and forecast.attrs["forecast_method"] == "whole"
+    frames["rain_rate"][:, :4] = np.nan  # nothing was ever observed there: the pipeline writes into its own copy
+    made(frames)
+    made.memory.gib, made.memory.overlap = 0.51, 8
+    made(frames)
+    assert made.forecaster.tile_shape is not None and max(made.forecaster.tile_shape) < 64
 
 
-def test_channels_are_scaled_and_what_is_missing_reaches_no_other():
-    given = torch.from_numpy(rain(1, 3, 1, 4, 4))
-    past = torch.from_numpy(rain(1, 3, 2, 4, 4, seed=1))
-    seen = BESIDE.frames(TRANSFORMS[0], given, {"past": past})
-    assert seen.shape == (1, 3, BESIDE.num_channels, 4, 4)
-    torch.testing.assert_close(seen[:, :, 2], (past[:, :, 0] - 1000) / 500)
-    torch.testing.assert_close(seen[:, :, 3], LogScaling().forward(past[:, :, 1]))
-    past[0, 1, 0, 2, 3] = torch.nan
-    difference = BESIDE.frames(TRANSFORMS[0], given, {"past": past}) - seen
-    # the mean stands for it, and nothing else differs
-    assert difference.nonzero().tolist() == [[0, 1, 2, 2, 3]]
-    assert BESIDE.frames(TRANSFORMS[0], given, {"past": past})[0, 1, 2, 2, 3] == 0
-
-
-def test_channels_that_are_not_given_are_named():
-    with pytest.raises(ValueError, match=r"sees 2 channels beside the rain \(cape, lightning\), found none"):
-        BESIDE.frames(TRANSFORMS[0], torch.zeros(1, 3, 1, 4, 4), {})
-    with pytest.raises(ValueError, match="found 1: give past"):
-        BESIDE.frames(TRANSFORMS[0], torch.zeros(1, 3, 1, 4, 4), {"past": torch.zeros(1, 3, 1, 4, 4)})
-    ahead = Inputs(past=(("nwp", LogScaling()),), future=(("nwp", LogScaling()),))
-    with pytest.raises(ValueError, match="known in advance have 3 steps, the forecast 4"):
-        ahead.ahead({"future": torch.zeros(1, 3, 1, 4, 4)}, 4)
-
-
-def test_bf16_is_near_float32_and_an_unknown_precision_is_refused():
-    given = rain(1, 3, 1, 12, 14)
-    exact = forecaster().forecast(given, 4)
-    reduced = forecaster(precision="bf16").forecast(given, 4)
-    assert reduced.dtype == np.float32 and np.isfinite(reduced).all() and (reduced >= 0).all()
-    assert 0 < np.abs(reduced - exact).mean() < 0.05 * exact.mean()
-    with pytest.raises(ValueError, match="precision=fp8: choose one of float32, bf16"):
-        forecaster(precision="fp8")
+def test_the_page_about_own_forecasters_runs(tiny_archive):
+    page = (REPO / "docs" / "own_forecaster.md").read_text(encoding="utf-8")
+    score, run = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len([line for line in score.splitlines() if line and "import" not in line]) <= 15
+    names: dict[str, object] = {}
+    exec(score.replace("data/mine", str(tiny_archive)), names)
+    csi = names["scores"]["csi"].sel(threshold=1)
+    assert csi["forecaster"].values.tolist() == ["fading", "persistence"]
+    assert np.isfinite(csi).all() and not np.array_equal(csi[0], csi[1])
+    exec(run.replace("data/mine", str(tiny_archive)), names)
+    forecast = names["forecast"]
+    assert forecast.sizes["lead_time"] == 6 and forecast.attrs["forecast_method"] == "fading"
+    shown = forecast["rain_rate"].values
+    np.testing.assert_allclose(shown[1], shown[0] * 0.9**0.5, rtol=1e-4)

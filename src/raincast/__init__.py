@@ -1,6 +1,7 @@
 """Precipitation nowcasting from weather radar with stacked ConvLSTM networks.
 
-`load_forecaster(path)` gives a trained network that takes a Dataset of radar frames and gives one of its forecast.
+`load_forecaster(path)` loads a trained network: it takes a Dataset of radar frames and returns one of the
+forecast.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,15 +11,17 @@ from raincast.version import __version__ as __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from raincast.forecasting import Nowcaster
+    from raincast.forecasting import ForecastPipeline
 
 
-def load_forecaster(path: "str | Path", *, device: str = "auto", **settings: Any) -> "Nowcaster":
-    """The network in a checkpoint, or in a file of `export.py`; `forecaster(dataset)` forecasts.
+def load_forecaster(path: "str | Path", *, device: str = "auto", **settings: Any) -> "ForecastPipeline":
+    """The network in a checkpoint, or in a file of `export.py`: a `raincast.forecaster.Forecaster`.
 
-    `device`: auto, cpu, cuda, cuda:1. `settings` are `raincast.forecasting.Nowcaster`'s: lead_steps, thresholds,
-    max_missing, other_grid, products …
+    `forecaster(dataset)` forecasts from a Dataset of frames.
+
+    `device`: auto, cpu, cuda, cuda:1. `settings` are `raincast.forecasting.ForecastPipeline`'s: lead_steps,
+    thresholds, max_missing, other_grid, products …
     """
     from raincast import assembly  # here, so that `import raincast` stays light
 
-    return assembly.load_nowcaster(path, device=device, **settings)
+    return assembly.load_forecaster(path, device=device, **settings)

@@ -16,8 +16,8 @@ from raincast.system.files import atomic
 from raincast.version import __version__
 
 if TYPE_CHECKING:
-    from raincast.forecaster import Inputs
     from raincast.metrics.calibration import Calibration
+    from raincast.models.inputs import Inputs
 
 
 CHECKPOINT_FORMAT = 2
@@ -104,7 +104,7 @@ def write_calibrated(checkpoint: Checkpoint, calibration: "Calibration", path: P
 
 def inputs_of(described: Sequence[Any]) -> "Inputs":
     """What a network sees, of the channels as a checkpoint lists them."""
-    from raincast.forecaster import Inputs
+    from raincast.models.inputs import Inputs
 
     named = [
         channel for channel in described if isinstance(channel, Mapping)

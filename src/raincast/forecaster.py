@@ -1,284 +1,256 @@
-"""The Forecaster protocol, and a trained network behind it.
+"""The one contract of every forecaster: `forecaster.predict(query)` gives a `Prediction`.
 
-mm/h in, mm/h out, whoever is behind it. A Forecaster always answers with finite rates: where it knows
-nothing it says 0. Which pixels nobody can say anything about (never observed) is the caller's to mask.
+Trained networks, exported networks, pysteps' methods, forecasts in files and the fallback implement it.
+Evaluation, forecasting, live mode and calibration call nothing else, so any class with these three members can be
+scored and run beside them:
+
+    class Mine:
+        name = "mine"
+        gives = Gives()
+
+        def predict(self, query: Query) -> Prediction: ...
+
+Rates are in mm/h. docs/own_forecaster.md scores such a class.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
-from raincast.metrics.calibration import Calibration
-from raincast.models.heads import Head
-from raincast.transforms import Transform
+from raincast import schema
+from raincast.schema import Grid
+
+Rain = npt.NDArray[np.float32]
+Covariates = Mapping[str, npt.NDArray[np.float32]]
+"""Further channels: "past" (B, T, P, H, W), "future" (B, S, F, H, W) for each step up to the last lead time."""
+
+NETWORK, EXTRAPOLATION, PERSISTENCE, DRY = "network", "extrapolation", "persistence", "dry"
+"""How a sample's forecast was made, in `Prediction.done`."""
+
+STEP_TOLERANCE = 1e-6
+"""How far a lead time may lie from a whole number of steps, in steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gives:
+    """What a forecaster can give beside rates. Nobody asks it for anything else.
+
+    `members`: an ensemble. `probabilities`: of exceeding thresholds. `rules`: names of the ways in which it can
+    turn its probabilities into rates (`Query.rule`). `whole_grid`: a pixel's forecast depends on the whole grid,
+    so it is never cut into tiles; it keeps within `Query.tile_shape` by itself.
+    """
+
+    members: bool = False
+    probabilities: bool = False
+    rules: tuple[str, ...] = ()
+    whole_grid: bool = False
+
+
+class ThresholdError(ValueError):
+    """A forecaster has no probabilities at a threshold that it was asked for; it still has rates."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Query:
+    """B samples of equal shape, and what is to be forecast from them.
+
+    Give what is known: a forecaster that needs what is missing here raises ValueError. ValueError, too, for arrays
+    of the wrong shape, and for lead times or thresholds that are not above 0 and increasing.
+    """
+
+    rain: Rain
+    """(B, T, C, H, W) mm/h, NaN for missing, from the oldest to the newest frame; channel 0 is rain"""
+    step_minutes: float
+    """time from one frame to the next"""
+    lead_minutes: Sequence[float]
+    """(L,) times to forecast, after the newest frame"""
+    times: npt.NDArray[np.datetime64] | None = None
+    """(B,) valid times of the newest frames, UTC"""
+    grid: Grid | None = None
+    """the image that the samples were cut from"""
+    y: Sequence[int] = ()
+    """(B,) row of each sample's first pixel in `grid`; 0 by default"""
+    x: Sequence[int] = ()
+    """(B,) column of each sample's first pixel in `grid`; 0 by default"""
+    pixel_km: float | None = None
+    """height and width of a pixel; that of `grid` by default"""
+    motion: npt.NDArray[np.float64] | None = None
+    """(B, 2, H, W) pixels a step, x first, where it is known, as from a larger image; else forecasters find it"""
+    covariates: Covariates = field(default_factory=dict)
+    members: bool = False
+    """an ensemble is wanted"""
+    thresholds: Sequence[float] = ()
+    """(K,) mm/h at which probabilities are wanted: P(rate >= threshold)"""
+    uncalibrated: bool = False
+    """the probabilities before their calibration are wanted, too"""
+    rule: str | None = None
+    """one of `Gives.rules`; None: the forecaster's own"""
+    tile_shape: tuple[int, int] | None = None
+    """the largest (H, W) that fits in memory at once; None: all does"""
+
+    def __post_init__(self) -> None:
+        """Check shapes and orders, and fill in what follows from other fields."""
+        if self.rain.ndim != 5 or 0 in self.rain.shape:
+            raise ValueError(
+                f"Expected rain of shape (B, T, C, H, W), found {self.rain.shape}. Add the missing axis."
+            )
+        if not self.step_minutes > 0:
+            raise ValueError(f"step_minutes={self.step_minutes}: give the minutes from frame to frame, above 0.")
+        leads = tuple(map(float, self.lead_minutes))
+        if not leads or any(a >= b for a, b in pairwise((0.0, *leads))):
+            raise ValueError(f"lead_minutes={list(leads)} must be at least one, above 0 and increasing.")
+        thresholds = tuple(map(float, self.thresholds))
+        if any(a >= b for a, b in pairwise((0.0, *thresholds))):
+            raise ValueError(f"thresholds={list(thresholds)} must be in mm/h, above 0 and increasing.")
+        B, H, W = len(self.rain), *self.rain.shape[-2:]
+        y, x = ([int(first) for first in axis] if len(axis) else [0] * B for axis in (self.y, self.x))
+        for name, count in {
+            "times": B if self.times is None else len(self.times),
+            "y": len(y),
+            "x": len(x),
+        }.items():
+            if count != B:
+                raise ValueError(f"{name} has {count} values: give one for each of {B} samples.")
+        if self.motion is not None and self.motion.shape != (B, 2, H, W):
+            raise ValueError(f"motion has shape {self.motion.shape}, expected {(B, 2, H, W)}.")
+        pixel_km = self.grid.pixel_km if self.pixel_km is None and self.grid is not None else self.pixel_km
+        filled = {"lead_minutes": leads, "thresholds": thresholds, "y": y, "x": x, "pixel_km": pixel_km}
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def for_steps(cls, rain: Rain, num_steps: int, *, step_minutes: float, **others: Any) -> "Query":
+        """A query for the next `num_steps` steps; `others` are further fields."""
+        if num_steps < 1:
+            raise ValueError(f"num_steps={num_steps}: ask for at least one frame.")
+        leads = [step_minutes * step for step in range(1, num_steps + 1)]
+        return cls(rain=rain, step_minutes=step_minutes, lead_minutes=leads, **others)
+
+    @property
+    def lead_steps(self) -> npt.NDArray[np.int64]:
+        """(L,) the lead times in steps, for forecasters that go step by step.
+
+        ValueError where one is no multiple of the step.
+        """
+        steps = np.array(self.lead_minutes) / self.step_minutes
+        whole = np.rint(steps)
+        if (np.abs(steps - whole) > STEP_TOLERANCE).any():
+            raise ValueError(
+                f"lead_minutes={list(self.lead_minutes)}: this forecaster goes by steps of {self.step_minutes:g} "
+                "min. Ask for multiples of them."
+            )
+        return whole.astype(np.int64)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps up to the last lead time; ValueError as `lead_steps`."""
+        return int(self.lead_steps[-1])
+
+    @property
+    def lead_times(self) -> npt.NDArray[np.timedelta64]:
+        """(L,) the lead times, in ns."""
+        steps = np.array(self.lead_minutes) / self.step_minutes
+        if (
+            np.abs(steps - np.rint(steps)) <= STEP_TOLERANCE
+        ).all():  # the step rounded to ns once, as for valid times
+            return schema.step_timedelta(self.step_minutes) * np.rint(steps).astype(np.int64)
+        return np.array([schema.step_timedelta(minutes) for minutes in self.lead_minutes])
+
+    def at_lead_times(self, every_step: Rain) -> Rain:
+        """(B, num_steps, …), one for each step → (B, L, …), those of the lead times."""
+        steps = self.lead_steps
+        if len(steps) == every_step.shape[1]:
+            return every_step
+        return every_step[:, steps - 1]
+
+    def sample_grid(self, sample: int) -> Grid:
+        """The pixels of one sample; ValueError without `grid`."""
+        if self.grid is None:
+            raise ValueError("The grid is not known: give the query the grid that its samples were cut from.")
+        return self.grid.crop(self.y[sample], self.x[sample], *self.rain.shape[-2:])
+
+    def crop(self, rows: slice, columns: slice) -> "Query":
+        """The same for a part of the pixels."""
+        top, left = rows.indices(self.rain.shape[-2])[0], columns.indices(self.rain.shape[-1])[0]
+        return replace(
+            self,
+            rain=self.rain[..., rows, columns],
+            y=[first + top for first in self.y],
+            x=[first + left for first in self.x],
+            motion=None if self.motion is None else self.motion[..., rows, columns],
+            covariates={name: values[..., rows, columns] for name, values in self.covariates.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a forecaster answers to a query. Rates are finite and 0 or more: where it knows nothing it says 0."""
+
+    rates: Rain
+    """(B, L, 1, H, W) mm/h; of an ensemble, its mean"""
+    members: Rain | None = None
+    """(B, L, M, H, W) mm/h; None where they were not asked for or the forecaster has none"""
+    probabilities: npt.NDArray[np.floating[Any]] | None = None
+    """(B, L, K, H, W) P(rate >= threshold), 0 to 1, at `thresholds`; None as `members`"""
+    thresholds: Sequence[float] = ()
+    """(K,) mm/h, those of the query, where there are probabilities"""
+    uncalibrated: npt.NDArray[np.floating[Any]] | None = None
+    """`probabilities` before their calibration; None where not asked for, or where there is none"""
+    done: tuple[str, ...] = ()
+    """(B,) how each sample's was made: network, extrapolation, persistence, dry, or the forecaster's own name;
+    empty where the forecaster has one way only"""
+
+    def sample(self, number: int) -> "Prediction":
+        """One sample's, with B = 1."""
+        one = slice(number, number + 1)
+        return replace(
+            self,
+            rates=self.rates[one],
+            members=None if self.members is None else self.members[one],
+            probabilities=None if self.probabilities is None else self.probabilities[one],
+            uncalibrated=None if self.uncalibrated is None else self.uncalibrated[one],
+            done=self.done[one],
+        )
+
+    def check(self, query: Query, name: str) -> None:
+        """ValueError where it does not have the shape that `query` asks for; `name` is the forecaster's."""
+        B, L, K = len(query.rain), len(query.lead_minutes), len(query.thresholds)
+        H, W = query.rain.shape[-2:]
+        M = self.members.shape[2] if self.members is not None and self.members.ndim == 5 else 0
+        wanted = {"rates": (B, L, 1, H, W), "members": (B, L, M, H, W), "probabilities": (B, L, K, H, W)}
+        for what, shape in (wanted | {"uncalibrated": wanted["probabilities"]}).items():
+            values = getattr(self, what)
+            if values is not None and values.shape != shape:
+                raise ValueError(f"{name} gives {what} of shape {values.shape}, the query asks for {shape}.")
+        if self.done and len(self.done) != B:
+            raise ValueError(f"{name} says how {len(self.done)} samples were made, the query has {B}.")
 
 
 class Forecaster(Protocol):
-    """Rain of the past → rain of the next steps."""
-
-    name: str
-
-    def forecast(self, rain: npt.NDArray[np.float32], num_steps: int) -> npt.NDArray[np.float32]:
-        """(B, T_in, C, H, W) mm/h with NaN for missing → (B, num_steps, 1, H, W) mm/h, finite, ≥ 0."""
-
-
-Beside = Mapping[str, npt.NDArray[np.float32]]
-"""Seen beside the rain: "past" (B, T_in, P, H, W) and "future" (B, num_steps, F, H, W), as in a `Sample`."""
-
-
-def beside_rain(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of a sample or batch that go with its rain; none where no channels are declared."""
-    return {name: sample[name] for name in ("past", "future") if name in sample}
-
-
-def forecast_windows(
-    forecaster: Forecaster,
-    rain: npt.NDArray[np.float32],
-    num_steps: int,
-    *,
-    times: npt.NDArray[np.datetime64],
-    y: Sequence[int],
-    x: Sequence[int],
-    beside: Beside | None = None,
-) -> npt.NDArray[np.float32]:
-    """As `forecaster.forecast`; who has a `forecast_at` is also told when and where, a network what is `beside`.
-
-    `times` (B,): UTC of the newest input frames; `y`, `x` (B,): the top-left pixels within the archive.
-    """
-    inputs = getattr(forecaster, "inputs", None)
-    if beside and inputs is not None and inputs.scaled:
-        seen: npt.NDArray[np.float32] = forecaster.forecast(rain, num_steps, beside=beside)  # type: ignore[call-arg]
-        return seen
-    forecast_at = getattr(forecaster, "forecast_at", None)
-    if forecast_at is None:
-        return forecaster.forecast(rain, num_steps)
-    forecast: npt.NDArray[np.float32] = forecast_at(rain, num_steps, times=times, y=y, x=x)
-    return forecast
-
-
-def to_network_scale(transform: Transform, rain: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
-    """mm/h with NaN → network scale, where a missing pixel becomes 0: no rain."""
-    # before the transform, where no rain is 0 too: what exported networks run on differs in what it clips NaN to
-    scaled: Tensor = transform.forward(torch.nan_to_num(rain, nan=0.0))
-    return scaled
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a network sees, in this order: the rain; if `observed`, where it was observed; the channels of `past`.
-
-    `past` and `future` are (name, transform) of each channel that a sample holds under that name. A missing value
-    becomes 0 on the network's scale. Where `future` is not empty, the network's forecaster takes those channels.
-    """
-
-    observed: bool = False
-    past: tuple[tuple[str, Transform], ...] = ()
-    future: tuple[tuple[str, Transform], ...] = ()
+    """Rain of the past in, rain of the next minutes to hours out."""
 
     @property
-    def num_channels(self) -> int:
-        """The network's `in_channels`."""
-        return 1 + self.observed + len(self.past)
+    def name(self) -> str:
+        """Its name in tables and files."""
+        ...
 
     @property
-    def scaled(self) -> bool:
-        """Whether a sample has to hold more than rain."""
-        return bool(self.past or self.future)
+    def gives(self) -> Gives:
+        """What it can give beside rates."""
+        ...
 
-    def frames(
-        self, transform: Transform, rain: Float[Tensor, "b t c h w"], beside: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b t n h w"]:
-        """What the encoder reads, without NaN; ValueError where a channel is not given."""
-        parts = [to_network_scale(transform, rain)]
-        if self.observed:
-            parts.append((~rain.isnan().any(dim=2, keepdim=True)).to(parts[0].dtype))
-        if self.past:
-            parts.append(_scaled(self.past, beside, "past"))
-        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+    def predict(self, query: Query) -> Prediction:
+        """The forecast of all samples of `query`.
 
-    def ahead(self, beside: Mapping[str, Tensor], num_steps: int) -> tuple[Float[Tensor, "b s f h w"], ...]:
-        """What the forecaster reads of the times to come: one argument of the network, or none."""
-        if not self.future:
-            return ()
-        scaled = _scaled(self.future, beside, "future")
-        if scaled.shape[1] != num_steps:
-            raise ValueError(
-                f"The channels known in advance have {scaled.shape[1]} steps, the forecast {num_steps}."
-            )
-        return (scaled,)
-
-
-RAIN_ALONE = Inputs()
-
-
-def _scaled(channels: Sequence[tuple[str, Transform]], beside: Mapping[str, Tensor], group: str) -> Tensor:
-    names = ", ".join(name for name, _ in channels)
-    if group not in beside or beside[group].shape[2] != len(channels):
-        found = "none" if group not in beside else str(beside[group].shape[2])
-        raise ValueError(
-            f"The network sees {len(channels)} channels beside the rain ({names}), found {found}: give {group}."
-        )
-    scaled = []
-    for number, (_, transform) in enumerate(channels):
-        values = beside[group][:, :, number]
-        missing = values.isnan()
-        scaled.append(transform.forward(values.masked_fill(missing, 0.0)).masked_fill(missing, 0.0))
-    return torch.stack(scaled, dim=2)
-
-
-def _precision(network: nn.Module) -> torch.dtype:
-    return next((weight.dtype for weight in network.parameters()), torch.float32)
-
-
-def run_network(
-    network: nn.Module,
-    transform: Transform,
-    rain: Float[Tensor, "b t c h w"],
-    num_steps: int,
-    *,
-    inputs: Inputs,
-    beside: Mapping[str, Tensor],
-) -> Float[Tensor, "b s n h w"]:
-    """The network's answer to rain in mm/h, given to it in the precision of its weights."""
-    precision = _precision(network)
-    frames = inputs.frames(transform, rain, beside).to(precision)
-    ahead = (known.to(precision) for known in inputs.ahead(beside, num_steps))
-    output: Tensor = network(frames, num_steps, *ahead)
-    return output
-
-
-def predict_output(
-    network: nn.Module,
-    transform: Transform,
-    rain: Float[Tensor, "b t c h w"],
-    num_steps: int,
-    *,
-    inputs: Inputs = RAIN_ALONE,
-    beside: Mapping[str, Tensor] | None = None,
-) -> Float[Tensor, "b s n h w"]:
-    """The network's answer to rain in mm/h, for its head, in float32 whatever precision it ran in."""
-    return run_network(network, transform, rain, num_steps, inputs=inputs, beside=beside or {}).float()
-
-
-def predict_rates(
-    network: nn.Module,
-    head: Head,
-    transform: Transform,
-    rain: Float[Tensor, "b t c h w"],
-    num_steps: int,
-    *,
-    inputs: Inputs = RAIN_ALONE,
-    beside: Mapping[str, Tensor] | None = None,
-) -> Float[Tensor, "b s 1 h w"]:
-    """The network's forecast in mm/h."""
-    return head.rates(predict_output(network, transform, rain, num_steps, inputs=inputs, beside=beside), transform)
-
-
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-"""What a network's convolutions may run in; transform and head are float32."""
-
-
-class NetworkForecaster:
-    """A trained network as a Forecaster.
-
-    It was trained on `input_steps` frames of `step_minutes`, and refuses another number of frames.
-    `head` says what its channels mean, `inputs` what it sees beside the rain (`beside`, as in a `Sample`),
-    `calibration` what its probabilities become before anyone sees them.
-    `precision` is one of `PRECISIONS`: bf16 is faster where the processor multiplies in it, and less exact.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        head: Head,
-        transform: Transform,
-        *,
-        name: str,
-        input_steps: int,
-        lead_steps: int,
-        step_minutes: float,
-        inputs: Inputs = RAIN_ALONE,
-        device: str | torch.device = "cpu",
-        calibration: Calibration | None = None,
-        precision: str = "float32",
-    ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision}: choose one of {', '.join(PRECISIONS)}.")
-        self.precision = PRECISIONS[precision]
-        self.network = network.to(device).eval()
-        self.head = head
-        self.transform = transform
-        self.name = name
-        self.input_steps = input_steps
-        self.lead_steps = lead_steps
-        self.step_minutes = step_minutes
-        self.inputs = inputs
-        self.device = torch.device(device)
-        self.calibration = calibration
-
-    @property
-    def probabilistic(self) -> bool:
-        """Whether `exceedance` is more than 0 and 1."""
-        return self.head.probabilistic or self.calibration is not None
-
-    def forecast(
-        self, rain: npt.NDArray[np.float32], num_steps: int, *, beside: Beside | None = None
-    ) -> npt.NDArray[np.float32]:
-        """As the protocol says; ValueError for other frames or channels than it was trained on."""
-        return self.forecast_with_exceedance(rain, num_steps, (), beside=beside)[0]
-
-    def exceedance(
-        self,
-        rain: npt.NDArray[np.float32],
-        num_steps: int,
-        thresholds: Sequence[float],
-        *,
-        beside: Beside | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """(B, T_in, C, H, W) mm/h with NaN → (B, num_steps, K, H, W): P(rate >= threshold), each in 0 to 1.
-
-        `thresholds` are K rates in mm/h, above 0 and increasing; ValueError otherwise, and as in `forecast`.
-        Where the head is not probabilistic and nothing calibrated, the probabilities are 0 and 1.
+        ValueError for what it cannot forecast from; ThresholdError where only the probabilities are impossible.
         """
-        return self.forecast_with_exceedance(rain, num_steps, thresholds, beside=beside)[1]
+        ...
 
-    @torch.inference_mode()
-    def forecast_with_exceedance(
-        self,
-        rain: npt.NDArray[np.float32],
-        num_steps: int,
-        thresholds: Sequence[float],
-        *,
-        beside: Beside | None = None,
-        calibrated: bool = True,
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """What `forecast` and `exceedance` give, from one run of the network; K may be 0.
 
-        With `calibrated=False` the probabilities are the head's own.
-        """
-        if rain.ndim != 5 or rain.shape[1:3] != (self.input_steps, 1):
-            raise ValueError(
-                f"{self.name} takes (batch, {self.input_steps} frames, 1 channels, y, x), found {rain.shape}."
-            )
-        given = {name: self._tensor(values) for name, values in (beside or {}).items()}
-        reduced = torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
-        with reduced:
-            output = predict_output(
-                self.network, self.transform, self._tensor(rain), num_steps, inputs=self.inputs, beside=given
-            )
-        rates = self.head.rates(output, self.transform)
-        # no threshold is no question
-        chances = self.head.exceedance(output, thresholds, self.transform) if len(thresholds) else rates[:, :, :0]
-        stated = chances.cpu().numpy()
-        if calibrated and self.calibration is not None and len(thresholds):
-            stated = self.calibration.apply(stated, thresholds)
-        return rates.cpu().numpy(), stated
-
-    def _tensor(self, values: npt.NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
+def exceeded(rates: Rain, thresholds: Sequence[float]) -> Rain:
+    """(B, L, 1, H, W) mm/h → (B, L, K, H, W): 1 where the rate reaches the threshold, else 0."""
+    return np.concatenate([(rates >= threshold).astype(np.float32) for threshold in thresholds], axis=2)

@@ -41,8 +41,8 @@ def test_forecasts_take_the_calibrated_probabilities(calibrated: Path, tiny_arch
         chance, rain = file["rain_rate_exceedance"].load(), file["rain_rate"].load()
     assert chance["threshold"].values.tolist() == [0.5, 1, 30]
     assert "isotonic regression on" in chance.attrs["comment"]
-    network = assembly.load_forecaster(calibrated, device="cpu")
-    assert network.calibration is not None and network.probabilistic
+    network = assembly.forecaster_of(assembly.read_checkpoint(calibrated), device="cpu")
+    assert network.calibration is not None and network.gives.probabilities
     found = network.calibration.knots[0][0]
     assert found is not None
     seen = chance[0, 0].values[rain[0].notnull()]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from asking import rates_of
 from hydra.errors import InstantiationException
 from running import TINY, compose_config
 
@@ -69,15 +70,17 @@ def test_evaluate_and_forecast_see_the_same_channels(run_dir: Path, tiny_archive
     config = assembly.read_checkpoint(run_dir / "checkpoints" / "last.ckpt").config
     data = assembly.datamodule(config, tiny_archive)
     sample: Any = data.dataset.sample(Place(18, 0, 0, 32, 32))  # frames 18 to 20, then three to come
-    network = assembly.load_forecaster(run_dir / "checkpoints" / "last.ckpt", device="cpu")
-    beside = {name: sample[name].numpy()[None] for name in ("past", "future")}
-    expected = network.forecast(sample["input"].numpy()[None], 3, beside=beside)[0, :, 0]
+    network = raincast.load_forecaster(run_dir / "checkpoints" / "last.ckpt", device="cpu")
+    covariates = {name: sample[name].numpy()[None] for name in ("past", "future")}
+    expected = rates_of(network, sample["input"].numpy()[None], 3, covariates=covariates)[0, :, 0]
     with xr.open_dataset(written) as file:
         rain = file["rain_rate"].values
         seen = np.isfinite(rain)
         np.testing.assert_allclose(rain[seen], expected[seen], atol=0.0051)
     # and they matter
-    other = network.forecast(sample["input"].numpy()[None], 3, beside=beside | {"future": beside["future"] + 20})
+    other = rates_of(
+        network, sample["input"].numpy()[None], 3, covariates=covariates | {"future": covariates["future"] + 20}
+    )
     assert np.abs(other[0, :, 0] - expected).max() > 0
 
 
@@ -120,9 +123,9 @@ def test_an_exported_network_reads_its_channels_from_where_training_did(
     network = raincast.load_forecaster(path).forecaster
     rain = np.zeros((1, 3, 1, 32, 32), np.float32)
     with pytest.raises(
-        ValueError, match=r"sees 5 channels of past beside the rain \(sun, .*coverage\), found none"
+        ValueError, match=r"takes 5 channels of past besides the rain \(sun, .*coverage\), found none"
     ):
-        network.forecast_with_exceedance(rain, 2, ())
+        rates_of(network, rain, 2)
 
 
 def test_a_channel_that_is_not_there_is_refused_with_the_key_that_gives_it(
@@ -159,7 +162,7 @@ def test_what_does_not_fit_is_refused_before_training(
 
 
 def test_a_network_that_cannot_take_what_is_known_in_advance_is_refused(tmp_path: Path) -> None:
-    from raincast.forecaster import Inputs
+    from raincast.models.inputs import Inputs
     from raincast.transforms import LinearScaling
 
     ahead = Inputs(past=(("nwp", LinearScaling()),), future=(("nwp", LinearScaling()),))
@@ -173,15 +176,15 @@ def test_older_checkpoints_load_with_their_mask(tiny_run: Path, tmp_path: Path) 
     raw = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
     raw["raincast"]["channels"] = ["rain"]
     torch.save(raw, tmp_path / "rain.ckpt")
-    old = assembly.load_forecaster(tmp_path / "rain.ckpt", device="cpu")
-    new = assembly.load_forecaster(tiny_run / "checkpoints" / "last.ckpt", device="cpu")
+    old = assembly.forecaster_of(assembly.read_checkpoint(tmp_path / "rain.ckpt"), device="cpu")
+    new = assembly.forecaster_of(assembly.read_checkpoint(tiny_run / "checkpoints" / "last.ckpt"), device="cpu")
     rain = np.random.default_rng(0).gamma(0.4, 5.0, (1, 3, 1, 16, 16)).astype(np.float32)
-    np.testing.assert_array_equal(old.forecast(rain, 3), new.forecast(rain, 3))
+    np.testing.assert_array_equal(rates_of(old, rain, 3), rates_of(new, rain, 3))
     raw["raincast"]["config"] = raw["raincast"]["config"].replace("model:\n", "model:\n  in_channels: 2\n")
     weight = raw["state_dict"]["network.down.0.0.weight"]
     raw["state_dict"]["network.down.0.0.weight"] = torch.cat([weight, weight], dim=1)
     torch.save(raw, tmp_path / "mask.ckpt")
-    assert assembly.load_forecaster(tmp_path / "mask.ckpt", device="cpu").inputs.observed
+    assert assembly.forecaster_of(assembly.read_checkpoint(tmp_path / "mask.ckpt"), device="cpu").inputs.observed
 
 
 def test_a_checkpoint_whose_data_names_other_code_is_not_run(tiny_run: Path, tmp_path: Path) -> None:

@@ -208,6 +208,22 @@ def test_compare_refuses_what_it_cannot_set_side_by_side(
         evaluate(compose_config("evaluate", tmp_path, *overrides))
 
 
+def test_baselines_are_scored_without_a_network(tiny_archive: Path, tmp_path: Path) -> None:
+    """And any forecaster that Python can import."""
+    few = [f"data.archive={tiny_archive}", "default_data.input_steps=3", "default_data.lead_steps=6"]
+    few += ["data.eval_stride=6", "resamples=40", "metrics.thresholds=[0.5,1]", "workers=1"]
+    own = ["+baseline.standing._target_=forecasting.standing.Standing", "baselines=[standing,persistence]"]
+    scores = evaluate(compose_config("evaluate", tmp_path / "run", *few, *own))
+    assert scores["forecaster"].values.tolist() == ["standing", "persistence"]
+    assert "checkpoint" not in scores.attrs and scores.attrs["num_windows"] > 3
+    np.testing.assert_array_equal(scores["csi"][0], scores["csi"][1])  # both are the newest frame
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    Page(text)
+    assert "The network" not in text and "BlockSplit" in text
+    with pytest.raises(ValueError, match="Without checkpoint=… there is no network"):
+        evaluate(compose_config("evaluate", tmp_path / "none", *few, "baselines=[]"))
+
+
 def test_an_archive_of_test_days_alone_is_enough(tiny_run: Path, tmp_path: Path) -> None:
     """Not so for fitting probabilities, which takes validation windows."""
     from raincast.synthetic import build_builtin_archive

@@ -77,7 +77,7 @@ def test_torchrun_and_shared_weights(tiny_archive: Path, tmp_path: Path) -> None
         torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4, msg=key)
     for column in ("train/loss", "val/loss", "val/mae", "val/csi_0.01mm"):
         assert logged(run_dir, column) == pytest.approx(logged(tmp_path / "one", column), rel=1e-2), column
-    assembly.load_forecaster(run_dir / "checkpoints" / "best.ckpt", device="cpu")
+    assembly.forecaster_of(assembly.read_checkpoint(run_dir / "checkpoints" / "best.ckpt"), device="cpu")
 
 
 def test_a_process_that_fails_ends_the_others_with_its_reason(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from asking import rates_of
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from running import TINY, compose_config, run_script
 
@@ -48,7 +49,7 @@ def test_a_checkpoint_is_plain_data_and_enough_to_forecast(tiny_run: Path) -> No
     assert (checkpoint.info["input_steps"], checkpoint.info["lead_steps"]) == (3, 3)
     forecaster = assembly.forecaster_of(checkpoint, device="cpu")
     rain = np.full((1, 3, 1, 17, 9), 2.0, np.float32)
-    assert forecaster.forecast(rain, 5).shape == (1, 5, 1, 17, 9)
+    assert rates_of(forecaster, rain, 5).shape == (1, 5, 1, 17, 9)
 
 
 def test_evaluate_gives_the_last_validation(tiny_run: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 from raincast.evaluation import SCORES, Metrics, score_windows
+from raincast.forecaster import Gives, Prediction
 
 LEADS, SIZE, SHIFT = 6, 48, 4
 METRICS = Metrics(
@@ -39,18 +40,24 @@ RAIN = blobs()
 class Says:
     """Answers with frames that it was given, window by window."""
 
+    gives = Gives()
+
     def __init__(self, name: str, frames: np.ndarray) -> None:
         self.name, self.frames = name, iter(frames)
 
-    def forecast(self, rain, num_steps):
-        return np.stack([next(self.frames) for _ in rain])
+    def predict(self, query):
+        return Prediction(np.stack([next(self.frames) for _ in query.rain]))
 
 
 class Members(Says):
     """The same as an ensemble: (T, M, H, W) a window."""
 
-    def ensemble(self, rain, num_steps):
-        return self.forecast(rain, num_steps)
+    gives = Gives(members=True, probabilities=True)
+
+    def predict(self, query):
+        members = super().predict(query).rates
+        shares = np.stack([(members >= rate).mean(axis=2) for rate in query.thresholds], axis=2)
+        return Prediction(members.mean(axis=2, keepdims=True), members, shares, query.thresholds)
 
 
 @pytest.fixture(scope="module")

@@ -33,11 +33,11 @@ class Counting(Persistence):
     def __init__(self, asked: list[int], dies_after: int | None = None, name: str = "persistence") -> None:
         self.asked, self.dies_after, self.name = asked, dies_after, name
 
-    def forecast(self, rain, num_steps):
+    def predict(self, query):
         if self.dies_after is not None and len(self.asked) >= self.dies_after:
             raise RuntimeError("out of memory")
-        self.asked += [1] * len(rain)
-        return super().forecast(rain, num_steps)
+        self.asked += [1] * len(query.rain)
+        return super().predict(query)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +147,7 @@ def test_two_processes_equal_one_and_leave_nothing_behind(tiny_run: Path, tmp_pa
         trained = checkpoint.config.copy()
         trained.data.eval_stride, trained.data.eval_batch_size = 4, 2
         data = assembly.datamodule(trained, assembly.archive_path(trained))
-        network = assembly.forecaster_of(checkpoint, device="cpu")
-        own_work = scoring.work_of(cfg, trained, checkpoint, network, data, assembly.metrics(cfg, data))
+        own_work = scoring.work_of(cfg, trained, checkpoint, data, assembly.metrics(cfg, data))
         cost = parts.Cost()
         scores = scoring.score(cfg, own_work, data, cost=cost)
         assert len([*(tmp_path / str(workers)).glob("*/*.npz")]) >= 2

@@ -13,6 +13,7 @@ from raincast.data.sampler import Place
 from raincast.data.source import Source
 from raincast.evaluation import evaluate
 from raincast.evaluation.groups import BALANCED, CATEGORICAL, CONTINUOUS
+from raincast.forecaster import Gives, Prediction
 from raincast.schema import mock_archive
 
 THRESHOLDS = (0.5, 2.0, 10.0)
@@ -35,12 +36,14 @@ def batches(windows: WindowDataset, batch_size: int = 3, starts=range(20)) -> li
 class Says:
     """A forecaster that answers with the frames it was made with, in the order of the windows."""
 
+    gives = Gives()
+
     def __init__(self, name: str, frames) -> None:
         self.name = name
         self.frames = iter(frames)
 
-    def forecast(self, rain, num_steps):
-        return np.stack([next(self.frames) for _ in rain])
+    def predict(self, query):
+        return Prediction(np.stack([next(self.frames) for _ in query.rain]))
 
 
 def truth(samples, fill: float = 0.0) -> list[np.ndarray]:

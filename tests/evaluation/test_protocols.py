@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from asking import rates_of
 from running import compose_config
 
 from raincast import assembly
 from raincast.evaluation import Metrics, describe_protocol, score_windows
 from raincast.evaluation.protocols import HKO7_NOISE, PROTOCOLS, SEVIR_THRESHOLDS
+from raincast.forecaster import Gives, Prediction
 from raincast.ingest.readers.sevir import SEVIR
 from raincast.metrics.continuous import HKO7_PIXEL, HKO7_THRESHOLDS, HKO7_WEIGHTS
 
@@ -21,9 +23,11 @@ class Half:
     """Half of the first input, shifted."""
 
     name = "half"
+    gives = Gives()
 
-    def forecast(self, rain, num_steps):
-        return np.repeat(0.5 * np.roll(np.nan_to_num(rain[:, :1]), 2, -1), num_steps, axis=1)
+    def predict(self, query):
+        halved = 0.5 * np.roll(np.nan_to_num(query.rain[:, :1]), 2, -1)
+        return Prediction(np.repeat(halved, query.num_steps, axis=1))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def scored(name: str, batches):
 
 def fields(batches) -> tuple[np.ndarray, np.ndarray]:
     target = torch.cat([batch["target"] for batch in batches])[:, :, 0].double().numpy()
-    forecast = np.concatenate([Half().forecast(batch["input"].numpy(), LEADS) for batch in batches])[:, :, 0]
+    forecast = np.concatenate([rates_of(Half(), batch["input"].numpy(), LEADS) for batch in batches])[:, :, 0]
     return forecast.astype(np.float64), target
 
 

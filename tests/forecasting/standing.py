@@ -1,40 +1,41 @@
 """A network that is none: what tests of everything around it stand on."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from raincast import schema
-from raincast.forecasting import Nowcaster
+from raincast.forecaster import Gives, Prediction, Query
+from raincast.forecasting import ForecastPipeline
 from raincast.forecasting.fit import Trained
 
 
 class Standing:
-    """The newest frame stays, missing pixels are dry; counts how often it was asked."""
+    """The newest frame stays, missing pixels are dry; keeps the rain that it was asked about."""
 
     name = "standing"
-    input_steps = 4
-    lead_steps = 6
-    step_minutes = 5.0
+    gives = Gives()
 
     def __init__(self) -> None:
         self.seen: list[np.ndarray] = []
 
-    def forecast_with_exceedance(
-        self, rain: np.ndarray, num_steps: int, thresholds: Sequence[float]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        self.seen.append(rain)
-        newest = np.nan_to_num(rain[:, -1:], nan=0.0)
-        rates = newest.repeat(num_steps, axis=1)
-        return rates, np.concatenate([rates >= t for t in thresholds], 2).astype(np.float32) if thresholds else (
-            rates[:, :, :0]
-        )
+    def predict(self, query: Query) -> Prediction:
+        self.seen.append(query.rain)
+        newest = np.nan_to_num(query.rain[:, -1:], nan=0.0)
+        return Prediction(newest.repeat(len(query.lead_minutes), axis=1), done=("network",) * len(newest))
 
 
-def nowcaster(**settings: object) -> Nowcaster:
-    trained = Trained(grid_spacing=(1000.0, 1000.0), cell_methods="time: point", max_missing=1)
-    return Nowcaster(Standing(), trained, **settings)  # type: ignore[arg-type]
+def pipeline(**settings: Any) -> ForecastPipeline:
+    trained = Trained(
+        input_steps=4,
+        lead_steps=6,
+        step_minutes=5.0,
+        grid_spacing=(1000.0, 1000.0),
+        cell_methods="time: point",
+        max_missing=1,
+    )
+    return ForecastPipeline(Standing(), trained, **settings)
 
 
 def moving(num_times: int = 4, height: int = 48, width: int = 64, *, speed: int = 2) -> xr.Dataset:

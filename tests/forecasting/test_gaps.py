@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from forecasting.standing import moving, nowcaster
+from asking import query, rates_of
+from forecasting.standing import moving, pipeline
 
 from raincast import schema
 from raincast.baselines import Extrapolation, Persistence
@@ -16,7 +17,7 @@ def without(frames, *numbers):
 
 
 def test_whole_input_goes_to_the_network_as_it_is():
-    frames, made = moving(), nowcaster()
+    frames, made = moving(), pipeline()
     forecast = made(frames)
     assert forecast.attrs["forecast_method"] == "network" and forecast.attrs["missing_input_frames"] == "none"
     np.testing.assert_array_equal(made.forecaster.seen[0][0, :, 0], frames["rain_rate"].values)
@@ -25,7 +26,7 @@ def test_whole_input_goes_to_the_network_as_it_is():
 
 
 def test_a_gap_within_the_budget_repeats_the_frame_before_as_in_training():
-    frames, made = moving(), nowcaster()
+    frames, made = moving(), pipeline()
     forecast = made(without(frames, 2), frames["time"].values[-1])
     seen = made.forecaster.seen[0][0, :, 0]
     np.testing.assert_array_equal(seen[2], frames["rain_rate"].values[1])
@@ -37,12 +38,12 @@ def test_a_gap_within_the_budget_repeats_the_frame_before_as_in_training():
 
 def test_beyond_the_budget_the_rain_moves_on_and_without_motion_it_stays():
     frames = moving(8)
-    made = nowcaster(max_missing=0)
+    made = pipeline(max_missing=0)
     forecast = made(without(frames, 4), frames["time"].values[-1])
     assert forecast.attrs["forecast_method"] == "extrapolation" and not made.forecaster.seen
     rain = frames["rain_rate"].values[4:].copy()
     rain[0] = np.nan
-    expected = Extrapolation().forecast(rain[None, :, None], 6)[0, :, 0]
+    expected = rates_of(Extrapolation(), rain[None, :, None], 6)[0, :, 0]
     np.testing.assert_array_equal(forecast["rain_rate"].values[:, :-2], expected[:, :-2])
 
     assert forecast.attrs["frames_used"] == "2026-01-01T00:25, 2026-01-01T00:30, 2026-01-01T00:35"
@@ -51,7 +52,7 @@ def test_beyond_the_budget_the_rain_moves_on_and_without_motion_it_stays():
     assert alone.attrs["forecast_method"] == "persistence"
     assert alone.attrs["frames_used"] == "2026-01-01T00:35"
     rain[:3] = np.nan
-    expected = Persistence().forecast(rain[None, :, None], 6)[0, :, 0]
+    expected = rates_of(Persistence(), rain[None, :, None], 6)[0, :, 0]
     np.testing.assert_array_equal(alone["rain_rate"].values[:, :-2], expected[:, :-2])
 
 
@@ -61,12 +62,14 @@ def test_on_large_grids_the_motion_of_blocks_moves_the_pixels(monkeypatch):
     frames = moving(10, 96, 128, speed=4)
     rain = frames["rain_rate"].values
     past = past_of(frames.isel(time=slice(0, 4)))
-    whole = motion.extrapolated(past, 6)[1][:, :-2]
+    asked = query(past.rain[None, :, None], 6)
+    whole = motion.Fallback().predict(asked).rates[0, :, 0, :-2]
     # 4400 × 3800 goes in blocks of 6²
     assert motion.extrapolation_bytes((4400, 3800)) == 4400 * 3800 * motion.MOTION_BYTES / 36
     monkeypatch.setattr(motion, "MOTION_PIXELS", 50)
-    method, blocks, _ = motion.extrapolated(past, 6)
-    assert method == "extrapolation" and blocks.shape == (*whole.shape[:1], 96, 128)
+    found = motion.Fallback().predict(asked)
+    blocks = found.rates[0, :, 0]
+    assert found.done == ("extrapolation",) and blocks.shape == (*whole.shape[:1], 96, 128)
     # away from the west, where nothing comes in
     inside = (slice(None), slice(0, 94), slice(32, None))
     error = np.abs(blocks[inside] - rain[4:][inside]).mean()
@@ -76,18 +79,18 @@ def test_on_large_grids_the_motion_of_blocks_moves_the_pixels(monkeypatch):
 
 
 def test_the_newest_frame_may_not_be_filled_but_moves_on_over_its_gap():
-    frames, made = moving(8), nowcaster(max_missing=3)
+    frames, made = moving(8), pipeline(max_missing=3)
     forecast = made(without(frames, 7), frames["time"].values[-1])
     assert forecast.attrs["forecast_method"] == "extrapolation"
     assert forecast["time"].values[0] == frames["time"].values[-1] + np.timedelta64(5, "m")
     rain = frames["rain_rate"].values[4:].copy()
     rain[-1] = np.nan
-    expected = Extrapolation().forecast(rain[None, :, None], 6)[0, :, 0]
+    expected = rates_of(Extrapolation(), rain[None, :, None], 6)[0, :, 0]
     np.testing.assert_array_equal(forecast["rain_rate"].values[:, :-2], expected[:, :-2])
 
 
 def test_motion_crosses_the_gap_before_the_newest_frame():
-    frames, made = moving(14, 48, 96), nowcaster(max_missing=0)
+    frames, made = moving(14, 48, 96), pipeline(max_missing=0)
     now = frames["time"].values[7]
     forecast = made(without(frames, 6), now)
     assert forecast.attrs["forecast_method"] == "extrapolation"
@@ -103,7 +106,7 @@ def test_motion_crosses_the_gap_before_the_newest_frame():
 
 
 def test_a_frame_without_one_observed_pixel_is_missing():
-    frames, made = moving(), nowcaster()
+    frames, made = moving(), pipeline()
     frames["rain_rate"][1] = np.nan
     assert made(frames).attrs["missing_input_frames"] == "2026-01-01T00:05"
     frames["rain_rate"][:] = np.nan
@@ -112,7 +115,7 @@ def test_a_frame_without_one_observed_pixel_is_missing():
 
 
 def test_dry_input_makes_a_dry_forecast_without_the_network():
-    frames, made = moving(), nowcaster(thresholds=[0.5, 2])
+    frames, made = moving(), pipeline(thresholds=[0.5, 2])
     frames["rain_rate"][:] = frames["rain_rate"].where(frames["rain_rate"].isnull(), 0.004)
     forecast = made(frames)
     assert forecast.attrs["forecast_method"] == "dry" and not made.forecaster.seen
@@ -123,14 +126,14 @@ def test_dry_input_makes_a_dry_forecast_without_the_network():
 
 
 def test_of_more_frames_those_up_to_the_init_time_count():
-    frames, made = moving(8), nowcaster()
+    frames, made = moving(8), pipeline()
     forecast = made(frames, "2026-01-01T00:25")
     np.testing.assert_array_equal(forecast["rain_rate"].values[0], frames["rain_rate"].values[5])
     np.testing.assert_array_equal(made(frames)["rain_rate"].values[0], frames["rain_rate"].values[7])
 
 
 def test_flags_say_what_was_never_seen_and_what_comes_from_outside():
-    forecast = nowcaster()(moving(speed=4))
+    forecast = pipeline()(moving(speed=4))
     flags = forecast["quality_flag"].values
     assert forecast["rain_rate"].attrs["ancillary_variables"] == "quality_flag"
     assert ((flags[:, -2:] & MISSING) > 0).all() and not (flags[:, :-2] & MISSING).any()
@@ -139,7 +142,7 @@ def test_flags_say_what_was_never_seen_and_what_comes_from_outside():
     # rain moves to the east by 4 pixels a step: after 6 steps what is 24 pixels from the western edge came in
     assert away[5, 8:40, :16].mean() > 0.9 and away[5, 8:40, 34:].mean() < 0.1
     assert away[0].mean() < away[5].mean()
-    assert not (nowcaster(reach=False)(moving())["quality_flag"].values & OUTSIDE_REACH).any()
+    assert not (pipeline(reach=False)(moving())["quality_flag"].values & OUTSIDE_REACH).any()
 
 
 def test_another_unit_and_name_are_understood():
@@ -148,31 +151,31 @@ def test_another_unit_and_name_are_understood():
     foreign["pr"] = foreign["pr"] / 3600
     foreign["pr"].attrs = frames["rain_rate"].attrs | {"units": "kg m-2 s-1"}
     np.testing.assert_allclose(
-        nowcaster()(foreign)["rain_rate"].values, nowcaster()(frames)["rain_rate"].values, rtol=1e-6
+        pipeline()(foreign)["rain_rate"].values, pipeline()(frames)["rain_rate"].values, rtol=1e-6
     )
 
 
 def test_other_steps_pixels_and_quantities_are_refused_or_recorded():
     frames = moving()
     with pytest.raises(ValueError, match=r"steps of 5 min, the input has 10 min"):
-        nowcaster()(schema.mock_archive(4, 48, 64, step_minutes=10.0))
+        pipeline()(schema.mock_archive(4, 48, 64, step_minutes=10.0))
     coarse = frames.assign_coords(x=frames["x"] * 2, y=frames["y"] * 2)
     with pytest.raises(ValueError, match=r"1000 × 1000 \(y × x\), the input has 2000 × 2000.*other_grid=true"):
-        nowcaster()(coarse)
-    allowed = nowcaster(other_grid=True)(coarse)
+        pipeline()(coarse)
+    allowed = pipeline(other_grid=True)(coarse)
     assert allowed.attrs["trained_on_pixels"] == "1000 × 1000"
     assert allowed.attrs["input_pixels"] == "2000 × 2000"
     frames["rain_rate"].attrs["cell_methods"] = "time: mean"
-    assert nowcaster()(frames).attrs["trained_on_cell_methods"] == "time: point"
+    assert pipeline()(frames).attrs["trained_on_cell_methods"] == "time: point"
     with pytest.raises(ValueError, match="No variable is a rain rate"):
-        nowcaster()(frames.rename(rain_rate="dbz").assign(dbz=frames["rain_rate"].assign_attrs(units="dBZ")))
+        pipeline()(frames.rename(rain_rate="dbz").assign(dbz=frames["rain_rate"].assign_attrs(units="dBZ")))
 
 
 def test_a_hash_of_the_input_travels_with_the_forecast():
     frames = moving()
-    first, again = (nowcaster()(frames).attrs["input_sha256"] for _ in range(2))
+    first, again = (pipeline()(frames).attrs["input_sha256"] for _ in range(2))
     frames["rain_rate"][0, 0, 0] = 1.5
-    assert first == again != nowcaster()(frames).attrs["input_sha256"]
+    assert first == again != pipeline()(frames).attrs["input_sha256"]
 
 
 def test_a_gap_at_the_beginning_stays_missing():
@@ -186,7 +189,7 @@ def test_products_are_made_of_the_last_observation_of_each_pixel():
     frames = moving()
     frames["rain_rate"][3, :, :8] = np.nan
     products = Products(accumulations=[10], onset=1.0, matched=True)
-    forecast = nowcaster(products=products)(frames)
+    forecast = pipeline(products=products)(frames)
     newest = past_of(frames).newest()
     np.testing.assert_array_equal(newest[:, :8], frames["rain_rate"].values[2, :, :8])
     np.testing.assert_array_equal(newest[:, 8:], frames["rain_rate"].values[3, :, 8:])

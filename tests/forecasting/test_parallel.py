@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import xarray as xr
 from filelock import FileLock
-from forecasting.standing import Standing, moving, nowcaster
+from forecasting.standing import moving, pipeline
 
 from raincast.archive import Archive, write_part
 from raincast.forecasting import (
-    Nowcaster,
+    ForecastPipeline,
     Outputs,
     Series,
     Work,
@@ -55,8 +55,8 @@ class Whole(Moody):
         return super().read(wanted[wanted != BAD])
 
 
-def make(device: str, gib: float | None) -> Nowcaster:
-    return nowcaster(reach=False)
+def make(device: str, gib: float | None) -> ForecastPipeline:
+    return pipeline(reach=False)
 
 
 def work(folder: Path, series: type[Series] = Moody, **more: object) -> Work:
@@ -154,10 +154,10 @@ def test_one_range_a_folder(tmp_path: Path) -> None:
 def test_processes_share_the_memory_and_no_tile_is_smaller_than_of_one(caplog: pytest.LogCaptureFixture) -> None:
     made = make("cpu", None)
     shape = (1000, 1000)
-    each = made.memory.in_one_pass(Standing(), shape, made.lead_steps, 0)
+    each = made.memory.in_one_pass(made.footprint, shape, made.lead_steps, 0)
     # 4096 bytes a pixel and a half, twelve input maps and eighteen of the answer and the file, half a GiB for Python
     assert each == pytest.approx((1e6 * (1.5 * 4096 + 4 * (12 + 18))) / 2**30 + 0.5)
-    count = functools.partial(parallel._num_processes, nowcaster=made, shape=shape)
+    count = functools.partial(parallel._num_processes, pipeline=made, shape=shape)
     assert count(work(Path(), gib=each * 3 + 0.51), workers=8) == 3
     assert count(work(Path(), gib=each * 3 + 0.51), workers=2) == 2
     assert count(work(Path(), gib=0.1), workers=8) == 1
@@ -170,16 +170,16 @@ def test_what_an_archive_keeps_unpacked_counts_for_every_process(tmp_path: Path)
     series = ArchiveSeries(Archive.open(tmp_path))
     assert series.kept_bytes == 2 * 12 * 64 * 64 * 2  # all of it in codes, as it is small
     made = make("cpu", None)
-    without = made.memory.in_one_pass(Standing(), (64, 64), made.lead_steps, 0)
+    without = made.memory.in_one_pass(made.footprint, (64, 64), made.lead_steps, 0)
     made.frames(series, "latest", source="a mock archive")
-    kept = made.memory.in_one_pass(Standing(), (64, 64), made.lead_steps, 0) - without
+    kept = made.memory.in_one_pass(made.footprint, (64, 64), made.lead_steps, 0) - without
     assert kept * 2**30 == pytest.approx(series.kept_bytes)
     # and tiles are chosen within what is left
     made.memory.gib = without + kept / 2
     with pytest.raises(ValueError, match="tile by tile"):
-        made.memory.tiling(Standing(), (64, 64), made.lead_steps, 0)
+        made.memory.tiling(made.footprint, (64, 64), made.lead_steps, 0)
     made.memory.kept_bytes = 0
-    assert made.memory.tiling(Standing(), (64, 64), made.lead_steps, 0) is None
+    assert made.memory.tiling(made.footprint, (64, 64), made.lead_steps, 0) is None
 
 
 def test_every_gpu_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:

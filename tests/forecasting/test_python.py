@@ -60,7 +60,10 @@ def test_the_same_object_is_scored_as_any_forecaster(checkpoint, tiny_archive):
     data = RadarDataModule(
         tiny_archive, split=BlockSplit(), input_steps=3, lead_steps=3, eval_stride=8, num_workers=0
     )
-    forecasters = [raincast.load_forecaster(checkpoint), assembly.load_forecaster(checkpoint)]
+    forecasters = [
+        raincast.load_forecaster(checkpoint),
+        assembly.forecaster_of(assembly.read_checkpoint(checkpoint)),
+    ]
     forecasters[1].name = "network again"
     scores = evaluate(forecasters, data.eval_batches("test"), thresholds=[0.5], lead_steps=3, step_minutes=5.0)
     first, second = (scores["mae"].isel(forecaster=k).values for k in range(2))

@@ -5,34 +5,48 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from forecasting.standing import Standing
+from asking import query
 from scipy.ndimage import uniform_filter
 
-from raincast.forecaster import NetworkForecaster
+from raincast.forecaster import Prediction, Query
 from raincast.forecasting import Memory
+from raincast.forecasting.memory import Footprint
+from raincast.forecasting.network import NetworkForecaster
 from raincast.forecasting.tiles import Tiling, in_tiles
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
 from raincast.models.heads import RateHead
 from raincast.transforms import DbzScaling
 
 
+def doubled(asked: Query) -> Prediction:
+    """Needs no surroundings; the probabilities are those of the covariate."""
+    return Prediction(2 * asked.rain[:, :2], probabilities=asked.covariates["past"][:, :2], done=("network",))
+
+
 @pytest.mark.parametrize("shape", [(100, 64), (64, 64), (37, 203), (129, 130)])
 def test_what_needs_no_surroundings_is_the_same_in_tiles(shape):
-    rain = np.random.default_rng(0).random((3, *shape), np.float32)
-    tiling = Tiling((64, 64), 16, 8)
-    twice, thrice = in_tiles(lambda part: (2 * part, 3 * part[:1]), rain, tiling)
-    np.testing.assert_allclose(twice, 2 * rain, rtol=1e-5)
-    np.testing.assert_allclose(thrice, 3 * rain[:1], rtol=1e-5)
+    rain, share = np.random.default_rng(0).random((2, 1, 3, 1, *shape), np.float32)
+    whole = query(rain, 2, covariates={"past": share}, thresholds=[1.0])
+    tiled = in_tiles(doubled, whole, Tiling((64, 64), 16, 8))
+    np.testing.assert_allclose(tiled.rates, 2 * rain[:, :2], rtol=1e-5)
+    np.testing.assert_allclose(tiled.probabilities, share[:, :2], rtol=1e-5)
+    assert tiled.done == ("network",) and tiled.thresholds == (1.0,) and tiled.probabilities.max() <= 1
 
 
 def test_what_looks_less_far_than_three_eighths_of_the_overlap_is_the_same_in_tiles():
-    rain = np.random.default_rng(0).random((1, 150, 170), np.float32)
+    rain = np.random.default_rng(0).random((1, 1, 1, 150, 170), np.float32)
 
-    def blur(part):
-        return (uniform_filter(part, (0, 11, 11), mode="constant"),)
+    def blur(asked: Query) -> Prediction:
+        return Prediction(uniform_filter(asked.rain, (0, 0, 0, 11, 11), mode="constant"), done=("blur",))
 
-    (tiled,) = in_tiles(blur, rain, Tiling((64, 64), 16, 8))
-    np.testing.assert_allclose(tiled, blur(rain)[0], atol=1e-6)
+    tiled = in_tiles(blur, query(rain, 1), Tiling((64, 64), 16, 8))
+    np.testing.assert_allclose(tiled.rates, blur(query(rain, 1)).rates, atol=1e-6)
+
+
+def test_members_are_not_made_in_tiles():
+    rain = np.zeros((1, 3, 1, 100, 64), np.float32)
+    with pytest.raises(ValueError, match="Members cannot be forecast in tiles"):
+        in_tiles(doubled, query(rain, 2, members=True), Tiling((64, 64), 16, 8))
 
 
 def test_every_tile_begins_at_a_multiple_of_the_stride_and_they_share_the_overlap():
@@ -67,29 +81,28 @@ def network():
 
 def test_a_network_in_tiles_is_the_whole_within_a_thousandth(network):
     coarse = np.random.default_rng(1).gamma(0.4, 6.0, (3, 20, 24)).repeat(8, 1).repeat(8, 2)
-    rain = coarse.astype(np.float32)
-
-    def run(part):
-        return (network.forecast(part[None, :, None], 3)[0, :, 0],)
-
-    (whole,), (tiled,) = run(rain), in_tiles(run, rain, Tiling((112, 112), 96, 4))
+    asked = query(coarse.astype(np.float32)[None, :, None], 3)
+    whole = network.predict(asked).rates
+    tiled = in_tiles(network.predict, asked, Tiling((112, 112), 96, 4)).rates
     assert whole.std() > 0.01
     np.testing.assert_allclose(tiled, whole, atol=1e-3)
-    (poor,) = in_tiles(run, rain, Tiling((32, 32), 8, 4))
+    poor = in_tiles(network.predict, asked, Tiling((32, 32), 8, 4)).rates
     assert np.abs(poor - whole).max() > 1e-3  # it would show if tiles shared too little
 
 
 def test_memory_decides_on_tiles(network):
-    assert Memory(8.0).tiling(network, (100, 100), 3, 0) is None
+    footprint = Footprint.of_network(network)
+    assert (footprint.input_steps, footprint.device, footprint.stride) == (3, "cpu", 4)
+    assert Memory(8.0).tiling(footprint, (100, 100), 3, 0) is None
     small = Memory(0.6, overlap=32)
-    tiling = small.tiling(network, (800, 700), 3, 0)
+    tiling = small.tiling(footprint, (800, 700), 3, 0)
     assert tiling is not None and tiling.overlap == 32 and tiling.stride == 4
     assert "that share 32" in (small.last or "")
     rows, columns = tiling.num_tiles((800, 700))
     assert rows * columns > 1
     with pytest.raises(ValueError, match=r"takes .* GiB at least, tile by tile; .* memory_gib="):
-        Memory(0.001).tiling(network, (800, 700), 3, 0)
+        Memory(0.001).tiling(footprint, (800, 700), 3, 0)
     with pytest.raises(ValueError, match="memory_gib=0"):
         Memory(0)
-    # a network that cannot be looked into
-    assert Memory(2.0).tiling(Standing(), (2000, 2000), 6, 0) is not None
+    # a forecaster of which nothing is known
+    assert Memory(2.0).tiling(Footprint(4), (2000, 2000), 6, 0) is not None

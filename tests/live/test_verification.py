@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from asking import rates_of
 
 from raincast import schema
 from raincast.baselines import Extrapolation, Persistence
@@ -58,8 +59,8 @@ def test_rolling_csi_is_that_of_counting_by_hand(tmp_path: Path) -> None:
         past = observed[max(0, number - 2) : number + 1]
         publish(tmp_path, time, forecasts[number])
         scored.remember(time, past)
-        moved = Extrapolation().forecast(past[None, :, None], LEADS)[0, :, 0]
-        still = Persistence().forecast(past[None, :, None], LEADS)[0, :, 0]
+        moved = rates_of(Extrapolation(), past[None, :, None], LEADS)[0, :, 0]
+        still = rates_of(Persistence(), past[None, :, None], LEADS)[0, :, 0]
         for lead in range(min(LEADS, 7 - number)):
             seen[lead].append(observed[number + lead + 1])
             said["forecast"][lead].append(forecasts[number][lead])
@@ -133,5 +134,5 @@ def test_references_are_small_and_exact_to_a_code(tmp_path: Path) -> None:
     with xr.open_dataset(next((tmp_path / ".references").glob("*.nc"))) as file:
         assert file["rain_rate"].shape == (1 + LEADS, 24, 20)
         np.testing.assert_allclose(
-            file["rain_rate"][0].values, Persistence().forecast(observed[None, :, None], 1)[0, 0, 0], atol=0.00501
+            file["rain_rate"][0].values, rates_of(Persistence(), observed[None, :, None], 1)[0, 0, 0], atol=0.00501
         )

@@ -22,8 +22,8 @@ Act = Callable[[], Any]
 
 
 @pytest.fixture(scope="module")
-def nowcaster(tiny_run: Path) -> Any:
-    return assembly.nowcaster(assembly.read_checkpoint(tiny_run / "checkpoints" / "best.ckpt"), device="cpu")
+def pipeline(tiny_run: Path) -> Any:
+    return assembly.pipeline(assembly.read_checkpoint(tiny_run / "checkpoints" / "best.ckpt"), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Any:
 class Scene:
     """A folder that files arrive in, and a watcher that looks once a minute until everything has happened."""
 
-    def __init__(self, folder: Path, frames: xr.Dataset, nowcaster: Any, reader: Any) -> None:
+    def __init__(self, folder: Path, frames: xr.Dataset, pipeline: Any, reader: Any) -> None:
         self.incoming, self.output = folder / "incoming", folder / "forecasts"
-        self.frames, self.nowcaster, self.reader = frames, nowcaster, reader
+        self.frames, self.pipeline, self.reader = frames, pipeline, reader
         self.incoming.mkdir()
         self.start = time_in_seconds(frames, 0)
         self.events: list[tuple[float, Act]] = []
@@ -60,7 +60,7 @@ class Scene:
         until = np.datetime64(round(self.start + minutes * MINUTE), "s")
         own = {"output": self.output, "poll_s": MINUTE, "settle_s": 30.0, "until": str(until), "verify": False}
         clock = ManualClock(self.start - MINUTE, self.events)
-        watcher = Watcher(self.incoming, self.reader, self.nowcaster, Settings(**(own | settings)), clock=clock)
+        watcher = Watcher(self.incoming, self.reader, self.pipeline, Settings(**(own | settings)), clock=clock)
         self.events = []
         code = watcher.run()
         return code, json.loads((self.output / "status.json").read_text())
@@ -73,8 +73,8 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path, frames: xr.Dataset, nowcaster: Any, reader: Any) -> Scene:
-    return Scene(tmp_path, frames, nowcaster, reader)
+def scene(tmp_path: Path, frames: xr.Dataset, pipeline: Any, reader: Any) -> Scene:
+    return Scene(tmp_path, frames, pipeline, reader)
 
 
 def test_each_new_file_gets_the_forecast_of_its_time_and_the_status_says_so(scene: Scene) -> None:
@@ -83,7 +83,7 @@ def test_each_new_file_gets_the_forecast_of_its_time_and_the_status_says_so(scen
     code, status = scene.watch(22)
     assert code == 0 and {2, 3, 4} <= set(scene.made)
     path = scene.output / f"{forecast_name(scene.frames['time'].values[4])}.nc"
-    whole = scene.nowcaster(scene.frames.isel(time=slice(2, 5)).drop_vars("missing_times"))
+    whole = scene.pipeline(scene.frames.isel(time=slice(2, 5)).drop_vars("missing_times"))
     with xr.open_dataset(path, decode_timedelta=True) as file:
         np.testing.assert_allclose(file["rain_rate"].values, whole["rain_rate"].values, atol=0.00501)
         assert file.attrs["checkpoint_sha256"] == status["checkpoint_sha256"]
@@ -259,25 +259,25 @@ def test_old_forecasts_are_removed_with_all_their_files(scene: Scene) -> None:
 
 
 def test_a_signal_ends_it_after_the_forecast_at_hand(
-    scene: Scene, nowcaster: Any, reader: Any, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, pipeline: Any, reader: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(6):
         write_frame(scene.incoming, scene.frames, number)
     settings = Settings(output=scene.output, settle_s=0.0, max_age_minutes=None, keep_hours=None)
-    watcher = Watcher(scene.incoming, reader, nowcaster, settings, clock=ManualClock(scene.start + 3600))
-    frames_for = nowcaster.frames
+    watcher = Watcher(scene.incoming, reader, pipeline, settings, clock=ManualClock(scene.start + 3600))
+    frames_for = pipeline.frames
 
     def then_stop(*arguments: Any, **keywords: Any) -> Any:
         found = frames_for(*arguments, **keywords)
         watcher.stop.set()
         return found
 
-    monkeypatch.setattr(nowcaster, "frames", then_stop)
+    monkeypatch.setattr(pipeline, "frames", then_stop)
     assert watcher.run() == 0 and len(scene.made) == 1
     monkeypatch.undo()
     assert json.loads((scene.output / "status.json").read_text())["state"] == "stopped"
     settings = Settings(output=scene.output, settle_s=0.0, max_age_minutes=None, keep_hours=None, once=True)
-    assert Watcher(scene.incoming, reader, nowcaster, settings, clock=ManualClock(scene.start + 3600)).run() == 0
+    assert Watcher(scene.incoming, reader, pipeline, settings, clock=ManualClock(scene.start + 3600)).run() == 0
     assert {2, 3, 4, 5} <= set(scene.made)
 
 
@@ -301,7 +301,7 @@ def test_what_fails_is_tried_again(scene: Scene, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_archive_that_grows_is_watched_too(
-    scene: Scene, tiny_archive: Path, nowcaster: Any, reader: Any, tmp_path: Path
+    scene: Scene, tiny_archive: Path, pipeline: Any, reader: Any, tmp_path: Path
 ) -> None:
     from raincast.archive import write_part
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from asking import rates_of
 from running import TINY, compose_config
 
 from raincast import assembly
@@ -166,12 +167,12 @@ def test_averaged_weights_are_validated_kept_and_loaded(
     for name, expected in average.items():
         torch.testing.assert_close(raw["state_dict"][name], expected, msg=name)
     # what was validated is what the checkpoint forecasts with
-    forecaster = assembly.load_forecaster(result.last, device="cpu")
+    forecaster = assembly.forecaster_of(assembly.read_checkpoint(result.last), device="cpu")
     config = compose_config(
         "train", tmp_path / "again", *TINY, f"data.archive={tiny_archive}", "data.eval_stride=6"
     )
     errors = [
-        np.abs(forecaster.forecast(batch["input"].numpy(), 3) - batch["target"].numpy()).ravel()
+        np.abs(rates_of(forecaster, batch["input"].numpy(), 3) - batch["target"].numpy()).ravel()
         for batch in assembly.datamodule(config, tiny_archive).eval_batches("val")
     ]
     assert result.metrics["val/mae"] == pytest.approx(np.nanmean(np.concatenate(errors)), rel=1e-5)

@@ -12,10 +12,11 @@ from raincast.archive import write_part
 from raincast.data.datamodule import RadarDataModule
 from raincast.data.windows import BlockSplit
 from raincast.evaluation import evaluate
-from raincast.forecaster import NetworkForecaster, to_network_scale
+from raincast.forecasting.network import NetworkForecaster
 from raincast.losses import BalancedLoss, ClassLoss, OrdinalLoss, QuantileLoss
 from raincast.models import PyramidEncoderForecaster
 from raincast.models.heads import ClassHead, QuantileHead, RateHead
+from raincast.models.inputs import to_network_scale
 from raincast.schema import RAIN, mock_archive
 from raincast.training.module import CHECKPOINT_KEY, NowcastModule, adamw_warmup_cosine
 from raincast.transforms import DbzScaling

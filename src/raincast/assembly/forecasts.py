@@ -1,4 +1,4 @@
-"""Checkpoint → Forecaster and Nowcaster, and the files that `python forecast.py` leaves."""
+"""Checkpoint → forecaster and pipeline, and the files that `python forecast.py` leaves."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,24 +16,19 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raincast.data.channels.declared import Channels
-    from raincast.forecaster import NetworkForecaster
-    from raincast.forecasting import Nowcaster, Outputs
+    from raincast.forecasting import ForecastPipeline, Outputs
+    from raincast.forecasting.network import NetworkForecaster
     from raincast.models.heads import Head
     from raincast.transforms import Transform
-
-
-def load_forecaster(path: str | Path, *, device: str = "auto") -> "NetworkForecaster":
-    """The network in the checkpoint at `path`, ready to forecast on `device` (auto, cpu, cuda, cuda:1)."""
-    return forecaster_of(read_checkpoint(path), device=device)
 
 
 def forecaster_of(
     checkpoint: Checkpoint, *, device: str = "auto", precision: str = "float32"
 ) -> "NetworkForecaster":
-    """The network of a checkpoint that was read already; `precision` is one of `forecaster.PRECISIONS`."""
+    """The network of a checkpoint; `precision` is one of `forecasting.network.PRECISIONS`."""
     import torch
 
-    from raincast.forecaster import NetworkForecaster
+    from raincast.forecasting.network import NetworkForecaster
     from raincast.metrics.calibration import Calibration
 
     if device == "auto":
@@ -65,7 +60,7 @@ def forecaster_of(
     )
 
 
-def nowcaster(
+def pipeline(
     checkpoint: Checkpoint,
     *,
     device: str = "auto",
@@ -75,16 +70,17 @@ def nowcaster(
     attrs: Mapping[str, Any] | None = None,
     channels: Mapping[str, Any] | None = None,
     **settings: Any,
-) -> "Nowcaster":
+) -> "ForecastPipeline":
     """The network of a checkpoint as what makes forecast files, `attrs` and its own origin in each of them.
 
     `thresholds` (mm/h, increasing) are those of the probabilities; None: those it is calibrated at, or
     that training scored if its head gives probabilities. `calibrated=False` leaves its calibration aside.
-    `channels` says where those beside the rain lie, if elsewhere than in training: {NAME: {path: …}}.
-    `settings` are `Nowcaster`'s.
+    `channels` says where the covariates lie, if elsewhere than in training: {NAME: {path: …}}.
+    `settings` are `ForecastPipeline`'s.
     """
-    from raincast.forecasting import Nowcaster
+    from raincast.forecasting import ForecastPipeline
     from raincast.forecasting.fit import Trained
+    from raincast.forecasting.memory import Footprint
 
     forecaster = forecaster_of(checkpoint, device=device, precision=precision)
     if not calibrated:
@@ -93,19 +89,22 @@ def nowcaster(
         thresholds = forecaster.calibration.thresholds
     elif thresholds is None:
         scored = checkpoint.config.metrics.thresholds
-        thresholds = [float(t) for t in scored] if forecaster.probabilistic else []
-    return Nowcaster(
+        thresholds = [float(t) for t in scored] if forecaster.gives.probabilities else []
+    on = forecaster.calibration.fitted_on if forecaster.calibration is not None else None
+    return ForecastPipeline(
         forecaster,
         # checkpoints from before gap budgets do not state one
         Trained.of(checkpoint.info, int(checkpoint.config.data.get("max_missing", 0))),
         thresholds=[float(t) for t in thresholds],
         attrs=provenance(checkpoint) | dict(attrs or {}),
         channels=_channels(declared_channels(checkpoint), channels or {}),
+        footprint=Footprint.of_network(forecaster),
+        calibrated_on=f"{on['num_windows']} validation windows of {on['archive']}" if on else None,
         **settings,
     )
 
 
-def load_nowcaster(
+def load_forecaster(
     path: str | Path,
     *,
     device: str = "auto",
@@ -113,13 +112,14 @@ def load_nowcaster(
     attrs: Mapping[str, Any] | None = None,
     channels: Mapping[str, Any] | None = None,
     **settings: Any,
-) -> "Nowcaster":
-    """As `nowcaster`, from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2)."""
-    from raincast.forecasting import Nowcaster
+) -> "ForecastPipeline":
+    """As `pipeline`, from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2)."""
+    from raincast.forecasting import ForecastPipeline
     from raincast.forecasting.exported import SUFFIXES, ExportedForecaster
+    from raincast.forecasting.memory import Footprint
 
     if Path(path).suffix not in SUFFIXES:
-        return nowcaster(
+        return pipeline(
             read_checkpoint(path),
             device=device,
             thresholds=thresholds,
@@ -134,21 +134,22 @@ def load_nowcaster(
         raise ValueError(f"precision: {path} computes in float32. Take a checkpoint, or precision=float32.")
     settings.pop("calibrated", None)
     own = {"title": "Precipitation nowcast", "source": f"raincast {__version__}, {Path(path).name}"}
-    return Nowcaster(
+    return ForecastPipeline(
         exported,
         exported.trained,
         thresholds=[float(t) for t in thresholds or ()],
         attrs=own | exported.provenance | {"raincast_commit": commit()} | dict(attrs or {}),
         channels=_channels(exported.channels, channels or {}),
+        footprint=Footprint(exported.input_steps, stride=exported.stride),
         **settings,
     )
 
 
-def nowcaster_of(cfg: DictConfig, device: str | None = None, memory_gib: float | None = None) -> "Nowcaster":
-    """The nowcaster of `conf/forecast.yaml`'s settings, or on another device and in other memory."""
+def pipeline_of(cfg: DictConfig, device: str | None = None, memory_gib: float | None = None) -> "ForecastPipeline":
+    """The pipeline of `conf/forecast.yaml`'s settings, or on another device and in other memory."""
     from raincast.forecasting.memory import Memory
 
-    return load_nowcaster(
+    return load_forecaster(
         cfg.checkpoint,
         device=device or cfg.device,
         precision=cfg.precision,
@@ -191,7 +192,7 @@ def _channels(trained: Mapping[str, Any], others: Mapping[str, Any]) -> "Channel
 
     if unknown := [name for name in others if name not in trained]:
         raise ValueError(
-            f"channels.{unknown[0]}: beside rain the network was trained with {', '.join(trained) or 'nothing'}."
+            f"channels.{unknown[0]}: the network was trained with the channels {', '.join(trained) or 'nothing'}."
         )
     nodes = {name: {**node, **others.get(name, {})} for name, node in trained.items()}
     return Channels(construct(nodes, modules=DATA_MODULES))

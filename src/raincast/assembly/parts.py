@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from raincast.data.channels.declared import Channels
     from raincast.data.datamodule import RadarDataModule
     from raincast.evaluation import Metrics
-    from raincast.forecaster import Forecaster, Inputs
+    from raincast.forecaster import Forecaster
     from raincast.ingest.readers import Reader
     from raincast.models.heads import Head
-    from raincast.schema import Grid
+    from raincast.models.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -155,27 +155,11 @@ def baselines(cfg: DictConfig, names: list[str]) -> "list[Forecaster]":
     return [make(cfg.baseline[name]) for name in names]
 
 
-def located_baselines(cfg: DictConfig, data: "RadarDataModule") -> "list[Forecaster]":
-    """Those of `cfg.baselines`, told where and how far apart the pixels of `data` lie if they have to know."""
-    return [make_baseline() for make_baseline in baseline_makers(cfg, data).values()]
-
-
-def baseline_makers(cfg: DictConfig, data: "RadarDataModule") -> "dict[str, Callable[[], Forecaster]]":
+def baseline_makers(cfg: DictConfig) -> "dict[str, Callable[[], Forecaster]]":
     """What makes each of `cfg.baselines`, in another process too; ValueError where one is unknown or wrong."""
     made = baselines(cfg, list(cfg.baselines))
-    grid, step_minutes = data.archive.grid, data.archive.step_minutes
     nodes = [mapping(OmegaConf.to_container(cfg.baseline[name], resolve=True)) for name in cfg.baselines]
-    return {
-        one.name: functools.partial(_located, node, grid, step_minutes)
-        for one, node in zip(made, nodes, strict=True)
-    }
-
-
-def _located(node: Mapping[str, Any], grid: "Grid", step_minutes: float) -> "Forecaster":
-    baseline: Forecaster = make(node)
-    if locate := getattr(baseline, "locate", None):
-        locate(grid, step_minutes)
-    return baseline
+    return {one.name: functools.partial(make, node) for one, node in zip(made, nodes, strict=True)}
 
 
 def reader(cfg: DictConfig) -> "Reader":

@@ -1,17 +1,16 @@
 """Forecasts without training: persistence, extrapolation along motion, S-PROG, ANVIL, STEPS, LINDA
 (pysteps); and what lies in files.
 
-A forecaster has a `name` and `forecast(rain, num_steps)`: rain rates in mm/h in, NaN where missing, and
-rain rates in mm/h out, finite and not negative everywhere, 0 where nothing is known. Those with members also
-have `ensemble(rain, num_steps)`.
+Each is a `forecaster.Forecaster`. They go by steps, and use the rain alone: rates are finite and not negative
+everywhere, 0 where nothing is known.
 """
 
 from raincast.baselines.cascades import Anvil, SProg
-from raincast.baselines.ensembles import Ensemble, Linda, Members, Steps
+from raincast.baselines.ensembles import Ensemble, Linda, Steps
 from raincast.baselines.extrapolation import Extrapolation
 from raincast.baselines.files import ForecastFiles
 from raincast.baselines.motion import METHODS, SMALLEST_GRID
-from raincast.baselines.past import Forecast, Persistence, Rain
+from raincast.baselines.past import Persistence
 
 __all__ = [
     "METHODS",
@@ -19,12 +18,9 @@ __all__ = [
     "Anvil",
     "Ensemble",
     "Extrapolation",
-    "Forecast",
     "ForecastFiles",
     "Linda",
-    "Members",
     "Persistence",
-    "Rain",
     "SProg",
     "Steps",
 ]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from raincast.baselines.evolution import DRY_RATE, Evolution, from_decibels, to_decibels
+from raincast.forecaster import Query
 
 DRY_THRESHOLD = 10.0 * np.log10(DRY_RATE)
 AR_ORDER = 2
@@ -23,7 +24,7 @@ class SProg(Evolution):
         super().__init__(num_frames=AR_ORDER + 1, method=method, motion_frames=motion_frames)
         self.num_scales = num_scales
 
-    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int) -> np.ndarray:
+    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:
         from pysteps.nowcasts.sprog import forecast
 
         decibels = forecast(
@@ -61,7 +62,7 @@ class Anvil(Evolution):
         self.ar_order = ar_order
         self.num_scales = num_scales
 
-    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int) -> np.ndarray:
+    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:
         from pysteps.nowcasts.anvil import forecast
 
         rain: np.ndarray = forecast(

@@ -4,25 +4,22 @@ import importlib.util
 import zlib
 
 import numpy as np
-from jaxtyping import Float32
 
 from raincast.baselines.cascades import AR_ORDER, DRY_THRESHOLD
 from raincast.baselines.evolution import Evolution, from_decibels, to_decibels
-from raincast.baselines.past import Rain
-from raincast.schema import Grid
-
-Members = Float32[np.ndarray, "b steps m h w"]
-"""mm/h, finite and not negative"""
+from raincast.forecaster import Gives, Prediction, Query
 
 
 class Ensemble(Evolution):
     """`num_members` forecasts of the same rain, and their mean as the forecast.
 
     The same window gets the same members, whatever stood before it: the noise follows from `seed` and the
-    frames. The motion is perturbed in km/h: `km_per_pixel` and `step_minutes`, where None, are those of `locate`,
-    before it 1 km and 5 minutes. Where the forecast is extrapolation or persistence (see `Evolution`), all
+    frames. The motion is perturbed in km/h: `km_per_pixel` and `step_minutes`, where None, are those of the query.
+    Where the forecast is extrapolation or persistence (see `Evolution`), all
     members are the same.
     """
+
+    gives = Gives(members=True, probabilities=True)
 
     def __init__(
         self,
@@ -45,30 +42,38 @@ class Ensemble(Evolution):
         self.seed = seed
         self.km_per_pixel = km_per_pixel
         self.step_minutes = step_minutes
-        self._km = km_per_pixel or 1.0
-        self._minutes = step_minutes or 5.0
 
-    def locate(self, grid: Grid, step_minutes: float) -> None:
-        """Tell it how large the pixels are that it will be shown, and how far apart the frames."""
-        self._km = self.km_per_pixel or grid.pixel_km
-        self._minutes = self.step_minutes or step_minutes
+    def predict(self, query: Query) -> Prediction:
+        """The mean, and members and the share of them that reach the thresholds where they are asked for.
 
-    def ensemble(self, rain: Rain, num_steps: int) -> Members:
-        """(B, T_in, C, H, W) mm/h → (B, num_steps, M, H, W) mm/h."""
-        return self._members(rain, num_steps)
+        ValueError where the size of a pixel is neither stated nor in the query, and as `Evolution`.
+        """
+        if not (self.km_per_pixel or query.pixel_km):
+            raise ValueError(f"{self.name} needs the size of a pixel: give the query a grid or pixel_km.")
+        members, done = self._members(query)
+        mean = members.mean(axis=2, keepdims=True)
+        if not query.thresholds:
+            return Prediction(mean, members if query.members else None, done=done)
+        reached = np.stack([(members >= rate).mean(axis=2) for rate in query.thresholds], axis=2)
+        return Prediction(mean, members if query.members else None, reached, query.thresholds, done=done)
 
-    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int) -> np.ndarray:
+    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:
         # pysteps seeds numpy's global generator, which is not its own
         state = np.random.get_state()  # noqa: NPY002
         try:
-            members = self._draw(frames, motion, num_steps, zlib.crc32(frames.tobytes(), self.seed))
+            members = self._draw(frames, motion, num_steps, query, zlib.crc32(frames.tobytes(), self.seed))
         finally:
             np.random.set_state(state)  # noqa: NPY002
         return members.swapaxes(0, 1)
 
-    def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, seed: int) -> np.ndarray:
+    def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query, seed: int) -> np.ndarray:
         """(num_frames, H, W) mm/h → (M, num_steps, H, W) mm/h."""
         raise NotImplementedError
+
+    def _km(self, query: Query) -> float:
+        km = self.km_per_pixel or query.pixel_km
+        assert km is not None  # checked before anything is forecast
+        return km
 
 
 class Steps(Ensemble):
@@ -103,7 +108,7 @@ class Steps(Ensemble):
         )
         self.num_scales = num_scales
 
-    def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, seed: int) -> np.ndarray:
+    def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query, seed: int) -> np.ndarray:
         from pysteps.nowcasts.steps import forecast
 
         decibels = forecast(
@@ -113,8 +118,8 @@ class Steps(Ensemble):
             n_ens_members=self.num_members,
             n_cascade_levels=self.num_scales,
             precip_thr=DRY_THRESHOLD,
-            kmperpixel=self._km,
-            timestep=self._minutes,
+            kmperpixel=self._km(query),
+            timestep=self.step_minutes or query.step_minutes,
             ar_order=AR_ORDER,
             seed=seed,
         )
@@ -155,7 +160,7 @@ class Linda(Ensemble):
         )
         self.num_cells = num_cells
 
-    def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, seed: int) -> np.ndarray:
+    def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query, seed: int) -> np.ndarray:
         from pysteps.nowcasts.linda import forecast
 
         rain: np.ndarray = forecast(
@@ -164,8 +169,8 @@ class Linda(Ensemble):
             num_steps,
             max_num_features=self.num_cells,
             n_ens_members=self.num_members,
-            kmperpixel=self._km,
-            timestep=self._minutes,
+            kmperpixel=self._km(query),
+            timestep=self.step_minutes or query.step_minutes,
             seed=seed,
         )
         return rain

@@ -5,7 +5,8 @@ import logging
 import numpy as np
 
 from raincast.baselines.motion import FAILURES, advect, check_method, find_motion, quiet
-from raincast.baselines.past import Forecast, Past, Rain, check, evenly_spaced, look_back, persist
+from raincast.baselines.past import Past, evenly_spaced, look_back, persist
+from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ class Evolution:
     """
 
     name: str
+    gives = Gives()
+    num_members = 1
 
     def __init__(self, *, num_frames: int, method: str, motion_frames: int) -> None:
         check_method(method)
@@ -36,51 +39,55 @@ class Evolution:
         self.motion_frames = motion_frames
         self._told: set[str] = set()
 
-    def forecast(self, rain: Rain, num_steps: int) -> Forecast:
-        """(B, T_in, C, H, W) mm/h → (B, num_steps, 1, H, W) mm/h, the mean where there are members."""
-        mean: np.ndarray = self._members(rain, num_steps).mean(axis=2, keepdims=True)
-        return mean
+    def predict(self, query: Query) -> Prediction:
+        """Rates, the mean where there are members; ValueError for lead times that are no multiples of the step."""
+        members, done = self._members(query)
+        return Prediction(members.mean(axis=2, keepdims=True), done=done)
 
-    def _members(self, rain: Rain, num_steps: int) -> np.ndarray:
-        """(B, T_in, C, H, W) mm/h → (B, num_steps, M, H, W) mm/h."""
-        check(rain, num_steps)
-        return np.stack([self._members_of_one(frames, num_steps) for frames in rain[:, :, 0]])
+    def _members(self, query: Query) -> tuple[np.ndarray, tuple[str, ...]]:
+        """(B, L, M, H, W) mm/h, and how each sample's were made."""
+        made = [self._members_of_one(frames, query) for frames in query.rain[:, :, 0]]
+        return query.at_lead_times(np.stack([members for members, _ in made])), tuple(done for _, done in made)
 
-    def _members_of_one(self, frames: np.ndarray, num_steps: int) -> np.ndarray:
+    def _members_of_one(self, frames: np.ndarray, query: Query) -> tuple[np.ndarray, str]:
+        """(T, H, W) → (num_steps, M, H, W)."""
+        num_steps = query.num_steps
         past = look_back(frames, self.num_frames)
         numbers, spacing = evenly_spaced(frames, self.motion_frames)
         motion = find_motion(frames[numbers], self.method, spacing=spacing)
         if motion is None:
             self._tell("no motion to follow", "persistence")
-            return self._repeat(persist(frames, num_steps))
+            return self._repeat(persist(frames, num_steps)), PERSISTENCE
         steps = past.age + num_steps
         plain = self._repeat(advect(past.filled[-1], motion, steps))
-        evolved = self._try(past, motion, steps)
+        evolved = self._try(past, motion, steps, query)
         if evolved is None:
-            return plain[past.age :]
-        return np.where(np.isfinite(evolved), np.maximum(evolved, 0.0), plain)[past.age :]
+            return plain[past.age :], EXTRAPOLATION
+        filled = np.where(np.isfinite(evolved), np.maximum(evolved, 0.0), plain)
+        return filled[past.age :], self.name
 
-    def _try(self, past: Past, motion: np.ndarray, num_steps: int) -> np.ndarray | None:
+    def _try(self, past: Past, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray | None:
         """(num_steps, M, H, W) in mm/h, NaN where unknown, or None where the method does not answer."""
         if len(past.filled) < self.num_frames:
             self._tell(f"fewer than {self.num_frames} consecutive frames", "extrapolation")
             return None
         try:
             with quiet():
-                evolved = self._evolve(past.filled[-self.num_frames :].astype(np.float64), motion, num_steps)
+                frames = past.filled[-self.num_frames :].astype(np.float64)
+                evolved = self._evolve(frames, motion, num_steps, query)
                 # in float32 first: what is too large for it is not finite either
                 return evolved.astype(np.float32).reshape(num_steps, -1, *motion.shape[1:])
         except FAILURES as error:
             self._tell(f"pysteps stops ({type(error).__name__}: {error})", "extrapolation")
             return None
 
-    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int) -> np.ndarray:
+    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:
         """(num_frames, H, W) mm/h → (num_steps, H, W) or (num_steps, M, H, W) mm/h; errors as pysteps has them."""
         raise NotImplementedError
 
     def _repeat(self, forecast: np.ndarray) -> np.ndarray:
         """The same for every member: (num_steps, H, W) → (num_steps, M, H, W)."""
-        return np.repeat(forecast[:, None], getattr(self, "num_members", 1), axis=1)
+        return np.repeat(forecast[:, None], self.num_members, axis=1)
 
     def _tell(self, why: str, instead: str) -> None:
         if instead not in self._told:

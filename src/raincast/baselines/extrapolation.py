@@ -5,7 +5,8 @@ import logging
 import numpy as np
 
 from raincast.baselines.motion import advect, check_method, find_motion
-from raincast.baselines.past import Forecast, Rain, check, evenly_spaced, look_back, persist
+from raincast.baselines.past import evenly_spaced, look_back, persist
+from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ class Extrapolation:
     and 0.4 s, `farneback` 0.1 and 0.3 s.
     """
 
+    gives = Gives()
+
     def __init__(self, *, method: str = "lucas_kanade", motion_frames: int = 3) -> None:
         """At least two frames make a motion."""
         check_method(method)
@@ -37,19 +40,21 @@ class Extrapolation:
         self.motion_frames = motion_frames
         self._told = False
 
-    def forecast(self, rain: Rain, num_steps: int) -> Forecast:
-        """(B, T_in, C, H, W) mm/h → (B, num_steps, 1, H, W) mm/h."""
-        check(rain, num_steps)
-        return np.stack([self._forecast_one(frames, num_steps) for frames in rain[:, :, 0]])[:, :, None]
+    def predict(self, query: Query) -> Prediction:
+        """Rates alone; ValueError for lead times that are no multiples of the step."""
+        made = [self._predict_one(frames, query.num_steps) for frames in query.rain[:, :, 0]]
+        rates = np.stack([rates for rates, _ in made])[:, :, None]
+        return Prediction(query.at_lead_times(rates), done=tuple(done for _, done in made))
 
-    def _forecast_one(self, frames: np.ndarray, num_steps: int) -> np.ndarray:
+    def _predict_one(self, frames: np.ndarray, num_steps: int) -> tuple[np.ndarray, str]:
+        """(T, H, W) → (num_steps, H, W), and how it was made."""
         past = look_back(frames, 1)
         numbers, spacing = evenly_spaced(frames, self.motion_frames)
         motion = find_motion(frames[numbers], self.method, spacing=spacing)
         if motion is None:
             self._tell()
-            return persist(frames, num_steps)
-        return advect(past.filled[-1], motion, past.age + num_steps)[past.age :]
+            return persist(frames, num_steps), PERSISTENCE
+        return advect(past.filled[-1], motion, past.age + num_steps)[past.age :], EXTRAPOLATION
 
     def _tell(self) -> None:
         if not self._told:

@@ -1,6 +1,5 @@
 """The forecasts of any other party, from CF files."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.head import open_plain
-from raincast.baselines.past import Forecast, Rain, check
+from raincast.forecaster import Gives, Prediction, Query
 from raincast.schema import INIT_TIME, LEAD_TIME, Grid, X, Y
-
-Times = npt.NDArray[np.datetime64]
 
 
 class ForecastFiles:
@@ -24,6 +21,8 @@ class ForecastFiles:
     an error, as a forecast that was never made has no score. Missing pixels are no rain. Nothing is interpolated.
     """
 
+    gives = Gives()
+
     def __init__(self, path: str | Path | None, *, name: str = "file") -> None:
         """`name` is the party's, in tables; ValueError without a readable forecast in `path`."""
         if path is None:
@@ -33,35 +32,18 @@ class ForecastFiles:
         self.name = name
         self.path = Path(path)
         self._files = _index(self.path)
-        self._grid: Grid | None = None
-        self._step_minutes = 0.0
 
-    def locate(self, grid: Grid, step_minutes: float) -> None:
-        """Tell it where the pixels lie that it will be asked for, and how far apart the frames."""
-        self._grid = grid
-        self._step_minutes = step_minutes
-
-    def forecast(self, rain: Rain, num_steps: int) -> Forecast:
-        """ValueError: what lies in files depends on the time and the place."""
-        raise ValueError(f"{self.name} are forecasts in files, found by time and place: call forecast_at.")
-
-    def forecast_at(
-        self, rain: Rain, num_steps: int, *, times: Times, y: Sequence[int], x: Sequence[int]
-    ) -> Forecast:
-        """As the protocol says, for windows whose newest input frames are of `times` (B,), UTC.
-
-        `y` and `x` (B,) are their top-left pixels in the grid of `locate`.
-        """
-        check(rain, num_steps)
-        if self._grid is None:
-            raise ValueError(f"{self.name}: call locate(grid, step_minutes) first.")
-        height, width = rain.shape[3:]
-        leads = schema.step_timedelta(self._step_minutes) * np.arange(1, num_steps + 1)
-        out = np.empty((len(rain), num_steps, 1, height, width), np.float32)
-        for row, (time, top, left) in enumerate(zip(times, y, x, strict=True)):
-            crop = Grid(self._grid.y[top : top + height], self._grid.x[left : left + width], self._grid.crs_wkt)
-            out[row, :, 0] = self._read(time.astype("datetime64[ns]"), leads, crop)
-        return out
+    def predict(self, query: Query) -> Prediction:
+        """Rates at any lead times that the files have; ValueError without `times` and `grid`, or a forecast."""
+        if query.times is None or query.grid is None:
+            raise ValueError(
+                f"{self.name} are forecasts in files, found by time and place: give the query times and grid."
+            )
+        rates = np.empty((len(query.rain), len(query.lead_minutes), 1, *query.rain.shape[3:]), np.float32)
+        for number, time in enumerate(query.times):
+            newest = time.astype("datetime64[ns]")
+            rates[number, :, 0] = self._read(newest, query.lead_times, query.sample_grid(number))
+        return Prediction(rates)
 
     def _read(self, time: np.datetime64, leads: npt.NDArray[np.timedelta64], crop: Grid) -> np.ndarray:
         if time not in self._files:

@@ -4,24 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float32
 
-Rain = Float32[np.ndarray, "b t c h w"]
-"""mm/h, NaN = missing; channel 0 is rain"""
-
-Forecast = Float32[np.ndarray, "b steps 1 h w"]
-"""mm/h, finite and not negative"""
+from raincast.forecaster import PERSISTENCE, Gives, Prediction, Query
 
 
 class Persistence:
     """It will rain as it does now: each pixel's last valid observation, at every lead time."""
 
     name = "persistence"
+    gives = Gives()
 
-    def forecast(self, rain: Rain, num_steps: int) -> Forecast:
-        """(B, T_in, C, H, W) mm/h → (B, num_steps, 1, H, W) mm/h."""
-        check(rain, num_steps)
-        return np.stack([persist(frames, num_steps) for frames in rain[:, :, 0]])[:, :, None]
+    def predict(self, query: Query) -> Prediction:
+        """Rates alone, at any lead times."""
+        num_leads = len(query.lead_minutes)
+        rates = np.stack([persist(frames, num_leads) for frames in query.rain[:, :, 0]])[:, :, None]
+        return Prediction(rates, done=(PERSISTENCE,) * len(rates))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +60,6 @@ def evenly_spaced(frames: np.ndarray, num_frames: int) -> tuple[npt.NDArray[np.i
     while len(numbers) < num_frames and numbers[-1] >= spacing and observed[numbers[-1] - spacing]:
         numbers.append(numbers[-1] - spacing)
     return np.array(numbers[::-1], np.intp), spacing
-
-
-def check(rain: np.ndarray, num_steps: int) -> None:
-    """ValueError where a forecaster was not given rain of five axes, or is asked for no step."""
-    if rain.ndim != 5 or 0 in rain.shape:
-        raise ValueError(f"Expected rain of shape (B, T, C, H, W), found {rain.shape}. Add the missing axis.")
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}: ask for at least one frame.")
 
 
 def fill(frames: np.ndarray) -> np.ndarray:

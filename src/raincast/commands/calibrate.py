@@ -11,7 +11,8 @@ from raincast.commands import report
 
 if TYPE_CHECKING:
     from raincast.data.datamodule import RadarDataModule
-    from raincast.forecaster import NetworkForecaster
+    from raincast.forecaster import Forecaster
+    from raincast.forecasting.network import NetworkForecaster
     from raincast.metrics.calibration import Calibration
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def calibrate(
             "the ones to calibrate on. Leave data.split out and give the archive that it was trained on; "
             "evaluate.py without calibrate=true takes any archive."
         )
+    network.calibration = None  # an earlier one would be fitted again
     calibration = fit(network, data, thresholds)
     path = assembly.write_calibrated(checkpoint, calibration, run_dir / NAME)
     network.calibration = calibration
@@ -60,11 +62,15 @@ def calibrate(
     return assembly.read_checkpoint(path)
 
 
-def fit(network: "NetworkForecaster", data: "RadarDataModule", thresholds: list[float]) -> "Calibration":
-    """The calibration of `network` on the validation windows of `data`."""
+def fit(forecaster: "Forecaster", data: "RadarDataModule", thresholds: list[float]) -> "Calibration":
+    """The calibration of `forecaster`, which has none yet, on the validation windows of `data`.
+
+    A forecaster without probabilities states 1 where its rate reaches the threshold, and 0 elsewhere.
+    """
     import torch
 
-    from raincast.forecaster import beside_rain
+    from raincast.evaluation import query_of
+    from raincast.forecaster import exceeded
     from raincast.metrics.calibration import NUM_BINS, Calibration, pool
     from raincast.metrics.probabilistic import BinSums, bin_sums
 
@@ -73,18 +79,24 @@ def fit(network: "NetworkForecaster", data: "RadarDataModule", thresholds: list[
     with report.Bar("calibrating") as bar:
         advance = bar.advance_of(num_windows)
         for batch in data.eval_batches("val"):
-            rain = batch["input"].numpy()
-            beside = {name: values.numpy() for name, values in beside_rain(batch).items()}
-            stated = network.forecast_with_exceedance(
-                rain, data.lead_steps, thresholds, beside=beside, calibrated=False
-            )[1]
+            query = query_of(
+                batch,
+                lead_steps=data.lead_steps,
+                step_minutes=data.archive.step_minutes,
+                grid=data.archive.grid,
+                thresholds=thresholds,
+            )
+            prediction = forecaster.predict(query)
+            stated = prediction.probabilities
+            if stated is None:
+                stated = exceeded(prediction.rates, thresholds)
             sums = pool(
                 bin_sums(
                     torch.from_numpy(stated), batch["target"], batch["target_mask"], thresholds, num_bins=NUM_BINS
                 )
             )
             total = sums if total is None else BinSums(*(a + b for a, b in zip(total, sums, strict=True)))
-            advance(len(rain))
+            advance(len(stated))
     if total is None:
         raise ValueError("There is no validation window to calibrate on: change data.split.")
     fitted_on = {

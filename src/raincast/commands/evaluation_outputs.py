@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly
 from raincast.commands import report
@@ -54,10 +55,11 @@ def write_page(
     scores: "xr.Dataset",
     forecasters: "Sequence[Forecaster]",
     data: "RadarDataModule",
-    checkpoint: assembly.Checkpoint,
+    checkpoint: assembly.Checkpoint | None,
     path: Path,
+    config: DictConfig,
 ) -> Path:
-    """report.html of one evaluation; the first forecaster is the network."""
+    """report.html on the data of `config`; the first forecaster chooses the events."""
     from raincast.evaluation.report.page import Evaluation, write_report
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
@@ -71,7 +73,7 @@ def write_page(
         facts=facts(scores, data, checkpoint),
         by_event=by_event,
         by_hour=scores_by(scores, "hour") if "hourly_hits" in scores else None,
-        config=str(checkpoint.info["config"]),
+        config=OmegaConf.to_yaml(config) if checkpoint is None else str(checkpoint.info["config"]),
         maps=maps,
     )
     return write_report(evaluation, path, title=f"Evaluation on {split} windows of {data.archive.path.name}")
@@ -103,7 +105,7 @@ def event_maps(
     split: str,
     bar: report.Bar,
 ) -> "list[EventMaps]":
-    """The wettest window of the network's best, median and worst event, of `by_event` at one threshold."""
+    """The wettest window of the first forecaster's best, median and worst event, of `by_event` at a threshold."""
     own = by_event.sel(forecaster=forecasters[0].name)
     events = [str(event) for event in own["event"].values]
     places = places_by_event(data, split, events)
@@ -145,44 +147,52 @@ def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "
 def _maps_of(
     title: str, note: str, places: "list[Place]", forecasters: "Sequence[Forecaster]", data: "RadarDataModule"
 ) -> "EventMaps":
+    from raincast.evaluation import rates_by_name
     from raincast.evaluation.report.event_maps import EventMaps
-    from raincast.forecaster import beside_rain, forecast_windows
-    from raincast.schema import Grid
 
     (place,) = data.wettest(places, at_most=MOST_LOOKED_AT)
     sample = data.dataset.sample(place)
-    rain = sample["input"].numpy()[None]
-    times = np.array([sample["time"]], "datetime64[s]")
-    never = np.isnan(rain[0, :, 0]).all(axis=0)
-    beside = {name: values.numpy()[None] for name, values in beside_rain(sample).items()}
-    where: Any = {"times": times, "y": [place.y], "x": [place.x], "beside": beside}
-    forecasts = {}
-    for forecaster in forecasters:
-        forecast = forecast_windows(forecaster, rain, data.lead_steps, **where)
-        forecasts[forecaster.name] = np.where(never, np.float32(np.nan), forecast[0, :, 0])
-    grid = data.archive.grid
-    y, x = slice(place.y, place.y + place.height), slice(place.x, place.x + place.width)
+    grid, step_minutes = data.archive.grid, data.archive.step_minutes
     return EventMaps(
         title=title,
         note=note,
-        grid=Grid(grid.y[y], grid.x[x], grid.crs_wkt),
-        init_time=times[0],
-        step_minutes=data.archive.step_minutes,
-        last_seen=rain[0, -1, 0],
+        grid=grid.crop(place.y, place.x, place.height, place.width),
+        init_time=np.datetime64(sample["time"], "s"),
+        step_minutes=step_minutes,
+        last_seen=sample["input"].numpy()[-1, 0],
         observed=sample["target"].numpy()[:, 0],
-        forecasts=forecasts,
+        forecasts=rates_by_name(
+            forecasters, sample, lead_steps=data.lead_steps, step_minutes=step_minutes, grid=grid
+        ),
     )
 
 
 def facts(
-    scores: "xr.Dataset", data: "RadarDataModule", checkpoint: assembly.Checkpoint
+    scores: "xr.Dataset", data: "RadarDataModule", checkpoint: assembly.Checkpoint | None
 ) -> dict[str, list[tuple[str, str]]]:
-    """What was trained on what, and what it was scored on: names and values by heading."""
+    """How the network was trained, if there is one, and what was scored: names and values by heading."""
+    height, width = data.archive.grid.shape
+    split = data.split_hash
+    if checkpoint is not None:
+        same = split == checkpoint.info["split_hash"]
+        split += ", as in training" if same else ", not that of the training"
+    described = [line.partition(":") for line in data.windows.describe().splitlines()]
+    scored = [
+        ("archive", f"{data.archive.path} (identity {data.archive.identity})"),
+        ("grid (y × x)", f"{height} × {width}"),
+        ("windows", f"{scores.attrs['num_windows']} of {scores.attrs['split']}, {scores.sizes['event']} events"),
+        ("split", split),
+        *((name.strip(), days.strip()) for name, _, days in described),
+        *_took(scores.attrs),
+        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {__version__} ({commit()})"),
+    ]
+    return ({} if checkpoint is None else {"The network": _trained(checkpoint)}) | {"Scored on": scored}
+
+
+def _trained(checkpoint: assembly.Checkpoint) -> list[tuple[str, str]]:
     info, config = checkpoint.info, checkpoint.config
     weights = [w for key, w in checkpoint.state.items() if key.startswith("network.")]
     identity = info["archive"]["identity"]
-    described = [line.partition(":") for line in data.windows.describe().splitlines()]
-    same = data.split_hash == info["split_hash"]
     trained = [
         ("checkpoint", str(checkpoint.path)),
         ("SHA-256", checkpoint.sha256),
@@ -197,17 +207,7 @@ def facts(
     if "calibration" in info:
         on = info["calibration"]["fitted_on"]
         trained.append(("calibrated on", f"{on['num_windows']} validation windows of {on['archive']}"))
-    height, width = data.archive.grid.shape
-    scored = [
-        ("archive", f"{data.archive.path} (identity {data.archive.identity})"),
-        ("grid (y × x)", f"{height} × {width}"),
-        ("windows", f"{scores.attrs['num_windows']} of {scores.attrs['split']}, {scores.sizes['event']} events"),
-        ("split", f"{data.split_hash}, " + ("as in training" if same else "not that of the training")),
-        *((split.strip(), what.strip()) for split, _, what in described),
-        *_took(scores.attrs),
-        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by raincast {__version__} ({commit()})"),
-    ]
-    return {"The network": trained, "Scored on": scored}
+    return trained
 
 
 def _took(attrs: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -19,7 +19,8 @@ from raincast.version import __version__
 
 if TYPE_CHECKING:
     from raincast.export import Arrays
-    from raincast.forecaster import Inputs, NetworkForecaster
+    from raincast.forecasting.network import NetworkForecaster
+    from raincast.models.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +96,16 @@ def compare(
 
     On the transform's scale, since a transform may leap from 0 to its lowest rate in mm/h.
     """
+    from raincast.forecaster import Query
+
     found = []
     for number, (height, width) in enumerate(grids, start=1):
         shape = (number, forecaster.input_steps, 1, height, width)
         rain = random_rain(shape, seed=number)
-        beside = random_beside(forecaster.inputs, shape, lead_steps, seed=number)
-        by_network = forecaster.forecast(rain, lead_steps, beside=beside)
-        (by_file,) = run_file(rain, *beside.values())
+        covariates = random_covariates(forecaster.inputs, shape, lead_steps, seed=number)
+        query = Query.for_steps(rain, lead_steps, step_minutes=forecaster.step_minutes, covariates=covariates)
+        by_network = forecaster.predict(query).rates
+        (by_file,) = run_file(rain, *covariates.values())
         scale = forecaster.transform.forward
         found.append(
             Difference(
@@ -122,20 +126,20 @@ def random_rain(shape: tuple[int, ...], *, seed: int) -> npt.NDArray[np.float32]
     return rain
 
 
-def random_beside(
+def random_covariates(
     inputs: "Inputs", shape: tuple[int, ...], lead_steps: int, *, seed: int
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Beside rain of `shape`: 0 to 1 on the network's scale, in the channels' own units, a corner missing."""
+    """Covariates for rain of `shape`, in their own units: 0 to 1 on the network's scale, a corner missing."""
     generator = np.random.default_rng(seed)
     batch, input_steps, _, *grid = shape
-    beside = {}
+    covariates = {}
     for name, channels, steps in (("past", inputs.past, input_steps), ("future", inputs.future, lead_steps)):
         if channels:
             scaled = generator.random((batch, steps, len(channels), *grid), np.float32)
             maps = [transform.inverse(scaled[:, :, number]) for number, (_, transform) in enumerate(channels)]
-            beside[name] = np.stack(maps, axis=2).astype(np.float32)
-            beside[name][..., :2, -2:] = np.nan
-    return beside
+            covariates[name] = np.stack(maps, axis=2).astype(np.float32)
+            covariates[name][..., :2, -2:] = np.nan
+    return covariates
 
 
 def describe(
@@ -151,17 +155,17 @@ def describe(
     y, x = (str(n) for n in size) if size else ("y", "x")
     inputs = forecaster.inputs
     told = "told from no rain" if inputs.observed else "taken for no rain"
-    beside: dict[str, str] = {}
+    covariates: dict[str, str] = {}
     for name, channels, steps in (
         ("past", inputs.past, forecaster.input_steps),
         ("future", inputs.future, lead_steps),
     ):
         if channels:
-            beside[f"input_{name}"] = f"{name} (batch, {steps}, {len(channels)}, {y}, {x}) float32"
-            beside[f"{name}_channels"] = ", ".join(channel for channel, _ in channels)
-    if beside:
-        beside["channel_units"] = "each in its own, NaN where missing; static ones repeated at each step"
-        beside["channel_config"] = json.dumps(assembly.declared_channels(checkpoint))
+            covariates[f"input_{name}"] = f"{name} (batch, {steps}, {len(channels)}, {y}, {x}) float32"
+            covariates[f"{name}_channels"] = ", ".join(channel for channel, _ in channels)
+    if covariates:
+        covariates["channel_units"] = "each in its own, NaN where missing; static ones repeated at each step"
+        covariates["channel_config"] = json.dumps(assembly.declared_channels(checkpoint))
     return {
         "title": "Precipitation nowcast",
         "raincast_version": __version__,
@@ -170,7 +174,7 @@ def describe(
         "head": str(forecaster.head),
         "transform": str(forecaster.transform),
         "input": f"rain_rate (batch, {forecaster.input_steps}, 1, {y}, {x}) float32",
-        **beside,
+        **covariates,
         "output": f"rain_rate_forecast (batch, {lead_steps}, 1, {y}, {x}) float32",
         "axes": "batch, time, channel, y, x; frames from old to new",
         "grid": f"{y} x {x} pixels only" if size else f"any, from {smallest} x {smallest} pixels up",

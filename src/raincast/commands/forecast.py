@@ -17,7 +17,7 @@ from raincast import assembly, schema
 from raincast.commands import report
 
 if TYPE_CHECKING:
-    from raincast.forecasting import Nowcaster, Outcome, Series, Work
+    from raincast.forecasting import ForecastPipeline, Outcome, Series, Work
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError("Not given: input. Say input=data/NAME or input='radar/*.h5', or watch=FOLDER to go on.")
     from raincast.forecasting import forecast_one, init_times
 
-    nowcaster, outputs = assembly.nowcaster_of(cfg), assembly.outputs(cfg)
+    pipeline, outputs = assembly.pipeline_of(cfg), assembly.outputs(cfg)
     series = _series(cfg)
     due = init_times(str(cfg.init_time), series.times, series.step_minutes, cfg.every)
     if due.size > 1 or "/" in str(cfg.init_time):
-        return _many(cfg, nowcaster, series, due)
+        return _many(cfg, pipeline, series, due)
     forecast, written = forecast_one(
-        nowcaster, series, due[0], Path(cfg.folder), outputs, source=cfg.input, overwrite=cfg.overwrite
+        pipeline, series, due[0], Path(cfg.folder), outputs, source=cfg.input, overwrite=cfg.overwrite
     )
     for kind, path in written.items():
         log.info("%-10s %s", kind, report.short(path))
@@ -50,14 +50,14 @@ def run(cfg: DictConfig) -> Path:
     return written["forecast"]
 
 
-def _many(cfg: DictConfig, nowcaster: "Nowcaster", series: "Series", due: Any) -> Path:
+def _many(cfg: DictConfig, pipeline: "ForecastPipeline", series: "Series", due: Any) -> Path:
     """A forecast from each time of `due`; those that are there already are left as they are."""
     from raincast.forecasting import forecast_all, forecast_path
 
-    work = _work(cfg, nowcaster)
+    work = _work(cfg, pipeline)
     try:
         with _ended_by_sigterm(), report.Bar("forecasting") as bar:
-            outcome = forecast_all(work, due, nowcaster, series, workers=cfg.workers, progress=bar.update)
+            outcome = forecast_all(work, due, pipeline, series, workers=cfg.workers, progress=bar.update)
     except KeyboardInterrupt:
         log.warning("Stopped. The forecasts that are written stay; the same command goes on with the others.")
         raise SystemExit(130) from None  # as a shell counts Ctrl-C
@@ -67,15 +67,15 @@ def _many(cfg: DictConfig, nowcaster: "Nowcaster", series: "Series", due: Any) -
     return forecast_path(work.folder, due[-1])
 
 
-def _work(cfg: DictConfig, nowcaster: "Nowcaster") -> "Work":
+def _work(cfg: DictConfig, pipeline: "ForecastPipeline") -> "Work":
     """What other processes need: the config without what it would have to be resolved with."""
     from raincast.forecasting import Work, devices_of
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     plain.pop("hydra", None)
-    on_gpu = str(getattr(nowcaster.forecaster, "device", "cpu")) != "cpu"
+    on_gpu = pipeline.footprint.device != "cpu"
     return Work(
-        nowcaster=functools.partial(_nowcaster, plain),
+        pipeline=functools.partial(_pipeline, plain),
         series=functools.partial(_series, plain),
         folder=Path(cfg.folder),
         outputs=assembly.outputs(cfg),
@@ -86,8 +86,8 @@ def _work(cfg: DictConfig, nowcaster: "Nowcaster") -> "Work":
     )
 
 
-def _nowcaster(plain: dict[str, Any], device: str, gib: float | None) -> "Nowcaster":
-    return assembly.nowcaster_of(OmegaConf.create(plain), device, gib)
+def _pipeline(plain: dict[str, Any], device: str, gib: float | None) -> "ForecastPipeline":
+    return assembly.pipeline_of(OmegaConf.create(plain), device, gib)
 
 
 def _series(settings: Any) -> "Series":

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("evaluation", "metrics", "baselines")
-"""What the scores follow from, beside windows and settings: other code makes them anew."""
+SOURCES = ("evaluation", "metrics", "baselines", "forecaster")
+"""The code that the scores depend on, besides windows and settings: when it changes, they are made anew."""
 
 
 def reference_scores(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset | None":
@@ -72,7 +72,7 @@ def as_tensors(scores: "xr.Dataset | None") -> "Mapping[str, Mapping[str, Tensor
 
 
 def _score(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset":
-    forecasters = assembly.located_baselines(cfg, data)
+    forecasters = assembly.baselines(cfg, list(cfg.baselines))
     log.info("Scoring %s on the validation windows, once for all runs.", " and ".join(f.name for f in forecasters))
     return report.score(forecasters, data, "val", assembly.metrics(cfg, data))
 

@@ -35,6 +35,7 @@ def score(
             lead_steps=data.lead_steps,
             step_minutes=data.archive.step_minutes,
             pixel_km=data.archive.grid.pixel_km,
+            grid=data.archive.grid,
             progress=bar.advance_of(len(data.eval_places(split))),
         ).assign_attrs(split=split, split_hash=data.windows.hash, archive=str(data.archive.path))
 
@@ -70,7 +71,7 @@ def after_training(
     from raincast.baselines import Persistence
     from raincast.evaluation.report.tables import score_table, table_text
 
-    network = assembly.load_forecaster(best)
+    network = assembly.forecaster_of(assembly.read_checkpoint(best))
     scores = score([network], data, "val", metrics)
     if references is not None:
         both = [scores, references]
@@ -89,26 +90,22 @@ def after_training(
 
 def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, path: Path) -> Path:
     """Draw the window of `split` with the most rain to come: what happened, and each forecast of it."""
-    from raincast.forecaster import beside_rain, forecast_windows
+    from raincast.evaluation import rates_by_name
     from raincast.plotting.pictures import forecast_picture
     from raincast.plotting.rain_image import credit
 
     (place,) = data.wettest(data.eval_places(split))
     sample = data.dataset.sample(place)
-    rain = sample["input"].numpy()[None]
-    observed = sample["target"].numpy()[:, 0]
-    never = np.isnan(rain[0, :, 0]).all(axis=0)
-    times = np.array([sample["time"]], "datetime64[s]")
-    beside = {name: values.numpy()[None] for name, values in beside_rain(sample).items()}
-    where: Any = {"times": times, "y": [place.y], "x": [place.x], "beside": beside}
-    forecasts = {f.name: forecast_windows(f, rain, data.lead_steps, **where)[0, :, 0] for f in forecasters}
-    forecasts = {name: np.where(never, np.nan, forecast) for name, forecast in forecasts.items()}
+    grid, step_minutes = data.archive.grid, data.archive.step_minutes
+    forecasts = rates_by_name(
+        forecasters, sample, lead_steps=data.lead_steps, step_minutes=step_minutes, grid=grid
+    )
     return forecast_picture(
-        observed,
+        sample["target"].numpy()[:, 0],
         forecasts,
-        grid=data.archive.grid.crop(place.y, place.x, place.height, place.width),
+        grid=grid.crop(place.y, place.x, place.height, place.width),
         init_time=np.datetime64(sample["time"], "s"),
-        step_minutes=data.archive.step_minutes,
+        step_minutes=step_minutes,
         path=path,
         title=f"{split} window of {data.archive.path.name}",
         credit=credit(data.archive.attrs),

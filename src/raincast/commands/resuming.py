@@ -17,7 +17,7 @@ from raincast.system.files import write_text
 if TYPE_CHECKING:
     from torch import nn
 
-    from raincast.forecaster import Inputs
+    from raincast.models.inputs import Inputs
 
 log = logging.getLogger(__name__)
 

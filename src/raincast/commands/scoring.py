@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from raincast import assembly
 from raincast.commands import report
 from raincast.data.rain import part_key
+from raincast.forecaster import NETWORK
 from raincast.system.provenance import code_hash
 from raincast.version import __version__
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from raincast.data.datamodule import RadarDataModule
     from raincast.evaluation import Metrics
     from raincast.evaluation.work import Cost, Work
-    from raincast.forecaster import NetworkForecaster
+    from raincast.forecaster import Forecaster
+    from raincast.forecasting.network import NetworkForecaster
 
 
 def score(
@@ -57,33 +59,36 @@ def score(
 def work_of(
     cfg: DictConfig,
     trained: DictConfig,
-    checkpoint: assembly.Checkpoint,
-    network: "NetworkForecaster",
+    checkpoint: assembly.Checkpoint | None,
     data: "RadarDataModule",
     metrics: "Metrics",
 ) -> "Work":
-    """The network and `cfg.baselines`, for all cores; `trained.data` is what `data` is of."""
+    """The network of `checkpoint`, if there is one, and `cfg.baselines`, for all cores.
+
+    `trained.data` are the settings of `data`.
+    """
     from raincast.evaluation import Scoring, blocks, check_names
     from raincast.evaluation.work import Work
 
     if metrics.event_hours is None:
         newest = np.array([data.sources[0].newest(place.start) for place in data.eval_places(cfg.split)])
         metrics = replace(metrics, event_hours=blocks.kept_hours(newest))
-    makers = {
-        network.name: functools.partial(assembly.load_forecaster, checkpoint.path, device=str(network.device)),
-    }
-    baselines = assembly.baseline_makers(cfg, data)
+    makers: dict[str, Callable[[], Forecaster]] = {}
+    own: dict[str, Any] = {}
+    if checkpoint is not None:
+        makers[NETWORK] = functools.partial(network_of, checkpoint.path, cfg.device)
+        calibration = checkpoint.info.get("calibration")
+        # a calibrated copy is written anew by each run: its weights, not its bytes
+        own[NETWORK] = (checkpoint.sha256 if calibration is None else _weights(checkpoint), calibration)
+    baselines = assembly.baseline_makers(cfg)
     check_names([*makers, *baselines])
-    settings: Any = OmegaConf.to_container(trained.data, resolve=True)
-    scoring = Scoring(metrics, data.archive.step_minutes, data.archive.grid.pixel_km)
-    follows = _key(cfg, data, scoring)
-    calibration = checkpoint.info.get("calibration")
-    # a calibrated copy is written anew by each run: its weights, not its bytes
-    weights = checkpoint.sha256 if calibration is None else _weights(checkpoint)
-    own = {network.name: (weights, calibration)} | {
+    own |= {
         name: _settings_key(OmegaConf.to_container(cfg.baseline[key], resolve=True))
         for name, key in zip(baselines, cfg.baselines, strict=True)
     }
+    settings: Any = OmegaConf.to_container(trained.data, resolve=True)
+    scoring = Scoring(metrics, data.archive.step_minutes, data.archive.grid.pixel_km)
+    follows = _key(cfg, data, scoring)
     unfinished = Path(cfg.unfinished)
     return Work(
         key=follows,
@@ -92,7 +97,13 @@ def work_of(
         folders={name: unfinished / f"{name}-{_digest((follows, what))}" for name, what in own.items()},
         scoring=scoring,
         batch_size=data.eval_batch_size,
+        grid=data.archive.grid,
     )
+
+
+def network_of(path: Path, device: str) -> "NetworkForecaster":
+    """The network in a checkpoint, in whatever process it is asked for."""
+    return assembly.forecaster_of(assembly.read_checkpoint(path), device=device)
 
 
 def _key(cfg: DictConfig, data: "RadarDataModule", scoring: Any) -> str:

@@ -25,8 +25,8 @@ def run(cfg: DictConfig) -> Path:
     from raincast.live import Watcher
 
     settings = assembly.make(cfg.live)
-    nowcaster = assembly.nowcaster_of(cfg)
-    watcher = Watcher(cfg.watch, assembly.reader(cfg), nowcaster, settings, outputs=assembly.outputs(cfg))
+    pipeline = assembly.pipeline_of(cfg)
+    watcher = Watcher(cfg.watch, assembly.reader(cfg), pipeline, settings, outputs=assembly.outputs(cfg))
     output = Path(settings.output)
     log.info(
         "watching   %s\nforecasts  %s\nstatus     %s", cfg.watch, *map(report.short, (output, watcher.status))

@@ -10,27 +10,31 @@ from typing import Any
 import xarray as xr
 
 from raincast.data.dataset import Sample
-from raincast.evaluation.answers import ask
 from raincast.evaluation.comparison import join
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.groups import SCORES, finish
 from raincast.evaluation.intervals import Resampling, with_intervals
 from raincast.evaluation.metrics import Metrics, Scoring
 from raincast.evaluation.protocols import describe as describe_protocol
+from raincast.evaluation.queries import Scored, query_of, rates_by_name
 from raincast.evaluation.scores import to_dataset
 from raincast.forecaster import Forecaster
+from raincast.schema import Grid
 
 __all__ = [
     "SCORES",
     "EventSums",
     "Metrics",
     "Resampling",
+    "Scored",
     "Scoring",
     "check_names",
     "describe_protocol",
     "evaluate",
     "finish",
     "join",
+    "query_of",
+    "rates_by_name",
     "score_windows",
     "to_dataset",
     "with_intervals",
@@ -44,13 +48,16 @@ def evaluate(
     lead_steps: int,
     step_minutes: float,
     pixel_km: float | None = None,
+    grid: Grid | None = None,
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> xr.Dataset:
     """Score every forecaster on every window, in this process; `progress` is told how many each batch held.
 
-    `settings` are those of `Metrics`: `thresholds` at least. The Dataset has sums by (forecaster, event, …) and
-    scores from the sums of all events. ValueError where two forecasters share a name or no window came.
+    `settings` are those of `Metrics`: `thresholds` at least. `grid` is the image that the windows were cut from,
+    and `pixel_km` the size of its pixels, for forecasters and scores that need them. The Dataset has sums by
+    (forecaster, event, …) and scores from the sums of all events. ValueError where two forecasters share a name or
+    no window came.
     """
     return score_windows(
         forecasters,
@@ -59,6 +66,7 @@ def evaluate(
         lead_steps=lead_steps,
         step_minutes=step_minutes,
         pixel_km=pixel_km,
+        grid=grid,
         progress=progress,
     )
 
@@ -71,30 +79,26 @@ def score_windows(
     lead_steps: int,
     step_minutes: float,
     pixel_km: float | None = None,
+    grid: Grid | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
     """As `evaluate`, with settings that stand."""
     check_names([f.name for f in forecasters])
     scoring = Scoring(metrics, step_minutes, pixel_km)
+    scored = [Scored(forecaster, scoring, lead_steps=lead_steps, grid=grid) for forecaster in forecasters]
     sums = {forecaster.name: EventSums() for forecaster in forecasters}
     shape = (0, 0)
     for batch in batches:
         if shape == (0, 0):
             shape = (batch["target"].shape[-2], batch["target"].shape[-1])
             scoring.check(lead_steps, shape)
-        for forecaster in forecasters:
-            scoring.add(sums[forecaster.name], ask_for(scoring, forecaster, batch, lead_steps), batch)
+        for one in scored:
+            scoring.add(sums[one.forecaster.name], one.predict(batch), batch)
         if progress:
             progress(len(batch["time"]))  # type: ignore[arg-type]  # a batch has several
     if shape == (0, 0):
         raise ValueError("There is no window to score.")
     return to_dataset(sums, scoring, lead_steps=lead_steps, shape=shape)
-
-
-def ask_for(scoring: Scoring, forecaster: Forecaster, batch: Sample, lead_steps: int) -> Any:
-    """What `scoring` needs of a forecaster's answer."""
-    wanted = scoring.metrics
-    return ask(forecaster, batch, lead_steps, wanted.thresholds if wanted.probabilities else ())
 
 
 def check_names(names: Sequence[str]) -> None:

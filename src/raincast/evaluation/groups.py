@@ -148,7 +148,7 @@ MEMBERS = Group(
         "spread_error_ratio": Score(ensemble.spread_error_ratio, "spread over the RMSE of the mean"),
     },
 )
-CHANCES = Group(
+PROBABILITIES = Group(
     probabilistic.BinSums,
     "probability_",
     ("threshold", LEAD_TIME, "probability"),
@@ -166,7 +166,7 @@ _CURVE = {
     "stated_probability": Score(lambda s: probabilistic.reliability_curve(s)[0], "mean stated probability"),
     "observed_frequency": Score(lambda s: probabilistic.reliability_curve(s)[1], "observed frequency of it"),
 }
-RELIABILITY = Group(probabilistic.BinSums, "probability_", CHANCES.dims, _CURVE)
+RELIABILITY = Group(probabilistic.BinSums, "probability_", PROBABILITIES.dims, _CURVE)
 
 
 def _uncalibrated(group: Group) -> Group:
@@ -177,7 +177,7 @@ def _uncalibrated(group: Group) -> Group:
     return replace(group, prefix=f"uncalibrated_{group.prefix}", scores=scores)
 
 
-UNCALIBRATED, UNCALIBRATED_CURVE = map(_uncalibrated, (CHANCES, RELIABILITY))
+UNCALIBRATED, UNCALIBRATED_CURVE = map(_uncalibrated, (PROBABILITIES, RELIABILITY))
 GROUPS = (
     PIXELS,
     ERRORS,
@@ -190,7 +190,7 @@ GROUPS = (
     ONSET,
     AREAS,
     MEMBERS,
-    CHANCES,
+    PROBABILITIES,
     RELIABILITY,
     UNCALIBRATED,
     UNCALIBRATED_CURVE,

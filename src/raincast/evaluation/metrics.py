@@ -11,8 +11,8 @@ from torch import Tensor
 
 from raincast.data.dataset import Sample
 from raincast.evaluation import blocks, groups, protocols
-from raincast.evaluation.answers import Answer
 from raincast.evaluation.event_sums import EventSums
+from raincast.forecaster import Prediction
 from raincast.metrics import categorical, continuous, ensemble, objects, probabilistic, spatial, spectrum, users
 from raincast.metrics.categorical import Contingency, check_thresholds
 from raincast.metrics.frames import over_frames, reaching
@@ -124,7 +124,7 @@ class Scoring:
         if max(self.metrics.pools, default=1) > min(shape):
             raise ValueError(f"metrics.pools={list(self.metrics.pools)}: the windows have {shape} pixels only.")
 
-    def add(self, sums: EventSums, answer: Answer, batch: Sample) -> None:
+    def add(self, sums: EventSums, prediction: Prediction, batch: Sample) -> None:
         """Add every window of a batch to its event and to its hour."""
         times = np.asarray(batch["time"]).astype("datetime64[s]")
         for row, time in enumerate(times):
@@ -133,15 +133,15 @@ class Scoring:
             target, mask, newest = batch["target"][one], batch["target_mask"][one], batch["input"][one, -1, :1]
             if between := self.metrics.ignored_between:
                 mask = mask & ~((target > between[0]) & (target < between[-1]))
-            own = self._sums(answer.window(row), target, mask, newest)
+            own = self._sums(prediction.sample(row), target, mask, newest)
             named = {name: values[0].cpu().numpy() for name, values in own.items()}
             sums.add(self.metrics.event_of(time), named)
             hour = int(time.astype("datetime64[h]").astype(np.int64)) % 24
             hourly = {name: values for name, values in named.items() if name in groups.HOURLY}
             sums.add(f"{HOURS}{hour:02}", hourly)
 
-    def _sums(self, answer: Answer, target: Tensor, mask: Tensor, newest: Tensor) -> dict[str, Tensor]:
-        wanted, rain = self.metrics, answer.rain.to(target.device)
+    def _sums(self, prediction: Prediction, target: Tensor, mask: Tensor, newest: Tensor) -> dict[str, Tensor]:
+        wanted, rain = self.metrics, torch.from_numpy(prediction.rates).to(target.device)
         thresholds = wanted.thresholds
         named = self._pixels(rain, target, mask)
         if wanted.pools:
@@ -158,13 +158,17 @@ class Scoring:
             named |= groups.ONSET.named(users.onset_sums(rain, target, mask, newest, thresholds))
         if wanted.sal:
             named |= groups.AREAS.named(objects.sal_sums(rain, target, mask))
-        if answer.members is not None:
-            named |= groups.MEMBERS.named(ensemble.ensemble_sums(answer.members, target, mask))
-            named[groups.RANKS] = ensemble.rank_histogram(answer.members, target, mask)
-        for group, chances in ((groups.CHANCES, answer.chances), (groups.UNCALIBRATED, answer.uncalibrated)):
-            if chances is not None:
-                num_bins = wanted.probability_bins
-                named |= group.named(probabilistic.bin_sums(chances, target, mask, thresholds, num_bins=num_bins))
+        if prediction.members is not None:
+            members = torch.from_numpy(prediction.members)
+            named |= groups.MEMBERS.named(ensemble.ensemble_sums(members, target, mask))
+            named[groups.RANKS] = ensemble.rank_histogram(members, target, mask)
+        stated = (groups.PROBABILITIES, prediction.probabilities), (groups.UNCALIBRATED, prediction.uncalibrated)
+        for group, values in stated:
+            if values is not None:
+                sums = probabilistic.bin_sums(
+                    torch.from_numpy(values), target, mask, thresholds, num_bins=wanted.probability_bins
+                )
+                named |= group.named(sums)
         return named
 
     def _pixels(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:

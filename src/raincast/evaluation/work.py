@@ -15,10 +15,11 @@ import torch
 
 from raincast.data.dataset import Sample
 from raincast.data.sampler import Place
-from raincast.evaluation.answers import ask
 from raincast.evaluation.event_sums import EventSums
 from raincast.evaluation.metrics import Scoring
+from raincast.evaluation.queries import Scored
 from raincast.forecaster import Forecaster
+from raincast.schema import Grid
 from raincast.system.files import atomic
 from raincast.system.provenance import peak_memory_gib
 
@@ -33,7 +34,8 @@ KEEP_SECONDS = 20.0
 class Work:
     """What a process needs to score; it travels to other processes, which open data and forecasters once.
 
-    `makers` by the forecasters' names, `folders` where their sums go; `batch_size` windows are forecast at once.
+    `makers` by the forecasters' names, `folders` where their sums go; `batch_size` windows, cut from `grid`, are
+    forecast at once.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Work:
     folders: Mapping[str, Path]
     scoring: Scoring
     batch_size: int
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,14 @@ class _Opened:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.key = work.key
         self.data = work.data()
-        self.forecasters: dict[str, Forecaster] = {}
+        self.scored: dict[str, Scored] = {}
 
-    def forecaster(self, task: Task) -> Forecaster:
-        if task.forecaster not in self.forecasters:
-            self.forecasters[task.forecaster] = task.work.makers[task.forecaster]()
-        return self.forecasters[task.forecaster]
+    def forecaster(self, task: Task) -> Scored:
+        work, name = task.work, task.forecaster
+        if name not in self.scored:
+            forecaster = work.makers[name]()
+            self.scored[name] = Scored(forecaster, work.scoring, lead_steps=self.data.lead_steps, grid=work.grid)
+        return self.scored[name]
 
 
 _opened: _Opened | None = None
@@ -129,14 +134,11 @@ def score(task: Task, tick: Callable[[int], None]) -> Spent:
     before = time.process_time()
     if _opened is None or _opened.key != task.work.key:
         _opened = _Opened(task.work)
-    forecaster, work = _opened.forecaster(task), task.work
-    lead_steps = _opened.data.lead_steps
-    wanted = work.scoring.metrics
-    thresholds = wanted.thresholds if wanted.probabilities else ()
+    scored, work = _opened.forecaster(task), task.work
     sums, first, began = EventSums(), task.first, time.monotonic()
     for start, batch in _batches(_opened.data, task):
         with one_thread():
-            work.scoring.add(sums, ask(forecaster, batch, lead_steps, thresholds), batch)
+            work.scoring.add(sums, scored.predict(batch), batch)
         end = start + len(batch["input"])
         last = end == task.first + len(task.places)
         if last or time.monotonic() - began > KEEP_SECONDS:

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from raincast.export.quiet import quiet
-from raincast.forecaster import RAIN_ALONE, Inputs, predict_rates
 from raincast.models.heads import Head
+from raincast.models.inputs import RAIN_ALONE, Inputs, predict_rates
 from raincast.models.layers.recurrent import State
 from raincast.transforms import Transform
 
 INPUT = "rain_rate"
 OUTPUT = "rain_rate_forecast"
-BESIDE = ("past", "future")
-"""What goes in beside the rain, as in a `Sample`."""
+COVARIATES = ("past", "future")
+"""Further inputs, as in a `Sample`."""
 
 _FRAME_AXES = {0: "batch", 3: "y", 4: "x"}
 _STATE_AXES = {0: "batch", 2: "y", 3: "x"}
@@ -66,7 +66,7 @@ def trace_forecast(
     """
     module = _Forecast(_frozen(network), head, transform, lead_steps, inputs)
     grid = size or _example_grid(network)
-    taken = [(INPUT, input_steps, 1), *_beside(inputs, input_steps, lead_steps)]
+    taken = [(INPUT, input_steps, 1), *_covariates(inputs, input_steps, lead_steps)]
     return _trace(
         module,
         tuple(torch.zeros(2, steps, channels, *grid) for _, steps, channels in taken),
@@ -77,9 +77,9 @@ def trace_forecast(
     )
 
 
-def _beside(inputs: Inputs, input_steps: int, lead_steps: int) -> list[tuple[str, int, int]]:
-    """Name, steps and channels of each tensor that goes in beside the rain."""
-    numbers = zip(BESIDE, (input_steps, lead_steps), (len(inputs.past), len(inputs.future)), strict=True)
+def _covariates(inputs: Inputs, input_steps: int, lead_steps: int) -> list[tuple[str, int, int]]:
+    """Name, steps and channels of each further input."""
+    numbers = zip(COVARIATES, (input_steps, lead_steps), (len(inputs.past), len(inputs.future)), strict=True)
     return [taken for taken in numbers if taken[2]]
 
 
@@ -123,7 +123,7 @@ def trace_layer(layer: nn.Module, *, num_steps: int = 1, size: tuple[int, int] |
 
 
 class _Forecast(nn.Module):
-    """`predict_rates` with all given but the rain and what is seen beside it."""
+    """`predict_rates` as a function of the rain and its covariates alone."""
 
     def __init__(
         self, network: nn.Module, head: Head, transform: Transform, lead_steps: int, inputs: Inputs
@@ -139,7 +139,7 @@ class _Forecast(nn.Module):
         self, rain_rate: Float[Tensor, "b t c h w"], past: Tensor | None = None, future: Tensor | None = None
     ) -> Float[Tensor, "b s 1 h w"]:
         # missing, as the networks' own padding is: a mask channel tells it from dry
-        padded, *beside = (
+        padded, *covariates = (
             _pad(maps, self.network, value=float("nan")) for maps in (rain_rate, past, future) if maps is not None
         )
         rates = predict_rates(
@@ -149,7 +149,9 @@ class _Forecast(nn.Module):
             padded,
             self.lead_steps,
             inputs=self.inputs,
-            beside=dict(zip(BESIDE, beside, strict=False)),  # nothing is known in advance that is not past too
+            covariates=dict(
+                zip(COVARIATES, covariates, strict=False)
+            ),  # nothing is known in advance that is not past too
         )
         return _cut(rates, rain_rate)
 

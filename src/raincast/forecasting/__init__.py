@@ -4,16 +4,16 @@ from raincast.forecasting.files.outputs import Outputs, forecast_name, forecast_
 from raincast.forecasting.gaps import NoInput
 from raincast.forecasting.hindcast import forecast_one, init_times, is_complete
 from raincast.forecasting.memory import Memory
-from raincast.forecasting.nowcaster import Nowcaster, Products
 from raincast.forecasting.parallel import Outcome, Work, devices_of, forecast_all
+from raincast.forecasting.pipeline import ForecastPipeline, Products
 from raincast.forecasting.series import ArchiveSeries, FileSeries, Series, open_series
 
 __all__ = [
     "ArchiveSeries",
     "FileSeries",
+    "ForecastPipeline",
     "Memory",
     "NoInput",
-    "Nowcaster",
     "Outcome",
     "Outputs",
     "Products",

@@ -1,17 +1,16 @@
-"""A network as `export.py` writes it, ONNX or torch.export, as what a `Nowcaster` takes. Lightning stays out."""
+"""A network in a file that `export.py` wrote, ONNX or torch.export, as a `Forecaster`. Lightning stays out."""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raincast.forecaster import Beside
+from raincast.forecaster import NETWORK, Covariates, Gives, Prediction, Query, Rain
 from raincast.forecasting.fit import Trained
-from raincast.forecasting.gaps import Rain
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -19,11 +18,11 @@ SUFFIXES = (".onnx", ".pt2")
 class ExportedForecaster:
     """The network in a file, with what its metadata say of it; on the CPU.
 
-    It gives as many steps as it was exported with, or fewer, and no probabilities between 0 and 1: its file holds
-    the rates alone.
+    It gives as many steps as it was exported with, or fewer, and rates alone: its file holds no probabilities.
     """
 
     name = "network"
+    gives = Gives()
 
     def __init__(self, path: str | Path) -> None:
         """FileNotFoundError or ValueError for what is no such file."""
@@ -35,11 +34,11 @@ class ExportedForecaster:
             self.step_minutes = float(self.metadata["step_minutes"])
             self._grid = self.metadata["grid"]
             self.channels: Mapping[str, Any] = json.loads(self.metadata.get("channel_config", "{}"))
-            """Where what it sees beside the rain lay in training, as `data.channels` said it."""
+            """Where its covariates lay in training, as `data.channels` said it."""
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} was not written by export.py: it does not state {error}.") from error
         groups = {name: self.metadata.get(f"{name}_channels", "") for name in ("past", "future")}
-        self._beside = {name: listed.split(", ") for name, listed in groups.items() if listed}
+        self._groups = {name: listed.split(", ") for name, listed in groups.items() if listed}
         numbers = [int(number) for number in re.findall(r"\d+", self._grid)]
         self._fixed = tuple(numbers) if "only" in self._grid else None
         self.stride = 1 if self._fixed else numbers[0] - 1  # it takes grids from stride + 1 pixels up
@@ -49,7 +48,12 @@ class ExportedForecaster:
         """What the network was trained on; of gaps its file says nothing."""
         spacing = tuple(float(n) for n in self.metadata.get("grid_spacing", "").split(", ") if n)
         return Trained(
-            spacing, self.metadata.get("cell_methods", "unknown"), int(self.metadata.get("max_missing", "0"))
+            input_steps=self.input_steps,
+            lead_steps=self.lead_steps,
+            step_minutes=self.step_minutes,
+            grid_spacing=spacing,
+            cell_methods=self.metadata.get("cell_methods", "unknown"),
+            max_missing=int(self.metadata.get("max_missing", "0")),
         )
 
     @property
@@ -61,8 +65,12 @@ class ExportedForecaster:
             "exported_network_sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
         }
 
-    def forecast(self, rain: Rain, num_steps: int, *, beside: Beside | None = None) -> Rain:
-        """As the `Forecaster` protocol says; ValueError for what the file is not for, or lacks beside the rain."""
+    def predict(self, query: Query) -> Prediction:
+        """Rates alone; ValueError for frames, lead times, grids or covariates that the file is not for."""
+        rates = query.at_lead_times(self._rates(query.rain, query.num_steps, query.covariates))
+        return Prediction(rates, done=(NETWORK,) * len(rates))
+
+    def _rates(self, rain: Rain, num_steps: int, covariates: Covariates) -> Rain:
         _, T, C, H, W = rain.shape
         if self.input_steps != T or C != 1:
             raise ValueError(f"{self.path} takes {self.input_steps} frames of rain, found {T} of {C} channels.")
@@ -73,21 +81,21 @@ class ExportedForecaster:
             )
         if self._fixed not in (None, (H, W)):
             raise ValueError(f"{self.path} is for {self._grid}, the input has {H} x {W}: export it without size=…")
-        given = [rain, *(self._group(beside or {}, name) for name in self._beside)]
+        given = [rain, *(self._group(covariates, name) for name in self._groups)]
         steps = [T, T, self.lead_steps]
         padded = [self._padded(maps, count) for maps, count in zip(given, steps, strict=False)]
         rates: Rain = self._run(*padded)[0]
         return rates[:, :num_steps, :, :H, :W]
 
-    def _group(self, beside: Beside, name: str) -> Rain:
+    def _group(self, covariates: Covariates, name: str) -> Rain:
         """The channels past or future."""
-        found = beside[name].shape[2] if name in beside else "none"
-        if found != len(self._beside[name]):
+        found = covariates[name].shape[2] if name in covariates else "none"
+        if found != len(self._groups[name]):
             raise ValueError(
-                f"{self.path} sees {len(self._beside[name])} channels of {name} beside the rain "
-                f"({', '.join(self._beside[name])}), found {found}."
+                f"{self.path} takes {len(self._groups[name])} channels of {name} besides the rain "
+                f"({', '.join(self._groups[name])}), found {found}: give the covariates {name}."
             )
-        return beside[name]
+        return covariates[name]
 
     def _padded(self, maps: Rain, num_steps: int) -> Rain:
         """Filled with missing to so many steps, and to the smallest grid that the file takes."""
@@ -95,18 +103,6 @@ class ExportedForecaster:
         padded = np.full((B, num_steps, C, max(H, self.stride + 1), max(W, self.stride + 1)), np.nan, np.float32)
         padded[:, :T, :, :H, :W] = maps
         return padded
-
-    def forecast_with_exceedance(
-        self, rain: Rain, num_steps: int, thresholds: Sequence[float], *, beside: Beside | None = None
-    ) -> tuple[Rain, Rain]:
-        """Rates, and whether they reach each of `thresholds`, 0 or 1: (B, num_steps, K, H, W)."""
-        rates = self.forecast(rain, num_steps, beside=beside)
-        reached = [(rates >= threshold).astype(np.float32) for threshold in thresholds]
-        return rates, np.concatenate(reached, axis=2) if reached else rates[:, :, :0]
-
-    def exceedance(self, rain: Rain, num_steps: int, thresholds: Sequence[float]) -> Rain:
-        """Whether the rates reach `thresholds`."""
-        return self.forecast_with_exceedance(rain, num_steps, thresholds)[1]
 
 
 def _opened(path: Path) -> tuple[Any, dict[str, str]]:

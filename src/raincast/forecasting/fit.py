@@ -20,12 +20,16 @@ METRES_PER_DEGREE = 111_195.0
 
 @dataclass(frozen=True)
 class Trained:
-    """What a network was trained on.
+    """The data that a forecaster was trained on, or is made for.
 
-    `grid_spacing`: (y, x) of its pixels in metres, or degrees; empty where it is not known. `cell_methods`: of its
-    rates; `max_missing`: frames that its windows lacked at most.
+    It takes `input_steps` frames, `step_minutes` apart, and forecasts `lead_steps` by default. `grid_spacing`: (y,
+    x) of its pixels in metres, or degrees; empty where it is not known. `cell_methods`: of its rates;
+    `max_missing`: frames that its windows lacked at most.
     """
 
+    input_steps: int
+    lead_steps: int
+    step_minutes: float
     grid_spacing: tuple[float, ...] = ()
     cell_methods: str = "unknown"
     max_missing: int = 0
@@ -34,7 +38,12 @@ class Trained:
     def of(cls, info: Mapping[str, Any], max_missing: int) -> "Trained":
         """As a checkpoint says it."""
         return cls(
-            tuple(float(n) for n in info["grid_spacing"]), str(info["archive"]["cell_methods"]), max_missing
+            input_steps=info["input_steps"],
+            lead_steps=info["lead_steps"],
+            step_minutes=info["step_minutes"],
+            grid_spacing=tuple(float(n) for n in info["grid_spacing"]),
+            cell_methods=str(info["archive"]["cell_methods"]),
+            max_missing=max_missing,
         )
 
     def compare(self, frames: xr.Dataset, grid: Grid, *, other_grid: bool) -> dict[str, Any]:

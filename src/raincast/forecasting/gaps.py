@@ -7,12 +7,11 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.forecaster import Rain
 from raincast.forecasting.series import Times
 
 DRY_BELOW = 0.01
 """mm/h: input that is nowhere above it is dry. It is the smallest rate that archives and forecast files hold."""
-
-Rain = npt.NDArray[np.float32]
 
 
 class NoInput(ValueError):

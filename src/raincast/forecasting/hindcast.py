@@ -9,7 +9,7 @@ import xarray as xr
 from raincast import schema
 from raincast.forecasting.files.outputs import Outputs, what_came, write_outputs
 from raincast.forecasting.fit import parse_init_time
-from raincast.forecasting.nowcaster import Nowcaster
+from raincast.forecasting.pipeline import ForecastPipeline
 from raincast.forecasting.series import Series, Times
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> b
 
 
 def forecast_one(
-    nowcaster: Nowcaster,
+    pipeline: ForecastPipeline,
     series: Series,
     init_time: str | np.datetime64,
     folder: Path,
@@ -75,7 +75,7 @@ def forecast_one(
     overwrite: bool = False,
 ) -> tuple[xr.Dataset, dict[str, Path]]:
     """A forecast, and its files by kind; `source` names the series. NoInput where there is nothing to see."""
-    frames = nowcaster.frames(series, init_time, source=source)
-    forecast = nowcaster(frames)
+    frames = pipeline.frames(series, init_time, source=source)
+    forecast = pipeline(frames)
     observed = what_came(series, forecast) if outputs.shows_observed else None
     return forecast, write_outputs(forecast, frames, folder, outputs, observed=observed, overwrite=overwrite)

@@ -2,11 +2,16 @@
 
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from raincast.forecasting.motion import extrapolation_bytes
 from raincast.forecasting.tiles import Tiling
+
+if TYPE_CHECKING:
+    from raincast.forecasting.network import NetworkForecaster
 
 log = logging.getLogger(__name__)
 
@@ -15,10 +20,50 @@ PROBE = 128
 SLACK = 1.5
 """What allocators hold beyond what is used."""
 UNKNOWN_BYTES = 4096
-"""Bytes a pixel where the network cannot be looked into: an exported one."""
+"""Bytes a pixel of a forecaster of which nothing is known, as of an exported network."""
 BASE_GIB = 0.5
 """What Python and its libraries take."""
 GIB = 2**30
+
+
+def _unknown_bytes(lead_steps: int) -> float:
+    return float(UNKNOWN_BYTES)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The memory that a forecaster takes.
+
+    It holds `input_steps` frames, and computes on `device`. Tiles begin at multiples of `stride` pixels.
+    `bytes_per_pixel` maps the number of lead steps to the bytes that a forecast of one sample allocates.
+    """
+
+    input_steps: int
+    device: str = "cpu"
+    stride: int = 1
+    bytes_per_pixel: Callable[[int], float] = _unknown_bytes
+
+    @classmethod
+    def of_network(cls, forecaster: "NetworkForecaster") -> "Footprint":
+        """Estimated without running the network, when it is asked for."""
+        from raincast.models.size.summary import forecast_bytes
+
+        stride = int(getattr(forecaster.network, "stride", 1))
+        side = -(-PROBE // stride) * stride
+        kind: Literal["cpu", "cuda"] = "cpu" if forecaster.device.type == "cpu" else "cuda"
+
+        def per_pixel(lead_steps: int) -> float:
+            found = forecast_bytes(
+                forecaster.network,
+                input_steps=forecaster.input_steps,
+                lead_steps=lead_steps,
+                height=side,
+                width=side,
+                device=kind,
+            )
+            return found / side**2
+
+        return cls(forecaster.input_steps, str(forecaster.device), stride, per_pixel)
 
 
 class Memory:
@@ -39,21 +84,22 @@ class Memory:
         self.last: str | None = None
         self._known: dict[int, float] = {}
 
-    def tiling(self, network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> Tiling | None:
+    def tiling(
+        self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int
+    ) -> Tiling | None:
         """The tiles for a grid of `shape` (H, W); None where one pass fits.
 
         ValueError where not even one tile fits.
         """
         H, W = shape
         self.last = None
-        device = str(getattr(network, "device", "cpu"))
-        per_pixel = self._bytes_per_pixel(network, lead_steps)
-        arrays = _array_bytes(network, shape, lead_steps, num_thresholds) + self.kept_bytes
+        device, stride = footprint.device, footprint.stride
+        per_pixel = self._bytes_per_pixel(footprint, lead_steps)
+        arrays = _array_bytes(footprint, shape, lead_steps, num_thresholds) + self.kept_bytes
         on_host = device == "cpu"
         available = (self.gib or free_gib(device) / 2) * GIB - (arrays if on_host else 0)
         if per_pixel * H * W <= available:
             return None
-        stride = _stride_of(network)
         overlap = -(-self.overlap // stride) * stride
         side = int(max(available, 0) / per_pixel) ** 0.5 // stride * stride
         smallest = 2 * overlap + stride
@@ -71,45 +117,28 @@ class Memory:
         log.info("%d×%d pixels in tiles: %s", H, W, self.last)
         return tiling
 
-    def in_one_pass(self, network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
+    def in_one_pass(
+        self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int
+    ) -> float:
         """GiB that a process takes which forecasts a grid of `shape` (H, W) on the CPU without tiles.
 
-        Those of the network, or of the extrapolation where frames are missing, with what the series keeps.
+        Those of the forecaster, or of the extrapolation where frames are missing, with what the series keeps.
         """
-        by_network = self._bytes_per_pixel(network, lead_steps) * shape[0] * shape[1]
-        most = max(by_network, extrapolation_bytes(shape))
-        arrays = _array_bytes(network, shape, lead_steps, num_thresholds)
+        by_forecaster = self._bytes_per_pixel(footprint, lead_steps) * shape[0] * shape[1]
+        most = max(by_forecaster, extrapolation_bytes(shape))
+        arrays = _array_bytes(footprint, shape, lead_steps, num_thresholds)
         return (most + arrays + self.kept_bytes) / GIB
 
-    def _bytes_per_pixel(self, network: Any, lead_steps: int) -> float:
+    def _bytes_per_pixel(self, footprint: Footprint, lead_steps: int) -> float:
         if lead_steps not in self._known:
-            self._known[lead_steps] = SLACK * _estimated(network, lead_steps)
+            self._known[lead_steps] = SLACK * footprint.bytes_per_pixel(lead_steps)
         return self._known[lead_steps]
 
 
-def _array_bytes(network: Any, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
+def _array_bytes(footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
     """Input, as read, in one piece and filled; the answer, and what the file makes of it; Python itself."""
-    maps = 3 * int(network.input_steps) + lead_steps * (3 + 2 * num_thresholds)
+    maps = 3 * footprint.input_steps + lead_steps * (3 + 2 * num_thresholds)
     return shape[0] * shape[1] * 4 * maps + BASE_GIB * GIB
-
-
-def _stride_of(network: Any) -> int:
-    return int(getattr(getattr(network, "network", network), "stride", 1))
-
-
-def _estimated(network: Any, lead_steps: int) -> float:
-    """Bytes a pixel that a network allocates in a forecast, beyond its weights."""
-    module = getattr(network, "network", None)
-    if module is None:
-        return float(UNKNOWN_BYTES)
-    from raincast.models.size.summary import forecast_bytes
-
-    side = -(-PROBE // _stride_of(network)) * _stride_of(network)
-    device: Literal["cpu", "cuda"] = "cpu" if str(network.device) == "cpu" else "cuda"
-    found = forecast_bytes(
-        module, input_steps=network.input_steps, lead_steps=lead_steps, height=side, width=side, device=device
-    )
-    return found / side**2
 
 
 def free_gib(device: str) -> float:

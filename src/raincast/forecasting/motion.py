@@ -6,8 +6,7 @@ import numpy.typing as npt
 from raincast.archive.codes import bands
 from raincast.baselines.motion import advect, find_motion, quiet
 from raincast.baselines.past import evenly_spaced, look_back, persist
-from raincast.forecasting.gaps import Past, Rain
-from raincast.forecasting.series import Times
+from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query, Rain
 
 MOTION_PIXELS = 800
 """Pixels along the longer side of the grid on which the motion for an extrapolation is sought, at most."""
@@ -20,21 +19,38 @@ ADVECTION_BYTES = 300
 MOTION_FRAMES = 3
 
 
-def extrapolated(past: Past, lead_steps: int) -> tuple[str, Rain, Times]:
-    """Where gaps are too many for a network: what was seen moves on, or stays where no motion is found.
+class Fallback:
+    """The forecast where too many frames are missing: the rain moves on, or stays where no motion is found."""
 
-    The method, the rates, (lead, H, W) in mm/h, and the frames they are made of: those that show the motion,
-    of which the last is the one that moves; or the one that stays.
-    """
-    numbers, spacing = evenly_spaced(past.rain, MOTION_FRAMES)
-    motion, size = coarse_motion(past.rain[numbers], MOTION_PIXELS, spacing=spacing)
+    name = "fallback"
+    gives = Gives()
+
+    def predict(self, query: Query) -> Prediction:
+        """Rates alone; ValueError for lead times that are no multiples of the step."""
+        made = [_moved_on(frames, query.num_steps) for frames in query.rain[:, :, 0]]
+        rates = np.stack([rates for rates, _ in made])[:, :, None]
+        return Prediction(query.at_lead_times(rates), done=tuple(done for _, done in made))
+
+    def frames_used(self, frames: Rain, done: str) -> npt.NDArray[np.intp]:
+        """The numbers of the frames, of (T, H, W), that a forecast `done` so is made of.
+
+        They show the motion, and the last of them is the one that moves; of persistence it is the one that stays.
+        """
+        numbers, _ = evenly_spaced(frames, MOTION_FRAMES)
+        return numbers if done == EXTRAPOLATION else numbers[-1:]
+
+
+def _moved_on(frames: Rain, num_steps: int) -> tuple[Rain, str]:
+    """(T, H, W) → (num_steps, H, W) in mm/h, and how it was made."""
+    numbers, spacing = evenly_spaced(frames, MOTION_FRAMES)
+    motion, size = coarse_motion(frames[numbers], MOTION_PIXELS, spacing=spacing)
     if motion is None:
-        return "persistence", persist(past.rain, lead_steps), past.times[numbers[-1:]]
-    seen = look_back(past.rain, 1)
-    num_steps = seen.age + lead_steps
+        return persist(frames, num_steps), PERSISTENCE
+    seen = look_back(frames, 1)
+    count = seen.age + num_steps
     newest = seen.filled[-1]
-    moved = advect(newest, motion, num_steps) if size == 1 else _advect_by_blocks(newest, motion, size, num_steps)
-    return "extrapolation", moved[seen.age :], past.times[numbers]
+    moved = advect(newest, motion, count) if size == 1 else _advect_by_blocks(newest, motion, size, count)
+    return moved[seen.age :], EXTRAPOLATION
 
 
 def _advect_by_blocks(rain: Rain, motion: npt.NDArray[np.float64], size: int, num_steps: int) -> Rain:
@@ -60,7 +76,7 @@ def _advect_by_blocks(rain: Rain, motion: npt.NDArray[np.float64], size: int, nu
 
 
 def extrapolation_bytes(shape: tuple[int, ...]) -> float:
-    """What `extrapolated` takes at most on a grid of `shape` (H, W)."""
+    """What the fallback takes at most on a grid of `shape` (H, W)."""
     size = _block_size(shape, MOTION_PIXELS)
     return shape[0] * shape[1] * (MOTION_BYTES / size**2 + (ADVECTION_BYTES if size == 1 else 0))
 

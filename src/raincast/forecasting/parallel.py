@@ -21,7 +21,7 @@ from raincast.forecasting.files.outputs import Outputs, forecast_path
 from raincast.forecasting.gaps import NoInput
 from raincast.forecasting.hindcast import forecast_one, is_complete
 from raincast.forecasting.memory import BASE_GIB, free_gib
-from raincast.forecasting.nowcaster import Nowcaster
+from raincast.forecasting.pipeline import ForecastPipeline
 from raincast.forecasting.series import Series, Times
 from raincast.system.files import remove
 from raincast.system.lock import held
@@ -42,11 +42,11 @@ LOCK = ".forecast.lock"
 class Work:
     """What a process needs to forecast; it travels to other processes, which open network and series once.
 
-    `nowcaster(device, gib)` loads the network for a device and the memory that a forecast may take; `source` is
+    `pipeline(device, gib)` loads the network for a device and the memory that a forecast may take; `source` is
     the name of the series. Process number n works on `devices[n % len(devices)]`.
     """
 
-    nowcaster: Callable[[str, float | None], Nowcaster]
+    pipeline: Callable[[str, float | None], ForecastPipeline]
     series: Callable[[], Series]
     folder: Path
     outputs: Outputs
@@ -85,7 +85,7 @@ class Outcome:
 def forecast_all(
     work: Work,
     due: Times,
-    nowcaster: Nowcaster,
+    pipeline: ForecastPipeline,
     series: Series,
     *,
     workers: int | None = None,
@@ -93,7 +93,7 @@ def forecast_all(
 ) -> Outcome:
     """Forecasts from those times of `due` that have none in the folder.
 
-    With `workers` None this process begins, with `nowcaster` and `series`, and goes on in one process a core, or
+    With `workers` None this process begins, with `pipeline` and `series`, and goes on in one process a core, or
     one a GPU, if that takes long; 1 stays here. On a CPU they share the threads, and there are only as many as
     together, within `work.gib`, need no smaller tiles than one would. An init time that fails leaves the others
     alone. ValueError where another process forecasts into the folder; the error itself where the first ones all
@@ -102,18 +102,18 @@ def forecast_all(
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
     with _alone_in(work.folder):
-        digest = nowcaster.attrs.get("checkpoint_sha256")
+        digest = pipeline.attrs.get("checkpoint_sha256")
         todo = [
             time
             for time in due
-            if work.overwrite or not is_complete(forecast_path(work.folder, time), digest, nowcaster.lead_steps)
+            if work.overwrite or not is_complete(forecast_path(work.folder, time), digest, pipeline.lead_steps)
         ]
         outcome = Outcome(num_kept=due.size - len(todo))
         tell = Teller(outcome.num_kept, due.size, progress, "forecasts made")
-        here = _Here(work, nowcaster, series, outcome, tell)
+        here = _Here(work, pipeline, series, outcome, tell)
         left = here.run(todo, {None: ALONE_SECONDS, 1: None}.get(workers, 0.0))
         if left:
-            number = min(_num_processes(work, nowcaster, here.shape, workers), len(left))
+            number = min(_num_processes(work, pipeline, here.shape, workers), len(left))
             if number == 1:
                 here.run(left, None)
             else:
@@ -135,8 +135,10 @@ def devices_of(device: str) -> tuple[str, ...]:
 class _Here:
     """Init times in this process; `shape` is that of the grid, once there is a forecast."""
 
-    def __init__(self, work: Work, nowcaster: Nowcaster, series: Series, outcome: Outcome, tell: Teller) -> None:
-        self.work, self.nowcaster, self.series, self.outcome, self.tell = work, nowcaster, series, outcome, tell
+    def __init__(
+        self, work: Work, pipeline: ForecastPipeline, series: Series, outcome: Outcome, tell: Teller
+    ) -> None:
+        self.work, self.pipeline, self.series, self.outcome, self.tell = work, pipeline, series, outcome, tell
         self.shape: tuple[int, ...] = ()
 
     def run(self, todo: Sequence[np.datetime64], seconds: float | None) -> Sequence[np.datetime64]:
@@ -148,7 +150,7 @@ class _Here:
             result: str | Exception
             try:
                 forecast, _ = forecast_one(
-                    self.nowcaster, self.series, init_time, self.work.folder, self.work.outputs,
+                    self.pipeline, self.series, init_time, self.work.folder, self.work.outputs,
                     source=self.work.source, overwrite=self.work.overwrite,
                 )  # fmt: skip
                 result, self.shape = str(forecast.attrs["forecast_method"]), forecast[schema.RAIN].shape[1:]
@@ -159,13 +161,11 @@ class _Here:
         return ()
 
 
-def _num_processes(work: Work, nowcaster: Nowcaster, shape: tuple[int, ...], workers: int | None) -> int:
+def _num_processes(work: Work, pipeline: ForecastPipeline, shape: tuple[int, ...], workers: int | None) -> int:
     if work.devices != ("cpu",):
         return workers or len(work.devices)
     asked = workers or num_cores()
-    one = nowcaster.memory.in_one_pass(
-        nowcaster.forecaster, shape, nowcaster.lead_steps, len(nowcaster.thresholds)
-    )
+    one = pipeline.memory.in_one_pass(pipeline.footprint, shape, pipeline.lead_steps, len(pipeline.thresholds))
     gib = _gib_of(work)
     fitting = max(1, int((gib - BASE_GIB) / one))
     if fitting < asked:
@@ -203,7 +203,7 @@ def _run_there(work: Work, number: int, todo: Sequence[np.datetime64], outcome: 
             outcome.note(todo[which], result)
 
 
-_opened: tuple[Nowcaster, Series] | None = None
+_opened: tuple[ForecastPipeline, Series] | None = None
 """What a process of the pool has open; it lives no longer than the work."""
 
 
@@ -215,7 +215,7 @@ def _forecast_there(task: _Task, tick: Tick) -> str | Exception:
         logging.basicConfig(level=logging.ERROR)  # what is to be said is said once, by the process that waits
         _share_threads(task.threads)
         device = work.devices[worker_number() % len(work.devices)]
-        _opened = work.nowcaster(device, work.gib), work.series()
+        _opened = work.pipeline(device, work.gib), work.series()
     try:
         forecast, _ = forecast_one(
             *_opened, task.init_time, work.folder, work.outputs, source=work.source, overwrite=work.overwrite

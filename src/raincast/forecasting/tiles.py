@@ -1,14 +1,15 @@
 """Grids too large for one pass: overlapping tiles, blended so that no seam shows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from raincast.forecaster import Prediction, Query
+
 Maps = npt.NDArray[np.float32]
-Run = Callable[[Maps], Sequence[Maps]]
-"""Frames (T, H, W) → arrays that end in (H, W)."""
+Predict = Callable[[Query], Prediction]
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,35 @@ class Tiling:
         return len(self.spans(shape[0], 0)), len(self.spans(shape[1], 1))
 
 
-def in_tiles(run: Run, rain: Maps, tiling: Tiling) -> list[Maps]:
-    """As `run(rain)`, tile by tile: in memory are the whole answer and what one tile takes.
+def in_tiles(predict: Predict, query: Query, tiling: Tiling) -> Prediction:
+    """As `predict(query)`, tile by tile: in memory are the whole prediction and what one tile takes.
 
-    Where tiles overlap their answers are averaged, with weights that add up to 1 and are 0 up to three eighths of
-    the overlap from a tile's edge: what a network says of its edge is its worst.
+    Where tiles overlap their predictions are averaged, with weights that add up to 1 and are 0 up to three eighths
+    of the overlap from a tile's edge, where a network is worst. ValueError for members: those of two tiles have
+    nothing to do with each other.
     """
-    H, W = rain.shape[-2:]
+    if query.members:
+        raise ValueError("Members cannot be forecast in tiles: allow more with memory_gib=…, or crop the input.")
+    H, W = query.rain.shape[-2:]
     rows, columns = tiling.spans(H, 0), tiling.spans(W, 1)
     y_weights, x_weights = _weights(rows, H, tiling.overlap), _weights(columns, W, tiling.overlap)
-    whole: list[Maps] = []
+    whole: dict[str, Maps] = {}
+    done: list[tuple[str, ...]] = []
     for y, wy in zip(rows, y_weights, strict=True):
         for x, wx in zip(columns, x_weights, strict=True):
             weight = (wy[:, None] * wx).astype(np.float32)
-            for number, part in enumerate(run(rain[..., y, x])):
-                if number == len(whole):
-                    whole.append(np.zeros((*part.shape[:-2], H, W), np.float32))
-                whole[number][..., y, x] += part * weight
-    return whole
+            tile = predict(query.crop(y, x))
+            done.append(tile.done)
+            parts = {"rates": tile.rates, "probabilities": tile.probabilities, "uncalibrated": tile.uncalibrated}
+            for name, part in parts.items():
+                if part is not None:
+                    if name not in whole:
+                        whole[name] = np.zeros((*part.shape[:-2], H, W), np.float32)
+                    whole[name][..., y, x] += part * weight
+    for name in whole.keys() - {"rates"}:
+        np.clip(whole[name], 0, 1, out=whole[name])  # the weights add up to 1 but for rounding
+    methods = tuple(", ".join(dict.fromkeys(ways)) for ways in zip(*done, strict=True))
+    return Prediction(**whole, thresholds=query.thresholds if "probabilities" in whole else (), done=methods)
 
 
 def _weights(spans: list[slice], length: int, overlap: int) -> list[npt.NDArray[np.float64]]:

@@ -17,6 +17,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE
 from raincast.baselines import Extrapolation, Persistence
+from raincast.forecaster import Query
 from raincast.forecasting import forecast_name
 from raincast.live.clock import seconds_of
 from raincast.metrics import categorical
@@ -71,11 +72,12 @@ class Verification:
 
     def remember(self, init_time: np.datetime64, past: npt.NDArray[np.float32]) -> None:
         """Make and keep what the references say from `init_time` on; `past` is (T, H, W) in mm/h."""
-        rain = past[None, :, None]
-        persisted = self.baselines[0].forecast(rain, 1)[0, :, 0]
-        moved = self.baselines[1].forecast(rain, self.lead_steps)[0, :, 0]
+        rain, step_minutes = past[None, :, None], self.step_minutes
         # one map of persistence is enough: it stays
-        dataset = xr.Dataset({RAIN: ((LEAD_TIME, Y, X), np.minimum(np.concatenate([persisted, moved]), MAX_RATE))})
+        persisted = self.baselines[0].predict(Query.for_steps(rain, 1, step_minutes=step_minutes))
+        moved = self.baselines[1].predict(Query.for_steps(rain, self.lead_steps, step_minutes=step_minutes))
+        rates = np.concatenate([persisted.rates[0, :, 0], moved.rates[0, :, 0]])
+        dataset = xr.Dataset({RAIN: ((LEAD_TIME, Y, X), np.minimum(rates, MAX_RATE))})
         encoding = {
             "dtype": "int16", "scale_factor": CODE_MM_H, "_FillValue": np.int16(MISSING_CODE),
             "chunksizes": (1, *past.shape[1:]), "compression": "zstd", "complevel": 1, "shuffle": True,

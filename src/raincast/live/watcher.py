@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raincast.forecasting import Nowcaster, Outputs, forecast_name, write_outputs
+from raincast.forecasting import ForecastPipeline, Outputs, forecast_name, write_outputs
 from raincast.ingest.readers import Reader
 from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
 from raincast.live.folder import Folder
@@ -30,7 +30,7 @@ DONE, WITH_ERRORS = 0, 3
 
 
 class Watcher:
-    """Forecasts of `nowcaster` from the files that arrive in `folder`, into `settings.output`.
+    """Forecasts of `pipeline` from the files that arrive in `folder`, into `settings.output`.
 
     Every good frame gets a forecast while it is fresh, the newest first; docs/live.md says what becomes of others.
     `stop` may be set at any time, from a signal handler: the forecast at hand is finished.
@@ -40,13 +40,13 @@ class Watcher:
         self,
         folder: str | Path,
         reader: Reader,
-        nowcaster: Nowcaster,
+        pipeline: ForecastPipeline,
         settings: Settings,
         *,
         clock: Clock | None = None,
         outputs: Outputs | None = None,
     ) -> None:
-        self.settings, self.nowcaster, self.outputs = settings, nowcaster, outputs
+        self.settings, self.pipeline, self.outputs = settings, pipeline, outputs
         self.source = str(folder)
         self.clock = clock or SystemClock()
         self.output = Path(settings.output)
@@ -56,18 +56,18 @@ class Watcher:
             Folder(folder, settle_s=settings.settle_s),
             reader,
             self.record,
-            step_minutes=nowcaster.step_minutes,
-            input_steps=nowcaster.input_steps,
+            step_minutes=pipeline.step_minutes,
+            input_steps=pipeline.input_steps,
             max_age_minutes=settings.max_age_minutes,
             seen_hours=settings.skill_hours,
         )
         self.verification = Verification(
             self.output,
-            step_minutes=nowcaster.step_minutes,
-            lead_steps=nowcaster.lead_steps,
+            step_minutes=pipeline.step_minutes,
+            lead_steps=pipeline.lead_steps,
             thresholds=settings.thresholds,
             hours=settings.skill_hours,
-            checkpoint=str(nowcaster.attrs.get("checkpoint_sha256", "unknown")),
+            checkpoint=str(pipeline.attrs.get("checkpoint_sha256", "unknown")),
         )
         self.started = self.clock.now()
         self._refused: dict[np.datetime64, int] = {}
@@ -137,8 +137,8 @@ class Watcher:
     def _forecast(self, time: np.datetime64) -> None:
         """One forecast, or the reason why there is none."""
         try:
-            frames = self.nowcaster.frames(self.intake.recent, time, source=self.source)
-            forecast = self.nowcaster(frames)
+            frames = self.pipeline.frames(self.intake.recent, time, source=self.source)
+            forecast = self.pipeline(frames)
         except ValueError as error:
             self._refuse(time, error)
             return
@@ -272,8 +272,8 @@ class Watcher:
             "pid": os.getpid(),
             "watch": self.source,
             "output": str(self.output),
-            "checkpoint": self.nowcaster.attrs.get("checkpoint"),
-            "checkpoint_sha256": self.nowcaster.attrs.get("checkpoint_sha256"),
+            "checkpoint": self.pipeline.attrs.get("checkpoint"),
+            "checkpoint_sha256": self.pipeline.attrs.get("checkpoint_sha256"),
             "raincast_version": __version__,
             "deadline_s": self.settings.deadline_s,
             "stale": age_minutes is None or (limit is not None and age_minutes > limit),

@@ -15,7 +15,7 @@ import optuna
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from raincast.forecaster import beside_rain
+from raincast.models.inputs import covariates_of
 from raincast.sweeps import process
 from raincast.sweeps.goals import LATENCY, Goal
 from raincast.sweeps.process import Outcome
@@ -132,13 +132,13 @@ def latency_ms(trainer: L.Trainer, module: L.LightningModule, repeats: int = 5) 
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     sample = next(iter(data.eval_batches("val")))
     rain = sample["input"][:1].to(module.device)
-    beside = {name: values[:1].to(module.device) for name, values in beside_rain(sample).items()}
+    covariates = {name: values[:1].to(module.device) for name, values in covariates_of(sample).items()}
     was_training = module.training
     module.eval()
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        module(rain, **beside)
+        module(rain, **covariates)
         if rain.is_cuda:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)

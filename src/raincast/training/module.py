@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torchmetrics import MeanMetric
 
 from raincast.data.dataset import Sample
-from raincast.forecaster import RAIN_ALONE, Inputs, beside_rain, predict_output, predict_rates, run_network
 from raincast.metrics.rain_scores import RainScores
 from raincast.models.heads import Head
+from raincast.models.inputs import RAIN_ALONE, Inputs, covariates_of, predict_output, predict_rates, run_network
 from raincast.training.curriculum import Curriculum
 from raincast.training.skill import Scores, validation_scores
 from raincast.transforms import Transform
@@ -33,7 +33,7 @@ class NowcastModule(L.LightningModule):
 
     `head` says what the network's channels mean: `loss` compares what it makes of them, and validation scores its
     rates. ValueError where the loss is another head's (it compares `loss.num_channels`, 1 if it does not say).
-    `inputs` says what the network sees beside the rain, `curriculum` what is asked of it first. `optimizer` takes
+    `inputs` lists its input channels, `curriculum` what is asked of it first. `optimizer` takes
     (parameters, number of steps of the run). `metadata` is plain data (text, numbers, lists and dicts of them)
     that goes into every checkpoint under "raincast". Validation logs CSI by threshold, averaged over lead times,
     from counts pooled over all windows and ranks.
@@ -77,18 +77,24 @@ class NowcastModule(L.LightningModule):
     def forward(self, rain: Tensor, past: Tensor | None = None, future: Tensor | None = None) -> Tensor:
         """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h.
 
-        `past` and `future` are the channels beside it, as in a `Sample`.
+        `past` and `future` are the covariates, as in a `Sample`.
         """
-        beside = {name: given for name, given in (("past", past), ("future", future)) if given is not None}
+        covariates = {name: given for name, given in (("past", past), ("future", future)) if given is not None}
         return predict_rates(
-            self.network, self.head, self.transform, rain, self.lead_steps, inputs=self.inputs, beside=beside
+            self.network,
+            self.head,
+            self.transform,
+            rain,
+            self.lead_steps,
+            inputs=self.inputs,
+            covariates=covariates,
         )
 
     def loss_of(self, batch: Sample) -> Tensor:
         """The loss of a training step, on the network's scale."""
         batch = self.curriculum.shorten(batch, self.current_epoch)
         if self.curriculum.sampling is not None:
-            frames = self.inputs.frames(self.transform, batch["input"], beside_rain(batch))
+            frames = self.inputs.frames(self.transform, batch["input"], covariates_of(batch))
             output, target, mask = self.curriculum.sampling.answer(
                 self.network, self.transform, frames, batch, self.global_step
             )
@@ -100,7 +106,7 @@ class NowcastModule(L.LightningModule):
                 batch["input"],
                 target.shape[1],
                 inputs=self.inputs,
-                beside=beside_rain(batch),
+                covariates=covariates_of(batch),
             )
         loss: Tensor = self.loss(self.head.prediction(output), target, mask)
         return loss
@@ -121,7 +127,7 @@ class NowcastModule(L.LightningModule):
             batch["input"],
             self.lead_steps,
             inputs=self.inputs,
-            beside=beside_rain(batch),
+            covariates=covariates_of(batch),
         )
         target, mask = batch["target"], batch["target_mask"]
         loss = self.loss(self.head.prediction(output), self.transform.forward(target), mask)

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from raincast.data.sampler import Place
-from raincast.forecaster import beside_rain
+from raincast.models.inputs import covariates_of
 from raincast.plotting.pictures import forecast_picture
 from raincast.plotting.rain_image import credit
 
@@ -43,8 +43,10 @@ class ValidationPictures(Callback):
         for number, place in enumerate(self._places):
             sample = data.dataset.sample(place)
             with torch.no_grad():
-                beside = {name: values[None].to(module.device) for name, values in beside_rain(sample).items()}
-                rain = module(sample["input"][None].to(module.device), **beside)
+                covariates = {
+                    name: values[None].to(module.device) for name, values in covariates_of(sample).items()
+                }
+                rain = module(sample["input"][None].to(module.device), **covariates)
             if trainer.is_global_zero:
                 self._draw(trainer, number, place, sample, rain[0, :, 0].float().cpu().numpy())
 

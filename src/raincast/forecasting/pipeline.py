@@ -1,10 +1,10 @@
-"""A loaded network that takes Datasets of frames and gives Datasets of forecasts."""
+"""From a Dataset of radar frames to a Dataset of the forecast, by any forecaster."""
 
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -12,18 +12,29 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.data.channels import Site
-from raincast.data.channels.beside import Arrays, read_beside, stacked, unstacked
+from raincast.data.channels.covariates import read_covariates
 from raincast.data.channels.declared import Channels
-from raincast.forecaster import Beside
+from raincast.forecaster import (
+    DRY,
+    NETWORK,
+    Covariates,
+    Forecaster,
+    Gives,
+    Prediction,
+    Query,
+    Rain,
+    exceeded,
+)
 from raincast.forecasting import fit
 from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance, with_quality
 from raincast.forecasting.files.products import with_amounts, with_matched, with_onset
-from raincast.forecasting.gaps import NoInput, Past, Rain, on_times, past_of
-from raincast.forecasting.memory import Memory
-from raincast.forecasting.motion import extrapolated
+from raincast.forecasting.gaps import NoInput, Past, on_times, past_of
+from raincast.forecasting.memory import Footprint, Memory
+from raincast.forecasting.motion import Fallback
 from raincast.forecasting.quality import quality_flags
 from raincast.forecasting.series import Series, Times
 from raincast.forecasting.tiles import in_tiles
+from raincast.schema import Grid
 
 log = logging.getLogger(__name__)
 
@@ -31,27 +42,9 @@ KEPT_ATTRS = ("license", "institution", "references")
 """Attributes of the input that its forecast carries on."""
 
 
-class NetworkLike(Protocol):
-    """What a `Nowcaster` needs of a network: `forecaster.NetworkForecaster`, or an exported one."""
-
-    name: str
-    input_steps: int
-    lead_steps: int
-    step_minutes: float
-
-    def forecast_with_exceedance(
-        self, rain: Rain, num_steps: int, thresholds: Sequence[float], *, beside: Beside | None = None
-    ) -> tuple[Rain, Rain]:
-        """(B, T, C, H, W) mm/h → rates (B, num_steps, 1, H, W) and probabilities (B, num_steps, K, H, W).
-
-        `beside` is given to networks that see channels beside the rain.
-        """
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Products:
-    """Further variables of a forecast (`output.products`).
+    """Further variables of a forecast (`forecasting.files.products`).
 
     `accumulations`: depths over so many minutes; `onset`: time until so many mm/h; `matched`: rates with the
     distribution of what was seen.
@@ -69,20 +62,21 @@ class Products:
         return with_matched(forecast, past.newest()) if self.matched else forecast
 
 
-class Nowcaster:
-    """A network with everything that a forecast file says of it.
+class ForecastPipeline:
+    """A forecaster with everything that a forecast file says of it: frames in, a forecast as a Dataset out.
 
-    `nowcaster(frames)` forecasts; `forecast` and `exceedance` are the network's own, so that it scores as any
-    other forecaster. `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of
-    every forecast. `trained` says what the network was trained on. With more than `max_missing` frames absent, or
-    the newest, the rain is extrapolated instead; by default as many as in training. `reach` asks for the flag of
-    what comes from where nobody looked, `other_grid` allows other pixels than in training, `products` are further
-    variables. `channels` are those that the network sees beside the rain.
+    `pipeline(frames)` forecasts. `predict` is the forecaster's own, so that a pipeline is scored as any other
+    forecaster. `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of every
+    forecast. `trained` states the data that the forecaster is made for. With more than `max_missing` frames
+    absent, or the newest, the rain is extrapolated instead; by default as many as in training. `reach` asks for
+    the flag of rain that comes from where nothing was observed, `other_grid` allows other pixels than in training,
+    `products` adds variables. `channels` are the forecaster's covariates. `footprint` is the memory that it takes,
+    `calibrated_on` describes the data that its probabilities were calibrated on.
     """
 
     def __init__(
         self,
-        network: NetworkLike,
+        forecaster: Forecaster,
         trained: fit.Trained,
         *,
         lead_steps: int | None = None,
@@ -92,33 +86,51 @@ class Nowcaster:
         reach: bool = True,
         products: Products | None = None,
         memory: Memory | None = None,
+        footprint: Footprint | None = None,
         attrs: Mapping[str, Any] | None = None,
         channels: Channels | None = None,
+        calibrated_on: str | None = None,
     ) -> None:
         if lead_steps is not None and lead_steps < 1:
             raise ValueError(f"lead_steps={lead_steps}: give a whole number from 1 up.")
-        self.forecaster = network
-        self.name = network.name
+        self.forecaster = forecaster
+        self.fallback = Fallback()
         self.trained = trained
-        self.lead_steps = lead_steps or network.lead_steps
+        self.lead_steps = lead_steps or trained.lead_steps
         self.thresholds = list(thresholds)
         self.max_missing = trained.max_missing if max_missing is None else max_missing
         self.other_grid = other_grid
         self.reach = reach
         self.products = products or Products()
         self.memory = memory or Memory()
+        self.footprint = footprint or Footprint(trained.input_steps)
         self.attrs = dict(attrs or {})
         self.channels = channels if channels is not None and channels.read_any else None
+        self.comment = f"calibrated by isotonic regression on {calibrated_on}" if calibrated_on else None
+
+    @property
+    def name(self) -> str:
+        """The forecaster's."""
+        return self.forecaster.name
+
+    @property
+    def gives(self) -> Gives:
+        """What the forecaster gives."""
+        return self.forecaster.gives
+
+    def predict(self, query: Query) -> Prediction:
+        """The forecaster's own prediction."""
+        return self.forecaster.predict(query)
 
     @property
     def input_steps(self) -> int:
         """Frames that a forecast is made of."""
-        return self.forecaster.input_steps
+        return self.trained.input_steps
 
     @property
     def step_minutes(self) -> float:
         """Time between frames."""
-        return self.forecaster.step_minutes
+        return self.trained.step_minutes
 
     def frames(
         self,
@@ -140,15 +152,15 @@ class Nowcaster:
         there = np.intersect1d(wanted, times)
         if not there.size:
             raise NoInput(
-                f"{source} has none of the {wanted.size} frames that the network needs, {_text(wanted[0])} to "
+                f"{source} has none of the {wanted.size} frames that the forecast needs, {_text(wanted[0])} to "
                 f"{_text(wanted[-1])}. It has {times.size} from {_text(times[0])} to {_text(times[-1])} at a step "
                 f"of {series.step_minutes:g} min: give more files, or another init_time=…"
             )
         absent = np.setdiff1d(wanted, there)
         if absent.size and not gaps:
             raise NoInput(
-                f"The network needs {wanted.size} frames from {_text(wanted[0])} to {_text(wanted[-1])}; {source} "
-                f"lacks {', '.join(map(_text, absent))}."
+                f"The forecast needs {wanted.size} frames from {_text(wanted[0])} to {_text(wanted[-1])}; "
+                f"{source} lacks {', '.join(map(_text, absent))}."
             )
         return on_times(series.read(there), wanted, self.step_minutes)
 
@@ -176,10 +188,10 @@ class Nowcaster:
         past = past_of(frames)
         if past.absent.all():
             raise NoInput(f"All pixels of the frames from {_text(wanted[0])} to {_text(wanted[-1])} are missing.")
-        made, rain, exceedance = self._rates(past, frames)
-        never = ~np.isfinite(past.rain).any(axis=0)  # nobody ever looked there
+        prediction, made = self._forecast(past, frames, grid)
+        never = ~np.isfinite(past.rain).any(axis=0)  # nothing was ever observed there
+        rain = _own(prediction.rates, past.rain)[0, :, 0]
         rain[:, never] = np.nan
-        exceedance[:, :, never] = np.nan
         dataset = forecast_dataset(
             rain,
             init_time=wanted[-1],
@@ -190,71 +202,64 @@ class Nowcaster:
         )
         dataset = with_quality(dataset, quality_flags(past, self.lead_steps, reach=self.reach))
         if self.thresholds:
-            comment = self._calibrated_on() if made["forecast_method"] == "network" else None
-            dataset = with_exceedance(dataset, exceedance, self.thresholds, comment=comment)
+            assert prediction.probabilities is not None
+            probabilities = _own(prediction.probabilities.astype(np.float32, copy=False), past.rain)[0]
+            probabilities[:, :, never] = np.nan
+            comment = self.comment if made["forecast_method"] == NETWORK else None
+            dataset = with_exceedance(dataset, probabilities, self.thresholds, comment=comment)
         return self.products.add_to(dataset, past)
 
-    def forecast(self, rain: Rain, num_steps: int) -> Rain:
-        """As the `Forecaster` protocol says: the network's own."""
-        return self.forecaster.forecast_with_exceedance(rain, num_steps, ())[0]
-
-    def exceedance(self, rain: Rain, num_steps: int, thresholds: Sequence[float]) -> Rain:
-        """The network's probabilities, (B, num_steps, K, H, W)."""
-        return self.forecaster.forecast_with_exceedance(rain, num_steps, thresholds)[1]
-
-    def _rates(self, past: Past, frames: xr.Dataset) -> tuple[dict[str, str], Rain, Rain]:
-        """What the file says of how it was made, the rates (lead, H, W) and probabilities (lead, K, H, W)."""
+    def _forecast(self, past: Past, frames: xr.Dataset, grid: Grid) -> tuple[Prediction, dict[str, str]]:
+        """The prediction, with probabilities if there are thresholds, and what the file says of its making."""
+        query = Query.for_steps(
+            past.rain[None, :, None],
+            self.lead_steps,
+            step_minutes=self.step_minutes,
+            times=past.times[-1:],
+            grid=grid,
+            thresholds=self.thresholds,
+        )
         if past.dry and self.channels is None:  # where no rain is, a weather model may know of some
-            made = {"forecast_method": "dry"}
-            rain = np.zeros((self.lead_steps, *past.rain.shape[1:]), np.float32)
+            zeros = np.zeros((1, self.lead_steps, 1, *past.rain.shape[1:]), np.float32)
+            prediction, made = Prediction(zeros, done=(DRY,)), {}
         elif past.fits(self.max_missing):
-            return {"forecast_method": "network"}, *self._by_network(past.filled(), self._beside(frames))
+            query = replace(query, rain=past.filled()[None, :, None], covariates=self._covariates(frames, grid))
+            prediction = self._by_forecaster(query)
+            made = {"tiles": self.memory.last} if self.memory.last else {}
         else:
-            method, rain, used = extrapolated(past, self.lead_steps)
-            made = {"forecast_method": method, "frames_used": ", ".join(map(_text, used))}
+            prediction = self.fallback.predict(query)
+            used = past.times[self.fallback.frames_used(past.rain, prediction.done[0])]
+            made = {"frames_used": ", ".join(map(_text, used))}
             log.warning(
                 "%d of the %d input frames are missing%s: the forecast is %s.",
-                past.num_absent, past.absent.size, ", the newest too" if past.absent[-1] else "", method,
+                past.num_absent, past.absent.size, ", the newest too" if past.absent[-1] else "",
+                prediction.done[0],
             )  # fmt: skip
-        reached = [(rain >= threshold).astype(np.float32) for threshold in self.thresholds]
-        return (
-            made,
-            rain,
-            np.stack(reached, axis=1) if reached else np.empty((len(rain), 0, *rain.shape[1:]), np.float32),
-        )
+        if self.thresholds and prediction.probabilities is None:
+            reached = exceeded(prediction.rates, self.thresholds)
+            prediction = replace(prediction, probabilities=reached, thresholds=self.thresholds)
+        return prediction, {"forecast_method": prediction.done[0] if prediction.done else self.name, **made}
 
-    def _beside(self, frames: xr.Dataset) -> Arrays:
-        """What the network sees beside `frames`; the files of channels are opened anew each time, as they grow."""
+    def _by_forecaster(self, query: Query) -> Prediction:
+        shape = query.rain.shape[-2:]
+        tiling = self.memory.tiling(self.footprint, shape, self.lead_steps, len(self.thresholds))
+        if tiling is None:
+            prediction = self.forecaster.predict(query)
+        elif self.gives.whole_grid:
+            prediction = self.forecaster.predict(replace(query, tile_shape=tiling.size))
+        else:
+            prediction = in_tiles(self.forecaster.predict, query, tiling)
+        prediction.check(query, self.name)
+        return prediction
+
+    def _covariates(self, frames: xr.Dataset, grid: Grid) -> Covariates:
+        """The covariates that go with `frames`; the files of channels are opened anew each time, as they grow."""
         if self.channels is None:
             return {}
         mask = frames[schema.COVERAGE].values.astype(bool) if schema.COVERAGE in frames else None
-        site = Site(schema.grid_of(frames), lambda: mask, "the input")
+        site = Site(grid, lambda: mask, "the input")
         step = schema.step_timedelta(self.step_minutes)
-        return read_beside(self.channels, site, frames[schema.TIME].values, step, self.lead_steps)
-
-    def _by_network(self, rain: Rain, beside: Arrays) -> tuple[Rain, Rain]:
-        def run(maps: Rain) -> tuple[Rain, Rain]:
-            frames, others = unstacked(maps, len(rain), beside)
-            given: Any = {"beside": others} if others else {}  # who sees rain alone may not know the word
-            rates, chances = self.forecaster.forecast_with_exceedance(
-                frames[None, :, None], self.lead_steps, self.thresholds, **given
-            )
-            return rates[0, :, 0], chances[0]
-
-        maps = stacked(rain, beside)
-        tiling = self.memory.tiling(self.forecaster, rain.shape[1:], self.lead_steps, len(self.thresholds))
-        if tiling is None:
-            return run(maps)
-        rates, chances = in_tiles(run, maps, tiling)
-        return rates, np.clip(chances, 0, 1)
-
-    def _calibrated_on(self) -> str | None:
-        """Where the probabilities come from, if they are not the head's own."""
-        calibration = getattr(self.forecaster, "calibration", None)
-        if calibration is None:
-            return None
-        on = calibration.fitted_on
-        return f"calibrated by isotonic regression on {on['num_windows']} validation windows of {on['archive']}"
+        return read_covariates(self.channels, site, frames[schema.TIME].values, step, self.lead_steps)
 
     def _attrs_of(self, frames: xr.Dataset, past: Past, made: dict[str, str]) -> dict[str, Any]:
         kept = {key: frames.attrs[key] for key in KEPT_ATTRS if key in frames.attrs}
@@ -264,9 +269,12 @@ class Nowcaster:
             "input_sha256": _digest(past.rain),
             "input_source": str(frames.attrs.get("source", "unknown")),
         }
-        if made["forecast_method"] == "network" and (tiling := self.memory.last):
-            own["tiles"] = tiling
         return kept | self.attrs | own
+
+
+def _own(maps: Rain, source: Rain) -> Rain:
+    """`maps`, or a copy where writing into them would change what the forecaster was given."""
+    return maps if maps.flags.writeable and not np.may_share_memory(maps, source) else maps.copy()
 
 
 def _digest(rain: Rain) -> str:

@@ -1,4 +1,4 @@
-"""The channels beside the rain, for one forecast of whole frames."""
+"""The covariates of one forecast of whole frames."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from raincast.data.channels.declared import BoundChannels, Channels, Covariates
 Arrays = dict[str, npt.NDArray[np.float32]]
 
 
-def read_beside(channels: Channels, site: Site, times: Times, step: np.timedelta64, lead_steps: int) -> Arrays:
-    """What a forecast from frames of `times` (T_in,) sees beside the rain, a batch of one: `forecaster.Beside`.
+def read_covariates(channels: Channels, site: Site, times: Times, step: np.timedelta64, lead_steps: int) -> Arrays:
+    """The covariates of a forecast from frames of `times` (T_in,), as in a `forecaster.Query` with B = 1.
 
     ValueError where a channel is not there, or has no value at a step.
     """
@@ -26,31 +26,10 @@ def read_beside(channels: Channels, site: Site, times: Times, step: np.timedelta
     past = [found["past"]] if "past" in found else []
     if "static" in found:
         past.append(np.broadcast_to(found["static"], (times.size, *found["static"].shape)))
-    beside: Arrays = {"past": np.concatenate(past, axis=1)[None]}
+    covariates: Arrays = {"past": np.concatenate(past, axis=1)[None]}
     if "future" in found:
-        beside["future"] = found["future"][None]
-    return beside
-
-
-def stacked(rain: npt.NDArray[np.float32], beside: Arrays) -> npt.NDArray[np.float32]:
-    """Rain (T, H, W), and the maps of all channels and steps behind it, so that they are cut in tiles as one."""
-    if not beside:
-        return rain
-    return np.concatenate([rain, *(values.reshape(-1, *rain.shape[1:]) for values in beside.values())])
-
-
-def unstacked(
-    maps: npt.NDArray[np.float32], num_frames: int, beside: Arrays
-) -> tuple[npt.NDArray[np.float32], Arrays]:
-    """The rain of a tile of `stacked`, and what is beside it there."""
-    parts: Arrays = {}
-    first = num_frames
-    for name, values in beside.items():
-        shape = values.shape[:3]
-        stop = first + shape[1] * shape[2]
-        parts[name] = maps[first:stop].reshape(*shape, *maps.shape[1:])
-        first = stop
-    return maps[:num_frames], parts
+        covariates["future"] = found["future"][None]
+    return covariates
 
 
 def _check_there(bound: BoundChannels, found: Covariates, times: Times, input_steps: int) -> None:
