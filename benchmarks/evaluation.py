@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_builtin_archive(Path(folder) / "rain", num_days=1, frames_per_day=FRAMES, size=SIZE)
         with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-            cfg = compose("train", ["experiment=radar", f"metrics={asked.metrics}", "paths.run_dir=."])
+            cfg = compose("train", ["experiment=convlstm", f"metrics={asked.metrics}", "paths.run_dir=."])
         network = (
             assembly.forecaster_of(assembly.read_checkpoint(asked.checkpoint), device="cpu")
             if asked.checkpoint

@@ -27,7 +27,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 INPUT_STEPS, LEAD_STEPS, SIZE, THREADS = 5, 18, 732, 2
 NETWORKS = {
-    "convlstm_small": ["experiment=radar"],
+    "convlstm_small": ["experiment=convlstm"],
     "convlstm": ["model=convlstm"],
 }
 """What `train.py` trains with the README's command, and its default."""

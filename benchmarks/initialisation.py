@@ -3,7 +3,7 @@
     python benchmarks/initialisation.py [--steps 80] [--seeds 5] [--model convlstm_small] [--json FILE]
 
 Every start sees the same crops of the built-in archive (which is built if it is missing), with the optimiser of
-`experiment=radar` at a constant rate. The figure is the mean training loss over the last fifth of the steps; a
+`experiment=convlstm` at a constant rate. The figure is the mean training loss over the last fifth of the steps; a
 difference counts where its mean over seeds is more than twice its standard error.
 """
 

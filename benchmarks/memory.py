@@ -46,10 +46,10 @@ from raincast.commands.summary import summarise
 
 NARROW_2015 = "model=convlstm_2015 model.hidden_channels=[32,32] batch_size=4 height=96"
 CASES = [
-    "experiment=radar",
-    "experiment=radar batch_size=32",
-    "experiment=radar height=256 batch_size=4",
-    "experiment=radar input_steps=12 lead_steps=24",
+    "experiment=convlstm",
+    "experiment=convlstm batch_size=32",
+    "experiment=convlstm height=256 batch_size=4",
+    "experiment=convlstm input_steps=12 lead_steps=24",
     "model=convlstm batch_size=1 height=128",
     "model=convlstm batch_size=2 height=128",
     "model=convlstm model.patch=2 batch_size=4 height=128",

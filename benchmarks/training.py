@@ -205,9 +205,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="where data/builtin is, or is made")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/training.json"))
     parser.add_argument("--runs", default="", help="only these, of the names in the table, with commas")
-    parser.add_argument("overrides", nargs="*", help="of train.py, after --; by default experiment=radar")
+    parser.add_argument("overrides", nargs="*", help="of train.py, after --; by default experiment=convlstm")
     args = parser.parse_args()
-    args.overrides = [*(args.overrides or ["experiment=radar"]), f"data.batch_size={args.batch}"]
+    args.overrides = [*(args.overrides or ["experiment=convlstm"]), f"data.batch_size={args.batch}"]
     found = [way for way in ways() if not args.runs or way.name in args.runs.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         rows = measure(found, args, Path(temporary))

@@ -14,7 +14,7 @@ from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 REPO = Path(__file__).resolve().parents[1]
 
 TINY = [
-    "experiment=radar",
+    "experiment=convlstm",
     "logger=csv",
     "baselines=[persistence]",
     "callbacks.pictures.every_n_epochs=0",

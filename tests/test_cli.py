@@ -37,8 +37,8 @@ def test_a_mistyped_command_is_answered(overrides: list[str], words: list[str], 
 
 
 def test_what_must_be_given_is_named(tmp_path: Path) -> None:
-    message = refused(run_script(tmp_path, "forecast", "input=somewhere"), tmp_path)
-    assert "Not given: checkpoint" in message
+    message = refused(run_script(tmp_path, "evaluate"), tmp_path)
+    assert "Not given: data.archive" in message
 
 
 def test_a_missing_checkpoint_is_answered(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_every_choice_composes_and_its_keys_match_signatures(choice: str, tmp_pa
 def test_a_head_brings_its_loss_and_the_network_its_channels(head: str, loss: str, tmp_path: Path) -> None:
     from raincast import assembly
 
-    config = compose_config("train", tmp_path, "experiment=radar", f"head={head}")
+    config = compose_config("train", tmp_path, "experiment=convlstm", f"head={head}")
     assert config.loss._target_ == f"raincast.losses.{loss}"
     made = assembly.head(config)
     small = OmegaConf.to_container(config.model, resolve=True) | {"head_channels": 2}  # type: ignore[operator]
@@ -119,7 +119,7 @@ def test_the_numbers_of_a_head_stand_once(tmp_path: Path) -> None:
 def test_what_does_not_fit_a_head_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
     from raincast import assembly
 
-    config = compose_config("train", tmp_path, "experiment=radar", *overrides)
+    config = compose_config("train", tmp_path, "experiment=convlstm", *overrides)
     with pytest.raises(ValueError, match=message):
         head = assembly.head(config)
         model: Any = OmegaConf.to_container(config.model, resolve=True)

@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 from running import compose_config
 from torch import nn
 
-from raincast import assembly, export
+import raincast
+from raincast import assembly, export, schema
 from raincast.archive import Archive
 from raincast.commands import export as command
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
-from raincast.models.advection import AdvectingForecaster
 from raincast.models.heads import RateHead
 from raincast.models.inputs import Inputs, predict_rates
 from raincast.transforms import DbzScaling, LinearScaling, LogScaling
@@ -93,12 +93,19 @@ def test_the_onnx_of_a_network_gives_its_outputs(tmp_path: Path) -> None:
         assert_near(run(frames.numpy())[0], network(frames, 2), 1e-4)
 
 
-def test_a_network_that_moves_rain_is_a_program() -> None:
-    """On a grid that is no multiple of its stride, since flow and inflow have to do with where the grid ends."""
-    network = seeded(AdvectingForecaster(stages=STAGES, patch=2)).eval()
-    traced = export.trace_network(network, input_steps=2, lead_steps=1, size=(10, 9))
-    frames = torch.rand(3, 2, 1, 10, 9)
-    assert_near(traced.program.module()(frames), network(frames, 1), 1e-4)
+def test_the_box_is_a_program_for_one_grid_and_scale(tmp_path: Path) -> None:
+    given = ["size=[48,56]", "pixel_km=1", "lead_steps=1", f"path={tmp_path}/box.pt2"]
+    with pytest.raises(ValueError, match="format=torch"):
+        command.run(compose_config("export", tmp_path / "a", *given[:-1], "format=onnx"))
+    with pytest.raises(ValueError, match="pixel_km=1"):
+        command.run(compose_config("export", tmp_path / "b", "format=torch", "size=[48,56]"))
+    path = command.run(compose_config("export", tmp_path / "c", "format=torch", *given))
+    frames = schema.mock_archive(4, 48, 56)
+    by_file = raincast.load_forecaster(path)(frames)[schema.RAIN].values
+    by_network = raincast.load_forecaster(lead_steps=1)(frames)[schema.RAIN].values
+    np.testing.assert_allclose(by_file, by_network, rtol=1e-2, atol=1e-3)
+    with pytest.raises(ValueError, match="48 x 56 pixels only"):
+        raincast.load_forecaster(path)(schema.mock_archive(4, 40, 56))
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 6)])

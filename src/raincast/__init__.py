@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from raincast.forecasting import ForecastPipeline
 
 
-def load_forecaster(path: "str | Path", *, device: str = "auto", **settings: Any) -> "ForecastPipeline":
-    """The network in a checkpoint, or in a file of `export.py`: a `raincast.forecaster.Forecaster`.
+def load_forecaster(path: "str | Path" = "box", *, device: str = "auto", **settings: Any) -> "ForecastPipeline":
+    """The forecaster that comes with raincast, or that of a checkpoint or a file of `export.py`.
 
-    `forecaster(dataset)` forecasts from a Dataset of frames.
+    `forecaster(dataset)` forecasts from a Dataset of frames; it is a `raincast.forecaster.Forecaster`, too.
 
     `device`: auto, cpu, cuda, cuda:1. `settings` are `raincast.forecasting.ForecastPipeline`'s: lead_steps,
     thresholds, max_missing, other_grid, products …

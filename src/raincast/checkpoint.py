@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 CHECKPOINT_FORMAT = 2
 
 
+BOX = "box"
+"""The name of the weights that come with raincast, in the place of a checkpoint's path."""
+
+
 SAFE_MODULES = ("raincast.models.", "raincast.transforms.", "torch.nn.")
 """Where the classes that a checkpoint may name have to live: they compute, and do nothing else."""
 
@@ -58,7 +62,14 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint without running anything that stands in it; FileNotFoundError or ValueError else."""
+    """Read a checkpoint without running anything that stands in it; FileNotFoundError or ValueError else.
+
+    `path` may be `BOX`, or a file of weights that `benchmarks/pretrain.py` wrote (.npz).
+    """
+    if str(path) == BOX:
+        path = box_path()
+    if Path(path).suffix == ".npz":
+        return _of_weights(Path(path))
     import pickle
 
     import torch
@@ -89,6 +100,41 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raw["epoch"],
         raw["global_step"],
     )
+
+
+def box_path() -> Path:
+    """The file of the weights that come with raincast."""
+    return Path(__file__).with_name("weights") / "lagrangian.npz"
+
+
+def _of_weights(path: Path) -> Checkpoint:
+    """Weights alone, as a checkpoint that names the radar networks that they were trained on."""
+    from raincast.models.weights import read_weights
+
+    state, described = read_weights(path)
+    config = OmegaConf.create(described["config"])
+    config.data.archive = "radar networks"
+    info = {
+        "format": CHECKPOINT_FORMAT,
+        "raincast_version": raincast.__version__,
+        "torch_version": str(described.get("torch_version", "unknown")),
+        "config": OmegaConf.to_yaml(config),
+        "step_minutes": 5.0,
+        "input_steps": 4,
+        "lead_steps": 12,
+        "channels": ["rain", {"name": "observed", "role": "past"}],
+        "grid_spacing": [],
+        "archive": {
+            "identity": ", ".join(described["networks"]),
+            "more": [],
+            "source": "several radar networks",
+            "cell_methods": "unknown",
+        },
+        "split_hash": "none",
+        "loggers": {},
+    }
+    named = {f"network.{name}": value for name, value in state.items()}
+    return Checkpoint(path, info, DictConfig(config), named, epoch=0, step=0)
 
 
 def write_calibrated(checkpoint: Checkpoint, calibration: "Calibration", path: Path) -> Path:

@@ -6,14 +6,17 @@ B·T·H·W, the count of all pixels, masked ones included. That is a constant: t
 batches is the value of one process with the whole batch, and the loss does not depend on the size of the image.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from raincast.transforms import Transform
+from raincast.models.distribution import THRESHOLDS, UNKNOWN
+from raincast.transforms import RateScaling, Transform
 
 
 class BalancedLoss(nn.Module):
@@ -137,6 +140,53 @@ class OrdinalLoss(nn.Module):
             happened = torch.where(observed >= k, above[k], below[k - 1])
             surprise = surprise + weight * (below[-1] - happened)
         return torch.where(mask.squeeze(2), surprise, target.new_zeros(())).sum() / target.numel()
+
+
+class DistributionLoss(nn.Module):
+    """What `head=distribution` is trained by: cross-entropy at each threshold, and the CRPS in mm/h.
+
+    Σ_k w_k · cross-entropy of "at least τ_k" + crps_weight · Σ_k Δ_k · (P(R ≥ τ_k) − [target ≥ τ_k])², with
+    w_k ∝ τ_k^power, whose mean is 1: heavy rain is rare, and would weigh little. Δ_k is the width in mm/h that
+    τ_k stands for. Pixels where the last channel is `UNKNOWN`, whose rain comes from outside the grid, do not
+    count: with crops they would teach what edges do.
+    """
+
+    thresholds: Tensor
+    weights: Tensor
+    widths: Tensor
+
+    def __init__(self, transform: Transform, *, power: float = 0.5, crps_weight: float = 1.0) -> None:
+        """ValueError for a transform other than `RateScaling`: thresholds are in mm/h."""
+        super().__init__()
+        if not isinstance(transform, RateScaling):
+            raise ValueError(f"DistributionLoss compares mm/h, found {transform}. Take transform=rate.")
+        thresholds = torch.tensor(THRESHOLDS)
+        weights = thresholds.pow(power)
+        edges = [0.0, *(math.sqrt(a * b) for a, b in pairwise(THRESHOLDS)), 1.4 * THRESHOLDS[-1]]
+        self.num_channels = len(THRESHOLDS) + 1
+        self.crps_weight = crps_weight
+        # a float32 rounding below the threshold is at the threshold
+        self.register_buffer("thresholds", thresholds * (1.0 - 1e-6), persistent=False)
+        self.register_buffer("weights", weights / weights.mean(), persistent=False)
+        self.register_buffer("widths", torch.tensor(edges).diff(), persistent=False)
+
+    def forward(
+        self,
+        pred: Float[Tensor, "b t n h w"],
+        target: Float[Tensor, "b t 1 h w"],
+        mask: Bool[Tensor, "b t 1 h w"],
+    ) -> Float[Tensor, ""]:
+        """The loss; pixels where `mask` is False, NaN included, change neither value nor gradient."""
+        _check_shapes(pred, target, self.num_channels)
+        counted = mask & (pred[:, :, -1:] != UNKNOWN)
+        zero = target.new_zeros(())
+        observed = (torch.where(mask, target, zero) >= self.thresholds[:, None, None]).to(target.dtype)
+        logits = torch.where(counted, pred[:, :, :-1].to(target.dtype), zero)
+        entropy = F.binary_cross_entropy_with_logits(logits, observed, reduction="none")
+        square = (logits.sigmoid() - observed).square()
+        weights, widths = self.weights[:, None, None], self.crps_weight * self.widths[:, None, None]
+        each = torch.where(counted, weights * entropy + widths * square, zero)
+        return each.sum() / target.numel()
 
 
 class QuantileLoss(nn.Module):

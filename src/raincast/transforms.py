@@ -139,6 +139,20 @@ class LogScaling:
 
 
 @dataclass(frozen=True)
+class RateScaling:
+    """Rain rate in mm/h, as it is: for networks that work in physical units."""
+
+    def forward(self, rate: Array) -> Array:
+        """Rain rate in mm/h, 0 or more."""
+        xp: Any = _namespace(rate)
+        return xp.clip(rate, 0.0, None)  # type: ignore[no-any-return]
+
+    def inverse(self, scaled: Array) -> Array:
+        """Rain rate in mm/h, 0 or more."""
+        return self.forward(scaled)
+
+
+@dataclass(frozen=True)
 class LinearScaling:
     """A channel's own unit ↔ (value − offset) / scale: of what is no rain, and whose 0 says nothing of its own.
 

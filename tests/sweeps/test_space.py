@@ -84,7 +84,7 @@ def test_the_configs_own_values_are_found() -> None:
         }
     )
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        config = compose("train", ["experiment=radar"])
+        config = compose("train", ["experiment=convlstm"])
     assert default_params(space, config) == {
         "optimizer.lr": 2e-3,
         "model.stages[*].hidden_channels": 64,

@@ -41,7 +41,7 @@ RunTrial = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 def launched(folder: Path, *overrides: str) -> Iterator[DictConfig]:
     """The config of a worker, as Hydra hands it to the command."""
     GlobalHydra.instance().clear()
-    given = ["experiment=radar", "sweep=optuna", f"paths.output_dir={folder}", *overrides]
+    given = ["experiment=convlstm", "sweep=optuna", f"paths.output_dir={folder}", *overrides]
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", given, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
@@ -104,7 +104,7 @@ def test_a_sweep_leaves_a_table_a_page_and_the_winners_command(
     winner = max(table, key=lambda row: float(row["val/csi_1mm"]))
     command = winner["command"]
     assert command == (
-        f"python train.py -m experiment=radar paths.output_dir={tmp_path} data.crop=64 "
+        f"python train.py -m experiment=convlstm paths.output_dir={tmp_path} data.crop=64 "
         f"optimizer.lr={winner['optimizer.lr']} seed=1,2,3,4,5"
     )
     assert command in caplog.text

@@ -136,7 +136,7 @@ def test_a_network_that_reads_no_forecast_is_refused(tmp_path: Path) -> None:
 def test_a_run_by_curriculum_trains_and_says_what_is_asked(tiny_archive: Path, tmp_path: Path) -> None:
     """Both at once; the steps' numbers make the schedule move within the run."""
     overrides = [
-        "experiment=radar",
+        "experiment=convlstm",
         *WITHOUT,
         *PREDRNN,
         f"data.archive={tiny_archive}",

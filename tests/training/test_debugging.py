@@ -47,7 +47,7 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
 
 
 def test_fast_goes_through_every_stage(tiny_archive: Path, tmp_path: Path) -> None:
-    result = run(tiny_archive, tmp_path, "experiment=radar", "debug=fast")
+    result = run(tiny_archive, tmp_path, "experiment=convlstm", "debug=fast")
     assert torch.load(result.last, weights_only=True)["global_step"] == 6  # two epochs of three batches
     assert result.best.is_file() and result.scores is not None
     for name in ("scores.nc", "forecast.png", "csv/version_0/metrics.csv"):
@@ -80,5 +80,11 @@ def test_profile_leaves_a_trace_and_says_where_the_time_goes(
     assert whole > 0 and "_Sequence" in operators and "2 ×" not in rows
     assert "Milliseconds a step, of 2:" in caplog.text
     with caplog.at_level("WARNING", logger="raincast"):
-        run(tiny_archive, tmp_path / "none", "experiment=radar", "debug=profile", "trainer.limit_train_batches=2")
+        run(
+            tiny_archive,
+            tmp_path / "none",
+            "experiment=convlstm",
+            "debug=profile",
+            "trainer.limit_train_batches=2",
+        )
     assert "Nothing was profiled" in caplog.text

@@ -35,6 +35,7 @@ from raincast.assembly.run import (
     trainer,
 )
 from raincast.checkpoint import (
+    BOX,
     CHECKPOINT_FORMAT,
     DATA_MODULES,
     SAFE_MODULES,
@@ -47,6 +48,7 @@ from raincast.checkpoint import (
 )
 
 __all__ = [
+    "BOX",
     "CHECKPOINT_FORMAT",
     "DATA_MODULES",
     "SAFE_MODULES",

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raincast.assembly.parts import _with_channels, make, mapping
 from raincast.assembly.run import config_text
-from raincast.checkpoint import DATA_MODULES, Checkpoint, construct, read_checkpoint
+from raincast.checkpoint import BOX, DATA_MODULES, Checkpoint, construct, read_checkpoint
 from raincast.system.provenance import commit
 from raincast.version import __version__
 
@@ -34,6 +34,7 @@ def forecaster_of(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = mapping(OmegaConf.to_container(checkpoint.config, resolve=False))
+    config["model"].pop("weights", None)  # its own are in the checkpoint
     # older checkpoints say nothing of a head: their networks gave the rate
     net_head: Head = construct(config.get("head", {"_target_": "raincast.models.heads.RateHead"}))
     inputs = checkpoint.inputs
@@ -94,7 +95,11 @@ def pipeline(
     return ForecastPipeline(
         forecaster,
         # checkpoints from before gap budgets do not state one
-        Trained.of(checkpoint.info, int(checkpoint.config.data.get("max_missing", 0))),
+        Trained.of(
+            checkpoint.info,
+            int(checkpoint.config.data.get("max_missing", 0)),
+            physical=forecaster.physical,
+        ),
         thresholds=[float(t) for t in thresholds],
         attrs=provenance(checkpoint) | dict(attrs or {}),
         channels=_channels(declared_channels(checkpoint), channels or {}),
@@ -105,7 +110,7 @@ def pipeline(
 
 
 def load_forecaster(
-    path: str | Path,
+    path: str | Path = BOX,
     *,
     device: str = "auto",
     thresholds: Sequence[float] | None = None,
@@ -113,7 +118,10 @@ def load_forecaster(
     channels: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> "ForecastPipeline":
-    """As `pipeline`, from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2)."""
+    """As `pipeline`, from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2).
+
+    Without `path`, the forecaster that comes with raincast, trained on several radar networks.
+    """
     from raincast.forecasting import ForecastPipeline
     from raincast.forecasting.exported import SUFFIXES, ExportedForecaster
     from raincast.forecasting.memory import Footprint

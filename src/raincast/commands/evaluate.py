@@ -26,10 +26,10 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     """Score on `cfg.split`, and write report.html, scores.nc, scores.csv and pictures into the run folder."""
     if cfg.compare is not None:
         return compare.run(cfg)
-    if cfg.checkpoint is None and cfg.data.archive is None:
+    if cfg.checkpoint in (None, assembly.BOX) and cfg.data.archive is None:
         raise ValueError(
-            "Not given: checkpoint. Say checkpoint=… to score a network, data.archive=… to score the baselines "
-            "alone, or compare=[a/scores.nc,b/scores.nc]"
+            "Not given: data.archive. Say data.archive=data/NAME to score the weights in the box on it, "
+            "checkpoint=… to score a network on its own archive, or compare=[a/scores.nc,b/scores.nc]"
         )
     if cfg.checkpoint is None and (cfg.calibrate or not cfg.baselines):
         raise ValueError("Without checkpoint=… there is no network: baselines=[…] names what to score.")
@@ -92,8 +92,10 @@ def _cost(scores: "xr.Dataset", seconds: float) -> str:
 def _config_of_data(checkpoint: assembly.Checkpoint | None, cfg: DictConfig) -> DictConfig:
     """The config of the checkpoint, or else the default data, with what `cfg.data` states put over its `data`."""
     stated = {key: value for key, value in cfg.data.items() if value is not None}
-    if checkpoint is None:
+    if checkpoint is None or checkpoint.path.suffix == ".npz":
         config = DictConfig({"data": cfg.default_data, "paths": cfg.paths, "seed": cfg.seed})
+        if checkpoint is not None:
+            config.data = OmegaConf.merge(config.data, checkpoint.config.data)
     else:
         assembly.check_data(checkpoint)
         config = checkpoint.config.copy()
@@ -105,6 +107,9 @@ def _config_of_data(checkpoint: assembly.Checkpoint | None, cfg: DictConfig) -> 
 
 def _check_data(checkpoint: assembly.Checkpoint, data: "RadarDataModule") -> None:
     """ValueError where the step is another than in training; a warning where the windows are."""
+    if checkpoint.path.suffix == ".npz":
+        log.info("The weights were trained on the radar networks %s.", checkpoint.info["archive"]["identity"])
+        return
     trained, step_minutes = checkpoint.info["step_minutes"], data.archive.step_minutes
     if trained != step_minutes:
         raise ValueError(

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
+METRES = 5.0
+"""Grid spacings above are metres, not degrees."""
+
 TOLERANCE = 1e-4
 """How far the file's forecast may lie from the network's, on the transform's scale of 0 to 1."""
 
@@ -42,6 +45,7 @@ def run(cfg: DictConfig) -> Path:
     checkpoint = assembly.read_checkpoint(cfg.checkpoint)
     forecaster = assembly.forecaster_of(checkpoint, device="cpu")
     lead_steps = cfg.lead_steps or forecaster.lead_steps
+    scale = _scale(cfg, checkpoint) if forecaster.physical else None
     log.info("tracing %d → %d frames, which may take a minute or two …", forecaster.input_steps, lead_steps)
     traced = export.trace_forecast(
         forecaster.network,
@@ -51,16 +55,19 @@ def run(cfg: DictConfig) -> Path:
         lead_steps=lead_steps,
         inputs=forecaster.inputs,
         size=size,
+        scale=scale,
     )
     smallest = export.smallest_grid(forecaster.network)
     metadata = describe(checkpoint, forecaster, lead_steps, size=size, smallest=smallest)
+    if scale is not None:
+        metadata |= {"step_minutes": f"{scale[0]:g}", "grid_spacing": f"{1000 * scale[1]:g}, {1000 * scale[1]:g}"}
     grids = [size] if size else [(smallest + 1, 2 * smallest + 3), (3 * smallest - 2, 2 * smallest)]
     with atomic(path, keep_suffix=True) as partial:
         if cfg.format == "onnx":
             run_file, _ = export.read_onnx(export.write_onnx(traced, partial, metadata))
         else:
             run_file, _ = export.read_torch(export.write_torch(traced, partial, metadata))
-        difference = compare(run_file, forecaster, lead_steps, grids)
+        difference = compare(run_file, forecaster, lead_steps, grids, scale)
         if not difference.scaled <= TOLERANCE:
             raise RuntimeError(
                 f"The {cfg.format} file gives another forecast than the network: {difference}, allowed are "
@@ -91,22 +98,25 @@ def compare(
     forecaster: "NetworkForecaster",
     lead_steps: int,
     grids: list[tuple[int, int]],
+    physical_scale: tuple[float, float] | None = None,
 ) -> Difference:
     """The largest difference between the file and the network on maps at random, on grids of (y, x) pixels.
 
     On the transform's scale, since a transform may leap from 0 to its lowest rate in mm/h.
     """
     from raincast.forecaster import Query
+    from raincast.transforms import LogScaling
 
     found = []
     for number, (height, width) in enumerate(grids, start=1):
         shape = (number, forecaster.input_steps, 1, height, width)
         rain = random_rain(shape, seed=number)
         covariates = random_covariates(forecaster.inputs, shape, lead_steps, seed=number)
-        query = Query.for_steps(rain, lead_steps, step_minutes=forecaster.step_minutes, covariates=covariates)
+        minutes, km = physical_scale or (forecaster.step_minutes, None)
+        query = Query.for_steps(rain, lead_steps, step_minutes=minutes, pixel_km=km, covariates=covariates)
         by_network = forecaster.predict(query).rates
         (by_file,) = run_file(rain, *covariates.values())
-        scale = forecaster.transform.forward
+        scale = forecaster.transform.forward if physical_scale is None else LogScaling().forward
         found.append(
             Difference(
                 _largest(scale(by_file), scale(by_network)), _largest(by_file, by_network), float(by_network.max())
@@ -193,6 +203,21 @@ def describe(
 def _largest(a: Any, b: Any) -> float:
     # in float64, where a difference of infinities or NaN cannot pass for 0
     return float(np.abs(np.asarray(a, dtype=np.float64) - b).max())
+
+
+def _scale(cfg: DictConfig, checkpoint: assembly.Checkpoint) -> tuple[float, float]:
+    """Minutes and km that a file of a physical network is for; ValueError for what it cannot be written as."""
+    if cfg.format != "torch":
+        raise ValueError(
+            "format=onnx: torch.onnx cannot translate the Fourier transforms of this network. Take format=torch."
+        )
+    if cfg.size is None:
+        raise ValueError("size=null: a file of this network is for one grid. State its pixels: size=[256,256].")
+    spacing = checkpoint.info["grid_spacing"]
+    pixel_km = cfg.pixel_km or (spacing[0] / 1000.0 if spacing and spacing[0] > METRES else None)
+    if pixel_km is None:
+        raise ValueError("pixel_km=null: the pixel size is not known from the checkpoint. State it: pixel_km=1.")
+    return float(cfg.step_minutes or checkpoint.info["step_minutes"]), float(pixel_km)
 
 
 def _path(cfg: DictConfig) -> Path:

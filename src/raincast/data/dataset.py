@@ -44,7 +44,8 @@ class Sample(TypedDict):
     """What the network sees and what it should have said, in mm/h with NaN for missing.
 
     input (T_in, C, H, W), target (T_out, C, H, W), target_mask (the same, bool: True where observed); filled
-    (T_in + T_out,) bool: True where the archive has no frame; time, y, x, source as in `Stored`. Where channels
+    (T_in + T_out,) bool: True where the archive has no frame; scale (2,): the time step in minutes and the pixel
+    size in km; time, y, x, source as in `Stored`. Where channels
     are declared, past (T_in, P, H, W), the static ones repeated behind the others, and future (T_out, F, H, W), in
     their own units.
     """
@@ -53,6 +54,7 @@ class Sample(TypedDict):
     target: Tensor
     target_mask: Tensor
     filled: Tensor
+    scale: Tensor
     time: int
     y: int
     x: int
@@ -88,6 +90,9 @@ class WindowDataset(Dataset[Stored]):
         self.sources = sources
         self.input_steps = sources[0].input_steps
         self.num_steps = self.input_steps + sources[0].lead_steps
+        self.scales = torch.tensor(
+            [[source.every * source.archive.step_minutes, source.archive.grid.pixel_km] for source in sources]
+        )
         self.coded = all(source.archive.coded for source in sources)  # a batch holds one kind
         bound = sources[0].channels
         self.channels = None if bound is None else bound.channels
@@ -182,6 +187,7 @@ class WindowDataset(Dataset[Stored]):
             target=target,
             target_mask=target.isnan().logical_not_(),  # infinite it never is
             filled=batch["filled"],
+            scale=self.scales.to(rain.device)[torch.as_tensor(batch["source"], device=rain.device)],
             time=batch["time"],
             y=batch["y"],
             x=batch["x"],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from raincast.export.quiet import quiet
+from raincast.models.frames import PhysicalNetwork
 from raincast.models.heads import Head
 from raincast.models.inputs import RAIN_ALONE, Inputs, predict_rates
 from raincast.models.layers.recurrent import State
@@ -56,15 +57,19 @@ def trace_forecast(
     lead_steps: int,
     inputs: Inputs = RAIN_ALONE,
     size: tuple[int, int] | None = None,
+    scale: tuple[float, float] | None = None,
 ) -> Traced:
     """The whole forecast, transform and head inside: mm/h with NaN for missing → mm/h.
 
     (B, input_steps, 1, H, W) → (B, lead_steps, 1, H, W): what `predict_rates` gives. A network that sees channels
     which are not made of the rain takes them as further arguments, in their own units with NaN for missing: past
     (B, input_steps, P, H, W) and, where it has any, future (B, lead_steps, F, H, W), as in a `Sample`. `size`
-    fixes (H, W). ValueError where the network cannot be traced on a free grid and no `size` is given.
+    fixes (H, W). A physical network needs `scale`, the time step in minutes and the pixel size in km, which the
+    program then is for. ValueError where the network cannot be traced on a free grid and no `size` is given.
     """
-    module = _Forecast(_frozen(network), head, transform, lead_steps, inputs)
+    if isinstance(network, PhysicalNetwork) and scale is None:
+        raise ValueError("This network works in physical units: state the time step and the pixel size.")
+    module = _Forecast(_frozen(network), head, transform, lead_steps, inputs, scale)
     grid = size or _example_grid(network)
     taken = [(INPUT, input_steps, 1), *_covariates(inputs, input_steps, lead_steps)]
     return _trace(
@@ -126,9 +131,17 @@ class _Forecast(nn.Module):
     """`predict_rates` as a function of the rain and its covariates alone."""
 
     def __init__(
-        self, network: nn.Module, head: Head, transform: Transform, lead_steps: int, inputs: Inputs
+        self,
+        network: nn.Module,
+        head: Head,
+        transform: Transform,
+        lead_steps: int,
+        inputs: Inputs,
+        scale: tuple[float, float] | None,
     ) -> None:
         super().__init__()
+        self.scale: Tensor | None
+        self.register_buffer("scale", None if scale is None else torch.tensor([scale]), persistent=False)
         self.inputs = inputs
         self.network = network
         self.head = head
@@ -140,8 +153,14 @@ class _Forecast(nn.Module):
     ) -> Float[Tensor, "b s 1 h w"]:
         # missing, as the networks' own padding is: a mask channel tells it from dry
         padded, *covariates = (
-            _pad(maps, self.network, value=float("nan")) for maps in (rain_rate, past, future) if maps is not None
+            maps if self.scale is not None else _pad(maps, self.network, value=float("nan"))
+            for maps in (rain_rate, past, future)
+            if maps is not None
         )
+        # nothing is known in advance that is not past too
+        named = dict(zip(COVARIATES, covariates, strict=False))
+        if self.scale is not None:
+            named["scale"] = self.scale.expand(rain_rate.shape[0], -1)
         rates = predict_rates(
             self.network,
             self.head,
@@ -149,11 +168,9 @@ class _Forecast(nn.Module):
             padded,
             self.lead_steps,
             inputs=self.inputs,
-            covariates=dict(
-                zip(COVARIATES, covariates, strict=False)
-            ),  # nothing is known in advance that is not past too
+            covariates=named,
         )
-        return _cut(rates, rain_rate)
+        return rates if self.scale is not None else _cut(rates, rain_rate)
 
 
 class _Frames(nn.Module):

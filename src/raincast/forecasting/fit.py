@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ class Trained:
 
     It takes `input_steps` frames, `step_minutes` apart, and forecasts `lead_steps` by default. `grid_spacing`: (y,
     x) of its pixels in metres, or degrees; empty where it is not known. `cell_methods`: of its rates;
-    `max_missing`: frames that its windows lacked at most.
+    `max_missing`: frames that its windows lacked at most. With `physical` it serves any step and pixels: then
+    `step_minutes` and `lead_steps` are those of its last input, and the lead time is what stays.
     """
 
     input_steps: int
@@ -33,9 +34,10 @@ class Trained:
     grid_spacing: tuple[float, ...] = ()
     cell_methods: str = "unknown"
     max_missing: int = 0
+    physical: bool = False
 
     @classmethod
-    def of(cls, info: Mapping[str, Any], max_missing: int) -> "Trained":
+    def of(cls, info: Mapping[str, Any], max_missing: int, *, physical: bool = False) -> "Trained":
         """As a checkpoint says it."""
         return cls(
             input_steps=info["input_steps"],
@@ -44,7 +46,18 @@ class Trained:
             grid_spacing=tuple(float(n) for n in info["grid_spacing"]),
             cell_methods=str(info["archive"]["cell_methods"]),
             max_missing=max_missing,
+            physical=physical,
         )
+
+    def at_step(self, found: float, source: str) -> "Trained":
+        """For frames that are `found` minutes apart; ValueError where it does not serve that step."""
+        if not self.physical:
+            check_step(found, self.step_minutes, source)
+            return self
+        if abs(found - self.step_minutes) <= 1e-6:
+            return self
+        lead_steps = max(1, round(self.lead_steps * self.step_minutes / found))
+        return replace(self, step_minutes=found, lead_steps=lead_steps)
 
     def compare(self, frames: xr.Dataset, grid: Grid, *, other_grid: bool) -> dict[str, Any]:
         """What differs in `frames` from training, as attributes of the forecast.
@@ -55,7 +68,7 @@ class Trained:
         spacing = pixel_size(grid, like=self.grid_spacing)
         if spacing and not np.allclose(spacing, self.grid_spacing, rtol=PIXEL_TOLERANCE):
             theirs, ours = (" × ".join(f"{n:g}" for n in size) for size in (spacing, self.grid_spacing))
-            if not other_grid:
+            if not (other_grid or self.physical):
                 raise ValueError(
                     f"The network was trained on pixels of {ours} (y × x), the input has {theirs}. Allow it with "
                     "other_grid=true, or bring the input to that grid (python ingest.py … grid.coarsen=N or "

@@ -1,6 +1,7 @@
 """A trained network as a `Forecaster`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +10,34 @@ from torch import Tensor, nn
 
 from raincast.forecaster import NETWORK, Gives, Prediction, Query, ThresholdError
 from raincast.metrics.calibration import Calibration
+from raincast.models.distribution import DECISIONS, DistributionHead
+from raincast.models.frames import PhysicalNetwork
 from raincast.models.heads import Head
 from raincast.models.inputs import RAIN_ALONE, Inputs, predict_output
 from raincast.transforms import Transform
+
+
+def box_forecaster() -> "NetworkForecaster":
+    """The weights that come with raincast, on the CPU, under the name `box`."""
+    from raincast.models.lagrangian import LagrangianForecaster
+    from raincast.models.weights import box
+    from raincast.transforms import RateScaling
+
+    state, described = box()
+    settings = {key: value for key, value in described["config"]["model"].items() if key != "_target_"}
+    network = LagrangianForecaster(**settings)
+    network.load_state_dict(state)
+    return NetworkForecaster(
+        network,
+        DistributionHead(),
+        RateScaling(),
+        name="box",
+        input_steps=4,
+        lead_steps=12,
+        step_minutes=5.0,
+        inputs=Inputs(observed=True),
+    )
+
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 """What a network's convolutions may run in; transform and head are float32."""
@@ -58,8 +84,17 @@ class NetworkForecaster:
 
     @property
     def gives(self) -> Gives:
-        """Probabilities if its head has them or they were calibrated."""
-        return Gives(probabilities=self.head.probabilistic or self.calibration is not None)
+        """Probabilities if its head has them or they were calibrated; rules of a head that decides rates."""
+        rules = DECISIONS if isinstance(self.head, DistributionHead) else ()
+        return Gives(
+            probabilities=self.head.probabilistic or self.calibration is not None,
+            rules=rules,
+        )
+
+    @property
+    def physical(self) -> bool:
+        """Whether it serves any time step, pixel size and number of frames."""
+        return isinstance(self.network, PhysicalNetwork)
 
     @torch.inference_mode()
     def predict(self, query: Query) -> Prediction:
@@ -68,12 +103,44 @@ class NetworkForecaster:
         ValueError for frames or covariates that it was not trained on; ThresholdError for thresholds that its head
         or its calibration does not know.
         """
-        if query.rain.shape[1:3] != (self.input_steps, 1):
+        if self.physical:
+            return self._predict_observed(query)
+        return self._predict(query)
+
+    def _predict_observed(self, query: Query) -> Prediction:
+        """As `_predict`, on the smallest rectangle that holds all that was observed; elsewhere it says 0."""
+        observed = np.asarray(np.isfinite(query.rain).any(axis=(0, 1, 2)))
+        rows, columns = np.flatnonzero(observed.any(axis=1)), np.flatnonzero(observed.any(axis=0))
+        if not rows.size or observed.shape == (rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]):
+            return self._predict(query)
+        y, x = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+        inner = self._predict(query.crop(y, x))
+
+        def whole(maps: Maps | None) -> Maps | None:
+            if maps is None:
+                return None
+            made = np.zeros((*maps.shape[:-2], *observed.shape), maps.dtype)
+            made[..., y, x] = maps
+            return made
+
+        rates = whole(inner.rates)
+        assert rates is not None
+        return replace(
+            inner,
+            rates=rates,
+            probabilities=whole(inner.probabilities),
+            uncalibrated=whole(inner.uncalibrated),
+        )
+
+    def _predict(self, query: Query) -> Prediction:
+        if query.rain.shape[2] != 1 or not (self.physical or query.rain.shape[1] == self.input_steps):
             raise ValueError(
                 f"{self.name} takes (batch, {self.input_steps} frames, 1 channels, y, x), "
                 f"found {query.rain.shape}."
             )
         covariates = {name: self._tensor(values) for name, values in query.covariates.items()}
+        if self.physical:
+            covariates["scale"] = self._scale(query)
         reduced = torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
         with reduced:
             output = predict_output(
@@ -84,7 +151,13 @@ class NetworkForecaster:
                 inputs=self.inputs,
                 covariates=covariates,
             )
-        rates = query.at_lead_times(self.head.rates(output, self.transform).cpu().numpy())
+        head = self.head
+        if query.rule is not None:
+            if query.rule not in self.gives.rules:
+                raise ValueError(f"rule={query.rule}: {self.name} knows {', '.join(self.gives.rules) or 'none'}.")
+            assert isinstance(head, DistributionHead)
+            head = replace(head, rates_by=query.rule)
+        rates = query.at_lead_times(head.rates(output, self.transform).cpu().numpy())
         done = (NETWORK,) * len(rates)
         if not query.thresholds or not self.gives.probabilities:
             return Prediction(rates, done=done)
@@ -96,6 +169,12 @@ class NetworkForecaster:
             uncalibrated=query.at_lead_times(stated) if query.uncalibrated and calibrated is not None else None,
             done=done,
         )
+
+    def _scale(self, query: Query) -> Tensor:
+        """The time step in minutes and the pixel size in km of each sample; ValueError where it is not known."""
+        if query.pixel_km is None:
+            raise ValueError(f"{self.name} works in physical units: give the query grid or pixel_km.")
+        return torch.tensor([[query.step_minutes, query.pixel_km]] * len(query.rain), device=self.device)
 
     def _probabilities(self, output: Tensor, thresholds: Sequence[float]) -> tuple[Maps, Maps | None]:
         """(B, num_steps, K, H, W), as the head states them and as they are calibrated."""

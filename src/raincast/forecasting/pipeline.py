@@ -96,7 +96,7 @@ class ForecastPipeline:
         self.forecaster = forecaster
         self.fallback = Fallback()
         self.trained = trained
-        self.lead_steps = lead_steps or trained.lead_steps
+        self._lead_steps = lead_steps
         self.thresholds = list(thresholds)
         self.max_missing = trained.max_missing if max_missing is None else max_missing
         self.other_grid = other_grid
@@ -123,6 +123,11 @@ class ForecastPipeline:
         return self.forecaster.predict(query)
 
     @property
+    def lead_steps(self) -> int:
+        """Steps that are forecast."""
+        return self._lead_steps or self.trained.lead_steps
+
+    @property
     def input_steps(self) -> int:
         """Frames that a forecast is made of."""
         return self.trained.input_steps
@@ -145,7 +150,7 @@ class ForecastPipeline:
         ValueError where the step is another, NoInput where not one frame is there, or without `gaps` where one is
         not; `source` is the series' name.
         """
-        fit.check_step(series.step_minutes, self.step_minutes, source)
+        self.trained = self.trained.at_step(series.step_minutes, source)
         self.memory.kept_bytes = series.kept_bytes
         times = series.times
         wanted = self.wanted_times(times, init_time)
@@ -180,7 +185,7 @@ class ForecastPipeline:
         forecast whose attribute `forecast_method` says how: network, extrapolation, persistence, or dry.
         """
         frames = fit.as_rain(frames)
-        fit.check_step(schema.find_step_minutes(frames), self.step_minutes, "the input")
+        self.trained = self.trained.at_step(schema.find_step_minutes(frames), "the input")
         wanted = self.wanted_times(frames[schema.TIME].values, init_time)
         frames = on_times(frames.sel({schema.TIME: slice(wanted[0], wanted[-1])}), wanted, self.step_minutes)
         grid = schema.grid_of(frames)

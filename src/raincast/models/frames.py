@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from raincast.models.layers.recurrent import SLOPE
 
 
+class PhysicalNetwork(nn.Module):
+    """A network in physical units: it takes the `scale` (B, 2) of each sample as its last argument.
+
+    `scale` is the time step in minutes and the pixel size in km. Such a network serves any of them.
+    """
+
+
 def merge(x: Tensor) -> Tensor:
     """(B, T, C, H, W) → (T·B, C, H, W), time first: no copy for what a ConvLSTM returns."""
     return x.transpose(0, 1).flatten(0, 1)

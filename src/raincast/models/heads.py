@@ -68,19 +68,19 @@ class RateHead:
 
     def prediction(self, output: Float[Tensor, "b t n h w"]) -> Float[Tensor, "b t 1 h w"]:
         """The output as it is: network units."""
-        _check_output(output, self)
+        check_output(output, self)
         return output
 
     def rates(self, output: Float[Tensor, "b t n h w"], transform: Transform) -> Float[Tensor, "b t 1 h w"]:
         """mm/h by the transform's inverse."""
-        _check_output(output, self)
+        check_output(output, self)
         return transform.inverse(output)
 
     def exceedance(
         self, output: Float[Tensor, "b t n h w"], thresholds: Sequence[float], transform: Transform
     ) -> Float[Tensor, "b t k h w"]:
         """1 where the rate reaches the threshold, else 0."""
-        _check_thresholds(thresholds)
+        check_thresholds(thresholds)
         rates = self.rates(output, transform)
         return torch.cat([(rates >= threshold).to(rates.dtype) for threshold in thresholds], dim=2)
 
@@ -110,7 +110,7 @@ class ClassHead:
 
     def __post_init__(self) -> None:
         """Refuse classes that are empty or out of order, and rates outside their class."""
-        _check_thresholds(self.thresholds)
+        check_thresholds(self.thresholds)
         object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
         if self.class_rates is None:
             object.__setattr__(self, "class_rates", self._default_rates())
@@ -143,12 +143,12 @@ class ClassHead:
 
     def prediction(self, output: Float[Tensor, "b t n h w"]) -> Float[Tensor, "b t n h w"]:
         """The output as it is: logits."""
-        _check_output(output, self)
+        check_output(output, self)
         return output
 
     def rates(self, output: Float[Tensor, "b t n h w"], transform: Transform) -> Float[Tensor, "b t 1 h w"]:
         """The mean rate in mm/h: each class's rate times its probability."""
-        _check_output(output, self)
+        check_output(output, self)
         return _weighted_sum(output.softmax(2), self._rates)
 
     def exceedance(
@@ -158,8 +158,8 @@ class ClassHead:
 
         Below the lowest bound it is the probability of the lowest bound, since what is less counts as dry.
         """
-        _check_output(output, self)
-        _check_thresholds(thresholds)
+        check_output(output, self)
+        check_thresholds(thresholds)
         probability = output.softmax(2)
         # one threshold after the other: sums in the same order keep the order of the thresholds
         reached = [_weighted_sum(probability, self._shares(threshold)) for threshold in thresholds]
@@ -222,7 +222,7 @@ class QuantileHead:
 
     def prediction(self, output: Float[Tensor, "b t n h w"]) -> Float[Tensor, "b t n h w"]:
         """The quantiles in network units, none below the one before it."""
-        _check_output(output, self)
+        check_output(output, self)
         middle = min(range(self.num_channels), key=lambda index: abs(self.levels[index] - 0.5))
         distance = F.softplus(output, beta=_SHARPNESS)
         anchor = output[:, :, middle : middle + 1]
@@ -246,7 +246,7 @@ class QuantileHead:
 
         ValueError for thresholds outside the transform's range, too.
         """
-        _check_thresholds(thresholds)
+        check_thresholds(thresholds)
         levels, knots = self._knots(output)
         lower, upper = knots[:, :, :-1], knots[:, :, 1:]
         widths = [b - a for a, b in pairwise(levels)]
@@ -295,12 +295,14 @@ def _scaled(thresholds: Sequence[float], transform: Transform) -> list[float]:
     return [float(bound) for bound in scaled]
 
 
-def _check_thresholds(thresholds: Sequence[float]) -> None:
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """ValueError unless there are thresholds, in mm/h, above 0 and increasing."""
     if not thresholds or not all(a < b < math.inf for a, b in pairwise((0.0, *thresholds))):
         raise ValueError(f"thresholds={list(thresholds)} must be at least one, in mm/h, above 0 and increasing.")
 
 
-def _check_output(output: Tensor, head: Any) -> None:
+def check_output(output: Tensor, head: Any) -> None:
+    """ValueError unless the output has the channels that the head reads."""
     if output.ndim != 5 or output.shape[2] != head.num_channels:
         raise ValueError(
             f"{head} reads outputs of shape (B, T, {head.num_channels}, H, W), found {tuple(output.shape)}. "

@@ -8,16 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raincast.models.frames import PhysicalNetwork
 from raincast.models.heads import Head
 from raincast.transforms import Transform
 
 Covariates = Mapping[str, Tensor]
-"""Further channels by group, as in a `Sample`: past (B, T_in, P, H, W) and future (B, S, F, H, W)."""
+"""Further channels by group, as in a `Sample`: past (B, T_in, P, H, W) and future (B, S, F, H, W).
+
+Physical networks need scale (B, 2), too: the time step in minutes and the pixel size in km.
+"""
 
 
 def covariates_of(sample: Mapping[str, Any]) -> dict[str, Any]:
     """The covariates of a sample or batch; empty if no channels are declared."""
-    return {name: sample[name] for name in ("past", "future") if name in sample}
+    return {name: sample[name] for name in ("past", "future", "scale") if name in sample}
 
 
 def to_network_scale(transform: Transform, rain: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
@@ -103,8 +107,12 @@ def run_network(
     """The network's output for rain in mm/h; it runs in the precision of its weights."""
     precision = _precision(network)
     frames = inputs.frames(transform, rain, covariates).to(precision)
-    ahead = (known.to(precision) for known in inputs.ahead(covariates, num_steps))
-    output: Tensor = network(frames, num_steps, *ahead)
+    others = [known.to(precision) for known in inputs.ahead(covariates, num_steps)]
+    if isinstance(network, PhysicalNetwork):
+        if "scale" not in covariates:
+            raise ValueError("This network works in physical units: give the covariate scale, minutes and km.")
+        others.append(covariates["scale"])
+    output: Tensor = network(frames, num_steps, *others)
     return output
 
 

@@ -11,13 +11,19 @@ from torch import Tensor
 
 from raincast.models.frames import pad
 
+POOL = 2
+"""Pixels a side that are averaged before motion is sought: it varies slowly, and noise does not."""
+
 LEVELS = 4
-"""Resolutions that motion is looked for at, each half the one below: 8 pixels are 1 at the coarsest."""
+"""Resolutions that motion is sought at, each half the one before."""
 
-WINDOW = 9
-"""Pixels, of each level, along the box within which all rain moves alike; twice over, so that its edge is soft."""
+WINDOW_KM = 16.0
+"""Standard deviation of the window within which all rain moves alike."""
 
-WIDE = 0.1
+SMALLEST_WINDOW = 3.0
+"""The same in pixels of the level, at the least."""
+
+WIDE = 0.05
 """Weight of the whole frame's rain against that of the window: where it is dry the rain elsewhere decides."""
 
 RIDGE = 1e-2
@@ -26,33 +32,40 @@ RIDGE = 1e-2
 ITERATIONS = 2
 """Corrections at each level."""
 
-LARGEST_STEP = 2.0
-"""Pixels, of the level, that a correction may be."""
+LARGEST_CORRECTION = 2.0
+"""Pixels of the level."""
 
 
-def find_flow(frames: Float[Tensor, "n t h w"]) -> Float[Tensor, "n 2 h w"]:
+def find_flow(
+    frames: Float[Tensor, "n t h w"], observed: Float[Tensor, "n t h w"], pixel_km: Float[Tensor, " n"]
+) -> Float[Tensor, "n 2 h w"]:
     """The motion that all pairs of successive frames have in common; 0 for a single frame, or without rain.
 
-    Lucas and Kanade's least squares (1981) of the brightness constancy
+    `frames` are logarithms of rain from 0 (dry) up; `observed` is 1 where they were observed. Least squares of
+    Lucas and Kanade (1981) of the brightness constancy
 
         ∇f · δ = f(p − d, t − 1) − f(p, t)
 
     over a window and all pairs, from coarse to fine (Bouguet 2001): at each level the older frames are moved by
-    the motion d known so far, and δ is added to it. Missing rain counts as no rain.
+    the motion d known so far, and δ is added to it. The result is smoothed with the window, weighted by how well
+    the rain determines it.
     """
     N, T, H, W = frames.shape
     if T < 2:
         return frames.new_zeros(N, 2, H, W)
-    padded = pad(frames, 2 ** (LEVELS - 1))
+    multiple = POOL * 2 ** (LEVELS - 1)
+    frames, known = F.avg_pool2d(pad(frames, multiple), POOL), F.avg_pool2d(pad(observed, multiple), POOL)
     flow: Tensor | None = None
     for level in reversed(range(LEVELS)):
-        scaled = F.avg_pool2d(padded, 2**level)
+        scaled = F.avg_pool2d(frames, 2**level)
+        pairs = F.avg_pool2d(known, 2**level)
+        pairs = pairs[:, 1:] * pairs[:, :-1]
+        window = (WINDOW_KM / (pixel_km * POOL * 2**level)).clamp_min(SMALLEST_WINDOW)
         flow = torch.zeros_like(scaled[:, :2]) if flow is None else 2.0 * _finer(flow)
         for _ in range(ITERATIONS):
-            flow = flow + _correction(scaled, flow)
-        flow = _blur(flow, 5)
+            flow = _correct(scaled, pairs, flow, window)
     assert flow is not None
-    return flow[..., :H, :W]
+    return POOL * _finer(flow)[..., :H, :W]
 
 
 def displacements(flow: Float[Tensor, "n 2 h w"], num_steps: int) -> Float[Tensor, "n steps 2 h w"]:
@@ -79,20 +92,49 @@ def move(
     return F.grid_sample(fields, grid, mode="bilinear", padding_mode=mode, align_corners=False)
 
 
-def _correction(frames: Tensor, flow: Tensor) -> Tensor:
-    """δ (N, 2, h, w): what least squares add to `flow`."""
+def inside(displacement: Float[Tensor, "n 2 h w"]) -> Float[Tensor, "n 1 h w"]:
+    """1 where p − displacement(p) lies within the frame, else 0."""
+    H, W = displacement.shape[-2:]
+    y, x = _origin(displacement)
+    return ((y >= 0) & (y <= H - 1) & (x >= 0) & (x <= W - 1)).to(displacement.dtype)[:, None]
+
+
+def smooth(fields: Float[Tensor, "n c h w"], spread: Tensor) -> Tensor:
+    """Gaussian means of `fields` with a standard deviation of `spread` pixels, which may differ between samples.
+
+    With `spread` (N,) the result is (N, C, H, W), with (N, L) it is (N, L, C, H, W). Edges mirror.
+    """
+    H, W = fields.shape[-2:]
+    margin = min(16, H - 1, W - 1)
+    padded = F.pad(fields, (margin,) * 4, mode="reflect") if margin else fields
+    h, w = padded.shape[-2:]
+    like = {"device": fields.device, "dtype": fields.dtype}
+    squares = torch.fft.fftfreq(h, **like)[:, None].square() + torch.fft.rfftfreq(w, **like)[None].square()
+    response = torch.exp(-2.0 * torch.pi**2 * spread.square()[..., None, None, None] * squares)
+    spectrum = torch.fft.rfft2(padded)
+    if spread.ndim == 2:
+        spectrum = spectrum[:, None]
+    means: Tensor = torch.fft.irfft2(spectrum * response, s=(h, w))
+    return means[..., margin : margin + H, margin : margin + W]
+
+
+def _correct(frames: Tensor, pairs: Tensor, flow: Tensor, window: Tensor) -> Tensor:
+    """`flow` (N, 2, h, w) with what least squares add to it."""
     before = move(frames[:, :-1], flow, border=True)
     difference = frames[:, 1:] - before
     gy, gx = _gradients((frames[:, 1:] + before) / 2.0)
     products = [gy * gy, gy * gx, gx * gx, gy * difference, gx * difference]
-    sums = torch.stack([product.sum(1) for product in products], dim=1) * _inside(flow)
+    sums = torch.stack([(product * pairs).sum(1) for product in products], dim=1) * inside(flow)
     mean = sums.mean((2, 3), keepdim=True)
-    yy, yx, xx, ye, xe = (_blur(sums, WINDOW) + WIDE * mean).unbind(1)
+    yy, yx, xx, ye, xe = (smooth(sums, window) + WIDE * mean).unbind(1)
     ridge = RIDGE * (mean[:, 0] + mean[:, 2]) + 1e-8  # dry frames divide by no zero
-    yy, xx = yy + ridge, xx + ridge
-    determinant = yy * xx - yx * yx
+    yy, xx = yy.clamp_min(0.0) + ridge, xx.clamp_min(0.0) + ridge
+    determinant = (yy * xx - yx * yx).clamp_min(1e-12)
     step = torch.stack([(yx * xe - xx * ye) / determinant, (yx * ye - yy * xe) / determinant], dim=1)
-    return step.clamp(-LARGEST_STEP, LARGEST_STEP)
+    flow = flow + step.clamp(-LARGEST_CORRECTION, LARGEST_CORRECTION)
+    confidence = (yy + xx)[:, None]
+    weighted = smooth(torch.cat([flow * confidence, confidence], dim=1), window)
+    return weighted[:, :2] / weighted[:, 2:].clamp_min(1e-9)
 
 
 def _gradients(fields: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,19 +152,5 @@ def _origin(displacement: Tensor) -> tuple[Tensor, Tensor]:
     return rows - displacement[:, 0], columns - displacement[:, 1]
 
 
-def _inside(flow: Tensor) -> Tensor:
-    """1 where rain comes from within the frame, (N, 1, h, w): of what flows in nothing is known."""
-    H, W = flow.shape[-2:]
-    y, x = _origin(flow)
-    return ((y >= 0) & (y <= H - 1) & (x >= 0) & (x <= W - 1)).to(flow.dtype)[:, None]
-
-
 def _finer(flow: Tensor) -> Tensor:
     return F.interpolate(flow, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-def _blur(fields: Tensor, size: int) -> Tensor:
-    """A box of odd `size` twice over; pixels beyond the frame count as 0."""
-    for _ in range(2):
-        fields = F.avg_pool2d(fields, size, stride=1, padding=size // 2)
-    return fields

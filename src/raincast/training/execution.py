@@ -84,7 +84,7 @@ def keep_freed_memory() -> bool:
 
     A step frees its activations, and the next one wants them again. By default glibc gives the top of its heap
     back each time, and the kernel hands it out anew page by page, filled with zeros: 7,000 to 26,000 page faults
-    and 3 to 10 % of the time of a step of `experiment=radar`, more or less by chance of what lies on top. The most
+    and 3 to 10 % of a step of `experiment=convlstm`, more or less by chance of what lies on top. The most
     that the process holds stays the same. See mallopt(3).
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):

@@ -74,12 +74,19 @@ class NowcastModule(L.LightningModule):
         # do without the weights)
         self.val_loss = MeanMetric(nan_strategy=math.nan).set_dtype(torch.float64)
 
-    def forward(self, rain: Tensor, past: Tensor | None = None, future: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        rain: Tensor,
+        past: Tensor | None = None,
+        future: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> Tensor:
         """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h.
 
-        `past` and `future` are the covariates, as in a `Sample`.
+        `past`, `future` and `scale` are as in a `Sample`.
         """
-        covariates = {name: given for name, given in (("past", past), ("future", future)) if given is not None}
+        named = {"past": past, "future": future, "scale": scale}
+        covariates = {name: given for name, given in named.items() if given is not None}
         return predict_rates(
             self.network,
             self.head,

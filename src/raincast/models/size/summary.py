@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from raincast.models.frames import PhysicalNetwork
 from raincast.models.size.ledger import META, Ledger
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -191,6 +192,7 @@ def _batch(
         torch.empty(target, dtype=torch.bool, device=META),
         torch.empty(batch_size, input_steps, channels, height, width, device=META),
         *(torch.empty(batch_size, lead_steps, known, height, width, device=META) for _ in range(known > 0)),
+        *(torch.empty(batch_size, 2, device=META) for _ in range(isinstance(net, PhysicalNetwork))),
     )
 
 

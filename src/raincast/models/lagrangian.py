@@ -1,0 +1,283 @@
+"""Rain in coordinates that move with it: a ConvLSTM encoder-forecaster that says how S-PROG's forecast errs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raincast.models.distribution import THRESHOLDS, UNKNOWN
+from raincast.models.encoder_forecaster import PyramidEncoderForecaster
+from raincast.models.frames import PhysicalNetwork, check_frames, framewise
+from raincast.models.layers.convlstm import ConvLSTM
+from raincast.models.layers.recurrent import SLOPE, CellFactory
+from raincast.models.optical_flow import displacements, find_flow, inside, move, smooth
+from raincast.models.sprog import NUM_BANDS, sprog
+from raincast.models.weights import BOX, box
+
+DRY = math.log(10.0**-1.5)
+"""Where no rain lies on the scale of ln(mm/h): −15 dB, as in pysteps."""
+
+DRY_RATE = 0.1
+"""mm/h below which it does not rain."""
+
+HIGHEST_INPUT = 300.0
+"""mm/h that the network reads at most: more is no rain."""
+
+NEIGHBOURHOOD = (0.1, 1.0, 5.0)
+"""mm/h of the neighbourhood probabilities among the inputs."""
+
+SPREAD_KM, SPREAD_POWER = 7.0, 0.75
+"""Of the neighbourhood: 7 km · (lead / 60 min)^0.75, which fits how far extrapolated rain is off."""
+
+SMALLEST_SPREAD = 0.12
+"""Of the logistic distribution of ln(mm/h): what interpolation and noise leave uncertain at once."""
+
+SMALLEST_SHARE = 1e-4
+"""Probability, at the least, of rain that comes from outside the grid."""
+
+MOST_FRAMES = 4
+"""Past frames that are used: the newest ones."""
+
+FEWEST_FRAMES = 3
+"""S-PROG needs as many. Where there are fewer, older ones count as missing."""
+
+
+class LagrangianForecaster(PhysicalNetwork):
+    """Rain that moves with its flow and changes on its way, as a distribution at each pixel and lead time.
+
+    The flow of the past frames is found (`optical_flow.find_flow`) and taken to be steady. Past frames are moved
+    along it to where their rain is at the newest one. Growth and decay are left to forecast: `core` gives the
+    distribution in these coordinates, and its logits are moved forward once. Pixels whose rain comes from outside
+    the grid, or from where nothing was observed, have `UNKNOWN` in the last channel. Of rain from outside, the
+    probability is the share of the moved frame that reaches the threshold.
+
+    Takes frames of rain in mm/h (`transform=rate`) and of where it was observed, on any grid, and `scale`: the
+    time step in minutes and the pixel size in km of each sample.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        out_channels: int = len(THRESHOLDS) + 1,
+        *,
+        stages: Sequence[Mapping[str, Any]],
+        features: int = 16,
+        hidden: int = 24,
+        cell: CellFactory = ConvLSTM,
+        weights: str | None = None,
+    ) -> None:
+        """As `LagrangianCore`; `weights="box"` begins with the weights that come with raincast.
+
+        ValueError for other channels than rain and where it was observed, and for a network that the weights in
+        the box do not fit.
+        """
+        super().__init__()
+        if in_channels != 2 or out_channels != len(THRESHOLDS) + 1:
+            raise ValueError(
+                "LagrangianForecaster reads rain and where it was observed, and gives "
+                f"{len(THRESHOLDS) + 1} channels; found in_channels={in_channels}, out_channels={out_channels}. "
+                "Take data/channels=[observed] alone, transform=rate and head=distribution."
+            )
+        self.in_channels = in_channels
+        self.future_channels = 0
+        self.core = LagrangianCore(stages=stages, features=features, hidden=hidden, cell=cell)
+        self.stride = self.core.stride
+        if weights is not None:
+            self._begin_with(weights)
+
+    def _begin_with(self, weights: str) -> None:
+        if weights != BOX:
+            raise ValueError(f"model.weights={weights}: choose {BOX}, or null to begin with none.")
+        try:
+            self.load_state_dict(box()[0])
+        except RuntimeError as error:
+            raise ValueError(
+                "The weights in the box do not fit this network. Leave model.stages, model.features and "
+                "model.hidden as they are, or begin with none: model.weights=null."
+            ) from error
+
+    def forward(
+        self, x: Float[Tensor, "b t 2 h w"], num_steps: int, scale: Float[Tensor, "b 2"]
+    ) -> Float[Tensor, "b steps n h w"]:
+        """Rain (mm/h) and where it was observed → logits at `THRESHOLDS`, and the newest frame moved (mm/h)."""
+        check_frames(x, self.in_channels, num_steps)
+        x = x[:, -MOST_FRAMES:].float()  # half precision has no digits left behind a pixel
+        if x.shape[1] < FEWEST_FRAMES:
+            x = torch.cat([torch.zeros_like(x[:, :1])] * (FEWEST_FRAMES - x.shape[1]) + [x], dim=1)
+        step, pixel = scale.float().unbind(1)
+        rain, observed = x[:, :, 0].clamp(0.0, HIGHEST_INPUT), x[:, :, 1]
+        rain = rain * observed
+        T = rain.shape[1]
+        far = displacements(find_flow(log_rate(rain) - DRY, observed, pixel), max(num_steps, T - 1))
+        back = far[:, : T - 1].flip(1)
+        past, seen = _each(rain[:, :-1], back), _each(observed[:, :-1], back)
+        # a pixel that is half observed is not
+        seen = (seen > 0.99).to(rain.dtype)
+        past = torch.cat([past * seen, rain[:, -1:]], dim=1)
+        seen = torch.cat([seen, observed[:, -1:]], dim=1)
+        lead = step[:, None] * torch.arange(1, num_steps + 1, device=x.device, dtype=step.dtype)
+        logits = self.core(past, seen, Scale(step, pixel, lead), longest=num_steps)
+        far = far[:, :num_steps].flatten(0, 1)
+        moved = move(logits.flatten(0, 1), far, border=True)
+        newest = torch.stack([rain[:, -1], observed[:, -1]], dim=1)
+        newest = newest[:, None].expand(-1, num_steps, -1, -1, -1).flatten(0, 1)
+        newest = move(newest, far)
+        reached = inside(far) > 0
+        known = (newest[:, 1:] > 0.5) & reached
+        moved = torch.where(reached, moved, _shares(newest[:, :1], known))
+        newest = torch.where(known, newest[:, :1], torch.full_like(newest[:, :1], UNKNOWN))
+        return torch.cat([moved, newest], dim=1).view(-1, num_steps, len(THRESHOLDS) + 1, *x.shape[-2:])
+
+
+class Scale(NamedTuple):
+    """The physical scale of each sample: `step` in minutes (B,), `pixel` in km (B,), `lead` in minutes (B, L)."""
+
+    step: Tensor
+    pixel: Tensor
+    lead: Tensor
+
+
+class LagrangianCore(nn.Module):
+    """Past frames moved to the position of the newest one → the distribution at each pixel and lead time.
+
+    A logistic distribution of ln(rain rate), of which S-PROG's forecast is the location μ and what S-PROG's bands
+    have lost the spread s. A ConvLSTM encoder-forecaster over past frames and lead times and a convolution at
+    full resolution correct both, and bend the distribution between thresholds τ:
+
+        logit P(R ≥ τ_1) = (μ − ln τ_1) / s
+        logit P(R ≥ τ_k) = logit P(R ≥ τ_{k−1}) − ln(τ_k / τ_{k−1}) / s · exp(g_k)
+
+    so that probabilities never cross. All corrections are 0 at first: untrained it is S-PROG. Pixel size, time
+    step and lead time are numbers among the inputs: one set of weights serves any of them. No statistics of
+    a data set enter.
+    """
+
+    def __init__(
+        self,
+        *,
+        stages: Sequence[Mapping[str, Any]],
+        features: int = 16,
+        hidden: int = 24,
+        cell: CellFactory = ConvLSTM,
+    ) -> None:
+        """`stages` are those of the `PyramidEncoderForecaster` inside, which gives `features` channels; `hidden`
+        channels has the convolution at full resolution.
+        """
+        super().__init__()
+        self.recurrent = PyramidEncoderForecaster(4, features, future_channels=5, stages=stages, cell=cell)
+        self.stride = self.recurrent.stride
+        self.pixelwise = nn.Conv2d(features + 5 + len(NEIGHBOURHOOD), hidden, 3, padding=1)
+        nn.init.kaiming_normal_(self.pixelwise.weight, a=SLOPE)
+        factors = nn.Linear(32, 2 * hidden)
+        self.condition = nn.Sequential(nn.Linear(NUM_BANDS + 7, 32), nn.SiLU(), factors)
+        self.out = nn.Conv2d(hidden, len(THRESHOLDS) + 1, 1)
+        for start in (self.pixelwise.bias, factors.weight, factors.bias, self.out.weight, self.out.bias):
+            assert start is not None
+            nn.init.zeros_(start)
+
+    def forward(
+        self,
+        rain: Float[Tensor, "b t h w"],
+        observed: Float[Tensor, "b t h w"],
+        scale: Scale,
+        *,
+        longest: int,
+    ) -> Float[Tensor, "b leads k h w"]:
+        """mm/h without NaN, and 1 where it was observed, at least three frames → logits at `THRESHOLDS`.
+
+        `longest` is the largest lead time in steps.
+        """
+        B, T, H, W = rain.shape
+        L = scale.lead.shape[1]
+        rate = log_rate(rain)
+        valid = observed[:, -3:].amin(1)
+        anchor = sprog(
+            rate[:, -3:],
+            valid,
+            scale.lead / scale.step[:, None],
+            step_minutes=scale.step,
+            pixel_km=scale.pixel,
+            longest=longest,
+        )
+        spread = (3.0 * anchor.variance).sqrt() / math.pi
+        spread = spread.clamp_min(SMALLEST_SPREAD)
+        near = SPREAD_KM / scale.pixel[:, None] * (scale.lead / 60.0).pow(SPREAD_POWER)
+        reached = torch.stack([(rain[:, -1] >= threshold).to(rain.dtype) for threshold in NEIGHBOURHOOD], dim=1)
+        chance = smooth(reached, near)
+
+        def constant(values: Tensor, steps: int) -> Tensor:
+            """(B,) or (B, steps) → (B, steps, 1, H, W)."""
+            values = values[:, None].expand(B, steps) if values.ndim == 1 else values
+            return values[:, :, None, None, None].expand(B, steps, 1, H, W)
+
+        step, pixel, lead = (scale.step / 5.0).log(), scale.pixel.log(), (scale.lead / 30.0).log()
+        level = (rate - DRY) / 2.0
+        location = (anchor.field - DRY) / 2.0
+        past = torch.cat([level[:, :, None], observed[:, :, None], constant(step, T), constant(pixel, T)], dim=2)
+        ahead = torch.cat(
+            [
+                location[:, :, None],
+                constant(spread, L),
+                constant(lead, L),
+                constant(step, L),
+                constant(pixel, L),
+            ],
+            dim=2,
+        )
+        context = self.recurrent(past, L, ahead)
+        change = level[:, 1:] - level[:, :-1]
+        now = torch.stack([level[:, -1], change[:, -1], change[:, -2], observed[:, -1]], dim=1)
+        wet = (rain[:, -1] >= DRY_RATE).to(rain.dtype).mean((-2, -1)).clamp(1e-3, 1.0).log()
+        amount = (rain[:, -3:] * valid[:, None]).mean((-2, -1))
+        growth = (amount[:, 2] + 0.02).log() - (amount[:, 0] + 0.02).log()
+        each = torch.stack([step, pixel, wet / 3.0, growth], dim=1)[:, None].expand(B, L, -1)
+        numbers = torch.cat([torch.stack([lead, spread, scale.lead / 60.0], dim=2), each], dim=2)
+        factors = self.condition(torch.cat([anchor.correlation, numbers], dim=2))
+
+        def logits(leads: slice) -> Tensor:
+            """At full resolution there are many channels: a forecast makes one lead time after the other."""
+            known = (context[:, leads], location[:, leads, None], chance[:, leads])
+            pixels = torch.cat([*known, now[:, None].expand(-1, known[0].shape[1], -1, -1, -1)], dim=2)
+            factor, shift = factors[:, leads, :, None, None].chunk(2, dim=2)
+            hidden = framewise(self.pixelwise, pixels) * (1.0 + factor) + shift
+            correction = framewise(self.out, F.leaky_relu(hidden, SLOPE)).float()
+            return distribution(anchor.field[:, leads], spread[:, leads], correction)
+
+        if torch.is_grad_enabled():
+            return logits(slice(None))
+        return torch.cat([logits(slice(lead, lead + 1)) for lead in range(L)], dim=1)
+
+
+def log_rate(rain: Tensor) -> Tensor:
+    """mm/h → ln(mm/h), `DRY` below `DRY_RATE`."""
+    return torch.where(rain >= DRY_RATE, rain.clamp_min(DRY_RATE).log(), torch.full_like(rain, DRY))
+
+
+def distribution(
+    location: Float[Tensor, "b leads h w"],
+    spread: Float[Tensor, "b leads"],
+    correction: Float[Tensor, "b leads n h w"],
+) -> Float[Tensor, "b leads k h w"]:
+    """Logits of P(R ≥ τ) at `THRESHOLDS`, decreasing; without correction those of the logistic distribution."""
+    thresholds = torch.tensor(THRESHOLDS, dtype=location.dtype, device=location.device).log()
+    width = spread[:, :, None, None] * (1.5 * torch.tanh(correction[:, :, 1] / 1.5)).exp()
+    first = (location + correction[:, :, 0] - thresholds[0]) / width
+    bend = (2.0 * torch.tanh(correction[:, :, 2:] / 2.0)).exp()
+    steps = (thresholds[1:] - thresholds[:-1])[:, None, None] / width[:, :, None] * bend
+    return first[:, :, None] - torch.cat([torch.zeros_like(first)[:, :, None], steps.cumsum(2)], dim=2)
+
+
+def _shares(newest: Tensor, known: Tensor) -> Tensor:
+    """The logit of the share of known pixels that reach each threshold, (N, K, 1, 1)."""
+    count = known.sum((-2, -1)).clamp_min(1)
+    shares = [((newest >= threshold) & known).sum((-2, -1)) / count for threshold in THRESHOLDS]
+    return torch.cat(shares, dim=1).clamp(SMALLEST_SHARE, 0.5).logit()[..., None, None]
+
+
+def _each(frames: Tensor, far: Tensor) -> Tensor:
+    """Frames (B, T, H, W), each by its own displacement (B, T, 2, H, W); 0 from outside."""
+    return move(frames.flatten(0, 1)[:, None], far.flatten(0, 1)).view(frames.shape)

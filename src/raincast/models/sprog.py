@@ -1,0 +1,158 @@
+"""S-PROG in torch: the bands of a rain field, how long each lives, and the field that they add up to.
+
+Spectral prognosis (Seed 2003): the logarithm of rain is cut into bands of wavelengths, one octave each. In
+coordinates that move with the rain, each band follows an autoregressive process of order 2 whose coefficients come
+from the lag-1 and lag-2 correlations of the last three frames. Small scales fade within minutes, large ones last.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+NUM_BANDS = 8
+"""Octaves: wavelengths of 2 to 4 pixels, 4 to 8, …; the last band holds all that is longer, and the mean."""
+
+WIDTH = 0.5
+"""Spread of each band's filter, in octaves."""
+
+LARGEST_CORRELATION = 0.9999
+"""Correlations are kept below 1: an autoregressive process with more would grow."""
+
+
+FEWEST_PIXELS = 256
+"""Valid pixels that correlations are computed from, at the least."""
+
+
+class SProg(NamedTuple):
+    """S-PROG's forecast and how sure it is of it.
+
+    `field` (B, L, H, W) is in the input's unit. `correlation` (B, L, bands) is that of each band with itself at
+    the lead time. `variance` (B, L) is what the bands have lost by then, in the input's unit
+    squared, as if they did not overlap: about three quarters of the whole.
+    """
+
+    field: Tensor
+    correlation: Tensor
+    variance: Tensor
+
+
+def sprog(
+    frames: Float[Tensor, "b 3 h w"],
+    valid: Float[Tensor, "b h w"],
+    steps: Float[Tensor, "b leads"],
+    *,
+    step_minutes: Float[Tensor, " b"],
+    pixel_km: Float[Tensor, " b"],
+    longest: int,
+) -> SProg:
+    """S-PROG from three frames that were moved to the position of the newest one, oldest first.
+
+    `frames` are logarithms of rain without NaN; `valid` is 1 where all three were observed, 0 elsewhere; `steps`
+    are lead times in time steps, whole numbers from 1 to `longest`. Statistics come from the valid pixels; where
+    these are fewer than `FEWEST_PIXELS`, correlations are those of `usual_correlation`.
+    """
+    B, _, H, W = frames.shape
+    bands = decompose(frames)  # B, 3, K, H, W
+    weight = valid[:, None, None]
+    count = weight.sum((-2, -1)).clamp_min(1.0)
+    mean = (bands * weight).sum((-2, -1)) / count
+    centred = bands - mean[..., None, None]
+    oldest, older, newest = (centred * weight).flatten(-2).unbind(1)
+
+    def correlate(a: Tensor, b: Tensor) -> Tensor:
+        scale = (a.square().sum(-1) * b.square().sum(-1)).sqrt()
+        return (a * b).sum(-1) / scale.clamp_min(1e-12)
+
+    first = (correlate(newest, older) + correlate(older, oldest)) / 2.0
+    second = correlate(newest, oldest)
+    enough = count[:, 0] >= FEWEST_PIXELS
+    first = torch.where(enough, first, usual_correlation(step_minutes, pixel_km))
+    second = torch.where(enough, second, usual_correlation(2.0 * step_minutes, pixel_km))
+    first, second = stationary(first, second)
+    deviation = (newest.square().sum(-1) / count[:, 0]).sqrt()
+    before = (older.square().sum(-1) / count[:, 0]).sqrt()
+    a, b, correlation = propagate(first, second, steps, longest)
+    # the older frame enters with the newest one's spread, as bands are normalised one by one
+    ratio = deviation / before.clamp_min(1e-6)
+    b = b * ratio.clamp(0.5, 2.0)[:, None]
+    weights = torch.cat([a, b], dim=2)
+    fields = torch.cat([centred[:, 2], centred[:, 1]], dim=1).flatten(2)
+    field = torch.bmm(weights, fields).view(B, steps.shape[1], H, W) + mean[:, 2].sum(1)[:, None, None, None]
+    variance = (deviation.square()[:, None] * (1.0 - correlation.square())).sum(2)
+    return SProg(field, correlation, variance)
+
+
+def usual_correlation(minutes: Float[Tensor, " b"], pixel_km: Float[Tensor, " b"]) -> Float[Tensor, "b bands"]:
+    """Of each band with itself `minutes` ago: exp(−t/τ), τ = 0.5 min · (wavelength / km)^1.25.
+
+    A rough fit to Swiss, Dutch and European composites, for where the frames at hand say nothing.
+    """
+    octave = torch.arange(NUM_BANDS, device=pixel_km.device, dtype=pixel_km.dtype) + 1.5
+    wavelength = pixel_km[:, None] * 2.0**octave
+    return torch.exp(-minutes[:, None] / (0.5 * wavelength.pow(1.25)))
+
+
+def decompose(frames: Float[Tensor, "b t h w"]) -> Float[Tensor, "b t bands h w"]:
+    """Bands of wavelengths, fine to coarse, that add up to `frames`."""
+    H, W = frames.shape[-2:]
+    filters = band_filters(H, W, frames)
+    spectrum = torch.fft.rfft2(frames)
+    bands: Tensor = torch.fft.irfft2(spectrum[:, :, None] * filters, s=(H, W))
+    return bands
+
+
+def band_filters(height: int, width: int, like: Tensor) -> Float[Tensor, "bands h w2"]:
+    """Of each wavenumber the share of each band; shares add up to 1.
+
+    Gaussian functions of the logarithm of the wavelength, as in pysteps (Pulkkinen et al. 2019).
+    """
+    wavenumber = torch.hypot(
+        torch.fft.fftfreq(height, device=like.device, dtype=like.dtype)[:, None],
+        torch.fft.rfftfreq(width, device=like.device, dtype=like.dtype)[None],
+    )
+    octave = -torch.log2(wavenumber.clamp_min(1e-9)) - 1.0  # 0 at a wavelength of 2 pixels
+    centres = torch.arange(NUM_BANDS, device=like.device, dtype=like.dtype)[:, None, None] + 0.5
+    # beyond the first and last centre all belongs to these
+    octave = octave.clamp(0.5, NUM_BANDS - 0.5)
+    shares = torch.exp(-0.5 * ((octave - centres) / WIDTH).square())
+    return shares / shares.sum(0, keepdim=True)
+
+
+def stationary(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Lag-1 and lag-2 correlations that a stationary process of order 2 can have, nearest to those given.
+
+    The lower bound of lag 2 also keeps the process from oscillating (Pulkkinen et al. 2019).
+    """
+    first = first.clamp(0.0, LARGEST_CORRELATION)
+    square = first.square()
+    least = (3.0 * square - 2.0 + 2.0 * (1.0 - square).pow(1.5)) / square.clamp_min(1e-6)
+    least = torch.where(first > 1e-2, least, torch.zeros_like(least))
+    return first, torch.maximum(second, least).clamp_max(LARGEST_CORRELATION).minimum(first)
+
+
+def propagate(
+    first: Float[Tensor, "b bands"],
+    second: Float[Tensor, "b bands"],
+    steps: Float[Tensor, "b leads"],
+    longest: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of the newest and of the older frame, and the correlation with the newest: (B, leads, bands) each.
+
+    x_n = φ1·x_{n−1} + φ2·x_{n−2} with x_0 the newest and x_{−1} the older frame.
+    """
+    gap = (1.0 - first.square()).clamp_min(1e-6)
+    phi1 = first * (1.0 - second) / gap
+    phi2 = (second - first.square()) / gap
+    ones, zeros = torch.ones_like(first), torch.zeros_like(first)
+    # (weight of the newest, weight of the older, correlation), at steps −1 and 0
+    older, newest = torch.stack([zeros, ones, first]), torch.stack([ones, zeros, ones])
+    kept = []
+    for _ in range(longest):
+        older, newest = newest, phi1 * newest + phi2 * older
+        kept.append(newest)
+    table = torch.stack(kept, dim=2)  # 3, B, longest, bands
+    index = (steps.long() - 1)[None, :, :, None].expand(3, -1, -1, first.shape[1])
+    a, b, correlation = table.gather(2, index)
+    return a, b, correlation.clamp(0.0, 1.0)

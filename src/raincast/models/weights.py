@@ -1,0 +1,49 @@
+"""The weights in the box: trained on several radar networks, they forecast on any without training."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BOX = "box"
+"""What settings call these weights."""
+
+FORMAT = 1
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
+    """Tensors and plain information as one NumPy file without pickles."""
+    arrays = {f"state.{name}": value.detach().cpu().float().numpy() for name, value in state.items()}
+    text = np.array(json.dumps({"format": FORMAT, "torch_version": str(torch.__version__), **info}))
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, info=text, **arrays)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and information that `write_weights` wrote; ValueError for anything else."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            info: dict[str, Any] = json.loads(str(file["info"]))
+            prefix = "state."
+            state = {
+                name.removeprefix(prefix): torch.from_numpy(file[name])
+                for name in file.files
+                if name.startswith(prefix)
+            }
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{path} holds no weights of raincast, or is damaged: {error}") from error
+    if info.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {info.get('format')}; this raincast reads {FORMAT}.")
+    return state, info
+
+
+@cache
+def box() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State of a `LagrangianForecaster`, and what its model card says: networks, scores, licences."""
+    return read_weights(Path(str(files("raincast") / "weights" / "lagrangian.npz")))

@@ -1,0 +1,126 @@
+"""The forecaster that comes with raincast: any step and pixels, without training."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from running import compose_config
+from standing import moving
+
+import raincast
+from raincast import assembly, schema
+from raincast.commands import evaluate, forecast
+from raincast.commands.train import train
+from raincast.forecaster import Query
+from raincast.forecasting.network import box_forecaster
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> "assembly.ForecastPipeline":  # type: ignore[name-defined]
+    return raincast.load_forecaster(thresholds=[0.5, 1, 5])
+
+
+def retimed(frames: xr.Dataset, minutes: float) -> xr.Dataset:
+    """The same frames, so many minutes apart."""
+    times = frames["time"].values[0] + np.arange(frames.sizes["time"]) * np.timedelta64(int(minutes * 60), "s")
+    grid = schema.mock_grid(*frames[schema.RAIN].shape[1:])
+    return schema.rain_dataset(
+        frames[schema.RAIN].values, times, grid, step_minutes=minutes, cell_methods="time: point"
+    )
+
+
+@pytest.mark.parametrize(("minutes", "leads"), [(5, 12), (10, 6), (15, 4)])
+def test_it_forecasts_an_hour_at_any_step(
+    pipeline: raincast.forecasting.ForecastPipeline, minutes: int, leads: int
+) -> None:
+    made = pipeline(retimed(moving(5), minutes))
+    assert made.attrs["forecast_method"] == "network"
+    assert made.sizes["lead_time"] == leads
+    assert made["lead_time"].values[-1] == np.timedelta64(60, "m")
+    probability = made["rain_rate_exceedance"].values
+    assert np.nanmin(probability) >= 0 and np.nanmax(probability) <= 1
+    assert (np.diff(probability, axis=1) <= 1e-6)[np.isfinite(probability[:, 1:])].all()
+    assert "knmi" in made.attrs["training_data"]
+
+
+def test_moving_rain_is_found_where_it_goes(pipeline: raincast.forecasting.ForecastPipeline) -> None:
+    """Better than persistence by far, on rain that moves by 24 km/h."""
+    frames = moving(10, 64, 96)
+    made = pipeline(frames.isel(time=slice(0, 4)))[schema.RAIN].values
+    truth = frames[schema.RAIN].values[4:]
+    inner = (slice(8, -8), slice(24, -8))
+
+    def csi(rain: np.ndarray, step: int) -> float:
+        said, wet = rain[inner] >= 1, truth[step][inner] >= 1
+        return float((said & wet).sum() / (said | wet).sum())
+
+    for step in (1, 3, 5):
+        assert csi(made[step], step) > csi(frames[schema.RAIN].values[3], step) + 0.15
+
+
+def test_only_what_was_observed_is_computed_and_the_rest_is_dry() -> None:
+    network, rain = box_forecaster(), moving(4, 40, 40)[schema.RAIN].values[None, :, None]
+    rain[..., -2:, :] = np.random.default_rng(0).gamma(0.5, 2.0, (1, 4, 1, 2, 40))
+    wide = np.full((1, 4, 1, 60, 70), np.nan, np.float32)
+    wide[..., 10:50, 20:60] = rain
+
+    def ask(rain: np.ndarray) -> np.ndarray:
+        query = Query.for_steps(rain, 3, step_minutes=5.0, pixel_km=1.0, thresholds=[1.0])
+        return network.predict(query).rates
+
+    inner, outer = ask(rain), ask(wide)
+    np.testing.assert_array_equal(outer[..., 10:50, 20:60], inner)
+    assert not outer[..., :10, :].any() and not outer[..., 60:].any()
+
+
+def test_rules_decide_the_rates() -> None:
+    network, rain = box_forecaster(), moving(4)[schema.RAIN].values[None, :, None]
+
+    def area(rule: str | None) -> float:
+        query = Query.for_steps(rain, 6, step_minutes=5.0, pixel_km=1.0, rule=rule)
+        return float((network.predict(query).rates[0, -1] >= 1).sum())
+
+    assert network.gives.rules == ("area", "csi", "mean", "matched")
+    assert area(None) == area("area")
+    assert len({area(rule) for rule in network.gives.rules}) > 2
+    with pytest.raises(ValueError, match="rule=best: box knows area"):
+        area("best")
+    with pytest.raises(ValueError, match="pixel_km"):
+        network.predict(Query.for_steps(rain, 2, step_minutes=5.0))
+
+
+def test_forecast_needs_no_checkpoint(tiny_archive: Path, tmp_path: Path) -> None:
+    path = forecast.run(compose_config("forecast", tmp_path, f"input={tiny_archive}", "animation=false"))
+    with xr.open_dataset(path) as made:
+        assert made.attrs["forecast_method"] == "network"
+        assert "rain_rate_exceedance" in made
+        assert made.attrs["source"].endswith("LagrangianForecaster")
+
+
+def test_evaluate_scores_the_box_and_pysteps_files_of_weights_too(tiny_archive: Path, tmp_path: Path) -> None:
+    box = Path(raincast.__file__).parent / "weights" / "lagrangian.npz"
+    given = [f"data.archive={tiny_archive}", "data.eval_stride=6", "baselines=[persistence]", "workers=1"]
+    given += [f"paths.output_dir={tmp_path}"]
+    default = evaluate.run(compose_config("evaluate", tmp_path / "a", *given))
+    named = evaluate.run(compose_config("evaluate", tmp_path / "b", *given, f"checkpoint={box}"))
+    assert list(default["forecaster"].values) == ["network", "persistence"]
+    xr.testing.assert_equal(default["csi"], named["csi"])
+    csi = default["csi"].sel(threshold=1).isel(lead_time=0)  # later rain comes from outside 32 km
+    assert float(csi.sel(forecaster="network")) > float(csi.sel(forecaster="persistence"))
+
+
+def test_training_begins_with_the_box_and_the_checkpoint_forecasts(tiny_archive: Path, tmp_path: Path) -> None:
+    given = [
+        "experiment=radar", "logger=csv", f"data.archive={tiny_archive}", "data.crop=32", "data.samples_per_epoch=4",
+        "data.batch_size=2", "data.eval_stride=20", "data.lead_steps=3", "data.num_workers=0", "trainer.max_epochs=1",
+        "baselines=[persistence,box]", "trainer.accelerator=cpu", "optimizer.lr=1e-5",
+    ]  # fmt: skip
+    result = train(compose_config("train", tmp_path, *given))
+    assert result.scores is not None
+    csi = result.scores["csi"].sel(threshold=1).mean("lead_time")
+    assert float(csi.sel(forecaster="network")) == pytest.approx(float(csi.sel(forecaster="box")), abs=0.02)
+    made = raincast.load_forecaster(result.best)(moving(6))
+    assert made.attrs["forecast_method"] == "network"
+    nothing = compose_config("train", tmp_path / "none", *given, "model.weights=null")
+    assert assembly.head(nothing).num_channels == 14
