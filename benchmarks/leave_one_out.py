@@ -1,0 +1,285 @@
+"""Leave one radar network out: weights trained on the others, scored on it beside pysteps' methods.
+
+    python benchmarks/leave_one_out.py knmi=data/knmi mch=data/mch2015,data/mch2017 … --weights folds
+
+For each NAME=ARCHIVES the weights `folds/without_NAME.npz` are used, or trained first (`benchmarks/pretrain.py`,
+`--minutes` each). `--only` scores some networks alone, `--box` takes the weights in the box for all of them.
+
+From each archive start times are taken at even distances, and of each the wettest window of `--size` pixels at the
+newest frame. All forecasters see the same four frames and are scored on the same pixels: observed at the valid time,
+and reached by Lucas-Kanade's motion from inside the window. CSI by start time, then the mean; the network's rates are
+decided by `csi` and by `area` (bias 1). CRPS in mm/h, the integral over rates from the same thresholds for all. With
+intervals of 95 % of paired differences, by resampling start times.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pretrain
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from raincast.archive import Archive
+from raincast.baselines import Anvil, Extrapolation, Linda, SProg, Steps
+from raincast.baselines.motion import find_motion
+from raincast.forecaster import Query
+from raincast.models.distribution import DistributionHead
+from raincast.models.lagrangian import LagrangianForecaster
+from raincast.models.weights import box, read_weights
+from raincast.transforms import RateScaling
+
+LEADS = (5, 15, 30, 45, 60)
+MINUTES = {1.0: (15, 30, 45, 60), 5.0: (15, 30, 45, 60)}
+THRESHOLDS = (1.0, 5.0, 10.0)
+RATES = tuple(float(rate) for rate in np.geomspace(0.1, 60.0, 28))
+"""mm/h at which the CRPS is summed."""
+WIDTHS = np.diff([0.0, *np.sqrt(np.array(RATES[1:]) * RATES[:-1]), 70.0])
+PAST = 4
+Maps = npt.NDArray[np.float32]
+
+
+class Network:
+    """The network with some weights: probabilities at `RATES` and rates by two decisions."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        model = yaml.safe_load((pretrain.ROOT / "conf" / "model" / "lagrangian.yaml").read_text())
+        settings = {key: model[key] for key in ("stages", "features", "hidden")}
+        self.network = LagrangianForecaster(**settings).eval()
+        self.network.load_state_dict(dict(state))
+
+    @torch.inference_mode()
+    def __call__(self, past: Maps, steps: int, step: float, pixel: float) -> dict[str, Maps]:
+        """(T, H, W) mm/h → rates (steps, H, W) by `csi` and `area`, and exceedance (steps, K, H, W)."""
+        rain = torch.from_numpy(past)[None]
+        x = torch.stack([rain.nan_to_num(0.0), rain.isfinite().float()], dim=2)
+        output = self.network(x, steps, torch.tensor([[step, pixel]]))
+        made: dict[str, Maps] = {}
+        for decision in ("csi", "area"):
+            head = DistributionHead(rates_by=decision)
+            made[decision] = head.rates(output, RateScaling())[0, :, 0].numpy()
+        made["exceedance"] = DistributionHead().exceedance(output, RATES, RateScaling())[0].numpy()
+        return made
+
+
+def windows(path: Path, starts: int, size: int) -> Iterator[dict[str, Any]]:
+    """Past and later frames of the wettest window at each start time."""
+    archive = Archive.open(path)
+    step, pixel = archive.step_minutes, archive.grid.pixel_km
+    multiple = max(1, round(5 / step))
+    steps = int(60 // (step * multiple))
+    last = archive.num_times - 1 - (PAST - 1) * multiple
+    steps = min(steps, max(1, (last - 2) // multiple))
+    firsts = np.arange(0, last - steps * multiple + 1)
+    for first in np.unique(firsts[np.linspace(0, firsts.size - 1, starts).round().astype(int)]):
+        frames = archive.read(int(first), (PAST + steps - 1) * multiple + 1)
+        frames = frames.reshape(len(frames), *archive.grid.shape)[::multiple]
+        y, x = _wettest(frames[PAST - 1], size)
+        window = np.ascontiguousarray(frames[:, y, x])
+        if (np.nan_to_num(window[PAST - 1]) >= 0.1).mean() < 0.01:
+            continue
+        yield {
+            "past": window[:PAST], "later": window[PAST:], "step": step * multiple, "pixel": pixel,
+            "start": f"{path.name}:{first}",
+        }  # fmt: skip
+
+
+def _wettest(frame: Maps, size: int) -> tuple[slice, slice]:
+    H, W = frame.shape
+    amount, seen = 1.0 - np.exp(-np.nan_to_num(frame)), np.isfinite(frame)
+    best, found = -1.0, (slice(0, H), slice(0, W))
+    height, width = min(size, H), min(size, W)
+    for y in range(0, H - height + 1, max(1, height // 4)):
+        for x in range(0, W - width + 1, max(1, width // 4)):
+            part = slice(y, y + height), slice(x, x + width)
+            value = float(amount[part].mean() * seen[part].mean() ** 2)
+            if value > best:
+                best, found = value, part
+    return found
+
+
+def score(window: dict[str, Any], network: Network, *, ensembles: Sequence[Any]) -> list[dict[str, Any]]:
+    """A row for each forecaster, lead time and threshold."""
+    past, later, step, pixel = (window[name] for name in ("past", "later", "step", "pixel"))
+    motion = find_motion(past[-3:], "lucas_kanade")
+    if motion is None:
+        return []
+    query = Query.for_steps(past[None, :, None], len(later), step_minutes=step, pixel_km=pixel, members=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        made = {one.name: one.predict(query) for one in (Extrapolation(), SProg(), Anvil(), *ensembles)}
+    ours = network(past, len(later), step, pixel)
+    rows = []
+    for number, observed in enumerate(later):
+        minutes = (number + 1) * step
+        lead = min(LEADS, key=lambda known: abs(known - minutes))
+        if abs(lead - minutes) > step / 2 - 1e-6:
+            continue
+        counted = np.isfinite(observed) & _reached(past[-1], motion, number + 1)
+        if counted.sum() < 500:
+            continue
+        truth = observed[counted]
+        rates = {name: prediction.rates[0, number, 0][counted] for name, prediction in made.items()}
+        rates |= {decision: ours[decision][number][counted] for decision in ("csi", "area")}
+        exceed = {name: _shares(prediction, number, counted) for name, prediction in made.items()}
+        exceed["csi"] = ours["exceedance"][number][:, counted]
+        where = {"start": window["start"], "lead": lead}
+        reached = truth[None] >= np.array(RATES, np.float32)[:, None]
+        for name, chance in exceed.items():
+            crps = float(np.square(chance - reached).mean(1) @ WIDTHS)
+            rows.append({**where, "who": name, "score": "crps", "value": crps})
+        for threshold in THRESHOLDS:
+            wet = truth >= threshold
+            if wet.sum() < 10:
+                continue
+            for name, rate in rates.items():
+                said = rate >= threshold * (1 - 1e-6)
+                csi = float((said & wet).sum() / max(1, (said | wet).sum()))
+                rows.append({**where, "who": name, "score": f"csi{threshold:g}", "value": csi})
+                rows.append(
+                    {**where, "who": name, "score": f"bias{threshold:g}", "value": float(said.sum() / wet.sum())}
+                )
+        chance = ours["exceedance"][number][_index(1.0)][counted]
+        for low in np.arange(0, 1, 0.1):
+            inside = (chance >= low) & (chance < low + 0.1 + 1e-9)
+            row = {**where, "who": "csi", "score": f"reliability{low:.1f}", "value": float(inside.sum())}
+            rows.append({**row, "stated": float(chance[inside].sum()), "wet": float((truth[inside] >= 1.0).sum())})
+    return rows
+
+
+def _index(rate: float) -> int:
+    return int(np.argmin(np.abs(np.log(np.array(RATES) / rate))))
+
+
+def _shares(prediction: Any, number: int, counted: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating[Any]]:
+    """P(rate ≥ each of `RATES`) of members, or 0 and 1."""
+    maps = prediction.rates if prediction.members is None else prediction.members
+    values = maps[0, number][:, counted]
+    return np.stack([(values >= rate).mean(0) for rate in RATES])
+
+
+def _reached(newest: Maps, motion: npt.NDArray[np.float64], steps: int) -> npt.NDArray[np.bool_]:
+    """Where the rain comes from an observed pixel inside the window."""
+    from pysteps.extrapolation.semilagrangian import extrapolate
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        moved = extrapolate(np.isfinite(newest).astype(float), motion, steps, outval=0.0)
+    return moved[-1] > 0.99
+
+
+def difference(rows: list[dict[str, Any]], score: str, leads: Sequence[int], ours: str, theirs: str) -> str:
+    """The mean paired difference with its interval, by start times; of the CRPS the share of the rival's."""
+    by_start: dict[str, list[tuple[float, float]]] = {}
+    table = {(r["start"], r["lead"], r["who"]): r["value"] for r in rows if r["score"] == score}
+    for start, lead, who in table:
+        if who == ours and lead in leads and (start, lead, theirs) in table:
+            by_start.setdefault(start, []).append((table[start, lead, ours], table[start, lead, theirs]))
+    if len(by_start) < 4:
+        return f"– ({len(by_start)} starts)"
+    pairs = np.array([np.mean(values, axis=0) for values in by_start.values()])
+    resampled = pairs[np.random.default_rng(0).integers(len(pairs), size=(2000, len(pairs)))].mean(1)
+    if score == "crps":
+        value, spread = pairs[:, 0].mean() / pairs[:, 1].mean() - 1, resampled[..., 0] / resampled[..., 1] - 1
+        return f"{value:+.0%} [{np.quantile(spread, 0.025):+.0%}, {np.quantile(spread, 0.975):+.0%}]"
+    value, spread = (pairs[:, 0] - pairs[:, 1]).mean(), resampled[..., 0] - resampled[..., 1]
+    return f"{value:+.3f} [{np.quantile(spread, 0.025):+.3f}, {np.quantile(spread, 0.975):+.3f}]"
+
+
+def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
+    """Scores by lead time, and differences from each rival."""
+    rivals = [who for who in dict.fromkeys(row["who"] for row in rows) if who not in ("csi", "area")]
+    means = Table(title=f"{name}: {len({row['start'] for row in rows})} start times", title_justify="left")
+    for column in ("score", "forecaster", *(f"{lead} min" for lead in LEADS)):
+        means.add_column(column)
+    for score_name in ("csi1", "csi5", "csi10", "bias1", "bias5", "crps"):
+        for who in ("csi", "area", *rivals):
+            values = [
+                [r["value"] for r in rows if (r["score"], r["who"], r["lead"]) == (score_name, who, lead)]
+                for lead in LEADS
+            ]
+            if any(values):
+                means.add_row(score_name, who, *(f"{np.mean(v):.3f}" if v else "–" for v in values))
+    console.print(means)
+    paired = Table(title=f"{name}: the network less each rival", title_justify="left")
+    for column in ("rival", "score", "rates by csi", "rates by area", *(f"{lead} min" for lead in (15, 30, 60))):
+        paired.add_column(column)
+    for rival in rivals:
+        for score_name in ("csi1", "csi5", "crps"):
+            middle = [lead for lead in LEADS if lead >= 15]
+            by_area = difference(rows, score_name, middle, "area", rival) if score_name != "crps" else ""
+            paired.add_row(
+                rival, score_name, difference(rows, score_name, middle, "csi", rival), by_area,
+                *(difference(rows, score_name, [lead], "csi", rival) for lead in (15, 30, 60)),
+            )  # fmt: skip
+    console.print(paired)
+    reliability = Table(title=f"{name}: P(≥ 1 mm/h), stated → observed", title_justify="left")
+    reliability.add_column("lead")
+    lows = [f"{low:.1f}" for low in np.arange(0, 1, 0.1)]
+    for low in lows:
+        reliability.add_column(low)
+    for lead in LEADS:
+        cells = []
+        for low in lows:
+            own = [r for r in rows if r["score"] == f"reliability{low}" and r["lead"] == lead]
+            count = sum(r["value"] for r in own)
+            stated, wet = (sum(r[key] for r in own) / max(count, 1) for key in ("stated", "wet"))
+            cells.append(f"{stated:.2f} → {wet:.2f}" if count >= 200 else "–")
+        reliability.add_row(f"{lead} min", *cells)
+    console.print(reliability)
+
+
+def main() -> None:
+    """Train what is missing, score each network, print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="+", metavar="NAME=ARCHIVE[,ARCHIVE…]")
+    parser.add_argument("--weights", type=Path, default=Path("folds"))
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training each fold")
+    parser.add_argument("--only", nargs="*", help="networks that are scored")
+    parser.add_argument("--box", action="store_true", help="score the weights in the box")
+    parser.add_argument("--starts", type=int, default=10, help="of each archive")
+    parser.add_argument("--ensembles", type=int, default=5, help="start times of each archive with STEPS")
+    parser.add_argument("--linda", action="store_true")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--out", type=Path, help="rows as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(width=180)
+    named = {name: paths.split(",") for name, paths in (entry.split("=", 1) for entry in options.networks)}
+    everything: list[dict[str, Any]] = []
+    for name, paths in named.items():
+        if options.only and name not in options.only:
+            continue
+        if options.box:
+            state = box()[0]
+        else:
+            path = options.weights / f"without_{name}.npz"
+            if not path.exists():
+                options.weights.mkdir(parents=True, exist_ok=True)
+                pretrain.main(
+                    [*options.networks, "--exclude", name, "--out", str(path), "--minutes", str(options.minutes)]
+                )
+            state = read_weights(path)[0]
+        network, rows = Network(state), []
+        for archive in paths:
+            for number, window in enumerate(windows(Path(archive), options.starts, options.size)):
+                with_ensembles = number % max(1, options.starts // max(1, options.ensembles)) == 0
+                ensembles = [Steps(num_members=20)] if with_ensembles and options.ensembles else []
+                if ensembles and options.linda:
+                    ensembles.append(Linda())
+                rows += score(window, network, ensembles=ensembles)
+        report(console, name, rows)
+        everything += [{**row, "network": name} for row in rows]
+    report(console, "all networks", everything)
+    if options.out:
+        options.out.write_text(json.dumps(everything))
+
+
+if __name__ == "__main__":
+    main()
