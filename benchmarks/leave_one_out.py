@@ -5,11 +5,11 @@
 For each NAME=ARCHIVES the weights `folds/without_NAME.npz` are used, or trained first (`benchmarks/pretrain.py`,
 `--minutes` each). `--only` scores some networks alone, `--box` takes the weights in the box for all of them.
 
-From each archive start times are taken at even distances, and of each the wettest window of `--size` pixels at the
-newest frame. All forecasters see the same four frames and are scored on the same pixels: observed at the valid time,
-and reached by Lucas-Kanade's motion from inside the window. CSI by start time, then the mean; the network's rates are
-decided by `csi` and by `area` (bias 1). CRPS in mm/h, the integral over rates from the same thresholds for all. With
-intervals of 95 % of paired differences, by resampling start times.
+From each archive start times are taken at even distances, and of each the wettest window of `--size` pixels at
+the newest frame. All forecasters see the same four frames and are scored on the same pixels: observed at the valid
+time, and reached by Lucas-Kanade's motion from inside the window. CSI by start time, then the mean; the network's
+rates are decided by `csi` and by `area` (bias 1). CRPS in mm/h, the integral over rates from the same thresholds
+for all. With intervals of 95 % of paired differences, by resampling start times.
 """
 
 import argparse

@@ -343,9 +343,13 @@ def main() -> int:
         if arguments.checkpoint is None:
             spacing = [float(abs(axis[1] - axis[0])) for axis in (archive.grid.y, archive.grid.x)]
             write_checkpoint(
-                checkpoint, ["experiment=convlstm"], input_steps=6, lead_steps=12, step_minutes=archive.step_minutes,
+                checkpoint,
+                ["experiment=convlstm"],
+                input_steps=6,
+                lead_steps=12,
+                step_minutes=archive.step_minutes,
                 grid_spacing=spacing,
-            )  # fmt: skip
+            )
         pipeline = assembly.pipeline(assembly.read_checkpoint(checkpoint), device="cpu")
         start, cpu = time.perf_counter(), time.process_time()
         outcome = replay(truth, pipeline, assembly.make(reader_config()), folder / "replay", seed=arguments.seed)

@@ -116,7 +116,7 @@ def _of_weights(path: Path) -> Checkpoint:
     config.data.archive = "radar networks"
     info = {
         "format": CHECKPOINT_FORMAT,
-        "raincast_version": raincast.__version__,
+        "raincast_version": __version__,
         "torch_version": str(described.get("torch_version", "unknown")),
         "config": OmegaConf.to_yaml(config),
         "step_minutes": 5.0,

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from raincast.models.distribution import THRESHOLDS, UNKNOWN
-from raincast.transforms import RateScaling, Transform
+from raincast.transforms import THRESHOLDS, UNKNOWN, RateScaling, Transform
 
 
 class BalancedLoss(nn.Module):

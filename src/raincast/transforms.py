@@ -29,6 +29,13 @@ def _namespace(values: Any) -> Any:
     return sys.modules[type(values).__module__.partition(".")[0]]
 
 
+THRESHOLDS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0, 7.5, 10.0, 15.0, 20.0, 35.0, 50.0)
+"""mm/h at which `head=distribution` describes the distribution of each pixel."""
+
+UNKNOWN = -1.0
+"""Stands in its last channel where the moved newest frame says nothing: the rain comes from outside the grid."""
+
+
 _HARDLY_ANY = 1e-37
 """mm/h, near the smallest normal float32"""
 

@@ -7,8 +7,6 @@ import torch
 
 from raincast.losses import DistributionLoss
 from raincast.models.distribution import (
-    THRESHOLDS,
-    UNKNOWN,
     DistributionHead,
     area_cuts,
     area_shift,
@@ -16,7 +14,7 @@ from raincast.models.distribution import (
     decided_rate,
     expected_rate,
 )
-from raincast.transforms import DbzScaling, RateScaling
+from raincast.transforms import THRESHOLDS, UNKNOWN, DbzScaling, RateScaling
 
 SCALE = RateScaling()
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from raincast.losses import DistributionLoss
-from raincast.models.distribution import THRESHOLDS, UNKNOWN, DistributionHead
+from raincast.models.distribution import DistributionHead
 from raincast.models.lagrangian import DRY, LagrangianForecaster, distribution, log_rate
 from raincast.models.sprog import sprog
-from raincast.transforms import RateScaling
+from raincast.transforms import THRESHOLDS, UNKNOWN, RateScaling
 
 STAGES = [
     {"conv_channels": 4, "hidden_channels": 4, "stride": 2, "down_kernel": 4},

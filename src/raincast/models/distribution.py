@@ -11,16 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raincast.models.heads import check_output, check_thresholds
-from raincast.transforms import Transform
-
-THRESHOLDS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0, 7.5, 10.0, 15.0, 20.0, 35.0, 50.0)
-"""mm/h at which the distribution of each pixel is described."""
+from raincast.transforms import THRESHOLDS, UNKNOWN, Transform
 
 DECISIONS = ("area", "csi", "mean", "matched")
 """Ways to turn probabilities into rates: see `DistributionHead`."""
-
-UNKNOWN = -1.0
-"""Stands in the last channel where the newest frame says nothing: the rain there comes from outside the grid."""
 
 NEVER = -30.0
 """A logit of no chance: areas and cuts leave out pixels that the newest frame says nothing of."""

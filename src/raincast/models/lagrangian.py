@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.distribution import THRESHOLDS, UNKNOWN
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
 from raincast.models.frames import PhysicalNetwork, check_frames, framewise
 from raincast.models.layers.convlstm import ConvLSTM
@@ -17,6 +16,7 @@ from raincast.models.layers.recurrent import SLOPE, CellFactory
 from raincast.models.optical_flow import displacements, find_flow, inside, move, smooth
 from raincast.models.sprog import NUM_BANDS, sprog
 from raincast.models.weights import BOX, box
+from raincast.transforms import THRESHOLDS, UNKNOWN
 
 DRY = math.log(10.0**-1.5)
 """Where no rain lies on the scale of ln(mm/h): −15 dB, as in pysteps."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -14,11 +15,11 @@ def atomic(path: Path, *, sole: bool = False, durable: bool = False, keep_suffix
     Readers of `path` find the old content or the new one. The folder of `path` is made if need be.
 
     `sole`: no other process writes `path`, so what a killed process left half-written is overwritten; else each
-    process writes to a name of its own. `durable`: the content reaches the disk before the name does, so that a
+    thread writes to a name of its own. `durable`: the content reaches the disk before the name does, so that a
     power cut leaves the old content or the new one. `keep_suffix`: the yielded path ends as `path` does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = "" if sole else f".{os.getpid()}"
+    writer = "" if sole else f".{os.getpid()}.{threading.get_ident()}"
     name = f"{path.stem}{writer}.partial{path.suffix}" if keep_suffix else f"{path.name}{writer}.partial"
     partial = path.with_name(f".{name}")
     try:
