@@ -14,7 +14,7 @@ import xarray as xr
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly, schema
-from raincast.commands import report
+from raincast.commands import demo, report
 
 if TYPE_CHECKING:
     from raincast.forecasting import ForecastPipeline, Outcome, Series, Work
@@ -32,8 +32,9 @@ def run(cfg: DictConfig) -> Path:
         from raincast.commands import watch
 
         return watch.run(cfg)
-    if cfg.input is None:
-        raise ValueError("Not given: input. Say input=data/NAME or input='radar/*.h5', or watch=FOLDER to go on.")
+    in_the_box = cfg.input is None
+    if in_the_box:
+        cfg = demo.with_input(cfg)
     from raincast.forecasting import forecast_one, init_times
 
     pipeline, outputs = assembly.pipeline_of(cfg), assembly.outputs(cfg)
@@ -47,6 +48,8 @@ def run(cfg: DictConfig) -> Path:
     for kind, path in written.items():
         log.info("%-10s %s", kind, report.short(path))
     _tell(forecast, written["forecast"])
+    if in_the_box:
+        demo.compare(forecast, Path(cfg.folder) / "observed.png")
     return written["forecast"]
 
 

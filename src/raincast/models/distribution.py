@@ -30,7 +30,7 @@ BISECTIONS = 16
 CUTS = tuple(-3.0 + 0.15 * number for number in range(28))
 """Logits at which the expected CSI is compared: probabilities of 5 to 74 %."""
 
-HIGHEST_RATE = 150.0
+HIGHEST_RATE = 100.0
 """mm/h: the highest rate that is stated. Above the last threshold nothing but its probability is known."""
 
 
