@@ -12,8 +12,8 @@ from raincast.data.dataset import WindowDataset
 from raincast.data.sampler import Place
 from raincast.data.source import Source
 from raincast.evaluation import evaluate
-from raincast.evaluation.groups import BALANCED, CATEGORICAL, CONTINUOUS
 from raincast.forecaster import Gives, Prediction
+from raincast.metrics.registry import BALANCED, CATEGORICAL, CONTINUOUS
 from raincast.schema import mock_archive
 
 THRESHOLDS = (0.5, 2.0, 10.0)

@@ -88,7 +88,7 @@ def scores_by(scores: "xr.Dataset", dim: str) -> "xr.Dataset":
     from raincast.evaluation.report.sections import AT_A_GLANCE
 
     prefix, windows = {"event": ("sum_", "num_windows"), "hour": ("hourly_", "hourly_num_windows")}[dim]
-    groups = [group for group in GROUPS if AT_A_GLANCE.keys() & group.scores.keys()]
+    groups = [group for group in GROUPS if group.scores.keys() & AT_A_GLANCE]
     names = [f"{prefix}{name}" for group in groups for name in group.names()]
     sums = scores[[name for name in names if name in scores]].sum("lead_time")
     made = finish(sums, prefix=prefix)

@@ -12,13 +12,14 @@ import xarray as xr
 from raincast.data.dataset import Sample
 from raincast.evaluation.comparison import join
 from raincast.evaluation.event_sums import EventSums
-from raincast.evaluation.groups import SCORES, finish
+from raincast.evaluation.groups import finish
 from raincast.evaluation.intervals import Resampling, with_intervals
 from raincast.evaluation.metrics import Metrics, Scoring
 from raincast.evaluation.protocols import describe as describe_protocol
 from raincast.evaluation.queries import Scored, query_of, rates_by_name
 from raincast.evaluation.scores import to_dataset
 from raincast.forecaster import Forecaster
+from raincast.metrics.registry import SCORES
 from raincast.schema import Grid
 
 __all__ = [

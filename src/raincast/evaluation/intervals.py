@@ -20,6 +20,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from raincast.evaluation import groups
+from raincast.metrics.registry import Score
 
 Floats = npt.NDArray[np.float64]
 LEFT_OUT = (
@@ -139,7 +140,7 @@ def _described(
     key: str,
     trials: Floats,
     dims: tuple[str, ...],
-    score: groups.Score,
+    score: Score,
     how: Resampling,
     num_events: int,
 ) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from raincast.evaluation import groups, protocols
 from raincast.evaluation.event_sums import WINDOWS, EventSums
 from raincast.evaluation.metrics import HOURS, Scoring
 from raincast.metrics import spectrum
+from raincast.metrics.registry import MM_H
 from raincast.schema import LEAD_TIME
 
 
@@ -71,7 +72,7 @@ def _coords(
     wanted, km = scoring.metrics, scoring.pixel_km
     leads = scoring.step_minutes * np.arange(1, lead_steps + 1, dtype=np.float64)
     along: dict[str, Any] = {
-        "threshold": ([float(t) for t in wanted.thresholds], {"units": groups.MM_H}),
+        "threshold": ([float(t) for t in wanted.thresholds], {"units": MM_H}),
         LEAD_TIME: (leads, {"units": "minutes", "long_name": "lead time"}),
         "hour": (np.arange(24), {"long_name": "hour of day of the newest input frame, UTC"}),
         "pool": (list(wanted.pools), {"units": "1", "long_name": "pixels along the side of the square"}),

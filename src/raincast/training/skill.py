@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from raincast.metrics.registry import SCORES
+
 Scores = Mapping[str, Tensor]
 """As `RainScores.compute` gives them: csi, hss … (K thresholds, T leads), mae, rmse … (T), undefined NaN."""
 
 MEANS = {"csi": "csi", "hss": "hss", "pod": "pod", "far": "far", "bias": "frequency_bias"}
 """Logged name → categorical score."""
-LOWER_IS_BETTER = ("val/loss", "val/mae", "val/rmse", "val/far_", "val/bias_error_")
-NEITHER_IS_BETTER = ("val/bias_",)
-"""A frequency bias is best at 1, so it orders no checkpoints; `val/bias_error_…` does."""
 
 
 def validation_scores(
@@ -54,10 +53,15 @@ def score_names(
 
 
 def better(name: str) -> str | None:
-    """Whether the score logged as `name` is better the higher ("max") or the lower ("min"); None for neither."""
-    if name.startswith(LOWER_IS_BETTER):
+    """Whether the score logged as `name` is better the higher ("max") or the lower ("min"); None for neither.
+
+    A frequency bias is best at 1, so it orders no checkpoints; `val/bias_error_…` does.
+    """
+    if name.startswith(("val/loss", "val/bias_error_")):
         return "min"
-    return None if name.startswith(NEITHER_IS_BETTER) else "max"
+    logged = name.removeprefix("val/").partition("_")[0]
+    score = SCORES.get(MEANS.get(logged, logged))
+    return "max" if score is None else {1: "max", -1: "min"}.get(score.better)
 
 
 def check_goal(

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast.evaluation.verdict import verdict
+from raincast.metrics.registry import SCORES
 from raincast.schema import LEAD_TIME
 
 Floats = npt.NDArray[np.float64]
@@ -16,36 +17,13 @@ Badness = Callable[[Floats], Floats]
 UNDEFINED = "–"
 MARK = ' class="best"'
 
-# what a column is called, and how far from the best a value is
-COLUMNS: dict[str, tuple[str, Badness]] = {
-    "csi": ("CSI", np.negative),
-    "pod": ("POD", np.negative),
-    "far": ("FAR", np.positive),
-    "frequency_bias": ("bias", lambda bias: np.abs(np.log(bias))),
-    "hss": ("HSS", np.negative),
-    "ets": ("ETS", np.negative),
-    "f1": ("F1", np.negative),
-    "mean_error": ("ME mm/h", np.abs),
-    "mae": ("MAE mm/h", np.positive),
-    "rmse": ("RMSE mm/h", np.positive),
-    "correlation": ("corr.", np.negative),
-    "uncentred_correlation": ("uncentred corr.", np.negative),
-    "balanced_mse": ("weighted MSE", np.positive),
-    "balanced_mae": ("weighted MAE", np.positive),
-    "crps": ("CRPS mm/h", np.positive),
-    "fair_crps": ("fair CRPS mm/h", np.positive),
-    "spread_error_ratio": ("spread / error", lambda ratio: np.abs(np.log(ratio))),
-    "brier": ("Brier", np.positive),
-    "brier_reliability": ("its reliability", np.positive),
-    "brier_resolution": ("its resolution", np.negative),
-    "roc_area": ("ROC area", np.negative),
-    "onset_csi": ("onset CSI", np.negative),
-    "fss": ("FSS", np.negative),
-    "effective_resolution": ("effective resolution km", np.positive),
-    "sal_abs_structure": ("SAL |S|", np.positive),
-    "sal_abs_amplitude": ("SAL |A|", np.positive),
-    "sal_location": ("SAL L", np.positive),
-}
+COLUMNS = (
+    *("csi", "pod", "far", "frequency_bias", "hss", "ets", "f1"),
+    *("mean_error", "mae", "rmse", "correlation", "uncentred_correlation", "balanced_mse", "balanced_mae"),
+    *("crps", "fair_crps", "spread_error_ratio", "brier", "brier_reliability", "brier_resolution", "roc_area"),
+    *("onset_csi", "fss", "effective_resolution", "sal_abs_structure", "sal_abs_amplitude", "sal_location"),
+)
+"""The scores that have a column, in this order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +39,14 @@ class Column:
     @classmethod
     def of(cls, scores: xr.Dataset, name: str, *, heading: str = "", **at: float) -> "Column":
         """Of the score `name`, at the coordinates `at` as far as it has them."""
-        title, badness = COLUMNS[name]
+        score = SCORES[name]
         values = scores[name]
         chosen = {dim: value for dim, value in at.items() if dim in values.dims}
         means = values.sel(chosen).mean(LEAD_TIME)  # skips what is undefined
         ends: list[Floats | None] = [None, None]
         if f"{name}_mean_interval" in scores:
             ends = list(scores[f"{name}_mean_interval"].sel(chosen).values)
-        return cls(heading or title, badness, means.values.astype(np.float64), *ends)
+        return cls(heading or score.heading, score.badness, means.values.astype(np.float64), *ends)
 
     def cells(self) -> list[str]:
         """A cell a forecaster; the best is marked, and all that look equal to it, unless nobody competes."""
@@ -90,7 +68,7 @@ class Column:
 
 def by_threshold(scores: xr.Dataset, name: str) -> list[Column]:
     """A column a threshold."""
-    heading = COLUMNS[name][0]
+    heading = SCORES[name].label
     return [
         Column.of(scores, name, heading=f"{heading} ≥ {t:g} mm/h", threshold=t) for t in scores["threshold"].values
     ]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from raincast.evaluation.report import html_tables as tables
 from raincast.evaluation.report import score_figures
 from raincast.evaluation.report.score_axes import shown
+from raincast.metrics.registry import SCORES
 from raincast.schema import LEAD_TIME
 
 ERRORS = {
@@ -21,7 +22,7 @@ ERRORS = {
 }
 SHARP_AT = (0.5, 1.0)
 """Where in the lead times spectra are shown: half-way, and at the end."""
-AT_A_GLANCE = {"csi": "CSI", "frequency_bias": "bias", "fss": "FSS", "rmse": "RMSE"}
+AT_A_GLANCE = ("csi", "frequency_bias", "fss", "rmse")
 
 
 def table(scores: xr.Dataset, threshold: float) -> str:
@@ -161,10 +162,10 @@ def by(scores: xr.Dataset | None, dim: str, threshold: float) -> str:
 def by_figure(scores: xr.Dataset, dim: str, threshold: float) -> Figure:
     """Those of `AT_A_GLANCE` that there are; FSS at the middle one of its scales."""
     panels, ratios = {}, []
-    for name, title in AT_A_GLANCE.items():
+    for name in AT_A_GLANCE:
         if name not in scores:
             continue
-        values = scores[name]
+        values, title = scores[name], SCORES[name].label
         if "scale" in values.dims:
             scale = scores["scale"].values[scores.sizes["scale"] // 2]
             values, title = values.sel(scale=scale), f"{title}, {scale:g} km"

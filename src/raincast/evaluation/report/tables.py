@@ -5,7 +5,7 @@
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,36 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from raincast.evaluation.verdict import events_text, verdict
+from raincast.metrics.registry import SCORES
 from raincast.schema import LEAD_TIME
 
 UNDEFINED = "–"
 
 
-def _distance_from_one(bias: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    # on a ratio's own scale: twice too often is as far off as half as often
-    with np.errstate(divide="ignore"):
-        return np.abs(np.log(bias))
-
-
-# how far a value is from the best one: smaller is better
-_BADNESS: dict[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
-    "csi": np.negative,
-    "pod": np.negative,
-    "far": np.positive,
-    "frequency_bias": _distance_from_one,
-    "hss": np.negative,
-    "mae": np.positive,
-    "rmse": np.positive,
-}
-_HEADERS = {
-    "csi": "CSI",
-    "pod": "POD",
-    "far": "FAR",
-    "frequency_bias": "bias",
-    "hss": "HSS",
-    "mae": "MAE mm/h",
-    "rmse": "RMSE mm/h",
-}
+SUMMARY = ("csi", "pod", "far", "frequency_bias", "hss", "mae", "rmse")
+"""The scores of the table of means, in this order."""
 
 
 def lead_minutes(scores: xr.Dataset) -> npt.NDArray[np.float64]:
@@ -66,7 +44,7 @@ def score_table(scores: xr.Dataset, *, threshold: float, score: str = "csi", max
     values = _at_threshold(scores, score, threshold)
     minutes = lead_minutes(scores)
     kept = _spread(minutes.size, max_columns)
-    title = f"{_HEADERS[score]} at ≥ {threshold:g} mm/h, by lead time in minutes"
+    title = f"{SCORES[score].heading} at ≥ {threshold:g} mm/h, by lead time in minutes"
     table = _empty_table(title, ["forecaster"], [f"+{minutes[k]:g}" for k in kept])
     columns = [_best_bold(values[:, k], score) for k in kept]
     for row, name in enumerate(scores["forecaster"].values):
@@ -80,8 +58,8 @@ def summary_table(scores: xr.Dataset) -> Table:
     The best forecaster of each threshold is bold in each column. Lead times at which a score is undefined do
     not count. MAE and RMSE are over all pixels, so they repeat from threshold to threshold.
     """
-    names = [name for name in _HEADERS if name in scores]
-    table = _empty_table("Means over lead times", ["threshold", "forecaster"], [_HEADERS[n] for n in names])
+    names = [name for name in SUMMARY if name in scores]
+    table = _empty_table("Means over lead times", ["threshold", "forecaster"], [SCORES[n].heading for n in names])
     for threshold in scores["threshold"].values:
         columns = [_best_bold(_mean_over_leads(scores, name, threshold), name) for name in names]
         for row, forecaster in enumerate(scores["forecaster"].values):
@@ -99,7 +77,7 @@ def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
     """
     first, *others = (str(name) for name in scores["forecaster"].values)
     confidence = float(scores.attrs["confidence"])
-    title = f"{first} minus the others: {_HEADERS[score]}, mean over lead times, {events_text(scores)}"
+    title = f"{first} minus the others: {SCORES[score].heading}, mean over lead times, {events_text(scores)}"
     columns = ["difference", f"{100 * confidence:g} % interval", first]
     table = _empty_table(title, ["threshold", "compared with"], columns)
     means = scores[f"{score}_mean"]
@@ -141,8 +119,8 @@ def table_text(table: Table) -> str:
 
 def _at_threshold(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
     """(forecaster, lead) values of `score`, which may be one that knows no thresholds."""
-    if score not in scores or score not in _HEADERS:
-        raise ValueError(f"No score '{score}'. Choose one of: {', '.join(n for n in _HEADERS if n in scores)}.")
+    if score not in scores or score not in SUMMARY:
+        raise ValueError(f"No score '{score}'. Choose one of: {', '.join(n for n in SUMMARY if n in scores)}.")
     values = scores[score]
     if "threshold" in values.dims:
         thresholds = scores["threshold"].values.astype(np.float64)
@@ -182,7 +160,7 @@ def _empty_table(title: str, labels: Sequence[str], numbers: Sequence[str]) -> T
 def _best_bold(values: npt.NDArray[np.float64], score: str) -> list[Text]:
     """A column of texts; the best are bold, and all that look equal to it, unless nobody competes."""
     texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in values]
-    badness = np.where(np.isfinite(values), _BADNESS[score](values), np.nan)
+    badness = np.where(np.isfinite(values), SCORES[score].badness(values), np.nan)
     if np.isfinite(badness).sum() < 2:
         return [Text(text) for text in texts]
     best = texts[int(np.nanargmin(badness))]
