@@ -106,6 +106,14 @@ def test_dry_stays_dry_and_no_pixel_is_cut_when_none_is_expected() -> None:
     assert (cuts > -12.0).all()
 
 
+@pytest.mark.parametrize("decision", ["area", "csi", "mean", "matched"])
+def test_where_nothing_is_known_it_does_not_rain(decision: str) -> None:
+    """All rain comes from outside: no cut can be found, and none may let everything through."""
+    dry = torch.full((1, 2, len(THRESHOLDS) + 1, 12, 12), -7.0)
+    dry[:, :, -1] = UNKNOWN
+    assert float(DistributionHead(rates_by=decision).rates(dry, SCALE).max()) < 0.1
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="rates_by=best"):
         DistributionHead(rates_by="best")

@@ -148,6 +148,18 @@ def test_dry_stays_dry_and_one_frame_stays_where_it_is() -> None:
 
 
 @torch.inference_mode()
+def test_a_few_wet_pixels_leave_the_rest_dry() -> None:
+    """Specks that come and go have no motion; wherever they are said to go, most of the grid stays dry."""
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        rain = (torch.rand(1, 4, 37, 48, generator=generator) > 0.999).float() * 3.0
+        x = torch.stack([rain, torch.ones_like(rain)], dim=2)
+        for rule in ("area", "csi", "matched"):
+            rates = DistributionHead(rates_by=rule).rates(forecaster()(x, 12, scale(5.0, 2.0)), SCALE)
+            assert float((rates > 0).float().mean()) < 0.03
+
+
+@torch.inference_mode()
 def test_older_frames_than_it_takes_change_nothing() -> None:
     frames = [storm(t, dx=1.0) for t in range(6)]
     network = forecaster()

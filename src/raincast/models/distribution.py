@@ -25,6 +25,9 @@ PIXELS = 16_384
 LEAST_AREA = 0.1
 """The flow's area counts as at least this share of the expected one: rain that is new has no past."""
 
+LEAST_CUT = -4.0
+"""The logit of a probability of 2 %: with less nobody is told that it will rain."""
+
 NEWTON_STEPS = 8
 BISECTIONS = 16
 CUTS = tuple(-3.0 + 0.15 * number for number in range(28))
@@ -88,7 +91,10 @@ class DistributionHead:
             cuts = area_cuts(thin, _flow_area(_thinned(output[:, :, -1:])))
         else:
             cuts = area_cuts(thin, thin.sigmoid().sum((-2, -1)))
-        return decided_rate(level - cuts[:, :, k, None, None] for k, level in enumerate(levels))[:, :, None]
+        # where the rain comes from is not known: it rains if that is more likely than not
+        unknown = output[:, :, -1] == UNKNOWN
+        cut_maps = (torch.where(unknown, cut.clamp_min(0.0), cut) for cut in cuts[..., None, None].unbind(2))
+        return decided_rate(level - cut for level, cut in zip(levels, cut_maps, strict=True))[:, :, None]
 
     def exceedance(
         self, output: Float[Tensor, "b t n h w"], thresholds: Sequence[float], transform: Transform
@@ -143,14 +149,14 @@ def area_shift(logits: Float[Tensor, "b t k h w"], newest: Float[Tensor, "b t 1 
 
 
 def area_cuts(logits: Float[Tensor, "b t k h w"], count: Float[Tensor, "b t k"]) -> Float[Tensor, "b t k"]:
-    """The logit that `count` pixels of each field reach."""
+    """The logit that `count` pixels of each field reach, at least `LEAST_CUT`."""
     flat = logits.flatten(-2)
     low, high = flat.amin(-1) - 1.0, flat.amax(-1) + 1.0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2.0
         many = (flat >= middle[..., None]).to(flat.dtype).sum(-1) > count
         low, high = torch.where(many, middle, low), torch.where(many, high, middle)
-    return (low + high) / 2.0
+    return ((low + high) / 2.0).clamp_min(LEAST_CUT)
 
 
 def best_cuts(logits: Float[Tensor, "b t k h w"]) -> Float[Tensor, "b t k"]:

@@ -39,6 +39,9 @@ SMALLEST_SPREAD = 0.12
 SMALLEST_SHARE = 1e-4
 """Probability, at the least, of rain that comes from outside the grid."""
 
+FASTEST_KM_H = 150.0
+"""Nothing that radar sees moves faster."""
+
 MOST_FRAMES = 4
 """Past frames that are used: the newest ones."""
 
@@ -112,7 +115,11 @@ class LagrangianForecaster(PhysicalNetwork):
         rain, observed = x[:, :, 0].clamp(0.0, HIGHEST_INPUT), x[:, :, 1]
         rain = rain * observed
         T = rain.shape[1]
-        far = displacements(find_flow(log_rate(rain) - DRY, observed, pixel), max(num_steps, T - 1))
+        flow = find_flow(log_rate(rain) - DRY, observed, pixel)
+        fastest = FASTEST_KM_H / 60.0 * step / pixel
+        speed = flow.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
+        flow = flow * (fastest[:, None, None, None] / speed).clamp_max(1.0)
+        far = displacements(flow, max(num_steps, T - 1))
         back = far[:, : T - 1].flip(1)
         past, seen = _each(rain[:, :-1], back), _each(observed[:, :-1], back)
         # a pixel that is half observed is not

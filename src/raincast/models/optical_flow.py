@@ -32,6 +32,9 @@ RIDGE = 1e-2
 ITERATIONS = 2
 """Corrections at each level."""
 
+FEW_PIXELS = 16.0
+"""Wet pixels of which the motion is half believed: a handful may have come and gone, and not moved."""
+
 LARGEST_CORRECTION = 2.0
 """Pixels of the level."""
 
@@ -65,7 +68,9 @@ def find_flow(
         for _ in range(ITERATIONS):
             flow = _correct(scaled, pairs, flow, window)
     assert flow is not None
-    return POOL * _finer(flow)[..., :H, :W]
+    wet = (frames > 0).to(frames.dtype).sum((-2, -1)).mean(1) * POOL**2
+    trusted = wet / (wet + FEW_PIXELS)
+    return trusted[:, None, None, None] * POOL * _finer(flow)[..., :H, :W]
 
 
 def displacements(flow: Float[Tensor, "n 2 h w"], num_steps: int) -> Float[Tensor, "n steps 2 h w"]:
