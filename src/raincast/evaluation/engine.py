@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -11,14 +10,13 @@ from pathlib import Path
 from raincast.data.sampler import Place
 from raincast.evaluation import work as parts
 from raincast.evaluation.event_sums import EventSums
-from raincast.evaluation.work import Cost, Task, Work
+from raincast.evaluation.work import Cost, Spent, Task, Work
+from raincast.system.engine import ALONE_SECONDS, Teller, run_here, run_there
 from raincast.system.lock import held
-from raincast.system.pool import Pool, Progress, Teller, num_cores
+from raincast.system.pool import Progress, num_cores
 
 log = logging.getLogger(__name__)
 
-ALONE_SECONDS = 10.0
-"""As long as a process needs to start: what takes less is done before another would begin."""
 MOST_WINDOWS = 64
 """of a task, so that all cores are busy to the end"""
 
@@ -99,36 +97,22 @@ def _runs(numbers: list[int], most: int) -> Iterator[tuple[int, int]]:
 
 
 def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tell: Teller, cost: Cost) -> None:
+    def note(task: Task, outcome: Spent | Exception) -> None:
+        if isinstance(outcome, Exception):
+            raise _explained(task, outcome) from outcome
+        cost.add(task, outcome)
+
     own = [task for task in todo if task.forecaster in here]
-    others = [task for task in todo if task.forecaster not in here]
+    others: Sequence[Task] = [task for task in todo if task.forecaster not in here]
     with ThreadPoolExecutor(1) as thread:
-        beside = thread.submit(_score_here, own, tell, cost, None) if own and others else None
+        beside = thread.submit(run_here, parts.score, own, note, tell) if own and others else None
         if not beside and workers in (None, 1):
-            others = _score_here([*own, *others], tell, cost, None if workers == 1 or own else ALONE_SECONDS)
+            seconds = None if workers == 1 or own else ALONE_SECONDS
+            others = run_here(parts.score, [*own, *others], note, tell, seconds=seconds)
         if others:
-            _score_there(others, workers or num_cores(), tell, cost)
+            run_there(parts.score, others, note, tell, processes=workers or num_cores())
         if beside:
             beside.result()
-
-
-def _score_here(tasks: list[Task], tell: Teller, cost: Cost, seconds: float | None) -> list[Task]:
-    """Score in this process, for so long; returns the tasks that are left."""
-    began, left = time.monotonic(), list(tasks)
-    while left and (seconds is None or time.monotonic() - began < seconds):
-        try:
-            cost.add(left[0], parts.score(left[0], tell.more))
-        except Exception as error:
-            raise _explained(left[0], error) from error
-        del left[0]
-    return left
-
-
-def _score_there(tasks: list[Task], workers: int, tell: Teller, cost: Cost) -> None:
-    with Pool(workers) as pool:
-        for number, outcome in pool.run(parts.score, tasks, large=True, progress=tell.there):
-            if isinstance(outcome, Exception):
-                raise _explained(tasks[number], outcome) from outcome
-            cost.add(tasks[number], outcome)
 
 
 def _explained(task: Task, error: Exception) -> Exception:

@@ -1,20 +1,20 @@
 """Forecasts from many init times, over processes and devices; killed at any moment, the same call goes on.
 
 What is finished lies in the folder as files, each whole or not at all; nothing else is kept. The processes are
-those of `ingest.workers`: they take one init time after the other, and none outlives the one that started them.
+those of `system.pool`: they take one init time after the other, and none outlives the one that started them.
 """
 
 import ctypes
 import errno
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from raincast import schema
 from raincast.forecasting.files.outputs import Outputs, forecast_path
@@ -23,14 +23,13 @@ from raincast.forecasting.hindcast import forecast_one, is_complete
 from raincast.forecasting.memory import BASE_GIB, free_gib
 from raincast.forecasting.pipeline import ForecastPipeline
 from raincast.forecasting.series import Series, Times
+from raincast.system.engine import ALONE_SECONDS, Teller, run_here, run_there
 from raincast.system.files import remove
 from raincast.system.lock import held
-from raincast.system.pool import Pool, ProcessDied, Progress, Teller, Tick, num_cores, worker_number
+from raincast.system.pool import ProcessDied, Progress, Tick, num_cores, worker_number
 
 log = logging.getLogger(__name__)
 
-ALONE_SECONDS = 10.0
-"""As long as a process needs to start: what takes less is done before another would begin."""
 TRIES_AT_START = 3
 """Init times that may fail before the first forecast: then it is no single file that is wrong."""
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -110,12 +109,20 @@ def forecast_all(
         ]
         outcome = Outcome(num_kept=due.size - len(todo))
         tell = Teller(outcome.num_kept, due.size, progress, "forecasts made")
-        here = _Here(work, pipeline, series, outcome, tell)
-        left = here.run(todo, {None: ALONE_SECONDS, 1: None}.get(workers, 0.0))
+        shape: tuple[int, ...] = ()
+
+        def forecast(init_time: np.datetime64, tick: Tick) -> str:
+            nonlocal shape
+            made = _forecast(work, pipeline, series, init_time, tick)
+            shape = made[schema.RAIN].shape[1:]
+            return _method(made)
+
+        seconds = {None: ALONE_SECONDS, 1: None}.get(workers, 0.0)
+        left = run_here(forecast, todo, outcome.note, tell, seconds=seconds, enough=lambda: bool(outcome.methods))
         if left:
-            number = min(_num_processes(work, pipeline, here.shape, workers), len(left))
+            number = min(_num_processes(work, pipeline, shape, workers), len(left))
             if number == 1:
-                here.run(left, None)
+                run_here(forecast, left, outcome.note, tell)
             else:
                 _run_there(work, number, left, outcome, tell)
         return outcome
@@ -130,35 +137,6 @@ def devices_of(device: str) -> tuple[str, ...]:
     if not torch.cuda.is_available():
         return ("cpu",) if device == "auto" else (device,)
     return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
-
-
-class _Here:
-    """Init times in this process; `shape` is that of the grid, once there is a forecast."""
-
-    def __init__(
-        self, work: Work, pipeline: ForecastPipeline, series: Series, outcome: Outcome, tell: Teller
-    ) -> None:
-        self.work, self.pipeline, self.series, self.outcome, self.tell = work, pipeline, series, outcome, tell
-        self.shape: tuple[int, ...] = ()
-
-    def run(self, todo: Sequence[np.datetime64], seconds: float | None) -> Sequence[np.datetime64]:
-        """Forecast for so long, but until there is one; the init times that are left."""
-        began = time.monotonic()
-        for number, init_time in enumerate(todo):
-            if seconds is not None and self.outcome.methods and time.monotonic() - began >= seconds:
-                return todo[number:]
-            result: str | Exception
-            try:
-                forecast, _ = forecast_one(
-                    self.pipeline, self.series, init_time, self.work.folder, self.work.outputs,
-                    source=self.work.source, overwrite=self.work.overwrite,
-                )  # fmt: skip
-                result, self.shape = str(forecast.attrs["forecast_method"]), forecast[schema.RAIN].shape[1:]
-            except Exception as error:  # one damaged file; the outcome knows which errors end all
-                result = error
-            self.outcome.note(init_time, result)
-            self.tell.more(1)
-        return ()
 
 
 def _num_processes(work: Work, pipeline: ForecastPipeline, shape: tuple[int, ...], workers: int | None) -> int:
@@ -195,12 +173,14 @@ def _run_there(work: Work, number: int, todo: Sequence[np.datetime64], outcome: 
         work = replace(work, gib=(_gib_of(work) - BASE_GIB) / number)
     threads = max(1, torch.get_num_threads() // number)
     _give_back_memory()
-    with Pool(number) as pool:
-        tasks = [_Task(work, init_time, threads) for init_time in todo]
-        for which, result in pool.run(_forecast_there, tasks, large=True, progress=tell.there):
-            if isinstance(result, ProcessDied):  # without a last word
-                tell.more(1)
-            outcome.note(todo[which], result)
+
+    def note(task: _Task, result: str | Exception) -> None:
+        if isinstance(result, ProcessDied):  # without a last word
+            tell.more(1)
+        outcome.note(task.init_time, result)
+
+    tasks = [_Task(work, init_time, threads) for init_time in todo]
+    run_there(_forecast_there, tasks, note, tell, processes=number)
 
 
 _opened: tuple[ForecastPipeline, Series] | None = None
@@ -217,17 +197,28 @@ def _forecast_there(task: _Task, tick: Tick) -> str | Exception:
         device = work.devices[worker_number() % len(work.devices)]
         _opened = work.pipeline(device, work.gib), work.series()
     try:
-        forecast, _ = forecast_one(
-            *_opened, task.init_time, work.folder, work.outputs, source=work.source, overwrite=work.overwrite
-        )
+        return _method(_forecast(work, *_opened, task.init_time, tick))
     except FileExistsError:  # its process had just finished it when it died
         return "network"
     except (OSError, ValueError, MemoryError) as error:
         return error
     except Exception as error:  # of a class that may not travel
         return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _forecast(
+    work: Work, pipeline: ForecastPipeline, series: Series, init_time: np.datetime64, tick: Tick
+) -> xr.Dataset:
+    try:
+        forecast, _ = forecast_one(
+            pipeline, series, init_time, work.folder, work.outputs, source=work.source, overwrite=work.overwrite
+        )
     finally:
         tick(1)
+    return forecast
+
+
+def _method(forecast: xr.Dataset) -> str:
     return str(forecast.attrs["forecast_method"])
 
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -217,38 +216,6 @@ class _Total:
         self.told = max(self.told, self.finished + running)
         if self.progress is not None:
             self.progress(self.told)
-
-
-class Teller:
-    """Adds up what is done, for a bar, and for a log where nobody watches; `what` says what it is, and done."""
-
-    EVERY_SECONDS = 60.0
-
-    def __init__(self, done: int, total: int, progress: Progress | None, what: str) -> None:
-        self.before, self.total, self.progress, self.what = done, total, progress, what
-        self.own = self.others = 0
-        self.began = self.told = time.monotonic()
-
-    def more(self, number: int) -> None:
-        """So many more in this process."""
-        self.own += number
-        self._tell()
-
-    def there(self, number: int) -> None:
-        """So many so far in the others."""
-        self.others = number
-        self._tell()
-
-    def _tell(self) -> None:
-        new = self.own + self.others
-        done = self.before + new
-        if self.progress is not None:
-            self.progress(done, self.total)
-        now = time.monotonic()
-        if now - self.told > self.EVERY_SECONDS and new:
-            self.told = now
-            minutes = (now - self.began) / new * (self.total - done) / 60
-            log.info("%d of %d %s, about %.0f min left", done, self.total, self.what, minutes)
 
 
 _place: tuple[Any, int] | None = None
