@@ -7,9 +7,8 @@ everywhere, 0 where nothing is known.
 
 from raincast.baselines.cascades import Anvil, SProg
 from raincast.baselines.ensembles import Ensemble, Linda, Steps
-from raincast.baselines.extrapolation import Extrapolation
 from raincast.baselines.files import ForecastFiles
-from raincast.baselines.motion import METHODS, SMALLEST_GRID
+from raincast.baselines.motion import METHODS, SMALLEST_GRID, Extrapolation
 from raincast.baselines.past import Persistence
 
 __all__ = [
