@@ -2,7 +2,7 @@
 
 Trained networks, exported networks, pysteps' methods, forecasts in files and the fallback implement it.
 Evaluation, forecasting, live mode and calibration call nothing else, so any class with these three members can be
-scored and run beside them:
+scored and run:
 
     class Mine:
         name = "mine"
@@ -29,19 +29,19 @@ Covariates = Mapping[str, npt.NDArray[np.float32]]
 """Further channels: "past" (B, T, P, H, W), "future" (B, S, F, H, W) for each step up to the last lead time."""
 
 NETWORK, EXTRAPOLATION, PERSISTENCE, DRY = "network", "extrapolation", "persistence", "dry"
-"""How a sample's forecast was made, in `Prediction.done`."""
+"""Ways to make a forecast, as `Prediction.done` names them."""
 
 STEP_TOLERANCE = 1e-6
-"""How far a lead time may lie from a whole number of steps, in steps."""
+"""Largest distance of a lead time from a whole number of steps, in steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gives:
-    """What a forecaster can give beside rates. Nobody asks it for anything else.
+    """The outputs that a forecaster has besides rates. Queries ask for no others.
 
-    `members`: an ensemble. `probabilities`: of exceeding thresholds. `rules`: names of the ways in which it can
-    turn its probabilities into rates (`Query.rule`). `whole_grid`: a pixel's forecast depends on the whole grid,
-    so it is never cut into tiles; it keeps within `Query.tile_shape` by itself.
+    `members`: an ensemble. `probabilities`: of reaching thresholds. `rules`: the rules by which it can turn its
+    probabilities into rates (`Query.rule`). `whole_grid`: it needs the whole grid at once. The pipeline then cuts
+    no tiles, and the forecaster saves memory by itself (`Query.tile_shape`).
     """
 
     members: bool = False
@@ -51,15 +51,15 @@ class Gives:
 
 
 class ThresholdError(ValueError):
-    """A forecaster has no probabilities at a threshold that it was asked for; it still has rates."""
+    """A forecaster cannot give the probability of one of the thresholds. It can still give rates."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Query:
-    """B samples of equal shape, and what is to be forecast from them.
+    """B samples of equal shape, and the outputs that are wanted.
 
-    Give what is known: a forecaster that needs what is missing here raises ValueError. ValueError, too, for arrays
-    of the wrong shape, and for lead times or thresholds that are not above 0 and increasing.
+    Optional fields may stay unknown; a forecaster that needs one of them raises ValueError. So does the query for
+    arrays of the wrong shape, and for lead times or thresholds that are not positive and increasing.
     """
 
     rain: Rain
@@ -79,21 +79,21 @@ class Query:
     pixel_km: float | None = None
     """height and width of a pixel; that of `grid` by default"""
     motion: npt.NDArray[np.float64] | None = None
-    """(B, 2, H, W) pixels a step, x first, where it is known, as from a larger image; else forecasters find it"""
+    """(B, 2, H, W) pixels per step, x first, if it is known, for example from a larger image; None: unknown"""
     covariates: Covariates = field(default_factory=dict)
     members: bool = False
-    """an ensemble is wanted"""
+    """whether an ensemble is wanted"""
     thresholds: Sequence[float] = ()
     """(K,) mm/h at which probabilities are wanted: P(rate >= threshold)"""
     uncalibrated: bool = False
-    """the probabilities before their calibration are wanted, too"""
+    """whether the probabilities before calibration are wanted, too"""
     rule: str | None = None
-    """one of `Gives.rules`; None: the forecaster's own"""
+    """one of `Gives.rules`; None: the forecaster's default"""
     tile_shape: tuple[int, int] | None = None
-    """the largest (H, W) that fits in memory at once; None: all does"""
+    """the largest (H, W) that fits in memory at once; None: the whole grid does"""
 
     def __post_init__(self) -> None:
-        """Check shapes and orders, and fill in what follows from other fields."""
+        """Check shapes and order, and fill in defaults."""
         if self.rain.ndim != 5 or 0 in self.rain.shape:
             raise ValueError(
                 f"Expected rain of shape (B, T, C, H, W), found {self.rain.shape}. Add the missing axis."
@@ -108,11 +108,8 @@ class Query:
             raise ValueError(f"thresholds={list(thresholds)} must be in mm/h, above 0 and increasing.")
         B, H, W = len(self.rain), *self.rain.shape[-2:]
         y, x = ([int(first) for first in axis] if len(axis) else [0] * B for axis in (self.y, self.x))
-        for name, count in {
-            "times": B if self.times is None else len(self.times),
-            "y": len(y),
-            "x": len(x),
-        }.items():
+        num_times = B if self.times is None else len(self.times)
+        for name, count in {"times": num_times, "y": len(y), "x": len(x)}.items():
             if count != B:
                 raise ValueError(f"{name} has {count} values: give one for each of {B} samples.")
         if self.motion is not None and self.motion.shape != (B, 2, H, W):
@@ -134,7 +131,7 @@ class Query:
     def lead_steps(self) -> npt.NDArray[np.int64]:
         """(L,) the lead times in steps, for forecasters that go step by step.
 
-        ValueError where one is no multiple of the step.
+        ValueError if one is no multiple of the step.
         """
         steps = np.array(self.lead_minutes) / self.step_minutes
         whole = np.rint(steps)
@@ -154,27 +151,26 @@ class Query:
     def lead_times(self) -> npt.NDArray[np.timedelta64]:
         """(L,) the lead times, in ns."""
         steps = np.array(self.lead_minutes) / self.step_minutes
-        if (
-            np.abs(steps - np.rint(steps)) <= STEP_TOLERANCE
-        ).all():  # the step rounded to ns once, as for valid times
+        # rounded to ns once, as valid times are
+        if (np.abs(steps - np.rint(steps)) <= STEP_TOLERANCE).all():
             return schema.step_timedelta(self.step_minutes) * np.rint(steps).astype(np.int64)
         return np.array([schema.step_timedelta(minutes) for minutes in self.lead_minutes])
 
     def at_lead_times(self, every_step: Rain) -> Rain:
-        """(B, num_steps, …), one for each step → (B, L, …), those of the lead times."""
+        """Select the lead times from a forecast of every step: (B, num_steps, …) → (B, L, …)."""
         steps = self.lead_steps
         if len(steps) == every_step.shape[1]:
             return every_step
         return every_step[:, steps - 1]
 
     def sample_grid(self, sample: int) -> Grid:
-        """The pixels of one sample; ValueError without `grid`."""
+        """The grid of one sample; ValueError without `grid`."""
         if self.grid is None:
             raise ValueError("The grid is not known: give the query the grid that its samples were cut from.")
         return self.grid.crop(self.y[sample], self.x[sample], *self.rain.shape[-2:])
 
     def crop(self, rows: slice, columns: slice) -> "Query":
-        """The same for a part of the pixels."""
+        """The same query for a part of the pixels."""
         top, left = rows.indices(self.rain.shape[-2])[0], columns.indices(self.rain.shape[-1])[0]
         return replace(
             self,
@@ -188,24 +184,24 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a forecaster answers to a query. Rates are finite and 0 or more: where it knows nothing it says 0."""
+    """A forecast of all samples of a query. Rates are finite and not negative, 0 where nothing is known."""
 
     rates: Rain
     """(B, L, 1, H, W) mm/h; of an ensemble, its mean"""
     members: Rain | None = None
-    """(B, L, M, H, W) mm/h; None where they were not asked for or the forecaster has none"""
+    """(B, L, M, H, W) mm/h; None if they were not asked for or the forecaster has none"""
     probabilities: npt.NDArray[np.floating[Any]] | None = None
-    """(B, L, K, H, W) P(rate >= threshold), 0 to 1, at `thresholds`; None as `members`"""
+    """(B, L, K, H, W) P(rate >= threshold), 0 to 1; None as for `members`"""
     thresholds: Sequence[float] = ()
-    """(K,) mm/h, those of the query, where there are probabilities"""
+    """(K,) mm/h, those of the query if there are probabilities"""
     uncalibrated: npt.NDArray[np.floating[Any]] | None = None
-    """`probabilities` before their calibration; None where not asked for, or where there is none"""
+    """`probabilities` before calibration; None if not asked for, or if nothing was calibrated"""
     done: tuple[str, ...] = ()
-    """(B,) how each sample's was made: network, extrapolation, persistence, dry, or the forecaster's own name;
-    empty where the forecaster has one way only"""
+    """(B,) how each sample's forecast was made: network, extrapolation, persistence, dry or a forecaster's name;
+    empty if the forecaster has only one way"""
 
     def sample(self, number: int) -> "Prediction":
-        """One sample's, with B = 1."""
+        """The prediction of one sample, B = 1."""
         one = slice(number, number + 1)
         return replace(
             self,
@@ -217,7 +213,7 @@ class Prediction:
         )
 
     def check(self, query: Query, name: str) -> None:
-        """ValueError where it does not have the shape that `query` asks for; `name` is the forecaster's."""
+        """ValueError if a shape is not the one that `query` asks for; `name` is the forecaster's."""
         B, L, K = len(query.rain), len(query.lead_minutes), len(query.thresholds)
         H, W = query.rain.shape[-2:]
         M = self.members.shape[2] if self.members is not None and self.members.ndim == 5 else 0
@@ -231,7 +227,7 @@ class Prediction:
 
 
 class Forecaster(Protocol):
-    """Rain of the past in, rain of the next minutes to hours out."""
+    """Predicts the rain of the next minutes to hours from that of the past."""
 
     @property
     def name(self) -> str:
@@ -240,13 +236,13 @@ class Forecaster(Protocol):
 
     @property
     def gives(self) -> Gives:
-        """What it can give beside rates."""
+        """The outputs that it has besides rates."""
         ...
 
     def predict(self, query: Query) -> Prediction:
-        """The forecast of all samples of `query`.
+        """Forecast all samples of `query`.
 
-        ValueError for what it cannot forecast from; ThresholdError where only the probabilities are impossible.
+        ValueError if it cannot; ThresholdError if it can give rates but not the probability of a threshold.
         """
         ...
 

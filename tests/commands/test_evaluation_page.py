@@ -61,7 +61,7 @@ def test_the_page_holds_everything_itself(written: Path, tiny_run: Path) -> None
     page = Page(text)
     assert all(source.startswith(("data:image/", "#s")) for source in page.sources)
     assert all("alt" in picture for picture in page.pictures)
-    for heading in ("Scores", "Against lead time", "Events on maps", "Performance", "What was trained and scored"):
+    for heading in ("Scores", "Against lead time", "Events on maps", "Performance", "Training and data"):
         assert f">{heading}</a>" in text and f"<h2>{heading}</h2>" in text
     with xr.open_dataset(written / "scores.nc") as scores:
         assert str(scores.attrs["checkpoint_sha256"]) in text

@@ -65,7 +65,9 @@ def test_killed_and_resumed_scores_each_window_once_and_as_if_never_killed(
     whole = engine.run(work(data, tmp_path / "whole", {"persistence": Persistence}), PLACES, workers=1)
     monkeypatch.setattr(engine, "MOST_WINDOWS", 6)
     killed = work(data, tmp_path / "cut", {"persistence": partial(Counting, asked, 13)})
-    with pytest.raises(ValueError, match=r"persistence stops at windows \d+ to \d+: out of memory.*goes on"):
+    with pytest.raises(
+        ValueError, match=r"persistence stops at windows \d+ to \d+: out of memory.*same command resumes"
+    ):
         engine.run(killed, PLACES, workers=1)
     done = len(asked)
     assert 12 <= done < 20

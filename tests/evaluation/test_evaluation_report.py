@@ -19,7 +19,7 @@ from raincast.schema import Grid, find_crs_wkt, mock_archive
 
 NAMES = ["network", "steps <b>"]
 LEADS = [5.0, 10.0]
-ALWAYS = ["Scores", "Against lead time", "Performance", "What was trained and scored"]
+ALWAYS = ["Scores", "Against lead time", "Performance", "Training and data"]
 FURTHER = ["Probabilities", "Ensembles", "Scales", "Neighbourhoods, amounts, onsets"]
 
 

@@ -1,7 +1,7 @@
-"""Forecasters × windows × metrics → a scores Dataset.
+"""Score forecasters on windows.
 
-All forecasters see the same windows and are scored under the same mask: the pixels that were observed. Sums are
-kept per event (a block of hours of the newest input frame) and added up last.
+All forecasters are scored on the same windows and the same mask: the observed pixels. Sums are kept by event, a
+block of hours by the newest input frame, and added up last.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +53,8 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> xr.Dataset:
-    """Score every forecaster on every window, in this process; `progress` is told how many each batch held.
+    """Score every forecaster on every window, in this process; `progress` gets the number of windows of each
+    batch.
 
     `settings` are those of `Metrics`: `thresholds` at least. `grid` is the image that the windows were cut from,
     and `pixel_km` the size of its pixels, for forecasters and scores that need them. The Dataset has sums by
@@ -83,7 +84,7 @@ def score_windows(
     grid: Grid | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
-    """As `evaluate`, with settings that stand."""
+    """As `evaluate`, with a `Metrics`."""
     check_names([f.name for f in forecasters])
     scoring = Scoring(metrics, step_minutes, pixel_km)
     scored = [Scored(forecaster, scoring, lead_steps=lead_steps, grid=grid) for forecaster in forecasters]
@@ -103,6 +104,6 @@ def score_windows(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse two forecasters of one name."""
+    """ValueError if two forecasters share a name."""
     if len(set(names)) != len(names):
         raise ValueError(f"Two forecasters share a name: {list(names)}.")

@@ -1,4 +1,4 @@
-"""How long an event is: chosen from the autocorrelation of the differences that are to be judged.
+"""The length of an event, chosen from the autocorrelation of the differences between forecasters.
 
 Sums are kept by short blocks of time. Neighbouring blocks share their weather, so the bootstrap must draw blocks
 that are longer than the memory of the paired differences (Künsch 1989). The memory is the integral time scale
@@ -18,9 +18,9 @@ from raincast.schema import LEAD_TIME
 Floats = npt.NDArray[np.float64]
 
 HOURS = (1, 2, 3, 4, 6, 8, 12, 24)
-"""Lengths of an event in hours: parts of a day, or whole days."""
+"""Lengths of an event in hours, up to one day; longer ones are whole days."""
 MOST_BLOCKS = 1000
-"""Sums are kept for at most so many blocks: those of a year by 12 h."""
+"""The most blocks for which sums are kept."""
 TIME_SCALES = 1.5
 """The length of an event in integral time scales. With 1.5 and expanded percentiles, simulated series without a
 true difference (24 to 480 values, autocorrelation 0 to .9) were called different in 4 to 13 % of all cases; with
@@ -29,7 +29,7 @@ LEAST_PAIRS = 4
 
 
 def lengths() -> Iterator[int]:
-    """All lengths that an event may have, in hours, ascending."""
+    """All permitted lengths of an event, in hours, ascending."""
     yield from HOURS
     yield from itertools.count(48, 24)
 
@@ -46,18 +46,18 @@ def event_name(time: np.datetime64, hours: int) -> str:
 
 
 def kept_hours(newest: npt.NDArray[np.datetime64]) -> int:
-    """The length of the blocks by which sums of windows are kept, of whose newest inputs these are the times."""
+    """The length of the blocks for the sums of windows whose newest inputs are at the times `newest`."""
     hours = newest.astype("datetime64[h]").astype(np.int64)
     return next(length for length in lengths() if np.unique(hours // length).size <= MOST_BLOCKS)
 
 
 def automatic(scores: xr.Dataset) -> xr.Dataset:
-    """`scores`, kept by short blocks, with events of the length that the differences of CSI ask for."""
+    """Merge the short blocks of `scores` to events of the length that the differences of CSI require."""
     return merged(scores, independent_hours(scores)).assign_attrs(event_hours_from="autocorrelation")
 
 
 def merged(scores: xr.Dataset, hours: int) -> xr.Dataset:
-    """`scores` with its sums by events of `hours`, a multiple of what they have; scores of all events stay."""
+    """Merge the sums of `scores` to events of `hours`, a multiple of their length; pooled scores stay."""
     had = int(scores.attrs["event_hours"])
     if hours == had:
         return scores
@@ -87,11 +87,11 @@ def merged(scores: xr.Dataset, hours: int) -> xr.Dataset:
 
 
 def independent_hours(scores: xr.Dataset) -> int:
-    """The length of events, in hours, of which the differences between forecasters are about independent.
+    """The length of events, in hours, from which on differences between forecasters are about independent.
 
-    The longest that CSI needs at any threshold which was reached in half of the blocks, and not shorter than the
-    longest lead time: windows that begin closer together share what they are compared with. The differences are
-    those between the first forecaster and each other one; of one alone its own CSI is taken.
+    It is the longest length that CSI needs at any threshold which was reached in half of the blocks, and at least
+    the longest lead time, since windows that begin closer together are compared with the same observations. The
+    differences are those between the first forecaster and each other one; a single forecaster's own CSI counts.
     """
     had = int(scores.attrs["event_hours"])
     minutes = scores[LEAD_TIME].values.astype("timedelta64[m]" if scores[LEAD_TIME].dtype.kind == "m" else float)
@@ -104,7 +104,7 @@ def independent_hours(scores: xr.Dataset) -> int:
 
 
 def _differences(scores: xr.Dataset) -> list[Floats]:
-    """For each threshold the contributions of the events to the differences of CSI, (pair, event).
+    """The contribution of each event to the differences of CSI, (pair, event), for each threshold.
 
     CSI is a ratio of sums, S = H / D; to first order event e moves it by (H_e − S·D_e) / D.
     """
@@ -130,9 +130,9 @@ def _differences(scores: xr.Dataset) -> list[Floats]:
 
 
 def time_scale(places: npt.NDArray[np.int64], series: Floats) -> float:
-    """The integral time scale of `series` (pair, event), in units of `places`, which are whole and ascending.
+    """The integral time scale of `series` (pair, event), in units of `places`, which are ascending integers.
 
-    Autocorrelations are averaged over the pairs. Events may be missing: only those count that are so far apart.
+    Autocorrelations are averaged over the pairs. Events may be missing; each lag uses the events that are there.
     """
     if places.size < 2 * LEAST_PAIRS:
         return 1.0

@@ -1,4 +1,4 @@
-"""Scores of several evaluations as one: forecasters that were scored on the same pixels of an event are paired."""
+"""Join the scores of several evaluations: forecasters are compared on events with the same observed pixels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ REMEDY = "Evaluate both with the same metrics, data.archive, split, data.eval_st
 
 
 def join(each: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Sums and scores of all forecasters of `each` (label → scores.nc), over the events that all of them share.
+    """Sums and scores of all forecasters of `each` (label → scores.nc), over the events that all files share.
 
-    Events of different lengths are merged to the shortest length that holds both. An event is shared where all
-    counted the same pixels and the same of them as wet. Of thresholds, lead times
-    and scales those stay that all have. The first forecasters come first; one that is the same in several files
-    stands once, others of one name get the label of their file. ValueError where nothing is left.
+    Events of different lengths are merged to their least common multiple. An event is shared if all files counted
+    the same pixels, and as many of them wet. Thresholds, lead times and scales that a file lacks are left out. The
+    first forecaster of each file comes first. A forecaster that is the same in several files appears once;
+    different ones of one name get the label of their file. ValueError if nothing is left.
     """
     _check(each)
     hours = math.lcm(*(int(scores.attrs["event_hours"]) for scores in each.values()))
@@ -34,7 +34,7 @@ def join(each: Mapping[str, xr.Dataset]) -> xr.Dataset:
     parts = [_sums_of(label, scores, names) for label, scores in common.items()]
     kept = set.intersection(*(set(map(str, part.data_vars)) for part in parts))
     if any(first.sizes["event"] < size for size in whole.values()):
-        kept = {name for name in kept if not name.startswith(HOURS)}  # they hold the events that went
+        kept = {name for name in kept if not name.startswith(HOURS)}  # they include events that were left out
     ordered = [name for name in map(str, parts[0].data_vars) if name in kept]
     joined = xr.concat(
         [part[ordered] for part in parts], "forecaster", join="exact", coords="minimal", compat="override"
@@ -65,7 +65,7 @@ def _check(each: Mapping[str, xr.Dataset]) -> None:
 
 
 def _common_coords(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """`each` at the coordinates that all have; sums along one that they do not share go."""
+    """`each` at the coordinates that all have; sums along a dimension that is not shared are dropped."""
     found = dict(each)
     dims = dict.fromkeys(str(dim) for scores in found.values() for dim in scores.dims)
     for dim in dims:
@@ -79,11 +79,11 @@ def _common_coords(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
                     label: scores.isel({dim: [_places(scores[dim].values, value)[0] for value in common]})
                     for label, scores in found.items()
                 }
-                # what is equal but for a rounding is one coordinate from here on
+                # coordinates that differ by rounding alone become one
                 found = {label: scores.assign_coords({dim: common}) for label, scores in found.items()}
                 continue
         elif len({scores.sizes.get(dim) for scores in found.values()}) == 1:
-            continue  # without labels: ranks of as many members
+            continue  # has no labels: ranks of equally many members
         if dim in SHARED:
             listed = {label: scores[dim].values.tolist() for label, scores in found.items()}
             raise ValueError(f"No {dim} is in all files: {listed}. {REMEDY}.")
@@ -111,7 +111,7 @@ def _shared_events(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 
 def _observed(scores: xr.Dataset) -> xr.DataArray:
-    """What was observed, the same for all forecasters: pixels, and how many reached each threshold."""
+    """The number of observed pixels and of those that reached each threshold, equal for all forecasters."""
     one = scores.isel(forecaster=0, drop=True)
     reached = one[f"{SUMS}hits"] + one[f"{SUMS}misses"]
     all_pixels = reached + one[f"{SUMS}false_alarms"] + one[f"{SUMS}correct_negatives"]
@@ -119,7 +119,7 @@ def _observed(scores: xr.Dataset) -> xr.DataArray:
 
 
 def _names(each: Mapping[str, xr.Dataset]) -> dict[tuple[str, str], str]:
-    """(label, forecaster) → its name in the joined scores; those that stand there already are left out."""
+    """(label, forecaster) → its name in the joined scores; repetitions of a forecaster are left out."""
     found: dict[tuple[str, str], str] = {}
     for label, scores in each.items():
         for name in map(str, scores["forecaster"].values):
@@ -132,7 +132,7 @@ def _names(each: Mapping[str, xr.Dataset]) -> dict[tuple[str, str], str]:
 
 
 def _same(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
-    """Whether a forecaster said the same in both, as far as counts of pixels tell."""
+    """Whether a forecaster has the same counts of pixels in both."""
     own, others = (scores.sel(forecaster=name) for scores in (one, other))
     return all(
         np.array_equal(own[f"{SUMS}{key}"].values, others[f"{SUMS}{key}"].values)

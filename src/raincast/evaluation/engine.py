@@ -1,4 +1,4 @@
-"""Many windows, several forecasters, all cores: killed at any moment, the same call goes on where it was."""
+"""Score many windows and several forecasters on all cores. After an interruption, the same call resumes."""
 
 import logging
 import shutil
@@ -18,7 +18,7 @@ from raincast.system.pool import Progress, num_cores
 log = logging.getLogger(__name__)
 
 MOST_WINDOWS = 64
-"""of a task, so that all cores are busy to the end"""
+"""The most windows of a task, so that all cores stay busy to the end."""
 
 
 def run(
@@ -32,14 +32,14 @@ def run(
 ) -> dict[str, EventSums]:
     """The sums of each forecaster of `work` over `places`.
 
-    `progress` is told how many windows of how many are done, over all forecasters. With `workers` None it begins
-    in this process, and goes on in one a core if that takes long; 1 stays here. Forecasters in `here` (those on a
-    GPU) run in this process, beside the others. Whatever is scored lies in the folders of `work`, which nobody
-    removes but `clear`: finished windows are never scored again. `cost` is told what this took. ValueError where
-    another process is at the same windows, or a forecaster fails.
+    `progress(done, total)` counts windows × forecasters. With `workers=None` scoring begins in this process, and
+    continues in one process per core if it takes long; `workers=1` stays in this process. Forecasters in `here`
+    (those on a GPU) run in this process while others run the rest. Sums are kept in the folders of `work` until
+    `clear`, so finished windows are never scored again. `cost` records time and memory. ValueError if another
+    process scores the same windows, or a forecaster fails.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
+        raise ValueError(f"workers={workers} must be a whole number from 1, or null for one per core.")
     with ExitStack() as stack:
         for name, folder in work.folders.items():
             refusal = (
@@ -49,7 +49,7 @@ def run(
         todo, done = _plan(work, places, workers or num_cores())
         total = len(places) * len(work.makers)
         if done:
-            log.info("%d of %d windows × forecasters were scored before, and are not again.", done, total)
+            log.info("%d of %d windows × forecasters were scored before and are skipped.", done, total)
         tell = Teller(done, total, progress, "windows × forecasters scored")
         cost = cost or Cost()
         try:
@@ -61,7 +61,7 @@ def run(
 
 
 def clear(work: Work) -> None:
-    """Remove what was kept, once it is in a file of scores."""
+    """Remove the kept sums, once the scores are written."""
     for folder in work.folders.values():
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_suffix(".lock").unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def clear(work: Work) -> None:
 
 
 def _plan(work: Work, places: Sequence[Place], workers: int) -> tuple[list[Task], int]:
-    """What is left to do, and how many windows are done. The slowest forecaster is unknown: they take turns."""
+    """The tasks that are left, and the number of windows done. Forecasters take turns, as any may be slowest."""
     size, todo, done = work.batch_size, [], 0
     num_batches = -(-len(places) // size)
     most = max(1, min(MOST_WINDOWS // size, -(-num_batches // (4 * workers))))
@@ -88,7 +88,7 @@ def _plan(work: Work, places: Sequence[Place], workers: int) -> tuple[list[Task]
 
 
 def _runs(numbers: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of runs of neighbours, of at most `most`."""
+    """(first, end) of runs of consecutive numbers, each of at most `most`."""
     start = 0
     for k in range(1, len(numbers) + 1):
         if k == len(numbers) or numbers[k] != numbers[k - 1] + 1 or k - start == most:
@@ -105,14 +105,14 @@ def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tel
     own = [task for task in todo if task.forecaster in here]
     others: Sequence[Task] = [task for task in todo if task.forecaster not in here]
     with ThreadPoolExecutor(1) as thread:
-        beside = thread.submit(run_here, parts.score, own, note, tell) if own and others else None
-        if not beside and workers in (None, 1):
+        running = thread.submit(run_here, parts.score, own, note, tell) if own and others else None
+        if not running and workers in (None, 1):
             seconds = None if workers == 1 or own else ALONE_SECONDS
             others = run_here(parts.score, [*own, *others], note, tell, seconds=seconds)
         if others:
             run_there(parts.score, others, note, tell, processes=workers or num_cores())
-        if beside:
-            beside.result()
+        if running:
+            running.result()
 
 
 def _explained(task: Task, error: Exception) -> Exception:
@@ -120,7 +120,7 @@ def _explained(task: Task, error: Exception) -> Exception:
         return error
     return ValueError(
         f"{task.forecaster} stops at windows {task.first} to {task.first + len(task.places) - 1}: "
-        f"{error or type(error).__name__}. What was scored is kept: once that is mended, the same command goes on."
+        f"{error or type(error).__name__}. Finished windows are kept: fix the cause, and the same command resumes."
     )
 
 

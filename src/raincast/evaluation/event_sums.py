@@ -1,4 +1,4 @@
-"""Sums by event that add up exactly, in whatever order and pieces."""
+"""Exact sums by event: the result does not depend on the order of the additions."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ FINE_BITS = 60
 
 @dataclass(eq=False)
 class FixedPoint:
-    """A float64 array as whole multiples of 2⁻¹⁰ and, below them, of 2⁻⁶⁰: additions of it have no rounding.
+    """A float64 array as integer multiples of 2⁻¹⁰ and of 2⁻⁶⁰. Additions are exact.
 
-    So sums do not depend on the order in which they are added, nor on how they were cut. What is smaller than
-    2⁻⁶⁰ is lost; ±2⁵² is the largest value.
+    So sums do not depend on the order of the terms, nor on how they were grouped. Parts below 2⁻⁶⁰ are lost; the
+    largest value is ±2⁵².
     """
 
     coarse: npt.NDArray[np.int64]
@@ -26,7 +26,7 @@ class FixedPoint:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float64]) -> "FixedPoint":
-        """From finite values; ValueError where one is not, or is too large."""
+        """From finite values; ValueError if one is not finite or too large."""
         if not (np.abs(values) < 2.0**52).all():  # NaN is not
             raise ValueError(f"A sum of {np.abs(values).max():g} is no finite number below 2^52.")
         coarse = np.floor(np.ldexp(values, COARSE_BITS))
@@ -48,12 +48,12 @@ class FixedPoint:
 
 Exact = npt.NDArray[np.int64] | FixedPoint
 WINDOWS = "windows"
-"""The sum that every event has: how many windows it holds."""
+"""The name of the sum that every event has: the number of its windows."""
 
 
 @dataclass(eq=False)
 class EventSums:
-    """event → name of the sum → its value; counts stay counts."""
+    """event → name of the sum → its value. Counts stay integers."""
 
     sums: dict[str, dict[str, Exact]] = field(default_factory=dict)
 
@@ -73,11 +73,11 @@ class EventSums:
 
     @property
     def num_windows(self) -> int:
-        """Of all events."""
+        """The number of windows of all events."""
         return sum(int(_values(own[WINDOWS])) for own in self.sums.values())
 
     def stacked(self, name: str, events: Iterable[str]) -> Array:
-        """The sum of each event, first axis; 0 where an event has none."""
+        """The sum of each event along the first axis; 0 if an event has none."""
         values = {event: _values(own[name]) for event, own in self.sums.items() if name in own}
         none = np.zeros_like(next(iter(values.values())))
         stacked: Array = np.stack([values.get(event, none) for event in events])
@@ -85,7 +85,7 @@ class EventSums:
 
     @property
     def names(self) -> list[str]:
-        """Of the sums, in the order of their making."""
+        """The names of the sums, in the order in which they were first added."""
         return list(dict.fromkeys(name for own in self.sums.values() for name in own))
 
     def arrays(self) -> dict[str, npt.NDArray[np.int64]]:
@@ -102,7 +102,7 @@ class EventSums:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.int64]]) -> "EventSums":
-        """What `arrays` gave."""
+        """The inverse of `arrays`."""
         made = cls()
         for key, values in arrays.items():
             event, name, *half = key.split("|")

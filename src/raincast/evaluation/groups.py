@@ -1,4 +1,4 @@
-"""Which sums belong together, which dimensions they have, and which scores of the registry are made of them."""
+"""Groups of sums: their dimensions, and the scores of the registry computed from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +16,9 @@ from raincast.schema import LEAD_TIME
 
 @dataclass(frozen=True)
 class Group:
-    """Sums of one kind: the fields of `sums`, in the Dataset under `sum_{prefix}{field}`, each with `dims`.
+    """Sums of one kind: the fields of `sums`, stored in the Dataset as `sum_{prefix}{field}` with `dims`.
 
-    Scores have the dimensions but the last `consumed` ones.
+    The scores lack the last `consumed` dimensions.
     """
 
     sums: type[Any]
@@ -28,11 +28,11 @@ class Group:
     consumed: int = 0
 
     def names(self) -> list[str]:
-        """Of the sums, in the order of the fields."""
+        """The names of the sums, in the order of the fields."""
         return [f"{self.prefix}{name}" for name in self.sums._fields]
 
     def named(self, sums: Any) -> dict[str, Tensor]:
-        """The fields of `sums` under their names."""
+        """The fields of `sums` by name."""
         return dict(zip(self.names(), sums, strict=True))
 
 
@@ -70,17 +70,17 @@ GROUPS = (
     UNCALIBRATED_CURVE,
 )
 RANKS = "ensemble_ranks"
-"""The rank histogram, (lead_time, rank): no NamedTuple, and a score as it is."""
+"""The rank histogram, (lead_time, rank): it is a sum and a score at once."""
 
 DIMS = {name: group.dims for group in GROUPS for name in group.names()} | {RANKS: (LEAD_TIME, "rank")}
 HOURLY = {*PIXELS.names(), *ERRORS.names()}
-"""The sums that are also kept by hour of day, as `hourly_…`."""
+"""Sums that are also kept by hour of day, as `hourly_…`."""
 
 
 def finish(sums: xr.Dataset, *, prefix: str = "sum_") -> xr.Dataset:
-    """The scores that the sums in `sums` make, whatever other dimensions these have; undefined is NaN.
+    """Compute the scores from the sums in `sums`, which may have further dimensions; NaN where undefined.
 
-    So `finish(scores.sum("event"))` gives the scores of all events, `finish(scores)` those of each one,
+    `finish(scores.sum("event"))` gives the scores of all events, `finish(scores)` those of each one,
     `finish(scores, prefix="hourly_")` those of each hour of day.
     """
     made: dict[str, Any] = {}

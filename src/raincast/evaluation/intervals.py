@@ -1,4 +1,4 @@
-"""How sure a score is: intervals by resampling events, the same ones for all forecasters.
+"""Confidence intervals of scores, by resampling events; all forecasters are scored on the same draws.
 
 Windows of one storm are not independent; events are (`blocks` chooses their length). Each of many trials draws as
 many events as there are, with replacement, and computes the score of their sums (block bootstrap). Forecasters are
@@ -28,7 +28,7 @@ LEFT_OUT = (
     groups.RELIABILITY,
     groups.UNCALIBRATED,
     groups.UNCALIBRATED_CURVE,
-)  # curves, of which nobody says "better"
+)  # curves, which are neither better nor worse
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Resampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what is no confidence."""
+        """Refuse an impossible confidence."""
         if not 0 < self.confidence < 1 or self.resamples < 2 / (1 - self.confidence):
             raise ValueError(
                 f"confidence={self.confidence} must lie between 0 and 1, and resamples={self.resamples} be at "
@@ -49,7 +49,7 @@ class Resampling:
 
     @property
     def least_events(self) -> int:
-        """The number of events from which on a difference can be shown: six for 95 %.
+        """The fewest events with which a difference can be shown: six for 95 %.
 
         All of n events favour one forecaster by chance in 2·½ⁿ of all cases. Below six that is more than 5 %.
         """
@@ -57,11 +57,11 @@ class Resampling:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The nominal lower and upper end of an interval, as probabilities."""
+        """The lower and upper end of an interval, as probabilities."""
         return (1 - self.confidence) / 2, (1 + self.confidence) / 2
 
     def quantiles(self, num_events: int) -> tuple[float, float]:
-        """The quantiles of the trials at which intervals of so many events end; for many, `bounds`."""
+        """The quantiles of the trials at which the interval ends; for many events, `bounds`."""
         if num_events < 2:
             return self.bounds
         factor = math.sqrt(num_events / (num_events - 1))
@@ -70,7 +70,7 @@ class Resampling:
 
 
 def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
-    """`scores`, which has sums by event, with how sure each of its scores is.
+    """Add confidence intervals to `scores`, which has sums by event.
 
     For a score S, and for S_mean, its mean over the lead times where it is defined: S_interval (bound, forecaster,
     …), and S_difference_interval (bound, forecaster, reference, …) of forecaster minus reference. Where more or
@@ -87,7 +87,7 @@ def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
         if group in LEFT_OUT or any(name not in scores for name in names):
             continue
         whole, trials = _scores_of(group, [scores[name].values for name in names], draws)
-        if num_events == 1:  # all draws are alike, which says nothing of how sure it is
+        if num_events == 1:  # all draws are equal, so there is no interval
             trials = {name: np.full_like(values, np.nan) for name, values in trials.items()}
         dims = group.dims[: len(group.dims) - group.consumed]
         for name, score in group.scores.items():
@@ -105,7 +105,7 @@ def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
             reference=(
                 "reference",
                 scores["forecaster"].values,
-                {"long_name": "what a forecaster is compared with"},
+                {"long_name": "the forecaster to compare with"},
             ),
             bound=("bound", list(how.bounds)),
         )
@@ -144,7 +144,7 @@ def _described(
     how: Resampling,
     num_events: int,
 ) -> dict[str, Any]:
-    """The variables that say how sure `key` is."""
+    """The variables with the intervals of `key`."""
     num = trials.shape[0]
     bounds, enough = how.quantiles(num_events), num_events >= how.least_events
     interval = np.zeros((2, num, num, *trials.shape[2:]))
@@ -169,7 +169,7 @@ def _described(
 
 
 def _quantiles(trials: Floats, at: tuple[float, ...]) -> Floats:
-    """Quantiles along the first axis, linear between the trials that are defined; NaN where fewer than half are.
+    """Quantiles along the first axis, linear between defined trials; NaN if fewer than half are defined.
 
     As numpy's nanquantile, which is many times slower.
     """
@@ -186,7 +186,7 @@ def _quantiles(trials: Floats, at: tuple[float, ...]) -> Floats:
 
 
 def _lead_mean(values: Floats) -> Floats:
-    """The mean over the last axis where defined; NaN where nothing is."""
+    """The mean of the defined values along the last axis; NaN if there are none."""
     defined = np.isfinite(values)
     count = defined.sum(axis=-1)
     total = np.where(defined, values, 0.0).sum(axis=-1)

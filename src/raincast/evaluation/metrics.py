@@ -1,4 +1,4 @@
-"""What is scored, and how: the settings, and the sums that they make of a window."""
+"""The settings of scores, and the sums computed from a window."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,27 +18,27 @@ from raincast.metrics.categorical import Contingency, check_thresholds
 from raincast.metrics.frames import over_frames, reaching
 
 HOURS = "hour "
-"""What the name of an hour of day begins with, where the sums by hour stand beside those by event."""
+"""The prefix of an hour of day among the keys of `EventSums`, whose other keys are events."""
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What to score; rates and thresholds in mm/h.
+    """The scores to compute; rates and thresholds in mm/h.
 
-    Counts and errors of pixels always; what else costs time (see `benchmarks/evaluation.py`):
+    Counts and errors of pixels are always computed. The others cost time (`benchmarks/evaluation.py`):
 
     balanced: HKO-7's weighted errors.
-    pools: sides in pixels of the squares of which the highest rates are counted.
+    pools: sides in pixels of squares, whose highest rates are counted.
     scales: sides in km of the boxes of the fractions skill score; `fss_boundary` is "zero" or "inside".
     spectrum: radially averaged power.
-    accumulations: periods in minutes, multiples of the step; `amounts`: thresholds of what falls in them, in mm.
-    sal: structure, amplitude and location of rain areas, frame by frame; needs scikit-image.
-    onset: whether the beginning of rain is met to within a step.
-    probabilities: ensembles and probabilities of those who state them; in `probability_bins`.
-    ignored_between: observed rates between these two count nowhere, as noise.
-    protocol: the name of a published one (`protocols.PROTOCOLS`), whose settings these then have to be.
-    event_hours: the length of an event: blocks of so many hours from 0 UTC on, by the newest input frame.
-    Intervals resample events. None: sums are kept by the hour, and `blocks.automatic` chooses the length.
+    accumulations: periods in minutes, multiples of the step; `amounts`: thresholds of the amounts in them, in mm.
+    sal: structure, amplitude and location of rain areas in each frame; needs scikit-image.
+    onset: whether the beginning of rain is forecast to within a step.
+    probabilities: scores of ensembles and probabilities, in `probability_bins`.
+    ignored_between: observed rates between these two are ignored as noise.
+    protocol: a published protocol (`protocols.PROTOCOLS`); all settings must then be its own.
+    event_hours: the length of an event in hours, counted from 0 UTC, by the newest input frame. Intervals resample
+    events. None: sums are kept by the hour, and `blocks.automatic` chooses the length.
     """
 
     thresholds: Sequence[float]
@@ -58,7 +58,7 @@ class Metrics:
     event_hours: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be scored, before any forecast is made."""
+        """Refuse impossible settings before any forecast is made."""
         check_thresholds(self.thresholds)
         if self.accumulations and (not self.amounts or any(a >= b for a, b in pairwise((0.0, *self.amounts)))):
             raise ValueError(f"metrics.amounts={list(self.amounts)} must be above 0 and increasing, in mm.")
@@ -82,7 +82,7 @@ class Metrics:
             raise ValueError(f"metrics.event_hours={self.event_hours} must be a whole number from 1, or null.")
 
     def boxes(self, pixel_km: float | None) -> list[int]:
-        """The sides of the boxes in pixels."""
+        """The sides of the boxes of `scales` in pixels; ValueError if the size of a pixel is unknown."""
         if not self.scales:
             return []
         if pixel_km is None:
@@ -90,7 +90,7 @@ class Metrics:
         return [spatial.box_size(scale, pixel_km) for scale in self.scales]
 
     def periods(self, step_minutes: float) -> list[int]:
-        """The accumulations in steps."""
+        """The accumulations in steps; ValueError if one is no multiple of the step."""
         steps = [minutes / step_minutes for minutes in self.accumulations]
         if any(count != round(count) for count in steps):
             raise ValueError(
@@ -100,7 +100,7 @@ class Metrics:
         return [round(count) for count in steps]
 
     def event_of(self, time: np.datetime64) -> str:
-        """The name of the event of a window whose newest input is at `time`: its first day, or hour, in UTC."""
+        """The name of the event of a window whose newest input is at `time`: its first day or hour, UTC."""
         return blocks.event_name(time, self.event_hours or 1)
 
 
@@ -113,7 +113,7 @@ class Scoring:
     pixel_km: float | None = None
 
     def check(self, lead_steps: int, shape: tuple[int, int]) -> None:
-        """Refuse what forecasts of so many steps and pixels cannot be scored by; ValueError."""
+        """ValueError if forecasts of so many steps and pixels do not have these scores."""
         self.metrics.boxes(self.pixel_km)
         longest = max(self.metrics.periods(self.step_minutes), default=0)
         if longest > lead_steps:
@@ -128,7 +128,7 @@ class Scoring:
         """Add every window of a batch to its event and to its hour."""
         times = np.asarray(batch["time"]).astype("datetime64[s]")
         for row, time in enumerate(times):
-            # each by itself: what it adds does not depend on the windows around it, to the last bit
+            # each window alone, so that its sums do not depend on the others of the batch, to the last bit
             one = slice(row, row + 1)
             target, mask, newest = batch["target"][one], batch["target_mask"][one], batch["input"][one, -1, :1]
             if between := self.metrics.ignored_between:
@@ -172,7 +172,7 @@ class Scoring:
         return named
 
     def _pixels(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Counts and errors in one pass."""
+        """Counts and errors of pixels in one pass."""
         thresholds, balanced = self.metrics.thresholds, self.metrics.balanced
         least = min(thresholds[0], continuous.least_rate()) if balanced else thresholds[0]
 
@@ -195,7 +195,7 @@ class Scoring:
         return groups.POOLED.named([torch.stack(part, dim=1) for part in zip(*tables, strict=True)])
 
     def _accumulated(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Each period's sums at the lead time at which it ends; 0 at the others."""
+        """The sums of each period at the lead time at which it ends; 0 at the others."""
         tables, errors = [], []
         for steps in self.metrics.periods(self.step_minutes):
             amounts = users.accumulate(rain, target, mask, num_steps=steps, step_minutes=self.step_minutes)

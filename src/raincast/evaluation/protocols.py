@@ -1,7 +1,7 @@
-"""Published protocols by name: their thresholds, weights, order of pooling and averaging, and nothing else.
+"""Published protocols: their thresholds, weights, and order of pooling and averaging.
 
-Scores under a published name begin with it (`hko7_csi`), and are made only where every setting is the published
-one. They may be set beside published figures where the data are, too: the same radar, split, steps and pixels.
+Scores of a protocol begin with its name (`hko7_csi`), and exist only if every setting is the published one. They
+are comparable with published figures on the same data: radar, split, steps and pixels.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from raincast.metrics import continuous
 from raincast.schema import LEAD_TIME
 
 HKO7_NOISE = (0.01682827, 0.30370341)
-"""mm/h between which an observed pixel does not count: pixel values 0 to 0.28, dBZ −10 to 9.6 (`HKO7_PIXEL`)."""
+"""mm/h; observed rates in between are ignored: pixel values 0 to 0.28, dBZ −10 to 9.6 (`HKO7_PIXEL`)."""
 
 SEVIR_THRESHOLDS = (0.4, 2.3488, 12.3398, 26.36, 47.58, 138.5)
 """VIL codes 16, 74, 133, 160, 181, 219 as the archive of `source=sevir` holds them, in nominal mm/h."""
@@ -25,19 +25,19 @@ SEVIR_THRESHOLDS = (0.4, 2.3488, 12.3398, 26.36, 47.58, 138.5)
 
 @dataclass(frozen=True)
 class Protocol:
-    """`settings` of `Metrics` that make it, and what is made of the sums of all events."""
+    """The `settings` of `Metrics` that it requires, and the scores of the sums of all events."""
 
     settings: Mapping[str, Any]
     scores: Callable[[xr.Dataset], dict[str, xr.DataArray]]
 
 
 def _lead_mean(values: xr.DataArray) -> xr.DataArray:
-    """Over all lead times: NaN where the score is undefined at one."""
+    """The mean over all lead times; NaN if the score is undefined at one."""
     return values.mean(LEAD_TIME, skipna=False)
 
 
 def _hko7(sums: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Counts pooled over all sequences, ratios by lead time, their mean; errors summed over a frame's pixels."""
+    """Pool counts over sequences, average the ratios over lead times; errors are sums over a frame's pixels."""
     scores = groups.finish(sums)
     balanced = continuous.BalancedSums(
         *(torch.from_numpy(sums[f"sum_{name}"].values) for name in groups.WEIGHTED.names())
@@ -52,7 +52,7 @@ def _hko7(sums: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _shi2015(sums: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Means over lead times of what is pooled over all sequences: the paper leaves the order open."""
+    """Pool over all sequences, then average over lead times: the paper leaves the order open."""
     scores = groups.finish(sums)
     made = {f"shi2015_{name}": _lead_mean(scores[name].sel(threshold=0.5)) for name in ("csi", "far", "pod")}
     made["shi2015_rainfall_mse"] = _lead_mean(scores["rmse"] ** 2)
@@ -61,7 +61,7 @@ def _shi2015(sums: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _sevir(sums: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Counts pooled over all sequences and lead times, one ratio a threshold; CSI-M is the mean of those."""
+    """Pool counts over all sequences and lead times, one ratio per threshold; CSI-M is their mean."""
     counted = [name for group in (groups.PIXELS, groups.POOLED) for name in group.names()]
     scores = groups.finish(sums[[f"sum_{name}" for name in counted]].sum(LEAD_TIME))
     return {
@@ -82,15 +82,15 @@ PROTOCOLS = {
 
 
 def check(name: str, metrics: object) -> None:
-    """Refuse a protocol that is unknown, or whose settings are other ones in `metrics`, a `Metrics`."""
+    """ValueError if the protocol is unknown, or `metrics`, a `Metrics`, has other settings."""
     if name not in PROTOCOLS:
         raise ValueError(f"metrics.protocol={name} is unknown; there are {', '.join(PROTOCOLS)}.")
     for key, published in PROTOCOLS[name].settings.items():
         own = getattr(metrics, key)
         if _plain(own) != _plain(published):
             raise ValueError(
-                f"metrics.{key}={_plain(own)} is not {name}'s ({_plain(published)}), so its scores would not be "
-                f"{name}'s. Leave it out, or take metrics=rain with settings of your own."
+                f"metrics.{key}={_plain(own)} differs from {name}'s ({_plain(published)}), so the scores would "
+                f"not be {name}'s. Leave it out, or take metrics=rain with settings of your own."
             )
 
 
@@ -99,7 +99,7 @@ def _plain(value: Any) -> Any:
 
 
 def published(name: str, sums: xr.Dataset) -> dict[str, xr.DataArray]:
-    """The scores of the protocol, from the sums of all events."""
+    """Compute the scores of the protocol from the sums of all events."""
     made = PROTOCOLS[name].scores(sums)
     return {
         key: values.drop_attrs().assign_attrs(long_name=f"{key}, by the protocol of {name}", protocol=name)
@@ -108,7 +108,7 @@ def published(name: str, sums: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def describe(scores: xr.Dataset) -> str:
-    """The protocol's scores as lines of text, or nothing."""
+    """The scores of the protocol as text; empty if there is none."""
     name = scores.attrs.get("protocol")
     if not name:
         return ""

@@ -1,4 +1,4 @@
-"""Windows as queries, and forecasters as scoring asks them."""
+"""Turns windows into queries, and asks forecasters for what scoring needs."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ def query_of(
     thresholds: Sequence[float] = (),
     members: bool = False,
 ) -> Query:
-    """The query of a batch of windows, which were cut from `grid`; outputs as in `Query`."""
+    """The query of a batch of windows, which were cut from `grid`."""
     return Query.for_steps(
         batch["input"].cpu().numpy(),
         lead_steps,
@@ -44,9 +44,9 @@ def query_of(
 
 
 class Scored:
-    """A forecaster as scoring asks it: for members and probabilities, too, where it gives them.
+    """A forecaster and the queries of scoring: they ask for members and probabilities if it gives them.
 
-    A forecaster that has no probabilities at the scored thresholds is asked for rates alone from then on.
+    After a `ThresholdError` they ask for rates alone.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Scored:
         self._probabilities = scoring.metrics.probabilities
 
     def predict(self, batch: Sample) -> Prediction:
-        """The prediction of a batch of windows; ValueError where its shapes are not those of the windows."""
+        """The prediction of a batch of windows; ValueError if a shape is wrong."""
         gives = self.forecaster.gives
         query = query_of(
             batch,
@@ -83,7 +83,7 @@ class Scored:
 def rates_by_name(
     forecasters: Iterable[Forecaster], sample: Sample, *, lead_steps: int, step_minutes: float, grid: Grid
 ) -> dict[str, Rain]:
-    """The rates of one window by each forecaster's name, (L, H, W); NaN where nothing was ever observed."""
+    """The rates of one window by the forecasters' names, (L, H, W) mm/h; NaN where nothing was observed."""
     batch: Any = default_collate([sample])
     query = query_of(batch, lead_steps=lead_steps, step_minutes=step_minutes, grid=grid)
     never = np.isnan(query.rain[0, :, 0]).all(axis=0)

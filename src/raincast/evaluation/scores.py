@@ -1,4 +1,4 @@
-"""The sums of several forecasters → the Dataset of `scores.nc`."""
+"""From the sums of several forecasters to the Dataset of `scores.nc`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from raincast.schema import LEAD_TIME
 def to_dataset(
     sums: Mapping[str, EventSums], scoring: Scoring, *, lead_steps: int, shape: tuple[int, int]
 ) -> xr.Dataset:
-    """Sums and scores of all forecasters, who saw the same windows of `shape` pixels."""
+    """Sums and scores of all forecasters, on the same windows of `shape` (H, W) pixels."""
     keys = {key for own in sums.values() for key in own.sums}
     events = sorted(key for key in keys if not key.startswith(HOURS))
     made = {f"sum_{name}": _stack(sums, name, events, "event") for name in _names(sums, events) if name != WINDOWS}
@@ -46,7 +46,7 @@ def _names(sums: Mapping[str, EventSums], keys: list[str]) -> list[str]:
 
 
 def _stack(sums: Mapping[str, EventSums], name: str, keys: list[str], dim: str) -> xr.DataArray:
-    """(forecaster, event or hour, …); 0 for a forecaster that has no such sum, so that its score is undefined."""
+    """(forecaster, event or hour, …); 0 if a forecaster lacks the sum, which makes its score undefined."""
     own = [each.stacked(name, keys) if _has(each, name, keys) else None for each in sums.values()]
     shape = np.max([values.shape for values in own if values is not None], axis=0)
     kind = next(values.dtype for values in own if values is not None)
@@ -79,13 +79,13 @@ def _coords(
         "scale": ([float(s) for s in wanted.scales], {"units": "km", "long_name": "side of the box"}),
         "wavelength": (
             spectrum.wavelengths(*shape, km or 1.0).numpy(),
-            {"units": "km", "long_name": "length of the waves"},
+            {"units": "km", "long_name": "wavelength"},
         ),
         "accumulation": ([float(m) for m in wanted.accumulations], {"units": "minutes"}),
         "amount": ([float(a) for a in wanted.amounts], {"units": "mm"}),
         "probability": (
             np.linspace(0, 1, wanted.probability_bins),
-            {"units": "1", "long_name": "middle of the bin of stated probabilities"},
+            {"units": "1", "long_name": "centre of the bin of forecast probabilities"},
         ),
     }
     used = {dim for array in made.values() for dim in array.dims}

@@ -1,4 +1,4 @@
-"""What intervals allow one to say of a forecaster and its rivals: a word for each comparison, a sentence for all.
+"""The comparison of a forecaster with its rivals in words: one for each rival, and a sentence for all.
 
 `scores` is the Dataset of an evaluation with intervals (`intervals.with_intervals`).
 """
@@ -13,7 +13,7 @@ _ORDER = ("better", "worse", UNDECIDED)
 
 
 def verdict(scores: xr.Dataset, reference: str, threshold: float, *, score: str = "csi") -> str:
-    """Whether the first forecaster is better than `reference` at one threshold, and if that is open, why."""
+    """Whether the first forecaster is better than `reference` at one threshold; if undecided, the reason."""
     events, least = scores.sizes["event"], int(scores.attrs["least_events"])
     if events < least:
         return f"too few events to decide ({events}; at least {least} are needed)"
@@ -27,7 +27,7 @@ def verdict(scores: xr.Dataset, reference: str, threshold: float, *, score: str 
 
 
 def sentence(scores: xr.Dataset, *, score: str = "csi") -> str:
-    """The result in one sentence: where the first forecaster is better or worse than each other one."""
+    """One sentence: at which thresholds the first forecaster is better or worse than each other one."""
     first, *others = (str(name) for name in scores["forecaster"].values)
     if not others or f"{score}_mean_better" not in scores:
         return f"{first} was scored alone: there is nothing to compare it with."
@@ -48,7 +48,7 @@ def sentence(scores: xr.Dataset, *, score: str = "csi") -> str:
 
 
 def events_text(scores: xr.Dataset) -> str:
-    """How many events there are, how long one is, and where that length comes from."""
+    """The number of events, their length, and the origin of that length."""
     events, hours = scores.sizes["event"], int(scores.attrs["event_hours"])
     how = "from the autocorrelation of the differences" if "event_hours_from" in scores.attrs else "as configured"
     return f"{events} event{'s' * (events != 1)} of {hours} h ({how})"

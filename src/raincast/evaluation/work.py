@@ -1,4 +1,4 @@
-"""A piece of an evaluation: some windows, one forecaster; what it has scored lies on disk at any time."""
+"""Tasks of an evaluation: some windows of one forecaster, whose sums are kept on disk."""
 
 import logging
 import multiprocessing
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from raincast.data.datamodule import RadarDataModule
 
 KEEP_SECONDS = 20.0
-"""How much work a kill may cost, and how much lies in a file."""
+"""The scoring time whose sums go into one file, and the most that an interruption loses."""
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What a process needs to score; it travels to other processes, which open data and forecasters once.
+    """All that a process needs to score. It is sent to other processes, which open data and forecasters once.
 
-    `makers` by the forecasters' names, `folders` where their sums go; `batch_size` windows, cut from `grid`, are
+    `makers` and the `folders` of sums are by the forecasters' names. `batch_size` windows, cut from `grid`, are
     forecast at once.
     """
 
@@ -49,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Task:
-    """Windows of one forecaster, the first of them the `first`-th of all, where a batch begins."""
+    """Consecutive windows for one forecaster, from number `first` of all, at which a batch begins."""
 
     work: Work
     forecaster: str
@@ -60,7 +60,7 @@ class Task:
 class _Opened:
     def __init__(self, work: Work) -> None:
         if multiprocessing.parent_process() is not None and not logging.root.handlers:
-            # what a baseline says of windows that it cannot forecast; another process has set up no log
+            # other processes have no log yet, and baselines report windows that they cannot forecast
             logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.key = work.key
         self.data = work.data()
@@ -75,18 +75,18 @@ class _Opened:
 
 
 _opened: _Opened | None = None
-"""What this process has open."""
+"""The data and forecasters of this process."""
 
 
 def close() -> None:
-    """Let go of data and forecasters."""
+    """Release data and forecasters."""
     global _opened
     _opened = None
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a task took: processor seconds, imports included, and the most its process has held since its start."""
+    """Processor seconds of a task, imports included, and the peak memory of its process so far."""
 
     process: int
     cpu_seconds: float
@@ -95,7 +95,7 @@ class Spent:
 
 @dataclass
 class Cost:
-    """What scoring took in one go; of windows that were scored before a kill it knows nothing."""
+    """Time and memory of scoring; windows scored before an interruption are excluded."""
 
     began: float = field(default_factory=time.monotonic)
     wall_seconds: float = 0.0
@@ -106,30 +106,30 @@ class Cost:
     """GiB by process"""
 
     def add(self, task: Task, spent: Spent) -> None:
-        """Count a task."""
+        """Add a task."""
         name = task.forecaster
         self.windows[name] = self.windows.get(name, 0) + len(task.places)
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + spent.cpu_seconds
         self.peaks[spent.process] = spent.peak_gib
 
     def end(self) -> None:
-        """Take the time, and the memory of this process."""
+        """Record the time, and the memory of this process."""
         self.wall_seconds = time.monotonic() - self.began
         self.peaks[os.getpid()] = peak_memory_gib()
 
     def attrs(self) -> dict[str, Any]:
-        """For scores.nc. The libraries that processes share count in each of them."""
+        """Attributes of scores.nc. Shared libraries count once in each process."""
         each = (f"{name} {self.cpu_seconds[name] / number:.3g}" for name, number in self.windows.items())
         return {
             "wall_seconds": round(self.wall_seconds, 1),
             "peak_memory_gib": round(sum(self.peaks.values()), 2),
             "num_processes": len(self.peaks),
-            "cpu_seconds_per_window": ", ".join(each) or "nothing new was scored",
+            "cpu_seconds_per_window": ", ".join(each) or "no new windows",
         }
 
 
 def score(task: Task, tick: Callable[[int], None]) -> Spent:
-    """Score the task's windows, and keep their sums in its folder; `tick` is told of each batch."""
+    """Score the windows of a task and keep their sums in its folder; `tick` gets the size of each batch."""
     global _opened
     before = time.process_time()
     if _opened is None or _opened.key != task.work.key:
@@ -149,7 +149,7 @@ def score(task: Task, tick: Callable[[int], None]) -> Spent:
 
 
 def _batches(data: "RadarDataModule", task: Task) -> Iterator[tuple[int, Sample]]:
-    """The same windows in a batch wherever a task begins: a network may answer to the last bit by its batch."""
+    """Batches hold the same windows wherever a task begins: a network's last bits may depend on its batch."""
     size = task.work.batch_size
     for offset in range(0, len(task.places), size):
         stored = data.dataset.batch(task.places[offset : offset + size])
@@ -158,7 +158,7 @@ def _batches(data: "RadarDataModule", task: Task) -> Iterator[tuple[int, Sample]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums to the last bit whatever the number of processes: that of threads is one."""
+    """Use one thread, so that sums do not depend on the number of processes, to the last bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -168,13 +168,13 @@ def one_thread() -> Iterator[None]:
 
 
 def keep(sums: EventSums, folder: Path, first: int, end: int) -> None:
-    """Write the sums of windows `first` to before `end`, whole or not at all."""
+    """Write the sums of windows `first` to before `end` atomically."""
     with atomic(folder / f"{first:09}-{end:09}.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(file, **sums.arrays())  # type: ignore[arg-type]  # its own flag is no name of ours
 
 
 def kept(folder: Path) -> dict[tuple[int, int], Path]:
-    """The files of `folder` by the windows that they hold."""
+    """The files of `folder` by (first, end) of their windows."""
     found = {}
     for path in sorted(folder.glob("*-*.npz")):
         first, _, end = path.stem.partition("-")
@@ -183,6 +183,6 @@ def kept(folder: Path) -> dict[tuple[int, int], Path]:
 
 
 def read(path: Path) -> EventSums:
-    """What `keep` wrote."""
+    """Read a file that `keep` wrote."""
     with np.load(path) as arrays:
         return EventSums.from_arrays(dict(arrays))

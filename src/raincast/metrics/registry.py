@@ -1,4 +1,4 @@
-"""Every score: name, formula, label, unit, and which values are good. Nothing else states these."""
+"""The only registry of scores: name, formula, label, unit, and which values are good."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ class Score:
         return self.label if self.units == "1" else f"{self.label} {self.units.replace(' h-1', '/h')}"
 
     def badness(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """How far from the best `values` are: the smaller the better; NaN where nothing is best."""
+        """Distance of `values` from the best: smaller is better; NaN if no value is best."""
         if self.better:
             return -self.better * values
         if self.ideal is None:
@@ -93,22 +93,24 @@ RESOLUTION: Scores = {
 }
 ONSET: Scores = {
     "onset_csi": Score(users.onset_csi, "CSI of the onset of rain, within a step", "onset CSI", UP),
-    "onset_pod": Score(users.onset_pod, "onsets that were forecast to within a step", better=UP),
-    "onset_far": Score(users.onset_far, "forecast onsets without one to within a step", better=DOWN),
+    "onset_pod": Score(users.onset_pod, "share of onsets that were forecast to within a step", better=UP),
+    "onset_far": Score(
+        users.onset_far, "share of forecast onsets without an observed one within a step", better=DOWN
+    ),
 }
 AREAS: Scores = {
     "sal_structure": Score(
         objects.structure, "S of SAL: areas too large or flat above 0, too small below", ideal=0
     ),
     "sal_amplitude": Score(objects.amplitude, "A of SAL: too much rain above 0, too little below", ideal=0),
-    "sal_location": Score(objects.location, "L of SAL: how far off the rain lies", "SAL L", DOWN),
+    "sal_location": Score(objects.location, "L of SAL: displacement of the rain", "SAL L", DOWN),
     "sal_abs_structure": Score(objects.structure_size, "mean of |S|", "SAL |S|", DOWN),
     "sal_abs_amplitude": Score(objects.amplitude_size, "mean of |A|", "SAL |A|", DOWN),
 }
 MEMBERS: Scores = {
     "crps": Score(ensemble.crps, "continuous ranked probability score of the members", "CRPS", DOWN, MM_H),
     "fair_crps": Score(
-        ensemble.fair_crps, "the same for an ensemble of any size (Ferro 2014)", "fair CRPS", DOWN, MM_H
+        ensemble.fair_crps, "CRPS corrected for the size of the ensemble (Ferro 2014)", "fair CRPS", DOWN, MM_H
     ),
     "spread": Score(ensemble.spread, "ensemble spread", units=MM_H),
     "ensemble_mean_rmse": Score(ensemble.mean_rmse, "RMSE of the ensemble mean", better=DOWN, units=MM_H),
@@ -119,23 +121,33 @@ MEMBERS: Scores = {
 PROBABILITIES: Scores = {
     "brier": Score(probabilistic.brier, "Brier score", "Brier", DOWN),
     "brier_reliability": Score(
-        lambda s: probabilistic.brier_parts(s).reliability, "its reliability", "its reliability", DOWN
+        lambda s: probabilistic.brier_parts(s).reliability,
+        "reliability part of the Brier score",
+        "reliability part of the Brier score",
+        DOWN,
     ),
     "brier_resolution": Score(
-        lambda s: probabilistic.brier_parts(s).resolution, "its resolution", "its resolution", UP
+        lambda s: probabilistic.brier_parts(s).resolution,
+        "resolution part of the Brier score",
+        "resolution part of the Brier score",
+        UP,
     ),
-    "brier_uncertainty": Score(lambda s: probabilistic.brier_parts(s).uncertainty, "its uncertainty"),
-    "brier_within_bins": Score(lambda s: probabilistic.brier_parts(s).within_bins, "what bins leave over"),
+    "brier_uncertainty": Score(
+        lambda s: probabilistic.brier_parts(s).uncertainty, "uncertainty part of the Brier score"
+    ),
+    "brier_within_bins": Score(
+        lambda s: probabilistic.brier_parts(s).within_bins, "part of the Brier score within bins"
+    ),
     "roc_area": Score(probabilistic.roc_area, "area under the ROC", "ROC area", UP),
 }
 RELIABILITY: Scores = {
     "stated_probability": Score(lambda s: probabilistic.reliability_curve(s)[0], "mean stated probability"),
-    "observed_frequency": Score(lambda s: probabilistic.reliability_curve(s)[1], "observed frequency of it"),
+    "observed_frequency": Score(lambda s: probabilistic.reliability_curve(s)[1], "observed frequency"),
 }
 
 
 def _like(scores: Scores, prefix: str, what: str, units: str | None = None) -> Scores:
-    """The same of other sums, `what` said behind their names; they stand in no table."""
+    """The same scores of other sums, with `what` appended to their names; no table shows them."""
     return {
         f"{prefix}{name}": replace(
             score, long_name=f"{score.long_name}{what}", label="", units=score.units if units is None else units
@@ -145,7 +157,7 @@ def _like(scores: Scores, prefix: str, what: str, units: str | None = None) -> S
 
 
 POOLED = _like(CATEGORICAL, "pooled_", " of the highest rates in squares of `pool` pixels")
-AMOUNTS = _like(CATEGORICAL, "accumulated_", " of what fell in `accumulation` minutes until `lead_time`")
+AMOUNTS = _like(CATEGORICAL, "accumulated_", " of amounts in the `accumulation` minutes before `lead_time`")
 AMOUNT_ERRORS = _like(
     {name: score for name, score in CONTINUOUS.items() if score.units == MM_H},
     "accumulated_",

@@ -1,7 +1,7 @@
-"""Maps of an event in a page: what came beside each forecast, all moved by one slider over the lead time.
+"""Maps of an event for the page: the observation next to each forecast, with one slider for the lead time.
 
-The frames of a forecaster are one picture, each below the one before; the slider moves it behind a window of one
-frame. Colours are palette numbers, a class of rain each, as in the animations.
+The frames of a forecaster are one tall picture, which the slider moves behind a window of one frame. Colours are
+palette numbers, one per class of rain, as in the animations.
 """
 
 import html
@@ -83,9 +83,9 @@ for (const event of document.querySelectorAll(".event")) {
 
 @dataclass(frozen=True, eq=False)
 class EventMaps:
-    """One window of an event: (lead, y, x) in mm/h, NaN for missing, the first lead a step after `init_time`.
+    """One window of an event: (lead, y, x) in mm/h, NaN for missing; lead 0 is one step after `init_time`.
 
-    `last_seen` is the newest input, (y, x). `title` and `note` say which event it is, and why this one.
+    `last_seen` is the newest input, (y, x). `title` and `note` name the event and why it was chosen.
     """
 
     title: str
@@ -99,7 +99,7 @@ class EventMaps:
 
     @cached_property
     def labels(self) -> list[str]:
-        """What each position of the slider shows, the newest input first."""
+        """The label of each position of the slider; the newest input is the first."""
         step = schema.step_timedelta(self.step_minutes)
         return [f"newest input, {utc_text(self.init_time)}"] + [
             f"+{k * self.step_minutes:g} min, valid {utc_text(self.init_time + k * step)}"
@@ -107,7 +107,7 @@ class EventMaps:
         ]
 
     def to_html(self) -> str:
-        """The maps and their slider, which stands in the middle of the lead times."""
+        """The maps and their slider, which starts at the middle lead time."""
         view = MapView.of(self.grid)
         start = (len(self.labels) + 1) // 2
         over = _overlay(view)
@@ -139,7 +139,7 @@ class EventMaps:
 
 
 def sprite(frames: Rain, view: MapView) -> bytes:
-    """(n, y, x) mm/h as a PNG, the frames one below the other, north up; missing is transparent."""
+    """(n, y, x) mm/h as one PNG with the frames stacked vertically, north up; missing is transparent."""
     shown = view.north_up(frames)
     height, width = view.fit(LONGEST_SIDE)
     if max(shown.shape[1:]) > LONGEST_SIDE:
@@ -153,7 +153,7 @@ def sprite(frames: Rain, view: MapView) -> bytes:
 
 
 def legend() -> str:
-    """The colours and their rates."""
+    """The legend: colours and their rates."""
     hatch = f"repeating-linear-gradient(135deg, {rain_image.HATCH_COLOUR} 0 1px, {MISSING_COLOUR} 1px 8px)"
     steps = [(f"{rate:g}", colour) for rate, colour in zip(RAIN_BOUNDARIES, RAIN_COLOURS, strict=True)]
     steps = [(f"below {RAIN_BOUNDARIES[0]:g}", DRY_COLOUR), *steps]
@@ -169,7 +169,7 @@ def _wide(text: str) -> str:
 
 
 def _overlay(view: MapView) -> str:
-    """Meridians and parallels with their degrees, and a bar of so many km, as SVG over a map."""
+    """Meridians and parallels with their degrees, and a scale bar in km, as SVG over a map."""
     width, height = _SVG_SIDE, _SVG_SIDE * view.height_per_width
     lines = Graticule.of(view)
 

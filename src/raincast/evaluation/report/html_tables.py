@@ -1,4 +1,4 @@
-"""Scores as tables of a page: means over lead times with their intervals, and who is better than whom."""
+"""HTML tables of scores: means over lead times with intervals, and comparisons of forecasters."""
 
 import html
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +28,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One score of all forecasters, mean over the lead times: `means` and ends of intervals, (forecaster,)."""
+    """One score of all forecasters: means over lead times and ends of intervals, (forecaster,)."""
 
     heading: str
     badness: Badness
@@ -38,7 +38,7 @@ class Column:
 
     @classmethod
     def of(cls, scores: xr.Dataset, name: str, *, heading: str = "", **at: float) -> "Column":
-        """Of the score `name`, at the coordinates `at` as far as it has them."""
+        """The column of score `name` at the coordinates `at` that it has."""
         score = SCORES[name]
         values = scores[name]
         chosen = {dim: value for dim, value in at.items() if dim in values.dims}
@@ -49,7 +49,7 @@ class Column:
         return cls(heading or score.heading, score.badness, means.values.astype(np.float64), *ends)
 
     def cells(self) -> list[str]:
-        """A cell a forecaster; the best is marked, and all that look equal to it, unless nobody competes."""
+        """One cell per forecaster. The best is marked, with all that round to the same, unless there is only one."""
         texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in self.means]
         with np.errstate(divide="ignore", invalid="ignore"):
             bad = np.where(np.isfinite(self.means), self.badness(self.means), np.nan)
@@ -67,7 +67,7 @@ class Column:
 
 
 def by_threshold(scores: xr.Dataset, name: str) -> list[Column]:
-    """A column a threshold."""
+    """One column per threshold."""
     heading = SCORES[name].label
     return [
         Column.of(scores, name, heading=f"{heading} ≥ {t:g} mm/h", threshold=t) for t in scores["threshold"].values
@@ -75,7 +75,7 @@ def by_threshold(scores: xr.Dataset, name: str) -> list[Column]:
 
 
 def at_threshold(scores: xr.Dataset, threshold: float) -> list[Column]:
-    """A column a score but CSI; of scores by scale a column a scale."""
+    """One column per score other than CSI; scores by scale have one column per scale."""
     columns = []
     for name in COLUMNS:
         if name == "csi" or name not in scores:
@@ -91,7 +91,7 @@ def at_threshold(scores: xr.Dataset, threshold: float) -> list[Column]:
 
 
 def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> str:
-    """A row a forecaster."""
+    """One row per forecaster."""
     cells = [column.cells() for column in columns]
     rows = [
         f'<th scope="row">{html.escape(str(name))}</th>{"".join(column[k] for column in cells)}'
@@ -101,9 +101,9 @@ def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> str:
 
 
 def difference_table(scores: xr.Dataset, threshold: float) -> str:
-    """CSI of the first forecaster minus each other one; nothing for scores without intervals, or of one alone.
+    """CSI of the first forecaster minus each other one; empty without intervals or other forecasters.
 
-    It says "better" or "worse" only where the interval of the difference leaves out 0.
+    It says "better" or "worse" only if the interval of the difference excludes 0.
     """
     if "csi_mean_difference_interval" not in scores or scores.sizes["forecaster"] < 2:
         return ""
@@ -122,7 +122,7 @@ def difference_table(scores: xr.Dataset, threshold: float) -> str:
 
 
 def signed(value: float) -> str:
-    """With its sign, a true minus."""
+    """The value with its sign; the minus is a true one."""
     return f"{value:+.3f}".replace("-", "−") if np.isfinite(value) else UNDEFINED
 
 

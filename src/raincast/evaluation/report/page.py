@@ -1,6 +1,6 @@
-"""The page of an evaluation: what was scored, the table, curves, diagrams, events on maps; one HTML file.
+"""The page of an evaluation, one HTML file: tables, curves, diagrams, and events on maps.
 
-`scores` is the Dataset of an evaluation, `scores.nc`. A section is there if its data are.
+`scores` is the Dataset of an evaluation, `scores.nc`. A section appears if its data exist.
 """
 
 import html
@@ -38,9 +38,9 @@ MAP_NOTE = (
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What the page tells.
+    """The content of the page.
 
-    `threshold` (mm/h) is what single-threshold figures are of. `by_event` and `by_hour` are a few scores and
+    `threshold` (mm/h) is that of single-threshold figures. `by_event` and `by_hour` hold a few scores and
     `num_windows` by `event` or `hour`; `facts` are rows by heading; `config` is the resolved config of the
     training.
     """
@@ -55,7 +55,7 @@ class Evaluation:
 
 
 def write_report(evaluation: Evaluation, path: Path, *, title: str) -> Path:
-    """report.html: opens from disk, asks no network, and says everything in one file."""
+    """Write report.html. It opens from disk, needs no network, and has everything in one file."""
     made = list(_sections(evaluation))
     links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(made))
     parts = [f'<p class="verdict">{html.escape(sentence(evaluation.scores))}</p><nav>{links}</nav>']
@@ -68,7 +68,7 @@ def write_report(evaluation: Evaluation, path: Path, *, title: str) -> Path:
 
 
 def _sections(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
-    """Headings and what stands below them, in the order of reading."""
+    """Headings and the HTML below them, in the order of reading."""
     scores, threshold = evaluation.scores, evaluation.threshold
     made = {
         "Scores": sections.table(scores, threshold),
@@ -81,7 +81,7 @@ def _sections(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         "Neighbourhoods, amounts, onsets": sections.users(scores, threshold),
         "By event": sections.by(evaluation.by_event, "event", threshold),
         "By hour of day": sections.by(evaluation.by_hour, "hour", threshold),
-        "What was trained and scored": _facts(evaluation),
+        "Training and data": _facts(evaluation),
     }
     yield from ((name, content) for name, content in made.items() if content)
 
@@ -101,7 +101,6 @@ def _facts(evaluation: Evaluation) -> str:
     parts.append(f"<h3>Scoring</h3>{page.table(list(rows.items()))}")
     if evaluation.config:
         parts.append(
-            f"<details><summary>the config that the network was trained with</summary>"
-            f"<pre>{html.escape(evaluation.config)}</pre></details>"
+            f"<details><summary>full config</summary><pre>{html.escape(evaluation.config)}</pre></details>"
         )
     return "".join(parts)

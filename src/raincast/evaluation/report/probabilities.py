@@ -1,4 +1,4 @@
-"""Sections of an evaluation's page on probabilities and ensembles; empty where their scores are not there."""
+"""Sections of the page about probabilities and ensembles; empty if the scores are missing."""
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,12 @@ BINS = "sum_probability_"
 
 
 def probabilities(scores: xr.Dataset) -> str:
-    """Whether what is called likely comes, and whether it can be told from what does not."""
+    """Reliability and discrimination."""
     return reliability(scores) + roc(scores)
 
 
 def reliability(scores: xr.Dataset) -> str:
-    """Observed frequency against stated probability."""
+    """Observed frequency against forecast probability."""
     curves = reliability_curves(scores)
     if not curves:
         return ""
@@ -34,9 +34,9 @@ def reliability(scores: xr.Dataset) -> str:
         looks[f"{name}{BEFORE}"] = own | {"linestyle": ":", "markerfacecolor": "white"}
     return shown(
         figures.reliability_diagram(curves, looks=looks),
-        "reliability diagram: observed frequency against stated probability",
-        "All lead times together. On the diagonal, of what is called 30 % three in ten come; below it the "
-        "forecaster is too sure. Below, how many pixels were given each probability.",
+        "reliability diagram: observed frequency against forecast probability",
+        "All lead times together. On the diagonal, 30 % means that it rains in three of ten cases; below it the "
+        "forecaster is overconfident. Lower panel: the number of pixels with each probability.",
     )
 
 
@@ -65,7 +65,7 @@ def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, 
 
 
 def roc(scores: xr.Dataset) -> str:
-    """The ROC half-way through the lead times, and unfolded at the first and the last."""
+    """The ROC at the middle lead time; those at the first and the last are folded away."""
     if any(f"{BINS}{name}" not in scores for name in ("forecasts", "events", "probability")):
         return ""
     numbers = {str(name): number for number, name in enumerate(scores["forecaster"].values)}
@@ -80,8 +80,8 @@ def roc(scores: xr.Dataset) -> str:
 
     middle = drawn(
         last // 2,
-        "Warn wherever rain so hard is at least so likely: from never (lower left) to always. The further to the "
-        "upper left, the better events are told from the rest; on the dashed line not at all.",
+        "Each point warns at another probability: from never (lower left) to always. The further to the "
+        "upper left, the better it separates events from the rest; on the dashed line it does not.",
     )
     others = "".join(map(drawn, sorted({0, last} - {last // 2})))
     if others:
@@ -90,7 +90,7 @@ def roc(scores: xr.Dataset) -> str:
 
 
 def roc_curves(scores: xr.Dataset, lead: int) -> RocPanels:
-    """Panels of `probability_figures.roc_diagram` at lead number `lead`, all events together."""
+    """Panels of `probability_figures.roc_diagram` at lead index `lead`, all events together."""
     import torch
 
     from raincast.metrics import probabilistic
@@ -138,5 +138,5 @@ def ensembles(scores: xr.Dataset) -> str:
     ) + shown(
         figures.rank_histograms(counts, numbers=numbers),
         "rank histograms of the ensembles",
-        "All lead times. High ends: it often rains harder or less than in any member.",
+        "All lead times. High ends: the observation often lies outside all members.",
     )

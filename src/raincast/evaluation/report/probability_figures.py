@@ -1,4 +1,4 @@
-"""Figures of probabilities and ensembles: reliability, ROC, ranks; looks and panels are those of `score_axes`."""
+"""Figures of probabilities and ensembles: reliability, ROC, rank histograms."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,10 +25,10 @@ Floats = npt.NDArray[np.float64]
 def reliability_diagram(
     curves: Mapping[str, Mapping[str, tuple[Floats, Floats, Floats]]], *, looks: Mapping[str, Mapping[str, Any]]
 ) -> Figure:
-    """Observed frequency against stated probability, and how often each was stated below it.
+    """Observed frequency against forecast probability, and below it how often each was forecast.
 
-    `curves` are titles of panels → names → (mean stated probability, observed frequency, number) by bin; `looks`
-    say how each name is drawn.
+    `curves` maps titles of panels to names to (mean forecast probability, observed frequency, count) by bin;
+    `looks` holds the style of each name.
     """
     columns = min(MOST_COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
@@ -65,9 +65,10 @@ def reliability_diagram(
 def roc_diagram(
     curves: Mapping[str, Mapping[str, tuple[Floats, Floats, float]]], *, numbers: Mapping[str, int]
 ) -> Figure:
-    """Detection against false alarms when warning from each probability on: a panel a title of `curves`.
+    """POD against false alarm rate, for warnings at each probability; one panel per title of `curves`.
 
-    They are names → (false alarm rate, probability of detection, area); `numbers` the forecasters' places.
+    Each panel maps names to (false alarm rate, probability of detection, area). `numbers` are the forecasters'
+    numbers, for their colours.
     """
     figure, axes = panel_grid(len(curves), height=3.5)
     for (title, panel), axis in zip(curves.items(), axes, strict=True):
@@ -87,9 +88,9 @@ def roc_diagram(
 
 
 def rank_histograms(counts: Mapping[str, Floats], *, numbers: Mapping[str, int]) -> Figure:
-    """Where the observation falls among the members: a panel an ensemble; flat (the line) is right.
+    """Rank of the observation among the members, one panel per ensemble; a flat histogram (the line) is right.
 
-    `counts` are by rank, `numbers` the forecasters' places, for their colours.
+    `counts` are by rank; `numbers` are the forecasters' numbers, for their colours.
     """
     figure, axes = panel_grid(len(counts), height=2.4)
     for (name, count), axis in zip(counts.items(), axes, strict=True):

@@ -1,4 +1,4 @@
-"""What figures of scores share: panels, legend, how each forecaster looks, and how a figure stands on a page.
+"""Common parts of score figures: panels, legend, line styles, and embedding into HTML.
 
 A forecaster has the same colour, marker and dash in every figure.
 """
@@ -23,13 +23,13 @@ MOST_COLUMNS = 3
 
 
 def shown(figure: Figure, alt: str, note: str = "") -> str:
-    """A figure as HTML, below a note."""
+    """A figure as HTML, with a note above it."""
     said = f'<p class="note">{html.escape(note)}</p>' if note else ""
     return said + page.picture(svg(figure), alt)
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG: sharp at any size, the same bytes for the same figure."""
+    """The figure as SVG, with the same bytes for the same figure."""
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "raincast"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -37,7 +37,7 @@ def svg(figure: Figure) -> bytes:
 
 
 def look(number: int) -> dict[str, Any]:
-    """How forecaster `number` is drawn."""
+    """The style of forecaster `number`."""
     return {
         "color": CURVE_COLOURS[number % len(CURVE_COLOURS)],
         "marker": CURVE_MARKERS[number % len(CURVE_MARKERS)],
@@ -47,7 +47,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def panel_grid(num_panels: int, *, height: float = 2.7) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels in rows, each `height` inches high."""
+    """A figure with so many panels in rows, each `height` inches high."""
     columns = 4 if num_panels == 4 else min(MOST_COLUMNS, num_panels)
     rows = -(-num_panels // columns)
     figure = Figure(figsize=(1.0 + 3.6 * columns, 0.8 + height * rows), layout="constrained")
@@ -60,13 +60,13 @@ def panel_grid(num_panels: int, *, height: float = 2.7) -> tuple[Figure, list[Ax
 
 
 def spaced(figure: Figure) -> None:
-    """Room between panels."""
+    """Set the space between panels."""
     engine: Any = figure.get_layout_engine()
     engine.set(hspace=0.06, wspace=0.04)
 
 
 def tidy(axis: Axes) -> None:
-    """Thin grid, small figures, no frame above and to the right."""
+    """Thin grid, small labels, no frame at the top and right."""
     axis.grid(color=GRID_COLOUR, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -74,7 +74,7 @@ def tidy(axis: Axes) -> None:
 
 
 def with_legend(figure: Figure, axes: Sequence[Axes]) -> Figure:
-    """The legend of the first of `axes`, for all of them, below the figure."""
+    """Put the legend of the first of `axes` below the figure, for all of them."""
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False

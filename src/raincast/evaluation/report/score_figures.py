@@ -1,6 +1,6 @@
-"""Scores as figures of the evaluation's page and of papers: curves, performance, spectra, by event.
+"""Figures of scores for the page and for papers: curves, performance, spectra, scores by event.
 
-`scores` is the Dataset of an evaluation. Looks and panels are those of `score_axes`.
+`scores` is the Dataset of an evaluation. Styles and panels are those of `score_axes`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -43,10 +43,10 @@ def lead_curves(
     bands: Mapping[str, tuple[xr.DataArray, xr.DataArray]] | None = None,
     numbers: Mapping[str, int] | None = None,
 ) -> Figure:
-    """Curves against lead time: a panel a title of `panels`, each (forecaster, lead_time).
+    """Curves against lead time; one panel for each title of `panels`, each (forecaster, lead_time).
 
-    `bands` are ends of intervals by the same titles, drawn as shades. `numbers` say how forecasters look where
-    not all are drawn.
+    `bands` are ends of intervals by the same titles, drawn as shades. `numbers` are the forecasters' numbers, for
+    their styles if not all are drawn.
     """
     figure, axes = panel_grid(len(panels))
     minutes = lead_minutes(scores)
@@ -70,7 +70,7 @@ def lead_curves(
 
 
 def csi_plot(scores: xr.Dataset, path: str | Path) -> Path:
-    """CSI against lead time as a PNG: a panel a threshold, a line a forecaster.
+    """CSI against lead time as a PNG: one panel per threshold, one line per forecaster.
 
     `scores` has `csi` with dimensions (forecaster, threshold, lead_time), NaN where it is undefined, and its
     `lead_time` in minutes or as timedelta64.
@@ -83,7 +83,7 @@ def csi_plot(scores: xr.Dataset, path: str | Path) -> Path:
 
 
 def performance_diagram(scores: xr.Dataset, thresholds: Sequence[float]) -> Figure:
-    """POD against success ratio (Roebber 2009): a panel a threshold, a line a forecaster over its lead times.
+    """POD against success ratio (Roebber 2009): one panel per threshold, one line of lead times per forecaster.
 
     The large marker is the first lead time. Curved lines are of equal CSI, straight ones of equal bias.
     """
@@ -121,7 +121,7 @@ def _performance_lines(axis: Axes) -> None:
 
 
 def spectra(scores: xr.Dataset, leads: Sequence[int]) -> Figure:
-    """Power against wavelength at lead numbers `leads`, and the share of the observed power against both.
+    """Power against wavelength at lead indices `leads`, and below it the ratio to the observed power.
 
     `scores` has `spectrum`, `observed_spectrum` and `spectrum_ratio` by (forecaster, wavelength, lead_time).
     """
@@ -162,7 +162,7 @@ def spectra(scores: xr.Dataset, leads: Sequence[int]) -> Figure:
 def dots(
     values: xr.DataArray, dim: str, *, title: str, support: npt.NDArray[np.float64] | None = None, unit: str = ""
 ) -> Figure:
-    """One score (forecaster, `dim`) as dots, a place a label of `dim`; below it `support`, by the same labels."""
+    """One score (forecaster, `dim`) as dots at each label of `dim`, and `support` below it."""
     return dot_panels({title: values}, dim, support=support, unit=unit)
 
 
@@ -174,9 +174,9 @@ def dot_panels(
     support: npt.NDArray[np.float64] | None = None,
     unit: str = "",
 ) -> Figure:
-    """Scores (forecaster, `dim`) by title, one below the other, as dots at each label of `dim`.
+    """Scores (forecaster, `dim`) by title, one above the other, as dots at each label of `dim`.
 
-    `ratios` are titles of those that are best at 1. `support`, by the same labels, is the lowest panel.
+    `ratios` lists the titles of scores that are best at 1. `support`, by the same labels, is the lowest panel.
     """
     first = next(iter(scores.values()))
     labels = [str(label) for label in first[dim].values]
@@ -191,7 +191,7 @@ def dot_panels(
         values = values.transpose("forecaster", dim)
         for k, name in enumerate(values["forecaster"].values):
             style = look(k) | {"linestyle": ""}
-            shift = 0.5 * ((k + 0.5) / number - 0.5)  # beside each other, or they hide each other
+            shift = 0.5 * ((k + 0.5) / number - 0.5)  # next to each other, so that none is hidden
             axis.plot(at + shift, values.values[k], label=str(name), markersize=5, clip_on=False, **style)
         if title in ratios:
             axis.axhline(1, color=OBSERVED_COLOUR, linestyle="--", linewidth=1)

@@ -1,6 +1,6 @@
-"""Sections of an evaluation's page on rates: tables, curves, diagrams; empty where their scores are not there.
+"""Sections of the page about rates: tables, curves, diagrams; empty if the scores are missing.
 
-`scores` is the Dataset of an evaluation, `threshold` (mm/h) what single-threshold figures are of.
+`scores` is the Dataset of an evaluation, `threshold` (mm/h) that of single-threshold figures.
 """
 
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ ERRORS = {
     "correlation": "correlation",
 }
 SHARP_AT = (0.5, 1.0)
-"""Where in the lead times spectra are shown: half-way, and at the end."""
+"""Positions of the spectra among the lead times: the middle and the last."""
 AT_A_GLANCE = ("csi", "frequency_bias", "fss", "rmse")
 
 
 def table(scores: xr.Dataset, threshold: float) -> str:
-    """Scores of all forecasters, and who is better than whom."""
+    """Scores of all forecasters and their differences."""
     note = "Means over the lead times at which a score is defined; the best of each column is bold."
-    if "confidence" in scores.attrs and scores.sizes["event"] > 1:  # of one there is none
+    if "confidence" in scores.attrs and scores.sizes["event"] > 1:  # one event has no interval
         note += (
-            f" Below each the interval of {100 * float(scores.attrs['confidence']):g} % of the means when the "
-            f"{scores.sizes['event']} events are drawn anew."
+            f" Below each is its {100 * float(scores.attrs['confidence']):g} % interval, from resampling the "
+            f"{scores.sizes['event']} events."
         )
     others = "".join(
         f"<h3>at ≥ {t:g} mm/h</h3>{tables.difference_table(scores, t)}"
@@ -56,7 +56,7 @@ def curves(scores: xr.Dataset) -> str:
             scores,
             "frequency_bias",
             "bias",
-            "Above 1 a forecaster says it rains so hard more often than it does, below 1 less often.",
+            "Above 1 a forecaster predicts such rain more often than it occurs, below 1 less often.",
         ),
     ]
     errors = {title: name for name, title in ERRORS.items() if name in scores}
@@ -68,7 +68,7 @@ def curves(scores: xr.Dataset) -> str:
 
 
 def _lead_curves(scores: xr.Dataset, name: str, title: str, note: str) -> str:
-    """A panel a threshold."""
+    """One panel per threshold."""
     at = {f"{title}, rain ≥ {t:g} mm/h": t for t in scores["threshold"].values}
     bands = {}
     if f"{name}_interval" in scores:
@@ -98,7 +98,7 @@ def performance(scores: xr.Dataset) -> str:
 
 
 def users(scores: xr.Dataset, threshold: float) -> str:
-    """What forgives a shift, what falls in half an hour or an hour, and when the rain begins."""
+    """Scores that tolerate displacement, scores of amounts, and scores of the onset of rain."""
     panels = {}
     if "pooled_csi" in scores:
         for pool in scores["pool"].values:
@@ -130,7 +130,7 @@ def scales(scores: xr.Dataset, threshold: float) -> str:
             shown(
                 score_figures.lead_curves(scores, fss),
                 "fractions skill score against lead time, by scale",
-                "How well the share of wet pixels in boxes of so many km agrees.",
+                "Agreement of the shares of wet pixels in boxes of so many km.",
             )
         )
     if "spectrum" in scores:
@@ -140,7 +140,7 @@ def scales(scores: xr.Dataset, threshold: float) -> str:
             shown(
                 score_figures.spectra(scores, leads),
                 "radially averaged power spectra of forecasts and observation",
-                "Below the observed curve detail is lost: the forecast is blurred. The effective resolution is "
+                "Below the observed curve the forecast lacks detail: it is blurred. The effective resolution is "
                 "the wavelength below which less than half of the observed power is left.",
             )
         )
@@ -148,19 +148,19 @@ def scales(scores: xr.Dataset, threshold: float) -> str:
 
 
 def by(scores: xr.Dataset | None, dim: str, threshold: float) -> str:
-    """A few scores by `dim`, event or hour, over all lead times, above the windows behind them."""
+    """A few scores by `dim`, event or hour, over all lead times, above their numbers of windows."""
     if scores is None or scores.sizes[dim] < 2:
         return ""
-    said = {"event": "Events in the order of time", "hour": "Hours of the newest input frame, UTC"}[dim]
+    said = {"event": "Events in time order", "hour": "Hours of the newest input frame, UTC"}[dim]
     return shown(
         by_figure(scores, dim, threshold),
         f"scores of each forecaster by {dim}",
-        f"{said}, all lead times; bars: how many windows are behind it.",
+        f"{said}, all lead times; bars: number of windows.",
     )
 
 
 def by_figure(scores: xr.Dataset, dim: str, threshold: float) -> Figure:
-    """Those of `AT_A_GLANCE` that there are; FSS at the middle one of its scales."""
+    """The scores of `AT_A_GLANCE` that exist; FSS at the middle scale."""
     panels, ratios = {}, []
     for name in AT_A_GLANCE:
         if name not in scores:

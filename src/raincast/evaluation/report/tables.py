@@ -1,4 +1,4 @@
-"""Scores as tables for the terminal and for plain text.
+"""Tables of scores for the terminal and for text files.
 
 `scores` is the Dataset of the evaluation: `csi`, `pod`, `far`, `frequency_bias` and `hss` with dimensions
 (forecaster, threshold, lead_time), `mae` and `rmse` in mm/h with (forecaster, lead_time); NaN is undefined.
@@ -37,7 +37,7 @@ def lead_minutes(scores: xr.Dataset) -> npt.NDArray[np.float64]:
 
 
 def score_table(scores: xr.Dataset, *, threshold: float, score: str = "csi", max_columns: int = 12) -> Table:
-    """One score at one threshold (mm/h): a row a forecaster, a column a lead time, the best of it bold.
+    """One score at one threshold (mm/h): a row per forecaster, a column per lead time, the best in bold.
 
     More lead times than `max_columns` are thinned evenly, the first and the last kept.
     """
@@ -53,7 +53,7 @@ def score_table(scores: xr.Dataset, *, threshold: float, score: str = "csi", max
 
 
 def summary_table(scores: xr.Dataset) -> Table:
-    """Means over the lead times: a row a threshold and forecaster, a column a score.
+    """Means over lead times: a row per threshold and forecaster, a column per score.
 
     The best forecaster of each threshold is bold in each column. Lead times at which a score is undefined do
     not count. MAE and RMSE are over all pixels, so they repeat from threshold to threshold.
@@ -70,10 +70,10 @@ def summary_table(scores: xr.Dataset) -> Table:
 
 
 def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
-    """Is the first forecaster better than each other one: a row a threshold and other, means over lead times.
+    """Differences between the first forecaster and each other one, means over lead times.
 
-    `scores` has intervals. It says "better" or "worse" only where the interval of the difference leaves out 0, and
-    why nothing can be decided where there are too few events.
+    `scores` has intervals. The table says "better" or "worse" only if the interval of the difference excludes 0;
+    with too few events it says so.
     """
     first, *others = (str(name) for name in scores["forecaster"].values)
     confidence = float(scores.attrs["confidence"])
@@ -118,7 +118,7 @@ def table_text(table: Table) -> str:
 
 
 def _at_threshold(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
-    """(forecaster, lead) values of `score`, which may be one that knows no thresholds."""
+    """(forecaster, lead) values of `score`, which need not have thresholds."""
     if score not in scores or score not in SUMMARY:
         raise ValueError(f"No score '{score}'. Choose one of: {', '.join(n for n in SUMMARY if n in scores)}.")
     values = scores[score]
@@ -135,7 +135,7 @@ def _at_threshold(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArr
 
 
 def _mean_over_leads(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
-    """(forecaster,) means over the leads where the score is defined; NaN where it never is."""
+    """(forecaster,) means over the leads at which the score is defined; NaN if there are none."""
     values = _at_threshold(scores, score, threshold)
     defined = np.isfinite(values)
     count = defined.sum(axis=1)
@@ -158,7 +158,7 @@ def _empty_table(title: str, labels: Sequence[str], numbers: Sequence[str]) -> T
 
 
 def _best_bold(values: npt.NDArray[np.float64], score: str) -> list[Text]:
-    """A column of texts; the best are bold, and all that look equal to it, unless nobody competes."""
+    """One column as texts. The best is bold, with all that round to the same, unless there is only one."""
     texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in values]
     badness = np.where(np.isfinite(values), SCORES[score].badness(values), np.nan)
     if np.isfinite(badness).sum() < 2:
@@ -170,16 +170,16 @@ def _best_bold(values: npt.NDArray[np.float64], score: str) -> list[Text]:
 
 
 COLUMNS = ("forecaster", "score", "threshold", LEAD_TIME)
-"""Always there, and first; other dimensions that a score has follow."""
+"""The first columns; further dimensions of a score follow."""
 NUMBERS = ("value", "low", "high")
 NO_SCORE = ("sum_", "hourly_"), ("_interval", "_better")
-"""How names begin and end that have no rows of their own: sums by event and hour are for scores.nc."""
+"""Prefixes and suffixes of variables without rows of their own: sums by event and hour stay in scores.nc."""
 
 
 def score_frame(scores: xr.Dataset) -> pd.DataFrame:
-    """The scores as rows: forecaster, score, threshold (mm/h), lead_time (minutes) …, value, low, high.
+    """Scores as rows: forecaster, score, threshold (mm/h), lead_time (minutes) …, value, low, high.
 
-    `low` and `high` are the ends of the score's interval, where it has one; NaN is undefined.
+    `low` and `high` are the ends of the score's interval, if it has one; NaN is undefined.
     """
     rows = []
     for name in map(str, scores.data_vars):
@@ -199,7 +199,7 @@ def score_frame(scores: xr.Dataset) -> pd.DataFrame:
 
 
 def write_csv(scores: xr.Dataset, path: Path) -> Path:
-    """scores.csv: 6 digits, empty where a dimension is not the score's, "nan" where the score is undefined."""
+    """Write scores.csv: 6 digits, empty for dimensions that a score lacks, "nan" if undefined."""
     frame = score_frame(scores)
     ends = {column: frame[column].map(_text).replace("nan", "") for column in NUMBERS[1:] if column in frame}
     frame.assign(value=frame["value"].map(_text), **ends).to_csv(path, index=False, lineterminator="\n")
