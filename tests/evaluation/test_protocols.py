@@ -123,7 +123,9 @@ def test_shi2015_has_its_uncentred_correlation(batches):
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_other_settings_are_refused_under_a_published_name(name):
-    with pytest.raises(ValueError, match=rf"metrics.thresholds=\[1.0, 2.0\] is not {name}'s .*take metrics=rain"):
+    with pytest.raises(
+        ValueError, match=rf"metrics.thresholds=\[1.0, 2.0\] differs from {name}'s .*take metrics=rain"
+    ):
         Metrics(**{**PROTOCOLS[name].settings, "thresholds": (1.0, 2.0)}, protocol=name)
     Metrics(**PROTOCOLS[name].settings, protocol=name)
     with pytest.raises(ValueError, match="metrics.protocol=kho7 is unknown; there are hko7"):

@@ -16,16 +16,16 @@ SUFFIXES = (".onnx", ".pt2")
 
 
 class ExportedForecaster:
-    """The network in a file, with what its metadata say of it; on the CPU.
+    """A network in a file, described by its metadata; it runs on the CPU.
 
-    It gives as many steps as it was exported with, or fewer, and rates alone: its file holds no probabilities.
+    It gives as many steps as it was exported with, or fewer, and rates only: the file holds no probabilities.
     """
 
     name = "network"
     gives = Gives()
 
     def __init__(self, path: str | Path) -> None:
-        """FileNotFoundError or ValueError for what is no such file."""
+        """FileNotFoundError or ValueError if `path` is no exported network."""
         self.path = Path(path)
         self._run, self.metadata = _opened(self.path)
         try:
@@ -34,7 +34,7 @@ class ExportedForecaster:
             self.step_minutes = float(self.metadata["step_minutes"])
             self._grid = self.metadata["grid"]
             self.channels: Mapping[str, Any] = json.loads(self.metadata.get("channel_config", "{}"))
-            """Where its covariates lay in training, as `data.channels` said it."""
+            """The files of its covariates in training, as in `data.channels`."""
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path} was not written by export.py: it does not state {error}.") from error
         groups = {name: self.metadata.get(f"{name}_channels", "") for name in ("past", "future")}
@@ -45,7 +45,7 @@ class ExportedForecaster:
 
     @property
     def trained(self) -> Trained:
-        """What the network was trained on; of gaps its file says nothing."""
+        """The data that the network was trained on."""
         spacing = tuple(float(n) for n in self.metadata.get("grid_spacing", "").split(", ") if n)
         return Trained(
             input_steps=self.input_steps,
@@ -58,7 +58,7 @@ class ExportedForecaster:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where its forecasts come from, as global attributes."""
+        """The origin of its forecasts, as global attributes."""
         known = ("raincast_version", "checkpoint_sha256", "network", "head", "transform")
         return {key: self.metadata[key] for key in known if key in self.metadata} | {
             "exported_network": str(self.path),
@@ -66,7 +66,7 @@ class ExportedForecaster:
         }
 
     def predict(self, query: Query) -> Prediction:
-        """Rates alone; ValueError for frames, lead times, grids or covariates that the file is not for."""
+        """Rates only; ValueError for frames, lead times, grids or covariates that the file does not take."""
         rates = query.at_lead_times(self._rates(query.rain, query.num_steps, query.covariates))
         return Prediction(rates, done=(NETWORK,) * len(rates))
 
@@ -88,7 +88,7 @@ class ExportedForecaster:
         return rates[:, :num_steps, :, :H, :W]
 
     def _group(self, covariates: Covariates, name: str) -> Rain:
-        """The channels past or future."""
+        """The covariates past or future."""
         found = covariates[name].shape[2] if name in covariates else "none"
         if found != len(self._groups[name]):
             raise ValueError(
@@ -98,7 +98,7 @@ class ExportedForecaster:
         return covariates[name]
 
     def _padded(self, maps: Rain, num_steps: int) -> Rain:
-        """Filled with missing to so many steps, and to the smallest grid that the file takes."""
+        """Padded with missing values to so many steps, and to the smallest grid that the file takes."""
         B, T, C, H, W = maps.shape
         padded = np.full((B, num_steps, C, max(H, self.stride + 1), max(W, self.stride + 1)), np.nan, np.float32)
         padded[:, :T, :, :H, :W] = maps

@@ -1,4 +1,4 @@
-"""Whether frames suit a network: step, quantity, pixels."""
+"""Checks whether frames suit a forecaster: their step, quantity and pixels."""
 
 import logging
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from raincast.schema import Grid
 log = logging.getLogger(__name__)
 
 PIXEL_TOLERANCE = 0.05
-"""How far pixels may differ from those in training, as a share: a projection's own scale varies as much."""
+"""Relative difference allowed between pixel sizes: the scale of a projection varies as much."""
 METRES_PER_DEGREE = 111_195.0
 
 
@@ -24,8 +24,8 @@ class Trained:
 
     It takes `input_steps` frames, `step_minutes` apart, and forecasts `lead_steps` by default. `grid_spacing`: (y,
     x) of its pixels in metres, or degrees; empty where it is not known. `cell_methods`: of its rates;
-    `max_missing`: frames that its windows lacked at most. With `physical` it serves any step and pixels: then
-    `step_minutes` and `lead_steps` are those of its last input, and the lead time is what stays.
+    `max_missing`: the most frames that its windows lacked. With `physical` it takes any step and pixels: then
+    `step_minutes` and `lead_steps` follow the last input, and the longest lead time stays the same.
     """
 
     input_steps: int
@@ -38,7 +38,7 @@ class Trained:
 
     @classmethod
     def of(cls, info: Mapping[str, Any], max_missing: int, *, physical: bool = False) -> "Trained":
-        """As a checkpoint says it."""
+        """From the description in a checkpoint."""
         return cls(
             input_steps=info["input_steps"],
             lead_steps=info["lead_steps"],
@@ -50,7 +50,7 @@ class Trained:
         )
 
     def at_step(self, found: float, source: str) -> "Trained":
-        """For frames that are `found` minutes apart; ValueError where it does not serve that step."""
+        """The same for frames that are `found` minutes apart; ValueError if it does not take that step."""
         if not self.physical:
             check_step(found, self.step_minutes, source)
             return self
@@ -60,7 +60,7 @@ class Trained:
         return replace(self, step_minutes=found, lead_steps=lead_steps)
 
     def compare(self, frames: xr.Dataset, grid: Grid, *, other_grid: bool) -> dict[str, Any]:
-        """What differs in `frames` from training, as attributes of the forecast.
+        """Differences of `frames` from training, as attributes of the forecast.
 
         ValueError for other pixels unless `other_grid`.
         """
@@ -82,7 +82,7 @@ class Trained:
 
 
 def pixel_size(grid: Grid, *, like: tuple[float, ...]) -> tuple[float, float] | None:
-    """(y, x) of the pixels in the unit of `like`, metres or degrees; None where it cannot be compared."""
+    """Size (y, x) of the pixels in the unit of `like`, metres or degrees; None if they cannot be compared."""
     if len(like) != 2 or min(like) <= 0 or min(grid.shape) < 2:
         return None
     y, x = (float(abs(axis[-1] - axis[0]) / (axis.size - 1)) for axis in (grid.y, grid.x))
@@ -95,7 +95,7 @@ def pixel_size(grid: Grid, *, like: tuple[float, ...]) -> tuple[float, float] | 
 
 
 def check_step(found: float, trained: float, source: str) -> None:
-    """ValueError where the frames have another step than the network."""
+    """ValueError if the frames have another step than the network."""
     if abs(found - trained) > 1e-6:
         raise ValueError(
             f"The network was trained on steps of {trained:g} min, {source} has {found:g} min. Take input of "
@@ -104,7 +104,7 @@ def check_step(found: float, trained: float, source: str) -> None:
 
 
 def as_rain(frames: xr.Dataset) -> xr.Dataset:
-    """`frames` with their rain in mm/h under its usual name; ValueError where they hold no rain rate."""
+    """Convert the rain of `frames` to mm/h under its usual name; ValueError if there is no rain rate."""
     name = schema.find_rain_variable(frames)
     factor = schema.MM_H_PER_UNIT[frames[name].attrs["units"]]
     if name == schema.RAIN and factor == 1.0:
@@ -118,7 +118,7 @@ def as_rain(frames: xr.Dataset) -> xr.Dataset:
 
 
 def parse_init_time(text: str | np.datetime64) -> np.datetime64:
-    """A time in UTC; ValueError for anything else."""
+    """Parse a time in UTC; ValueError for anything else."""
     try:
         return np.datetime64(str(text).removesuffix("Z"), "ns")
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The frames that a forecast is made of: which are there, and what stands in for those that are not."""
+"""The input frames of a forecast, and how gaps in them are filled."""
 
 from dataclasses import dataclass
 
@@ -11,18 +11,18 @@ from raincast.forecaster import Rain
 from raincast.forecasting.series import Times
 
 DRY_BELOW = 0.01
-"""mm/h: input that is nowhere above it is dry. It is the smallest rate that archives and forecast files hold."""
+"""mm/h: input that never exceeds it is dry. It is the smallest rate that archives and forecast files hold."""
 
 
 class NoInput(ValueError):
-    """There is nothing to make a forecast of."""
+    """There is no input for a forecast."""
 
 
 @dataclass(frozen=True, eq=False)
 class Past:
     """Input frames, (T, H, W) in mm/h with NaN for missing.
 
-    `absent`, (T,): not there at all, or without one observed pixel.
+    `absent`, (T,): frames that do not exist or have no observed pixel.
     """
 
     rain: Rain
@@ -31,27 +31,27 @@ class Past:
 
     @property
     def num_absent(self) -> int:
-        """How many frames are missing."""
+        """The number of missing frames."""
         return int(self.absent.sum())
 
     @property
     def dry(self) -> bool:
-        """Whether no pixel of any frame has rain."""
+        """Whether there is no rain in any frame."""
         return not (self.rain > DRY_BELOW).any()
 
     def fits(self, max_missing: int) -> bool:
-        """Whether a network that was trained with so many missing frames has met the like."""
+        """Whether at most `max_missing` frames are missing, and not the newest."""
         return self.num_absent <= max_missing and not self.absent[-1]
 
     def newest(self) -> Rain:
-        """Each pixel's last observation, (H, W); NaN where nobody ever looked."""
+        """Each pixel's last observation, (H, W) mm/h; NaN where nothing was observed."""
         newest: Rain = self.rain[-1].copy()
         for frame in self.rain[-2::-1]:
             np.copyto(newest, frame, where=np.isnan(newest))
         return newest
 
     def filled(self) -> Rain:
-        """As training fills gaps: an absent frame repeats the frame before; the first one stays missing."""
+        """Fill gaps as training does: a missing frame repeats the frame before; a missing first one stays so."""
         if not self.num_absent:
             return self.rain
         filled = self.rain.copy()
@@ -62,14 +62,14 @@ class Past:
 
 
 def past_of(frames: xr.Dataset) -> Past:
-    """The past that `frames` hold, each time of the step in them."""
+    """The `Past` of `frames`, which have a frame at each step."""
     rain = frames[schema.RAIN].values
     absent = ~np.array([np.isfinite(frame).any() for frame in rain])
     return Past(rain, absent, frames[schema.TIME].values)
 
 
 def on_times(frames: xr.Dataset, wanted: Times, step_minutes: float) -> xr.Dataset:
-    """`frames` at the times `wanted`, missing where they have none."""
+    """Select the times `wanted` from `frames`; missing frames are NaN."""
     times = frames[schema.TIME].values.astype("datetime64[ns]")
     if np.array_equal(times, wanted):
         return frames

@@ -1,4 +1,4 @@
-"""Forecasts from many init times: which they are, which are there already, and one of them."""
+"""The init times of a range, the forecasts that exist already, and a single forecast."""
 
 import logging
 from pathlib import Path
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def init_times(text: str, times: Times, step_minutes: float, every: int = 1) -> Times:
-    """The init times that `text` names: latest, a time, or a range A/B with both ends, every so many steps.
+    """The init times that `text` names: latest, a time, or a range A/B with both ends, in every `every`-th step.
 
-    Either end of a range may be left out: the first and the last frame of the series stand for it.
+    Either end of a range may be left out; it is then the first or last frame of the series.
     """
     if every < 1:
         raise ValueError(f"every={every}: give a whole number of steps from 1 up.")
@@ -34,7 +34,7 @@ def init_times(text: str, times: Times, step_minutes: float, every: int = 1) -> 
     if start > stop:
         raise ValueError(f"init_time={text}: the range ends before it begins.")
     step = schema.step_timedelta(step_minutes)
-    # counted from the series' own frames, whatever minute the range begins at
+    # counted from the frames of the series, whatever minute the range begins at
     first_step = -((times[0] - start) // step)
     due = np.arange(times[0] + first_step * step, stop + np.timedelta64(1, "ns"), every * step)
     if not due.size:
@@ -43,9 +43,9 @@ def init_times(text: str, times: Times, step_minutes: float, every: int = 1) -> 
 
 
 def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> bool:
-    """Whether `path` is a whole forecast by this network, with as many leads.
+    """Whether `path` is a complete forecast by this network, with as many leads.
 
-    ValueError where it is one by another network: going on would mix them.
+    ValueError if it is by another network: continuing would mix them.
     """
     if not path.exists():
         return False
@@ -53,7 +53,7 @@ def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> b
         with xr.open_dataset(path, engine="netcdf4", decode_times=False) as file:
             theirs, leads = file.attrs.get("checkpoint_sha256"), file.sizes.get(schema.LEAD_TIME)
     except (OSError, ValueError):
-        log.warning("%s cannot be read, and is written anew.", path)
+        log.warning("%s cannot be read and is written again.", path)
         path.unlink()
         return False
     if theirs != checkpoint_sha256 or leads != lead_steps:
@@ -74,7 +74,7 @@ def forecast_one(
     source: str,
     overwrite: bool = False,
 ) -> tuple[xr.Dataset, dict[str, Path]]:
-    """A forecast, and its files by kind; `source` names the series. NoInput where there is nothing to see."""
+    """Make a forecast and write its files; returns it and the paths by kind. NoInput if all input is missing."""
     frames = pipeline.frames(series, init_time, source=source)
     forecast = pipeline(frames)
     observed = what_came(series, forecast) if outputs.shows_observed else None

@@ -1,4 +1,4 @@
-"""How much of a grid fits into memory at once."""
+"""The part of a grid that fits into memory at once."""
 
 import logging
 import os
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBE = 128
-"""Pixels along y and x of the grid on which a network's memory is estimated."""
+"""Side in pixels of the grid on which a network's memory is estimated."""
 SLACK = 1.5
-"""What allocators hold beyond what is used."""
+"""Memory that allocators hold, relative to the memory in use."""
 UNKNOWN_BYTES = 4096
-"""Bytes a pixel of a forecaster of which nothing is known, as of an exported network."""
+"""Bytes per pixel assumed for a forecaster without an estimate, such as an exported network."""
 BASE_GIB = 0.5
-"""What Python and its libraries take."""
+"""Memory of Python and its libraries."""
 GIB = 2**30
 
 
@@ -34,7 +34,7 @@ def _unknown_bytes(lead_steps: int) -> float:
 class Footprint:
     """The memory that a forecaster takes.
 
-    It holds `input_steps` frames, and computes on `device`. Tiles begin at multiples of `stride` pixels.
+    It holds `input_steps` frames and computes on `device`. Tiles begin at multiples of `stride` pixels.
     `bytes_per_pixel` maps the number of lead steps to the bytes that a forecast of one sample allocates.
     """
 
@@ -45,7 +45,7 @@ class Footprint:
 
     @classmethod
     def of_network(cls, forecaster: "NetworkForecaster") -> "Footprint":
-        """Estimated without running the network, when it is asked for."""
+        """An estimate, made on first use without running the network."""
         from raincast.models.size.summary import forecast_bytes
 
         stride = int(getattr(forecaster.network, "stride", 1))
@@ -69,8 +69,8 @@ class Footprint:
 class Memory:
     """Tiles for grids that do not fit within `gib` (by default half of what is free) in one pass.
 
-    Tiles share `overlap` pixels. `last` says of the last forecast which tiles it was made of. `kept_bytes` is what
-    the series that is forecast from keeps beside.
+    Tiles share `overlap` pixels. `last` describes the tiles of the last forecast. `kept_bytes` is the memory that
+    the input series keeps.
     """
 
     def __init__(self, gib: float | None = None, *, overlap: int = 192) -> None:
@@ -87,9 +87,9 @@ class Memory:
     def tiling(
         self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int
     ) -> Tiling | None:
-        """The tiles for a grid of `shape` (H, W); None where one pass fits.
+        """The tiles for a grid of `shape` (H, W); None if one pass fits.
 
-        ValueError where not even one tile fits.
+        ValueError if not even one tile fits.
         """
         H, W = shape
         self.last = None
@@ -120,9 +120,9 @@ class Memory:
     def in_one_pass(
         self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int
     ) -> float:
-        """GiB that a process takes which forecasts a grid of `shape` (H, W) on the CPU without tiles.
+        """GiB of a process that forecasts a grid of `shape` (H, W) on the CPU without tiles.
 
-        Those of the forecaster, or of the extrapolation where frames are missing, with what the series keeps.
+        The larger of the forecaster and the extrapolation, and the memory that the series keeps.
         """
         by_forecaster = self._bytes_per_pixel(footprint, lead_steps) * shape[0] * shape[1]
         most = max(by_forecaster, extrapolation_bytes(shape))
@@ -136,13 +136,13 @@ class Memory:
 
 
 def _array_bytes(footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
-    """Input, as read, in one piece and filled; the answer, and what the file makes of it; Python itself."""
+    """Bytes of the input (as read, concatenated and filled), of the prediction and its file, and of Python."""
     maps = 3 * footprint.input_steps + lead_steps * (3 + 2 * num_thresholds)
     return shape[0] * shape[1] * 4 * maps + BASE_GIB * GIB
 
 
 def free_gib(device: str) -> float:
-    """Memory that is free, of the machine or of a GPU."""
+    """Free memory in GiB, of the machine or of a GPU."""
     if device != "cpu":
         import torch
 

@@ -1,4 +1,4 @@
-"""Motion on grids of any size: what pysteps needs to find it is more than a kilobyte a pixel."""
+"""Extrapolation on grids of any size: pysteps needs more than a kilobyte per pixel to find motion."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,32 +9,32 @@ from raincast.baselines.past import evenly_spaced, look_back, persist
 from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query, Rain
 
 MOTION_PIXELS = 800
-"""Pixels along the longer side of the grid on which the motion for an extrapolation is sought, at most."""
+"""The longest side in pixels of the grid on which motion is estimated."""
 MOTION_BYTES = 1300
-"""a pixel of that grid: distances to the 20 nearest features, their places, weights and two components"""
+"""Bytes per pixel of that grid: distances to the 20 nearest features, their indices, weights and two components"""
 ADVECTION_BYTES = 300
-"""a pixel of a grid that is advected as a whole: places, motion and their steps in float64, and the maps twice"""
+"""Bytes per pixel of a grid advected at once: positions, motion and steps in float64, and the maps twice"""
 
 
 MOTION_FRAMES = 3
 
 
 class Fallback:
-    """The forecast where too many frames are missing: the rain moves on, or stays where no motion is found."""
+    """The forecaster for input with too many gaps: extrapolation, or persistence if no motion is found."""
 
     name = "fallback"
     gives = Gives()
 
     def predict(self, query: Query) -> Prediction:
-        """Rates alone; ValueError for lead times that are no multiples of the step."""
+        """Rates only; ValueError for lead times that are no multiples of the step."""
         made = [_moved_on(frames, query.num_steps) for frames in query.rain[:, :, 0]]
         rates = np.stack([rates for rates, _ in made])[:, :, None]
         return Prediction(query.at_lead_times(rates), done=tuple(done for _, done in made))
 
     def frames_used(self, frames: Rain, done: str) -> npt.NDArray[np.intp]:
-        """The numbers of the frames, of (T, H, W), that a forecast `done` so is made of.
+        """The indices of the frames, of (T, H, W), that were used for a forecast made as `done` says.
 
-        They show the motion, and the last of them is the one that moves; of persistence it is the one that stays.
+        Extrapolation uses those that show the motion and moves the last one; persistence uses the last one.
         """
         numbers, _ = evenly_spaced(frames, MOTION_FRAMES)
         return numbers if done == EXTRAPOLATION else numbers[-1:]
@@ -54,7 +54,7 @@ def _moved_on(frames: Rain, num_steps: int) -> tuple[Rain, str]:
 
 
 def _advect_by_blocks(rain: Rain, motion: npt.NDArray[np.float64], size: int, num_steps: int) -> Rain:
-    """(H, W) → (num_steps, H, W): pixels come from where their places between the blocks' centres come from."""
+    """(H, W) → (num_steps, H, W): each pixel's displacement is interpolated between those of the blocks."""
     from scipy.ndimage import map_coordinates
 
     with quiet():
@@ -76,15 +76,15 @@ def _advect_by_blocks(rain: Rain, motion: npt.NDArray[np.float64], size: int, nu
 
 
 def extrapolation_bytes(shape: tuple[int, ...]) -> float:
-    """What the fallback takes at most on a grid of `shape` (H, W)."""
+    """The most bytes that the fallback takes on a grid of `shape` (H, W)."""
     size = _block_size(shape, MOTION_PIXELS)
     return shape[0] * shape[1] * (MOTION_BYTES / size**2 + (ADVECTION_BYTES if size == 1 else 0))
 
 
 def coarse_motion(frames: Rain, longest: int, *, spacing: int = 1) -> tuple[npt.NDArray[np.float64] | None, int]:
-    """The motion in `frames` (T, H, W), `spacing` steps apart, on blocks, at most `longest` along a side.
+    """Estimate the motion in `frames` (T, H, W), `spacing` steps apart, on at most `longest` blocks along a side.
 
-    (2, rows, columns), x first, in blocks a step, or None where there is nothing to track; and the size of a
+    Returns (2, rows, columns) in blocks per step, x first, or None if there is nothing to track; and the size of a
     block in pixels.
     """
     size = _block_size(frames.shape[1:], longest)
@@ -98,7 +98,7 @@ def _block_size(shape: tuple[int, ...], longest: int) -> int:
 
 
 def block_means(frame: Rain, size: int) -> Rain:
-    """(H, W) → means over blocks of `size`² pixels, of what was observed; NaN where nothing was."""
+    """(H, W) → means of the observed pixels of blocks of `size`² pixels; NaN if there are none."""
     H, W = frame.shape
     rows, columns = np.arange(0, H, size), np.arange(0, W, size)
 

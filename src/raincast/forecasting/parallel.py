@@ -1,4 +1,4 @@
-"""Forecasts from many init times, over processes and devices; killed at any moment, the same call goes on.
+"""Forecasts from many init times, over processes and devices. After an interruption, the same call resumes.
 
 What is finished lies in the folder as files, each whole or not at all; nothing else is kept. The processes are
 those of `system.pool`: they take one init time after the other, and none outlives the one that started them.
@@ -31,15 +31,15 @@ from raincast.system.pool import ProcessDied, Progress, Tick, num_cores, worker_
 log = logging.getLogger(__name__)
 
 TRIES_AT_START = 3
-"""Init times that may fail before the first forecast: then it is no single file that is wrong."""
+"""The number of failures before the first success after which the cause is not a single file."""
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""No room, no quota, read-only."""
+"""Errors that end all: disk full, quota exceeded, read-only."""
 LOCK = ".forecast.lock"
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What a process needs to forecast; it travels to other processes, which open network and series once.
+    """All that a process needs to forecast. It is sent to other processes, which open network and series once.
 
     `pipeline(device, gib)` loads the network for a device and the memory that a forecast may take; `source` is
     the name of the series. Process number n works on `devices[n % len(devices)]`.
@@ -57,7 +57,7 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What became of init times: the methods of the forecasts made, and why others are not.
+    """The results of init times: the methods of forecasts that were made, and the reasons for others.
 
     `without` any input frame there is no forecast; those `failed` should have one.
     """
@@ -68,7 +68,7 @@ class Outcome:
     failed: dict[np.datetime64, Exception] = field(default_factory=dict)
 
     def note(self, init_time: np.datetime64, result: str | Exception) -> None:
-        """A method, or what went wrong; raises what goes wrong with all others, too."""
+        """Record a method or an error; raises errors that would end all other forecasts, too."""
         if isinstance(result, str):
             self.methods[init_time] = result
         elif isinstance(result, NoInput):
@@ -90,7 +90,7 @@ def forecast_all(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Forecasts from those times of `due` that have none in the folder.
+    """Make the forecasts from the times of `due` that the folder lacks.
 
     With `workers` None this process begins, with `pipeline` and `series`, and goes on in one process a core, or
     one a GPU, if that takes long; 1 stays here. On a CPU they share the threads, and there are only as many as
@@ -99,7 +99,7 @@ def forecast_all(
     fail, or the disk is full.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
+        raise ValueError(f"workers={workers} must be a whole number from 1, or null for one per core.")
     with _alone_in(work.folder):
         digest = pipeline.attrs.get("checkpoint_sha256")
         todo = [
@@ -129,7 +129,7 @@ def forecast_all(
 
 
 def devices_of(device: str) -> tuple[str, ...]:
-    """The devices that auto, cpu, cuda or cuda:1 stands for: every GPU that is to be seen, or one of them."""
+    """The devices that auto, cpu, cuda or cuda:1 names: all visible GPUs, or one of them."""
     if device not in ("auto", "cuda"):
         return (device,)
     import torch
@@ -169,13 +169,13 @@ def _run_there(work: Work, number: int, todo: Sequence[np.datetime64], outcome: 
     import torch
 
     if work.devices == ("cpu",):
-        # this process, which waits, keeps what it has loaded; the rest is for them
+        # this process waits and keeps what it has loaded; the rest is for the others
         work = replace(work, gib=(_gib_of(work) - BASE_GIB) / number)
     threads = max(1, torch.get_num_threads() // number)
     _give_back_memory()
 
     def note(task: _Task, result: str | Exception) -> None:
-        if isinstance(result, ProcessDied):  # without a last word
+        if isinstance(result, ProcessDied):  # without a result
             tell.more(1)
         outcome.note(task.init_time, result)
 
@@ -184,25 +184,25 @@ def _run_there(work: Work, number: int, todo: Sequence[np.datetime64], outcome: 
 
 
 _opened: tuple[ForecastPipeline, Series] | None = None
-"""What a process of the pool has open; it lives no longer than the work."""
+"""The pipeline and series of a process of the pool."""
 
 
 def _forecast_there(task: _Task, tick: Tick) -> str | Exception:
-    """In a process of the pool: a forecast, and how it was made, or why there is none."""
+    """Make a forecast in a process of the pool; returns its method or an error."""
     global _opened
     work = task.work
     if _opened is None:
-        logging.basicConfig(level=logging.ERROR)  # what is to be said is said once, by the process that waits
+        logging.basicConfig(level=logging.ERROR)  # the waiting process reports
         _share_threads(task.threads)
         device = work.devices[worker_number() % len(work.devices)]
         _opened = work.pipeline(device, work.gib), work.series()
     try:
         return _method(_forecast(work, *_opened, task.init_time, tick))
-    except FileExistsError:  # its process had just finished it when it died
+    except FileExistsError:  # finished just before its process died
         return "network"
     except (OSError, ValueError, MemoryError) as error:
         return error
-    except Exception as error:  # of a class that may not travel
+    except Exception as error:  # its class may not be picklable
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
@@ -231,14 +231,14 @@ def _share_threads(number: int) -> None:
 
 
 def _give_back_memory() -> None:
-    """What glibc keeps of a forecast is as much as the forecast took."""
+    """Return freed memory to the system: glibc keeps all that a forecast took."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Nobody else forecasts a range into it; what killed processes left half-written is removed."""
+    """Lock the folder, and remove partial files of killed processes."""
     refusal = f"Another command forecasts a range into {folder}: wait for it, or take another folder=…"
     with held(folder / LOCK, refusal):
         try:

@@ -39,7 +39,7 @@ from raincast.schema import Grid
 log = logging.getLogger(__name__)
 
 KEPT_ATTRS = ("license", "institution", "references")
-"""Attributes of the input that its forecast carries on."""
+"""Attributes of the input that are copied to the forecast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Products:
     """Further variables of a forecast (`forecasting.files.products`).
 
     `accumulations`: depths over so many minutes; `onset`: time until so many mm/h; `matched`: rates with the
-    distribution of what was seen.
+    distribution of the newest observation.
     """
 
     accumulations: Sequence[float] = ()
@@ -55,7 +55,7 @@ class Products:
     matched: bool = False
 
     def add_to(self, forecast: xr.Dataset, past: Past) -> xr.Dataset:
-        """`forecast` with what is asked for."""
+        """Add the requested variables to `forecast`."""
         forecast = with_amounts(forecast, self.accumulations)
         if self.onset is not None:
             forecast = with_onset(forecast, self.onset, past.newest())
@@ -63,14 +63,14 @@ class Products:
 
 
 class ForecastPipeline:
-    """A forecaster with everything that a forecast file says of it: frames in, a forecast as a Dataset out.
+    """Turns frames into a forecast Dataset, by any forecaster.
 
-    `pipeline(frames)` forecasts. `predict` is the forecaster's own, so that a pipeline is scored as any other
-    forecaster. `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of every
-    forecast. `trained` states the data that the forecaster is made for. With more than `max_missing` frames
-    absent, or the newest, the rain is extrapolated instead; by default as many as in training. `reach` asks for
-    the flag of rain that comes from where nothing was observed, `other_grid` allows other pixels than in training,
-    `products` adds variables. `channels` are the forecaster's covariates. `footprint` is the memory that it takes,
+    `pipeline(frames)` forecasts. `predict` is the forecaster's own, so a pipeline is scored like any forecaster.
+    `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of every forecast.
+    `trained` states the data that the forecaster is made for. If more than `max_missing` frames are missing, or
+    the newest is, the rain is extrapolated instead; the default is that of training. `reach` flags pixels whose
+    rain comes from where nothing was observed, `other_grid` allows other pixels than in training, `products` adds
+    variables. `channels` are the forecaster's covariates, `footprint` is the memory that it takes, and
     `calibrated_on` describes the data that its probabilities were calibrated on.
     """
 
@@ -110,12 +110,12 @@ class ForecastPipeline:
 
     @property
     def name(self) -> str:
-        """The forecaster's."""
+        """The forecaster's name."""
         return self.forecaster.name
 
     @property
     def gives(self) -> Gives:
-        """What the forecaster gives."""
+        """The outputs that the forecaster has."""
         return self.forecaster.gives
 
     def predict(self, query: Query) -> Prediction:
@@ -124,12 +124,12 @@ class ForecastPipeline:
 
     @property
     def lead_steps(self) -> int:
-        """Steps that are forecast."""
+        """The number of steps to forecast."""
         return self._lead_steps or self.trained.lead_steps
 
     @property
     def input_steps(self) -> int:
-        """Frames that a forecast is made of."""
+        """The number of input frames."""
         return self.trained.input_steps
 
     @property
@@ -145,10 +145,11 @@ class ForecastPipeline:
         source: str = "the input",
         gaps: bool = True,
     ) -> xr.Dataset:
-        """The frames of `series` for a forecast from `init_time` (or the newest), missing where it has none.
+        """Read the input frames of a forecast from `init_time` (or the newest) from `series`; missing ones are
+        NaN.
 
-        ValueError where the step is another, NoInput where not one frame is there, or without `gaps` where one is
-        not; `source` is the series' name.
+        `source` is the name of the series. ValueError if its step is not the forecaster's; NoInput if it has none
+        of the frames, or with `gaps=False` if it lacks one.
         """
         self.trained = self.trained.at_step(series.step_minutes, source)
         self.memory.kept_bytes = series.kept_bytes
@@ -178,11 +179,11 @@ class ForecastPipeline:
         return wanted
 
     def __call__(self, frames: xr.Dataset, init_time: str | np.datetime64 = "latest") -> xr.Dataset:
-        """Frames of rain → a forecast as `output.forecast_file` writes it.
+        """Forecast from frames of rain; returns a Dataset as `files.netcdf` writes it.
 
-        `frames` keeps the archive contract: a part of an archive, or what `self.frames` or a reader gives. Of more
-        frames than the network takes, those up to `init_time` count; absent ones are missing. Made of them is a
-        forecast whose attribute `forecast_method` says how: network, extrapolation, persistence, or dry.
+        `frames` keeps the archive contract: a part of an archive, or the result of `self.frames` or of a reader.
+        If there are more frames than the forecaster takes, those up to `init_time` count. The attribute
+        `forecast_method` states how the forecast was made: network, extrapolation, persistence or dry.
         """
         frames = fit.as_rain(frames)
         self.trained = self.trained.at_step(schema.find_step_minutes(frames), "the input")
@@ -215,7 +216,7 @@ class ForecastPipeline:
         return self.products.add_to(dataset, past)
 
     def _forecast(self, past: Past, frames: xr.Dataset, grid: Grid) -> tuple[Prediction, dict[str, str]]:
-        """The prediction, with probabilities if there are thresholds, and what the file says of its making."""
+        """The prediction, with probabilities if there are thresholds, and attributes about its making."""
         query = Query.for_steps(
             past.rain[None, :, None],
             self.lead_steps,
@@ -224,7 +225,7 @@ class ForecastPipeline:
             grid=grid,
             thresholds=self.thresholds,
         )
-        if past.dry and self.channels is None:  # where no rain is, a weather model may know of some
+        if past.dry and self.channels is None:  # with covariates, a weather model may know of rain to come
             zeros = np.zeros((1, self.lead_steps, 1, *past.rain.shape[1:]), np.float32)
             prediction, made = Prediction(zeros, done=(DRY,)), {}
         elif past.fits(self.max_missing):
@@ -258,7 +259,7 @@ class ForecastPipeline:
         return prediction
 
     def _covariates(self, frames: xr.Dataset, grid: Grid) -> Covariates:
-        """The covariates that go with `frames`; the files of channels are opened anew each time, as they grow."""
+        """Read the covariates of `frames`; the files are opened each time, since they may grow."""
         if self.channels is None:
             return {}
         mask = frames[schema.COVERAGE].values.astype(bool) if schema.COVERAGE in frames else None
@@ -278,7 +279,7 @@ class ForecastPipeline:
 
 
 def _own(maps: Rain, source: Rain) -> Rain:
-    """`maps`, or a copy where writing into them would change what the forecaster was given."""
+    """`maps`, or a copy if they are read-only or share memory with the input `source`."""
     return maps if maps.flags.writeable and not np.may_share_memory(maps, source) else maps.copy()
 
 

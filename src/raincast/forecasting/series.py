@@ -1,4 +1,4 @@
-"""Anything with radar frames in it as one series: an archive, a folder, files of any format, a glob."""
+"""Archives, folders, radar files and globs as one series of frames."""
 
 import logging
 from pathlib import Path
@@ -20,33 +20,33 @@ Times = npt.NDArray[np.datetime64]
 
 
 class Series(Protocol):
-    """Frames of rain by their times: `times` ascending (UTC), `step_minutes` between frames."""
+    """Frames of rain by time: `times` ascending (UTC), `step_minutes` apart."""
 
     @property
     def times(self) -> Times:
-        """The frames there are, (T,)."""
+        """The times of the frames, (T,)."""
         ...
 
     @property
     def step_minutes(self) -> float:
-        """Time between frames; ValueError where it cannot be told."""
+        """Time between frames; ValueError if it is unknown."""
         ...
 
     @property
     def kept_bytes(self) -> int:
-        """What stays in memory of frames that were read, but for those that the next forecast needs."""
+        """Bytes of earlier frames that stay in memory."""
         ...
 
     def read(self, wanted: Times) -> xr.Dataset:
-        """The frames at `wanted`, which all have to be there, as `schema.rain_dataset` makes them.
+        """Read the frames at `wanted`, which must all exist, as `schema.rain_dataset` makes them.
 
-        Where it is known which pixels are ever observed, that is the variable `coverage`.
+        If it is known which pixels are ever observed, they are in the variable `coverage`.
         """
         ...
 
 
 def open_series(source: str | Path, reader: Reader) -> Series:
-    """The frames of an archive, or of radar files (one, a folder of them, a glob) that `reader` understands."""
+    """Open an archive, or radar files that `reader` understands: one file, a folder or a glob."""
     try:
         return ArchiveSeries(Archive.open(source))
     except (ValueError, FileNotFoundError):
@@ -61,7 +61,7 @@ class ArchiveSeries:
 
     @property
     def times(self) -> Times:
-        """The frames there are, (T,)."""
+        """The times of the frames, (T,)."""
         return self.archive.times
 
     @property
@@ -71,11 +71,11 @@ class ArchiveSeries:
 
     @property
     def kept_bytes(self) -> int:
-        """What the archive keeps unpacked."""
+        """Bytes that the archive keeps unpacked."""
         return self.archive.unpacked_bytes
 
     def read(self, wanted: Times) -> xr.Dataset:
-        """The frames at `wanted`, ascending, which are read together with what lies between them."""
+        """Read the frames at `wanted`, ascending, together with those in between."""
         first = int(np.searchsorted(self.times, wanted[0]))
         stop = int(np.searchsorted(self.times, wanted[-1])) + 1
         frames = self.archive.to_dataset(first, stop - first)
@@ -85,11 +85,12 @@ class ArchiveSeries:
 
 
 class FileSeries:
-    """Radar files as one series, which may grow; only the frames asked for are read.
+    """Radar files as one series, which may grow. Only the requested frames are read.
 
-    Those of the last `read` are kept, since the next forecast of a range needs most of them again. A file that
-    cannot be read is left out with a warning, so that its frames are missing; where none can, its error is raised.
-    So are files on another grid than the newest; rows and columns are put in the order of the newest file.
+    The frames of the last `read` are kept, since the next forecast of a range needs most of them again. Unreadable
+    files, and files on another grid than the newest, are left out with a warning, so that their frames are
+    missing; if no file is readable, the first error is raised. Rows and columns follow the order of the newest
+    file.
     """
 
     kept_bytes = 0
@@ -106,7 +107,7 @@ class FileSeries:
         for file in files:
             try:
                 self.add(file)
-            except Exception as error:  # whatever a library throws
+            except Exception as error:  # any error of a library
                 if not accompanies(file) or reader.recognises(file):
                     bad[file] = error
         if files and not self.heads:
@@ -118,9 +119,9 @@ class FileSeries:
             )
 
     def add(self, file: Path) -> Head:
-        """One more file; ValueError where it cannot be read.
+        """Add a file; ValueError if it cannot be read.
 
-        Of frames with the same time that of the better quality stays, else the one added last.
+        Of frames with the same time the one of better quality stays, otherwise the one added last.
         """
         head = self.reader.scan(file)
         self.where = {time: place for time, place in self.where.items() if place[0] != file}
@@ -135,12 +136,12 @@ class FileSeries:
 
     @property
     def times(self) -> Times:
-        """The frames there are, (T,)."""
+        """The times of the frames, (T,)."""
         return np.array(sorted(self._on_one_grid()), dtype="datetime64[ns]")
 
     @property
     def step_minutes(self) -> float:
-        """As the files state it, or the commonest time between frames."""
+        """The step that the files state, or the most common time between frames."""
         stated = {head.step_minutes for head in self.heads.values() if head.step_minutes}
         if len(stated) == 1:
             return float(stated.pop())
@@ -155,7 +156,7 @@ class FileSeries:
         return float(gaps[counts.argmax()] / np.timedelta64(1, "m"))
 
     def read(self, wanted: Times) -> xr.Dataset:
-        """The frames at `wanted`, in that order."""
+        """Read the frames at `wanted`, in that order."""
         step_minutes = self.step_minutes
         self._check_period(step_minutes)
         self._kept = {time: self._frame(time, step_minutes) for time in wanted.astype("datetime64[ns]")}
@@ -174,7 +175,7 @@ class FileSeries:
         )
 
     def _check_period(self, step_minutes: float) -> None:
-        """Ask for the period of depths that state none; warn once where the step is taken for it."""
+        """Ask for the period of depths that state none; warn once if the step is assumed."""
         unstated = [path for path, head in self.heads.items() if head.meaning and head.meaning.lacks_period]
         if unstated and not self._period_checked:
             check_period(self.reader, unstated[0], self.heads[unstated[0]].meaning, self.times, step_minutes)
@@ -185,7 +186,7 @@ class FileSeries:
             return self._kept[time]
         file, number = self._on_one_grid()[time]
         frame = self._read(file, number, step_minutes)
-        if not _is_of(frame, time):  # the file was replaced since it was looked at
+        if not _is_of(frame, time):  # the file was replaced since it was scanned
             log.warning("%s was written anew: its frames are looked up by their times again.", file)
             self.add(file)
             file, number = self._on_one_grid().get(time, (file, number))
@@ -198,7 +199,7 @@ class FileSeries:
         return self.reader.read(file, slice(number, number + 1), step_minutes=step_minutes)
 
     def _on_one_grid(self) -> dict[np.datetime64, tuple[Path, int]]:
-        """The frames whose files are on the grid of the newest; the others are named once."""
+        """The frames whose files are on the grid of the newest; the others are reported once."""
         if self._fitting is None:
             newest = self.heads[self.where[max(self.where)][0]] if self.where else None
             foreign = {file for file, head in self.heads.items() if newest and not _fits(head, newest)}
@@ -214,7 +215,7 @@ class FileSeries:
 
 
 def _fits(head: Head, newest: Head) -> bool:
-    """Whether the frames of two files may lie in one series: the same pixels, rates of the same meaning."""
+    """Whether the frames of two files can form one series: same pixels, and rates of the same meaning."""
     if head.grid.turn_to(newest.grid) is None:
         return False
     one, other = head.meaning, newest.meaning

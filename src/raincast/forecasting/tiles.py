@@ -1,4 +1,4 @@
-"""Grids too large for one pass: overlapping tiles, blended so that no seam shows."""
+"""Forecasts in overlapping tiles, blended without seams, for grids too large for one pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Tiling:
     stride: int
 
     def __post_init__(self) -> None:
-        """Refuse tiles that do not get on."""
+        """Refuse sizes and overlaps that do not fit each other."""
         if self.overlap % self.stride or any(n % self.stride for n in self.size):
             raise ValueError(
                 f"Tiles of {self.size} pixels that share {self.overlap}: not multiples of {self.stride}."
@@ -33,7 +33,7 @@ class Tiling:
             raise ValueError(f"Tiles of {self.size} pixels are no larger than their overlap of {self.overlap}.")
 
     def spans(self, length: int, axis: int) -> list[slice]:
-        """Where tiles begin and end along an axis of `length` pixels."""
+        """The tiles along an axis of `length` pixels."""
         size = self.size[axis]
         if length <= size:
             return [slice(0, length)]
@@ -43,16 +43,16 @@ class Tiling:
         return [slice(first, min(first + size, length)) for first in firsts]
 
     def num_tiles(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """How many along y and x."""
+        """The number of tiles along y and x."""
         return len(self.spans(shape[0], 0)), len(self.spans(shape[1], 1))
 
 
 def in_tiles(predict: Predict, query: Query, tiling: Tiling) -> Prediction:
-    """As `predict(query)`, tile by tile: in memory are the whole prediction and what one tile takes.
+    """As `predict(query)`, tile by tile: memory holds the whole prediction and the work of one tile.
 
-    Where tiles overlap their predictions are averaged, with weights that add up to 1 and are 0 up to three eighths
-    of the overlap from a tile's edge, where a network is worst. ValueError for members: those of two tiles have
-    nothing to do with each other.
+    Where tiles overlap, their predictions are averaged, with weights that add up to 1 and are 0 up to three
+    eighths of the overlap from a tile's edge, where a network is worst. ValueError for members: those of two tiles
+    are unrelated.
     """
     if query.members:
         raise ValueError("Members cannot be forecast in tiles: allow more with memory_gib=…, or crop the input.")
@@ -73,13 +73,13 @@ def in_tiles(predict: Predict, query: Query, tiling: Tiling) -> Prediction:
                         whole[name] = np.zeros((*part.shape[:-2], H, W), np.float32)
                     whole[name][..., y, x] += part * weight
     for name in whole.keys() - {"rates"}:
-        np.clip(whole[name], 0, 1, out=whole[name])  # the weights add up to 1 but for rounding
+        np.clip(whole[name], 0, 1, out=whole[name])  # the weights add up to 1 up to rounding
     methods = tuple(", ".join(dict.fromkeys(ways)) for ways in zip(*done, strict=True))
     return Prediction(**whole, thresholds=query.thresholds if "probabilities" in whole else (), done=methods)
 
 
 def _weights(spans: list[slice], length: int, overlap: int) -> list[npt.NDArray[np.float64]]:
-    """Of each tile along one axis: they add up to 1 everywhere."""
+    """The weights of each tile along one axis; they add up to 1 everywhere."""
     raw = []
     total = np.zeros(length)
     for span in spans:

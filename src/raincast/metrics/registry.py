@@ -123,13 +123,13 @@ PROBABILITIES: Scores = {
     "brier_reliability": Score(
         lambda s: probabilistic.brier_parts(s).reliability,
         "reliability part of the Brier score",
-        "reliability part of the Brier score",
+        "Brier reliability",
         DOWN,
     ),
     "brier_resolution": Score(
         lambda s: probabilistic.brier_parts(s).resolution,
         "resolution part of the Brier score",
-        "resolution part of the Brier score",
+        "Brier resolution",
         UP,
     ),
     "brier_uncertainty": Score(

@@ -49,7 +49,7 @@ class Column:
         return cls(heading or score.heading, score.badness, means.values.astype(np.float64), *ends)
 
     def cells(self) -> list[str]:
-        """One cell per forecaster. The best is marked, with all that round to the same, unless there is only one."""
+        """One cell per forecaster. The best is bold, with all that round to the same, unless there is only one."""
         texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in self.means]
         with np.errstate(divide="ignore", invalid="ignore"):
             bad = np.where(np.isfinite(self.means), self.badness(self.means), np.nan)

@@ -1,4 +1,4 @@
-"""A forecast as a Dataset in the words of CF: rates, probabilities, flags, times and places."""
+"""A forecast as a CF Dataset: rates, probabilities, flags, times and coordinates."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ INIT_TIME_ATTRS = {
 LEAD_TIME_ATTRS = {"standard_name": "forecast_period", "long_name": "time from init_time to valid time"}
 # no axis="T" here: the dimension is lead_time, and CF allows one T axis, a coordinate variable of its own
 VALID_TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "units_metadata": NO_LEAPS}
-# as CF has it for its own names that end in "above_threshold": the coordinate is a value of the quantity
+# as CF does for its names that end in "above_threshold": the coordinate is a value of the quantity
 THRESHOLD_ATTRS = {"standard_name": "rainfall_rate", "long_name": "rain rate to reach", "units": "mm h-1"}
 # CF has no standard name for it
 EXCEEDANCE_ATTRS = {
@@ -59,9 +59,9 @@ def forecast_dataset(
     cell_methods: str,
     attrs: Mapping[str, Any],
 ) -> xr.Dataset:
-    """A forecast in the words of CF, ready for `write_forecast`.
+    """A forecast as a CF Dataset, ready for `write_forecast`.
 
-    `rain` is (lead, y, x) in mm/h with NaN for missing; lead number 0 is one step after `init_time`, the UTC
+    `rain` is (lead, y, x) in mm/h with NaN for missing; lead 0 is one step after `init_time`, the UTC
     time of the last input frame. `cell_methods` is the archive's: with "time: mean" each lead gets the bounds
     of the step that ends at its valid time. `attrs` become global attributes (checkpoint hash, config,
     institution, …); a `history` among them is continued. Rates above `MAX_RATE` are set to it.
@@ -93,9 +93,9 @@ def with_exceedance(
     *,
     comment: str | None = None,
 ) -> xr.Dataset:
-    """A `forecast_dataset` and how likely its rate reaches each of `thresholds` (mm/h, increasing).
+    """Add the probability of reaching each of `thresholds` (mm/h, increasing) to a `forecast_dataset`.
 
-    `probability` is (lead, threshold, y, x), 0 to 1 with NaN for missing; `comment` says where it comes from.
+    `probability` is (lead, threshold, y, x), 0 to 1 with NaN for missing; `comment` states its origin.
     """
     rain = dataset[RAIN]
     expected = (rain.shape[0], len(thresholds), *rain.shape[1:])
@@ -114,7 +114,7 @@ def with_exceedance(
 
 
 def with_quality(dataset: xr.Dataset, flags: npt.NDArray[np.uint8]) -> xr.Dataset:
-    """A `forecast_dataset` and the bits `MISSING`, `OUTSIDE_REACH` and `FILLED` of each pixel, (lead, y, x)."""
+    """Add the quality flag to a `forecast_dataset`: bits MISSING, OUTSIDE_REACH and FILLED, (lead, y, x)."""
     rain = dataset[RAIN]
     if flags.shape != rain.shape:
         raise ValueError(f"The flags have shape {flags.shape}: pass one for each pixel and lead, {rain.shape}.")
@@ -129,7 +129,7 @@ def lead_minutes_of(dataset: xr.Dataset) -> list[float]:
 
 
 def _lonlat_coords(grid: Grid) -> dict[str, Any]:
-    """Latitude and longitude of each pixel, for programs that know no projections; none for lat/lon grids."""
+    """Latitude and longitude of each pixel, for programs without projections; empty for lat/lon grids."""
     from pyproj import CRS as ProjCRS
 
     if ProjCRS.from_wkt(grid.crs_wkt).is_geographic:
@@ -138,7 +138,7 @@ def _lonlat_coords(grid: Grid) -> dict[str, Any]:
     return {LAT: ((Y, X), lat, LAT_ATTRS), LON: ((Y, X), lon, LON_ATTRS)}
 
 
-@functools.lru_cache(maxsize=1)  # a range of forecasts, or those of a day, have one grid
+@functools.lru_cache(maxsize=1)  # the forecasts of a range share one grid
 def _lonlat(crs_wkt: str, y: bytes, x: bytes) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """(H, W) degrees to about a metre; NaN off the Earth."""
     from pyproj import Transformer
@@ -147,7 +147,7 @@ def _lonlat(crs_wkt: str, y: bytes, x: bytes) -> tuple[npt.NDArray[np.float32], 
     rows, columns = np.frombuffer(y), np.frombuffer(x)
     lon = np.empty((rows.size, columns.size), np.float32)
     lat = np.empty_like(lon)
-    for row, place in enumerate(rows):  # row by row: in float64 a country is large
+    for row, place in enumerate(rows):  # row by row, since a country takes much memory in float64
         lon[row], lat[row] = to_degrees.transform(columns, np.full(columns.size, place))
     off_earth = ~(np.isfinite(lon) & np.isfinite(lat))
     lon[off_earth] = lat[off_earth] = np.nan
@@ -172,11 +172,11 @@ def _check_times(init_time: np.datetime64, step_minutes: float) -> None:
     if np.isnat(init_time):
         raise ValueError("init_time is NaT. Pass the UTC time of the last input frame.")
     if not step_minutes > 0:
-        raise ValueError(f"step_minutes={step_minutes} is no step. Pass the archive's, above 0.")
+        raise ValueError(f"step_minutes={step_minutes} must be above 0. Pass the step of the archive.")
 
 
 def _global_attrs(attrs: Mapping[str, Any], init_time: np.datetime64, step_minutes: float) -> dict[str, Any]:
-    """Ours, overridden by the caller's where CF leaves the choice, with this step added to the history."""
+    """Default attributes, overridden by the caller's where CF allows it; the history gets a line."""
     defaults = {
         "title": f"Precipitation nowcast from {np.datetime_as_string(init_time, unit='m')} UTC",
         "source": f"raincast {__version__}",
@@ -185,14 +185,14 @@ def _global_attrs(attrs: Mapping[str, Any], init_time: np.datetime64, step_minut
     stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     history = f"{stamp} raincast {__version__}: forecast made"
     if "history" in given:
-        # one line a program, as the netCDF users' guide has it
+        # one line per program, as in the netCDF users' guide
         history = f"{given['history']}\n{history}"
     fixed = {"Conventions": schema.CONVENTIONS, "history": history, STEP_MINUTES: float(step_minutes)}
     return defaults | given | fixed
 
 
 def _plain_value(value: Any) -> Any:
-    """`value` as netCDF can hold it: text, a number or a row of numbers; anything else as text."""
+    """Convert `value` to a type of netCDF: text, a number or a row of numbers; anything else becomes text."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
     if isinstance(value, str | int | float | np.number):

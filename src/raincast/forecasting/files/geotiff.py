@@ -1,4 +1,4 @@
-"""A forecast as GeoTIFFs, one for each lead time, for programs that know nothing else."""
+"""A forecast as GeoTIFFs, one per lead time."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from raincast.system.files import atomic
 
 
 def write_geotiffs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
-    """Rates in mm/h as float32 with NaN for missing, north up: NAME/NAME_+005min.tif and so on; the folder.
+    """Write rates to the folder NAME, which is returned: NAME_+005min.tif etc.
 
-    Each file is written whole or not at all. ValueError where rasterio is not installed.
+    float32 mm/h with NaN for missing, north up. Each file is written atomically. ValueError if rasterio is not
+    installed.
     """
     rasterio = _rasterio()
     wkt = schema.find_crs_wkt(forecast, schema.RAIN)

@@ -1,11 +1,11 @@
-"""A forecast as a CF netCDF file that GDAL, xarray and netCDF programs read without knowing raincast.
+"""A forecast as a CF netCDF file for GDAL, xarray and netCDF programs.
 
 Rates are int16 codes of 0.01 mm/h, as in the archive: a fifth of the size of float32 after zlib, and finer
-than any radar measures. The compression is zlib, which every netCDF library has; zstd would be smaller, and
-unreadable for GDAL and for netCDF builds without the filter.
+than any radar measures. Every netCDF library reads zlib; zstd would be smaller, but GDAL and netCDF builds without
+the filter cannot read it.
 
-Probabilities, where there are any, are a second variable beside the rates, (lead_time, threshold, y, x). GDAL then
-asks which of the two is meant: NETCDF:file.nc:rain_rate.
+Probabilities are a second variable, (lead_time, threshold, y, x). GDAL then needs the name of the variable:
+NETCDF:file.nc:rain_rate.
 """
 
 from pathlib import Path
@@ -22,18 +22,18 @@ from raincast.system.files import atomic
 PYSTEPS_RAIN, PYSTEPS_CRS = "precip_intensity", "polar_stereographic"
 GRID_MAPPINGS = (CRS, PYSTEPS_CRS)
 PROBABILITY_CODE = 1e-4
-"""Probabilities are int16 codes of this."""
+"""Probabilities are stored as int16 multiples of this."""
 MINUTES_CODE = 0.1
-"""Times to an onset are int16 codes of so many minutes."""
+"""Times to the onset are stored as int16 multiples of so many minutes."""
 
 
 def write_forecast(
     dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False, for_pysteps: bool = False
 ) -> Path:
-    """Write a `forecast_dataset` whole or not at all; returns the path.
+    """Write a `forecast_dataset` atomically; returns the path.
 
     `for_pysteps`: north first, and with the names that `pysteps.io.import_netcdf_pysteps` looks for.
-    FileExistsError where the file exists and `overwrite` is false.
+    FileExistsError if the file exists and `overwrite` is false.
     """
     path = Path(path)
     if path.exists() and not overwrite:
@@ -49,7 +49,7 @@ def write_forecast(
 
 
 def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
-    """The same as a Zarr v3 store, float32 and a chunk a map, whole or not at all, in the place of another."""
+    """Write a Zarr v3 store atomically, as float32 with one map per chunk; an existing one is replaced."""
     _check_forecast(dataset)
     plain = _in_file_form(dataset)
     encoding: dict[str, dict[str, Any]] = {}
@@ -78,7 +78,7 @@ def _check_forecast(dataset: xr.Dataset) -> None:
 
 
 def _for_pysteps(dataset: xr.Dataset) -> xr.Dataset:
-    """Its importer takes the first row for the northernmost, and knows one projection, by its variable's name."""
+    """Adapt to pysteps' importer: the northernmost row first, and the projection under the name it knows."""
     if dataset[Y].size > 1 and dataset[Y].values[0] < dataset[Y].values[-1]:
         dataset = dataset.isel({Y: slice(None, None, -1)})
     names = {RAIN: PYSTEPS_RAIN}
@@ -101,19 +101,19 @@ def _in_file_form(dataset: xr.Dataset) -> xr.Dataset:
             times = f"{INIT_TIME} {TIME}" if LEAD_TIME in variable.dims else INIT_TIME
             plain[name].attrs["coordinates"] = times + places
     for name in outside:
-        plain[name].encoding["coordinates"] = None  # xarray's word for: write none
+        plain[name].encoding["coordinates"] = None  # None tells xarray to write none
     return plain
 
 
 def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """Times, and maps: int16 codes, flags and degrees, compressed. A chunk is one map: what programs ask for."""
+    """Encodings of times and maps: int16 codes, flags and degrees, compressed, with one map per chunk."""
     init_time = str(np.datetime_as_string(dataset[INIT_TIME].values, unit="s")).replace("T", " ")
     times = {"dtype": "int64", "_FillValue": None}
     encoding: dict[str, dict[str, Any]] = {
         # float64, because steps of 2.5 minutes exist
         LEAD_TIME: {"units": "minutes", "dtype": "float64", "_FillValue": None},
         INIT_TIME: times | {"units": TIME_UNITS},
-        # the same number as the lead time in seconds, which is how pysteps reads it
+        # the same number as the lead time in seconds, as pysteps reads it
         TIME: times | {"units": f"seconds since {init_time}"},
     }
     if TIME_BOUNDS in dataset.variables:
@@ -131,7 +131,7 @@ def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
 def _coded(
     dataset: xr.Dataset, encoding: dict[str, dict[str, Any]]
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
-    """What becomes int16 as its codes, made map by map: xarray would hold two more copies of all in float32."""
+    """Encode map by map to int16: xarray would hold two more copies of everything in float32."""
     coded = {}
     for name, given in encoding.items():
         if given.get("dtype") == "int16":

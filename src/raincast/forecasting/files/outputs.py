@@ -1,4 +1,4 @@
-"""What a forecast leaves in a folder: netCDF, Zarr, GeoTIFFs, tables and pictures."""
+"""The files of a forecast: netCDF, Zarr, GeoTIFFs, tables and pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ FORMATS = ("netcdf", "zarr", "geotiff")
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Which files a forecast gets.
+    """The files to write for a forecast.
 
-    `formats`: netcdf always; beside it zarr, a store, and geotiff, a file for each lead time in a folder.
+    `formats`: netcdf always; zarr adds a store, geotiff a folder with a file for each lead time.
     `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: gif, or mp4;
-    `pictures`: a PNG for each lead time; on both local times of `time_zone`, and coasts with `coastlines`.
-    `places`: a table of the points and polygons in a file (`output.places`).
+    `pictures`: a PNG for each lead time; both show local times of `time_zone`, and coasts with `coastlines`.
+    `places`: a table of the points and polygons in a file (`files.places`).
     """
 
     formats: Sequence[str] = field(default=("netcdf",))
@@ -36,16 +36,16 @@ class Outputs:
 
     @property
     def shows_observed(self) -> bool:
-        """Whether what came, where it is known, is drawn beside the forecast."""
+        """Whether observations, if there are any, are drawn next to the forecast."""
         return bool(self.animation) or self.pictures
 
     @property
     def moving(self) -> str:
-        """The kind of animation."""
+        """The file type of the animation."""
         return "mp4" if self.animation == "mp4" else "gif"
 
     def __post_init__(self) -> None:
-        """Refuse formats that there are not or cannot be written here, and places that cannot be read."""
+        """Refuse unknown formats, formats that cannot be written here, and unreadable places."""
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown:
             raise ValueError(f"formats: {', '.join(unknown)} unknown; there are {', '.join(FORMATS)}.")
@@ -80,11 +80,11 @@ def write_outputs(
     observed: xr.Dataset | None = None,
     overwrite: bool = False,
 ) -> dict[str, Path]:
-    """Write what `outputs` asks for, each file whole or not at all; their paths by kind.
+    """Write the files of `outputs`, each atomically; returns their paths by kind.
 
-    The netCDF file comes last: where it is, the others are. `observed` are the frames that came after `init_time`,
-    as far as they are known, for pictures beside the forecast. FileExistsError where the netCDF file is there and
-    `overwrite` is false.
+    The netCDF file is written last: if it exists, the others do. `observed` are the known frames after
+    `init_time`, for pictures next to the forecast. FileExistsError if the netCDF file exists and `overwrite` is
+    false.
     """
     outputs = outputs or Outputs()
     init_time: Any = forecast[schema.INIT_TIME].values[()]
@@ -121,7 +121,7 @@ def write_outputs(
 
 
 def what_came(series: Series, forecast: xr.Dataset) -> xr.Dataset | None:
-    """The frames of `series` at the valid times of `forecast`, up to the last there is, or None."""
+    """The frames of `series` at the valid times of `forecast`, up to the last one there is; None without any."""
     valid = forecast[schema.TIME].values.astype("datetime64[ns]")
     there = np.intersect1d(valid, series.times)
     if not there.size:

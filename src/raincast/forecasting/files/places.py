@@ -1,4 +1,4 @@
-"""A forecast at named points and over polygons, as a table."""
+"""Tables of a forecast at named points and over polygons."""
 
 import csv
 import json
@@ -18,14 +18,14 @@ from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid, 
 from raincast.system.files import atomic
 
 SUBPIXELS = 5
-"""Points along y and x of a pixel by which its share in a polygon is counted."""
+"""Sample points along y and x of a pixel, to estimate its share in a polygon."""
 
 Ring = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A named point, (lon, lat) in degrees, or polygons: each is rings, the first around it, the others holes."""
+    """A named point, (lon, lat) in degrees, or polygons of rings: the first is the outline, others are holes."""
 
     name: str
     point: tuple[float, float] | None = None
@@ -33,9 +33,9 @@ class Place:
 
 
 def read_places(path: str | Path) -> list[Place]:
-    """The points and polygons of a GeoJSON file, or the points of a CSV with the columns name, lat and lon.
+    """Read the points and polygons of a GeoJSON file, or the points of a CSV with columns name, lat and lon.
 
-    ValueError where there is none, or where the file is neither.
+    ValueError if the file is neither, or has no place.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,7 +82,7 @@ def _ring(points: Any) -> Ring:
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """Where a place lies in a grid: `weights`, (h, w), of the pixels of a window."""
+    """The pixels of a place: a window of the grid, and their `weights` (h, w)."""
 
     y: slice
     x: slice
@@ -90,7 +90,7 @@ class Pixels:
 
 
 def pixels_of(place: Place, grid: Grid) -> Pixels | None:
-    """The pixel that holds a point, or how much of each pixel is in its polygons; None for a place outside."""
+    """The pixel of a point, or the share of each pixel in the polygons; None if the place is outside the grid."""
     from pyproj import Transformer
 
     to_grid = Transformer.from_crs("EPSG:4326", grid.crs_wkt, always_xy=True)
@@ -129,7 +129,7 @@ def _window(axis: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> s
 
 
 def _shares(place: Place, grid: Grid, rows: slice, columns: slice) -> npt.NDArray[np.float64]:
-    """How much of each pixel lies in the polygons, 0 to 1: their edges are straight in degrees, as in GeoJSON."""
+    """The share of each pixel in the polygons, 0 to 1. Edges are straight in degrees, as in GeoJSON."""
     from matplotlib.path import Path as Outline
     from pyproj import Transformer
 
@@ -155,10 +155,10 @@ def _subpixels(axis: npt.NDArray[np.float64], window: slice) -> npt.NDArray[np.f
 
 
 def write_places(forecast: xr.Dataset, places: list[Place], path: Path) -> Path:
-    """A CSV with a row for each place and lead time, whole or not at all; returns the path.
+    """Write a CSV with a row per place and lead time, atomically; returns the path.
 
-    Rates and depths of polygons are means over their observed part, whose share is `observed`; their probabilities
-    are those of a pixel in the mean. `quality_flag` holds the bits of any pixel. Outside the grid all is empty.
+    Rates, depths and probabilities of polygons are means over their observed part, whose share is `observed`.
+    `quality_flag` has the bits of any of the pixels. Columns are empty for places outside the grid.
     """
     wkt = str(schema.find_crs_wkt(forecast, RAIN))
     grid = Grid(forecast[Y].values, forecast[X].values, wkt)
@@ -173,7 +173,7 @@ def write_places(forecast: xr.Dataset, places: list[Place], path: Path) -> Path:
 
 
 def _columns(forecast: xr.Dataset) -> dict[str, npt.NDArray[np.float32]]:
-    """What there is a column of: maps (lead, y, x), or (y, x) for all leads."""
+    """The maps of the columns: (lead, y, x), or (y, x) for all leads."""
     columns = {"rain_rate_mm_h": forecast[RAIN].values}
     if MATCHED in forecast:
         columns["rain_rate_matched_mm_h"] = forecast[MATCHED].values

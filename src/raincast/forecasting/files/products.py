@@ -1,4 +1,4 @@
-"""What people ask of a forecast beyond its rates: depths, when the rain begins, rates as sharp as those seen."""
+"""Products of a forecast: depths, onset of rain, and rates with the distribution of the observation."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ MATCHED = "rain_rate_matched"
 
 
 def amount_name(minutes: float) -> str:
-    """The variable of depths over so many minutes: rain_amount_60min."""
+    """The name of the variable of depths over so many minutes: rain_amount_60min."""
     return f"rain_amount_{minutes:g}min"
 
 
 def with_amounts(dataset: xr.Dataset, minutes: Sequence[float]) -> xr.Dataset:
-    """A forecast and the depth (mm) over each of `minutes`, (lead, y, x), up to the valid time.
+    """Add the depth (mm) over each of `minutes` before the valid time, (lead, y, x).
 
-    Missing at leads shorter than that. ValueError where the steps do not make up so many minutes.
+    It is missing at shorter leads. ValueError if a period is no multiple of the step.
     """
     step = float(dataset.attrs[STEP_MINUTES])
     rain = dataset[RAIN].values
@@ -38,7 +38,7 @@ def with_amounts(dataset: xr.Dataset, minutes: Sequence[float]) -> xr.Dataset:
             depth[lead] = rain[lead - count + 1 : lead + 1].sum(axis=0) * (step / 60.0)
         attrs = {
             "standard_name": "thickness_of_rainfall_amount",
-            "long_name": f"rain in the {span:g} min up to the valid time",
+            "long_name": f"rain in the {span:g} min before the valid time",
             "units": "mm",
             "cell_methods": "time: sum",
             "comment": "each rate holds for the step that ends at its valid time; missing at shorter lead times",
@@ -49,9 +49,9 @@ def with_amounts(dataset: xr.Dataset, minutes: Sequence[float]) -> xr.Dataset:
 
 
 def with_onset(dataset: xr.Dataset, threshold: float, newest: Rain) -> xr.Dataset:
-    """A forecast and the minutes until it rains at least `threshold` mm/h, (y, x).
+    """Add the minutes until the rate is at least `threshold` mm/h, (y, x).
 
-    0 where `newest`, the last observation (H, W), has that already; missing where it does not come.
+    0 where `newest`, the last observation (H, W), reaches it already; missing where the forecast never does.
     """
     if not threshold > 0:
         raise ValueError(f"products.onset={threshold}: give a rain rate in mm/h above 0.")
@@ -69,10 +69,10 @@ def with_onset(dataset: xr.Dataset, threshold: float, newest: Rain) -> xr.Datase
 
 
 def with_matched(dataset: xr.Dataset, newest: Rain) -> xr.Dataset:
-    """A forecast and its rates with the distribution of `newest`, the last observation (H, W), in mm/h.
+    """Add rates with the distribution of `newest`, the last observation (H, W) in mm/h.
 
     Probability matching (Ebert 2001): the wettest pixel gets the highest rate that was observed, and so on down.
-    A network's rates grow smooth with lead time; these do not. What is dry stays dry.
+    A network's rates grow smooth with lead time; these do not. Dry pixels stay dry.
     """
     rain = dataset[RAIN].values
     known = np.isfinite(rain[0])
@@ -83,7 +83,7 @@ def with_matched(dataset: xr.Dataset, newest: Rain) -> xr.Dataset:
         ranked = np.empty_like(rates)
         ranked[np.argsort(rates, kind="stable")] = target
         matched[lead, known] = np.where(rates > 0, ranked, 0.0)
-    # no standard name: a program that looks for the rain rate is to find one
+    # no standard name, so that programs find one rain rate only
     attrs = {
         "long_name": "rain rate with the distribution of the newest observation",
         "units": "mm h-1",
