@@ -14,8 +14,7 @@ import xarray as xr
 from raincast import schema, synthetic
 from raincast.archive import Archive
 from raincast.synthetic import build_builtin_archive
-from raincast.synthetic.fields import Drift, Flow, rain_fields
-from raincast.synthetic.weather import draw_weather
+from raincast.synthetic.fields import Drift, Flow, draw_weather, rain_fields
 
 SMALL = {"num_days": 3, "frames_per_day": 36, "size": 32}
 

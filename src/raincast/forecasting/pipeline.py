@@ -12,8 +12,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.data.channels import Site
-from raincast.data.channels.covariates import read_covariates
-from raincast.data.channels.declared import Channels
+from raincast.data.channels.declared import Channels, read_covariates
 from raincast.forecaster import (
     DRY,
     NETWORK,

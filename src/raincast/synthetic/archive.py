@@ -13,8 +13,7 @@ import xarray as xr
 
 from raincast import archive, schema
 from raincast.schema import Grid
-from raincast.synthetic.fields import rain_fields
-from raincast.synthetic.weather import Floats, Weather, draw_weather
+from raincast.synthetic.fields import Floats, Weather, draw_weather, rain_fields
 from raincast.version import __version__
 
 FIRST_DAY = np.datetime64("2026-06-01")
