@@ -29,8 +29,7 @@ from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance
 from raincast.forecasting.files.products import with_amounts, with_matched, with_onset
 from raincast.forecasting.gaps import NoInput, Past, on_times, past_of
 from raincast.forecasting.memory import Footprint, Memory
-from raincast.forecasting.motion import Fallback
-from raincast.forecasting.quality import quality_flags
+from raincast.forecasting.motion import Fallback, quality_flags
 from raincast.forecasting.series import Series, Times
 from raincast.forecasting.tiles import in_tiles
 from raincast.schema import Grid

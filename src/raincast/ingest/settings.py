@@ -23,8 +23,6 @@ _OWN_ATTRS = (
 )
 # told by the files or by the user, but checked as the archive's step either way
 _CHECKED_ELSEWHERE = ("step_minutes",)
-# archives made before there was a choice
-_BEFORE = {"speck_pixels": 0, "clutter_share": None, "clutter_pixels": None}
 
 
 def describe(
@@ -67,7 +65,7 @@ def check_same(archive: Archive, settings: Mapping[str, Any]) -> None:
         before = json.loads(archive.attrs.get(ATTR, ""))
     except ValueError:
         return  # not made by an ingest that says how
-    (sources, others), (old_sources, old_others) = _by_reader(settings), _by_reader(_BEFORE | before)
+    (sources, others), (old_sources, old_others) = _by_reader(settings), _by_reader(before)
     differences = _differences(old_others, others)
     for name in old_sources.keys() & sources.keys():
         differences += _differences(old_sources[name], sources[name], f"source={name} ")
