@@ -158,6 +158,11 @@ def test_lead_times_are_steps_of_the_same_forecast():
         made.predict(dataclasses.replace(query(given, 4), lead_minutes=[7.0]))
 
 
+def test_frames_of_another_step_are_refused():
+    with pytest.raises(ValueError, match="trained on steps of 5 min, the query has 10 min"):
+        rates_of(forecaster(), rain(1, 3, 1, 7, 9), 4, step_minutes=10.0)
+
+
 def test_a_network_of_another_head_is_refused():
     made = NetworkForecaster(
         network(), HEADS[1], TRANSFORMS[0], name="net", input_steps=3, lead_steps=4, step_minutes=5.0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raincast.forecaster import NETWORK, Covariates, Gives, Prediction, Query, Rain
-from raincast.forecasting.fit import Trained
+from raincast.forecasting.fit import Trained, check_step
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -66,7 +66,8 @@ class ExportedForecaster:
         }
 
     def predict(self, query: Query) -> Prediction:
-        """Rates only; ValueError for frames, lead times, grids or covariates that the file does not take."""
+        """Rates only; ValueError for a step, frames, lead times, grid or covariates unknown to the file."""
+        check_step(query.step_minutes, self.step_minutes, "the query")
         rates = query.at_lead_times(self._rates(query.rain, query.num_steps, query.covariates))
         return Prediction(rates, done=(NETWORK,) * len(rates))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from raincast.forecaster import NETWORK, Gives, Prediction, Query, ThresholdError
+from raincast.forecasting.fit import check_step
 from raincast.metrics.calibration import Calibration
 from raincast.models.distribution import DECISIONS, DistributionHead
 from raincast.models.frames import PhysicalNetwork
@@ -40,13 +41,13 @@ def box_forecaster() -> "NetworkForecaster":
 
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-"""What a network's convolutions may run in; transform and head are float32."""
+"""Precisions of a network's convolutions; transform and head are float32."""
 
 Maps = npt.NDArray[np.float32]
 
 
 class NetworkForecaster:
-    """A trained network as a `Forecaster`. It refuses another number of frames than `input_steps`.
+    """A trained network as a `Forecaster`. It refuses another number of frames or step than in training.
 
     `head` gives its output channels their meaning, `inputs` lists its input channels, `calibration` is applied to
     its probabilities. `precision` is one of `PRECISIONS`: bf16 is faster where the processor multiplies in it, and
@@ -93,22 +94,22 @@ class NetworkForecaster:
 
     @property
     def physical(self) -> bool:
-        """Whether it serves any time step, pixel size and number of frames."""
+        """Whether it takes any time step, pixel size and number of frames."""
         return isinstance(self.network, PhysicalNetwork)
 
     @torch.inference_mode()
     def predict(self, query: Query) -> Prediction:
         """Rates, and probabilities where it gives them, from one run of the network.
 
-        ValueError for frames or covariates that it was not trained on; ThresholdError for thresholds that its head
-        or its calibration does not know.
+        ValueError for a step, frames or covariates that it was not trained on; ThresholdError for thresholds that
+        its head or its calibration does not know.
         """
         if self.physical:
             return self._predict_observed(query)
         return self._predict(query)
 
     def _predict_observed(self, query: Query) -> Prediction:
-        """As `_predict`, on the smallest rectangle that holds all that was observed; elsewhere it says 0."""
+        """As `_predict`, on the smallest rectangle with all observed pixels; 0 elsewhere."""
         observed = np.asarray(np.isfinite(query.rain).any(axis=(0, 1, 2)))
         rows, columns = np.flatnonzero(observed.any(axis=1)), np.flatnonzero(observed.any(axis=0))
         if not rows.size or observed.shape == (rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]):
@@ -138,6 +139,8 @@ class NetworkForecaster:
                 f"{self.name} takes (batch, {self.input_steps} frames, 1 channels, y, x), "
                 f"found {query.rain.shape}."
             )
+        if not self.physical:
+            check_step(query.step_minutes, self.step_minutes, "the query")
         covariates = {name: self._tensor(values) for name, values in query.covariates.items()}
         if self.physical:
             covariates["scale"] = self._scale(query)
@@ -171,13 +174,13 @@ class NetworkForecaster:
         )
 
     def _scale(self, query: Query) -> Tensor:
-        """The time step in minutes and the pixel size in km of each sample; ValueError where it is not known."""
+        """Time step in minutes and pixel size in km of each sample; ValueError if the latter is unknown."""
         if query.pixel_km is None:
             raise ValueError(f"{self.name} works in physical units: give the query grid or pixel_km.")
         return torch.tensor([[query.step_minutes, query.pixel_km]] * len(query.rain), device=self.device)
 
     def _probabilities(self, output: Tensor, thresholds: Sequence[float]) -> tuple[Maps, Maps | None]:
-        """(B, num_steps, K, H, W), as the head states them and as they are calibrated."""
+        """(B, num_steps, K, H, W) of the head, and the calibrated ones if there is a calibration."""
         try:
             stated = self.head.exceedance(output, thresholds, self.transform).cpu().numpy()
             return stated, None if self.calibration is None else self.calibration.apply(stated, thresholds)

@@ -1,6 +1,6 @@
 """Forecasts from many init times, over processes and devices. After an interruption, the same call resumes.
 
-What is finished lies in the folder as files, each whole or not at all; nothing else is kept. The processes are
+Finished forecasts are files in the folder, each written atomically; nothing else is kept. The processes are
 those of `system.pool`: they take one init time after the other, and none outlives the one that started them.
 """
 
@@ -92,10 +92,10 @@ def forecast_all(
 ) -> Outcome:
     """Make the forecasts from the times of `due` that the folder lacks.
 
-    With `workers` None this process begins, with `pipeline` and `series`, and goes on in one process a core, or
-    one a GPU, if that takes long; 1 stays here. On a CPU they share the threads, and there are only as many as
-    together, within `work.gib`, need no smaller tiles than one would. An init time that fails leaves the others
-    alone. ValueError where another process forecasts into the folder; the error itself where the first ones all
+    With `workers=None` this process begins, with `pipeline` and `series`; if it takes long, one process per core
+    or GPU continues. `workers=1` stays in this process. On a CPU the processes share its threads, and there are
+    only as many as need no smaller tiles within `work.gib` than one alone. If one init time fails, the others are
+    still forecast. ValueError if another process forecasts into the folder; the error itself if the first ones all
     fail, or the disk is full.
     """
     if workers is not None and workers < 1:

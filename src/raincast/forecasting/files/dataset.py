@@ -37,7 +37,7 @@ MISSING, OUTSIDE_REACH, FILLED = 1, 2, 4
 """Bits of the quality flag."""
 QUALITY_ATTRS = {
     "standard_name": "quality_flag",
-    "long_name": "what is known of the pixel",
+    "long_name": "quality of the pixel",
     "flag_masks": np.array([MISSING, OUTSIDE_REACH, FILLED], np.uint8),
     "flag_meanings": "missing outside_reach filled",
     "comment": "missing: not observed in any input frame; outside_reach: followed back along the motion of the "
