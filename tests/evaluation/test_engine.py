@@ -47,9 +47,9 @@ def data(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(dataset=WindowDataset([Source(Archive.open(folder), 2, 3)]), lead_steps=3)
 
 
-def work(data, folder: Path, makers, batch_size: int = 3) -> parts.Work:
+def work(data, folder: Path, makers, batch_size: int = 3) -> parts.ScoringWork:
     folders = {name: folder / name for name in makers}
-    return parts.Work(str(folder), lambda: data, makers, folders, Scoring(METRICS, 5.0, 1.0), batch_size)
+    return parts.ScoringWork(str(folder), lambda: data, makers, folders, Scoring(METRICS, 5.0, 1.0), batch_size)
 
 
 def dataset(sums) -> xr.Dataset:

@@ -17,9 +17,9 @@ from forecasting.standing import moving, pipeline
 from raincast.archive import Archive, write_part
 from raincast.forecasting import (
     ForecastPipeline,
+    HindcastWork,
     Outputs,
     Series,
-    Work,
     devices_of,
     forecast_all,
     forecast_path,
@@ -59,11 +59,11 @@ def make(device: str, gib: float | None) -> ForecastPipeline:
     return pipeline(reach=False)
 
 
-def work(folder: Path, series: type[Series] = Moody, **more: object) -> Work:
-    return Work(make, series, folder, Outputs(), "the test", **more)  # type: ignore[arg-type]
+def work(folder: Path, series: type[Series] = Moody, **more: object) -> HindcastWork:
+    return HindcastWork(make, series, folder, Outputs(), "the test", **more)  # type: ignore[arg-type]
 
 
-def run(given: Work, *, workers: int | None = 1, due: np.ndarray = DUE, seen: list | None = None):
+def run(given: HindcastWork, *, workers: int | None = 1, due: np.ndarray = DUE, seen: list | None = None):
     told = (lambda *n: seen.append(n)) if seen is not None else None
     return forecast_all(given, due, make("cpu", None), given.series(), workers=workers, progress=told)
 

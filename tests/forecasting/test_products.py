@@ -12,7 +12,7 @@ from pyproj import Transformer
 from raincast import schema
 from raincast.forecasting.files.dataset import with_exceedance
 from raincast.forecasting.files.netcdf import write_forecast
-from raincast.forecasting.files.places import Place, pixels_of, read_places, write_places
+from raincast.forecasting.files.places import Location, pixels_of, read_places, write_places
 from raincast.forecasting.files.products import with_amounts, with_matched, with_onset
 
 
@@ -92,19 +92,19 @@ def square(x, y, half):
 def test_polygons_weigh_pixels_by_their_share():
     grid = latlon_grid()  # pixels of 0.03 × 0.02 degrees
     x, y = grid.x[4], grid.y[6]
-    whole = Place("", polygons=((np.array([[x - 0.015, y - 0.01], [x + 0.045, y - 0.01], [x + 0.045, y + 0.01], [x - 0.015, y + 0.01]]),),))  # fmt: skip
+    whole = Location("", polygons=((np.array([[x - 0.015, y - 0.01], [x + 0.045, y - 0.01], [x + 0.045, y + 0.01], [x - 0.015, y + 0.01]]),),))  # fmt: skip
     found = pixels_of(whole, grid)
     weights = np.zeros(grid.shape)
     weights[found.y, found.x] = found.weights
     assert weights[6, 4] == weights[6, 5] == 1 and weights.sum() == pytest.approx(2)
     hole = np.array([[x - 0.015, y - 0.01], [x + 0.015, y - 0.01], [x + 0.015, y + 0.01], [x - 0.015, y + 0.01]])
-    found = pixels_of(Place("", polygons=((whole.polygons[0][0], hole),)), grid)
+    found = pixels_of(Location("", polygons=((whole.polygons[0][0], hole),)), grid)
     weights[:] = 0
     weights[found.y, found.x] = found.weights
     assert weights[6, 5] == 1 and weights.sum() == pytest.approx(1)
-    tiny = pixels_of(Place("", polygons=((np.array(square(x, y, 0.006)),),)), grid)
+    tiny = pixels_of(Location("", polygons=((np.array(square(x, y, 0.006)),),)), grid)
     assert 0 < tiny.weights.sum() < 1
-    assert pixels_of(Place("", polygons=((np.array(square(60.0, y, 0.1)),),)), grid) is None
+    assert pixels_of(Location("", polygons=((np.array(square(60.0, y, 0.1)),),)), grid) is None
 
 
 def test_a_table_of_points_and_areas(rain, tmp_path):

@@ -29,7 +29,7 @@ from raincast.commands.train import train
 from raincast.sweeps import process
 from raincast.sweeps.callback import TrialCallback
 from raincast.sweeps.goals import Goal
-from raincast.sweeps.process import OUTPUT, Outcome, read_outcome, run_process, trial_command, why_it_died
+from raincast.sweeps.process import OUTPUT, TrialOutcome, read_outcome, run_process, trial_command, why_it_died
 from raincast.sweeps.study import LINK, open_storage
 from raincast.sweeps.worker import run
 
@@ -84,7 +84,7 @@ def trial_that_scores(command: Sequence[str], run_dir: Path, environment: Mappin
         "val/bias_error_1mm": 0.5,
         "latency_ms": 5.0,
     }
-    Outcome(process.COMPLETE, epochs=2, validations=2, metrics=metrics).write(run_dir)
+    TrialOutcome(process.COMPLETE, epochs=2, validations=2, metrics=metrics).write(run_dir)
     return 0
 
 
@@ -142,11 +142,11 @@ def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path: Path) ->
             (run_dir / OUTPUT).write_text(text)
             return 1
         if ending == "nan":
-            Outcome(process.FAILED, "val/loss is nan after epoch 2", 2, 2).write(run_dir)
+            TrialOutcome(process.FAILED, "val/loss is nan after epoch 2", 2, 2).write(run_dir)
         if ending == "undefined":
-            Outcome(process.COMPLETE, metrics={"val/csi_1mm": float("nan")}).write(run_dir)
+            TrialOutcome(process.COMPLETE, metrics={"val/csi_1mm": float("nan")}).write(run_dir)
         if ending == "pruned":
-            Outcome(process.PRUNED, epochs=1, metrics={"val/csi_1mm": 0.0}).write(run_dir)
+            TrialOutcome(process.PRUNED, epochs=1, metrics={"val/csi_1mm": 0.0}).write(run_dir)
         return (
             {"killed": -9}.get(ending, 0) if ending != "good" else trial_that_scores(command, run_dir, environment)
         )
@@ -276,7 +276,7 @@ def test_where_a_worker_is_makes_no_other_sweep(tmp_path: Path) -> None:
 
 def _always(score: float) -> RunTrial:
     def run_trial(command: Sequence[str], run_dir: Path, environment: Mapping[str, str]) -> int:
-        Outcome(process.COMPLETE, epochs=1, metrics={"val/loss": 1.0, "val/csi_1mm": score}).write(run_dir)
+        TrialOutcome(process.COMPLETE, epochs=1, metrics={"val/loss": 1.0, "val/csi_1mm": score}).write(run_dir)
         return 0
 
     return run_trial

@@ -17,7 +17,7 @@ from raincast import assembly, schema
 from raincast.commands import demo, report
 
 if TYPE_CHECKING:
-    from raincast.forecasting import ForecastPipeline, Outcome, Series, Work
+    from raincast.forecasting import ForecastPipeline, HindcastOutcome, HindcastWork, Series
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +70,14 @@ def _many(cfg: DictConfig, pipeline: "ForecastPipeline", series: "Series", due: 
     return forecast_path(work.folder, due[-1])
 
 
-def _work(cfg: DictConfig, pipeline: "ForecastPipeline") -> "Work":
+def _work(cfg: DictConfig, pipeline: "ForecastPipeline") -> "HindcastWork":
     """What other processes need: the config without what it would have to be resolved with."""
-    from raincast.forecasting import Work, devices_of
+    from raincast.forecasting import HindcastWork, devices_of
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     plain.pop("hydra", None)
     on_gpu = pipeline.footprint.device != "cpu"
-    return Work(
+    return HindcastWork(
         pipeline=functools.partial(_pipeline, plain),
         series=functools.partial(_series, plain),
         folder=Path(cfg.folder),
@@ -100,7 +100,7 @@ def _series(settings: Any) -> "Series":
     return open_series(cfg.input, assembly.reader(cfg))
 
 
-def _tell_of_many(outcome: "Outcome", folder: Path, num_due: int) -> None:
+def _tell_of_many(outcome: "HindcastOutcome", folder: Path, num_due: int) -> None:
     """How many there are, of which kind, and which are not; ValueError where there is none at all."""
     kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(outcome.methods.values()).most_common())
     if outcome.methods or outcome.num_kept:

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from raincast.data.datamodule import RadarDataModule
     from raincast.evaluation import Metrics
-    from raincast.evaluation.work import Cost, Work
+    from raincast.evaluation.work import Cost, ScoringWork
     from raincast.forecaster import Forecaster
     from raincast.forecasting.network import NetworkForecaster
 
 
 def score(
     cfg: DictConfig,
-    work: "Work",
+    work: "ScoringWork",
     data: "RadarDataModule",
     *,
     here: Collection[str] = (),
@@ -62,13 +62,13 @@ def work_of(
     checkpoint: assembly.Checkpoint | None,
     data: "RadarDataModule",
     metrics: "Metrics",
-) -> "Work":
+) -> "ScoringWork":
     """The network of `checkpoint`, if there is one, and `cfg.baselines`, for all cores.
 
     `trained.data` are the settings of `data`.
     """
     from raincast.evaluation import Scoring, blocks, check_names
-    from raincast.evaluation.work import Work
+    from raincast.evaluation.work import ScoringWork
 
     if metrics.event_hours is None:
         newest = np.array([data.sources[0].newest(place.start) for place in data.eval_places(cfg.split)])
@@ -90,7 +90,7 @@ def work_of(
     scoring = Scoring(metrics, data.archive.step_minutes, data.archive.grid.pixel_km)
     follows = _key(cfg, data, scoring)
     unfinished = Path(cfg.unfinished)
-    return Work(
+    return ScoringWork(
         key=follows,
         data=functools.partial(assembly.datamodule_of, settings, data.archive.path),
         makers=makers | baselines,

@@ -10,7 +10,7 @@ from pathlib import Path
 from raincast.data.sampler import Place
 from raincast.evaluation import work as parts
 from raincast.evaluation.event_sums import EventSums
-from raincast.evaluation.work import Cost, Spent, Task, Work
+from raincast.evaluation.work import Cost, ScoringWork, Spent, Task
 from raincast.system.engine import ALONE_SECONDS, Teller, run_here, run_there
 from raincast.system.lock import held
 from raincast.system.pool import Progress, num_cores
@@ -22,7 +22,7 @@ MOST_WINDOWS = 64
 
 
 def run(
-    work: Work,
+    work: ScoringWork,
     places: Sequence[Place],
     *,
     workers: int | None = None,
@@ -60,7 +60,7 @@ def run(
         return {name: _gather(work.folders[name]) for name in work.makers}
 
 
-def clear(work: Work) -> None:
+def clear(work: ScoringWork) -> None:
     """Remove the kept sums, once the scores are written."""
     for folder in work.folders.values():
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,7 +69,7 @@ def clear(work: Work) -> None:
             folder.parent.rmdir()
 
 
-def _plan(work: Work, places: Sequence[Place], workers: int) -> tuple[list[Task], int]:
+def _plan(work: ScoringWork, places: Sequence[Place], workers: int) -> tuple[list[Task], int]:
     """The tasks that are left, and the number of windows done. Forecasters take turns, as any may be slowest."""
     size, todo, done = work.batch_size, [], 0
     num_batches = -(-len(places) // size)

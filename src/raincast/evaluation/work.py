@@ -31,7 +31,7 @@ KEEP_SECONDS = 20.0
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class ScoringWork:
     """All that a process needs to score. It is sent to other processes, which open data and forecasters once.
 
     `makers` and the `folders` of sums are by the forecasters' names. `batch_size` windows, cut from `grid`, are
@@ -51,14 +51,14 @@ class Work:
 class Task:
     """Consecutive windows for one forecaster, from number `first` of all, at which a batch begins."""
 
-    work: Work
+    work: ScoringWork
     forecaster: str
     first: int
     places: tuple[Place, ...]
 
 
 class _Opened:
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: ScoringWork) -> None:
         if multiprocessing.parent_process() is not None and not logging.root.handlers:
             # other processes have no log yet, and baselines report windows that they cannot forecast
             logging.basicConfig(level=logging.INFO, format="%(message)s")

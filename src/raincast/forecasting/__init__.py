@@ -4,7 +4,7 @@ from raincast.forecasting.files.outputs import Outputs, forecast_name, forecast_
 from raincast.forecasting.gaps import NoInput
 from raincast.forecasting.hindcast import forecast_one, init_times, is_complete
 from raincast.forecasting.memory import Memory
-from raincast.forecasting.parallel import Outcome, Work, devices_of, forecast_all
+from raincast.forecasting.parallel import HindcastOutcome, HindcastWork, devices_of, forecast_all
 from raincast.forecasting.pipeline import ForecastPipeline, Products
 from raincast.forecasting.series import ArchiveSeries, FileSeries, Series, open_series
 
@@ -12,13 +12,13 @@ __all__ = [
     "ArchiveSeries",
     "FileSeries",
     "ForecastPipeline",
+    "HindcastOutcome",
+    "HindcastWork",
     "Memory",
     "NoInput",
-    "Outcome",
     "Outputs",
     "Products",
     "Series",
-    "Work",
     "devices_of",
     "forecast_all",
     "forecast_name",

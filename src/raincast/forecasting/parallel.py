@@ -38,7 +38,7 @@ LOCK = ".forecast.lock"
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class HindcastWork:
     """All that a process needs to forecast. It is sent to other processes, which open network and series once.
 
     `pipeline(device, gib)` loads the network for a device and the memory that a forecast may take; `source` is
@@ -56,7 +56,7 @@ class Work:
 
 
 @dataclass
-class Outcome:
+class HindcastOutcome:
     """The results of init times: the methods of forecasts that were made, and the reasons for others.
 
     `without` any input frame there is no forecast; those `failed` should have one.
@@ -82,14 +82,14 @@ class Outcome:
 
 
 def forecast_all(
-    work: Work,
+    work: HindcastWork,
     due: Times,
     pipeline: ForecastPipeline,
     series: Series,
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> Outcome:
+) -> HindcastOutcome:
     """Make the forecasts from the times of `due` that the folder lacks.
 
     With `workers=None` this process begins, with `pipeline` and `series`; if it takes long, one process per core
@@ -107,7 +107,7 @@ def forecast_all(
             for time in due
             if work.overwrite or not is_complete(forecast_path(work.folder, time), digest, pipeline.lead_steps)
         ]
-        outcome = Outcome(num_kept=due.size - len(todo))
+        outcome = HindcastOutcome(num_kept=due.size - len(todo))
         tell = Teller(outcome.num_kept, due.size, progress, "forecasts made")
         shape: tuple[int, ...] = ()
 
@@ -139,7 +139,9 @@ def devices_of(device: str) -> tuple[str, ...]:
     return tuple(f"cuda:{number}" for number in range(torch.cuda.device_count()))
 
 
-def _num_processes(work: Work, pipeline: ForecastPipeline, shape: tuple[int, ...], workers: int | None) -> int:
+def _num_processes(
+    work: HindcastWork, pipeline: ForecastPipeline, shape: tuple[int, ...], workers: int | None
+) -> int:
     if work.devices != ("cpu",):
         return workers or len(work.devices)
     asked = workers or num_cores()
@@ -154,18 +156,20 @@ def _num_processes(work: Work, pipeline: ForecastPipeline, shape: tuple[int, ...
     return min(asked, fitting)
 
 
-def _gib_of(work: Work) -> float:
+def _gib_of(work: HindcastWork) -> float:
     return work.gib or free_gib("cpu") / 2
 
 
 @dataclass(frozen=True)
 class _Task:
-    work: Work
+    work: HindcastWork
     init_time: np.datetime64
     threads: int
 
 
-def _run_there(work: Work, number: int, todo: Sequence[np.datetime64], outcome: Outcome, tell: Teller) -> None:
+def _run_there(
+    work: HindcastWork, number: int, todo: Sequence[np.datetime64], outcome: HindcastOutcome, tell: Teller
+) -> None:
     import torch
 
     if work.devices == ("cpu",):
@@ -207,7 +211,7 @@ def _forecast_there(task: _Task, tick: Tick) -> str | Exception:
 
 
 def _forecast(
-    work: Work, pipeline: ForecastPipeline, series: Series, init_time: np.datetime64, tick: Tick
+    work: HindcastWork, pipeline: ForecastPipeline, series: Series, init_time: np.datetime64, tick: Tick
 ) -> xr.Dataset:
     try:
         forecast, _ = forecast_one(

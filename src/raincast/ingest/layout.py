@@ -11,7 +11,7 @@ SUFFIXES = {"netcdf": ".nc", "zarr": ".zarr"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class PartLayout:
     """The folder `archive` with a file or store `YYYY-MM-DD.SUFFIX` a day, `format` netcdf or zarr."""
 
     archive: Path

@@ -16,7 +16,7 @@ from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.files import find_files
-from raincast.ingest.layout import Layout
+from raincast.ingest.layout import PartLayout
 from raincast.ingest.quality import Clutter, Quality
 from raincast.ingest.readers import Reader, check_period, key_of
 from raincast.ingest.region import Region
@@ -60,7 +60,7 @@ def ingest(
     progress: Progress | None = None,
     scan_progress: Progress | None = None,
 ) -> IngestReport:
-    """Add the frames of `files` (patterns or paths) to the folder `archive`, a part a day as `Layout` says.
+    """Add the frames of `files` (patterns or paths) to the folder `archive`, a part a day as `PartLayout` says.
 
     Frames that are there already stay; an interrupted ingest is continued by running it again, and ends with the
     same bytes of data as if it had not been. Of frames with the same time that of the better quality wins, else
@@ -85,7 +85,7 @@ def ingest(
     region = Region(crop, coarsen, reproject, spacing, bounds)
     archive, raise_bad = place_of(Path(archive)), on_bad_file == "raise"
     pool = Cluster(scheduler, archive, workers) if scheduler else Pool(workers)
-    layout = Layout(archive, format)
+    layout = PartLayout(archive, format)
     attrs = check_attrs(attrs or {})
     settings = describe(reader, quality, region, attrs)
     paths = [place_of(path) for path in find_files(files)]
@@ -113,7 +113,7 @@ class _Job:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: PartLayout,
         reader: Reader,
         quality: Quality,
         region: Region,

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from raincast.models.inputs import covariates_of
 from raincast.sweeps import process
 from raincast.sweeps.goals import LATENCY, Goal
-from raincast.sweeps.process import Outcome
+from raincast.sweeps.process import TrialOutcome
 from raincast.sweeps.study import LINK, open_storage
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class TrialCallback(Callback):
     ) -> None:
         self.run_dir, self.monitor, self.mode = Path(run_dir), monitor, mode
         self.goals, self.pruner = list(goals), pruner
-        self.outcome = Outcome()
+        self.outcome = TrialOutcome()
         self.parent = 0
         self._trial: optuna.trial.Trial | None = None
 

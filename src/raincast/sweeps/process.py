@@ -68,7 +68,7 @@ RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
 
 
 @dataclass
-class Outcome:
+class TrialOutcome:
     """State, why it failed, epochs and validations so far, and all scores at the best validation."""
 
     state: str = RUNNING
@@ -83,10 +83,10 @@ class Outcome:
         write_text(folder / FILE, json.dumps(asdict(self)), sole=True)
 
 
-def read_outcome(folder: Path) -> Outcome:
+def read_outcome(folder: Path) -> TrialOutcome:
     """From `folder`; a run that left nothing has not come as far as its first validation."""
     try:
         values: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Outcome()
-    return Outcome(**values)
+        return TrialOutcome()
+    return TrialOutcome(**values)

@@ -24,7 +24,7 @@ Ring = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class Location:
     """A named point, (lon, lat) in degrees, or polygons of rings: the first is the outline, others are holes."""
 
     name: str
@@ -32,7 +32,7 @@ class Place:
     polygons: tuple[tuple[Ring, ...], ...] = ()
 
 
-def read_places(path: str | Path) -> list[Place]:
+def read_places(path: str | Path) -> list[Location]:
     """Read the points and polygons of a GeoJSON file, or the points of a CSV with columns name, lat and lon.
 
     ValueError if the file is neither, or has no place.
@@ -52,13 +52,13 @@ def read_places(path: str | Path) -> list[Place]:
     return places
 
 
-def _from_csv(path: Path) -> Iterator[Place]:
+def _from_csv(path: Path) -> Iterator[Location]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
-            yield Place(row["name"], (float(row["lon"]), float(row["lat"])))
+            yield Location(row["name"], (float(row["lon"]), float(row["lat"])))
 
 
-def _from_geojson(path: Path) -> Iterator[Place]:
+def _from_geojson(path: Path) -> Iterator[Location]:
     content = json.loads(path.read_text(encoding="utf-8"))
     features = content["features"] if content["type"] == "FeatureCollection" else [content]
     for number, feature in enumerate(features, start=1):
@@ -68,10 +68,10 @@ def _from_geojson(path: Path) -> Iterator[Place]:
         name = str(next((n for n in names if n is not None), feature.get("id", f"place {number}")))
         kind, coordinates = geometry["type"], geometry["coordinates"]
         if kind == "Point":
-            yield Place(name, (float(coordinates[0]), float(coordinates[1])))
+            yield Location(name, (float(coordinates[0]), float(coordinates[1])))
         elif kind in ("Polygon", "MultiPolygon"):
             polygons = [coordinates] if kind == "Polygon" else coordinates
-            yield Place(name, polygons=tuple(tuple(_ring(ring) for ring in rings) for rings in polygons))
+            yield Location(name, polygons=tuple(tuple(_ring(ring) for ring in rings) for rings in polygons))
         else:
             raise ValueError(f"{name} is a {kind}, not a Point, Polygon or MultiPolygon")
 
@@ -89,7 +89,7 @@ class Pixels:
     weights: npt.NDArray[np.float64]
 
 
-def pixels_of(place: Place, grid: Grid) -> Pixels | None:
+def pixels_of(place: Location, grid: Grid) -> Pixels | None:
     """The pixel of a point, or the share of each pixel in the polygons; None if the place is outside the grid."""
     from pyproj import Transformer
 
@@ -128,7 +128,7 @@ def _window(axis: npt.NDArray[np.float64], values: npt.NDArray[np.float64]) -> s
     return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else None
 
 
-def _shares(place: Place, grid: Grid, rows: slice, columns: slice) -> npt.NDArray[np.float64]:
+def _shares(place: Location, grid: Grid, rows: slice, columns: slice) -> npt.NDArray[np.float64]:
     """The share of each pixel in the polygons, 0 to 1. Edges are straight in degrees, as in GeoJSON."""
     from matplotlib.path import Path as Outline
     from pyproj import Transformer
@@ -154,7 +154,7 @@ def _subpixels(axis: npt.NDArray[np.float64], window: slice) -> npt.NDArray[np.f
     return (axis[window][:, None] + offsets * step).ravel()
 
 
-def write_places(forecast: xr.Dataset, places: list[Place], path: Path) -> Path:
+def write_places(forecast: xr.Dataset, places: list[Location], path: Path) -> Path:
     """Write a CSV with a row per place and lead time, atomically; returns the path.
 
     Rates, depths and probabilities of polygons are means over their observed part, whose share is `observed`.
@@ -187,7 +187,7 @@ def _columns(forecast: xr.Dataset) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def _rows(
-    forecast: xr.Dataset, place: Place, where: Pixels | None, columns: dict[str, npt.NDArray[np.float32]]
+    forecast: xr.Dataset, place: Location, where: Pixels | None, columns: dict[str, npt.NDArray[np.float32]]
 ) -> Iterator[list[Any]]:
     init_time = _utc(forecast[INIT_TIME].values)
     for lead, minutes in enumerate(lead_minutes_of(forecast)):
