@@ -15,6 +15,7 @@ from raincast.archive.codes import CODES
 from raincast.archive.packing import Packing
 from raincast.archive.times import exact_times
 from raincast.schema import Grid, Meaning
+from raincast.system.files import sight_of
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 IF_DAMAGED = "If it is damaged, remove it and ingest its frames again."
@@ -32,6 +33,7 @@ class Head:
     attrs: dict[str, Any]
     rain_attrs: dict[str, Any]
     coded: bool
+    sight: int
 
     @property
     def meaning(self) -> Meaning:
@@ -101,7 +103,16 @@ def naming(path: Path) -> Iterator[None]:
 
 def read_head(path: Path) -> Head:
     """What the file says of itself, checked; ValueError lists what is wrong."""
-    with naming(path), open_dataset(path) as dataset:
+    with naming(path):
+        while True:
+            sight = sight_of(path)
+            head = _read_head(path, sight)
+            if sight_of(path) == sight:  # else another file took its place in between
+                return head
+
+
+def _read_head(path: Path, sight: int) -> Head:
+    with open_dataset(path) as dataset:
         schema.check_archive(dataset, str(path))
         variable = schema.find_rain_variable(dataset)
         grid = Grid(
@@ -119,6 +130,7 @@ def read_head(path: Path) -> Head:
             rain_attrs=dict(dataset[variable].attrs),
             coded=Packing.of(dataset[variable]) == CODES
             and schema.mm_h_per(dataset[variable].attrs["units"]) == 1,
+            sight=sight,
         )
 
 
