@@ -89,22 +89,23 @@ def merged(scores: xr.Dataset, hours: int) -> xr.Dataset:
 def independent_hours(scores: xr.Dataset) -> int:
     """The length of events, in hours, from which on differences between forecasters are about independent.
 
-    It is the longest length that CSI needs at any threshold which was reached in half of the blocks, and at least
-    the longest lead time, since windows that begin closer together are compared with the same observations. The
-    differences are those between the first forecaster and each other one; a single forecaster's own CSI counts.
+    The differences are those of CSI between the first forecaster and each other one, at the thresholds that were
+    reached in half of the blocks (of one forecaster alone, its own CSI); their autocorrelations are averaged, since
+    each by itself is noisy. The length is never below the longest lead time: windows that begin closer together
+    share what they are compared with.
     """
     had = int(scores.attrs["event_hours"])
     minutes = scores[LEAD_TIME].values.astype("timedelta64[m]" if scores[LEAD_TIME].dtype.kind == "m" else float)
     floor = float(minutes.astype(float).max()) / 60
     series = _differences(scores)
     hours = scores["event_start"].values.astype("datetime64[h]").astype(np.int64)
-    longest = max((time_scale(hours // had, own) for own in series), default=1.0) * had * TIME_SCALES
-    wanted = max(floor, longest if longest > had * TIME_SCALES else had)
+    scale = time_scale(hours // had, series)
+    wanted = max(floor, had * (scale * TIME_SCALES if scale > 1 else 1))
     return next(length for length in lengths() if length >= wanted and length % had == 0)
 
 
-def _differences(scores: xr.Dataset) -> list[Floats]:
-    """The contribution of each event to the differences of CSI, (pair, event), for each threshold.
+def _differences(scores: xr.Dataset) -> Floats:
+    """The contributions of the events to the differences of CSI, (pair and threshold, event).
 
     CSI is a ratio of sums, S = H / D; to first order event e moves it by (H_e − S·D_e) / D.
     """
@@ -126,13 +127,13 @@ def _differences(scores: xr.Dataset) -> list[Floats]:
             continue
         own = moves[threshold][..., leads].mean(axis=-1)
         found.append(own[:1] - own[1:] if len(own) > 1 else own)
-    return found
+    return np.concatenate(found) if found else np.zeros((0, scores.sizes["event"]))
 
 
 def time_scale(places: npt.NDArray[np.int64], series: Floats) -> float:
-    """The integral time scale of `series` (pair, event), in units of `places`, which are ascending integers.
+    """The integral time scale of `series` (n, event), in units of `places`, which are whole and ascending.
 
-    Autocorrelations are averaged over the pairs. Events may be missing; each lag uses the events that are there.
+    Autocorrelations are averaged over the n series. Events may be missing: only those count that are so far apart.
     """
     if places.size < 2 * LEAST_PAIRS:
         return 1.0
