@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from browser import look_at
+from markupsafe import Markup
 from running import compose_config
 
 from raincast.commands.evaluate import run as evaluate
@@ -19,7 +20,7 @@ FORECASTERS = ["network", "persistence", "extrapolation"]
 class Page(html.parser.HTMLParser):
     """What a page would load, and whether its tags are closed."""
 
-    EMPTY = ("meta", "img", "input", "polyline", "rect")
+    EMPTY = ("meta", "img", "input", "polyline", "rect", "use")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -158,10 +159,10 @@ def test_rows_are_the_scores(written: Path) -> None:
 
 def test_a_page_that_asks_for_more_is_found_out(tmp_path: Path) -> None:
     """What the test above relies on: a script that fails, and a picture from elsewhere, are told."""
-    from raincast.plotting.page import write_page
+    from raincast.plotting.page import Rendered, Section, write_page
 
-    outside = '<img alt="" src="https://example.invalid/a.png">'
-    page = write_page(tmp_path / "a.html", title="a", heading="a", parts=[outside], script='throw Error("broken")')
+    outside = Markup('<img alt="" src="https://example.invalid/a.png"><script>throw Error("broken")</script>')
+    page = write_page(tmp_path / "a.html", title="a", sections=[Section("a", [Rendered(outside)])])
     (tmp_path / "browser").mkdir()
     seen = look_at(page, tmp_path / "browser", "return {};")
     assert any("broken" in problem for problem in seen["problems"])

@@ -122,8 +122,9 @@ def event_maps(
     maps = []
     for done, (rank, event) in enumerate(chosen.items(), 1):
         note = (
-            f"CSI of {forecasters[0].name} at ≥ {float(own['threshold']):g} mm/h over all lead times and the "
-            f"{len(places[event])} windows of the event: {values[event]:.3f}. Shown is its wettest window."
+            f"CSI of {forecasters[0].name} at ≥ {float(own['threshold']):g} mm/h over all lead times and "
+            f"{counted(len(places[event]), 'window')} of the event: {values[event]:.3f}. "
+            "Shown is its wettest window."
         )
         maps.append(_maps_of(f"{rank} event: {event}", note, places[event], forecasters, data))
         bar.update(done, len(chosen))
@@ -144,11 +145,17 @@ def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "
     return found
 
 
+def counted(number: int, noun: str) -> str:
+    """Like `1 window` or `3 windows`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def _maps_of(
     title: str, note: str, places: "list[Place]", forecasters: "Sequence[Forecaster]", data: "RadarDataModule"
 ) -> "EventMaps":
     from raincast.evaluation import rates_by_name
     from raincast.evaluation.report.event_maps import EventMaps
+    from raincast.plotting.rain_image import credit
 
     (place,) = data.wettest(places, at_most=MOST_LOOKED_AT)
     sample = data.dataset.sample(place)
@@ -164,6 +171,7 @@ def _maps_of(
         forecasts=rates_by_name(
             forecasters, sample, lead_steps=data.lead_steps, step_minutes=step_minutes, grid=grid
         ),
+        credit=credit(data.archive.attrs),
     )
 
 

@@ -90,9 +90,9 @@ def independent_hours(scores: xr.Dataset) -> int:
     """The length of events, in hours, from which on differences between forecasters are about independent.
 
     The differences are those of CSI between the first forecaster and each other one, at the thresholds that were
-    reached in half of the blocks (of one forecaster alone, its own CSI); their autocorrelations are averaged, since
-    each by itself is noisy. The length is never below the longest lead time: windows that begin closer together
-    share what they are compared with.
+    reached in half of the blocks (of one forecaster alone, its own CSI); their autocorrelations are averaged,
+    since each by itself is noisy. The length is never below the longest lead time: windows that begin closer
+    together share what they are compared with.
     """
     had = int(scores.attrs["event_hours"])
     minutes = scores[LEAD_TIME].values.astype("timedelta64[m]" if scores[LEAD_TIME].dtype.kind == "m" else float)

@@ -170,11 +170,11 @@ def text(told: Sequence[Section]) -> str:
 
 
 def write_page(statistics: Statistics, told: Sequence[Section], path: Path) -> Path:
-    """One HTML file with its pictures inside: no network, no script, nothing beside it."""
+    """One HTML file with its pictures inside: it asks no network and no other file."""
     name = statistics.archive.path.resolve().name
-    figures = [page.figure(title, png) for title, png in pictures(statistics).items()]
-    tables = [page.pairs(section.title, section.rows) for section in told]
-    return page.write_page(path, title=name, heading=f"The archive {name}", parts=[*figures, *tables])
+    figures = [page.Section(title, [page.Picture(png, title)]) for title, png in pictures(statistics).items()]
+    tables = [page.Section(section.title, [page.Facts(section.rows)]) for section in told]
+    return page.write_page(path, title=f"The archive {name}", sections=[*figures, *tables])
 
 
 def write_maps(statistics: Statistics, path: Path) -> Path:

@@ -66,25 +66,23 @@ def write_table(result: SweepResult, path: Path) -> Path:
 
 def write_sweep_page(result: SweepResult, pictures: Mapping[str, bytes], path: Path) -> Path:
     """One HTML file: what was sought and found, the winner's command, `pictures` (PNG by title), all trials."""
-    return page.write_page(
-        path, title=f"sweep {result.name}", heading=f"The sweep {result.name}", parts=_parts(result, pictures)
-    )
+    return page.write_page(path, title=f"The sweep {result.name}", sections=_sections(result, pictures))
 
 
-def _parts(result: SweepResult, pictures: Mapping[str, bytes]) -> Iterator[str]:
-    yield page.pairs("Overview", [*result.facts, *_counts(result, pictures)])
+def _sections(result: SweepResult, pictures: Mapping[str, bytes]) -> Iterator[page.Section]:
+    yield page.Section("Overview", [page.Facts([*result.facts, *_counts(result, pictures)])])
     if result.best:
         front = len(result.goals) > 1
         title = "Best trials: none is better than these in every goal" if front else "Best trials"
-        yield page.wide_table(title, [_cells(result, result.row(number)) for number in result.best])
+        best = [_cells(result, result.row(number)) for number in result.best]
+        yield page.Section(title, [page.Table.of(best)])
         winner = result.row(result.best[0])
         first = f" by {result.goals[0]}" if front else ""
-        yield page.command(
-            f"Train the winner{first}, trial {winner.number}, again over several seeds", winner.command
-        )
+        again = f"Train the winner{first}, trial {winner.number}, again over several seeds"
+        yield page.Section(again, [page.Command(winner.command)])
     for title, png in pictures.items():
-        yield page.figure(title, png)
-    yield page.wide_table("All trials", [_cells(result, row) for row in result.rows])
+        yield page.Section(title, [page.Picture(png, title)])
+    yield page.Section("All trials", [page.Table.of([_cells(result, row) for row in result.rows])])
 
 
 def _counts(result: SweepResult, pictures: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """HTML tables of scores: means over lead times with intervals, and comparisons of forecasters."""
 
-import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +9,12 @@ import xarray as xr
 
 from raincast.evaluation.verdict import verdict
 from raincast.metrics.registry import SCORES
+from raincast.plotting.page import Cell, Table
 from raincast.schema import LEAD_TIME
 
 Floats = npt.NDArray[np.float64]
 Badness = Callable[[Floats], Floats]
 UNDEFINED = "–"
-MARK = ' class="best"'
 
 COLUMNS = (
     *("csi", "pod", "far", "frequency_bias", "hss", "ets", "f1"),
@@ -48,22 +47,20 @@ class Column:
             ends = list(scores[f"{name}_mean_interval"].sel(chosen).values)
         return cls(heading or score.heading, score.badness, means.values.astype(np.float64), *ends)
 
-    def cells(self) -> list[str]:
-        """One cell per forecaster. The best is bold, with all that round to the same, unless there is only one."""
+    def cells(self) -> list[Cell]:
+        """A cell a forecaster; the best is marked, and all that look equal to it, unless nobody competes."""
         texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in self.means]
         with np.errstate(divide="ignore", invalid="ignore"):
             bad = np.where(np.isfinite(self.means), self.badness(self.means), np.nan)
         best = texts[int(np.nanargmin(bad))] if np.isfinite(bad).any() else None
         if all(text == best for text, own in zip(texts, bad, strict=True) if np.isfinite(own)):
             best = None  # nobody is ahead
-        return [
-            f"<td{MARK if text == best else ''}>{text}{self._interval(k)}</td>" for k, text in enumerate(texts)
-        ]
+        return [Cell(text, self._interval(k), text == best) for k, text in enumerate(texts)]
 
     def _interval(self, k: int) -> str:
         if self.low is None or self.high is None or not np.isfinite([self.low[k], self.high[k]]).all():
             return ""
-        return f"<small>{self.low[k]:.3f} to {self.high[k]:.3f}</small>"
+        return f"{self.low[k]:.3f} to {self.high[k]:.3f}"
 
 
 def by_threshold(scores: xr.Dataset, name: str) -> list[Column]:
@@ -90,47 +87,34 @@ def at_threshold(scores: xr.Dataset, threshold: float) -> list[Column]:
     return columns
 
 
-def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> str:
-    """One row per forecaster."""
+def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> Table:
+    """A row a forecaster."""
     cells = [column.cells() for column in columns]
-    rows = [
-        f'<th scope="row">{html.escape(str(name))}</th>{"".join(column[k] for column in cells)}'
-        for k, name in enumerate(scores["forecaster"].values)
-    ]
-    return _table(["forecaster", *(column.heading for column in columns)], rows)
+    names = map(str, scores["forecaster"].values)
+    rows = [[Cell(name), *(column[k] for column in cells)] for k, name in enumerate(names)]
+    return Table(["forecaster", *(column.heading for column in columns)], rows)
 
 
-def difference_table(scores: xr.Dataset, threshold: float) -> str:
-    """CSI of the first forecaster minus each other one; empty without intervals or other forecasters.
+def difference_tables(scores: xr.Dataset, threshold: float) -> list[Table]:
+    """CSI of the first forecaster minus each other one; none for scores without intervals, or of one alone.
 
-    It says "better" or "worse" only if the interval of the difference excludes 0.
+    It says "better" or "worse" only where the interval of the difference leaves out 0, else why not.
     """
     if "csi_mean_difference_interval" not in scores or scores.sizes["forecaster"] < 2:
-        return ""
+        return []
     first, *others = (str(name) for name in scores["forecaster"].values)
     means = scores["csi_mean"].sel(threshold=threshold)
     rows = []
     for other in others:
         pair = {"forecaster": first, "reference": other, "threshold": threshold}
         low, high = scores["csi_mean_difference_interval"].sel(pair).values
-        difference = float(means.sel(forecaster=first) - means.sel(forecaster=other))
-        said = html.escape(verdict(scores, other, threshold))
+        difference = signed(float(means.sel(forecaster=first) - means.sel(forecaster=other)))
         interval = f"{signed(low)} to {signed(high)}" if np.isfinite(low) else UNDEFINED
-        value = signed(difference)
-        rows.append(f'<th scope="row">{html.escape(other)}</th><td>{value}</td><td>{interval}</td><td>{said}</td>')
-    return _table([f"{first} minus", "difference of CSI", _percent(scores), first], rows)
+        rows.append([Cell(text) for text in (other, difference, interval, verdict(scores, other, threshold))])
+    percent = f"{100 * float(scores.attrs['confidence']):g} % interval"
+    return [Table([f"{first} minus", "difference of CSI", percent, first], rows)]
 
 
 def signed(value: float) -> str:
     """The value with its sign; the minus is a true one."""
     return f"{value:+.3f}".replace("-", "−") if np.isfinite(value) else UNDEFINED
-
-
-def _percent(scores: xr.Dataset) -> str:
-    return f"{100 * float(scores.attrs['confidence']):g} % interval"
-
-
-def _table(headings: Iterable[str], rows: Iterable[str]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f'<div class="wide" tabindex="0"><table class="scores"><tr>{head}</tr>{body}</table></div>'

@@ -3,7 +3,6 @@
 `scores` is the Dataset of an evaluation, `scores.nc`. A section appears if its data exist.
 """
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +15,9 @@ from raincast.evaluation.report.tables import lead_minutes
 from raincast.evaluation.verdict import sentence
 from raincast.plotting import page
 
-STYLE = (
-    """
-nav { font-size: .9em; margin: .6em 0 0; } nav a { margin-right: 1em; } a { color: #005a8c; }
-.scores td, .scores th { padding: .2em .6em; text-align: right; vertical-align: top;
-  white-space: nowrap; }
-.scores td:first-child, .scores th:first-child { text-align: left; padding-left: 0; color: inherit; }
-.scores tr + tr > * { border-top: 1px solid #e3e8ec; } .scores small { color: #5a6772; display: block; }
-.scores .best { font-weight: 700; } .scores small { font-weight: 400; }
-details { margin: .5em 0; } summary { cursor: pointer; } p { max-width: 75ch; }
-h3 { font-size: 1em; margin: 1.2em 0 .2em; } .note { color: #5a6772; font-size: .9em; }
-"""
-    + event_maps.STYLE
-)
-
 MAP_NOTE = (
-    '<p class="note">The events at which the first forecaster did best, in the middle and worst, of those with at '
-    "least a tenth of the rain of the mean event. Move the slider, or focus it and press the arrow keys.</p>"
+    "The events at which the first forecaster did best, in the middle and worst, of those with at least a tenth "
+    "of the rain of the mean event. Move the slider, or focus it and press the arrow keys."
 )
 
 
@@ -55,25 +40,20 @@ class Evaluation:
 
 
 def write_report(evaluation: Evaluation, path: Path, *, title: str) -> Path:
-    """Write report.html. It opens from disk, needs no network, and has everything in one file."""
-    made = list(_sections(evaluation))
-    links = "".join(f'<a href="#s{k}">{html.escape(name)}</a>' for k, (name, _) in enumerate(made))
-    parts = [f'<p class="verdict">{html.escape(sentence(evaluation.scores))}</p><nav>{links}</nav>']
-    parts += [
-        f'<section id="s{k}"><h2>{html.escape(name)}</h2>{content}</section>'
-        for k, (name, content) in enumerate(made)
-    ]
-    script = event_maps.SCRIPT if evaluation.maps else ""
-    return page.write_page(path, title=title, heading=title, parts=parts, style=STYLE, script=script)
+    """report.html: opens from disk, asks no network, and says everything in one file, the verdict first."""
+    extra = {"style": "event_maps.css", "script": "event_maps.js"} if evaluation.maps else {}
+    return page.write_page(
+        path, title=title, lead=sentence(evaluation.scores), sections=_sections(evaluation), **extra
+    )
 
 
-def _sections(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
-    """Headings and the HTML below them, in the order of reading."""
+def _sections(evaluation: Evaluation) -> Iterator[page.Section]:
+    """In the order of reading."""
     scores, threshold = evaluation.scores, evaluation.threshold
     made = {
         "Scores": sections.table(scores, threshold),
-        "Against lead time": sections.curves(scores),
         "Events on maps": _maps(evaluation),
+        "Against lead time": sections.curves(scores),
         "Performance": sections.performance(scores),
         "Probabilities": probabilities.probabilities(scores),
         "Ensembles": probabilities.ensembles(scores),
@@ -83,24 +63,25 @@ def _sections(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
         "By hour of day": sections.by(evaluation.by_hour, "hour", threshold),
         "Training and data": _facts(evaluation),
     }
-    yield from ((name, content) for name, content in made.items() if content)
+    yield from (page.Section(name, blocks) for name, blocks in made.items() if blocks)
 
 
-def _maps(evaluation: Evaluation) -> str:
+def _maps(evaluation: Evaluation) -> list[page.Block]:
     if not evaluation.maps:
-        return ""
-    return MAP_NOTE + event_maps.legend() + "".join(maps.to_html() for maps in evaluation.maps)
+        return []
+    maps = [maps.block() for maps in evaluation.maps]
+    return [page.Text(MAP_NOTE, note=True), event_maps.legend(), *maps]
 
 
-def _facts(evaluation: Evaluation) -> str:
+def _facts(evaluation: Evaluation) -> list[page.Block]:
     minutes = lead_minutes(evaluation.scores)
-    rows = {"lead times": f"{minutes[0]:g} to {minutes[-1]:g} min, {minutes.size} of them"}
-    parts = [
-        f"<h3>{html.escape(title)}</h3>{page.table(list(facts))}" for title, facts in evaluation.facts.items()
-    ]
-    parts.append(f"<h3>Scoring</h3>{page.table(list(rows.items()))}")
+    parts: list[page.Block] = []
+    for title, facts in evaluation.facts.items():
+        parts += [page.Heading(title), page.Facts(facts)]
+    leads = f"{minutes[0]:g} to {minutes[-1]:g} min, {minutes.size} of them"
+    parts += [page.Heading("Scoring"), page.Facts([("lead times", leads)])]
     if evaluation.config:
         parts.append(
-            f"<details><summary>full config</summary><pre>{html.escape(evaluation.config)}</pre></details>"
+            page.Folded("the config that the network was trained with", [page.Command(evaluation.config)])
         )
-    return "".join(parts)
+    return parts

@@ -8,6 +8,7 @@ from raincast.evaluation.report import probability_figures as figures
 from raincast.evaluation.report import score_figures
 from raincast.evaluation.report.score_axes import look, shown
 from raincast.evaluation.report.tables import lead_minutes
+from raincast.plotting.page import Block, Folded
 from raincast.schema import LEAD_TIME
 
 Floats = npt.NDArray[np.float64]
@@ -17,27 +18,29 @@ BEFORE = ", before calibration"
 BINS = "sum_probability_"
 
 
-def probabilities(scores: xr.Dataset) -> str:
-    """Reliability and discrimination."""
+def probabilities(scores: xr.Dataset) -> list[Block]:
+    """Whether what is called likely comes, and whether it can be told from what does not."""
     return reliability(scores) + roc(scores)
 
 
-def reliability(scores: xr.Dataset) -> str:
-    """Observed frequency against forecast probability."""
+def reliability(scores: xr.Dataset) -> list[Block]:
+    """Observed frequency against stated probability."""
     curves = reliability_curves(scores)
     if not curves:
-        return ""
+        return []
     looks = {}
     for number, name in enumerate(scores["forecaster"].values):
         own = look(number)
         looks[str(name)] = own
         looks[f"{name}{BEFORE}"] = own | {"linestyle": ":", "markerfacecolor": "white"}
-    return shown(
-        figures.reliability_diagram(curves, looks=looks),
-        "reliability diagram: observed frequency against forecast probability",
-        "All lead times together. On the diagonal, 30 % means that it rains in three of ten cases; below it the "
-        "forecaster is overconfident. Lower panel: the number of pixels with each probability.",
-    )
+    return [
+        shown(
+            figures.reliability_diagram(curves, looks=looks),
+            "reliability diagram: observed frequency against stated probability",
+            "All lead times together. On the diagonal, of what is called 30 % three in ten come; below it the "
+            "forecaster is too sure. Below, how many pixels were given each probability.",
+        )
+    ]
 
 
 def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, Floats, Floats]]]:
@@ -64,29 +67,27 @@ def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, 
     return {title: panel for title, panel in curves.items() if panel}
 
 
-def roc(scores: xr.Dataset) -> str:
-    """The ROC at the middle lead time; those at the first and the last are folded away."""
+def roc(scores: xr.Dataset) -> list[Block]:
+    """The ROC half-way through the lead times, and unfolded at the first and the last."""
     if any(f"{BINS}{name}" not in scores for name in ("forecasts", "events", "probability")):
-        return ""
+        return []
     numbers = {str(name): number for number, name in enumerate(scores["forecaster"].values)}
     last = scores.sizes[LEAD_TIME] - 1
 
-    def drawn(lead: int, note: str = "") -> str:
+    def drawn(lead: int, note: str = "") -> list[Block]:
         curves = roc_curves(scores, lead)
         if not curves:
-            return ""
-        at = f"+{lead_minutes(scores)[lead]:g} min"
-        return shown(figures.roc_diagram(curves, numbers=numbers), f"ROC at {at}", f"ROC at {at}. {note}")
+            return []
+        at = f"ROC at +{lead_minutes(scores)[lead]:g} min"
+        return [shown(figures.roc_diagram(curves, numbers=numbers), at, f"{at}. {note}")]
 
     middle = drawn(
         last // 2,
         "Each point warns at another probability: from never (lower left) to always. The further to the "
         "upper left, the better it separates events from the rest; on the dashed line it does not.",
     )
-    others = "".join(map(drawn, sorted({0, last} - {last // 2})))
-    if others:
-        others = f"<details><summary>at the first and the last lead time</summary>{others}</details>"
-    return middle + others
+    others = [block for lead in sorted({0, last} - {last // 2}) for block in drawn(lead)]
+    return [*middle, *([Folded("at the first and the last lead time", others)] if others else [])]
 
 
 def roc_curves(scores: xr.Dataset, lead: int) -> RocPanels:
@@ -115,10 +116,10 @@ def roc_curves(scores: xr.Dataset, lead: int) -> RocPanels:
     return curves
 
 
-def ensembles(scores: xr.Dataset) -> str:
+def ensembles(scores: xr.Dataset) -> list[Block]:
     """CRPS, spread and rank histograms."""
     if "sum_ensemble_ranks" not in scores:
-        return ""
+        return []
     ranks = scores["sum_ensemble_ranks"].sum(["event", LEAD_TIME])
     counts, numbers = {}, {}
     for number, name in enumerate(map(str, scores["forecaster"].values)):
@@ -126,17 +127,20 @@ def ensembles(scores: xr.Dataset) -> str:
         if own.sum():
             counts[name], numbers[name] = own[: np.flatnonzero(own)[-1] + 1], number
     if not counts:
-        return ""
+        return []
     members = scores.sel(forecaster=list(counts))
     titles = {"crps": "CRPS (mm/h)", "spread_error_ratio": "spread / RMSE of the mean", "spread": "spread (mm/h)"}
     panels = {title: members[name] for name, title in titles.items() if name in members}
-    return shown(
-        score_figures.lead_curves(members, panels, numbers=numbers),
-        "scores of the ensembles against lead time",
-        "CRPS is the error of the whole ensemble, in mm/h. A ratio below 1 says that the members differ less than "
-        "they err: they are too sure.",
-    ) + shown(
-        figures.rank_histograms(counts, numbers=numbers),
-        "rank histograms of the ensembles",
-        "All lead times. High ends: the observation often lies outside all members.",
-    )
+    return [
+        shown(
+            score_figures.lead_curves(members, panels, numbers=numbers),
+            "scores of the ensembles against lead time",
+            "CRPS is the error of the whole ensemble, in mm/h. A ratio below 1 says that the members differ less "
+            "than they err: they are too sure.",
+        ),
+        shown(
+            figures.rank_histograms(counts, numbers=numbers),
+            "rank histograms of the ensembles",
+            "All lead times. High ends: it often rains harder or less than in any member.",
+        ),
+    ]

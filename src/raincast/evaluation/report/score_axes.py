@@ -3,7 +3,6 @@
 A forecaster has the same colour, marker and dash in every figure.
 """
 
-import html
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from raincast.plotting import page
+from raincast.plotting.page import Picture
 from raincast.plotting.pictures import CURVE_COLOURS, CURVE_MARKERS
 
 OBSERVED_COLOUR = "#555555"
@@ -22,10 +21,9 @@ GRID_COLOUR = "#dddddd"
 MOST_COLUMNS = 3
 
 
-def shown(figure: Figure, alt: str, note: str = "") -> str:
-    """A figure as HTML, with a note above it."""
-    said = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return said + page.picture(svg(figure), alt)
+def shown(figure: Figure, alt: str, note: str = "") -> Picture:
+    """A figure on a page, below a note."""
+    return Picture(svg(figure), alt, note)
 
 
 def svg(figure: Figure) -> bytes:

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from raincast.evaluation.report import html_tables as tables
 from raincast.evaluation.report import score_figures
 from raincast.evaluation.report.score_axes import shown
+from raincast.evaluation.verdict import events_text
 from raincast.metrics.registry import SCORES
+from raincast.plotting.page import Block, Folded, Heading, Text
 from raincast.schema import LEAD_TIME
 
 ERRORS = {
@@ -25,32 +27,32 @@ SHARP_AT = (0.5, 1.0)
 AT_A_GLANCE = ("csi", "frequency_bias", "fss", "rmse")
 
 
-def table(scores: xr.Dataset, threshold: float) -> str:
-    """Scores of all forecasters and their differences."""
+def table(scores: xr.Dataset, threshold: float) -> list[Block]:
+    """Scores of all forecasters, and who is better than whom."""
     note = "Means over the lead times at which a score is defined; the best of each column is bold."
     if "confidence" in scores.attrs and scores.sizes["event"] > 1:  # one event has no interval
         note += (
-            f" Below each is its {100 * float(scores.attrs['confidence']):g} % interval, from resampling the "
-            f"{scores.sizes['event']} events."
+            f" Below each its interval of {100 * float(scores.attrs['confidence']):g} %, from drawing the "
+            f"{events_text(scores)} anew."
         )
-    others = "".join(
-        f"<h3>at ≥ {t:g} mm/h</h3>{tables.difference_table(scores, t)}"
-        f"{tables.score_table(scores, tables.at_threshold(scores, t))}"
-        for t in scores["threshold"].values
-    )
-    return (
-        f'{tables.score_table(scores, tables.by_threshold(scores, "csi"))}<p class="note">{note}</p>'
-        f"<h3>Is it better? CSI at ≥ {threshold:g} mm/h, mean over the lead times</h3>"
-        f"{tables.difference_table(scores, threshold)}"
-        f"<h3>Further scores at ≥ {threshold:g} mm/h</h3>"
-        f"{tables.score_table(scores, tables.at_threshold(scores, threshold))}"
-        f"<details><summary>at every threshold</summary>{others}</details>"
-    )
+    others: list[Block] = []
+    for t in scores["threshold"].values:
+        others += [Heading(f"At ≥ {t:g} mm/h"), *tables.difference_tables(scores, t)]
+        others.append(tables.score_table(scores, tables.at_threshold(scores, t)))
+    return [
+        tables.score_table(scores, tables.by_threshold(scores, "csi")),
+        Text(note, note=True),
+        Heading(f"Is it better? CSI at ≥ {threshold:g} mm/h, mean over the lead times"),
+        *tables.difference_tables(scores, threshold),
+        Heading(f"Further scores at ≥ {threshold:g} mm/h"),
+        tables.score_table(scores, tables.at_threshold(scores, threshold)),
+        Folded("at every threshold", others),
+    ]
 
 
-def curves(scores: xr.Dataset) -> str:
+def curves(scores: xr.Dataset) -> list[Block]:
     """CSI, bias and errors against lead time."""
-    parts = [
+    parts: list[Block] = [
         _lead_curves(scores, "csi", "CSI", "1 is perfect. Shades are the intervals of the table."),
         _lead_curves(
             scores,
@@ -64,11 +66,11 @@ def curves(scores: xr.Dataset) -> str:
         panels = {title: scores[name] for title, name in errors.items()}
         figure = score_figures.lead_curves(scores, panels, bands=_bands(scores, errors))
         parts.append(shown(figure, "errors of the rain rate against lead time"))
-    return "".join(parts)
+    return parts
 
 
-def _lead_curves(scores: xr.Dataset, name: str, title: str, note: str) -> str:
-    """One panel per threshold."""
+def _lead_curves(scores: xr.Dataset, name: str, title: str, note: str) -> Block:
+    """A panel a threshold."""
     at = {f"{title}, rain ≥ {t:g} mm/h": t for t in scores["threshold"].values}
     bands = {}
     if f"{name}_interval" in scores:
@@ -85,20 +87,22 @@ def _bands(scores: xr.Dataset, names: Mapping[str, str]) -> dict[str, tuple[xr.D
     return {key: (scores[name][0], scores[name][1]) for key, name in found.items()}
 
 
-def performance(scores: xr.Dataset) -> str:
+def performance(scores: xr.Dataset) -> list[Block]:
     """POD against success ratio."""
     if "pod" not in scores or "far" not in scores:
-        return ""
-    return shown(
-        score_figures.performance_diagram(scores, scores["threshold"].values.tolist()),
-        "performance diagram: POD against success ratio",
-        "The upper right corner is perfect (Roebber 2009). Each line follows a forecaster through its lead times, "
-        "from the large marker on; curves are of equal CSI, dashed rays of equal frequency bias.",
-    )
+        return []
+    return [
+        shown(
+            score_figures.performance_diagram(scores, scores["threshold"].values.tolist()),
+            "performance diagram: POD against success ratio",
+            "The upper right corner is perfect (Roebber 2009). Each line follows a forecaster through its lead "
+            "times, from the large marker on; curves are of equal CSI, dashed rays of equal frequency bias.",
+        )
+    ]
 
 
-def users(scores: xr.Dataset, threshold: float) -> str:
-    """Scores that tolerate displacement, scores of amounts, and scores of the onset of rain."""
+def users(scores: xr.Dataset, threshold: float) -> list[Block]:
+    """What forgives a shift, what falls in half an hour or an hour, and when the rain begins."""
     panels = {}
     if "pooled_csi" in scores:
         for pool in scores["pool"].values:
@@ -112,15 +116,18 @@ def users(scores: xr.Dataset, threshold: float) -> str:
     if "onset_csi" in scores:
         panels[f"CSI of onsets to ± a step, ≥ {threshold:g} mm/h"] = scores["onset_csi"].sel(threshold=threshold)
     if not panels:
-        return ""
-    return shown(
-        score_figures.lead_curves(scores, panels), "CSI of pooled rain, of sums and of onsets against lead time"
-    )
+        return []
+    return [
+        shown(
+            score_figures.lead_curves(scores, panels),
+            "CSI of pooled rain, of sums and of onsets against lead time",
+        )
+    ]
 
 
-def scales(scores: xr.Dataset, threshold: float) -> str:
+def scales(scores: xr.Dataset, threshold: float) -> list[Block]:
     """FSS by scale, and spectra."""
-    parts = []
+    parts: list[Block] = []
     if "fss" in scores:
         fss = {
             f"FSS, {scale:g} km, rain ≥ {threshold:g} mm/h": scores["fss"].sel(threshold=threshold, scale=scale)
@@ -144,19 +151,21 @@ def scales(scores: xr.Dataset, threshold: float) -> str:
                 "the wavelength below which less than half of the observed power is left.",
             )
         )
-    return "".join(parts)
+    return parts
 
 
-def by(scores: xr.Dataset | None, dim: str, threshold: float) -> str:
-    """A few scores by `dim`, event or hour, over all lead times, above their numbers of windows."""
+def by(scores: xr.Dataset | None, dim: str, threshold: float) -> list[Block]:
+    """A few scores by `dim`, event or hour, over all lead times, above the windows behind them."""
     if scores is None or scores.sizes[dim] < 2:
-        return ""
-    said = {"event": "Events in time order", "hour": "Hours of the newest input frame, UTC"}[dim]
-    return shown(
-        by_figure(scores, dim, threshold),
-        f"scores of each forecaster by {dim}",
-        f"{said}, all lead times; bars: number of windows.",
-    )
+        return []
+    said = {"event": "Events in the order of time", "hour": "Hours of the newest input frame, UTC"}[dim]
+    return [
+        shown(
+            by_figure(scores, dim, threshold),
+            f"scores of each forecaster by {dim}",
+            f"{said}, all lead times; bars: how many windows are behind it.",
+        )
+    ]
 
 
 def by_figure(scores: xr.Dataset, dim: str, threshold: float) -> Figure:
