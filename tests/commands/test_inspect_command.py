@@ -31,8 +31,9 @@ class Page(html.parser.HTMLParser):
         assert not self.open, f"not closed: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("script", "link", "iframe")
-        self.sources += [str(value) for name, value in attrs if name in ("src", "href")]
+        assert tag not in ("link", "iframe")
+        addresses = [str(value) for name, value in attrs if name in ("src", "href")]
+        self.sources += [address for address in addresses if not address.startswith("#")]  # of the page itself
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
