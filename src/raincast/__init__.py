@@ -1,17 +1,43 @@
 """Precipitation nowcasting from weather radar with stacked ConvLSTM networks.
 
-`load_forecaster(path)` loads a trained network: it takes a Dataset of radar frames and returns one of the
-forecast.
+- `open_radar(files)`, `open_archive(path)`: radar files, or an archive, as a Dataset of rain rates
+- `load_forecaster()`: a trained network, the one that comes with raincast or yours, that takes a Dataset of radar frames and gives one of its forecast
+- `train("experiment=radar", archive=path)`: train one, as `python train.py` does
+- `metrics.csi(forecast, observed, threshold=1)` and others: scores of DataArrays
+- `models`, `training`, `data`, `evaluation`, …: the parts, for programs of their own
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from raincast.version import __version__ as __version__
+from raincast.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from raincast.api import open_archive, open_radar, train
     from raincast.forecasting import ForecastPipeline
+
+__all__ = ["__version__", "load_forecaster", "open_archive", "open_radar", "train"]
+
+_API = ("open_archive", "open_radar", "train")
+_ROOMS = ("archive", "baselines", "data", "evaluation", "forecasting", "losses", "metrics", "models", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is, so that `import raincast` stays light."""
+    if name in _API:
+        return getattr(importlib.import_module("raincast.api"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"raincast.{name}")
+    raise AttributeError(
+        f"raincast has no {name!r}; it has {', '.join(__all__[1:])}, and the rooms {', '.join(_ROOMS)}."
+    )
+
+
+def __dir__() -> list[str]:
+    """What there is, for completion."""
+    return sorted({*globals(), *__all__, *_ROOMS})
 
 
 def load_forecaster(path: "str | Path" = "box", *, device: str = "auto", **settings: Any) -> "ForecastPipeline":

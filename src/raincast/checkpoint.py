@@ -16,6 +16,7 @@ from raincast.system.files import atomic
 from raincast.version import __version__
 
 if TYPE_CHECKING:
+    from raincast.data.datamodule import RadarDataModule
     from raincast.metrics.calibration import Calibration
     from raincast.models.inputs import Inputs
 
@@ -87,6 +88,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(raw, dict) or "raincast" not in raw or "state_dict" not in raw:
         raise ValueError(f"{path} was not written by raincast. Train a network with: python train.py")
     info = raw["raincast"]
+    if not {"format", "config"} <= set(info):
+        raise ValueError(
+            f"{path} does not say of which network its weights are: it was trained without metadata. Pass "
+            "metadata=raincast.checkpoint.describe(settings, data) to NowcastModule, see docs/python.md."
+        )
     if info["format"] != CHECKPOINT_FORMAT:
         raise ValueError(
             f"{path} has format {info['format']}; raincast {__version__} reads {CHECKPOINT_FORMAT}. "
@@ -135,6 +141,40 @@ def _of_weights(path: Path) -> Checkpoint:
     }
     named = {f"network.{name}": value for name, value in state.items()}
     return Checkpoint(path, info, DictConfig(config), named, epoch=0, step=0)
+
+
+def describe(settings: Mapping[str, Any] | str, data: "RadarDataModule") -> dict[str, Any]:
+    """What a checkpoint says of itself, as plain data: the `metadata` of a NowcastModule.
+
+    `settings` are the nodes "model", "transform" and "head", each with the `_target_` of its class, as in conf/,
+    or a whole config as YAML. `construct(settings["model"])` builds the network that they describe.
+    """
+    import torch
+
+    text = settings if isinstance(settings, str) else OmegaConf.to_yaml(OmegaConf.create(dict(settings)))
+    stated = OmegaConf.create(text)
+    if missing := [key for key in ("model", "transform", "head") if key not in stated]:
+        raise ValueError(f"settings lack {', '.join(missing)}: each with the _target_ of its class, as in conf/.")
+    y, x = data.archive.grid.y, data.archive.grid.x
+    return {
+        "format": CHECKPOINT_FORMAT,
+        "raincast_version": __version__,
+        "torch_version": str(torch.__version__),
+        "config": text,
+        "step_minutes": data.archive.step_minutes,
+        "input_steps": data.input_steps,
+        "lead_steps": data.lead_steps,
+        "channels": data.channels.describe(),
+        "grid_spacing": [float(abs(axis[1] - axis[0])) if axis.size > 1 else 0.0 for axis in (y, x)],
+        "archive": {
+            "identity": data.archive.identity,
+            "more": [source.archive.identity for source in data.sources[1:]],
+            "source": str(data.archive.attrs.get("source", "unknown")),
+            "cell_methods": str(data.archive.rain_attrs.get("cell_methods", "unknown")),
+        },
+        "split_hash": data.split_hash,
+        "loggers": {},
+    }
 
 
 def write_calibrated(checkpoint: Checkpoint, calibration: "Calibration", path: Path) -> Path:

@@ -24,6 +24,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from raincast.commands import jobs
+from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +34,6 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """No room, no quota, read-only."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where torchrun, Lightning and SLURM tell a process its number."""
-HYDRA_VERSION_BASE = "1.3"
-
-
-def conf_dir() -> Path:
-    """The folder of configs: beside src/ in a checkout, inside the package when installed from a wheel."""
-    checkout = Path(__file__).resolve().parents[2] / "conf"
-    return checkout if (checkout / "train.yaml").is_file() else Path(__file__).resolve().parent / "conf"
 
 
 def train() -> None:

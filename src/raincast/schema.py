@@ -119,7 +119,7 @@ KM_PER_DEGREE = 111.2
 """Of latitude: 6371 km · π / 180."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Grid:
     """Where an image lies on Earth.
 
@@ -130,6 +130,11 @@ class Grid:
     y: npt.NDArray[np.float64]
     x: npt.NDArray[np.float64]
     crs_wkt: str
+
+    def __repr__(self) -> str:
+        """One line: pixels and their size."""
+        height, width = self.shape
+        return f"Grid({height} × {width} pixels of {self.pixel_km:g} km)"
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -18,6 +18,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.chunks import Unpacked
 from raincast.archive.head import Head, archive_files, check_fits, engine_of, read_coverage, read_head
+from raincast.archive.lazy import lazy_dataset
 from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
 from raincast.schema import Grid, Meaning
 from raincast.system.files import sight_of
@@ -45,7 +46,7 @@ class _Opened:
     numbers: npt.NDArray[np.intp] | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Archive:
     """The frames of an archive as one regular series.
 
@@ -95,6 +96,18 @@ class Archive:
             parts=parts,
             coded=all(head.coded for head in heads),
         )
+
+    def __repr__(self) -> str:
+        """One line: where, when, and on which grid."""
+        first, last = (np.datetime_as_string(time, unit="m") for time in self.times[[0, -1]])
+        return (
+            f"Archive({str(self.path)!r}: {self.num_times} frames of {self.step_minutes:g} min, {first} to {last} "
+            f"UTC, {self.grid!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        """As the Dataset of its frames, in a notebook."""
+        return str(self.lazy()._repr_html_())
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files and what was read of them behind: each process opens its own."""
@@ -217,6 +230,23 @@ class Archive:
             cell_methods=str(self.rain_attrs.get("cell_methods", "time: point")),
             attrs=self.attrs,
         )
+
+    def lazy(self) -> xr.Dataset:
+        """All frames as a Dataset in the words of the archive contract; they are read when they are looked at.
+
+        Give it `chunks` of your own (`.chunk({"time": 24})`) to work on it with dask.
+        """
+        return lazy_dataset(
+            self._read_spans,
+            self.times,
+            self.grid,
+            step_minutes=self.step_minutes,
+            cell_methods=str(self.rain_attrs.get("cell_methods", "time: point")),
+            attrs=self.attrs,
+        )
+
+    def _read_spans(self, frames: slice, y: slice, x: slice) -> npt.NDArray[np.float32]:
+        return self.read(frames.start, frames.stop - frames.start, y=y, x=x)
 
     def _read_codes(self, part: _Part, window: slice, y: slice, x: slice, out: npt.NDArray[np.int16]) -> None:
         def read(opened: OpenPart, frames: slice) -> npt.NDArray[np.int16]:

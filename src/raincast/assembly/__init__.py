@@ -23,6 +23,7 @@ from raincast.assembly.parts import (
     metrics,
     network,
     reader,
+    reader_named,
 )
 from raincast.assembly.run import (
     callbacks,
@@ -84,6 +85,7 @@ __all__ = [
     "provenance",
     "read_checkpoint",
     "reader",
+    "reader_named",
     "trainer",
     "write_calibrated",
 ]

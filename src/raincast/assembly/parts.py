@@ -14,6 +14,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from raincast.system.conf import conf_dir
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -168,6 +170,28 @@ def reader(cfg: DictConfig) -> "Reader":
 
     made: Reader = Cleaned(make(cfg.source), make(cfg.quality))
     return made
+
+
+def reader_named(source: str = "auto", **settings: Any) -> "Reader":
+    """The reader of conf/source/`source`.yaml with `settings`, whose frames are within the limits of forecasts."""
+    from raincast.ingest.quality import Cleaned, Quality
+    from raincast.ingest.readers import Auto
+
+    folder = conf_dir() / "source"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if source not in known:
+        raise ValueError(f"source={source!r} is unknown; there are {', '.join(known)}.")
+
+    def made(name: str, **own: Any) -> Any:
+        return make(OmegaConf.merge(OmegaConf.load(folder / f"{name}.yaml"), own))
+
+    if source != "auto":
+        return Cleaned(made(source, **settings), Quality())
+    if settings:
+        raise ValueError(f'{", ".join(settings)}: settings are of one format. Name it: source="cf" …')
+    listed = OmegaConf.load(folder / "auto.yaml")["defaults"]
+    names = [str(entry).partition("@")[0] for entry in listed if entry != "_self_"]
+    return Cleaned(Auto({name: made(name) for name in names}), Quality())
 
 
 def mapping(container: Any) -> dict[str, Any]:

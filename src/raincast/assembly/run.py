@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from raincast.assembly.parts import make, mapping
-from raincast.checkpoint import CHECKPOINT_FORMAT, inputs_of
-from raincast.version import __version__
+from raincast.checkpoint import describe, inputs_of
 
 if TYPE_CHECKING:
     import lightning as L
@@ -28,28 +27,7 @@ log = logging.getLogger(__name__)
 
 def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
     """What a checkpoint says of itself, as plain data."""
-    import torch
-
-    y, x = data.archive.grid.y, data.archive.grid.x
-    return {
-        "format": CHECKPOINT_FORMAT,
-        "raincast_version": __version__,
-        "torch_version": str(torch.__version__),
-        "config": config_text(cfg),
-        "step_minutes": data.archive.step_minutes,
-        "input_steps": data.input_steps,
-        "lead_steps": data.lead_steps,
-        "channels": data.channels.describe(),
-        "grid_spacing": [float(abs(axis[1] - axis[0])) if axis.size > 1 else 0.0 for axis in (y, x)],
-        "archive": {
-            "identity": data.archive.identity,
-            "more": [source.archive.identity for source in data.sources[1:]],
-            "source": str(data.archive.attrs.get("source", "unknown")),
-            "cell_methods": str(data.archive.rain_attrs.get("cell_methods", "unknown")),
-        },
-        "split_hash": data.split_hash,
-        "loggers": {},
-    }
+    return describe(config_text(cfg), data)
 
 
 def config_text(cfg: DictConfig) -> str:

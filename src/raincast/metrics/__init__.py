@@ -1,10 +1,40 @@
-"""Scores as additive sums first and ratios last. Rain rates in mm/h, tensors (B, T, C, H, W).
+"""Scores as additive sums first and ratios last. Rain rates in mm/h.
 
-`RainScores`, which accumulates them in training, is in `rain_scores`: it needs torchmetrics, which takes longer to
-import than a forecast does to make.
+For DataArrays: `csi(forecast, observed, threshold=1)` and the others of `arrays`. For tensors (B, T, C, H, W):
+the sums and formulas of `categorical`, `continuous`, `spatial` … `RainScores`, which accumulates them in training,
+is in `rain_scores`: it needs torchmetrics, which takes longer to import than a forecast does to make.
 """
 
+from raincast.metrics.arrays import (
+    correlation,
+    csi,
+    ets,
+    far,
+    frequency_bias,
+    fss,
+    hss,
+    mae,
+    mean_error,
+    pod,
+    rmse,
+)
 from raincast.metrics.categorical import Contingency, contingency
 from raincast.metrics.continuous import ErrorSums, error_sums
 
-__all__ = ["Contingency", "ErrorSums", "contingency", "error_sums"]
+__all__ = [
+    "Contingency",
+    "ErrorSums",
+    "contingency",
+    "correlation",
+    "csi",
+    "error_sums",
+    "ets",
+    "far",
+    "frequency_bias",
+    "fss",
+    "hss",
+    "mae",
+    "mean_error",
+    "pod",
+    "rmse",
+]

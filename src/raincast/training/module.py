@@ -212,11 +212,11 @@ def adamw_warmup_cosine(
     params: Iterable[Parameter],
     total_steps: int,
     *,
-    lr: float,
-    weight_decay: float,
-    betas: Sequence[float],
-    warmup_fraction: float,
-    final_fraction: float,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-2,
+    betas: Sequence[float] = (0.9, 0.99),
+    warmup_fraction: float = 0.05,
+    final_fraction: float = 0.01,
 ) -> tuple[Optimizer, LRScheduler]:
     """AdamW whose rate rises linearly to `lr`, then falls by a cosine to `final_fraction` of it.
 
