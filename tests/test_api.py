@@ -108,7 +108,14 @@ def test_what_there_is_is_listed_and_shown_in_a_line(folder: Path) -> None:
 
 def test_a_network_trained_with_lightning_alone_loads_again(folder: Path, tmp_path: Path) -> None:
     data = RadarDataModule(
-        folder, split=BlockSplit(), input_steps=3, lead_steps=2, crop=16, num_workers=0, samples_per_epoch=2
+        folder,
+        split=BlockSplit(),
+        input_steps=3,
+        lead_steps=2,
+        crop=16,
+        num_workers=0,
+        samples_per_epoch=2,
+        batch_size=2,
     )
     network, transform, head = (construct(SETTINGS[name]) for name in ("model", "transform", "head"))
 
