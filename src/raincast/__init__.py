@@ -1,7 +1,7 @@
 """Precipitation nowcasting from weather radar with stacked ConvLSTM networks.
 
 - `open_radar(files)`, `open_archive(path)`: radar files, or an archive, as a Dataset of rain rates
-- `load_forecaster()`: a trained network, the one that comes with raincast or yours, that takes a Dataset of radar frames and gives one of its forecast
+- `load_forecaster()`: the network that comes with raincast, or yours: a Dataset of frames in, a forecast out
 - `train("experiment=radar", archive=path)`: train one, as `python train.py` does
 - `metrics.csi(forecast, observed, threshold=1)` and others: scores of DataArrays
 - `models`, `training`, `data`, `evaluation`, …: the parts, for programs of their own

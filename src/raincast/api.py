@@ -99,7 +99,7 @@ class RaincastBackend(BackendEntrypoint):
 
     description = "raincast archives, and files of weather radars in any format that raincast reads"
 
-    def open_dataset(  # type: ignore[override]  # xarray's own has **kwargs
+    def open_dataset(
         self,
         filename_or_obj: Any,
         *,

@@ -32,7 +32,8 @@ class _Frames(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._selected)
 
     def _selected(self, key: tuple[int | slice, ...]) -> npt.NDArray[np.float32]:
-        spans, within = [], []
+        spans: list[slice] = []
+        within: list[int | slice] = []
         for part, size in zip(key, self.shape, strict=True):
             if isinstance(part, slice):
                 places = range(size)[part]

@@ -189,7 +189,7 @@ def reader_named(source: str = "auto", **settings: Any) -> "Reader":
         return Cleaned(made(source, **settings), Quality())
     if settings:
         raise ValueError(f'{", ".join(settings)}: settings are of one format. Name it: source="cf" …')
-    listed = OmegaConf.load(folder / "auto.yaml")["defaults"]
+    listed: Any = OmegaConf.select(OmegaConf.load(folder / "auto.yaml"), "defaults")
     names = [str(entry).partition("@")[0] for entry in listed if entry != "_self_"]
     return Cleaned(Auto({name: made(name) for name in names}), Quality())
 

@@ -92,14 +92,16 @@ def fss(
     if not {"y", "x"} <= set(forecast.dims) or {"y", "x"} & set(kept):
         raise ValueError(f"fss needs the dimensions y and x, and does not keep them; there are {forecast.dims}.")
     frames = [dim for dim in forecast.dims if dim not in ("y", "x")]
-    known = np.isfinite(forecast) & np.isfinite(observed)
-    arrays = [
-        array.transpose(*frames, "y", "x").values.reshape(-1, 1, 1, *array.transpose(..., "y", "x").shape[-2:])
+    known = (abs(forecast) < np.inf) & (abs(observed) < np.inf)
+    height, width = forecast.sizes["y"], forecast.sizes["x"]
+    said, came, counted = (
+        array.transpose(*frames, "y", "x").values.reshape(-1, 1, 1, height, width)
         for array in (forecast, observed, known)
-    ]
+    )
     sums = spatial.fraction_sums(
-        *(torch.from_numpy(np.nan_to_num(array.astype(np.float32))) for array in arrays[:2]),
-        torch.from_numpy(arrays[2]),
+        torch.from_numpy(np.nan_to_num(said.astype(np.float32))),
+        torch.from_numpy(np.nan_to_num(came.astype(np.float32))),
+        torch.from_numpy(counted),
         [threshold],
         [box],
         boundary=boundary,
@@ -121,13 +123,11 @@ def _categorical(
     keep: Dims,
 ) -> xr.DataArray:
     forecast, observed, kept = _together(forecast, observed, keep)
-    known = np.isfinite(forecast) & np.isfinite(observed)
+    known = (abs(forecast) < np.inf) & (abs(observed) < np.inf)
     says, came = forecast >= threshold, observed >= threshold
     over = [dim for dim in forecast.dims if dim not in kept]
-    counts = [
-        (part & known).sum(over, dtype=np.int64)
-        for part in (says & came, ~says & came, says & ~came, ~says & ~came)
-    ]
+    tables = (says & came, ~says & came, says & ~came, ~says & ~came)
+    counts = [(part & known).astype(np.int64).sum(over) for part in tables]
     return _scored(formula, Contingency, counts, forecast, kept, long_name, "1").assign_attrs(threshold=threshold)
 
 
@@ -140,7 +140,7 @@ def _continuous(
     units: str = "mm h-1",
 ) -> xr.DataArray:
     forecast, observed, kept = _together(forecast, observed, keep)
-    known = np.isfinite(forecast) & np.isfinite(observed)
+    known = (abs(forecast) < np.inf) & (abs(observed) < np.inf)
     said, came = (array.where(known, 0.0).astype(np.float64) for array in (forecast, observed))
     error = said - came
     over = [dim for dim in forecast.dims if dim not in kept]
@@ -152,7 +152,8 @@ def _together(
     forecast: xr.DataArray, observed: xr.DataArray, keep: Dims
 ) -> tuple[xr.DataArray, xr.DataArray, list[Hashable]]:
     """Both on the same dimensions and coordinates, and the dimensions to keep."""
-    for name, array in (("forecast", forecast), ("observed", observed)):
+    given: dict[str, Any] = {"forecast": forecast, "observed": observed}
+    for name, array in given.items():
         if isinstance(array, xr.Dataset):
             raise TypeError(f"{name} is a Dataset: pass one variable of it, such as dataset['rain_rate'].")
         if not isinstance(array, xr.DataArray):
