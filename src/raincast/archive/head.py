@@ -12,6 +12,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import CODES
+from raincast.archive.limits import check_file
 from raincast.archive.packing import Packing
 from raincast.archive.times import exact_times
 from raincast.schema import Grid, Meaning
@@ -64,7 +65,8 @@ def engine_of(path: Path) -> str:
 
 
 def open_plain(path: Path, **options: Any) -> xr.Dataset:
-    """The file or store without dask; `options` are those of `xarray.open_dataset`."""
+    """The file or store without dask, within `limits`; `options` are those of `xarray.open_dataset`."""
+    check_file(path)
     engine = engine_of(path)
     if engine == "zarr":
         options["consolidated"] = False

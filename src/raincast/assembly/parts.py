@@ -167,8 +167,9 @@ def baseline_makers(cfg: DictConfig) -> "dict[str, Callable[[], Forecaster]]":
 def reader(cfg: DictConfig) -> "Reader":
     """The reader of radar files of `cfg.source`, whose frames are within the limits of `cfg.quality`."""
     from raincast.ingest.quality import Cleaned
+    from raincast.ingest.readers import Limited
 
-    made: Reader = Cleaned(make(cfg.source), make(cfg.quality))
+    made: Reader = Limited(Cleaned(make(cfg.source), make(cfg.quality)), cfg.max_megapixels)
     return made
 
 

@@ -22,9 +22,10 @@ def run(cfg: DictConfig) -> None:
         return
     _check_given(cfg)
     from raincast.ingest.pipeline import ingest
+    from raincast.ingest.readers import Limited
 
     files = list(cfg.files) if isinstance(cfg.files, ListConfig) else str(cfg.files)
-    reader = assembly.make(cfg.source)
+    reader = Limited(assembly.make(cfg.source), cfg.max_megapixels)
     grid: Any = OmegaConf.to_container(cfg.grid)
     try:
         with report.Bar("looking at files") as scan_bar, report.Bar("ingesting frames") as bar:

@@ -9,7 +9,7 @@ from typing import Any
 from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest.quality import Quality
-from raincast.ingest.readers import Reader
+from raincast.ingest.readers import Limited, Reader
 from raincast.ingest.region import Region
 
 ATTR = schema.SETTINGS
@@ -30,7 +30,7 @@ def describe(
 ) -> dict[str, Any]:
     """All that decides what frames become, by the keys of conf/ingest.yaml, as JSON can hold it."""
     settings = {
-        "source": _plain(reader),
+        "source": _plain(reader.reader if isinstance(reader, Limited) else reader),
         "max_rate": quality.max_rate,
         "min_rate": quality.min_rate,
         "speck_pixels": quality.speck_pixels,

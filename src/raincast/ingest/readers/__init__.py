@@ -17,6 +17,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.limits import DEFAULT_MEGAPIXELS, limited
 from raincast.schema import Grid, Meaning
 
 log = logging.getLogger(__name__)
@@ -124,6 +125,8 @@ def _in_keys_of(name: str) -> Iterator[None]:
 
 def key_of(reader: Reader, path: Path, name: str) -> str:
     """The key that sets the argument `name` of the reader that reads `path`, as a user types it."""
+    while (inner := getattr(reader, "reader", None)) is not None:  # limits and quality stand around it
+        reader = inner
     readers = reader.readers if isinstance(reader, Auto) else {}
     own = next((own for own, each in readers.items() if each.recognises(path)), "NAME")
     return f"source.readers.{own}.{name}" if readers else f"source.{name}"
@@ -150,6 +153,34 @@ def check_period(
         "%s holds depths and does not state their period: taken as the step, %g min. If that is wrong, set %s.",
         *(path, step_minutes, key),
     )
+
+
+@dataclass(frozen=True)
+class Limited:
+    """The files of `reader`, none with an image of more than `max_megapixels` (`archive.limits`)."""
+
+    reader: Reader
+    max_megapixels: float = DEFAULT_MEGAPIXELS
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that no image keeps."""
+        if not self.max_megapixels > 0:
+            raise ValueError(f"max_megapixels={self.max_megapixels} must be above 0: million pixels of an image.")
+
+    def recognises(self, path: Path) -> bool:
+        """As the reader does."""
+        with limited(self.max_megapixels):
+            return self.reader.recognises(path)
+
+    def scan(self, path: Path) -> Head:
+        """As the reader does, within the limit."""
+        with limited(self.max_megapixels):
+            return self.reader.scan(path)
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """As the reader does, within the limit."""
+        with limited(self.max_megapixels):
+            return self.reader.read(path, frames, step_minutes=step_minutes)
 
 
 def starts_with(path: Path, *signatures: bytes) -> bool:

@@ -8,6 +8,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import Archive
+from raincast.archive.limits import check_image
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.cf import CF
 
@@ -53,7 +54,9 @@ class ArchiveReader:
 
     def _open(self, path: Path) -> Archive:
         with naming(path, FORMAT):
-            return Archive.open(path)
+            archive = Archive.open(path)
+            check_image(*archive.grid.shape)
+            return archive
 
 
 def _attrs(archive: Archive) -> dict[str, Any]:

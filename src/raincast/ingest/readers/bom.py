@@ -6,7 +6,6 @@ mm/h (prcp-crate); `x` and `y` in km of the Albers projection that the variable 
 hold the fill value or a negative one: some products have −1 as fill, others −32768.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import xarray as xr
 from raincast import schema, units
 from raincast.archive.codes import bands
 from raincast.archive.head import open_plain
+from raincast.archive.limits import check_image, check_unpacking
 from raincast.archive.packing import Packing
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import crs_in_metres, find_grid
@@ -34,7 +34,6 @@ DEPTH, RATE = "precipitation", "rain_rate"
 QUANTITIES = {DEPTH: units.ACCUMULATION, RATE: units.RATE}
 START, END = "start_time", "valid_time"
 PROJECTIONS = ("proj", "albers_conical_equal_area")
-MAX_PIXELS = 5 * 10**7  # the national composite has 5 million: more is a spoilt size
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class BoM:
         """The dataset with its times decoded, and its rain on y and x, not yet loaded, as it is packed."""
         with naming(path, FORMAT):
             check_whole(path)
-            _check_sizes(path)
+            check_unpacking(path)
             with open_plain(path, mask_and_scale=False) as dataset:
                 name = next((name for name in QUANTITIES if name in dataset.variables), None)
                 if name is None:
@@ -101,17 +100,8 @@ class BoM:
                 ones = [dim for dim in sizes if dim not in (Y, X)]
                 if any(sizes[dim] != 1 for dim in ones) or not {Y, X} <= sizes.keys() & dataset.variables.keys():
                     raise ValueError(f"{name} is on {sizes}, not on (y, x) with the coordinates y and x")
+                check_image(sizes[Y], sizes[X])
                 yield dataset, dataset[name].squeeze(ones)
-
-
-def _check_sizes(path: Path) -> None:
-    """ValueError for more pixels than any image has, before the coordinates are loaded."""
-    import netCDF4
-
-    with netCDF4.Dataset(path) as file:
-        sizes = {name: dimension.size for name, dimension in file.dimensions.items()}
-    if not 0 < math.prod(sizes.get(axis, 1) for axis in (Y, X)) <= MAX_PIXELS:
-        raise ValueError(f"its dimensions are {sizes}: 1 to {MAX_PIXELS} pixels are possible")
 
 
 def _grid(dataset: xr.Dataset, field: xr.DataArray) -> Grid:

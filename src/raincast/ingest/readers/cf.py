@@ -14,6 +14,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.archive.head import open_packed, open_plain
+from raincast.archive.limits import check_image, check_unpacking
 from raincast.archive.packing import Packing, warn_once
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
@@ -115,11 +116,14 @@ class CF:
         """The dataset, its rain as lazy (time, y, x), and the quantity that this is."""
         with naming(path, FORMAT):
             check_whole(path)
+            check_unpacking(path)
         with naming(path, FORMAT), open_plain(path, mask_and_scale=False) as opened:
             name, quantity = self._choose(opened)
         with naming(path, FORMAT), open_packed(path, name) as opened:
             dataset = schema.regular_part(opened)
-            yield dataset, in_our_words(dataset[name]), quantity
+            field = in_our_words(dataset[name])
+            check_image(field.sizes[Y], field.sizes[X])
+            yield dataset, field, quantity
 
     def _choose(self, dataset: xr.Dataset) -> tuple[str, str]:
         """The rain variable and its quantity: as told, else by standard_name, else by units alone."""

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.limits import check_image
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.packed import all_bytes, first_bytes
@@ -136,6 +137,7 @@ def _read_pgm(path: Path) -> _Image:
         raise ValueError(f"it holds {found}: of PGM only reflectivity is read")
     if not 0 < largest < 65536:
         raise ValueError(f"its largest grey value is {largest}: 1 to 65535 are possible")
+    check_image(height, width)
     kind = np.dtype(">u2" if largest > 255 else "u1")
     if len(content) - first < width * height * kind.itemsize:
         raise ValueError(f"it ends early: {len(content) - first} bytes of {height} × {width} pixels")

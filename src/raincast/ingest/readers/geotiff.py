@@ -21,7 +21,7 @@ from raincast.ingest.readers.common.tiff_items import tiff_directory
 from raincast.ingest.readers.common.values import check_gain, choose_zr, equals
 from raincast.ingest.readers.fmi import FMI
 from raincast.ingest.readers.opera_tiff import OperaTiff
-from raincast.schema import MOMENTARY, Grid, Meaning
+from raincast.schema import MOMENTARY, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 from raincast.units import parse_unit
 
@@ -29,7 +29,6 @@ FORMAT = "GeoTIFF"
 RATE, ACCUMULATION, REFLECTIVITY = "rate", "accumulation", "reflectivity"
 QUANTITIES = (RATE, ACCUMULATION, REFLECTIVITY)
 GEO_KEYS = 34735  # the tag GeoKeyDirectory (OGC GeoTIFF 1.1): what makes a TIFF a GeoTIFF
-MAX_PIXELS = 10**8  # four times the United States in 0.01 degrees: more is a spoilt size
 DIRECTIVES = {"Y": r"\d{4}", "j": r"\d{3}"} | dict.fromkeys("mdHMSy", r"\d{2}")
 """Digits of each directive of a time format: words (%b) would depend on the user's language."""
 YEARS = range(1900, 2200)  # other digits count something else
@@ -69,7 +68,7 @@ class GeoTIFF:
         """Time and grid; the format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
             meaning = self._meaning(self._quantity(dataset))
-            return Head(np.array([self._time(path, dataset)]), _grid(dataset), self.step_minutes, meaning)
+            return Head(np.array([self._time(path, dataset)]), raster_grid(dataset), self.step_minutes, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
@@ -78,7 +77,7 @@ class GeoTIFF:
             step = self.step_minutes or step_minutes or self.accumulation_minutes
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
-            grid = _grid(dataset)
+            grid = raster_grid(dataset)
             meaning = self._meaning(quantity).over(step)
             rates = self._rates(dataset, quantity, meaning.minutes or step)
             return schema.rain_dataset(
@@ -168,12 +167,6 @@ class GeoTIFF:
     def _zr(self, dataset: Any) -> tuple[ZR, dict[str, Any]]:
         """The Z-R relation of a reflectivity, and what an archive says of it."""
         return choose_zr(zr_items(dataset), self.zr_a, self.zr_b)
-
-
-def _grid(dataset: Any) -> Grid:
-    if dataset.height * dataset.width > MAX_PIXELS:
-        raise ValueError(f"its size is {dataset.height} × {dataset.width}: at most {MAX_PIXELS} pixels are read")
-    return raster_grid(dataset)
 
 
 def _time_pattern(time_format: str) -> str:

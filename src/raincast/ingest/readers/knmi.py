@@ -14,6 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.limits import check_image, open_hdf5
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.values import check_gain
@@ -55,6 +56,8 @@ class KNMI:
 
         with naming(path, FORMAT), h5py.File(path) as file:
             _check_product(file, self.image)
+        with naming(path, FORMAT), open_hdf5(path) as file:
+            _refuse_forecasts(file)
             start, end = _interval(file)
             interval = _minutes(start, end)
             meaning = Meaning("depth", interval)
@@ -66,6 +69,8 @@ class KNMI:
 
         with naming(path, FORMAT), h5py.File(path) as file:
             _check_product(file, self.image)
+        with naming(path, FORMAT), open_hdf5(path) as file:
+            _refuse_forecasts(file)
             start, end = _interval(file)
             interval = _minutes(start, end)
             meaning, step = Meaning("depth", interval), self.step_minutes or interval
@@ -138,9 +143,11 @@ def _minutes(start: np.datetime64, end: np.datetime64) -> float:
 
 def _rates(image: Any, interval_minutes: float) -> npt.NDArray[np.float32]:
     """(H, W) in mm/h, NaN where missing."""
-    codes = image["image_data"][()]
-    if codes.dtype not in (np.uint8, np.uint16) or codes.ndim != 2:
-        raise ValueError(f"image_data is {codes.ndim}-D {codes.dtype}, not 2-D uint8 or uint16")
+    data = image["image_data"]
+    if data.dtype not in (np.uint8, np.uint16) or data.ndim != 2:
+        raise ValueError(f"image_data is {data.ndim}-D {data.dtype}, not 2-D uint8 or uint16")
+    check_image(*data.shape)
+    codes = data[()]
     calibration = image["calibration"]
     scale, offset = _parse_formula(_text(calibration, "calibration_formulas"))
     # each code in float64 once: the float32 nearest 0.12 mm/h, so that a rate at a threshold is at it
@@ -176,6 +183,7 @@ def _file_grid(file: Any) -> Grid:
         )
         for line, axis, unit in (("row", "y", units[-1]), ("column", "x", units[0]))
     )
+    check_image(*(number for _, _, number in axes))
     corner = 0.5 if _text(geographic, "geo_pixel_def").upper() == "LU" else 0.0
     return _grid(axes, corner, _text(geographic["map_projection"], "projection_proj4_params"))
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.limits import read_all
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.packed import first_bytes
@@ -84,7 +85,8 @@ def _open(path: Path) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(path.read_bytes()), formats=("GIF",))
+        with path.open("rb") as file:
+            image = Image.open(io.BytesIO(read_all(file)), formats=("GIF",))
     except UnidentifiedImageError as error:
         raise ValueError("it is no GIF, or its beginning is damaged") from error
     except Image.DecompressionBombError as error:

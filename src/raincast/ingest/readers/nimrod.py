@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.limits import check_image
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.unpack import (
@@ -39,7 +40,6 @@ TYPES = {(0, 4): ">f4", (1, 1): ">i1", (1, 2): ">i2", (1, 4): ">i4", (2, 1): ">i
 _HEADER_BYTES = 512
 _MARKER = struct.Struct(">i")  # a Fortran record has its length before and behind it
 _START_BYTES = _HEADER_BYTES + 3 * _MARKER.size  # the header's record, and the length of the pixels'
-_MOST_PIXELS = 2**25
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,9 @@ def _place(elements: _Elements) -> _Place:
     if origin not in (0, 1):
         raise ValueError(f"it begins in corner {origin} (element 24): read are 0, top left, and 1, bottom left")
     height, width = elements.integer(16), elements.integer(17)
-    if min(height, width) < 1 or height * width > _MOST_PIXELS:
+    if min(height, width) < 1:
         raise ValueError(f"it has {height} × {width} pixels: no image")
+    check_image(height, width)
     north, dy, east, dx = (elements.real(i) for i in (34, 35, 36, 37))
     if not np.isfinite([north, east]).all() or not (0 < dy < 1e6 and 0 < dx < 1e6):
         raise ValueError(f"its pixels are {dy:g} by {dx:g} m from {north:g}, {east:g} on: no place")

@@ -31,6 +31,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.limits import open_hdf5
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.corners import grid_between
@@ -114,9 +115,7 @@ class SEVIR:
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[Any, dict[int, Event]]]:
         """The codes, on disk, and the events of the file that are read, by their number in it."""
-        import h5py
-
-        with naming(path, FORMAT), h5py.File(path) as file:
+        with naming(path, FORMAT), open_hdf5(path) as file:
             absent = [name for name in ("vil", "id") if name not in file]
             if absent:
                 raise ValueError(f"it holds no {', '.join(absent)}; found: {', '.join(file) or 'nothing'}")

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from raincast.archive.limits import check_image
 from raincast.ingest.readers.common.axes import crs_in_metres, is_geographic
 from raincast.schema import Grid
 
@@ -29,6 +30,7 @@ def grid_between(
     to_map = Transformer.from_crs("EPSG:4326", wkt, always_xy=True)
     places = {name: to_map.transform(lon, lat) for name, lon, lat in corners}
     (num_y, scale_y), (num_x, scale_x) = sizes
+    check_image(num_y, num_x)
     if is_geographic(wkt):  # across the date line the eastern corners have the smaller numbers
         west = max((x for name, (x, _) in places.items() if name[1] == "L"), default=-np.inf)
         places = {name: (x + 360 if name[1] == "R" and x < west else x, y) for name, (x, y) in places.items()}

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from raincast.archive.limits import check_image, open_hdf5, read_all
 from raincast.ingest.readers import HDF5_SIGNATURE, starts_with
 from raincast.ingest.readers.common.corners import CORNERS, grid_between
 from raincast.ingest.readers.common.unpack import first_bytes_inside, in_member, unpacked
 from raincast.schema import Grid
 
-_MOST_BYTES = 2**28  # of a packed file: OPERA's have 4 MB
 _HALF_MINUTE = np.timedelta64(30, "s")
 _MOST_APART = np.timedelta64(5, "m")
 
@@ -56,6 +56,7 @@ class Image:
             raise ValueError("where has no projdef: nobody can say where the image lies")
         if self.data.ndim != 2:
             raise ValueError(f"{self.name}/data is {self.data.shape}: no image (y, x)")
+        check_image(*self.data.shape)
         corners = tuple(
             (name, float(self.where[f"{name}_lon"]), float(self.where[f"{name}_lat"]))
             for name in CORNERS
@@ -122,7 +123,7 @@ def is_odim(path: Path, *, without: Collection[str] = ()) -> bool:
     try:
         if not starts_with(path, HDF5_SIGNATURE) and not _holds_hdf5(path):
             return False
-        with h5py_files(path, {0}) as files:
+        with h5py_files(path, {0}, checked=False) as files:
             _, _, file = next(files)
             return attributes(file, "what").get("object") not in (None, *without)
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, StopIteration):
@@ -134,36 +135,33 @@ def _holds_hdf5(path: Path) -> bool:
 
 
 @contextmanager
-def h5py_files(path: Path, wanted: Container[int] | None = None) -> Iterator[Iterator[tuple[int, str, Any]]]:
+def h5py_files(
+    path: Path, wanted: Container[int] | None = None, *, checked: bool = True
+) -> Iterator[Iterator[tuple[int, str, Any]]]:
     """The HDF5 files in `path` as (number, name, file): itself, named '', or what is packed in it.
 
-    Of those in a tar only the numbers `wanted` are opened (None: all).
+    Of those in a tar only the numbers `wanted` are opened (None: all). ValueError, unless not to be `checked`, for
+    what `archive.limits` does not allow.
     """
-    import h5py
-
     if starts_with(path, HDF5_SIGNATURE):
-        with h5py.File(path) as file:
+        with open_hdf5(path, checked=checked) as file:
             yield iter([(0, "", file)])
     else:
         with unpacked(path) as packed:
-            yield _unpacked_files(packed, wanted)
+            yield _unpacked_files(packed, wanted, checked)
 
 
 def _unpacked_files(
-    packed: Iterator[tuple[str, Any]], wanted: Container[int] | None
+    packed: Iterator[tuple[str, Any]], wanted: Container[int] | None, checked: bool
 ) -> Iterator[tuple[int, str, Any]]:
-    import h5py
-
     for number, (name, stream) in enumerate(packed):
         if wanted is not None and number not in wanted:
             continue
         with in_member(name):
-            content = stream.read(_MOST_BYTES + 1)
-            if len(content) > _MOST_BYTES:
-                raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+            content = read_all(stream)
             if not content.startswith(HDF5_SIGNATURE):
                 raise ValueError(f"it begins with {content[:8]!r}: no HDF5")
-            with h5py.File(io.BytesIO(content)) as file:
+            with open_hdf5(io.BytesIO(content), checked=checked) as file:
                 yield number, name, file
 
 

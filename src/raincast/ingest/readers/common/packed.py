@@ -4,6 +4,8 @@ import gzip
 import zlib
 from pathlib import Path
 
+from raincast.archive.limits import read_all
+
 GZIP_SIGNATURE = b"\x1f\x8b"
 
 
@@ -22,11 +24,11 @@ def first_bytes(path: Path, number: int) -> bytes:
 
 
 def all_bytes(path: Path) -> bytes:
-    """The whole content, unpacked; ValueError for a damaged gzip."""
-    content = path.read_bytes()
-    if not content.startswith(GZIP_SIGNATURE):
-        return content
+    """The whole content, unpacked; ValueError for a damaged gzip, and for more than `limits.max_bytes`."""
     try:
-        return gzip.decompress(content)
+        with path.open("rb") as file:
+            packed = file.read(len(GZIP_SIGNATURE)) == GZIP_SIGNATURE
+            file.seek(0)
+            return read_all(gzip.GzipFile(fileobj=file) if packed else file)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"its gzip is damaged: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from raincast.archive.limits import check_bytes, check_image
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.packed import all_bytes
 from raincast.schema import Grid
@@ -31,9 +32,18 @@ def open_raster(path: Path, driver: str) -> Iterator[Any]:
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         try:
             with rasterio.MemoryFile(all_bytes(path)) as memory, memory.open(driver=driver) as dataset:
+                _check_size(dataset)
                 yield dataset
         except RasterioError as error:
             raise ValueError(str(error).replace(memory.name, path.name)) from error
+
+
+def _check_size(dataset: Any) -> None:
+    """ValueError for an image, or a block that GDAL unpacks at once, above the limit."""
+    check_image(dataset.height, dataset.width)
+    together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
+    for (height, width), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True):
+        check_bytes(height * width * together * np.dtype(dtype).itemsize)
 
 
 def raster_grid(dataset: Any, decimals: int | None = None) -> Grid:

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from raincast.archive.limits import check_bytes
 from raincast.ingest.readers import starts_with
 from raincast.ingest.readers.common.packed import GZIP_SIGNATURE
 
@@ -81,6 +82,7 @@ def _read_directory(file: IO[bytes]) -> dict[int, Entry]:
         return {}
     big = version == 43
     (place,) = struct.unpack(order + ("Q" if big else "I"), file.read(8) if big else start[4:])
+    check_bytes(place)  # to go there, a gzip is unpacked
     file.seek(place)
     (number,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
     layout = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))
@@ -95,5 +97,6 @@ def _read_directory(file: IO[bytes]) -> dict[int, Entry]:
 def _read_text(file: IO[bytes], entry: Entry) -> bytes:
     if entry.num_values <= len(entry.short):
         return entry.short[: entry.num_values]
+    check_bytes(entry.place)
     file.seek(entry.place)
     return file.read(min(entry.num_values, _MOST_BYTES))
