@@ -1,8 +1,13 @@
 """Which files are ready, and what is remembered of them: a clock and a folder, no radar."""
 
 import os
+import socket
 from pathlib import Path
 
+import pytest
+import zarr
+
+from raincast.ingest.readers.cf import CF
 from raincast.live.folder import CORRUPT, TAKEN, TRIES, Folder
 
 
@@ -67,6 +72,35 @@ def test_hidden_files_and_what_is_no_radar_are_not_seen(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     folder = Folder(tmp_path, settle_s=0)
     assert folder.look(100) == [] and folder.num_waiting == 0
+
+
+def test_what_is_no_regular_file_is_not_seen(tmp_path: Path) -> None:
+    """Whoever opens a FIFO waits for a writer, and hears no signal."""
+    os.mkfifo(tmp_path / "fifo.h5")
+    (tmp_path / "link.h5").symlink_to(tmp_path / "fifo.h5")
+    (tmp_path / "device.h5").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s.h5"))
+        assert Folder(tmp_path, settle_s=0).look(1e12) == []
+        assert Folder(f"{tmp_path}/*.h5", settle_s=0).look(1e12) == []
+
+
+def test_a_store_with_a_fifo_inside_is_refused(tmp_path: Path) -> None:
+    zarr.open_group(tmp_path / "a.zarr", mode="w").create_array("rain", shape=(2, 2), dtype="f4")
+    os.mkfifo(tmp_path / "a.zarr" / "rain" / "c")
+    with pytest.raises(ValueError, match=r"rain/c is no regular file"):
+        CF().scan(tmp_path / "a.zarr")
+
+
+def test_decisions_hold_while_the_folder_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.h5").write_bytes(b"a")
+    folder = Folder(tmp_path / "in", settle_s=0)
+    folder.decide(folder.look(1e12)[0], TAKEN)
+    (tmp_path / "in").rename(tmp_path / "away")
+    assert folder.look(1e12) == []
+    (tmp_path / "away").rename(tmp_path / "in")
+    assert folder.look(1e12) == []
 
 
 def test_a_pattern_finds_files_in_subfolders_and_may_match_nothing_yet(tmp_path: Path) -> None:

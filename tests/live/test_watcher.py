@@ -223,6 +223,107 @@ def test_frames_of_the_future_and_empty_ones_are_not_used(scene: Scene) -> None:
     assert not {3, 9} & set(scene.made) and 2 in scene.made
 
 
+def test_frames_that_a_slow_clock_takes_for_the_future_are_forecast_once_it_is_right(scene: Scene) -> None:
+    """An hour slow, and set right after 20 minutes: what has come by then is no longer of the future."""
+    clock = ManualClock(scene.start - 61 * MINUTE)
+    for number in range(5):
+        at = time_in_seconds(scene.frames, number) + MINUTE - 3600
+        clock.events.append((at, lambda number=number: write_frame(scene.incoming, scene.frames, number)))
+    clock.events.append((scene.start + 24 * MINUTE - 3600, lambda: setattr(clock, "time", clock.time + 3600)))
+    until = str(np.datetime64(round(scene.start + 28 * MINUTE), "s"))
+    own = {"output": scene.output, "poll_s": MINUTE, "settle_s": 30.0, "until": until, "verify": False}
+    watcher = Watcher(scene.incoming, scene.reader, scene.nowcaster, Settings(**own), clock=clock)
+    assert watcher.run() == 0
+    assert scene.made == [1, 2, 3, 4]  # frame 0 is of 28 minutes ago
+    assert watcher.record.counts["future"] == 5 and watcher.record.counts["taken"] == 5
+
+
+def test_a_clock_that_is_set_back_keeps_no_file_waiting(scene: Scene) -> None:
+    clock = ManualClock(scene.start + 2 * MINUTE)
+    write_frame(scene.incoming, scene.frames, 0)
+    clock.events.append((scene.start + 3 * MINUTE, lambda: write_frame(scene.incoming, scene.frames, 1)))
+    clock.events.append((scene.start + 3 * MINUTE, lambda: setattr(clock, "time", clock.time - 600)))
+    until = str(np.datetime64(round(scene.start), "s"))
+    own = {"output": scene.output, "poll_s": MINUTE, "settle_s": 30.0, "until": until, "verify": False}
+    Watcher(scene.incoming, scene.reader, scene.nowcaster, Settings(**own), clock=clock).run()
+    assert 0 in scene.made
+
+
+def test_an_emptied_forecast_is_made_again(scene: Scene) -> None:
+    for number in range(4):
+        scene.arrives(number)
+    scene.watch(17)
+    newest = scene.output / f"{forecast_name(scene.frames['time'].values[3])}.nc"
+    size = newest.stat().st_size
+    newest.write_bytes(b"")
+    scene.start += 17 * MINUTE
+    scene.watch(2)
+    assert newest.stat().st_size == size
+
+
+class Killed(BaseException):
+    """As a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 7])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_backlog_that_was_killed_within_ends_with_the_counts_and_scores_of_one_that_was_not(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, when: str
+) -> None:
+    import raincast.live.watcher as module
+
+    for number in range(9):
+        write_frame(scene.incoming, scene.frames, number)
+    scene.frames.isel(time=[9, 10]).to_netcdf(scene.incoming / "two.nc")
+    (scene.incoming / "damaged.nc").write_bytes(b"CDF")
+    write = module.write_outputs
+
+    def watch(output: Path, left: int | None) -> dict[str, Any]:
+        def killing(*arguments: Any, **keywords: Any) -> Any:
+            nonlocal left
+            left = None if left is None else left - 1
+            if left == 0 and when == "before":
+                raise Killed
+            found = write(*arguments, **keywords)
+            if left == 0:
+                raise Killed
+            return found
+
+        monkeypatch.setattr(module, "write_outputs", killing)
+        monkeypatch.setattr("raincast.live.intake.CHUNK", 3)
+        own = {"output": output, "settle_s": 0.5, "poll_s": 1.0, "max_age_minutes": None, "keep_hours": None}
+        clock = ManualClock(time_in_seconds(scene.frames, 11))
+        settings = Settings(**own, once=True)
+        watcher = Watcher(scene.incoming, scene.reader, scene.nowcaster, settings, clock=clock)
+        watcher.run()
+        status = json.loads((output / "status.json").read_text())
+        return {key: status[key] for key in ("counts", "skill")} | {"last": status["last_success"]["init_time"]}
+
+    whole = watch(tmp_path / "whole", None)
+    with pytest.raises(Killed):
+        watch(tmp_path / "killed", kill_at)
+    assert watch(tmp_path / "killed", None) == whole
+    assert whole["counts"]["forecast"] >= 9 and whole["skill"]["comparisons"] > 9
+
+
+def test_a_refused_forecast_ends_in_the_exit_code_however_long_ago_it_was(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames_for, refused = scene.nowcaster.frames, scene.frames["time"].values[0]
+
+    def refuse(series: Any, time: Any, **keywords: Any) -> Any:
+        if time == refused:
+            raise ValueError("its pixels are of another size")
+        return frames_for(series, time, **keywords)
+
+    monkeypatch.setattr(scene.nowcaster, "frames", refuse)
+    for number in range(12):
+        scene.arrives(number)
+    code, status = scene.watch(58, max_age_minutes=5)
+    assert 11 in scene.made and status["counts"]["refused"] == 1
+    assert code == 3
+
+
 def test_a_restart_goes_on_without_repeating(scene: Scene) -> None:
     for number in range(4):
         scene.arrives(number)

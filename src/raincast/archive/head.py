@@ -88,7 +88,7 @@ def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
 
 def is_zarr(path: Path) -> bool:
     """Whether a folder is a Zarr store."""
-    return any((path / name).exists() for name in ("zarr.json", ".zgroup"))
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import bz2
 import contextlib
 import io
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,6 +114,7 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         import zarr
 
+        _check_regular(path)
         for name, array in zarr.open_group(path, mode="r").arrays():
             _check_declared(name, array.shape, array.chunks, array.dtype.itemsize)
     elif h5py.is_hdf5(path):
@@ -125,6 +127,16 @@ def check_unpacking(path: Path) -> None:
     if path.is_file() and h5py.is_hdf5(path):
         with h5py.File(path) as file:
             check_chunks(file)
+
+
+def _check_regular(folder: Path) -> None:
+    """ValueError for a FIFO, device or socket in a store: who opens it may wait for ever."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                _check_regular(Path(entry.path))
+            elif not entry.is_file():
+                raise ValueError(f"{entry.path} is no regular file")
 
 
 def _check_declared(name: str, shape: Sequence[int], chunk: Sequence[int], item_bytes: int) -> None:

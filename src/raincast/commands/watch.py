@@ -25,13 +25,13 @@ def run(cfg: DictConfig) -> Path:
     from raincast.live import Watcher
 
     settings = assembly.make(cfg.live)
-    pipeline = assembly.pipeline_of(cfg)
-    watcher = Watcher(cfg.watch, assembly.reader(cfg), pipeline, settings, outputs=assembly.outputs(cfg))
-    output = Path(settings.output)
-    log.info(
-        "watching   %s\nforecasts  %s\nstatus     %s", cfg.watch, *map(report.short, (output, watcher.status))
-    )
-    with stopped_by_signals(watcher.stop):
+    output, stop = Path(settings.output), Event()
+    with stopped_by_signals(stop):  # while the network is loaded, too
+        pipeline, outputs = assembly.pipeline_of(cfg), assembly.outputs(cfg)
+        watcher = Watcher(cfg.watch, assembly.reader(cfg), pipeline, settings, outputs=outputs, stop=stop)
+        log.info(
+            "watching   %s\nforecasts  %s\nstatus     %s", cfg.watch, *map(report.short, (output, watcher.status))
+        )
         code = watcher.run()
     if code:
         log.warning(

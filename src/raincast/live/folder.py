@@ -2,14 +2,18 @@
 
     (new) → settling → ready → taken
                 ↑         ├──→ unreadable: looked at again a few times, then corrupt
-                │         └──→ other: of another grid or step
+                │         ├──→ other: of another grid or step
+                │         └──→ future: looked at again once the clock has reached its frames
                 └── size, time of change or inode are others than when it was decided on
 
 A file is settled when it has not changed for `settle_s`. What was decided about a file holds until it changes.
 """
 
+import logging
+import math
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,9 @@ from raincast.archive.head import is_zarr
 from raincast.ingest.files import accompanies, find_files
 from raincast.system.files import Sight
 
-TAKEN, CORRUPT, OTHER, OLD = "taken", "corrupt", "other", "old"
+log = logging.getLogger(__name__)
+
+TAKEN, CORRUPT, OTHER, OLD, FUTURE = "taken", "corrupt", "other", "old", "future"
 TRIES = 3
 """How often an unreadable file is looked at before it counts as corrupt, waiting twice as long each time."""
 
@@ -33,6 +39,8 @@ class Entry:
     """The time of its newest frame, seconds since 1970."""
     tries: int = 0
     not_before: float = 0.0
+    handled: set[int] = field(default_factory=set)
+    """Frames, by their number in the file, that were taken or passed over while the file was not decided on."""
 
 
 class Folder:
@@ -46,9 +54,17 @@ class Folder:
 
     def look(self, now: float) -> list[Path]:
         """The settled files that nothing was decided about, those changed first coming first."""
-        present = dict(self._present())
+        try:
+            present = dict(self._present())
+        except FileNotFoundError:  # nothing yet, or gone for a while: what was decided holds when it comes back
+            return []
+        except OSError as error:
+            log.warning("%s cannot be listed: %s", self.where, error)
+            return []
         for path in self.entries.keys() - present.keys():
             del self.entries[path]
+        for entry in self.entries.values():
+            self._follow_clock(entry, now)
         for path, sight in present.items():
             entry = self.entries.get(path)
             if entry is None or entry.sight != sight:
@@ -61,7 +77,7 @@ class Folder:
 
     @property
     def num_waiting(self) -> int:
-        """Files that are settling, or are to be looked at again."""
+        """Files that are settling, or are to be looked at again soon."""
         return sum(entry.fate is None for entry in self.entries.values())
 
     def arrived(self, path: Path) -> float:
@@ -73,10 +89,34 @@ class Folder:
         if path in self.entries:
             self.entries[path].fate = fate
             self.entries[path].newest = newest
+            self.entries[path].handled.clear()
+
+    def postpone(self, path: Path, until: float) -> None:
+        """A file holds frames of a time that the clock has not reached: it is looked at again then."""
+        if path in self.entries:
+            self.entries[path].fate = FUTURE
+            self.entries[path].not_before = until
+
+    def handle(self, path: Path, number: int) -> None:
+        """Frame `number` of a file was taken or passed over, for good."""
+        if path in self.entries:
+            self.entries[path].handled.add(number)
+
+    def has_handled(self, path: Path, number: int) -> bool:
+        """Whether it was, by this run or one before."""
+        return path in self.entries and number in self.entries[path].handled
+
+    def is_postponed(self, path: Path) -> bool:
+        """Whether a file is known to hold frames of the future."""
+        return path in self.entries and self.entries[path].fate == FUTURE
 
     def taken_since(self, time: float) -> list[Path]:
-        """The files that were taken and hold frames of `time` or later, the newest coming last."""
-        found = [(e.newest, path) for path, e in self.entries.items() if e.fate == TAKEN and e.newest >= time]
+        """The files of which frames of `time` or later were taken, the newest coming last."""
+        found = [
+            (math.inf if e.handled else e.newest, path)
+            for path, e in self.entries.items()
+            if e.handled or (e.fate == TAKEN and e.newest >= time)
+        ]
         return [path for _, path in sorted(found)]
 
     def failed(self, path: Path, now: float) -> bool:
@@ -98,32 +138,44 @@ class Folder:
 
     def to_state(self, most: int) -> dict[str, Any]:
         """What was decided about the `most` files that changed last, as plain data."""
-        decided = [(path, e) for path, e in self.entries.items() if e.fate not in (None, OLD)]
+        decided = [(path, e) for path, e in self.entries.items() if e.fate is not None or e.handled]
         decided.sort(key=lambda item: item[1].sight.changed_ns)
         return {
-            str(path): [e.sight.inode, e.sight.size, e.sight.changed_ns, e.since, e.fate, e.newest]
+            str(path): {
+                "sight": [e.sight.inode, e.sight.size, e.sight.changed_ns],
+                "since": e.since,
+                "fate": e.fate,
+                "newest": e.newest,
+                "not_before": e.not_before,
+                "handled": sorted(e.handled),
+            }
             for path, e in decided[-most:]
         }
 
     def from_state(self, state: dict[str, Any]) -> None:
         """Take up what an earlier run decided."""
-        for path, (inode, size, changed_ns, since, fate, newest) in state.items():
-            self.entries[Path(path)] = Entry(Sight(inode, size, changed_ns), since, fate, newest)
+        for path, said in state.items():
+            rest = {key: value for key, value in said.items() if key not in ("sight", "handled")}
+            self.entries[Path(path)] = Entry(Sight(*said["sight"]), handled=set(said["handled"]), **rest)
 
     def _is_ready(self, entry: Entry, now: float) -> bool:
-        return entry.fate is None and now - entry.since >= self.settle_s and now >= entry.not_before
+        open_ = entry.fate in (None, FUTURE)
+        return open_ and now - entry.since >= self.settle_s and now >= entry.not_before
+
+    def _follow_clock(self, entry: Entry, now: float) -> None:
+        """Where the clock was set back, no file waits for the time that it has lost."""
+        entry.since = min(entry.since, now)
+        if entry.fate is None:
+            entry.not_before = min(entry.not_before, now + self.settle_s * 2**TRIES)
 
     def _present(self) -> Iterator[tuple[Path, Sight]]:
+        """The files that are there; OSError where the folder cannot be listed."""
         path = Path(self.where).expanduser()
         folder = path.is_dir() and not is_zarr(path)
-        try:
-            found = [Path(f) for f in path.iterdir()] if folder else find_files(self.where)
-        except FileNotFoundError:  # nothing yet
-            return
-        for file in found:
+        for file in list(path.iterdir()) if folder else find_files(self.where):
             if file.name.startswith(".") or accompanies(file) or (file.is_dir() and not is_zarr(file)):
                 continue
             try:
                 yield file, Sight.of(file)
-            except OSError:  # gone since the listing
+            except OSError:  # gone since the listing, or no file
                 continue

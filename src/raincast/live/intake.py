@@ -20,7 +20,7 @@ from raincast.schema import Grid, Meaning
 log = logging.getLogger(__name__)
 
 CHUNK = 12
-"""Frames that are read before what they make due is forecast: a long backlog never lies in memory."""
+"""Frames at most that are read before what they make due is forecast: a long backlog never lies in memory."""
 FIRST_LOOK = 64
 """Files in a row without a frame of use after which, at the first look, the older ones are left alone."""
 FUTURE_STEPS = 2
@@ -62,6 +62,8 @@ class Intake:
         # input of the oldest frame that may still be forecast, and a margin for late ones
         fresh = CHUNK if max_age_minutes is None else math.ceil(max_age_minutes / step_minutes)
         self.recent = RecentFrames(step_minutes, input_steps + fresh + 1)
+        # a chunk's first frame is still in memory at its end, with its input
+        self.chunk_span = (fresh + 1) * schema.step_timedelta(step_minutes)
         self.seen: dict[np.datetime64, str] = {}
         self.seen_s = max(3600.0 * seen_hours, 60.0 * step_minutes * self.recent.most)
         self.arrived: dict[np.datetime64, float] = {}
@@ -72,36 +74,57 @@ class Intake:
         self.num_grids = 1
         self._first = True
         self._period_checked = False
+        self._looked = False
+        """Whether the folder was looked through once, by this run or one before."""
 
     def is_fresh(self, time: np.datetime64, now: float) -> bool:
         """Whether a frame is new enough to be forecast from."""
         return self.max_age_minutes is None or now - seconds_of(time) <= 60.0 * self.max_age_minutes
 
     def chunks(self, now: float, stopped: Callable[[], bool]) -> Iterator[int]:
-        """Take what has arrived, in the order of time, a few frames at once; how many of them are new."""
+        """Take what has arrived, in the order of time, a few frames at once; how many of them are new.
+
+        After each chunk `to_state` says how far it came: whoever goes on from there does nothing twice.
+        """
         ready = self.folder.look(now)
         if self.recent.newest is None:
             self.grid = self.meaning = None  # the newest file says which it is
         offers, fresh_files = self._offers(ready, now, stopped)
-        used: dict[Path, int] = dict.fromkeys(fresh_files, 0)
+        used = dict.fromkeys(fresh_files, 0)
         broken: set[Path] = set()
         offers.sort(key=lambda offer: (offer.time, -offer.quality, offer.arrived))
         newest = max((offer.time for offer in offers if not self._is_future(offer.time, now)), default=None)
-        for start in range(0, len(offers), CHUNK):
+        for chunk in self._cut(offers):
             new = 0
-            for offer in offers[start : start + CHUNK]:
+            for offer in chunk:
+                if self.folder.has_handled(offer.path, offer.number):
+                    used[offer.path] += self.seen.get(offer.time) == str(offer.path)
+                    continue
                 if self._is_useful(offer, newest, now):
                     taken = self._take(offer, now, broken)
                     used[offer.path] += taken
                     new += taken
+                if not self._is_future(offer.time, now) and offer.path not in broken:
+                    self.folder.handle(offer.path, offer.number)
             yield new
             if stopped():
                 return  # the files are not decided on: the next run begins with them
         for path in fresh_files:
             if path not in broken:
-                self._decide(path, used[path], offers)
-        self._first = False
+                self._decide(path, used[path], offers, now)
+        self._first, self._looked = False, True
         self._forget()
+
+    def _cut(self, offers: list[Offer]) -> Iterator[list[Offer]]:
+        """A few frames at once, of so short a time that all of them are in memory together."""
+        chunk: list[Offer] = []
+        for offer in offers:
+            if chunk and (len(chunk) == CHUNK or offer.time - chunk[0].time >= self.chunk_span):
+                yield chunk
+                chunk = []
+            chunk.append(offer)
+        if chunk:
+            yield chunk
 
     def refill(self) -> None:
         """After a restart: the frames of files that were taken already, as far back as they are kept."""
@@ -128,12 +151,14 @@ class Intake:
     def to_state(self) -> dict[str, Any]:
         """What was taken, as plain data."""
         return {
+            "looked": self._looked,
             "files": self.folder.to_state(REMEMBERED_FILES),
             "seen": {str(round(seconds_of(time) * 1000)): path for time, path in self.seen.items()},
         }
 
     def from_state(self, state: dict[str, Any]) -> None:
         """Take up what an earlier run took."""
+        self._looked = bool(state["looked"])
         self.folder.from_state(state["files"])
         self.seen = {time_of(int(ms) / 1000): path for ms, path in state["seen"].items()}
 
@@ -222,12 +247,13 @@ class Intake:
         """Whether a frame is worth reading; those that are not are counted, with the reason."""
         time = offer.time
         if time in self.seen and (time in self.recent or self.seen[time] != str(offer.path)):
-            return False  # where it is not in memory, a run before this one was stopped while it took the file
+            return False  # where it is not in memory, it could not be read again after a restart
         if self._is_future(time, now):
-            self.record.counts["future"] += 1
-            self.record.fail(str(offer.path), f"its time {time} lies ahead of the clock", now)
+            if not self.folder.is_postponed(offer.path):
+                self.record.counts["future"] += 1
+                self.record.fail(str(offer.path), f"its time {time} lies ahead of the clock", now)
             return False
-        if not self.is_fresh(time, now) and not self._first:
+        if not self.is_fresh(time, now) and self._looked:
             self.record.counts["stale"] += 1
         horizon = self.recent.horizon
         if horizon is not None and time < horizon:
@@ -275,8 +301,12 @@ class Intake:
         frames = slice(number, number + 1)
         return Frame.of(self.reader.read(path, frames, step_minutes=self.recent.step_minutes))
 
-    def _decide(self, path: Path, used: int, offers: list[Offer]) -> None:
+    def _decide(self, path: Path, used: int, offers: list[Offer], now: float) -> None:
         own = [offer for offer in offers if offer.path == path]
+        ahead = [seconds_of(offer.time) for offer in own if self._is_future(offer.time, now)]
+        if ahead:
+            self.folder.postpone(path, min(ahead) - 60.0 * self.recent.step_minutes * FUTURE_STEPS)
+            return
         if used == 0 and own and all(offer.time in self.seen for offer in own):
             self.record.counts["repeated"] += 1
             log.info("repeated   %s: all of its frames came before", path)

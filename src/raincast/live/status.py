@@ -51,6 +51,19 @@ class Record:
             self.newest_forecast, self.last_success = init_time, made
         return latency <= deadline_s
 
+    def recover(self, *, init_time: float, written: float, path: Path) -> None:
+        """A forecast is there that a killed run wrote and did not note."""
+        self.counts["forecast"] += 1
+        if self.newest_forecast is None or init_time > self.newest_forecast:
+            self.newest_forecast = init_time
+            self.last_success = {
+                "init_time": text_of(init_time),
+                "written": text_of(written),
+                "latency_s": None,
+                "in_time": None,
+                "file": str(path),
+            }
+
     def fail(self, what: str, reason: str, now: float) -> None:
         """Note an error for the status."""
         self.errors.append({"time": text_of(now), "what": what, "reason": reason})

@@ -1,5 +1,6 @@
 """The watcher: looks at a folder again and again, forecasts what is new, verifies it, says how it goes."""
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from raincast.forecasting import ForecastPipeline, Outputs, forecast_name, write_outputs
+from raincast.forecasting import ForecastPipeline, Outputs, forecast_name, is_complete, write_outputs
 from raincast.ingest.readers import Reader
 from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
-from raincast.live.folder import Folder
+from raincast.live.folder import Folder, Sight
 from raincast.live.intake import Intake
 from raincast.live.settings import Settings
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
@@ -22,7 +23,7 @@ from raincast.version import __version__
 log = logging.getLogger(__name__)
 
 STATE, STATUS, LOCK = ".state.json", "status.json", ".watch.lock"
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 MOST_TRIES = 8
 """How often a forecast that failed is tried again, waiting twice as long each time."""
 DONE, WITH_ERRORS = 0, 3
@@ -45,12 +46,13 @@ class Watcher:
         *,
         clock: Clock | None = None,
         outputs: Outputs | None = None,
+        stop: Event | None = None,
     ) -> None:
         self.settings, self.pipeline, self.outputs = settings, pipeline, outputs
         self.source = str(folder)
         self.clock = clock or SystemClock()
         self.output = Path(settings.output)
-        self.stop = Event()
+        self.stop = stop or Event()
         self.record = Record()
         self.intake = Intake(
             Folder(folder, settle_s=settings.settle_s),
@@ -73,6 +75,14 @@ class Watcher:
         self._refused: dict[np.datetime64, int] = {}
         self._failures: dict[np.datetime64, tuple[int, float]] = {}
         self._unverified: dict[np.datetime64, np.ndarray] = {}
+        self._missed: set[np.datetime64] = set()
+        """Forecasts that failed or were refused, and are not there: they end in the exit code."""
+        self._counted: dict[str, set[np.datetime64]] = {"forecast": set(), "refused": set(), "failed": set()}
+        """Init times that are in the counts, as far back as frames are kept: after a restart none counts twice."""
+        self._whole: dict[np.datetime64, Sight] = {}
+        self._taken_over: set[np.datetime64] = set()
+        self._state_written: float | None = None
+        self._verified: int | None = None
         self._saved: tuple[int, int] | None = None
 
     @property
@@ -92,18 +102,19 @@ class Watcher:
     def round(self) -> None:
         """Look at the folder once, and do what there is to do."""
         self._save(WORKING)
-        version, num_grids = self.intake.recent.version, self.intake.num_grids
+        num_grids = self.intake.num_grids
         for _ in self.intake.chunks(self.clock.now(), self.stop.is_set):
             if num_grids != self.intake.num_grids:
                 num_grids = self.intake.num_grids
                 self._unverified.clear()
                 self.verification.begin_anew()
             self._forecast_due()
+            self._verify()
+            self._save_state()  # a run that is killed goes on from here
         if self.stop.is_set():
             return
         self._forecast_due()
-        if self.settings.verify and version != self.intake.recent.version:
-            self._verify()
+        self._verify()
         self._retain()
 
     def _run(self) -> int:
@@ -118,7 +129,7 @@ class Watcher:
             self.clock.wait(self.settings.poll_s, self.stop)
         self._save(STOPPED)
         self._tell_of_age()
-        bad = self._failures or self._refused or self.intake.num_bad
+        bad = self._missed or self.intake.num_bad
         return WITH_ERRORS if bad and not self.stop.is_set() else DONE
 
     def _forecast_due(self) -> None:
@@ -129,10 +140,49 @@ class Watcher:
             now = self.clock.now()
             tries, not_before = self._failures.get(time, (0, 0.0))
             unchanged = self._refused.get(time) == self.intake.recent.version
-            if unchanged or tries >= MOST_TRIES or now < not_before:
-                continue
-            if self.intake.is_fresh(time, now) and not self._path(time).exists():
+            # a clock that was set back is not waited for
+            waits = now < not_before <= now + self.settings.poll_s * 2**tries
+            if self._is_there(time):
+                self._take_over(time)
+            elif not (unchanged or waits or tries >= MOST_TRIES) and self.intake.is_fresh(time, now):
                 self._forecast(time)
+
+    def _is_there(self, time: np.datetime64) -> bool:
+        """Whether the forecast is whole; one that was emptied or cut, by a power cut say, is made anew."""
+        path = self._path(time)
+        try:
+            sight = Sight.of(path)
+        except OSError:
+            return False
+        if self._whole.get(time) != sight:
+            try:
+                if not is_complete(path, self.verification.checkpoint, self.pipeline.lead_steps):
+                    return False
+            except ValueError:  # by another network: it is not replaced
+                pass
+            self._whole[time] = sight
+        return True
+
+    def _take_over(self, time: np.datetime64) -> None:
+        """Once for each forecast that is there: count it if a killed run wrote it last, and score it like others."""
+        if time in self._taken_over:
+            return
+        self._taken_over.add(time)
+        path = self._path(time)
+        written = path.stat().st_mtime
+        if time not in self._counted["forecast"]:
+            self._counted["forecast"].add(time)
+            if self._state_written is not None and written >= self._state_written:
+                self._count_late(time)
+                self.record.recover(init_time=seconds_of(time), written=written, path=path)
+        if self.settings.verify and not self.verification.remembers(time):
+            with contextlib.suppress(ValueError):  # frames are gone that it was made of
+                frames = self.pipeline.frames(self.intake.recent, time, source=self.source)
+                self._unverified[time] = frames["rain_rate"].values
+
+    def _count_late(self, time: np.datetime64) -> None:
+        newest = self.record.newest_forecast
+        self.record.counts["late"] += newest is not None and seconds_of(time) < newest
 
     def _forecast(self, time: np.datetime64) -> None:
         """One forecast, or the reason why there is none."""
@@ -152,8 +202,10 @@ class Watcher:
             return
         self._refused.pop(time, None)
         self._failures.pop(time, None)
-        if self.record.newest_forecast is not None and seconds_of(time) < self.record.newest_forecast:
-            self.record.counts["late"] += 1
+        self._missed.discard(time)
+        self._counted["forecast"].add(time)
+        self._taken_over.add(time)
+        self._count_late(time)
         written_at = self.clock.now()
         in_time = self.record.succeed(
             init_time=seconds_of(time),
@@ -174,7 +226,9 @@ class Watcher:
 
     def _refuse(self, time: np.datetime64, error: ValueError) -> None:
         """What the network does not take: not tried again before another frame has come."""
-        if time not in self._refused:
+        self._missed.add(time)
+        if time not in self._counted["refused"]:
+            self._counted["refused"].add(time)
             self.record.counts["refused"] += 1
             self.record.fail(forecast_name(time), str(error), self.clock.now())
             log.warning("refused    %s: %s", forecast_name(time), error)
@@ -183,7 +237,10 @@ class Watcher:
     def _fail(self, time: np.datetime64, error: Exception) -> None:
         tries = self._failures.get(time, (0, 0.0))[0] + 1
         self._failures[time] = (tries, self.clock.now() + self.settings.poll_s * 2**tries)
-        self.record.counts["failed"] += tries == 1
+        self._missed.add(time)
+        if time not in self._counted["failed"]:
+            self._counted["failed"].add(time)
+            self.record.counts["failed"] += 1
         self.record.fail(forecast_name(time), f"{type(error).__name__}: {error}", self.clock.now())
         log.error("failed     %s: %s", forecast_name(time), error)
 
@@ -200,6 +257,8 @@ class Watcher:
     def _verify(self) -> None:
         """After the forecasts are out: keep what the references say, and compare what had been said."""
         recent = self.intake.recent
+        if not self.settings.verify or (recent.version == self._verified and not self._unverified):
+            return
         try:
             for time, past in list(self._unverified.items()):
                 self.verification.remember(time, past)
@@ -215,12 +274,17 @@ class Watcher:
             self._unverified.clear()
             self.record.fail("verification", f"{type(error).__name__}: {error}", self.clock.now())
             log.error("not verified: %s", error)
+        self._verified = recent.version
 
     def _retain(self) -> None:
         """Remove the outputs of forecasts older than `keep_hours`."""
         horizon = self.intake.recent.horizon
-        for old in [time for time in self._refused if horizon is not None and time < horizon]:
-            del self._refused[old]
+        if horizon is not None:
+            for known in (self._refused, self._failures, self._whole):
+                for old in [time for time in known if time < horizon]:
+                    del known[old]
+            for times in (self._taken_over, *self._counted.values()):
+                times -= {time for time in times if time < horizon}
         if self.settings.keep_hours is None:
             return
         oldest = forecast_name(time_of(self.clock.now() - 3600.0 * self.settings.keep_hours))
@@ -236,26 +300,44 @@ class Watcher:
         state = read_json(self.output / STATE)
         if state is None or state.get("format") != STATE_FORMAT or state.get("watch") != self.source:
             return
+        self._state_written = (self.output / STATE).stat().st_mtime
+        self._counted = {what: {time_of(ms / 1000) for ms in times} for what, times in state["counted"].items()}
         self.record = self.intake.record = Record.from_state(state["record"])
         self.intake.from_state(state["intake"])
         self.verification.from_state(state["verification"])
         self.intake.refill()
+        self._saved = self._done()
 
     def _save(self, doing: str) -> None:
         """The status at every look, the state when something happened."""
         try:
             write_json(self.status, self._status(doing))
-            changed = (self.intake.recent.version, self.record.counts.total())
-            if doing != WORKING and changed != self._saved:
-                write_json(self.output / STATE, self._state())
-                self._saved = changed
+            if doing != WORKING or self._saved is None:
+                self._save_state()
         except OSError as error:
             log.error("The status cannot be written: %s", error)
+
+    def _save_state(self) -> None:
+        if self._done() == self._saved:
+            return
+        try:
+            write_json(self.output / STATE, self._state())
+            self._saved = self._done()
+        except OSError as error:
+            log.error("The state cannot be written: %s", error)
+
+    def _done(self) -> tuple[int, int]:
+        """Changes with whatever is done."""
+        return self.intake.recent.version, self.record.counts.total()
 
     def _state(self) -> dict[str, Any]:
         return {
             "format": STATE_FORMAT,
             "watch": self.source,
+            "counted": {
+                what: sorted(round(seconds_of(time) * 1000) for time in times)
+                for what, times in self._counted.items()
+            },
             "record": self.record.to_state(),
             "intake": self.intake.to_state(),
             "verification": self.verification.to_state(),

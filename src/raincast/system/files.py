@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -18,9 +19,14 @@ class Sight(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "Sight":
-        """As it is now; OSError where it is gone."""
-        stat = path.stat()
-        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        """As it is now; OSError where it is gone, or neither a regular file nor a folder.
+
+        Whoever opens a FIFO, a device or a socket may wait for ever, and hears no signal.
+        """
+        found = path.stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise OSError(f"{path} is no regular file")
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def sight_of(path: Path) -> int:

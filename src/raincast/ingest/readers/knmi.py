@@ -52,12 +52,8 @@ class KNMI:
 
     def scan(self, path: Path) -> Head:
         """Time, grid and step of one file."""
-        import h5py
-
-        with naming(path, FORMAT), h5py.File(path) as file:
-            _check_product(file, self.image)
         with naming(path, FORMAT), open_hdf5(path) as file:
-            _refuse_forecasts(file)
+            _check_product(file, self.image)
             start, end = _interval(file)
             interval = _minutes(start, end)
             meaning = Meaning("depth", interval)
@@ -65,12 +61,8 @@ class KNMI:
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none); the file states its own step."""
-        import h5py
-
-        with naming(path, FORMAT), h5py.File(path) as file:
-            _check_product(file, self.image)
         with naming(path, FORMAT), open_hdf5(path) as file:
-            _refuse_forecasts(file)
+            _check_product(file, self.image)
             start, end = _interval(file)
             interval = _minutes(start, end)
             meaning, step = Meaning("depth", interval), self.step_minutes or interval
