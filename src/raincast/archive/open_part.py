@@ -13,8 +13,9 @@ from xarray.backends import CachingFileManager
 from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
 from raincast import schema
+from raincast.archive.absurd import find_absurd, name_absurd
 from raincast.archive.chunks import UNREADABLE, ChunkedCodes, Unpacked
-from raincast.archive.codes import CODES, encode
+from raincast.archive.codes import CODE_MM_H, CODES, MISSING_CODE, encode
 from raincast.archive.head import engine_of, naming, open_dataset
 from raincast.archive.packing import Packing
 
@@ -39,20 +40,32 @@ class OpenPart:
     chunks: ChunkedCodes | None
     packing: Packing
     to_mm_h: float
+    times: npt.NDArray[np.datetime64]
 
     @classmethod
-    def open(cls, path: Path, variable: str, unpacked: Unpacked, *, num_parts: int = 1) -> "OpenPart":
-        """The rain `variable` of the file, one of `num_parts` of its archive, of which `unpacked` keeps chunks."""
+    def open(
+        cls,
+        path: Path,
+        variable: str,
+        unpacked: Unpacked,
+        *,
+        times: npt.NDArray[np.datetime64],
+        num_parts: int = 1,
+    ) -> "OpenPart":
+        """The rain `variable` of the file, one of `num_parts` of its archive, of which `unpacked` keeps chunks.
+
+        `times` are those of its frames.
+        """
         dataset = open_dataset(path, mask_and_scale=False)
         array = dataset[variable].variable
         packing, to_mm_h = Packing.of(array), schema.mm_h_per(array.attrs["units"])
-        part = cls(path, array, None, None, packing, to_mm_h)
+        part = cls(path, array, None, None, packing, to_mm_h, times)
         if not part.is_coded or engine_of(path) != "netcdf4" or schema.REGULAR_START in dataset.attrs:
             return part
         dataset.close()
         codes = RawVariable.of(path, variable, num_parts)
         chunks = ChunkedCodes.of(path, variable, unpacked)
-        return cls(path, None, codes, chunks, packing, to_mm_h)
+        return cls(path, None, codes, chunks, packing, to_mm_h, times)
 
     @property
     def is_coded(self) -> bool:
@@ -63,16 +76,32 @@ class OpenPart:
         """Rain rates in mm/h, NaN for missing: (T, H, W)."""
         raw = self._read(time, y, x)
         if self._table is None:
-            return self._decode(raw)
-        return self._table[self.packing.numbers(raw).astype(np.intp) - np.iinfo(self.packing.dtype).min]
+            rates = self._decode(raw)
+        else:
+            rates = self._table[self.packing.numbers(raw).astype(np.intp) - np.iinfo(self.packing.dtype).min]
+        absurd = find_absurd(rates)
+        if absurd.any():
+            self._name(absurd, rates, time, y, x)
+            rates[absurd] = np.nan
+        return rates
 
     def read_codes(self, time: slice, y: slice, x: slice, *, out: npt.NDArray[np.int16]) -> None:
         """The same in codes, (T, H, W) → `out`, a view of any strides."""
         if self.is_coded:
             self._read(time, y, x, out=out)
+            # negative codes, all but the one of missing, without a copy
+            absurd = out.view(np.uint16) > np.uint16(2**15)
+            if absurd.any():
+                self._name(absurd, out * CODE_MM_H, time, y, x)
+                out[absurd] = MISSING_CODE
             return
         for codes, rain in zip(out, self.read(time, y, x), strict=True):
             codes[...] = encode(rain)
+
+    def _name(
+        self, absurd: npt.NDArray[np.bool_], rates: npt.NDArray[np.floating], time: slice, y: slice, x: slice
+    ) -> None:
+        name_absurd(self.path, self.times[time], absurd, rates, first_pixel=(y.start or 0, x.start or 0))
 
     def _read(
         self, time: slice, y: slice, x: slice, *, out: npt.NDArray[np.int16] | None = None
@@ -105,8 +134,8 @@ class OpenPart:
 
     def _decode(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         rates = self.packing.decode(raw, str(self.path)) * self.to_mm_h
-        rates[rates < 0] = np.nan  # as in an ingest: a negative rate says nothing, least of all that it was dry
-        return rates.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large for float32 cannot be rain either
+            return np.asarray(rates, np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -285,6 +285,7 @@ class Archive:
         while opened is None or not self._is_current(part, opened):
             self._open.pop(key, None)
             sight, numbers = part.sight, None
+            times = self.times[part.first : part.first + part.num_times]
             if self._sight(part) != part.sight:
                 try:
                     head = read_head(part.path)
@@ -292,8 +293,10 @@ class Archive:
                     raise ValueError(
                         f"{part.path} cannot be read: it changed while it was open. {error}"
                     ) from error
-                sight, numbers = head.sight, self._numbers_in(head, part)
-            of_file = OpenPart.open(part.path, self.variable, self._unpacked, num_parts=len(self.parts))
+                sight, numbers, times = head.sight, self._numbers_in(head, part), head.times
+            of_file = OpenPart.open(
+                part.path, self.variable, self._unpacked, times=times, num_parts=len(self.parts)
+            )
             opened = self._open[key] = _Opened(of_file, sight, numbers)
         return opened
 

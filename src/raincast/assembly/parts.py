@@ -169,7 +169,7 @@ def reader(cfg: DictConfig) -> "Reader":
     from raincast.ingest.quality import Cleaned
     from raincast.ingest.readers import Limited
 
-    made: Reader = Limited(Cleaned(make(cfg.source), make(cfg.quality)), cfg.max_megapixels)
+    made: Reader = Cleaned(Limited(make(cfg.source), cfg.max_megapixels), make(cfg.quality))
     return made
 
 

@@ -12,6 +12,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import MAX_RATE
+from raincast.archive.absurd import find_absurd
 from raincast.archive.codes import bands
 from raincast.ingest.readers import ALL, Head, Reader
 from raincast.schema import WET_SHARE, Grid, X, Y
@@ -134,7 +135,8 @@ class Quality:
     ) -> tuple[npt.NDArray[np.float32], int]:
         """`rain` in mm/h (H, W) within the limits, and the number of capped pixels.
 
-        Negative and infinite values are missing (NaN). `window` says which part of the service's image it is.
+        What cannot be rain (`archive.absurd`) is missing (NaN). `window` says which part of the service's image
+        it is.
         """
         clean = np.empty(rain.shape, np.float32)
         clutter = None if self.clutter is None else self.clutter.mask[window]
@@ -142,7 +144,7 @@ class Quality:
         for rows in bands(rain.shape):
             rates = clean[rows]
             rates[...] = rain[rows]
-            rates[~((rates >= 0) & (rates < np.inf))] = np.nan
+            rates[find_absurd(rates)] = np.nan
             if clutter is not None:
                 rates[clutter[rows]] = np.nan
             num_capped += int((rates > self.max_rate).sum())

@@ -11,7 +11,6 @@ A file is settled when it has not changed for `settle_s`. What was decided about
 
 import logging
 import math
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

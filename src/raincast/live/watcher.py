@@ -164,7 +164,7 @@ class Watcher:
         return True
 
     def _take_over(self, time: np.datetime64) -> None:
-        """Once for each forecast that is there: count it if a killed run wrote it last, and score it like others."""
+        """Once a forecast that is there: count it if a killed run wrote it last, and score it like others."""
         if time in self._taken_over:
             return
         self._taken_over.add(time)

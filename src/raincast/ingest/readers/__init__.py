@@ -17,6 +17,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.absurd import find_absurd, name_absurd
 from raincast.archive.limits import DEFAULT_MEGAPIXELS, limited
 from raincast.schema import Grid, Meaning
 
@@ -157,7 +158,10 @@ def check_period(
 
 @dataclass(frozen=True)
 class Limited:
-    """The files of `reader`, none with an image of more than `max_megapixels` (`archive.limits`)."""
+    """The files of `reader`, none with an image of more than `max_megapixels` (`archive.limits`).
+
+    Values that cannot be rain (`archive.absurd`) are missing, and named.
+    """
 
     reader: Reader
     max_megapixels: float = DEFAULT_MEGAPIXELS
@@ -180,7 +184,13 @@ class Limited:
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """As the reader does, within the limit."""
         with limited(self.max_megapixels):
-            return self.reader.read(path, frames, step_minutes=step_minutes)
+            dataset = self.reader.read(path, frames, step_minutes=step_minutes)
+        rates = dataset[schema.RAIN].values
+        absurd = find_absurd(rates)
+        if absurd.any():
+            name_absurd(path, dataset[schema.TIME].values, absurd, rates)
+            rates[absurd] = np.nan
+        return dataset
 
 
 def starts_with(path: Path, *signatures: bytes) -> bool:
