@@ -329,7 +329,8 @@ def test_pickles_without_open_files(parts):
 
 def test_what_is_kept_unpacked_of_a_year_of_days_has_a_limit(tmp_path):
     """By default HDF5 keeps 64 MiB of each file: of a year of days, gigabytes."""
-    from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES, RawVariable
+    from raincast.archive.chunks import MOST_OPEN
+    from raincast.archive.open_part import UNPACKED_BYTES, RawVariable
 
     dataset = mock_archive(20, 70, 90)
     write_part(dataset, tmp_path / "a.nc")

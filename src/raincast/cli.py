@@ -6,7 +6,6 @@ Only Hydra is imported here; what a command needs is imported once its config st
 """
 
 import difflib
-import errno
 import hashlib
 import logging
 import math
@@ -25,13 +24,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from raincast.commands import jobs
 from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
+from raincast.system.faults import reason_of
 
 log = logging.getLogger(__name__)
 
 COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary")
 USER_ERRORS = (ValueError, FloatingPointError, FileNotFoundError, FileExistsError, NotADirectoryError)
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""No room, no quota, read-only."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where torchrun, Lightning and SLURM tell a process its number."""
 
@@ -182,10 +180,11 @@ def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     except Exception as raised:
         # Hydra wraps what a constructor raises
         error = raised.__cause__ if isinstance(raised, InstantiationException) else raised
-        known = (
-            isinstance(error, (*USER_ERRORS, TypeError))
-            and isinstance(raised, (*USER_ERRORS, InstantiationException))
-        ) or getattr(error, "errno", None) in DISK_ERRORS
+        known = isinstance(error, (*USER_ERRORS, TypeError)) and isinstance(
+            raised, (*USER_ERRORS, InstantiationException)
+        )
+        machine = None if known else reason_of(error or raised)
+        known = known or machine is not None
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (known or several):
             raise
         if several:  # the other jobs go on
@@ -194,7 +193,7 @@ def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             return math.nan
         if not any(int(os.environ.get(rank, "0")) for rank in RANKS):  # the others share the folder of the first
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-        sys.stderr.write(f"Error: {error}\n")
+        sys.stderr.write(f"Error: {machine or error}\n")
         raise SystemExit(1) from error
 
 

@@ -65,6 +65,22 @@ def test_a_crop_larger_than_the_grid_is_cut_and_none_is_the_whole_grid(make):
         assert batch["target"].shape == batch["target_mask"].shape == (2, 3, 1, *shape)
 
 
+def test_shared_memory_that_is_too_small_for_the_loading_processes_is_named_before_they_start(make, monkeypatch):
+    """A process that writes beyond it dies by SIGBUS, without a word."""
+    data = make(batch_size=2, crop=None, num_workers=3)
+    a_batch = 2 * data.dataset.num_steps * 12 * 10 * 2
+    monkeypatch.setattr("raincast.data.datamodule.shared_memory_bytes", lambda: 7 * a_batch - 1)
+    with pytest.raises(
+        ValueError, match=r"3 loading processes .*/dev/shm.*--shm-size.*data\.batch_size=2.*num_workers=0"
+    ):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match=r"data\.eval_batch_size"):
+        make(eval_batch_size=99, num_workers=3).val_dataloader()
+    make(batch_size=2, crop=None).train_dataloader()  # none of it is needed without processes
+    monkeypatch.setattr("raincast.data.datamodule.shared_memory_bytes", lambda: 7 * a_batch)
+    data.train_dataloader()
+
+
 def test_evaluation_takes_each_window_whole_once_and_in_order(make):
     data = make(eval_batch_size=3)
     newest = times_of_slots(data.windows.starts["val"] + 1)

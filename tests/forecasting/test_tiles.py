@@ -10,7 +10,7 @@ from scipy.ndimage import uniform_filter
 
 from raincast.forecaster import Prediction, Query
 from raincast.forecasting import Memory
-from raincast.forecasting.memory import Footprint
+from raincast.forecasting.memory import SLACK, Footprint
 from raincast.forecasting.network import NetworkForecaster
 from raincast.forecasting.tiles import Tiling, in_tiles
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
@@ -88,6 +88,33 @@ def test_a_network_in_tiles_is_the_whole_within_a_thousandth(network):
     np.testing.assert_allclose(tiled, whole, atol=1e-3)
     poor = in_tiles(network.predict, asked, Tiling((32, 32), 8, 4)).rates
     assert np.abs(poor - whole).max() > 1e-3  # it would show if tiles shared too little
+
+
+def test_where_memory_is_small_tiles_share_less_and_say_so(caplog):
+    """KNMI's grid within 1.5 GiB, by a network that takes 9 kB a pixel."""
+    footprint = Footprint(3, stride=4, bytes_per_pixel=lambda _: 9000.0 / SLACK)
+    tiling = Memory(1.5).tiling(footprint, (765, 700), 18, 0)
+    assert tiling is not None and 32 <= tiling.overlap < 192 and min(tiling.size) > 2 * tiling.overlap
+    assert "tile_overlap=192" in caplog.text and f"they share {tiling.overlap}" in caplog.text
+    needed = float(caplog.text.split("memory_gib=")[1].split(" ")[0])
+    roomy = Memory(needed + 0.1).tiling(footprint, (765, 700), 18, 0)
+    assert roomy is not None and roomy.overlap == 192
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_memory_of_a_container_is_its_limit(tmp_path, version):
+    from raincast.forecasting.memory import GIB, _free_of_container
+
+    controllers, folder = (("3:cpu,memory", tmp_path / "memory"), ("0:", tmp_path))[version - 1]
+    most, used = (("limit_in_bytes", "usage_in_bytes"), ("max", "current"))[version - 1]
+    (tmp_path / "own").write_text(f"9:name=systemd:/\n{controllers}:/a/b\n")
+    for group, limit in ((folder, "max"), (folder / "a", str(3 * GIB)), (folder / "a" / "b", str(10 * GIB))):
+        group.mkdir(parents=True, exist_ok=True)
+        (group / f"memory.{most}").write_text(limit)
+        (group / f"memory.{used}").write_text(str(GIB))
+        (group / "memory.stat").write_text(f"anon 7\ninactive_file {GIB // 2}\n")
+    assert _free_of_container(tmp_path, tmp_path / "own") == 2.5
+    assert _free_of_container(tmp_path, tmp_path / "absent") == float("inf")
 
 
 def test_memory_decides_on_tiles(network):

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from raincast import assembly, schema
 from raincast.archive import Archive, write_part
 from raincast.archive.limits import open_hdf5
-from raincast.ingest.quality import Quality
+from raincast.ingest.quality import Cleaned, Quality
 from raincast.ingest.readers import Limited, Reader
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.fmi import FMI
@@ -194,8 +194,8 @@ def test_the_key_of_forecasts_reaches_the_reader() -> None:
     quality = {"_target_": "raincast.ingest.quality.Quality"}
     cfg = OmegaConf.create({"source": source, "quality": quality, "max_megapixels": 3})
     made = assembly.reader(cfg)
-    assert isinstance(made, Limited)
-    assert made.max_megapixels == 3
+    assert isinstance(made, Cleaned) and isinstance(made.reader, Limited)
+    assert made.reader.max_megapixels == 3
 
 
 def external_storage(path: Path, elsewhere: Path) -> None:

@@ -232,21 +232,21 @@ def test_frames_that_a_slow_clock_takes_for_the_future_are_forecast_once_it_is_r
     clock.events.append((scene.start + 24 * MINUTE - 3600, lambda: setattr(clock, "time", clock.time + 3600)))
     until = str(np.datetime64(round(scene.start + 28 * MINUTE), "s"))
     own = {"output": scene.output, "poll_s": MINUTE, "settle_s": 30.0, "until": until, "verify": False}
-    watcher = Watcher(scene.incoming, scene.reader, scene.nowcaster, Settings(**own), clock=clock)
+    watcher = Watcher(scene.incoming, scene.reader, scene.pipeline, Settings(**own), clock=clock)
     assert watcher.run() == 0
     assert scene.made == [1, 2, 3, 4]  # frame 0 is of 28 minutes ago
     assert watcher.record.counts["future"] == 5 and watcher.record.counts["taken"] == 5
 
 
 def test_a_clock_that_is_set_back_keeps_no_file_waiting(scene: Scene) -> None:
-    clock = ManualClock(scene.start + 2 * MINUTE)
+    """By ten and a half minutes, while a file settles: it settles by the new time, and is forecast from then on."""
+    clock = ManualClock(scene.start - 2 * MINUTE)
     write_frame(scene.incoming, scene.frames, 0)
-    clock.events.append((scene.start + 3 * MINUTE, lambda: write_frame(scene.incoming, scene.frames, 1)))
-    clock.events.append((scene.start + 3 * MINUTE, lambda: setattr(clock, "time", clock.time - 600)))
-    until = str(np.datetime64(round(scene.start), "s"))
-    own = {"output": scene.output, "poll_s": MINUTE, "settle_s": 30.0, "until": until, "verify": False}
-    Watcher(scene.incoming, scene.reader, scene.nowcaster, Settings(**own), clock=clock).run()
-    assert 0 in scene.made
+    clock.events.append((scene.start - MINUTE, lambda: setattr(clock, "time", clock.time - 630)))
+    until = str(np.datetime64(round(scene.start - 1.9 * MINUTE), "s"))  # by the old time it settles after that
+    own = {"output": scene.output, "poll_s": MINUTE, "settle_s": 45.0, "until": until, "verify": False}
+    Watcher(scene.incoming, scene.reader, scene.pipeline, Settings(**own), clock=clock).run()
+    assert scene.made == [0]
 
 
 def test_an_emptied_forecast_is_made_again(scene: Scene) -> None:
@@ -294,7 +294,7 @@ def test_a_backlog_that_was_killed_within_ends_with_the_counts_and_scores_of_one
         own = {"output": output, "settle_s": 0.5, "poll_s": 1.0, "max_age_minutes": None, "keep_hours": None}
         clock = ManualClock(time_in_seconds(scene.frames, 11))
         settings = Settings(**own, once=True)
-        watcher = Watcher(scene.incoming, scene.reader, scene.nowcaster, settings, clock=clock)
+        watcher = Watcher(scene.incoming, scene.reader, scene.pipeline, settings, clock=clock)
         watcher.run()
         status = json.loads((output / "status.json").read_text())
         return {key: status[key] for key in ("counts", "skill")} | {"last": status["last_success"]["init_time"]}
@@ -309,14 +309,14 @@ def test_a_backlog_that_was_killed_within_ends_with_the_counts_and_scores_of_one
 def test_a_refused_forecast_ends_in_the_exit_code_however_long_ago_it_was(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames_for, refused = scene.nowcaster.frames, scene.frames["time"].values[0]
+    frames_for, refused = scene.pipeline.frames, scene.frames["time"].values[0]
 
     def refuse(series: Any, time: Any, **keywords: Any) -> Any:
         if time == refused:
             raise ValueError("its pixels are of another size")
         return frames_for(series, time, **keywords)
 
-    monkeypatch.setattr(scene.nowcaster, "frames", refuse)
+    monkeypatch.setattr(scene.pipeline, "frames", refuse)
     for number in range(12):
         scene.arrives(number)
     code, status = scene.watch(58, max_age_minutes=5)

@@ -1,4 +1,4 @@
-"""Values that cannot be rain: negative, infinite, or more than radar makes of hail. They are missing, and named."""
+"""Values that cannot be rain: negative, infinite, or beyond any radar. They are missing, and named."""
 
 import logging
 from collections.abc import Sequence

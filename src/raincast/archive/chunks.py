@@ -4,6 +4,7 @@ h5py opens a file much faster than netCDF4; one decompressor serves all chunks, 
 each; and no window is copied before it is turned and stacked.
 """
 
+import functools
 import itertools
 import math
 from collections import OrderedDict
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 from xarray.backends import CachingFileManager
+from xarray.backends.lru_cache import LRUCache
 from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
 from raincast.archive.head import DAMAGE
@@ -25,7 +27,26 @@ ZSTD_FILTER = 32015
 """Its number among the filters of HDF5: github.com/HDFGroup/hdf5_plugins, RegisteredFilterPlugins."""
 CODES = np.dtype("<i2")
 Codes = npt.NDArray[np.int16]
+MOST_OPEN = 128
+OWN_HANDLES = 24
+"""What a process needs for other things: its standard streams, pipes to workers, logs, what it writes."""
 UNREADABLE = (*DAMAGE, OSError, zstandard.ZstdError)
+
+
+def most_open() -> int:
+    """How many files each of two caches may keep open, so that both fit into what the process may have."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MOST_OPEN
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_OPEN if allowed < 0 else max(1, min(MOST_OPEN, (allowed - OWN_HANDLES) // 2))
+
+
+@functools.cache
+def open_files() -> LRUCache[Any, Any]:
+    """The files of archives that are kept open, those that were used last."""
+    return LRUCache(most_open(), on_evict=lambda _, file: file.close())
 
 
 class Unpacked:
@@ -71,7 +92,9 @@ class ChunkedCodes:
     @classmethod
     def of(cls, path: Path, variable: str, unpacked: Unpacked) -> "ChunkedCodes | None":
         """None for a variable that lies there in another way."""
-        files: CachingFileManager[Any] = CachingFileManager(h5py.File, str(path), lock=NETCDF4_PYTHON_LOCK)
+        files: CachingFileManager[Any] = CachingFileManager(
+            h5py.File, str(path), lock=NETCDF4_PYTHON_LOCK, cache=open_files()
+        )
         with NETCDF4_PYTHON_LOCK:
             try:
                 found = files.acquire(needs_lock=False)[variable]

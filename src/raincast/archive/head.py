@@ -16,6 +16,7 @@ from raincast.archive.limits import check_file
 from raincast.archive.packing import Packing
 from raincast.archive.times import exact_times
 from raincast.schema import Grid, Meaning
+from raincast.system.faults import raise_if_handles, reason_of
 from raincast.system.files import sight_of
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -83,6 +84,7 @@ def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
     try:
         return schema.continuous_longitudes(schema.regular_part(open_plain(path, mask_and_scale=mask_and_scale)))
     except (OSError, KeyError, ValueError) as error:
+        raise_if_handles(error)
         raise ValueError(f"{path} cannot be opened as {engine_of(path)}: {error}. {IF_DAMAGED}") from error
 
 
@@ -97,8 +99,11 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (*DAMAGE, OSError) as error:
+        raise_if_handles(error)
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
+        if machine := reason_of(error):
+            raise ValueError(f"{path} cannot be read: {machine}") from error
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read: {reason}. {IF_DAMAGED}") from error
 

@@ -1,6 +1,7 @@
 """The frames of one file of an archive, read by window."""
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
 from raincast import schema
 from raincast.archive.absurd import find_absurd, name_absurd
-from raincast.archive.chunks import UNREADABLE, ChunkedCodes, Unpacked
+from raincast.archive.chunks import MOST_OPEN, UNREADABLE, ChunkedCodes, Unpacked, most_open, open_files
 from raincast.archive.codes import CODE_MM_H, CODES, MISSING_CODE, encode
 from raincast.archive.head import engine_of, naming, open_dataset
 from raincast.archive.packing import Packing
@@ -22,7 +23,6 @@ from raincast.archive.packing import Packing
 UNPACKED_BYTES = 2**29
 """What may be kept unpacked of all files of an archive together, in a process."""
 UNPACKED_BYTES_OF_FILE = 2**26  # HDF5's default, which for the 128 files that xarray keeps open would be 8 GiB
-MOST_OPEN = 128
 CHUNK_SLOTS = 10007  # a prime, ten times the chunks of 64 KiB in 64 MiB: two in one slot drive each other out
 
 
@@ -61,6 +61,7 @@ class OpenPart:
         packing, to_mm_h = Packing.of(array), schema.mm_h_per(array.attrs["units"])
         part = cls(path, array, None, None, packing, to_mm_h, times)
         if not part.is_coded or engine_of(path) != "netcdf4" or schema.REGULAR_START in dataset.attrs:
+            _keep_few_open()
             return part
         dataset.close()
         codes = RawVariable.of(path, variable, num_parts)
@@ -149,7 +150,10 @@ class RawVariable:
     def of(cls, path: Path, variable: str, num_parts: int) -> "RawVariable":
         """Of one of `num_parts` files, which together keep at most `UNPACKED_BYTES` unpacked."""
         most = unpacked_bytes_of_file(num_parts)
-        return cls(CachingFileManager(_open_raw, str(path), variable, most, lock=NETCDF4_PYTHON_LOCK), variable)
+        files: CachingFileManager[Any] = CachingFileManager(
+            _open_raw, str(path), variable, most, lock=NETCDF4_PYTHON_LOCK, cache=open_files()
+        )
+        return cls(files, variable)
 
     def read(self, *index: slice | int) -> npt.NDArray[Any]:
         """What lies at `index`, one of them for each axis of the variable."""
@@ -162,6 +166,13 @@ class RawVariable:
 def unpacked_bytes_of_file(num_parts: int) -> int:
     """What is kept unpacked of each file, one of `num_parts` of its archive."""
     return min(UNPACKED_BYTES_OF_FILE, UNPACKED_BYTES // min(num_parts, MOST_OPEN))
+
+
+@functools.cache
+def _keep_few_open() -> None:
+    """Let xarray, which reads archives in other layouts, keep fewer files open where handles are few."""
+    if most_open() < xr.get_options()["file_cache_maxsize"]:  # type: ignore[no-untyped-call]
+        xr.set_options(file_cache_maxsize=most_open())  # type: ignore[no-untyped-call]
 
 
 def _open_raw(path: str, variable: str, most: int) -> Any:

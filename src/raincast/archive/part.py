@@ -18,6 +18,7 @@ from raincast import schema
 from raincast.archive.codes import CHUNKS, CODE_MM_H, MISSING_CODE, TIME_UNITS, encode
 from raincast.archive.series import Archive
 from raincast.schema import CONVENTIONS, COVERAGE, CRS, MISSING_TIMES, RAIN, STEP_MINUTES, TIME, Grid, X, Y
+from raincast.system.faults import naming_disk
 from raincast.system.files import flush
 
 BLOCK_IN_MEMORY = 2**27
@@ -228,12 +229,17 @@ def write_part(dataset: xr.Dataset, path: Path) -> None:
         x=dataset[X].values.astype(np.float64),
         crs_wkt=str(schema.find_crs_wkt(dataset, RAIN)),
     )
-    with PartWriter(
-        path,
-        grid,
-        step_minutes=schema.find_step_minutes(dataset),
-        cell_methods=str(rain.attrs.get("cell_methods", "time: point")),
-        attrs={name: value for name, value in dataset.attrs.items() if name not in ("Conventions", STEP_MINUTES)},
-    ) as part:
+    with (
+        naming_disk(path.parent),
+        PartWriter(
+            path,
+            grid,
+            step_minutes=schema.find_step_minutes(dataset),
+            cell_methods=str(rain.attrs.get("cell_methods", "time: point")),
+            attrs={
+                name: value for name, value in dataset.attrs.items() if name not in ("Conventions", STEP_MINUTES)
+            },
+        ) as part,
+    ):
         for number, time in enumerate(dataset[TIME].values):
             part.add(time, rain[number].values)

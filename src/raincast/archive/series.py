@@ -16,10 +16,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.chunks import Unpacked
+from raincast.archive.chunks import MOST_OPEN, Unpacked
 from raincast.archive.head import Head, archive_files, check_fits, engine_of, read_coverage, read_head
 from raincast.archive.lazy import lazy_dataset
-from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
+from raincast.archive.open_part import UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
 from raincast.schema import Grid, Meaning
 from raincast.system.files import sight_of
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -30,6 +31,9 @@ from raincast.data.source import Extra, open_sources
 from raincast.data.windows import SPLITS, Split, SplitWindows, TrainAll
 
 log = logging.getLogger(__name__)
+
+BATCHES_AHEAD = 2
+"""torch's prefetch_factor: batches that each loading process keeps ready."""
 
 
 class RadarDataModule(L.LightningDataModule):
@@ -241,8 +245,9 @@ class RadarDataModule(L.LightningDataModule):
             world_size=world_size,
         )
         self._check_batch_size(len(sampler), f" for each of {world_size} processes" if world_size > 1 else "")
+        options = self._loader_options("batch_size", self.crop)
         loader = ResumableLoader(
-            self.dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True, **self._loader_options()
+            self.dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True, **options
         )
         loader.num_done = self._batches_done
         if self._resumed:
@@ -275,7 +280,8 @@ class RadarDataModule(L.LightningDataModule):
                 f"trainer.devices or data.eval_stride={self.eval_stride}."
             )
         sampler = EvalSampler(places, rank=rank, world_size=world_size)
-        return DataLoader(self.dataset, sampler=sampler, batch_size=self.eval_batch_size, **self._loader_options())
+        options = self._loader_options("eval_batch_size", self.eval_crop)
+        return DataLoader(self.dataset, sampler=sampler, batch_size=self.eval_batch_size, **options)
 
     def val_dataloader(self) -> DataLoader[Stored]:
         """The validation windows."""
@@ -285,7 +291,23 @@ class RadarDataModule(L.LightningDataModule):
         """The test windows."""
         return self.eval_dataloader("test")
 
-    def _loader_options(self) -> dict[str, Any]:
+    def _check_shared_memory(self, size: str, crop: tuple[int, int]) -> None:
+        """ValueError where the batches do not fit that wait in /dev/shm: a process would die there by SIGBUS."""
+        batch_size = getattr(self, size)
+        a_batch = batch_size * self.dataset.num_steps * math.prod(crop) * (2 if self.dataset.coded else 4)
+        needed, free = (BATCHES_AHEAD * self.num_workers + 1) * a_batch, shared_memory_bytes()
+        if needed > free:
+            raise ValueError(
+                f"{self.num_workers} loading processes keep {needed / 1e6:.0f} MB of batches in the shared memory "
+                f"/dev/shm, and {free / 1e6:.0f} MB are free there. Enlarge it (docker run --shm-size=2g), "
+                f"lower data.{size}={batch_size}, or take data.num_workers=0, which "
+                "needs none."
+            )
+
+    def _loader_options(self, size: str, crop: tuple[int, int]) -> dict[str, Any]:
+        """What all loaders are given; `size` is the key of the batch size, `crop` of each sample."""
+        if self.num_workers:
+            self._check_shared_memory(size, crop)
         return {
             "collate_fn": collate,
             "num_workers": self.num_workers,
@@ -294,6 +316,15 @@ class RadarDataModule(L.LightningDataModule):
             # a loader draws a seed for its workers each time it begins: not from what training draws from
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def shared_memory_bytes() -> float:
+    """What is free of the shared memory that batches travel through between processes."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except (AttributeError, OSError):  # other systems have no such limit
+        return math.inf
+    return float(found.f_bavail * found.f_frsize)
 
 
 def _spare_cores() -> int:

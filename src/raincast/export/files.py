@@ -1,5 +1,6 @@
 """Traced programs as files: a torch.export program (.pt2) or ONNX, written and read."""
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,8 +23,11 @@ def write_torch(traced: Traced, path: Path, metadata: Mapping[str, str] | None =
     for node in traced.program.graph.nodes:
         node.meta.pop("stack_trace", None)  # lines of our code, with the folders of this machine
     files = {METADATA_FILE: json.dumps(dict(metadata or {}), indent=1)}
+    content = io.BytesIO()
     with quiet():
-        torch.export.save(traced.program, path, extra_files=files)
+        torch.export.save(traced.program, content, extra_files=files)
+    # by Python: where torch itself cannot write, on a full disk say, it ends the process
+    path.write_bytes(content.getbuffer())
     return path
 
 

@@ -1,6 +1,8 @@
 """The part of a grid that fits into memory at once."""
 
+import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ UNKNOWN_BYTES = 4096
 BASE_GIB = 0.5
 """Memory of Python and its libraries."""
 GIB = 2**30
+LEAST_OVERLAP = 32
+"""Pixels that tiles share at least, however little memory there is."""
 
 
 def _unknown_bytes(lead_steps: int) -> float:
@@ -69,8 +73,8 @@ class Footprint:
 class Memory:
     """Tiles for grids that do not fit within `gib` (by default half of what is free) in one pass.
 
-    Tiles share `overlap` pixels. `last` describes the tiles of the last forecast. `kept_bytes` is the memory that
-    the input series keeps.
+    Tiles share `overlap` pixels, or fewer, with a warning, where memory is too small for that. `last` describes
+    the tiles of the last forecast. `kept_bytes` is the memory that the input series keeps.
     """
 
     def __init__(self, gib: float | None = None, *, overlap: int = 192) -> None:
@@ -97,18 +101,26 @@ class Memory:
         per_pixel = self._bytes_per_pixel(footprint, lead_steps)
         arrays = _array_bytes(footprint, shape, lead_steps, num_thresholds) + self.kept_bytes
         on_host = device == "cpu"
-        available = (self.gib or free_gib(device) / 2) * GIB - (arrays if on_host else 0)
+        # of what is free Python has taken its own already
+        allowed = self.gib or free_gib(device) / 2 + BASE_GIB * on_host
+        available = allowed * GIB - (arrays if on_host else 0)
         if per_pixel * H * W <= available:
             return None
-        overlap = -(-self.overlap // stride) * stride
-        side = int(max(available, 0) / per_pixel) ** 0.5 // stride * stride
-        smallest = 2 * overlap + stride
-        if side < smallest:
-            needed = (arrays * on_host + per_pixel * smallest**2) / GIB
+        wanted = -(-self.overlap // stride) * stride
+        side = int(int(max(available, 0) / per_pixel) ** 0.5) // stride * stride
+        overlap = min(wanted, (side - stride) // 2 // stride * stride)
+        if overlap < (least := min(wanted, -(-LEAST_OVERLAP // stride) * stride)):
+            needed = (arrays * on_host + per_pixel * (2 * least + stride) ** 2) / GIB
             raise ValueError(
                 f"A forecast of {H}×{W} pixels takes {needed:.1f} GiB at least, tile by tile; there are "
-                f"{self.gib or free_gib(device) / 2:.1f}. Allow more with memory_gib=…, lower "
-                f"tile_overlap={self.overlap}, or crop the input (python ingest.py … grid.crop=…)."
+                f"{allowed:.1f}. Allow more with memory_gib=…, or crop the input (python ingest.py … grid.crop=…)."
+            )
+        if overlap < wanted:
+            needed = (arrays * on_host + per_pixel * (2 * wanted + stride) ** 2) / GIB
+            log.warning(
+                "%.1f GiB of memory are too few for tiles that share tile_overlap=%d pixels: they share %d. Near "
+                "edges the forecast may differ from that of the whole grid. memory_gib=%.1f would do.",
+                *(allowed, self.overlap, overlap, needed),
             )
         height, width = (min(int(side), -(-n // stride) * stride) for n in shape)
         tiling = Tiling((height, width), overlap, stride)
@@ -147,9 +159,45 @@ def free_gib(device: str) -> float:
         import torch
 
         return float(torch.cuda.mem_get_info(device)[0]) / GIB
+    return min(_free_of_machine(), _free_of_container())
+
+
+def _free_of_machine() -> float:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return float(line.split()[1]) * 1024 / GIB
     return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / GIB / 2
+
+
+def _free_of_container(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """GiB that control groups leave, by either version; infinite where none limits the memory."""
+    free = math.inf
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return free
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            folder, most, used = root, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            folder, most, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        # within a container its own group is mounted as the root; a limit above holds for those below
+        inside = folder / path.lstrip("/")
+        for group in (inside, *inside.parents):
+            with contextlib.suppress(OSError, ValueError):
+                left = int((group / most).read_text()) - int((group / used).read_text())
+                free = min(free, (left + _cache_bytes(group)) / GIB)
+            if group == folder:
+                break
+    return free
+
+
+def _cache_bytes(group: Path) -> int:
+    """Files that a control group has read, which count as used and are dropped when memory is needed."""
+    said = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return int(said.get("total_inactive_file", said.get("inactive_file", 0)))

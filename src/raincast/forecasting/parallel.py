@@ -24,6 +24,7 @@ from raincast.forecasting.memory import BASE_GIB, free_gib
 from raincast.forecasting.pipeline import ForecastPipeline
 from raincast.forecasting.series import Series, Times
 from raincast.system.engine import ALONE_SECONDS, Teller, run_here, run_there
+from raincast.system.faults import MachineError
 from raincast.system.files import remove
 from raincast.system.lock import held
 from raincast.system.pool import ProcessDied, Progress, Tick, num_cores, worker_number
@@ -73,7 +74,7 @@ class HindcastOutcome:
             self.methods[init_time] = result
         elif isinstance(result, NoInput):
             self.without[init_time] = str(result)
-        elif getattr(result, "errno", None) in HOPELESS:
+        elif isinstance(result, MachineError) or getattr(result, "errno", None) in HOPELESS:
             raise result
         else:
             self.failed[init_time] = result

@@ -13,6 +13,7 @@ from raincast.archive import Archive
 from raincast.ingest.files import accompanies, find_files
 from raincast.ingest.readers import Head, Reader, check_period
 from raincast.schema import Grid
+from raincast.system.faults import MachineError
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class FileSeries:
         for file in files:
             try:
                 self.add(file)
+            except MachineError:
+                raise
             except Exception as error:  # any error of a library
                 if not accompanies(file) or reader.recognises(file):
                     bad[file] = error

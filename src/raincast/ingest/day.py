@@ -16,6 +16,7 @@ from raincast.ingest.readers import Reader
 from raincast.ingest.region import Region
 from raincast.ingest.scan import BadFileError, Offers, reason
 from raincast.schema import Grid, Meaning
+from raincast.system.faults import MachineError, naming_disk
 from raincast.system.pool import Tick
 
 CAPPED = schema.CAPPED_PIXELS
@@ -77,7 +78,10 @@ class _Frame:
 def write_day(task: DayTask, tick: Tick) -> DayResult:
     """Write the day's part anew if any of the offered frames is new and good; ticks once a time offered."""
     old = Archive.open(task.part) if task.part.exists() else None
-    with writer_of(task.part)(task.part, task.grid, step_minutes=task.step_minutes) as part:
+    with (
+        naming_disk(task.part.parent),
+        writer_of(task.part)(task.part, task.grid, step_minutes=task.step_minutes) as part,
+    ):
         return _Day(task, tick, old, part).write()
 
 
@@ -212,6 +216,8 @@ class _Day:
         path = self.task.paths[file]
         try:
             return self._try(path, offers)
+        except MachineError:
+            raise
         except Exception as error:  # whatever a library throws at one file, the others go on
             if self.task.raise_bad:
                 raise BadFileError(reason(path, error)) from error

@@ -12,6 +12,7 @@ from raincast import schema
 from raincast.ingest.files import accompanies
 from raincast.ingest.readers import Head, Reader
 from raincast.schema import Grid, Meaning
+from raincast.system.faults import MachineError
 from raincast.system.pool import Pool, Tick
 
 Times = npt.NDArray[np.datetime64]
@@ -211,6 +212,8 @@ def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads
     for number, path in enumerate(paths, first):
         try:
             head = reader.scan(path)
+        except MachineError:
+            raise
         except Exception as error:  # whatever a library throws at one file, the others go on
             if accompanies(path) and not reader.recognises(path):
                 heads.accompanying.append(number)

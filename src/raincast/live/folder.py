@@ -62,8 +62,8 @@ class Folder:
             return []
         for path in self.entries.keys() - present.keys():
             del self.entries[path]
-        for entry in self.entries.values():
-            self._follow_clock(entry, now)
+        for known in self.entries.values():
+            self._follow_clock(known, now)
         for path, sight in present.items():
             entry = self.entries.get(path)
             if entry is None or entry.sight != sight:

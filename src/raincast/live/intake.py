@@ -16,6 +16,7 @@ from raincast.live.folder import OLD, OTHER, TAKEN, Folder
 from raincast.live.recent import Frame, RecentFrames
 from raincast.live.status import Record
 from raincast.schema import Grid, Meaning
+from raincast.system.faults import MachineError
 
 log = logging.getLogger(__name__)
 
@@ -190,6 +191,9 @@ class Intake:
     def _scan(self, path: Path, now: float) -> Head | None:
         try:
             head = self.reader.scan(path)
+        except MachineError as error:
+            self._wait(path, error, now)
+            return None
         except Exception as error:  # whatever a library throws at one file, the others go on
             self._fail(path, str(error), now)
             return None
@@ -267,6 +271,10 @@ class Intake:
         path, time = offer.path, offer.time
         try:
             frame = self._read(path, offer.number)
+        except MachineError as error:
+            self._wait(path, error, now)
+            broken.add(path)
+            return False
         except Exception as error:  # as above
             if path not in broken and not self.folder.changed(path):
                 self._fail(path, str(error), now)
@@ -313,6 +321,11 @@ class Intake:
         elif used:
             self.record.counts["taken"] += 1
         self.folder.decide(path, TAKEN, newest=max((seconds_of(offer.time) for offer in own), default=0.0))
+
+    def _wait(self, path: Path, error: MachineError, now: float) -> None:
+        """No fault of the file: it is looked at again, however often."""
+        self.record.fail(str(path), str(error), now)
+        log.error("waiting    %s: %s", path, error)
 
     def _fail(self, path: Path, reason: str, now: float) -> None:
         """A file that cannot be read is tried again, and then given up."""

@@ -12,11 +12,12 @@ import numpy as np
 from raincast.forecasting import ForecastPipeline, Outputs, forecast_name, is_complete, write_outputs
 from raincast.ingest.readers import Reader
 from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
-from raincast.live.folder import Folder, Sight
+from raincast.live.folder import Folder
 from raincast.live.intake import Intake
 from raincast.live.settings import Settings
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
+from raincast.system.files import Sight
 from raincast.system.lock import held
 from raincast.version import __version__
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from raincast.system.faults import naming_disk
+
 
 class Sight(NamedTuple):
     """Tells one state of a file from another. A file or store that takes another's place has another inode."""
@@ -43,21 +45,24 @@ def atomic(path: Path, *, sole: bool = False, durable: bool = False, keep_suffix
     `sole`: no other process writes `path`, so what a killed process left half-written is overwritten; else each
     thread writes to a name of its own. `durable`: the content reaches the disk before the name does, so that a
     power cut leaves the old content or the new one. `keep_suffix`: the yielded path ends as `path` does.
+    MachineError names the disk where that is why it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
     writer = "" if sole else f".{os.getpid()}.{threading.get_ident()}"
     name = f"{path.stem}{writer}.partial{path.suffix}" if keep_suffix else f"{path.name}{writer}.partial"
     partial = path.with_name(f".{name}")
     try:
-        yield partial
-        if durable:
-            flush(partial)
-        if partial.is_dir():
-            put_in_place(partial, path)
-        else:
-            partial.replace(path)
-        if durable:
-            flush(path.parent)
+        with naming_disk(path.parent):
+            yield partial
+            if durable:
+                flush(partial)
+            if partial.is_dir():
+                put_in_place(partial, path)
+            else:
+                partial.replace(path)
+            if durable:
+                flush(path.parent)
     finally:
         remove(partial)
 

@@ -20,6 +20,7 @@ from raincast import schema
 from raincast.archive.absurd import find_absurd, name_absurd
 from raincast.archive.limits import DEFAULT_MEGAPIXELS, limited
 from raincast.schema import Grid, Meaning
+from raincast.system.faults import raise_if_handles, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Auto:
         for name, reader in self.readers.items():
             if reader.recognises(path):
                 return name, reader
+        raise_if_handles()  # what cannot be opened is not recognised
         raise ValueError(
             f"{path} ({_content(path)}) is none of the formats raincast knows: {', '.join(self.readers)}. "
             "If it should be one of them, ask that one for its reason, e.g. source=cf."
@@ -208,9 +210,10 @@ def naming(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
+        raise_if_handles(error)
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
-        reason = str(error) or type(error).__name__
+        reason = reason_of(error) or str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read as {what}: {reason}") from error
 
 
