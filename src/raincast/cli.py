@@ -1,6 +1,6 @@
 """The commands: `python train.py`, `evaluate.py`, `forecast.py`, `ingest.py`, `export.py`, or `raincast train` …
 
-`raincast summary`, which reads and writes nothing, has no script.
+`raincast summary`, which reads and writes nothing, and `raincast serve` have no script.
 
 Only Hydra is imported here; what a command needs is imported once its config stands.
 """
@@ -28,7 +28,7 @@ from raincast.system.faults import reason_of
 
 log = logging.getLogger(__name__)
 
-COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary")
+COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary", "serve")
 USER_ERRORS = (ValueError, FloatingPointError, FileNotFoundError, FileExistsError, NotADirectoryError)
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where torchrun, Lightning and SLURM tell a process its number."""

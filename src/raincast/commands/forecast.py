@@ -32,6 +32,8 @@ def run(cfg: DictConfig) -> Path:
         from raincast.commands import watch
 
         return watch.run(cfg)
+    if cfg.site is not None:
+        raise ValueError(f"site={cfg.site} is kept up to date by watch=FOLDER: give that, or leave site out.")
     in_the_box = cfg.input is None
     if in_the_box:
         cfg = demo.with_input(cfg)

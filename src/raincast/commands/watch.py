@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from raincast import assembly
 from raincast.commands import report
+
+if TYPE_CHECKING:
+    from raincast.live import Site
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,9 @@ def run(cfg: DictConfig) -> Path:
     output, stop = Path(settings.output), Event()
     with stopped_by_signals(stop):  # while the network is loaded, too
         pipeline, outputs = assembly.pipeline_of(cfg), assembly.outputs(cfg)
-        watcher = Watcher(cfg.watch, assembly.reader(cfg), pipeline, settings, outputs=outputs, stop=stop)
+        watcher = Watcher(
+            cfg.watch, assembly.reader(cfg), pipeline, settings, outputs=outputs, stop=stop, site=_site(cfg)
+        )
         log.info(
             "watching   %s\nforecasts  %s\nstatus     %s", cfg.watch, *map(report.short, (output, watcher.status))
         )
@@ -39,6 +45,23 @@ def run(cfg: DictConfig) -> Path:
         )
         raise SystemExit(code)
     return output
+
+
+def _site(cfg: DictConfig) -> "Site | None":
+    """The page that is kept up to date, if one is asked for."""
+    if cfg.site is None:
+        return None
+    from raincast.forecasting.files.places import read_places
+    from raincast.live import Site
+
+    log.info("page       %s", report.short(Path(cfg.site) / "index.html"))
+    return Site(
+        cfg.site,
+        places=read_places(cfg.places) if cfg.places else (),
+        hours=cfg.site_hours,
+        stale_minutes=cfg.live.max_age_minutes,
+        coastlines=cfg.coastlines,
+    )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from raincast.live.clock import Clock, SystemClock
 from raincast.live.settings import Settings
+from raincast.live.site import Site
 from raincast.live.watcher import Watcher
 
-__all__ = ["Clock", "Settings", "SystemClock", "Watcher"]
+__all__ = ["Clock", "Settings", "Site", "SystemClock", "Watcher"]

@@ -77,7 +77,7 @@ class Site:
         grid = schema.grid_of(forecast)
         if self._canvas is None or not self._canvas.grid.same_as(grid):
             self._canvas = _Canvas(grid, self.places, coastlines=self.coastlines)
-        init_time: np.datetime64 = forecast[INIT_TIME].values.astype("datetime64[ns]")[()]  # type: ignore[assignment]
+        init_time: Any = forecast[INIT_TIME].values.astype("datetime64[ns]")[()]
         content = outlook(forecast, past[init_time], self._canvas.located)
         step = schema.step_timedelta(content["step_minutes"])
         page = {

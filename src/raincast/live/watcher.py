@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from raincast.forecasting import ForecastPipeline, Outputs, forecast_name, is_complete, write_outputs
 from raincast.ingest.readers import Reader
@@ -15,8 +16,10 @@ from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
 from raincast.live.folder import Folder
 from raincast.live.intake import Intake
 from raincast.live.settings import Settings
+from raincast.live.site import Site
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
+from raincast.schema import INIT_TIME
 from raincast.system.files import Sight
 from raincast.system.lock import held
 from raincast.version import __version__
@@ -48,12 +51,14 @@ class Watcher:
         clock: Clock | None = None,
         outputs: Outputs | None = None,
         stop: Event | None = None,
+        site: Site | None = None,
     ) -> None:
         self.settings, self.pipeline, self.outputs = settings, pipeline, outputs
         self.source = str(folder)
         self.clock = clock or SystemClock()
         self.output = Path(settings.output)
         self.stop = stop or Event()
+        self.site = site
         self.record = Record()
         self.intake = Intake(
             Folder(folder, settle_s=settings.settle_s),
@@ -223,7 +228,20 @@ class Watcher:
             "" if in_time else f": the deadline of {self.settings.deadline_s:g} s is missed",
         )
         self._unverified[time] = frames["rain_rate"].values
+        if self.site is not None and seconds_of(time) == self.record.newest_forecast:
+            self._show(self.site, forecast, written["forecast"])
         self._save(WORKING)
+
+    def _show(self, site: Site, forecast: xr.Dataset, file: Path) -> None:
+        """Put a forecast, the newest that there is, on the page."""
+        recent, init_time = self.intake.recent, forecast[INIT_TIME].values
+        past = {time: recent.frame(time).rain for time in recent.times if time <= init_time}
+        skill = self.verification.summary() if self.settings.verify else None
+        try:
+            site.update(forecast, past, file=file, skill=skill)
+        except Exception as error:  # the forecast is there all the same
+            self.record.fail("site", f"{type(error).__name__}: {error}", self.clock.now())
+            log.error("the page is not up to date: %s", error)
 
     def _refuse(self, time: np.datetime64, error: ValueError) -> None:
         """What the network does not take: not tried again before another frame has come."""
