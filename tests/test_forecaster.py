@@ -11,7 +11,7 @@ from forecasting.standing import moving, pipeline
 from running import REPO
 
 from raincast.evaluation import Metrics, Scored, Scoring
-from raincast.forecaster import Gives, Prediction, Query, ThresholdError, exceeded
+from raincast.forecaster import Gives, Prediction, Query, ThresholdError, exceeded, share_around
 from raincast.schema import mock_grid
 
 RAIN = np.random.default_rng(0).gamma(0.4, 5.0, (2, 3, 1, 6, 8)).astype(np.float32)
@@ -166,3 +166,23 @@ def test_the_page_about_own_forecasters_runs(tiny_archive):
     assert forecast.sizes["lead_time"] == 6 and forecast.attrs["forecast_method"] == "fading"
     shown = forecast["rain_rate"].values
     np.testing.assert_allclose(shown[1], shown[0] * 0.9**0.5, rtol=1e-4)
+
+
+def test_probabilities_of_a_forecast_without_any_are_shares_of_its_neighbourhood() -> None:
+    """By brute force: a square of 1 km per minute, at least 3 pixels, of the observed pixels within the grid."""
+    rng = np.random.default_rng(1)
+    rates = rng.gamma(0.5, 4.0, (2, 3, 1, 17, 13)).astype(np.float32)
+    rates[0, :, 0, :4, :4] = np.nan
+    found = share_around(rates, [0.5, 5.0], [1.0, 5.0, 10.0], 2.0)
+    for lead, half in enumerate((1, 1, 2)):  # 10 min at 2 km: 5 pixels
+        for y, x in ((0, 0), (6, 5), (16, 12), (4, 4)):
+            around = rates[:, lead, 0, max(0, y - half) : y + half + 1, max(0, x - half) : x + half + 1]
+            for number, threshold in enumerate((0.5, 5.0)):
+                expected = (around >= threshold).sum(axis=(1, 2)) / np.maximum(
+                    np.isfinite(around).sum(axis=(1, 2)), 1
+                )
+                np.testing.assert_allclose(found[1, lead, number, y, x], expected[1], atol=1e-6)
+                if np.isfinite(around[0]).any():
+                    np.testing.assert_allclose(found[0, lead, number, y, x], expected[0], atol=1e-6)
+    assert (found[1] >= 0).all() and (found[1] <= 1).all()
+    assert ((found > 0) & (found < 1)).any(), "not the 0 and 1 of the rates themselves"

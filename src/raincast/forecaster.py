@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import uniform_filter
 
 from raincast import schema
 from raincast.schema import Grid
@@ -41,13 +42,15 @@ class Gives:
 
     `members`: an ensemble. `probabilities`: of reaching thresholds. `rules`: the rules by which it can turn its
     probabilities into rates (`Query.rule`). `whole_grid`: it needs the whole grid at once. The pipeline then cuts
-    no tiles, and the forecaster saves memory by itself (`Query.tile_shape`).
+    no tiles, and the forecaster saves memory by itself (`Query.tile_shape`). `times`: the only
+    init times that it has forecasts of; None: any.
     """
 
     members: bool = False
     probabilities: bool = False
     rules: tuple[str, ...] = ()
     whole_grid: bool = False
+    times: frozenset[np.datetime64] | None = None
 
 
 class ThresholdError(ValueError):
@@ -250,3 +253,22 @@ class Forecaster(Protocol):
 def exceeded(rates: Rain, thresholds: Sequence[float]) -> Rain:
     """(B, L, 1, H, W) mm/h → (B, L, K, H, W): 1 where the rate reaches the threshold, else 0."""
     return np.concatenate([(rates >= threshold).astype(np.float32) for threshold in thresholds], axis=2)
+
+
+def share_around(rates: Rain, thresholds: Sequence[float], lead_minutes: Sequence[float], pixel_km: float) -> Rain:
+    """(B, L, 1, H, W) mm/h → (B, L, K, H, W): probabilities of a forecast that has none, from its neighbourhood.
+
+    The share of observed pixels that reach the threshold, in a square whose side is 1 km per minute of lead time
+    and at least 3 pixels: the uncertainty of place grows with the lead time (Germann and Zawadzki 2004, J. Appl.
+    Meteor. 43, 74-89). Pixels beyond the edge do not count.
+    """
+    shares = np.empty((*rates.shape[:2], len(thresholds), *rates.shape[3:]), np.float32)
+    for lead, minutes in enumerate(lead_minutes):
+        side = 2 * max(1, round(minutes / pixel_km / 2)) + 1
+        window: dict[str, Any] = {"size": (1, side, side), "mode": "constant"}
+        observed = uniform_filter(np.isfinite(rates[:, lead, 0]).astype(np.float64), **window)
+        for number, threshold in enumerate(thresholds):
+            wet = uniform_filter((rates[:, lead, 0] >= threshold).astype(np.float64), **window)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                shares[:, lead, number] = np.clip(wet / observed, 0.0, 1.0)
+    return shares

@@ -22,7 +22,7 @@ from raincast.forecaster import (
     Prediction,
     Query,
     Rain,
-    exceeded,
+    share_around,
 )
 from raincast.forecasting import fit
 from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance, with_quality
@@ -60,6 +60,10 @@ class Products:
         return with_matched(forecast, past.newest()) if self.matched else forecast
 
 
+NEIGHBOURHOOD = "share of pixels around that reach the threshold, in a square of 1 km per minute of lead time"
+"""How probabilities are made of a forecast that has none: `share_around`."""
+
+
 class ForecastPipeline:
     """Turns frames into a forecast Dataset, by any forecaster.
 
@@ -91,6 +95,10 @@ class ForecastPipeline:
     ) -> None:
         if lead_steps is not None and lead_steps < 1:
             raise ValueError(f"lead_steps={lead_steps}: give a whole number from 1 up.")
+        if thresholds and not forecaster.gives.probabilities:
+            log.warning(
+                "%s gives no probabilities. Those of exceedance=… are the %s.", forecaster.name, NEIGHBOURHOOD
+            )
         self.forecaster = forecaster
         self.fallback = Fallback()
         self.trained = trained
@@ -209,7 +217,7 @@ class ForecastPipeline:
             assert prediction.probabilities is not None
             probabilities = _own(prediction.probabilities.astype(np.float32, copy=False), past.rain)[0]
             probabilities[:, :, never] = np.nan
-            comment = self.comment if made["forecast_method"] == NETWORK else None
+            comment = made.get("exceedance_method", self.comment if made["forecast_method"] == NETWORK else None)
             dataset = with_exceedance(dataset, probabilities, self.thresholds, comment=comment)
         return self.products.add_to(dataset, past)
 
@@ -240,8 +248,9 @@ class ForecastPipeline:
                 prediction.done[0],
             )  # fmt: skip
         if self.thresholds and prediction.probabilities is None:
-            reached = exceeded(prediction.rates, self.thresholds)
-            prediction = replace(prediction, probabilities=reached, thresholds=self.thresholds)
+            shares = share_around(prediction.rates, self.thresholds, query.lead_minutes, grid.pixel_km)
+            prediction = replace(prediction, probabilities=shares, thresholds=self.thresholds)
+            made["exceedance_method"] = NEIGHBOURHOOD
         return prediction, {"forecast_method": prediction.done[0] if prediction.done else self.name, **made}
 
     def _by_forecaster(self, query: Query) -> Prediction:
