@@ -18,11 +18,10 @@ class ForecastFiles:
     """Forecasts that lie in CF netCDF files: one file, or a folder with one file for each init_time.
 
     A file is as `forecast.py` writes it: a rain rate (lead_time, y, x), a scalar init_time (UTC), lead_time
-    as a duration, and a projection. Files may cover more than what is scored, in area, times and leads; less is
-    an error, as a forecast that was never made has no score. Missing pixels are no rain. Nothing is interpolated.
+    as a duration, and a projection. `gives.times` are their init times: other windows cannot be scored. Files may
+    cover more than what is scored, in area and leads; less is an error. Missing pixels are no rain. Nothing is
+    interpolated.
     """
-
-    gives = Gives()
 
     def __init__(self, path: str | Path | None, *, name: str = "file") -> None:
         """`name` is the party's, in tables; ValueError without a readable forecast in `path`."""
@@ -33,6 +32,7 @@ class ForecastFiles:
         self.name = name
         self.path = Path(path)
         self._files = _index(self.path)
+        self.gives = Gives(times=frozenset(self._files))
 
     def predict(self, query: Query) -> Prediction:
         """Rates at any lead times that the files have; ValueError without `times` and `grid`, or a forecast."""

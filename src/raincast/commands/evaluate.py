@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly
@@ -41,10 +42,12 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     if cfg.split not in SPLITS:
         raise ValueError(f"split={cfg.split}: choose one of {', '.join(SPLITS)}.")
     checkpoint = None if cfg.checkpoint is None else assembly.read_checkpoint(cfg.checkpoint)
-    forecasters: list[Forecaster] = assembly.baselines(cfg, list(cfg.baselines))
+    forecasters: list[Forecaster] = [] if cfg.list_windows else assembly.baselines(cfg, list(cfg.baselines))
     trained = _config_of_data(checkpoint, cfg)
     data = assembly.datamodule(trained, assembly.archive_path(trained))
     data.needed = (cfg.split, "val") if cfg.calibrate else (cfg.split,)
+    if cfg.list_windows:
+        return _list_windows(data, cfg.split, Path(cfg.list_windows))
     metrics = assembly.metrics(cfg, data)
     run_dir = Path(cfg.paths.run_dir)
     here: tuple[str, ...] = ()
@@ -56,6 +59,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
             checkpoint = calibrate(checkpoint, network, data, thresholds, split=cfg.split, run_dir=run_dir)
         forecasters.insert(0, network)
         here = (network.name,) if network.device.type == "cuda" else ()
+    keep_common(data, cfg.split, forecasters)
     work, cost = scoring.work_of(cfg, trained, checkpoint, data, metrics), Cost()
     scores = scoring.score(cfg, work, data, here=here, cost=cost).assign_attrs(cost.attrs())
     if checkpoint is not None:
@@ -77,6 +81,50 @@ def run(cfg: DictConfig) -> "xr.Dataset":
             data.archive.path,
         )
     return scores
+
+
+def keep_common(data: "RadarDataModule", split: str, forecasters: "list[Forecaster]") -> None:
+    """Score all forecasters on the windows that each of them has a forecast of; ValueError where there is none."""
+    wanted = {data.newest(place.start) for place in data.eval_places(split)}
+    common = wanted
+    for forecaster in forecasters:
+        if forecaster.gives.times is None:
+            continue
+        own = wanted & forecaster.gives.times
+        common = common & own
+        log.info(
+            "%s has forecasts for %d of the %d init times of split=%s; all are scored on the common ones.",
+            forecaster.name, len(own), len(wanted), split,
+        )  # fmt: skip
+    if wanted and not common:
+        first, last = min(wanted), max(wanted)
+        raise ValueError(
+            f"No init time of split={split} ({_minute(first)} to {_minute(last)} UTC) has a forecast of every "
+            "forecaster. list_windows=windows.csv writes the init times and areas that are wanted."
+        )
+    if len(common) < len(wanted):
+        data.common_times = frozenset(common)
+
+
+def _minute(time: np.datetime64) -> str:
+    return str(np.datetime_as_string(time, unit="m"))
+
+
+def _list_windows(data: "RadarDataModule", split: str, path: Path) -> "xr.Dataset":
+    """A CSV of what is to be forecast: init times (UTC), leads, and the area in pixels of the archive's grid."""
+    import pandas as pd
+    import xarray as xr
+
+    step, last = data.archive.step_minutes, data.lead_steps * data.archive.step_minutes
+    rows = [
+        (data.newest(p.start).astype("datetime64[s]"), step, last, p.y, p.y + p.height, p.x, p.x + p.width)
+        for p in data.eval_places(split)
+    ]
+    columns = ["init_time", "first_lead_minutes", "last_lead_minutes", "y0", "y1", "x0", "x1"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+    log.info("%d windows of split=%s of %s: %s", len(rows), split, data.archive.path, report.short(path))
+    return xr.Dataset()
 
 
 def _cost(scores: "xr.Dataset", seconds: float) -> str:

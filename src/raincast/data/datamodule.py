@@ -116,6 +116,7 @@ class RadarDataModule(L.LightningDataModule):
         self._resumed: dict[str, Any] = {}
         self.progress: Callable[[int, int], None] | None = None
         self.needed: Sequence[str] = SPLITS
+        self.common_times: frozenset[np.datetime64] | None = None
         """The splits of `archive` that must hold windows: to score on an archive of test days takes no others."""
 
     def _check_more(self) -> None:
@@ -194,13 +195,18 @@ class RadarDataModule(L.LightningDataModule):
                 f"from). Take data.batch_size={max(1, num_samples)} or less."
             )
 
+    def newest(self, start: int) -> np.datetime64:
+        """The time of the newest input frame of the window that begins in slot `start`, to the nanosecond."""
+        return np.datetime64(self.sources[0].newest(int(start)), "ns")
+
     def eval_places(self, split: str) -> list[Place]:
-        """The places of validation or test."""
+        """The places of validation or test; with `common_times` only windows whose newest input is among them."""
         height, width = self.archive.grid.shape
         crop_y, crop_x = self.eval_crop
         return [
             Place(int(start), y, x, crop_y, crop_x)
             for start in self.windows.starts[split][:: self.eval_stride]
+            if self.common_times is None or self.newest(start) in self.common_times
             for y in tile_positions(height, crop_y)
             for x in tile_positions(width, crop_x)
         ]
