@@ -273,3 +273,22 @@ def test_real_knmi(radar_dir: Path, tmp_path: Path) -> None:
     assert (report.num_written, archive.grid.shape) == (2, (765, 700))
     raw = KNMI().read(next(radar_dir.glob("knmi/20100826/*0005.h5")))
     np.testing.assert_array_equal(archive.read(1, 1), np.round(raw[schema.RAIN], 2))
+
+
+def test_zlib_writes_days_that_every_program_reads(files: list[Path], tmp_path: Path) -> None:
+    """rasterio's wheel and plain h5py have no zstd filter. Days of both encodings are one archive."""
+    import rasterio
+
+    ingest(files[:12], tmp_path / "out", KNMI())
+    ingest(files, tmp_path / "out", KNMI(), encoding="zlib")
+    first, second = sorted((tmp_path / "out").glob("*.nc"))
+    with h5py.File(first) as zstd, h5py.File(second) as zlib:
+        assert zstd[schema.RAIN].id.get_create_plist().get_filter(0)[0] == 32015
+        assert zlib[schema.RAIN].compression == "gzip" and zlib[schema.RAIN][:].shape[0] == 12
+    with rasterio.open(f"netcdf:{second}:{schema.RAIN}") as read:
+        assert read.read(1).any()
+    expected = np.concatenate([KNMI().read(path)[schema.RAIN].values for path in files])
+    np.testing.assert_array_equal(frames(tmp_path / "out"), expected)
+    for settings in ({"encoding": "lzma"}, {"encoding": "zlib", "format": "zarr"}):
+        with pytest.raises(ValueError, match=r"zstd or zlib pack netCDF, zstd alone Zarr"):
+            ingest(files, tmp_path / "other", KNMI(), **settings)

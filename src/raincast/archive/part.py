@@ -23,7 +23,8 @@ from raincast.system.files import flush
 
 BLOCK_IN_MEMORY = 2**27
 """Bytes. A larger block of frames (above 8 million pixels) waits in a file without a name instead."""
-PACKED: dict[str, Any] = {"compression": "zstd", "complevel": 3}  # netCDF4 shuffles for zlib alone
+ENCODINGS = ("zstd", "zlib")
+"""How chunks are packed: zstd is smaller and faster, zlib is what every HDF5 program reads."""
 TIME_CODES = {"units": TIME_UNITS, "calendar": "proleptic_gregorian"}
 COVERAGE_ATTRS: dict[str, Any] = {
     "standard_name": "status_flag",
@@ -37,11 +38,11 @@ COVERAGE_ATTRS: dict[str, Any] = {
 class PartWriter:
     """A part of an archive, whole or not at all.
 
-    Frames come in the order of time, by `add` and `copy`, and gather in blocks of 8, the length of a chunk:
-    more than one block is never held. `attrs` and `cell_methods` may be set until the end. Leaving the `with`
-    block writes the rest and puts the file at `path`, in place of what is there; an error, or no frame, leaves
-    `path` as it is. The same frames and attributes make the same bytes, whoever brought them. Of two writers of
-    one path the later wins, and the earlier ends in an OSError.
+    Frames come in the order of time, by `add` and `copy`, and gather in blocks of 8, the length of a chunk: more
+    than one block is never held. `attrs` and `cell_methods` may be set until the end. Leaving the `with` block
+    writes the rest and puts the file at `path`, in place of what is there; an error, or no frame, leaves `path` as
+    it is. `encoding` is one of `ENCODINGS`. The same frames and attributes make the same bytes, whoever brought
+    them. Of two writers of one path the later wins, and the earlier ends in an OSError.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class PartWriter:
         step_minutes: float,
         cell_methods: str = "time: point",
         attrs: dict[str, Any] | None = None,
+        encoding: str = "zstd",
     ) -> None:
         self.path = path
         self.grid = grid
         self.step_minutes = step_minutes
         self.cell_methods = cell_methods
         self.attrs = dict(attrs or {})
+        self._packed: dict[str, Any] = {"compression": encoding, "complevel": 3}  # netCDF4 shuffles for zlib alone
         self.times: list[np.datetime64] = []
         # by process: where two write the same part, neither writes into the other's file
         self._partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
@@ -166,7 +169,7 @@ class PartWriter:
             file.createDimension(name, size)
         chunks = (CHUNKS[0], min(CHUNKS[1], height), min(CHUNKS[2], width))
         self._rain = file.createVariable(
-            RAIN, "i2", (TIME, Y, X), chunksizes=chunks, fill_value=np.int16(MISSING_CODE), **PACKED
+            RAIN, "i2", (TIME, Y, X), chunksizes=chunks, fill_value=np.int16(MISSING_CODE), **self._packed
         )
         self._rain.set_auto_maskandscale(False)
         for name, (dims, values, attrs) in self.grid.to_coords().items():
@@ -206,7 +209,7 @@ class PartWriter:
     def _write_coverage(self) -> None:
         height, width = self.grid.shape
         chunks = (min(CHUNKS[1], height), min(CHUNKS[2], width))
-        coverage = self._file.createVariable(COVERAGE, "i1", (Y, X), chunksizes=chunks, **PACKED)
+        coverage = self._file.createVariable(COVERAGE, "i1", (Y, X), chunksizes=chunks, **self._packed)
         coverage.setncatts(COVERAGE_ATTRS)
         coverage[:] = self._observed.view(np.int8)
 

@@ -40,6 +40,7 @@ def run(cfg: DictConfig) -> None:
                 clutter_share=cfg.clutter_share,
                 **grid,
                 format=cfg.format,
+                encoding=cfg.encoding,
                 attrs=dict(cfg.attrs),
                 replace=cfg.replace,
                 max_off_step=cfg.max_off_step,

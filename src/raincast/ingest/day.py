@@ -45,6 +45,7 @@ class DayTask:
     changed: Offers
     raise_bad: bool
     replace: bool = False
+    encoding: str = "zstd"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,9 +79,10 @@ class _Frame:
 def write_day(task: DayTask, tick: Tick) -> DayResult:
     """Write the day's part anew if any of the offered frames is new and good; ticks once a time offered."""
     old = Archive.open(task.part) if task.part.exists() else None
+    writer = writer_of(task.part)
     with (
         naming_disk(task.part.parent),
-        writer_of(task.part)(task.part, task.grid, step_minutes=task.step_minutes) as part,
+        writer(task.part, task.grid, step_minutes=task.step_minutes, encoding=task.encoding) as part,
     ):
         return _Day(task, tick, old, part).write()
 

@@ -6,22 +6,31 @@ from pathlib import Path
 import numpy as np
 
 from raincast.archive import Archive, PartWriter, ZarrPartWriter
+from raincast.archive.part import ENCODINGS
 
 SUFFIXES = {"netcdf": ".nc", "zarr": ".zarr"}
 
 
 @dataclass(frozen=True)
 class PartLayout:
-    """The folder `archive` with a file or store `YYYY-MM-DD.SUFFIX` a day, `format` netcdf or zarr."""
+    """The folder `archive` with a file or store `YYYY-MM-DD.SUFFIX` a day, `format` netcdf or zarr.
+
+    `encoding` is how new netCDF files are packed, zstd or zlib.
+    """
 
     archive: Path
     format: str = "netcdf"
+    encoding: str = "zstd"
 
     def __post_init__(self) -> None:
         """ValueError where the archive is not a folder of parts of this format, or not to be."""
         archive = self.archive
         if self.format not in SUFFIXES:
             raise ValueError(f"format={self.format} is none of {', '.join(SUFFIXES)}.")
+        if self.encoding not in ENCODINGS or (self.format == "zarr" and self.encoding != ENCODINGS[0]):
+            raise ValueError(
+                f"encoding={self.encoding} with format={self.format}: zstd or zlib pack netCDF, zstd alone Zarr."
+            )
         if archive.is_file() or archive.suffix in SUFFIXES.values():
             raise ValueError(f"archive={archive} must be a folder: ingest writes a file a day into it.")
         for name, suffix in SUFFIXES.items():

@@ -51,6 +51,7 @@ def ingest(
     spacing: float | None = None,
     bounds: tuple[float, float, float, float] | None = None,
     format: Literal["netcdf", "zarr"] = "netcdf",
+    encoding: Literal["zstd", "zlib"] = "zstd",
     attrs: Mapping[str, Any] | None = None,
     replace: bool = False,
     max_off_step: float = 0.01,
@@ -67,10 +68,10 @@ def ingest(
     the first in the order of `files`, by name within a pattern. Files that changed since their frames were
     ingested are compared with the archive; `replace` takes those that differ. `max_off_step` is the share of
     frames that may be left out for being off the step.
-    `max_rate` and `min_rate` are in mm/h, see `Quality`; `clutter_maps` and
-    `clutter_share` say which pixels never count, see `Clutter`; `crop` to `bounds` choose the grid, see `Region`;
-    `attrs` are attributes of all parts, instead of the source's; `workers` processes write a day each, see `Pool`,
-    or as many of the dask cluster at `scheduler`, see `Cluster`.
+    `max_rate` and `min_rate` are in mm/h, see `Quality`; `clutter_maps` and `clutter_share` say which pixels never
+    count, see `Clutter`; `crop` to `bounds` choose the grid, see `Region`; `encoding` packs netCDF; `attrs` are
+    attributes of all parts, instead of the source's; `workers` processes write a day each, see `Pool`, or as many
+    of the dask cluster at `scheduler`, see `Cluster`.
     `progress` is called with the frames done and to do, `scan_progress` with the files. ValueError, with the
     archive untouched, for other settings, grid or step than the archive's, where the step is unclear or more
     frames are off it, where another process writes it, and where no frame at all can be used.
@@ -85,7 +86,7 @@ def ingest(
     region = Region(crop, coarsen, reproject, spacing, bounds)
     archive, raise_bad = place_of(Path(archive)), on_bad_file == "raise"
     pool = Cluster(scheduler, archive, workers) if scheduler else Pool(workers)
-    layout = PartLayout(archive, format)
+    layout = PartLayout(archive, format, encoding)
     attrs = check_attrs(attrs or {})
     settings = describe(reader, quality, region, attrs)
     paths = [place_of(path) for path in find_files(files)]
@@ -297,6 +298,7 @@ class _Job:
             changed=Offers(changed.times, local[len(offers) :], changed.indices),
             raise_bad=self.raise_bad,
             replace=self.replace,
+            encoding=self.layout.encoding,
         )
 
     def _report(
