@@ -70,7 +70,8 @@ class Trained:
             theirs, ours = (" × ".join(f"{n:g}" for n in size) for size in (spacing, self.grid_spacing))
             if not (other_grid or self.physical):
                 raise ValueError(
-                    f"The network was trained on pixels of {ours} (y × x), the input has {theirs}. Allow it with "
+                    f"The network was trained on pixels of {ours} (y × x) in units of the projection (metres, or "
+                    f"degrees), the input has {theirs}. Allow it with "
                     "other_grid=true, or bring the input to that grid (python ingest.py … grid.coarsen=N or "
                     "grid.reproject=…)."
                 )

@@ -119,8 +119,9 @@ def _grid(grid: Grid) -> Iterator[tuple[str, str]]:
     height, width = grid.shape
     pixel = (view.top - view.bottom) / height, (view.right - view.left) / width
     yield "pixels (y × x)", f"{height} × {width} of {pixel[0]:g} × {pixel[1]:g} {unit}"
-    yield "y, first to last", f"{grid.y[0]:g} to {grid.y[-1]:g}"
-    yield "x, first to last", f"{grid.x[0]:g} to {grid.x[-1]:g}"
+    axis_unit = "°" if view.geographic else "m"
+    yield "y, first to last", f"{grid.y[0]:g} to {grid.y[-1]:g} {axis_unit}"
+    yield "x, first to last", f"{grid.x[0]:g} to {grid.x[-1]:g} {axis_unit}"
     lon, lat = view.lonlat(2, 2)
     names = (("north-west", "north-east"), ("south-west", "south-east"))
     for (row, column), name in np.ndenumerate(np.array(names)):

@@ -1,7 +1,7 @@
 """What a terminal shows while something runs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +25,13 @@ class _Rate(ProgressColumn):
         return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
+def fitting(texts: Sequence[str], width: int) -> str:
+    """The first text that has room, else the beginning of the last: a line on a terminal stays whole."""
+    last = texts[-1]
+    short = last if len(last) <= width else f"{last[: max(0, width - 1)]}…"
+    return next((text for text in texts if len(text) <= width), short)
+
+
 class Bar:
     """A progress bar on the terminal that appears with the first step and goes when done."""
 
@@ -40,16 +47,18 @@ class Bar:
     def update(self, done: int, total: int) -> None:
         """`done` of `total`."""
         if self._progress is None:
+            console = Console(stderr=True)
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=12),
                 MofNCompleteColumn(),
                 _Rate(),
                 TimeRemainingColumn(),
             )
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress = Progress(*columns, console=console, transient=True)
             self._progress.start()
-            self._task = self._progress.add_task(self.label, total=total)
+            label = fitting([self.label], console.width - 12 - 2 * len(str(total)) - 22)
+            self._task = self._progress.add_task(label, total=total)
         assert self._task is not None
         self._progress.update(self._task, completed=done, total=total)
         if done >= total:

@@ -9,9 +9,22 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from raincast.system.progress import fitting
 
 log = logging.getLogger(__name__)
+
+
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(bar_width=8),
+    TextColumn("{task.percentage:>3.0f}%"),
+    TimeRemainingColumn(),
+    TextColumn("left"),
+)
+BESIDE = 8 + 4 + 7 + 4 + 4
+"""Characters beside the description: bar, percentage, time left, its word, spaces."""
 
 
 class RunProgress(ProgressBar):
@@ -43,16 +56,7 @@ class RunProgress(ProgressBar):
         self._began = time.monotonic()
         if not self._enabled:
             return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+        self._bar = Progress(*COLUMNS, console=Console(stderr=True), transient=True)
         self._bar.start()
         total = trainer.estimated_stepping_batches
         self._task = self._bar.add_task("training", total=total, completed=trainer.global_step)
@@ -65,13 +69,18 @@ class RunProgress(ProgressBar):
         self._bar.update(self._task, completed=trainer.global_step, description=self._describe(trainer))
 
     def _describe(self, trainer: L.Trainer) -> str:
+        """Epoch, loss and goal, as far as the terminal has room beside the bar."""
+        assert self._bar is not None
+        begin = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self._loss:.4f}"
         goal = trainer.callback_metrics.get(self.goal)
-        shown = "" if goal is None else f"  {self.goal} {float(goal):.3f}{self._best(trainer)}"
-        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self._loss:.4f}{shown}"
-
-    def _best(self, trainer: L.Trainer) -> str:
-        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
-        return "" if best is None else f" (best {float(best):.3f})"
+        texts = [begin]
+        if goal is not None:
+            with_goal = f"{begin}  {self.goal.removeprefix('val/')} {float(goal):.3f}"
+            best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+            texts = (
+                [with_goal, begin] if best is None else [f"{with_goal} (best {float(best):.3f})", with_goal, begin]
+            )
+        return fitting(texts, self._bar.console.width - BESIDE)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """One line for the log; validation of this epoch is over by now."""
