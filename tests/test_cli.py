@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from asking import rates_of
+from hydra.core.global_hydra import GlobalHydra
 from running import TINY, compose_config, run_script
 
 from raincast.cli import run_folder
@@ -51,6 +52,40 @@ def test_an_unknown_command_is_answered() -> None:
                            capture_output=True, text=True)  # fmt: skip
     assert found.returncode == 2
     assert "train,evaluate,forecast,ingest" in found.stderr
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import raincast
+    from raincast.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["raincast", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    monkeypatch.setattr(sys, "argv", ["raincast", "train", "--version"])
+    main()
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"raincast {raincast.__version__}\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("raincast tr", ["train", "evaluate", "forecast"]),
+        ("raincast train optimizer.warmup", ["optimizer.warmup_fraction="]),
+        ("raincast train model=convlstm_a", ["model=convlstm_advection"]),
+        ("python train.py optimizer.warmup", ["optimizer.warmup_fraction="]),
+    ],
+)
+def test_a_shell_completes_keys_and_choices(
+    line: str, offered: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raincast import cli
+
+    GlobalHydra.instance().clear()
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setattr(sys, "argv", [line.split()[0].replace("python", "train.py"), "-sc", "query=bash"])
+    (cli.train if line.startswith("python") else cli.main)()
+    assert set(offered) <= set(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -11,6 +11,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from running import REPO, compose_config
 
+from raincast.assembly.typed import check
+
 CONF = REPO / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 CHOICES = [
@@ -57,6 +59,7 @@ def check_signatures(config: Any) -> int:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             unknown = set(node) - HYDRA_KEYS - set(parameters)
             assert not unknown, f"{where}: {node['_target_']} takes no {unknown}"
+    check(config)
     return len(found)
 
 

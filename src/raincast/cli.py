@@ -5,7 +5,6 @@
 Only Hydra is imported here; what a command needs is imported once its config stands.
 """
 
-import difflib
 import hashlib
 import logging
 import math
@@ -22,7 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from raincast.commands import jobs
+from raincast import __version__
+from raincast.commands import help, jobs, overrides
 from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
 from raincast.system.faults import reason_of
 
@@ -61,11 +61,17 @@ def export() -> None:
 
 def main() -> None:
     """`raincast COMMAND [key=value …]`."""
+    if sys.argv[1:2] == ["-sc"]:
+        _complete()
+        return
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         asked = sys.argv[1] if len(sys.argv) > 1 else None
         usage = f"usage: raincast {{{','.join(COMMANDS)}}} [key=value …]\n"
+        if asked in ("--version", "-V"):
+            sys.stdout.write(f"raincast {__version__}\n")
+            raise SystemExit(0)
         if asked in ("-h", "--help"):
-            sys.stdout.write(usage)
+            sys.stdout.write(f"{usage}       raincast COMMAND --help    lists the keys of a command\n")
             raise SystemExit(0)
         sys.stderr.write(f"{usage}unknown command: {asked}\n" if asked else usage)
         raise SystemExit(2)
@@ -74,7 +80,18 @@ def main() -> None:
     _run(command)
 
 
-def run_folder(name: str | None, resume: str | None, overrides: Sequence[str], now: str) -> str:
+def _complete() -> None:
+    """Shell completion, which Hydra knows of one command alone: here the first word is the command."""
+    words = os.environ.get("COMP_LINE", "").split(maxsplit=2)
+    asked = words[1] if len(words) > 1 else ""
+    if "query" in sys.argv[2] and asked not in COMMANDS:
+        sys.stdout.write(" ".join(COMMANDS) + "\n")
+        return
+    os.environ["COMP_LINE"] = " ".join(["raincast", *words[2:]]) if len(words) > 2 else "raincast "
+    _run(asked or COMMANDS[0])
+
+
+def run_folder(name: str | None, resume: str | None, given: Sequence[str], now: str) -> str:
     """The folder of a training run: its name, what its command gives, or the time.
 
     With `resume` the same overrides, in any order, give the same folder.
@@ -83,7 +100,7 @@ def run_folder(name: str | None, resume: str | None, overrides: Sequence[str], n
         return str(name)
     if resume is None:
         return now
-    return f"auto-{hashlib.sha256(chr(10).join(sorted(overrides)).encode()).hexdigest()[:10]}"
+    return f"auto-{hashlib.sha256(chr(10).join(sorted(given)).encode()).hexdigest()[:10]}"
 
 
 def _run(command: str) -> None:
@@ -93,19 +110,25 @@ def _run(command: str) -> None:
     def task(cfg: DictConfig) -> Any:
         nonlocal started
         started = True
-        return _guarded(_command(command), cfg)
+        return _guarded(command, cfg)
 
+    if "--version" in sys.argv[1:]:
+        sys.stdout.write(f"raincast {__version__}\n")
+        return
+    sys.argv[1:] = overrides.quoted(sys.argv[1:])
     if command == "train":
         sys.argv += _shared_run_dir(sys.argv[1:], os.environ)
     app = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name=command)(task)
     try:
         try:
-            app()
+            if not _helped(command):
+                app()
         finally:
             sys.stdout.flush()
     except SystemExit as stop:
-        if stop.code and not started:
-            _suggest_keys(command, sys.argv[1:])
+        if stop.code == 1 and not started:
+            for line in overrides.suggestions(command, sys.argv[1:], conf_dir(), HYDRA_VERSION_BASE):
+                sys.stderr.write(f"{line}\n")
         raise
     except BrokenPipeError:
         if started:
@@ -114,7 +137,26 @@ def _run(command: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _shared_run_dir(overrides: list[str], environment: Mapping[str, str]) -> list[str]:
+def _helped(command: str) -> bool:
+    """Write the help if it is asked for; Hydra says what is wrong with the other arguments."""
+    if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        return False
+    what = {"summary": "Print what a network costs: parameters, FLOPs, memory."}
+    try:
+        text = help.help_text(
+            command,
+            what.get(command) or str(globals()[command].__doc__),
+            sys.argv[1:],
+            conf_dir(),
+            HYDRA_VERSION_BASE,
+        )
+    except HydraException:
+        return False
+    sys.stdout.write(text)
+    return True
+
+
+def _shared_run_dir(given_overrides: list[str], environment: Mapping[str, str]) -> list[str]:
     """Overrides that give the processes of torchrun or srun, which do not know of each other, one run folder.
 
     Under SLURM it is named by the job, so that a job that is queued again finds it.
@@ -125,7 +167,7 @@ def _shared_run_dir(overrides: list[str], environment: Mapping[str, str]) -> lis
         rank, name = int(environment["SLURM_PROCID"]), _slurm_name
     else:
         return []
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    given = {override.lstrip("+").partition("=")[0] for override in given_overrides}
     shared = []
     if not given & {"hydra.run.dir", "hydra.sweep.dir"}:
         where = name(environment)
@@ -163,12 +205,13 @@ def _command(name: str) -> Callable[[DictConfig], Any]:
     return run
 
 
-def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+def _guarded(command: str, cfg: DictConfig) -> Any:
     """Run a command; a user's error is one message, and leaves no empty run folder behind."""
     several = jobs.one_of_several()
     try:
         _check_missing(cfg)
-        result = run(cfg)
+        _check_types(command, cfg)
+        result = _command(command)(cfg)
         if several:
             jobs.note(result)
         return result
@@ -184,16 +227,16 @@ def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             raised, (*USER_ERRORS, InstantiationException)
         )
         machine = None if known else reason_of(error or raised)
-        known = known or machine is not None
+        known = known or machine is not None or getattr(error, "errno", None) in jobs.SYSTEM_ERRORS
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (known or several):
             raise
         if several:  # the other jobs go on
-            log.error("Error: %s", error, exc_info=None if known else raised)
-            jobs.note(error=(str(error).splitlines() or [type(error).__name__])[0])
+            log.error("Error: %s", jobs.said(error), exc_info=None if known else raised)
+            jobs.note(error=(jobs.said(error).splitlines() or [type(error).__name__])[0])
             return math.nan
         if not any(int(os.environ.get(rank, "0")) for rank in RANKS):  # the others share the folder of the first
             _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-        sys.stderr.write(f"Error: {machine or error}\n")
+        sys.stderr.write(f"Error: {machine or jobs.said(error)}\n")
         raise SystemExit(1) from error
 
 
@@ -205,6 +248,16 @@ def _check_missing(cfg: DictConfig) -> None:
         )
 
 
+def _check_types(command: str, cfg: DictConfig) -> None:
+    from raincast.assembly.typed import check
+
+    # what a command does not use need not be imported
+    unused = {"summary": ("data", "logger", "callbacks"), "ingest": () if cfg.get("audit") else ("data",)}
+    files = [path for path in (conf_dir() / f"{command}.yaml", conf_dir() / "local.yaml") if path.is_file()]
+    known = [key for path in files for key in overrides.flat_keys(OmegaConf.to_container(OmegaConf.load(path)))]
+    check(cfg, skip=unused.get(command, ()), known=known, choices=HydraConfig.get().runtime.choices)
+
+
 def _remove_if_empty(run_dir: Path) -> None:
     """Remove a run folder that holds nothing but Hydra's own notes; never the folder one works in."""
     if run_dir.resolve() == Path.cwd():
@@ -214,31 +267,3 @@ def _remove_if_empty(run_dir: Path) -> None:
         for parent in list(run_dir.parents)[:3]:
             if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
-
-
-def _suggest_keys(command: str, overrides: list[str]) -> None:
-    """After Hydra refused an override: the keys that look like it."""
-    from hydra import compose, initialize_config_dir
-
-    chosen = [override for override in overrides if override.startswith(("sweep=", "launcher="))]
-    with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        try:
-            cfg = compose(command, chosen)
-        except HydraException:
-            return  # Hydra has named the choices there are
-    known = _flat_keys(OmegaConf.to_container(cfg, resolve=False))
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if "=" in override and key not in (*known, "sweep", "launcher"):
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-            if near:
-                sys.stderr.write(f"There is no key {key}. Did you mean {' or '.join(near)}?\n")
-
-
-def _flat_keys(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return []
-    keys: list[str] = []
-    for key, value in node.items():
-        keys += [f"{prefix}{key}", *_flat_keys(value, f"{prefix}{key}.")]
-    return keys

@@ -1,18 +1,28 @@
 """`ingest.py`, `evaluate.py` and `forecast.py` on small files, checked by outside programs."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from running import TINY, compose_config, run_script
 
 from raincast import schema
 from raincast.archive import Archive
+from raincast.baselines import ForecastFiles, Persistence
+from raincast.commands.evaluate import keep_common
 from raincast.commands.evaluate import run as evaluate
 from raincast.commands.forecast import run as forecast
 from raincast.commands.ingest import run as ingest
 from raincast.commands.train import train
+from raincast.data.datamodule import RadarDataModule
+from raincast.data.windows import BlockSplit
+from raincast.forecasting import Outputs
+from raincast.forecasting.files.dataset import forecast_dataset
+from raincast.forecasting.files.netcdf import write_forecast
 
 
 def foreign_file(path: Path, num_times: int = 12) -> Path:
@@ -82,6 +92,45 @@ def test_evaluate_refuses_what_it_does_not_know(
         evaluate(compose_config("evaluate", tmp_path, f"checkpoint={tiny_run}/checkpoints/best.ckpt", override))
 
 
+def test_all_are_scored_on_the_windows_that_a_party_s_files_have(
+    tiny_archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """evaluate.py lists what is wanted; of the forecasts of every second init time it scores those windows."""
+    few = [
+        "checkpoint=null",
+        f"data.archive={tiny_archive}",
+        "data.eval_stride=4",
+        f"list_windows={tmp_path}/wanted.csv",
+    ]
+    evaluate(compose_config("evaluate", tmp_path, *few, "baselines=[file]"))
+    wanted = pd.read_csv(tmp_path / "wanted.csv", parse_dates=["init_time"])
+    assert list(wanted.columns) == ["init_time", "first_lead_minutes", "last_lead_minutes", "y0", "y1", "x0", "x1"]
+    assert len(wanted) > 2 and set(wanted["last_lead_minutes"]) == {60.0} and set(wanted["y1"]) == {32}
+    archive = Archive.open(tiny_archive)
+    for number, time in enumerate(wanted["init_time"].values[::2]):
+        made = forecast_dataset(
+            np.ones((12, 32, 32), np.float32), init_time=time, step_minutes=5, grid=archive.grid,
+            cell_methods="time: point", attrs={},
+        )  # fmt: skip
+        write_forecast(made, tmp_path / "theirs" / f"{number}.nc")
+    data = RadarDataModule(
+        tiny_archive, split=BlockSplit(), input_steps=6, lead_steps=12, eval_stride=4, num_workers=0
+    )
+    theirs = ForecastFiles(tmp_path / "theirs")
+    with caplog.at_level("INFO"):
+        keep_common(data, "test", [Persistence(), theirs])
+    kept = [data.newest(place.start) for place in data.eval_places("test")]
+    assert kept == list(wanted["init_time"].values[::2].astype("datetime64[ns]"))
+    assert f"file has forecasts for {len(kept)} of the {len(wanted)} init times of split=test" in caplog.text
+    shutil.rmtree(tmp_path / "theirs")
+    write_forecast(
+        made.assign_coords(init_time=made["init_time"] + np.timedelta64(1, "m")), tmp_path / "theirs" / "a.nc"
+    )
+    data.common_times = None
+    with pytest.raises(ValueError, match=r"No init time of split=test .* has a forecast of every forecaster"):
+        keep_common(data, "test", [ForecastFiles(tmp_path / "theirs")])
+
+
 def test_forecast_of_an_archive_is_where_it_belongs(tiny_run: Path, tiny_archive: Path, tmp_path: Path) -> None:
     import rasterio
     from pyproj import CRS, Transformer
@@ -143,12 +192,45 @@ def test_a_forecast_of_rates_has_probabilities_if_asked(
     with xr.open_dataset(forecast(compose_config("forecast", tmp_path / "a", *common))) as file:
         assert "rain_rate_exceedance" not in file
     with xr.open_dataset(forecast(compose_config("forecast", tmp_path / "b", *common, "exceedance=[1]"))) as file:
-        reached = (file["rain_rate"] >= 1).where(file["rain_rate"].notnull())
-        # rates are rounded to 0.01 mm/h in the file
-        unclear = abs(file["rain_rate"] - 1) < 0.0051
-        assert (reached == file["rain_rate_exceedance"][:, 0]).where(reached.notnull() & ~unclear, True).all()
+        chance = file["rain_rate_exceedance"][:, 0]
+        wet = ((file["rain_rate"] >= 1) & file["rain_rate"].notnull()).values
+        # shares of pixels around, not 0 and 1: the file says so
+        assert "share of pixels around" in chance.attrs["comment"] == file.attrs["exceedance_method"]
+        assert wet.any() and ((chance > 0) & (chance < 1)).any()
+        assert (chance.values[wet] > 0).all() and (chance.notnull() == file["rain_rate"].notnull()).all()
     with pytest.raises(ValueError, match=r"thresholds=\[5\.0, 1\.0\] must be .* increasing"):
         forecast(compose_config("forecast", tmp_path / "c", *common, "exceedance=[5,1]"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"formats": ["netcdf", "geotiff"]}, "geotiff needs the package rasterio"),
+        ({"time_zone": "Mars/Base"}, "Mars/Base"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_forecast(
+    settings: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(ValueError, match=message):
+        Outputs(**settings)
+
+
+def test_the_next_command_names_the_variable_that_is_there(
+    tiny_run: Path, tiny_archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    common = [
+        f"checkpoint={tiny_run}/checkpoints/last.ckpt",
+        f"input={tiny_archive}",
+        "animation=false",
+        "device=cpu",
+    ]
+    with caplog.at_level("INFO"):
+        written = forecast(compose_config("forecast", tmp_path, *common, "for_pysteps=true"))
+    variable = caplog.text.rpartition("gdalinfo NETCDF:")[2].split()[0].rpartition(":")[2]
+    with xr.open_dataset(written) as file:
+        assert variable in file.data_vars
 
 
 def test_forecast_of_radar_files_equals_that_of_their_archive(tiny_run: Path, tmp_path: Path) -> None:

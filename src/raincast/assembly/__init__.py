@@ -27,6 +27,7 @@ from raincast.assembly.parts import (
 )
 from raincast.assembly.run import (
     callbacks,
+    check_machine,
     config_text,
     is_sharded,
     last_checkpoint,
@@ -62,6 +63,7 @@ __all__ = [
     "check_baselines",
     "check_crop",
     "check_data",
+    "check_machine",
     "config_text",
     "construct",
     "datamodule",

@@ -1,5 +1,6 @@
 """Config → a training run: what Lightning trains with, and what its checkpoints say of themselves."""
 
+import importlib.util
 import logging
 import netrc
 import os
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from raincast.training.skill import Scores
 
 log = logging.getLogger(__name__)
+
+NO_TENSORBOARD = (
+    'logger=tensorboard needs the package tensorboard: pip install -e ".[tensorboard]", or take logger=csv or '
+    "logger=wandb."
+)
 
 
 def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
@@ -82,18 +88,38 @@ def is_sharded(cfg: DictConfig) -> bool:
     return sharded
 
 
+def check_machine(cfg: DictConfig) -> None:
+    """ValueError where the run names an accelerator or a logger that this machine does not have."""
+    if "tensorboard" in cfg.logger and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(NO_TENSORBOARD)
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    wanted = cfg.trainer.accelerator
+    known = AcceleratorRegistry.available_accelerators()
+    here = [name for name in known if AcceleratorRegistry[name]["accelerator"].is_available()]
+    if wanted not in ("auto", *here) and not (wanted == "gpu" and {"cuda", "mps"}.intersection(here)):
+        raise ValueError(f"trainer.accelerator={wanted}: this machine has {', '.join(here)}. Take one, or auto.")
+
+
 def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callback]") -> "L.Trainer":
     """The Trainer of `cfg.trainer`."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
     from raincast.training.durable.checkpoint_io import DurableCheckpointIO
 
     # partial, or Hydra would look for configs in the loggers and callbacks
     prepared = make(cfg.trainer, _partial_=True)
-    built: L.Trainer = prepared(
-        logger=loggers,
-        callbacks=callbacks,
-        default_root_dir=cfg.paths.run_dir,
-        plugins=[*prepared.keywords.get("plugins", []), DurableCheckpointIO()],
-    )
+    try:
+        built: L.Trainer = prepared(
+            logger=loggers,
+            callbacks=callbacks,
+            default_root_dir=cfg.paths.run_dir,
+            plugins=[*prepared.keywords.get("plugins", []), DurableCheckpointIO()],
+        )
+    except MisconfigurationException as error:
+        hardware = ("accelerator", "devices", "strategy", "precision")
+        given = ", ".join(f"trainer.{key}={cfg.trainer.get(key)}" for key in hardware)
+        raise ValueError(f"Lightning cannot train with {given}: {error}") from error
     # With max_steps Lightning takes an epoch that a checkpoint ends for one that was broken off: the epoch after a
     # resume would train nothing.
     built.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
@@ -127,15 +153,7 @@ def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Log
     for name, node in cfg.logger.items():
         if name == "wandb":
             node = _wandb_node(node, resumed.get("wandb"))
-        try:
-            built.append(make(node))
-        except Exception as error:
-            if name == "tensorboard" and "tensorboard" in str(error).lower():
-                raise ValueError(
-                    'logger=tensorboard needs the package tensorboard: pip install -e ".[tensorboard]", or '
-                    "take logger=csv or logger=wandb."
-                ) from error
-            raise
+        built.append(make(node))
     return built
 
 

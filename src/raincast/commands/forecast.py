@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly, schema
 from raincast.commands import demo, report
+from raincast.forecasting.files.netcdf import PYSTEPS_RAIN
 
 if TYPE_CHECKING:
     from raincast.forecasting import ForecastPipeline, HindcastOutcome, HindcastWork, Series
@@ -39,7 +40,7 @@ def run(cfg: DictConfig) -> Path:
         cfg = demo.with_input(cfg)
     from raincast.forecasting import forecast_one, init_times
 
-    pipeline, outputs = assembly.pipeline_of(cfg), assembly.outputs(cfg)
+    outputs, pipeline = assembly.outputs(cfg), assembly.pipeline_of(cfg)
     series = _series(cfg)
     due = init_times(str(cfg.init_time), series.times, series.step_minutes, cfg.every)
     if due.size > 1 or "/" in str(cfg.init_time):
@@ -49,7 +50,7 @@ def run(cfg: DictConfig) -> Path:
     )
     for kind, path in written.items():
         log.info("%-10s %s", kind, report.short(path))
-    _tell(forecast, written["forecast"])
+    _tell(forecast, written["forecast"], PYSTEPS_RAIN if cfg.for_pysteps else schema.RAIN)
     if in_the_box:
         demo.compare(forecast, Path(cfg.folder) / "observed.png")
     return written["forecast"]
@@ -119,7 +120,9 @@ def _tell_of_many(outcome: "HindcastOutcome", folder: Path, num_due: int) -> Non
         first = next(iter(outcome.without.values()))
         log.warning("None from %d init times, which have no input. Of the first: %s", len(outcome.without), first)
     for init_time, error in list(outcome.failed.items())[:MOST_NAMED]:
-        log.error("failed     %s: %s: %s", np.datetime_as_string(init_time, unit="m"), type(error).__name__, error)
+        log.error(
+            "failed     %s UTC: %s: %s", np.datetime_as_string(init_time, unit="m"), type(error).__name__, error
+        )
     if outcome.failed:
         log.error("%d init times failed. The same command tries them again.", len(outcome.failed))
 
@@ -140,15 +143,15 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _tell(forecast: xr.Dataset, path: Path) -> None:
+def _tell(forecast: xr.Dataset, path: Path, variable: str) -> None:
     step = float(forecast.attrs[schema.STEP_MINUTES])
     log.info(
-        "\n%s + %g to %g min (%s), up to %.1f mm/h. Look at it:\n  gdalinfo NETCDF:%s:%s",
+        "\n%s UTC + %g to %g min (%s), up to %.1f mm/h. Look at it:\n  gdalinfo NETCDF:%s:%s",
         forecast[schema.INIT_TIME].values.astype("datetime64[m]"),
         step,
         step * forecast.sizes[schema.LEAD_TIME],
         forecast.attrs["forecast_method"],
         float(np.nan_to_num(forecast[schema.RAIN].values).max()),
         report.short(path),
-        schema.RAIN,
+        variable,
     )

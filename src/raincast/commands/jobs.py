@@ -1,7 +1,11 @@
-"""Several runs by one command (`-m`): what became of each, and a table of them at the end."""
+"""The folder of a run; of several runs by one command (`-m`) what became of each, and a table at the end."""
 
+import errno
 import json
 import logging
+import os
+import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 log = logging.getLogger(__name__)
 
 OUTCOME = "job.json"
+CHECKOUT = (Path(__file__).resolve().parents[3] / "train.py").is_file()
+"""Whether raincast runs from its repository, where each command has a script."""
+SYSTEM_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR,
+)  # fmt: skip
+"""Errors of files that a person can do something about: no room, no permission, no such name."""
 
 
 def one_of_several() -> bool:
@@ -40,8 +51,13 @@ class JobTable(Callback):
     It reads what the jobs noted in their folders, so it holds for jobs of any launcher.
     """
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Make the run's folder, which Hydra would end in a traceback where it cannot."""
+        _make(config, "run")
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Outcomes that are older belong to another command."""
+        """The same; outcomes that are older belong to another command."""
+        _make(config, "sweep")
         self._began = time.time()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -61,6 +77,38 @@ class JobTable(Callback):
         if failed := sum(job["error"] is not None for job in jobs):
             log.error("%d of %d jobs failed.", failed, len(jobs))
             raise SystemExit(1)
+
+
+def said(error: BaseException | None) -> str:
+    """An error as one message: of one about a file, what is wrong and which file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {os.fsdecode(error.filename)}"
+    return as_typed(str(error))
+
+
+def as_typed(text: str) -> str:
+    """Commands in a message as this user types them: `raincast train` where there is no train.py."""
+    if CHECKOUT and not sys.argv[0].startswith("raincast "):
+        return text
+    return re.sub(r"\bpython (train|evaluate|forecast|ingest|export)\.py\b", r"raincast \1", text)
+
+
+class Formatter(logging.Formatter):
+    """A formatter of log records that names commands as this user types them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message."""
+        return as_typed(super().format(record))
+
+
+def _make(config: DictConfig, mode: str) -> None:
+    HydraConfig.instance().set_config(config)  # the folder's name may refer to it; Hydra sets it later
+    try:
+        Path(config.hydra[mode].dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(
+            f"Error: {said(error)}. Files of a run go there: choose another folder with paths.output_dir=…"
+        ) from error
 
 
 def _table(jobs: list[dict[str, Any]], goal: str | None) -> str:

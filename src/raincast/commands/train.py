@@ -57,6 +57,7 @@ def _train(cfg: DictConfig) -> TrainResult:
     from raincast.training.callbacks.record import RunRecord
 
     run_log.silence_libraries()
+    assembly.check_machine(cfg)
     resumed_from = resuming.find(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
@@ -119,7 +120,7 @@ def _read_data(data: "RadarDataModule") -> None:
         data.setup("fit")
         data.progress = None
     archive = data.archive
-    log.info("Archive %s: %d frames of %d×%d", archive.path, archive.num_times, *archive.grid.shape)
+    log.info("Archive %s: %d frames of %d×%d pixels", archive.path, archive.num_times, *archive.grid.shape)
     log.info("%s", data.windows.describe())
     for source, windows in zip(data.sources[1:], data.more_windows, strict=True):
         log.info("and to train on, of %s: %d windows", source.archive.path, windows.starts["train"].size)

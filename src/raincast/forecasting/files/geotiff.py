@@ -17,7 +17,7 @@ def write_geotiffs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
     float32 mm/h with NaN for missing, north up. Each file is written atomically. ValueError if rasterio is not
     installed.
     """
-    rasterio = _rasterio()
+    rasterio = rasterio_or_refuse()
     wkt = schema.find_crs_wkt(forecast, schema.RAIN)
     y, x = forecast[schema.Y].values, forecast[schema.X].values
     rows, columns = (slice(None, None, -1 if up else 1) for up in (y[0] < y[-1], x[0] > x[-1]))
@@ -49,7 +49,8 @@ def _step(axis: np.ndarray) -> float:
     return float((axis[-1] - axis[0]) / (axis.size - 1)) if axis.size > 1 else 1.0
 
 
-def _rasterio() -> Any:
+def rasterio_or_refuse() -> Any:
+    """The package; ValueError that says how to install it where it is missing."""
     try:
         import rasterio  # type: ignore[import-untyped]
     except ImportError as error:

@@ -45,7 +45,7 @@ class Outputs:
         return "mp4" if self.animation == "mp4" else "gif"
 
     def __post_init__(self) -> None:
-        """Refuse unknown formats, formats that cannot be written here, and unreadable places."""
+        """Refuse what would fail after the forecast: formats, packages, time zones and places."""
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown:
             raise ValueError(f"formats: {', '.join(unknown)} unknown; there are {', '.join(FORMATS)}.")
@@ -55,6 +55,14 @@ class Outputs:
             from raincast.plotting.animation import check_installed
 
             check_installed()
+        if "geotiff" in self.formats:
+            from raincast.forecasting.files.geotiff import rasterio_or_refuse
+
+            rasterio_or_refuse()
+        if self.time_zone is not None:
+            from raincast.plotting.rain_image import valid_text
+
+            valid_text(np.datetime64("2026-01-01T00:00"), self.time_zone)
         if self.places is not None:
             from raincast.forecasting.files.places import read_places
 

@@ -1,0 +1,131 @@
+"""`--help`: the choices and keys of a command, with the comments of their configs."""
+
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from raincast.commands.jobs import as_typed
+
+WIDTH = 100
+_KEY = re.compile(r"(?P<indent> *)(?P<item>- )?(?P<key>[\w.]+):(?P<rest>.*)")
+
+
+def help_text(command: str, what: str, arguments: Sequence[str], conf: Path, version_base: str) -> str:
+    """All that can be set, with values as `arguments` compose them; HydraException where they are refused."""
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    with initialize_config_dir(str(conf), version_base=version_base):
+        cfg = compose(command, overrides)
+        loader = GlobalHydra.instance().config_loader()
+        used = loader.compute_defaults_list(command, overrides, RunMode.RUN).defaults
+    files = [(conf / f"{one.config_path}.yaml", one.package or "") for one in used if one.config_path]
+    comments: dict[str, str] = {}
+    for path, package in files:
+        if not path.is_file() or package.startswith("hydra"):
+            continue
+        prefix = "" if package in ("", "_global_") else f"{package}."
+        for key, said in _comments(path.read_text(encoding="utf-8")):
+            meaning = comments.get(f"{prefix}{key}")
+            # an experiment gives the reason for its value, not what the key means
+            reason = path.parent.name in ("experiment", "debug") and meaning
+            comments[f"{prefix}{key}"] = f"{meaning} (here: {said})" if reason else said
+    header = _header(conf / f"{command}.yaml")
+    groups = sorted({str(path.parent.relative_to(conf)) for path, _ in files} | _all_groups(conf, command))
+    parts = [
+        f"{what}\n",
+        *(f"  {line}" for line in header),
+        "\nFlags: --help, -m (a run for each value of key=a,b,c), --cfg job (the composed config), --hydra-help\n",
+        "Choices (group=choice):",
+        *(line for group in groups if not group.startswith((".", "hydra")) for line in _choices(conf, group)),
+        "\nKeys (key=value, with a dot between levels: optimizer.lr=1e-4):",
+        *_annotated(OmegaConf.to_container(cfg, resolve=False), comments),
+    ]
+    return as_typed("\n".join(parts) + "\n")
+
+
+def _all_groups(conf: Path, command: str) -> set[str]:
+    """Groups that the command's own file names, those without a choice as well."""
+    text = (conf / f"{command}.yaml").read_text(encoding="utf-8")
+    named = re.findall(r"^  - (?:override )?/?([\w/]+)(?:@[\w.]+)?:", text, flags=re.MULTILINE)
+    return {name for name in named if not name.startswith("hydra") and (conf / name).is_dir()}
+
+
+def _choices(conf: Path, group: str) -> Iterator[str]:
+    """A line for each file of a group, with the beginning of its header."""
+    for path in sorted((conf / group).glob("*.yaml")):
+        about = textwrap.shorten(" ".join(_header(path)), WIDTH - 37, placeholder=" …")
+        yield f"  {f'{group}={path.stem}':<34} {about}".rstrip()
+
+
+def _header(path: Path) -> list[str]:
+    """The comment that a file begins with."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            lines.append(line.removeprefix("#").strip())
+    return lines
+
+
+def _comments(text: str) -> Iterator[tuple[str, str]]:
+    """Of each key of a YAML file its comment: behind it, and on the lines that follow."""
+    key, comment = "", ""
+    parents: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        if line.lstrip().startswith("#"):
+            if comment:
+                comment += f" {line.lstrip('# ').rstrip()}"
+            continue
+        if comment:
+            yield key, comment
+        comment = ""
+        if found := _KEY.match(line):
+            key = _path(found, parents)
+            comment = found["rest"].partition(" #")[2].strip()
+    if comment:
+        yield key, comment
+
+
+def _path(found: re.Match[str], parents: list[tuple[int, str]]) -> str:
+    """The dotted key of a line; `parents` are the keys that it stands under, with their indentation."""
+    indent = len(found["indent"]) + len(found["item"] or "")
+    while parents and parents[-1][0] >= indent:
+        parents.pop()
+    parents.append((indent, found["key"]))
+    return ".".join(name for _, name in parents)
+
+
+def _annotated(node: Any, comments: dict[str, str]) -> Iterator[str]:
+    """The YAML of `node`; a comment stands behind its key where there is room, else above it."""
+    parents: list[tuple[int, str]] = []
+    for line in yaml.dump(node, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000).splitlines():
+        found = _KEY.match(line)
+        comment = comments.get(_path(found, parents), "") if found else ""
+        if not comment:
+            yield line
+        elif len(line) + len(comment) + 4 <= WIDTH:
+            yield f"{line}  # {comment}"
+        else:
+            start = f"{' ' * (len(line) - len(line.lstrip()))}# "
+            yield from textwrap.wrap(comment, WIDTH, initial_indent=start, subsequent_indent=start)
+            yield line
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of plain values in one line."""
+
+
+_Dumper.add_representer(
+    list,
+    lambda dumper, values: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", values, flow_style=not any(isinstance(value, list | dict) for value in values)
+    ),
+)
