@@ -15,7 +15,7 @@ from raincast.archive import Archive
 from raincast.baselines import ForecastFiles
 from raincast.forecasting.files.dataset import forecast_dataset
 from raincast.forecasting.files.netcdf import write_forecast
-from raincast.forecasting.files.places import Place, pixels_of, read_places, write_places
+from raincast.forecasting.files.places import Location, pixels_of, read_places, write_places
 from raincast.ingest import ingest
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.common.corners import grid_between
@@ -59,17 +59,17 @@ def test_a_polygon_across_the_date_line_and_one_counted_from_0_to_360() -> None:
     ring = np.array([[179.9 - half, -16.8], [-179.9 + half, -16.8], [-179.9 + half, -16.7], [179.9 - half, -16.7]])
     unwrapped = ring.copy()
     unwrapped[:, 0] = np.unwrap(ring[:, 0], period=360)
-    pixels = pixels_of(Place("a", polygons=((unwrapped,),)), DATE_LINE)
+    pixels = pixels_of(Location("a", polygons=((unwrapped,),)), DATE_LINE)
     assert pixels is not None and pixels.weights.sum() == pytest.approx(21 * 10, rel=0.1)
     west = Grid(GREENWICH.y, GREENWICH.x - 360, WKT)
     square = np.array([[355.1, 50.1], [355.2, 50.1], [355.2, 50.2], [355.1, 50.2]])
-    there, here = (pixels_of(Place("b", polygons=((square,),)), grid) for grid in (GREENWICH, west))
+    there, here = (pixels_of(Location("b", polygons=((square,),)), grid) for grid in (GREENWICH, west))
     assert there is not None and here is not None
     np.testing.assert_array_equal(there.weights, here.weights)
 
 
 def test_places_outside_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    places = [Place("inside", (-4.8, 50.2)), Place("far away", (12.0, 50.2))]
+    places = [Location("inside", (-4.8, 50.2)), Location("far away", (12.0, 50.2))]
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             write_places(forecast(GREENWICH), places, tmp_path / "out.csv")

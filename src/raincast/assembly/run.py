@@ -103,7 +103,7 @@ def check_machine(cfg: DictConfig) -> None:
 
 def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callback]") -> "L.Trainer":
     """The Trainer of `cfg.trainer`."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from raincast.training.durable.checkpoint_io import DurableCheckpointIO
 

@@ -119,7 +119,7 @@ def _annotated(node: Any, comments: dict[str, str]) -> Iterator[str]:
             yield line
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
     """Lists of plain values in one line."""
 
 

@@ -197,7 +197,8 @@ class RadarDataModule(L.LightningDataModule):
 
     def newest(self, start: int) -> np.datetime64:
         """The time of the newest input frame of the window that begins in slot `start`, to the nanosecond."""
-        return np.datetime64(self.sources[0].newest(int(start)), "ns")
+        newest: np.datetime64 = self.sources[0].newest(int(start)).astype("datetime64[ns]")
+        return newest
 
     def eval_places(self, split: str) -> list[Place]:
         """The places of validation or test; with `common_times` only windows whose newest input is among them."""
