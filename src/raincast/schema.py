@@ -254,6 +254,19 @@ def regular_part(dataset: xr.Dataset) -> xr.Dataset:
     return dataset.isel({TIME: slice(first, None)}) if first else dataset
 
 
+def continuous_longitudes(dataset: xr.Dataset) -> xr.Dataset:
+    """`dataset` with longitudes that go on counting across the date line, 179.9, 180.1, where they jump by 360."""
+    x = dataset.variables.get(X)
+    if x is None or x.ndim != 1 or not str(x.attrs.get("units", "")).startswith("degree") or x.size < 2:
+        return dataset
+    values = x.values.astype(np.float64)
+    if np.abs(np.diff(values)).max() <= 180:
+        return dataset
+    continuous = dataset.assign_coords({X: (X, np.unwrap(values, period=360), x.attrs)})
+    continuous.set_close(dataset.close)
+    return continuous
+
+
 def find_rain_variable(dataset: xr.Dataset) -> str:
     """The name of the rain-rate variable, by its standard_name and units.
 

@@ -71,7 +71,7 @@ def open_plain(path: Path, **options: Any) -> xr.Dataset:
 def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
     """Without dask, and from where its step is regular; ValueError where it cannot be."""
     try:
-        return schema.regular_part(open_plain(path, mask_and_scale=mask_and_scale))
+        return schema.continuous_longitudes(schema.regular_part(open_plain(path, mask_and_scale=mask_and_scale)))
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be opened as {engine_of(path)}: {error}. {IF_DAMAGED}") from error
 

@@ -104,10 +104,10 @@ def _open(path: Path) -> xr.Dataset:
 def _place(path: Path, dataset: xr.Dataset, variable: str, crop: Grid) -> tuple[np.ndarray, np.ndarray]:
     """The rows and columns of the file at which the pixels of `crop` lie."""
     axes = [dataset[axis].values.astype(np.float64) for axis in (Y, X)]
-    picked = [
-        np.abs(axis[:, None] - wanted).argmin(axis=0) for axis, wanted in zip(axes, (crop.y, crop.x), strict=True)
-    ]
-    own = Grid(axes[0][picked[0]], axes[1][picked[1]], str(schema.find_crs_wkt(dataset, variable)))
+    wkt = str(schema.find_crs_wkt(dataset, variable))
+    sought = crop.y, Grid(*axes, wkt).near(crop.x)
+    picked = [np.abs(axis[:, None] - wanted).argmin(axis=0) for axis, wanted in zip(axes, sought, strict=True)]
+    own = Grid(axes[0][picked[0]], axes[1][picked[1]], wkt)
     if not own.same_as(crop):
         raise ValueError(
             f"{path} does not have the pixels that are scored (y {crop.y[0]:g} … {crop.y[-1]:g}, x {crop.x[0]:g} "

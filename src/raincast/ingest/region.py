@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive.codes import bands
-from raincast.ingest.readers.common.axes import crs_in_metres
+from raincast.ingest.readers.common.axes import crs_in_metres, is_geographic
 from raincast.ingest.reproject import target_grid, weights_between
 from raincast.schema import Grid
 
@@ -67,10 +67,13 @@ class Region:
         if self.bounds is not None:
             bounds = tuple(self.bounds) if isinstance(self.bounds, list | tuple) else ()
             numbers = len(bounds) == 4 and all(isinstance(number, int | float) for number in bounds)
-            if not numbers or not (bounds[0] < bounds[1] and bounds[2] < bounds[3]):
+            in_degrees = is_geographic(crs_in_metres(self.reproject)[0])
+            crosses = numbers and in_degrees and -180 <= bounds[3] < bounds[2] <= 180
+            if not numbers or not (bounds[0] < bounds[1] and (bounds[2] < bounds[3] or crosses)):
                 raise ValueError(
                     f"grid.bounds={self.bounds} must be [y0,y1,x0,x1] in units of "
-                    f"grid.reproject={self.reproject}, y0 < y1 and x0 < x1. null reaches over the whole image."
+                    f"grid.reproject={self.reproject}, y0 < y1 and x0 < x1 (x0 > x1 for degrees across the date "
+                    "line). null reaches over the whole image."
                 )
             object.__setattr__(self, "bounds", bounds)
 

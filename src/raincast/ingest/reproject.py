@@ -31,8 +31,9 @@ _SLACK = 0.05
 def target_grid(source: Grid, crs: str, spacing: float, bounds: tuple[float, ...] | None = None) -> Grid:
     """A grid of the projection `crs` with square pixels of `spacing`, y descending, both in units of `crs`.
 
-    It reaches over `bounds`, [y0, y1, x0, x1] from low to high; without, over all of `source`, with edges at
-    multiples of the spacing. Metres come out where `crs` has others. ValueError for what makes no grid.
+    It reaches over `bounds`, [y0, y1, x0, x1] from low to high; longitudes may cross the date line, x1 below x0.
+    Without, it reaches over all of `source`, with edges at multiples of the spacing. Metres come out where `crs`
+    has others. ValueError for what makes no grid.
     """
     wkt, factor = crs_in_metres(crs)
     size = spacing * factor
@@ -43,6 +44,8 @@ def target_grid(source: Grid, crs: str, spacing: float, bounds: tuple[float, ...
     else:
         area = bounds[0] * factor, bounds[1] * factor, bounds[2] * factor, bounds[3] * factor
         low_y, high_y, low_x, high_x = area
+        if high_x <= low_x and is_geographic(wkt):
+            high_x += 360  # across the date line
     height, width = (math.ceil((high - low) / size - _SLACK) for low, high in ((low_y, high_y), (low_x, high_x)))
     if min(height, width) < 2 or height * width > MOST_PIXELS:
         unit = "degrees" if is_geographic(wkt) else "units of the projection"

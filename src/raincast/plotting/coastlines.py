@@ -76,6 +76,8 @@ def coast_lines(view: "MapView") -> tuple[Lines, ...]:
             )
             for run in _runs(near):
                 x, y = to_map.transform(degrees[run, 0], degrees[run, 1])
+                if view.geographic:  # the map may count its longitudes from 0 to 360
+                    x = x - 360 * np.rint((x - (view.left + view.right) / 2) / 360)
                 found.append(np.stack([x, y], axis=1) / unit)
     return tuple(found)
 

@@ -1,7 +1,9 @@
 """Tables of a forecast at named points and over polygons."""
 
 import csv
+import functools
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from raincast.forecasting.files.products import MATCHED, ONSET
 from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid, X, Y
 from raincast.system.files import atomic
 
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 10
 SUBPIXELS = 5
 """Sample points along y and x of a pixel, to estimate its share in a polygon."""
 
@@ -77,7 +82,9 @@ def _from_geojson(path: Path) -> Iterator[Location]:
 
 
 def _ring(points: Any) -> Ring:
-    return np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
+    ring = np.array([point[:2] for point in points], np.float64).reshape(-1, 2)
+    ring[:, 0] = np.unwrap(ring[:, 0], period=360)  # on over the date line
+    return ring
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,13 +103,13 @@ def pixels_of(place: Location, grid: Grid) -> Pixels | None:
     to_grid = Transformer.from_crs("EPSG:4326", grid.crs_wkt, always_xy=True)
     if place.point is not None:
         x, y = to_grid.transform(*place.point)
-        row, column = _nearest(grid.y, y), _nearest(grid.x, x)
+        row, column = _nearest(grid.y, y), _nearest(grid.x, float(grid.near(np.float64(x))))
         if row is None or column is None:
             return None
         return Pixels(slice(row, row + 1), slice(column, column + 1), np.ones((1, 1)))
     outline = np.concatenate([rings[0] for rings in place.polygons])
     x, y = to_grid.transform(outline[:, 0], outline[:, 1])
-    rows, columns = _window(grid.y, y), _window(grid.x, x)
+    rows, columns = _window(grid.y, y), _window(grid.x, grid.near(x))
     if rows is None or columns is None:
         return None
     weights = _shares(place, grid, rows, columns)
@@ -136,9 +143,11 @@ def _shares(place: Location, grid: Grid, rows: slice, columns: slice) -> npt.NDA
     y, x = _subpixels(grid.y, rows), _subpixels(grid.x, columns)
     to_degrees = Transformer.from_crs(grid.crs_wkt, "EPSG:4326", always_xy=True)
     columns_x, rows_y = (axis.ravel() for axis in np.meshgrid(x, y))
-    points = np.stack(to_degrees.transform(columns_x, rows_y), axis=1)
-    inside = np.zeros(len(points), np.bool_)
+    lon, lat = to_degrees.transform(columns_x, rows_y)
+    inside = np.zeros(lon.size, np.bool_)
     for rings in place.polygons:
+        middle = rings[0][:, 0].mean()
+        points = np.stack([lon - 360 * np.rint((lon - middle) / 360), lat], axis=1)
         within = Outline(rings[0]).contains_points(points)
         for hole in rings[1:]:
             within &= ~Outline(hole).contains_points(points)
@@ -167,9 +176,22 @@ def write_places(forecast: xr.Dataset, places: list[Location], path: Path) -> Pa
         writer = csv.writer(file)
         names = ("place", "init_time", "valid_time", "lead_minutes", "observed", QUALITY, *columns)
         writer.writerow(names)
+        outside = []
         for place in places:
-            writer.writerows(_rows(forecast, place, pixels_of(place, grid), columns))
+            pixels = pixels_of(place, grid)
+            outside += [] if pixels else [place.name]
+            writer.writerows(_rows(forecast, place, pixels, columns))
+    if outside:
+        _warn_of_outside(tuple(outside), f"y {grid.y[0]:g} to {grid.y[-1]:g}, x {grid.x[0]:g} to {grid.x[-1]:g}")
     return path
+
+
+@functools.lru_cache(maxsize=16)  # once for all forecasts of a process
+def _warn_of_outside(names: tuple[str, ...], reach: str) -> None:
+    log.warning(
+        "%d places are outside the grid (%s) and have empty rows: %s%s. Places are in degrees, longitude first in "
+        "GeoJSON.", len(names), reach, ", ".join(names[:MOST_NAMED]), " …" if len(names) > MOST_NAMED else "",
+    )  # fmt: skip
 
 
 def _columns(forecast: xr.Dataset) -> dict[str, npt.NDArray[np.float32]]:

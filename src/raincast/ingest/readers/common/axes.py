@@ -128,7 +128,8 @@ def find_grid(dataset: xr.Dataset, field: xr.DataArray, crs: str | None = None) 
             f"its coordinates are in {units}, but its projection is {wkt[:60]}… "
             "Give the right one with source.crs=…"
         )
-    y, x = (even_axis(field[axis].values * _metres_per(field, axis, factor), axis) for axis in (Y, X))
+    y, x = (field[axis].values * _metres_per(field, axis, factor) for axis in (Y, X))
+    y, x = even_axis(y, Y), even_axis(np.unwrap(x, period=360) if all(in_degrees) else x, X)
     return Grid(y=y, x=x, crs_wkt=wkt)
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from raincast.ingest.readers.common.axes import crs_in_metres
+from raincast.ingest.readers.common.axes import crs_in_metres, is_geographic
 from raincast.schema import Grid
 
 CORNERS = ("LL", "UL", "UR", "LR")
@@ -29,6 +29,9 @@ def grid_between(
     to_map = Transformer.from_crs("EPSG:4326", wkt, always_xy=True)
     places = {name: to_map.transform(lon, lat) for name, lon, lat in corners}
     (num_y, scale_y), (num_x, scale_x) = sizes
+    if is_geographic(wkt):  # across the date line the eastern corners have the smaller numbers
+        west = max((x for name, (x, _) in places.items() if name[1] == "L"), default=-np.inf)
+        places = {name: (x + 360 if name[1] == "R" and x < west else x, y) for name, (x, y) in places.items()}
     y = _centres(_edges(places, "U", 1), _edges(places, "L", 1), num_y, scale_y, "y")
     x = _centres(_edges(places, "L", 0), _edges(places, "R", 0), num_x, scale_x, "x")
     return Grid(y=y, x=x, crs_wkt=wkt)
