@@ -4,6 +4,7 @@ h5py opens a file much faster than netCDF4; one decompressor serves all chunks, 
 each; and no window is copied before it is turned and stacked.
 """
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -34,16 +35,17 @@ class Unpacked:
         self.limit = limit
         self.num_bytes = 0
         self.decompressor = zstandard.ZstdDecompressor()
-        self._chunks: OrderedDict[tuple[str, int, int, int], Codes] = OrderedDict()
+        self.numbers = itertools.count()
+        self._chunks: OrderedDict[tuple[int, int, int, int], Codes] = OrderedDict()
 
-    def get(self, key: tuple[str, int, int, int]) -> Codes | None:
+    def get(self, key: tuple[int, int, int, int]) -> Codes | None:
         """The chunk, if it is kept."""
         chunk = self._chunks.get(key)
         if chunk is not None:
             self._chunks.move_to_end(key)
         return chunk
 
-    def keep(self, key: tuple[str, int, int, int], chunk: Codes) -> None:
+    def keep(self, key: tuple[int, int, int, int], chunk: Codes) -> None:
         """In the place of those that were unused for longest."""
         self._chunks[key] = chunk
         self.num_bytes += chunk.nbytes
@@ -59,7 +61,7 @@ class ChunkedCodes:
     written are for it to fill, and it has the words for damage.
     """
 
-    path: str
+    number: int
     variable: bytes
     files: CachingFileManager[Any]
     shape: tuple[int, int, int]
@@ -80,7 +82,8 @@ class ChunkedCodes:
             if found.ndim != 3 or found.dtype != CODES or filters != [ZSTD_FILTER]:
                 files.close(needs_lock=False)
                 return None
-            return cls(str(path), variable.encode(), files, found.shape, found.chunks, unpacked)
+            # a file that took the place of another is not to be given its chunks
+            return cls(next(unpacked.numbers), variable.encode(), files, found.shape, found.chunks, unpacked)
 
     def read(self, *window: slice, out: Codes | None = None) -> Codes:
         """The codes of a window of times, rows and columns: in `out`, a view of any strides, if it is given."""
@@ -99,7 +102,7 @@ class ChunkedCodes:
 
     def _chunk(self, dataset: Any, origin: tuple[int, int, int]) -> Codes:
         """The whole chunk whose first pixel is `origin`."""
-        key = (self.path, *origin)
+        key = (self.number, *origin)
         kept = self.unpacked.get(key)
         if kept is not None:
             return kept

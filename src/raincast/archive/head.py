@@ -14,6 +14,7 @@ from raincast import schema
 from raincast.archive.codes import CODE_MM_H, MISSING_CODE
 from raincast.archive.times import exact_times
 from raincast.schema import Grid, Meaning
+from raincast.system.files import sight_of
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 IF_DAMAGED = "If it is damaged, remove it and ingest its frames again."
@@ -31,6 +32,7 @@ class Head:
     attrs: dict[str, Any]
     rain_attrs: dict[str, Any]
     coded: bool
+    sight: int
 
     @property
     def meaning(self) -> Meaning:
@@ -95,7 +97,16 @@ def naming(path: Path) -> Iterator[None]:
 
 def read_head(path: Path) -> Head:
     """What the file says of itself, checked; ValueError lists what is wrong."""
-    with naming(path), open_dataset(path) as dataset:
+    with naming(path):
+        while True:
+            sight = sight_of(path)
+            head = _read_head(path, sight)
+            if sight_of(path) == sight:  # else another file took its place in between
+                return head
+
+
+def _read_head(path: Path, sight: int) -> Head:
+    with open_dataset(path) as dataset:
         schema.check_archive(dataset, str(path))
         variable = schema.find_rain_variable(dataset)
         grid = Grid(
@@ -112,6 +123,7 @@ def read_head(path: Path) -> Head:
             attrs=dict(dataset.attrs),
             rain_attrs=dict(dataset[variable].attrs),
             coded=_is_coded(dataset[variable]),
+            sight=sight,
         )
 
 

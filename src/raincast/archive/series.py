@@ -1,13 +1,15 @@
 """`Archive`: the files of an archive as one series of frames, read by window, without dask."""
 
 import hashlib
+import logging
 import math
 import os
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +17,32 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.chunks import Unpacked
-from raincast.archive.head import archive_files, check_fits, engine_of, read_coverage, read_head
+from raincast.archive.head import Head, archive_files, check_fits, engine_of, read_coverage, read_head
 from raincast.archive.open_part import MOST_OPEN, UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
 from raincast.schema import Grid, Meaning
+from raincast.system.files import sight_of
+
+log = logging.getLogger(__name__)
+
+Frames = TypeVar("Frames", npt.NDArray[np.float32], npt.NDArray[np.int16])
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One file of an archive, and the number of its first frame within the whole."""
+class _Part(NamedTuple):
+    """One file as it was when the archive was opened; `first` is the number of its first frame in the whole."""
 
     path: Path
     first: int
     num_times: int
+    sight: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """An open file. `numbers` are where it has the part's frames, None if they are at their own places."""
+
+    part: OpenPart
+    sight: int
+    numbers: npt.NDArray[np.intp] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +63,8 @@ class Archive:
     parts: tuple[_Part, ...]
     coded: bool = False
     """Whether all of it lies on disk in the codes of `archive.codes`."""
-    _open: dict[tuple[int, Path], OpenPart] = field(default_factory=dict, repr=False)
+    _told: set[int] = field(default_factory=set, repr=False)
+    _open: dict[tuple[int, Path], _Opened] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> "Archive":
@@ -64,7 +81,8 @@ class Archive:
             raise ValueError(f"The files of {path} overlap in time. Ingest them into a new archive.")
         starts = np.cumsum([0, *(head.times.size for head in heads)])
         parts = tuple(
-            _Part(head.path, int(start), head.times.size) for head, start in zip(heads, starts, strict=False)
+            _Part(head.path, int(start), head.times.size, head.sight)
+            for head, start in zip(heads, starts, strict=False)
         )
         return cls(
             path=path,
@@ -80,7 +98,8 @@ class Archive:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files and what was read of them behind: each process opens its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_unpacked"} | {"_open": {}}
+        made_anew = ("_unpacked", "_firsts")
+        return {name: value for name, value in self.__dict__.items() if name not in made_anew} | {"_open": {}}
 
     @cached_property
     def _unpacked(self) -> Unpacked:
@@ -135,7 +154,10 @@ class Archive:
         self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
     ) -> npt.NDArray[np.float32]:
         """Rain rates in mm/h, NaN for missing, of frames `first` to `first + num_times`: (T, H, W)."""
-        pieces = [part.read(window, y, x) for part, window in self._windows(first, num_times)]
+        pieces = [
+            self._read(part, window, lambda opened, frames: opened.read(frames, y, x))
+            for part, window in self._windows(first, num_times)
+        ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def read_codes(
@@ -158,7 +180,7 @@ class Archive:
         done = 0
         for part, window in windows:
             end = done + window.stop - window.start
-            part.read_codes(window, y, x, out=out[done:end])
+            self._read_codes(part, window, y, x, out[done:end])
             done = end
         return out
 
@@ -168,15 +190,15 @@ class Archive:
         """Codes if the archive holds them (`coded`), else rain rates: what costs least to read and to carry."""
         return (self.read_codes if self.coded else self.read)(first, num_times, y=y, x=x)
 
-    def _windows(self, first: int, num_times: int) -> list[tuple[OpenPart, slice]]:
-        """The open parts that hold the frames, and which of their own frames those are."""
+    def _windows(self, first: int, num_times: int) -> list[tuple[_Part, slice]]:
+        """The parts that hold the frames, and which of their own frames those are."""
         windows = []
         # a year has hundreds of parts: those before and behind are not looked at
         begin, end = bisect_right(self._firsts, first) - 1, bisect_left(self._firsts, first + num_times)
         for part in self.parts[max(begin, 0) : end]:
             start, stop = max(first, part.first), min(first + num_times, part.first + part.num_times)
             if start < stop:
-                windows.append((self._part(part), slice(start - part.first, stop - part.first)))
+                windows.append((part, slice(start - part.first, stop - part.first)))
         if not windows or sum(window.stop - window.start for _, window in windows) != num_times:
             raise IndexError(f"Frames {first} to {first + num_times} are not all in 0 to {self.num_times}.")
         return windows
@@ -196,9 +218,73 @@ class Archive:
             attrs=self.attrs,
         )
 
-    def _part(self, part: _Part) -> OpenPart:
+    def _read_codes(self, part: _Part, window: slice, y: slice, x: slice, out: npt.NDArray[np.int16]) -> None:
+        def read(opened: OpenPart, frames: slice) -> npt.NDArray[np.int16]:
+            num_frames = frames.stop - frames.start
+            target = out if num_frames == len(out) else np.empty((num_frames, *out.shape[1:]), np.int16)
+            opened.read_codes(frames, y, x, out=target)
+            return target
+
+        found = self._read(part, window, read)
+        if found is not out:
+            out[...] = found
+
+    def _read(self, part: _Part, window: slice, read: Callable[[OpenPart, slice], Frames]) -> Frames:
+        """`read` frames of a part, found by their times if its file was replaced since the archive was opened."""
+        while True:
+            opened = self._part(part)
+            if opened.numbers is None:
+                numbers, frames = None, window
+            else:
+                numbers = opened.numbers[window]
+                frames = slice(int(numbers[0]), int(numbers[-1]) + 1)
+            try:
+                found = read(opened.part, frames)
+            except ValueError:
+                if self._is_current(part, opened):
+                    raise
+                continue
+            if self._is_current(part, opened):  # else a file closed for others may have been opened as the new one
+                whole = numbers is None or numbers.size == frames.stop - frames.start
+                return found if whole else found[numbers - frames.start]
+
+    def _part(self, part: _Part) -> _Opened:
         # keyed by process: an HDF5 handle that crosses a fork reads garbage
         key = (os.getpid(), part.path)
-        if key not in self._open:
-            self._open[key] = OpenPart.open(part.path, self.variable, self._unpacked, num_parts=len(self.parts))
-        return self._open[key]
+        opened = self._open.get(key)
+        while opened is None or not self._is_current(part, opened):
+            self._open.pop(key, None)
+            sight, numbers = part.sight, None
+            if self._sight(part) != part.sight:
+                head = read_head(part.path)
+                sight, numbers = head.sight, self._numbers_in(head, part)
+            of_file = OpenPart.open(part.path, self.variable, self._unpacked, num_parts=len(self.parts))
+            opened = self._open[key] = _Opened(of_file, sight, numbers)
+        return opened
+
+    def _numbers_in(self, head: Head, part: _Part) -> npt.NDArray[np.intp]:
+        """Where the frames of the part are in the file that took its place; ValueError where any is not."""
+        wanted = self.times[part.first : part.first + part.num_times]
+        numbers = np.searchsorted(head.times, wanted)
+        there = np.isin(wanted, head.times)
+        if not there.all() or not head.grid.same_as(self.grid) or head.variable != self.variable:
+            lacks = (
+                f"lacks the frame of {wanted[~there][0]}" if not there.all() else "has another grid or variable"
+            )
+            raise ValueError(f"{part.path} was written anew while it was open, and {lacks}. Start again.")
+        if head.sight not in self._told:
+            self._told.add(head.sight)
+            log.warning(
+                "%s was written anew while it was open: its frames are found by their times. Frames that were "
+                "added count once the archive is opened again.", part.path,
+            )  # fmt: skip
+        return numbers
+
+    def _is_current(self, part: _Part, opened: _Opened) -> bool:
+        return self._sight(part) == opened.sight
+
+    def _sight(self, part: _Part) -> int:
+        try:
+            return sight_of(part.path)
+        except OSError as error:
+            raise ValueError(f"{part.path} is gone, or cannot be read any more: {error}") from error

@@ -54,6 +54,8 @@ class ForecastFiles:
             )
         path = self._files[time]
         with _open(path) as dataset:
+            if dataset[INIT_TIME].values.astype("datetime64[ns]") != time:
+                raise ValueError(f"{path} was written anew: it is no longer from {_text(time)}. Start again.")
             variable = schema.find_rain_variable(dataset)
             rain = dataset[variable].transpose(LEAD_TIME, Y, X)
             rows, columns = _place(path, dataset, variable, crop)
@@ -105,7 +107,7 @@ def _place(path: Path, dataset: xr.Dataset, variable: str, crop: Grid) -> tuple[
     """The rows and columns of the file at which the pixels of `crop` lie."""
     axes = [dataset[axis].values.astype(np.float64) for axis in (Y, X)]
     wkt = str(schema.find_crs_wkt(dataset, variable))
-    sought = crop.y, Grid(*axes, wkt).near(crop.x)
+    sought = crop.y, Grid(axes[0], axes[1], wkt).near(crop.x)
     picked = [np.abs(axis[:, None] - wanted).argmin(axis=0) for axis, wanted in zip(axes, sought, strict=True)]
     own = Grid(axes[0][picked[0]], axes[1][picked[1]], wkt)
     if not own.same_as(crop):

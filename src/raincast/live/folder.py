@@ -15,25 +15,11 @@ from typing import Any
 
 from raincast.archive.head import is_zarr
 from raincast.ingest.files import accompanies, find_files
+from raincast.system.files import Sight
 
 TAKEN, CORRUPT, OTHER, OLD = "taken", "corrupt", "other", "old"
 TRIES = 3
 """How often an unreadable file is looked at before it counts as corrupt, waiting twice as long each time."""
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What tells one state of a file from another. A store that takes another's place has another inode."""
-
-    inode: int
-    size: int
-    changed_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> "Sight":
-        """As it is now; OSError where it is gone."""
-        stat = path.stat()
-        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass

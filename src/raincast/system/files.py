@@ -6,6 +6,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Sight(NamedTuple):
+    """Tells one state of a file from another. A file or store that takes another's place has another inode."""
+
+    inode: int
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "Sight":
+        """As it is now; OSError where it is gone."""
+        stat = path.stat()
+        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def sight_of(path: Path) -> int:
+    """A number that is another once `path` is another file or store, or has changed; OSError where it is gone."""
+    return hash(Sight.of(path))
 
 
 @contextmanager

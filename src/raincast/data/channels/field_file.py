@@ -17,6 +17,7 @@ from raincast.archive.open_part import RawVariable
 from raincast.data.channels import Site, Times, Values
 from raincast.data.channels.carried import CODE_DTYPES, unpacked
 from raincast.schema import Grid
+from raincast.system.files import sight_of
 
 UNREADABLE = (*DAMAGE, OSError)
 FLOAT32 = np.dtype(np.float32)
@@ -101,13 +102,16 @@ class FieldFile:
     flips: tuple[slice, slice]
     shape: tuple[int, int]
     stored: _Stored
+    sight: int
     num_files: int = 1
     _open: dict[int, Any] = field(default_factory=dict, repr=False)
+    _seen: dict[int, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: Path, variable: str, name: str, site: Site, *, num_files: int = 1) -> "FieldFile":
         """One of `num_files` of a field; ValueError for no such variable and another grid."""
         try:
+            sight = sight_of(path)
             with _open(path) as dataset:
                 if variable not in dataset.data_vars:
                     there = ", ".join(map(str, dataset.data_vars)) or "nothing"
@@ -126,11 +130,11 @@ class FieldFile:
             raise ValueError(f"channels.{name}: {path}: {error}") from error
         if times is not None and (np.diff(times) <= np.timedelta64(0)).any():
             raise ValueError(f"channels.{name}: the times of {path} do not ascend, or repeat.")
-        return cls(path, variable, times, flips, site.grid.shape, stored, num_files)
+        return cls(path, variable, times, flips, site.grid.shape, stored, sight, num_files)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files behind: an HDF5 handle that crosses a fork reads garbage."""
-        return self.__dict__ | {"_open": {}}
+        return self.__dict__ | {"_open": {}, "_seen": {}}
 
     @property
     def first(self) -> np.datetime64:
@@ -152,6 +156,8 @@ class FieldFile:
         index = tuple(next(wanted) if number is None else number for number in self.stored.axes)
         try:
             found = self._read(index)
+            while self._was_replaced():  # also while it was read
+                found = self._read(index)
         except UNREADABLE as error:
             raise ValueError(f"{self.path} cannot be read: {error}") from error
         # in the byte order of this machine; a number that stands for an unsigned one is that one
@@ -159,6 +165,26 @@ class FieldFile:
         numbers = native.view(self.stored.dtype) if self.stored.dtype.kind == "u" else native
         raw = np.ascontiguousarray(numbers[..., *self.flips])
         return raw[None] if times is None else raw
+
+    def _was_replaced(self) -> bool:
+        """True if another file took the place of the open one; ValueError unless it has the same frames first."""
+        process, sight = os.getpid(), sight_of(self.path)
+        if self._seen.get(process, self.sight) == sight:
+            return False
+        with _open(self.path) as dataset:
+            whole = dataset[self.variable]
+            single = _lengths_of_one(whole)
+            array = whole.squeeze(single, drop=True)
+            time = _time_axis(array)
+            times = None if time is None else array[time].values.astype("datetime64[ns]")
+            same = _Stored.of(whole, single) == self.stored and array.shape[-2:] == self.shape
+        if self.times is not None:
+            same = same and times is not None and np.array_equal(times[: self.times.size], self.times)
+        if not same:
+            raise ValueError("it was written anew while it was open, with other times or numbers. Start again")
+        self._open.pop(process, None)
+        self._seen[process] = sight
+        return True
 
     def _read(self, index: tuple[slice | int, ...]) -> npt.NDArray[Any]:
         process = os.getpid()

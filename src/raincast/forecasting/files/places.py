@@ -103,7 +103,7 @@ def pixels_of(place: Location, grid: Grid) -> Pixels | None:
     to_grid = Transformer.from_crs("EPSG:4326", grid.crs_wkt, always_xy=True)
     if place.point is not None:
         x, y = to_grid.transform(*place.point)
-        row, column = _nearest(grid.y, y), _nearest(grid.x, float(grid.near(np.float64(x))))
+        row, column = _nearest(grid.y, y), _nearest(grid.x, float(grid.near(np.array([x]))[0]))
         if row is None or column is None:
             return None
         return Pixels(slice(row, row + 1), slice(column, column + 1), np.ones((1, 1)))
