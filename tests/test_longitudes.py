@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from asking import rates_of
 from pyproj import CRS
 
 from raincast import schema
@@ -116,13 +117,10 @@ def test_corners_and_bounds_across_the_date_line() -> None:
 def test_baseline_files_counted_from_0_to_360(tmp_path: Path) -> None:
     write_forecast(forecast(GREENWICH), tmp_path / "a.nc")
     west = Grid(GREENWICH.y, GREENWICH.x - 360, WKT)
-    files = ForecastFiles(tmp_path)
-    files.locate(west, 5.0)
     shown = np.zeros((1, 2, 1, 4, 4), np.float32)
     start = np.array([np.datetime64("2020-06-01", "ns")])
-    np.testing.assert_array_equal(
-        files.forecast_at(shown, 2, times=start, y=[3], x=[7])[0, 0, 0, 0], [7, 8, 9, 10]
-    )
+    rates = rates_of(ForecastFiles(tmp_path), shown, 2, times=start, grid=west, y=[3], x=[7])
+    np.testing.assert_array_equal(rates[0, 0, 0, 0], [7, 8, 9, 10])
 
 
 def test_coasts_are_drawn_on_maps_counted_from_0_to_360() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from asking import rates_of
 
 from raincast import schema
 from raincast.archive import Archive, write_part
@@ -120,7 +121,14 @@ def test_a_baseline_file_that_is_now_from_another_time_is_an_error(tmp_path: Pat
 
     write(START)
     files = ForecastFiles(tmp_path)
-    files.locate(schema.mock_grid(6, 5), 5.0)
     write(START + np.timedelta64(5, "m"))
     with pytest.raises(ValueError, match=r"a\.nc was written anew: it is no longer from 2026-01-01T00:00"):
-        files.forecast_at(np.zeros((1, 2, 1, 6, 5), np.float32), 2, times=np.array([START]), y=[0], x=[0])
+        rates_of(
+            files,
+            np.zeros((1, 2, 1, 6, 5), np.float32),
+            2,
+            times=np.array([START]),
+            grid=schema.mock_grid(6, 5),
+            y=[0],
+            x=[0],
+        )

@@ -256,7 +256,12 @@ class Archive:
             self._open.pop(key, None)
             sight, numbers = part.sight, None
             if self._sight(part) != part.sight:
-                head = read_head(part.path)
+                try:
+                    head = read_head(part.path)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{part.path} cannot be read: it changed while it was open. {error}"
+                    ) from error
                 sight, numbers = head.sight, self._numbers_in(head, part)
             of_file = OpenPart.open(part.path, self.variable, self._unpacked, num_parts=len(self.parts))
             opened = self._open[key] = _Opened(of_file, sight, numbers)
