@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from asking import rates_of
+from omegaconf import OmegaConf
 from running import TINY, compose_config, run_script
 
 from raincast.cli import run_folder
+from raincast.commands import jobs
 from raincast.commands.forecast import run as forecast
 from raincast.commands.train import train
+from raincast.system import run_folder as folders
 
 
 def refused(result: subprocess.CompletedProcess[str], folder: Path) -> str:
@@ -223,3 +226,38 @@ def test_the_folder_of_a_run_is_its_name_its_command_or_the_time() -> None:
     assert found == run_folder(None, "auto", overrides[::-1], "later")
     assert found != run_folder(None, "auto", ["resume=auto", "optimizer.lr=1e-4"], "now")
     assert re.fullmatch(r"auto-[0-9a-f]{10}", found)
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings mixed their checkpoints, and an evaluation deleted the folder of another."""
+    found = [folders.own(tmp_path / "evaluate" / "2026-01-02" / "03-04-05") for _ in range(3)]
+    assert [path.name for path in found] == ["03-04-05", "03-04-05-2", "03-04-05-3"]
+    monkeypatch.setattr(folders, "_made", {found[1].absolute(): []})  # the second of three processes
+    for path in found:
+        folders.remove_if_empty(path)
+    assert [path.is_dir() for path in found] == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_hydra_takes_the_folder_of_its_own(kind: str, tmp_path: Path) -> None:
+    taken = tmp_path / "train" / "2026-01-02" / "03-04-05"
+    taken.mkdir(parents=True)
+    start = jobs.OwnFolder().on_run_start if kind == "run" else jobs.OwnFolder().on_multirun_start
+    config = OmegaConf.create({"hydra": {kind: {"dir": str(taken)}, "overrides": {"hydra": []}}})
+    OmegaConf.set_readonly(config, True)
+    start(config)
+    assert config.hydra[kind].dir == f"{taken}-2" and Path(f"{taken}-2").is_dir()
+    assert config.hydra.overrides.hydra == [f"hydra.{kind}.dir='{taken}-2'"]
+    start(config)
+    assert config.hydra[kind].dir == f"{taken}-2", "that of a command line is as it says"
+
+
+def test_a_run_folder_is_locked_while_it_is_used(tmp_path: Path) -> None:
+    with folders.alone(tmp_path / "a"):
+        refused = run_script(tmp_path, "evaluate", "checkpoint=none.ckpt", f"hydra.run.dir={tmp_path}/a")
+    assert refused.returncode == 1 and refused.stderr.startswith("Error: Another process is using the run folder")
+    assert (tmp_path / "a").is_dir()
+    with folders.alone(tmp_path / "a"):
+        pass

@@ -11,9 +11,9 @@ import hashlib
 import logging
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from raincast.commands import jobs
+from raincast.system.run_folder import alone, remove_if_empty
 
 log = logging.getLogger(__name__)
 
@@ -174,9 +175,14 @@ def _command(name: str) -> Callable[[DictConfig], Any]:
 def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run a command; a user's error is one message, and leaves no empty run folder behind."""
     several = jobs.one_of_several()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    # the other processes of a run share the folder of the first
+    is_first = not any(int(os.environ.get(rank, "0")) for rank in RANKS)
+    locks = is_first and folder.resolve() != Path.cwd()
     try:
         _check_missing(cfg)
-        result = run(cfg)
+        with alone(folder) if locks else nullcontext():
+            result = run(cfg)
         if several:
             jobs.note(result)
         return result
@@ -198,8 +204,8 @@ def _guarded(run: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             log.error("Error: %s", error, exc_info=None if known else raised)
             jobs.note(error=(str(error).splitlines() or [type(error).__name__])[0])
             return math.nan
-        if not any(int(os.environ.get(rank, "0")) for rank in RANKS):  # the others share the folder of the first
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+        if is_first:
+            remove_if_empty(folder)
         sys.stderr.write(f"Error: {error}\n")
         raise SystemExit(1) from error
 
@@ -210,17 +216,6 @@ def _check_missing(cfg: DictConfig) -> None:
         raise ValueError(
             f"Not given: {', '.join(missing)}. Say, for example: {' '.join(f'{key}=…' for key in missing)}"
         )
-
-
-def _remove_if_empty(run_dir: Path) -> None:
-    """Remove a run folder that holds nothing but Hydra's own notes; never the folder one works in."""
-    if run_dir.resolve() == Path.cwd():
-        return
-    if run_dir.is_dir() and all(p.name == ".hydra" or p.suffix == ".log" for p in run_dir.iterdir()):
-        shutil.rmtree(run_dir)
-        for parent in list(run_dir.parents)[:3]:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
 
 
 def _suggest_keys(command: str, overrides: list[str]) -> None:

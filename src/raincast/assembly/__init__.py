@@ -37,21 +37,17 @@ from raincast.assembly.run import (
 from raincast.checkpoint import (
     BOX,
     CHECKPOINT_FORMAT,
-    DATA_MODULES,
-    SAFE_MODULES,
     Checkpoint,
-    check_data,
-    construct,
     inputs_of,
     read_checkpoint,
     write_calibrated,
 )
+from raincast.plain import CLASSES, construct, merged, read_config
 
 __all__ = [
     "BOX",
     "CHECKPOINT_FORMAT",
-    "DATA_MODULES",
-    "SAFE_MODULES",
+    "CLASSES",
     "Checkpoint",
     "archive_path",
     "baseline_makers",
@@ -60,7 +56,6 @@ __all__ = [
     "channels",
     "check_baselines",
     "check_crop",
-    "check_data",
     "config_text",
     "construct",
     "datamodule",
@@ -74,6 +69,7 @@ __all__ = [
     "load_forecaster",
     "loggers",
     "make",
+    "merged",
     "metadata",
     "metrics",
     "module",
@@ -83,6 +79,7 @@ __all__ = [
     "pipeline_of",
     "provenance",
     "read_checkpoint",
+    "read_config",
     "reader",
     "trainer",
     "write_calibrated",
