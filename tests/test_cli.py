@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from asking import rates_of
 from omegaconf import OmegaConf
-from running import TINY, compose_config, run_script
+from running import REPO, TINY, compose_config, run_script
 
 from raincast.cli import run_folder
 from raincast.commands import jobs
@@ -261,3 +261,19 @@ def test_a_run_folder_is_locked_while_it_is_used(tmp_path: Path) -> None:
     assert (tmp_path / "a").is_dir()
     with folders.alone(tmp_path / "a"):
         pass
+
+
+def test_the_log_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    """Where the locale's text is ASCII the table of scores was left out of it."""
+    code = (
+        "import logging.config, sys; from omegaconf import OmegaConf\n"
+        "config = OmegaConf.to_container(OmegaConf.load(sys.argv[1]))\n"
+        "config['handlers']['file']['filename'] = 'train.log'\n"
+        "logging.config.dictConfig(config)\n"
+        "logging.getLogger('raincast').info('CSI \\u2265 1 mm/h')"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    conf = REPO / "conf" / "hydra" / "job_logging" / "raincast.yaml"
+    command = [sys.executable, "-c", code, str(conf)]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **ascii_only}, check=True, capture_output=True)
+    assert "CSI ≥ 1 mm/h" in (tmp_path / "train.log").read_text(encoding="utf-8")

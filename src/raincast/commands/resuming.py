@@ -206,9 +206,15 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     path = Path(cfg.paths.run_dir) / FINISHED
     if cfg.resume is None or not path.is_file():
         return None
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # cut by a kill or a power cut
+        return None
     if note["config"] != _identity(cfg):
         return None
+    # the folder may have been moved since
+    checkpoints = Path(cfg.callbacks.last.dirpath)
+    note |= {key: str(checkpoints / Path(note[key]).name) for key in ("best", "last")}
     log.info(
         "This run is finished: %s. To train it once more give it another name=.", os.path.relpath(path.parent)
     )
