@@ -241,7 +241,8 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_hydra_takes_the_folder_of_its_own(kind: str, tmp_path: Path) -> None:
+def test_hydra_takes_the_folder_of_its_own(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.HydraConfig, "set_config", lambda *_: None)
     taken = tmp_path / "train" / "2026-01-02" / "03-04-05"
     taken.mkdir(parents=True)
     start = jobs.OwnFolder().on_run_start if kind == "run" else jobs.OwnFolder().on_multirun_start

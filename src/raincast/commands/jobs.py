@@ -50,12 +50,13 @@ class OwnFolder(Callback):
 
 
 def _own(config: DictConfig, kind: str) -> None:
+    HydraConfig.instance().set_config(config)  # the folder may follow from ${hydra:…}
     key, path = f"hydra.{kind}.dir", Path(config.hydra[kind].dir)
     given = any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
     if given or not re.fullmatch(r"\d\d-\d\d-\d\d", path.name):
         run_folder.make(path)  # that of a name, or of the same command before
         return
-    with read_write(config), open_dict(config):
+    with read_write(config.hydra), open_dict(config.hydra):
         config.hydra[kind].dir = str(run_folder.own(path))
         # jobs compose their configs anew, from the overrides
         config.hydra.overrides.hydra.append(f"{key}='{config.hydra[kind].dir}'")
