@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from asking import rates_of
 from hydra.core.global_hydra import GlobalHydra
-from running import TINY, compose_config, run_script
+from omegaconf import OmegaConf
+from running import REPO, TINY, compose_config, run_script
 
 from raincast.cli import run_folder
+from raincast.commands import jobs
 from raincast.commands.forecast import run as forecast
 from raincast.commands.train import train
+from raincast.system import run_folder as folders
 
 
 def refused(result: subprocess.CompletedProcess[str], folder: Path) -> str:
@@ -258,3 +261,55 @@ def test_the_folder_of_a_run_is_its_name_its_command_or_the_time() -> None:
     assert found == run_folder(None, "auto", overrides[::-1], "later")
     assert found != run_folder(None, "auto", ["resume=auto", "optimizer.lr=1e-4"], "now")
     assert re.fullmatch(r"auto-[0-9a-f]{10}", found)
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings mixed their checkpoints, and an evaluation deleted the folder of another."""
+    found = [folders.own(tmp_path / "evaluate" / "2026-01-02" / "03-04-05") for _ in range(3)]
+    assert [path.name for path in found] == ["03-04-05", "03-04-05-2", "03-04-05-3"]
+    monkeypatch.setattr(folders, "_made", {found[1].absolute(): []})  # the second of three processes
+    for path in found:
+        folders.remove_if_empty(path)
+    assert [path.is_dir() for path in found] == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["run", "sweep"])
+def test_hydra_takes_the_folder_of_its_own(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs.HydraConfig, "set_config", lambda *_: None)
+    taken = tmp_path / "train" / "2026-01-02" / "03-04-05"
+    taken.mkdir(parents=True)
+    start = jobs.OwnFolder().on_run_start if kind == "run" else jobs.OwnFolder().on_multirun_start
+    config = OmegaConf.create({"hydra": {kind: {"dir": str(taken)}, "overrides": {"hydra": []}}})
+    OmegaConf.set_readonly(config, True)
+    start(config)
+    assert config.hydra[kind].dir == f"{taken}-2" and Path(f"{taken}-2").is_dir()
+    assert config.hydra.overrides.hydra == [f"hydra.{kind}.dir='{taken}-2'"]
+    start(config)
+    assert config.hydra[kind].dir == f"{taken}-2", "that of a command line is as it says"
+
+
+def test_a_run_folder_is_locked_while_it_is_used(tmp_path: Path) -> None:
+    with folders.alone(tmp_path / "a"):
+        refused = run_script(tmp_path, "evaluate", "checkpoint=none.ckpt", f"hydra.run.dir={tmp_path}/a")
+    assert refused.returncode == 1 and refused.stderr.startswith("Error: Another process is using the run folder")
+    assert (tmp_path / "a").is_dir()
+    with folders.alone(tmp_path / "a"):
+        pass
+
+
+def test_the_log_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    """Where the locale's text is ASCII the table of scores was left out of it."""
+    code = (
+        "import logging.config, sys; from omegaconf import OmegaConf\n"
+        "config = OmegaConf.to_container(OmegaConf.load(sys.argv[1]))\n"
+        "config['handlers']['file']['filename'] = 'train.log'\n"
+        "logging.config.dictConfig(config)\n"
+        "logging.getLogger('raincast').info('CSI \\u2265 1 mm/h')"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    conf = REPO / "conf" / "hydra" / "job_logging" / "raincast.yaml"
+    command = [sys.executable, "-c", code, str(conf)]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **ascii_only}, check=True, capture_output=True)
+    assert "CSI ≥ 1 mm/h" in (tmp_path / "train.log").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from running import REPO, compose_config
 
+from raincast import plain
 from raincast.assembly.typed import check
 
 CONF = REPO / "conf"
@@ -61,6 +62,13 @@ def check_signatures(config: Any) -> int:
             assert not unknown, f"{where}: {node['_target_']} takes no {unknown}"
     check(config)
     return len(found)
+
+
+@pytest.mark.parametrize("group", ["model", "head", "transform", "data", "data/split", "data/channels"])
+def test_a_checkpoint_may_name_every_class_of_the_configs_that_it_holds(group: str) -> None:
+    for path in (CONF / group).glob("*.yaml"):
+        for _, node in targets(OmegaConf.to_container(OmegaConf.load(path))):
+            assert inspect.isclass(plain.known_class(node["_target_"]))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

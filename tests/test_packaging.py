@@ -6,10 +6,14 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from running import REPO, TINY, compose_config
 
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -85,3 +89,40 @@ def test_the_commands_of_the_readme_compose(command: str, arguments: str, tmp_pa
     first_of_sweep = [re.sub(r"^([\w./]+=[^,\[\]]+),[^\[\]]*$", r"\1", word) for word in overrides]
     # … stands for what only the user knows; Hydra's grammar has no such sign
     compose_config(command, tmp_path, *(word.replace("…", "x") for word in first_of_sweep))
+
+
+REFUSED = {
+    "torch": ["2.5.1", "2.6.0", "2.9.1", "2.10.0"],  # CVE-2025-32434, CVE-2026-24747, CVE-2026-4538
+    "lightning": ["2.6.2", "2.6.3", "2.6.5"],  # GHSA-w37p-236h-pfx3, GHSA-qqmf-gpg7-g8gw
+    "hydra-core": ["1.3.2", "1.3.6"],  # CVE-2026-68508, CVE-2026-106439
+    "pillow": ["10.0.0", "12.3.0"],  # GHSA-5x8w-8jj5-q52h
+    "filelock": ["3.12.0", "3.20.2"],  # CVE-2025-68146, CVE-2026-22701
+    "jinja2": ["3.1.5"],  # CVE-2025-27516
+}
+
+
+def core() -> dict[str, SpecifierSet]:
+    """The core dependencies by name."""
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = [Requirement(line) for line in project["dependencies"]]
+    return {canonicalize_name(one.name): one.specifier for one in found}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_releases_with_known_vulnerabilities_are_not_installed(name: str) -> None:
+    for version in REFUSED[name]:
+        assert version not in core()[name], f"{name} {version} would be installed"
+
+
+def test_the_core_install_is_pinned_with_hashes() -> None:
+    text = (REPO / "requirements" / "core.txt").read_text(encoding="utf-8")
+    assert "://" not in text and "index-url" not in text, "no address of a registry"
+    pinned: dict[str, list[str]] = {}
+    for block in re.split(r"\n(?=[a-z0-9])", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)):
+        name, _, rest = block.partition("==")
+        assert "--hash=sha256:" in rest, f"{name} has no hash"
+        pinned.setdefault(canonicalize_name(name), []).append(rest.split()[0])
+    for name, specifier in core().items():
+        if name != "torch":
+            assert name in pinned, f"{name} is not pinned: make lock"
+            assert all(version in specifier for version in pinned[name]), f"{name}: make lock"

@@ -1,18 +1,17 @@
 """Checkpoints: plain data that is read without running anything that stands in it."""
 
-import dataclasses
-import functools
 import hashlib
-import importlib
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
+from raincast.plain import construct, merged, read_config
 from raincast.system.files import atomic
+from raincast.system.safe_zip import check_zip
 from raincast.version import __version__
 
 if TYPE_CHECKING:
@@ -23,17 +22,26 @@ if TYPE_CHECKING:
 
 CHECKPOINT_FORMAT = 2
 
+_STATED: Mapping[str, type | tuple[type, ...]] = {
+    "config": str,
+    "step_minutes": (int, float),
+    "input_steps": int,
+    "lead_steps": int,
+    "channels": list,
+    "grid_spacing": list,
+    "archive": dict,
+    "split_hash": str,
+    "loggers": dict,
+    "raincast_version": str,
+    "torch_version": str,
+}
+"""What a checkpoint says of itself, and of which type it is."""
 
 BOX = "box"
 """The name of the weights that come with raincast, in the place of a checkpoint's path."""
 
-
-SAFE_MODULES = ("raincast.models.", "raincast.transforms.", "torch.nn.")
-"""Where the classes that a checkpoint may name have to live: they compute, and do nothing else."""
-
-
-DATA_MODULES = ("raincast.data.", "raincast.transforms.")
-"""The same of its data config, which evaluate.py builds: they read archives and the files of channels."""
+_PARTS = ("model", "head", "transform", "data", "metrics")
+"""What its config must have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +50,8 @@ class Checkpoint:
 
     path: Path
     info: dict[str, Any]
-    config: DictConfig
+    config: dict[str, Any]
+    """The training's config, resolved when it was written: plain data that nothing resolves again."""
     state: dict[str, Any]
     epoch: int
     step: int
@@ -50,11 +59,12 @@ class Checkpoint:
     @property
     def inputs(self) -> "Inputs":
         """What its network sees."""
-        inputs = inputs_of(self.info["channels"])
-        # before channels could be declared, the network's own config asked for the mask
-        if self.info["channels"] == ["rain"] and self.config.model.get("in_channels") == 2:
-            return dataclasses.replace(inputs, observed=True)
-        return inputs
+        return inputs_of(self.info["channels"])
+
+    @property
+    def network(self) -> str:
+        """The name of its network's class."""
+        return str(self.config["model"]["_target_"]).rpartition(".")[2]
 
     @property
     def sha256(self) -> str:
@@ -71,8 +81,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         path = box_path()
     if Path(path).suffix == ".npz":
         return _of_weights(Path(path))
-    import pickle
-
     import torch
 
     path = Path(path)
@@ -81,11 +89,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         hint = f" There are: {', '.join(nearby)}." if nearby else " Train one with: python train.py"
         raise FileNotFoundError(f"There is no checkpoint {path}.{hint}")
     try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        first_line = (str(error).splitlines() or ["no reason given"])[0]
+        with path.open("rb") as file:
+            check_zip(file)
+            raw = torch.load(file, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the reader of pickles stumbles upon
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path} is damaged, or no checkpoint of plain data: {first_line}") from error
-    if not isinstance(raw, dict) or "raincast" not in raw or "state_dict" not in raw:
+    if not isinstance(raw, dict) or not isinstance(raw.get("raincast"), dict) or "state_dict" not in raw:
         raise ValueError(f"{path} was not written by raincast. Train a network with: python train.py")
     info = raw["raincast"]
     if not {"format", "config"} <= set(info):
@@ -95,17 +107,36 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     if info["format"] != CHECKPOINT_FORMAT:
         raise ValueError(
-            f"{path} has format {info['format']}; raincast {__version__} reads {CHECKPOINT_FORMAT}. "
-            f"It was written by raincast {info['raincast_version']}."
+            f"{path} has format {info.get('format')}; raincast {__version__} reads {CHECKPOINT_FORMAT}. "
+            f"It was written by raincast {info.get('raincast_version')}."
         )
-    return Checkpoint(
-        path,
-        info,
-        DictConfig(OmegaConf.create(info["config"])),
-        raw["state_dict"],
-        raw["epoch"],
-        raw["global_step"],
-    )
+    try:
+        return Checkpoint(path, info, _checked(raw), raw["state_dict"], raw["epoch"], raw["global_step"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is no checkpoint of raincast: {error}") from error
+
+
+def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a checkpoint whose parts are of the right kinds; KeyError or ValueError else."""
+    import torch
+
+    info = raw["raincast"]
+    wrong = [name for name, kind in _STATED.items() if not isinstance(info.get(name), kind)]
+    wrong += [name for name in ("epoch", "global_step") if type(raw.get(name)) is not int]
+    counts = ("input_steps", "lead_steps", "step_minutes")
+    wrong += [name for name in counts if name not in wrong and info[name] <= 0]
+    if "archive" not in wrong and not {"identity", "source", "cell_methods"} <= info["archive"].keys():
+        wrong.append("archive")
+    if wrong:
+        raise ValueError(f"it does not state {', '.join(wrong)} as raincast does")
+    if not all(isinstance(tensor, torch.Tensor) for tensor in raw["state_dict"].values()):
+        raise ValueError("its weights are no tensors")
+    if not all(re.fullmatch(r"\w[\w-]{0,127}", str(run)) for run in info["loggers"].values()):
+        raise ValueError(f"loggers={info['loggers']} are no names of runs")
+    config = read_config(info["config"])
+    if lacking := [part for part in _PARTS if not isinstance(config.get(part), dict)]:
+        raise ValueError(f"its config has no {', '.join(lacking)}")
+    return config
 
 
 def box_path() -> Path:
@@ -118,17 +149,16 @@ def _of_weights(path: Path) -> Checkpoint:
     from raincast.models.weights import read_weights
 
     state, described = read_weights(path)
-    config = OmegaConf.create(described["config"])
-    config.data.archive = "radar networks"
+    config = merged(described["config"], {"data": {"archive": "radar networks"}})
     info = {
         "format": CHECKPOINT_FORMAT,
         "raincast_version": __version__,
         "torch_version": str(described.get("torch_version", "unknown")),
-        "config": OmegaConf.to_yaml(config),
+        "config": yaml.safe_dump(config, sort_keys=False),
         "step_minutes": 5.0,
         "input_steps": 4,
         "lead_steps": 12,
-        "channels": ["rain", {"name": "observed", "role": "past"}],
+        "channels": [{"name": "rain", "role": "target"}, {"name": "observed", "role": "past"}],
         "grid_spacing": [],
         "archive": {
             "identity": ", ".join(described["networks"]),
@@ -140,7 +170,7 @@ def _of_weights(path: Path) -> Checkpoint:
         "loggers": {},
     }
     named = {f"network.{name}": value for name, value in state.items()}
-    return Checkpoint(path, info, DictConfig(config), named, epoch=0, step=0)
+    return Checkpoint(path, info, config, named, epoch=0, step=0)
 
 
 def describe(settings: Mapping[str, Any] | str, data: "RadarDataModule") -> dict[str, Any]:
@@ -151,8 +181,8 @@ def describe(settings: Mapping[str, Any] | str, data: "RadarDataModule") -> dict
     """
     import torch
 
-    text = settings if isinstance(settings, str) else OmegaConf.to_yaml(OmegaConf.create(dict(settings)))
-    stated = OmegaConf.create(text)
+    text = settings if isinstance(settings, str) else yaml.safe_dump(dict(settings), sort_keys=False)
+    stated = read_config(text)
     if missing := [key for key in ("model", "transform", "head") if key not in stated]:
         raise ValueError(f"settings lack {', '.join(missing)}: each with the _target_ of its class, as in conf/.")
     y, x = data.archive.grid.y, data.archive.grid.x
@@ -192,56 +222,9 @@ def inputs_of(described: Sequence[Any]) -> "Inputs":
     """What a network sees, of the channels as a checkpoint lists them."""
     from raincast.models.inputs import Inputs
 
-    named = [
-        channel for channel in described if isinstance(channel, Mapping)
-    ]  # older checkpoints: their names alone
-    scaled = [(c["name"], construct(c["transform"]), c["role"]) for c in named if "transform" in c]
+    scaled = [(c["name"], construct(c["transform"]), c["role"]) for c in described if "transform" in c]
     return Inputs(
-        observed=any(channel["role"] == "past" and "transform" not in channel for channel in named),
+        observed=any(channel["role"] == "past" and "transform" not in channel for channel in described),
         past=tuple((name, transform) for name, transform, _ in scaled),
         future=tuple((name, transform) for name, transform, role in scaled if role == "future"),
-    )
-
-
-def check_data(checkpoint: Checkpoint) -> None:
-    """ValueError where the data config of a checkpoint names what is not raincast's own: Hydra would call it."""
-
-    def walk(node: Any) -> None:
-        if isinstance(node, dict) and "_target_" in node:
-            _safe_class(str(node["_target_"]), DATA_MODULES)
-        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-            walk(child)
-
-    walk(OmegaConf.to_container(checkpoint.config.data, resolve=True))
-
-
-def construct(node: Any, *, modules: tuple[str, ...] = SAFE_MODULES) -> Any:
-    """Build what a checkpoint's config names, from classes of `modules` alone.
-
-    Hydra's `instantiate` would call any function that `_target_` names; this calls constructors of classes
-    that are defined in raincast's models and transforms or in torch.nn, with plain arguments.
-    """
-    if isinstance(node, list):
-        return [construct(item, modules=modules) for item in node]
-    if not isinstance(node, dict):
-        return node
-    values = {
-        key: construct(value, modules=modules)
-        for key, value in node.items()
-        if key not in ("_target_", "_partial_")
-    }
-    if "_target_" not in node:
-        return values
-    made = _safe_class(str(node["_target_"]), modules)
-    return functools.partial(made, **values) if node.get("_partial_") else made(**values)
-
-
-def _safe_class(target: str, modules: tuple[str, ...]) -> Callable[..., Any]:
-    module_name, _, name = target.rpartition(".")
-    if f"{module_name}.".startswith(modules):
-        found = getattr(importlib.import_module(module_name), name, None)
-        if inspect.isclass(found) and f"{found.__module__}.".startswith(modules):
-            return found
-    raise ValueError(
-        f"The checkpoint names {target}, which is none of {', '.join(m[:-1] for m in modules)}: it is not loaded."
     )

@@ -9,9 +9,9 @@ import hashlib
 import logging
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from raincast import __version__
 from raincast.commands import help, jobs, overrides
 from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
 from raincast.system.faults import reason_of
+from raincast.system.run_folder import alone, remove_if_empty
 
 log = logging.getLogger(__name__)
 
@@ -208,10 +209,15 @@ def _command(name: str) -> Callable[[DictConfig], Any]:
 def _guarded(command: str, cfg: DictConfig) -> Any:
     """Run a command; a user's error is one message, and leaves no empty run folder behind."""
     several = jobs.one_of_several()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    # the other processes of a run share the folder of the first
+    is_first = not any(int(os.environ.get(rank, "0")) for rank in RANKS)
+    locks = is_first and folder.resolve() != Path.cwd()
     try:
         _check_missing(cfg)
         _check_types(command, cfg)
-        result = _command(command)(cfg)
+        with alone(folder) if locks else nullcontext():
+            result = _command(command)(cfg)
         if several:
             jobs.note(result)
         return result
@@ -234,8 +240,8 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
             log.error("Error: %s", jobs.said(error), exc_info=None if known else raised)
             jobs.note(error=(jobs.said(error).splitlines() or [type(error).__name__])[0])
             return math.nan
-        if not any(int(os.environ.get(rank, "0")) for rank in RANKS):  # the others share the folder of the first
-            _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+        if is_first:
+            remove_if_empty(folder)
         sys.stderr.write(f"Error: {machine or jobs.said(error)}\n")
         raise SystemExit(1) from error
 
@@ -256,14 +262,3 @@ def _check_types(command: str, cfg: DictConfig) -> None:
     files = [path for path in (conf_dir() / f"{command}.yaml", conf_dir() / "local.yaml") if path.is_file()]
     known = [key for path in files for key in overrides.flat_keys(OmegaConf.to_container(OmegaConf.load(path)))]
     check(cfg, skip=unused.get(command, ()), known=known, choices=HydraConfig.get().runtime.choices)
-
-
-def _remove_if_empty(run_dir: Path) -> None:
-    """Remove a run folder that holds nothing but Hydra's own notes; never the folder one works in."""
-    if run_dir.resolve() == Path.cwd():
-        return
-    if run_dir.is_dir() and all(p.name == ".hydra" or p.suffix == ".log" for p in run_dir.iterdir()):
-        shutil.rmtree(run_dir)
-        for parent in list(run_dir.parents)[:3]:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()

@@ -52,7 +52,7 @@ def test_the_checkpoint_says_what_the_network_sees(run_dir: Path) -> None:
     forecaster = assembly.forecaster_of(checkpoint, device="cpu")
     network: Any = forecaster.network
     assert (network.in_channels, network.future_channels) == (7, 1)
-    assert "in_channels" not in checkpoint.config.model
+    assert "in_channels" not in checkpoint.config["model"]
 
 
 def test_evaluate_and_forecast_see_the_same_channels(run_dir: Path, tiny_archive: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_evaluate_and_forecast_see_the_same_channels(run_dir: Path, tiny_archive
     from raincast.data.sampler import Place
 
     config = assembly.read_checkpoint(run_dir / "checkpoints" / "last.ckpt").config
-    data = assembly.datamodule(config, tiny_archive)
+    data = assembly.datamodule_of(config["data"], tiny_archive)
     sample: Any = data.dataset.sample(Place(18, 0, 0, 32, 32))  # frames 18 to 20, then three to come
     network = raincast.load_forecaster(run_dir / "checkpoints" / "last.ckpt", device="cpu")
     covariates = {name: sample[name].numpy()[None] for name in ("past", "future")}

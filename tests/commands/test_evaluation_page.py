@@ -199,7 +199,8 @@ def test_compare_sets_runs_beside_each_other(written: Path, tmp_path: Path) -> N
         (["compare=[no.nc,neither.nc]"], "There is no no.nc"),
         (["compare=[no.nc,no.nc]"], "names a file twice"),
         (["compare=[a.nc,b.nc]", "checkpoint=x.ckpt"], "leave checkpoint=x.ckpt out"),
-        ([], "Not given: checkpoint"),
+        ([], "Not given: data.archive"),
+        (["checkpoint=null"], "Not given: data.archive"),
     ],
 )
 def test_compare_refuses_what_it_cannot_set_side_by_side(
@@ -212,6 +213,7 @@ def test_compare_refuses_what_it_cannot_set_side_by_side(
 def test_baselines_are_scored_without_a_network(tiny_archive: Path, tmp_path: Path) -> None:
     """And any forecaster that Python can import."""
     few = [f"data.archive={tiny_archive}", "default_data.input_steps=3", "default_data.lead_steps=6"]
+    few += ["checkpoint=null"]
     few += ["data.eval_stride=6", "resamples=40", "metrics.thresholds=[0.5,1]", "workers=1"]
     own = ["+baseline.standing._target_=forecasting.standing.Standing", "baselines=[standing,persistence]"]
     scores = evaluate(compose_config("evaluate", tmp_path / "run", *few, *own))

@@ -45,10 +45,11 @@ def test_what_says_where_to_go_on_is_said_once(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     cfg = config(tmp_path, "resume=auto")
     assert resuming.finished(cfg) is None
-    resuming.note_finished(cfg, {"val/csi_1mm": 0.5}, best=tmp_path / "best.ckpt", last=tmp_path / "last.ckpt")
+    old = tmp_path / "where it was trained"  # the run folder was moved since
+    resuming.note_finished(cfg, {"val/csi_1mm": 0.5}, best=old / "best.ckpt", last=old / "last.ckpt")
     result = train(config(tmp_path, "resume=auto"))
     assert result.metrics == {"val/csi_1mm": 0.5} and result.scores is None
-    assert result.best == tmp_path / "best.ckpt"
+    assert result.best == tmp_path / "checkpoints" / "best.ckpt"
     assert resuming.finished(config(tmp_path, "resume=auto", "trainer.max_epochs=9")) is None, "another run"
     assert resuming.finished(config(tmp_path)) is None, "nobody asked to go on"
 

@@ -116,6 +116,21 @@ def test_what_fails_in_one_forecaster_keeps_the_others(data, tmp_path):
     assert len(asked) == 20
 
 
+@pytest.mark.parametrize("content", ["", "half"])
+def test_sums_that_a_power_cut_left_are_scored_again(data, tmp_path, caplog, content):
+    """An empty file ended every later evaluation with an EOFError that named nothing."""
+    asked: list[int] = []
+    made = work(data, tmp_path, {"good": partial(Counting, asked, name="good")})
+    engine.run(made, PLACES, workers=1)
+    whole, (first, *_) = engine._gather(made.folders["good"]), parts.kept(made.folders["good"]).values()
+    first.write_bytes(first.read_bytes()[: first.stat().st_size // 2] if content else b"")
+    before = len(asked)
+    sums = engine.run(made, PLACES, workers=1)["good"]
+    assert len(asked) > before and "is damaged" in caplog.text
+    for event, named in whole.arrays().items():
+        np.testing.assert_array_equal(sums.arrays()[event], named)
+
+
 def test_two_at_once_are_refused(data, tmp_path):
     made = work(data, tmp_path, {"persistence": Persistence})
     with (
@@ -146,10 +161,9 @@ def test_two_processes_equal_one_and_leave_nothing_behind(tiny_run: Path, tmp_pa
         path = f"{tiny_run}/checkpoints/best.ckpt"
         cfg = compose_config("evaluate", tmp_path / "run", f"checkpoint={path}", *own)
         checkpoint = assembly.read_checkpoint(path)
-        trained = checkpoint.config.copy()
-        trained.data.eval_stride, trained.data.eval_batch_size = 4, 2
-        data = assembly.datamodule(trained, assembly.archive_path(trained))
-        own_work = scoring.work_of(cfg, trained, checkpoint, data, assembly.metrics(cfg, data))
+        settings = checkpoint.config["data"] | {"eval_stride": 4, "eval_batch_size": 2}
+        data = assembly.datamodule_of(settings, settings["archive"])
+        own_work = scoring.work_of(cfg, settings, checkpoint, data, assembly.metrics(cfg, data))
         cost = parts.Cost()
         scores = scoring.score(cfg, own_work, data, cost=cost)
         assert len([*(tmp_path / str(workers)).glob("*/*.npz")]) >= 2

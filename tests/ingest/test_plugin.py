@@ -121,6 +121,7 @@ def test_by_name_with_arguments_and_in_worker_processes(install: Install, files:
     [
         ("import nothing_that_exists", "ModuleNotFoundError"),
         ("1 / 0", "ZeroDivisionError"),
+        ("raise SystemExit('no licence')", "SystemExit: no licence"),
         ("x = 1", "AttributeError"),
         ("class Txt:\n  def __init__(self, needed): ...", "needed"),
         ("class Txt:\n  def scan(self, path): ...", "no method recognises or read"),

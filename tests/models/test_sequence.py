@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import threading
 from functools import partial
 from pathlib import Path
@@ -532,15 +533,29 @@ def compiler(monkeypatch, tmp_path) -> Path:
     return calls
 
 
-@pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF and so on"])
+@pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF and so on", "the first half"])
 def test_a_broken_library_is_made_anew(compiler, no_library, caplog, content):
+    """Half of one, as a power cut leaves it, would end the process where it is loaded."""
     library = compile_library("gates.c", "RAINCAST_F64")
-    library.write_bytes(content)
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
     assert gates._kernels("F64") and not caplog.records
     assert_right()
     assert len(compiler.read_text().split()) == 2
     gates._kernels.cache_clear()
     assert gates._kernels("F64") and len(compiler.read_text().split()) == 2  # from the cache again
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="modes of POSIX")
+@pytest.mark.parametrize("planted", ["folder", "library"])
+def test_a_library_that_others_could_have_planted_is_not_loaded(compiler, no_library, caplog, planted):
+    library = compile_library("gates.c", "RAINCAST_F64")
+    path = library if planted == "library" else library.parent
+    path.chmod(path.stat().st_mode | 0o020)
+    with caplog.at_level(logging.WARNING, logger="raincast"):
+        assert not gates._kernels("F64")
+    assert "others could have written" in caplog.text and "RAINCAST_CACHE" in caplog.text
+    assert_right()
 
 
 def test_two_compile_at_once(compiler, no_library):

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from raincast.training.durable.checkpoint_io import CheckpointNotWritten, DurableCheckpointIO, damage, newest_whole
 from raincast.training.durable.checkpointing import LastCheckpoint, StopSignals
@@ -208,3 +210,27 @@ def test_the_requeue_signal_puts_the_job_back(tmp_path: Path, monkeypatch: pytes
     signals.received, signals.requeue = signal.SIGUSR1, False
     signals.put_back()
     assert asked.read_text().split("\n") == ["requeue 77", "requeue 70_4", ""]
+
+
+def test_a_run_folder_that_was_moved_keeps_its_best_checkpoint(tmp_path: Path) -> None:
+    """And a checkpoint cannot name a file elsewhere, which Lightning would delete as the worst."""
+    best, last = ModelCheckpoint(dirpath=tmp_path / "new", monitor="x"), LastCheckpoint(tmp_path / "new")
+    trainer = L.Trainer(callbacks=[best, last], logger=False, accelerator="cpu", enable_progress_bar=False)
+    score = torch.tensor(0.5)
+    state = {
+        "dirpath": "/old/checkpoints",
+        "best_model_path": "/old/checkpoints/best.ckpt",
+        "best_model_score": score,
+        "kth_best_model_path": "/old/checkpoints/../../home/thesis.ckpt",
+        "kth_value": score,
+        "best_k_models": {"/old/checkpoints/best.ckpt": score},
+        "last_model_path": "",
+    }
+    last.on_load_checkpoint(trainer, L.LightningModule(), {"callbacks": {best.state_key: state}})
+    best.load_state_dict(state)
+    folder = Path(str(best.dirpath))
+    assert best.best_model_path == str(folder / "best.ckpt") and best.best_model_score == score
+    assert best.kth_best_model_path == str(folder / "thesis.ckpt") and list(best.best_k_models) == [
+        best.best_model_path
+    ]
+    assert best.last_model_path == ""

@@ -110,7 +110,7 @@ def test_float16_scales_its_loss(tiny_archive: Path, tmp_path: Path, plain: Path
     assert logged(tmp_path / "half")["precision"] == "16-mixed"
     assert logged(tmp_path / "half")["loss_scale"] == 1024.0
     expected = weights(plain / "checkpoints" / "last.ckpt")
-    start = assembly.network(assembly.read_checkpoint(result.last).config.model).state_dict()
+    start = assembly.network(assembly.read_checkpoint(result.last).config["model"]).state_dict()
     for name, found in weights(result.last).items():
         assert found.isfinite().all()
         moved = (expected[name] - start[name.removeprefix("network.")]).abs().mean() + 1e-3

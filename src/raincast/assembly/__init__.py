@@ -39,21 +39,17 @@ from raincast.assembly.run import (
 from raincast.checkpoint import (
     BOX,
     CHECKPOINT_FORMAT,
-    DATA_MODULES,
-    SAFE_MODULES,
     Checkpoint,
-    check_data,
-    construct,
     inputs_of,
     read_checkpoint,
     write_calibrated,
 )
+from raincast.plain import CLASSES, construct, merged, read_config
 
 __all__ = [
     "BOX",
     "CHECKPOINT_FORMAT",
-    "DATA_MODULES",
-    "SAFE_MODULES",
+    "CLASSES",
     "Checkpoint",
     "archive_path",
     "baseline_makers",
@@ -62,7 +58,6 @@ __all__ = [
     "channels",
     "check_baselines",
     "check_crop",
-    "check_data",
     "check_machine",
     "config_text",
     "construct",
@@ -77,6 +72,7 @@ __all__ = [
     "load_forecaster",
     "loggers",
     "make",
+    "merged",
     "metadata",
     "metrics",
     "module",
@@ -86,6 +82,7 @@ __all__ = [
     "pipeline_of",
     "provenance",
     "read_checkpoint",
+    "read_config",
     "reader",
     "reader_named",
     "trainer",

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from raincast.assembly.parts import _with_channels, make, mapping
+from raincast.assembly.parts import _with_channels, make
 from raincast.assembly.run import config_text
-from raincast.checkpoint import BOX, DATA_MODULES, Checkpoint, construct, read_checkpoint
+from raincast.checkpoint import BOX, Checkpoint, read_checkpoint
+from raincast.plain import construct, known_class
 from raincast.system.provenance import commit
 from raincast.version import __version__
 
@@ -33,17 +34,12 @@ def forecaster_of(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = mapping(OmegaConf.to_container(checkpoint.config, resolve=False))
-    config["model"].pop("weights", None)  # its own are in the checkpoint
-    # older checkpoints say nothing of a head: their networks gave the rate
-    net_head: Head = construct(config.get("head", {"_target_": "raincast.models.heads.RateHead"}))
+    config = checkpoint.config
+    net_head: Head = construct(config["head"])
     inputs = checkpoint.inputs
-    net: nn.Module = construct(_with_channels(config["model"], net_head.num_channels, inputs))
+    model = config["model"] | {"weights": None} if "weights" in config["model"] else config["model"]
+    net = _network(checkpoint, _with_channels(model, net_head.num_channels, inputs, known_class))
     transform: Transform = construct(config["transform"])
-    prefix = "network."
-    net.load_state_dict(
-        {key.removeprefix(prefix): w for key, w in checkpoint.state.items() if key.startswith(prefix)}
-    )
     info = checkpoint.info
     plain = info.get("calibration")
     return NetworkForecaster(
@@ -59,6 +55,27 @@ def forecaster_of(
         calibration=None if plain is None else Calibration.from_plain(plain),
         precision=precision,
     )
+
+
+def _network(checkpoint: Checkpoint, model: Mapping[str, Any]) -> "nn.Module":
+    """The network of `model` with the weights of a checkpoint; ValueError where they do not fit, or are NaN."""
+    import torch
+
+    prefix = "network."
+    weights = {key.removeprefix(prefix): w for key, w in checkpoint.state.items() if key.startswith(prefix)}
+    if bad := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
+        raise ValueError(
+            f"{checkpoint.path}: {len(bad)} of its {len(weights)} weights, {bad[0]} first, are not finite. "
+            "Take a checkpoint of an earlier epoch, or train with a lower optimizer.lr."
+        )
+    try:
+        with torch.device("meta"):  # without memory: a config may ask for more than there is
+            construct(model).load_state_dict(weights, assign=True)
+        net: nn.Module = construct(model)
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint.path}: its weights do not fit its network: {error}") from error
+    return net
 
 
 def pipeline(
@@ -89,15 +106,14 @@ def pipeline(
     if thresholds is None and forecaster.calibration is not None:
         thresholds = forecaster.calibration.thresholds
     elif thresholds is None:
-        scored = checkpoint.config.metrics.thresholds
+        scored = checkpoint.config["metrics"]["thresholds"]
         thresholds = [float(t) for t in scored] if forecaster.gives.probabilities else []
     on = forecaster.calibration.fitted_on if forecaster.calibration is not None else None
     return ForecastPipeline(
         forecaster,
-        # checkpoints from before gap budgets do not state one
         Trained.of(
             checkpoint.info,
-            int(checkpoint.config.data.get("max_missing", 0)),
+            int(checkpoint.config["data"].get("max_missing", 0)),
             physical=forecaster.physical,
         ),
         thresholds=[float(t) for t in thresholds],
@@ -191,7 +207,10 @@ def outputs(cfg: DictConfig) -> "Outputs":
 
 def declared_channels(checkpoint: Checkpoint) -> dict[str, Any]:
     """The channels that a network was trained with, as its config has them."""
-    return mapping(OmegaConf.to_container(checkpoint.config.data, resolve=True)).get("channels") or {}
+    declared = checkpoint.config["data"].get("channels") or {}
+    if not (isinstance(declared, dict) and all(isinstance(node, dict) for node in declared.values())):
+        raise ValueError(f"{checkpoint.path}: data.channels={declared} is no mapping of channels.")
+    return declared
 
 
 def _channels(trained: Mapping[str, Any], others: Mapping[str, Any]) -> "Channels":
@@ -203,7 +222,7 @@ def _channels(trained: Mapping[str, Any], others: Mapping[str, Any]) -> "Channel
             f"channels.{unknown[0]}: the network was trained with the channels {', '.join(trained) or 'nothing'}."
         )
     nodes = {name: {**node, **others.get(name, {})} for name, node in trained.items()}
-    return Channels(construct(nodes, modules=DATA_MODULES))
+    return Channels(construct(nodes))
 
 
 def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -211,7 +230,7 @@ def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     version = __version__
     return {
         "title": "Precipitation nowcast",
-        "source": f"raincast {version}, {checkpoint.config.model._target_.rpartition('.')[2]}",
+        "source": f"raincast {version}, {checkpoint.network}",
         "raincast_version": version,
         "raincast_commit": commit(),
         "checkpoint": str(checkpoint.path),

@@ -14,6 +14,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
+from raincast.plain import construct
 from raincast.system.conf import conf_dir
 
 if TYPE_CHECKING:
@@ -35,10 +36,15 @@ def make(node: Any, **arguments: Any) -> Any:
     return instantiate(node, _convert_="object", **arguments)
 
 
-def archive_path(cfg: DictConfig, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The archive to train on: the configured one, or the built-in one, which is built on first use."""
-    if cfg.data.archive is not None:
-        return Path(cfg.data.archive)
+def archive_path(
+    cfg: DictConfig,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    archive: str | None = None,
+) -> Path:
+    """`archive`, else that of `cfg.data`, else the built-in one, which is built on first use."""
+    if archive or cfg.data.archive is not None:
+        return Path(archive or cfg.data.archive)
     from filelock import FileLock
 
     from raincast.synthetic import build_builtin_archive
@@ -57,13 +63,18 @@ def archive_path(cfg: DictConfig, progress: Callable[[int, int], None] | None = 
 
 
 def datamodule(cfg: DictConfig, archive: Path) -> "RadarDataModule":
-    """The datamodule of `cfg.data` on `archive`."""
-    return datamodule_of(mapping(OmegaConf.to_container(cfg.data, resolve=True)), archive)
+    """The datamodule of the command's own `cfg.data` on `archive`."""
+    module: RadarDataModule = make(cfg.data, archive=str(archive))
+    return module
 
 
 def datamodule_of(data: Mapping[str, Any], archive: Path) -> "RadarDataModule":
-    """The datamodule of plain settings, which may come from another process."""
-    module: RadarDataModule = make({**data, "archive": str(archive)})
+    """The datamodule of a checkpoint's settings, plain data, on `archive`."""
+    from raincast.data.datamodule import RadarDataModule
+
+    module = construct({**data, "archive": str(archive)})
+    if not isinstance(module, RadarDataModule) or not hasattr(module.split, "ranges"):
+        raise ValueError(f"The data of a checkpoint is no RadarDataModule with a split, but {data}.")
     return module
 
 
@@ -86,8 +97,16 @@ def network(model: Mapping[str, Any], *, num_channels: int = 1, inputs: "Inputs 
     return built
 
 
-def _with_channels(model: Mapping[str, Any], num_channels: int, inputs: "Inputs | None") -> dict[str, Any]:
-    """`model` with the numbers of its channels; ValueError where it states others, or cannot have them."""
+def _with_channels(
+    model: Mapping[str, Any],
+    num_channels: int,
+    inputs: "Inputs | None",
+    find: Callable[[str], Any] = get_object,
+) -> dict[str, Any]:
+    """`model` with the numbers of its channels; ValueError where it states others, or cannot have them.
+
+    `find` gives the class of a name.
+    """
     seen, known = (inputs.num_channels, len(inputs.future)) if inputs else (1, 0)
     for key, number, whose, source in (
         ("out_channels", num_channels, f"the head reads {num_channels}", "the head"),
@@ -101,7 +120,7 @@ def _with_channels(model: Mapping[str, Any], num_channels: int, inputs: "Inputs 
     numbers = {"out_channels": num_channels, "in_channels": seen}
     if known:
         target = str(model["_target_"])
-        if "future_channels" not in inspect.signature(get_object(target)).parameters:
+        if "future_channels" not in inspect.signature(find(target)).parameters:
             raise ValueError(
                 f"{target.rpartition('.')[2]} takes no channels that are known in advance; data.channels has "
                 f"{known}. Give them the role past, or take another network, as model=convlstm."

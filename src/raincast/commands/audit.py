@@ -26,10 +26,10 @@ def run(cfg: DictConfig) -> "Audit":
     expected = None
     if str(cfg.audit).endswith(".ckpt"):
         checkpoint = assembly.read_checkpoint(cfg.audit)
-        assembly.check_data(checkpoint)
         expected = str(checkpoint.info["split_hash"])
-        archive = assembly.archive_path(checkpoint.config)
-        data = assembly.datamodule(checkpoint.config, archive)
+        settings = checkpoint.config["data"]
+        archive = assembly.archive_path(cfg, archive=settings.get("archive"))
+        data = assembly.datamodule_of(settings, archive)
     else:
         archive = Path(cfg.audit)
         data = assembly.datamodule(cfg, archive)

@@ -1,4 +1,4 @@
-"""`python evaluate.py compare=[a/scores.nc,b/scores.nc]`: evaluations beside each other, nothing forecast anew."""
+"""`python evaluate.py compare=[a/scores.nc,b/scores.nc]`: join the scores of evaluations, without forecasting."""
 
 import logging
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from raincast import assembly
 from raincast.commands import report
 from raincast.commands.evaluation_outputs import scores_by, write_tables
 
@@ -23,8 +24,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     from raincast.evaluation.report.score_figures import csi_plot
 
     paths = [Path(path) for path in cfg.compare]
-    if cfg.checkpoint is not None:
-        raise ValueError(f"compare= forecasts nothing: leave checkpoint={cfg.checkpoint} out.")
+    if cfg.checkpoint not in (None, assembly.BOX):  # the default
+        raise ValueError(f"compare= only joins scores: leave checkpoint={cfg.checkpoint} out.")
     each = read(paths)
     how = Resampling(cfg.resamples, cfg.confidence, cfg.resampling_seed)
     joined = join(each)

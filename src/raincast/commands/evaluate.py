@@ -3,7 +3,7 @@
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -43,8 +43,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         raise ValueError(f"split={cfg.split}: choose one of {', '.join(SPLITS)}.")
     checkpoint = None if cfg.checkpoint is None else assembly.read_checkpoint(cfg.checkpoint)
     forecasters: list[Forecaster] = [] if cfg.list_windows else assembly.baselines(cfg, list(cfg.baselines))
-    trained = _config_of_data(checkpoint, cfg)
-    data = assembly.datamodule(trained, assembly.archive_path(trained))
+    settings = _data_settings(checkpoint, cfg)
+    data = assembly.datamodule_of(settings, assembly.archive_path(cfg, archive=settings["archive"]))
     data.needed = (cfg.split, "val") if cfg.calibrate else (cfg.split,)
     if cfg.list_windows:
         return _list_windows(data, cfg.split, Path(cfg.list_windows))
@@ -60,14 +60,14 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         forecasters.insert(0, network)
         here = (network.name,) if network.device.type == "cuda" else ()
     keep_common(data, cfg.split, forecasters)
-    work, cost = scoring.work_of(cfg, trained, checkpoint, data, metrics), Cost()
+    work, cost = scoring.work_of(cfg, settings, checkpoint, data, metrics), Cost()
     scores = scoring.score(cfg, work, data, here=here, cost=cost).assign_attrs(cost.attrs())
     if checkpoint is not None:
         scores = scores.assign_attrs(checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256)
     text, files = write_tables(scores, run_dir)
     engine.clear(work)
     files += [
-        write_page(scores, forecasters, data, checkpoint, run_dir / "report.html", trained),
+        write_page(scores, forecasters, data, checkpoint, run_dir / "report.html", settings),
         csi_plot(scores, run_dir / "csi.png"),
         report.example_picture(forecasters, data, cfg.split, run_dir / "forecast.png"),
     ]
@@ -137,20 +137,16 @@ def _cost(scores: "xr.Dataset", seconds: float) -> str:
     )
 
 
-def _config_of_data(checkpoint: assembly.Checkpoint | None, cfg: DictConfig) -> DictConfig:
-    """The config of the checkpoint, or else the default data, with what `cfg.data` states put over its `data`."""
-    stated = {key: value for key, value in cfg.data.items() if value is not None}
+def _data_settings(checkpoint: assembly.Checkpoint | None, cfg: DictConfig) -> dict[str, Any]:
+    """Those of the checkpoint, or the default ones, with what `cfg.data` states put over them; plain data."""
+    own: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    stated = {key: value for key, value in own.items() if value is not None}
+    settings = {} if checkpoint is None else checkpoint.config["data"]
     if checkpoint is None or checkpoint.path.suffix == ".npz":
-        config = DictConfig({"data": cfg.default_data, "paths": cfg.paths, "seed": cfg.seed})
-        if checkpoint is not None:
-            config.data = OmegaConf.merge(config.data, checkpoint.config.data)
-    else:
-        assembly.check_data(checkpoint)
-        config = checkpoint.config.copy()
-    config.data = OmegaConf.merge(config.data, stated)
-    if "split" in stated:
-        config.data.split = stated["split"]
-    return config
+        default: Any = OmegaConf.to_container(cfg.default_data, resolve=True)
+        settings = assembly.merged(default, settings)
+    settings = assembly.merged(settings, stated)
+    return settings | ({"split": stated["split"]} if "split" in stated else {})
 
 
 def _check_data(checkpoint: assembly.Checkpoint, data: "RadarDataModule") -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
 from raincast import assembly
 from raincast.commands import report
@@ -57,9 +57,9 @@ def write_page(
     data: "RadarDataModule",
     checkpoint: assembly.Checkpoint | None,
     path: Path,
-    config: DictConfig,
+    settings: Mapping[str, Any],
 ) -> Path:
-    """report.html on the data of `config`; the first forecaster chooses the events."""
+    """report.html on the data of `settings`; the first forecaster chooses the events."""
     from raincast.evaluation.report.page import Evaluation, write_report
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
@@ -73,7 +73,7 @@ def write_page(
         facts=facts(scores, data, checkpoint),
         by_event=by_event,
         by_hour=scores_by(scores, "hour") if "hourly_hits" in scores else None,
-        config=OmegaConf.to_yaml(config) if checkpoint is None else str(checkpoint.info["config"]),
+        config=yaml.safe_dump({"data": dict(settings)}) if checkpoint is None else str(checkpoint.info["config"]),
         maps=maps,
     )
     return write_report(evaluation, path, title=f"Evaluation on {split} windows of {data.archive.path.name}")
@@ -204,10 +204,10 @@ def _trained(checkpoint: assembly.Checkpoint) -> list[tuple[str, str]]:
     trained = [
         ("checkpoint", str(checkpoint.path)),
         ("SHA-256", checkpoint.sha256),
-        ("network", f"{config.model._target_.rpartition('.')[2]}, {sum(w.numel() for w in weights):,} parameters"),
+        ("network", f"{checkpoint.network}, {sum(w.numel() for w in weights):,} parameters"),
         ("epochs", str(checkpoint.epoch + 1)),
         ("frames in and out", f"{info['input_steps']}, {info['lead_steps']}, of {info['step_minutes']:g} min"),
-        ("trained on", f"{config.data.archive or 'the built-in archive'} (identity {identity})"),
+        ("trained on", f"{config['data']['archive'] or 'the built-in archive'} (identity {identity})"),
         ("source", str(info["archive"]["source"])),
         ("split", str(info["split_hash"])),
         ("raincast, torch", f"{info['raincast_version']}, {info['torch_version']}"),

@@ -180,7 +180,7 @@ def describe(
         "title": "Precipitation nowcast",
         "raincast_version": __version__,
         "checkpoint_sha256": checkpoint.sha256,
-        "network": str(checkpoint.config.model._target_).rpartition(".")[2],
+        "network": checkpoint.network,
         "head": str(forecaster.head),
         "transform": str(forecaster.transform),
         "input": f"rain_rate (batch, {forecaster.input_steps}, 1, {y}, {x}) float32",
@@ -195,7 +195,7 @@ def describe(
         "lead_steps": str(lead_steps),
         "channels": ", ".join(["rain", *(name for name, _ in inputs.past)]),  # observed is made of rain
         "grid_spacing": ", ".join(f"{spacing:g}" for spacing in info["grid_spacing"]),
-        "max_missing": str(checkpoint.config.data.get("max_missing", 0)),
+        "max_missing": str(checkpoint.config["data"]["max_missing"]),
         "cell_methods": str(info["archive"]["cell_methods"]),
     }
 

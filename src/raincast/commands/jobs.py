@@ -13,7 +13,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from raincast.system import run_folder
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,31 @@ def note(result: Any = None, *, error: str | None = None) -> None:
     }
     path = Path(hydra.runtime.output_dir) / OUTCOME
     path.write_text(json.dumps(outcome, indent=1), encoding="utf-8")
+
+
+class OwnFolder(Callback):
+    """Gives a run that is called by the time a folder of its own: with a suffix where another run has taken it."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Before Hydra writes anything into the run's folder."""
+        _own(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """The same of the folder of several runs."""
+        _own(config, "sweep")
+
+
+def _own(config: DictConfig, kind: str) -> None:
+    HydraConfig.instance().set_config(config)  # the folder may follow from ${hydra:…}
+    key, path = f"hydra.{kind}.dir", Path(config.hydra[kind].dir)
+    given = any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
+    if given or not re.fullmatch(r"\d\d-\d\d-\d\d", path.name):
+        run_folder.make(path)  # that of a name, or of the same command before
+        return
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra[kind].dir = str(run_folder.own(path))
+        # jobs compose their configs anew, from the overrides
+        config.hydra.overrides.hydra.append(f"{key}='{config.hydra[kind].dir}'")
 
 
 class JobTable(Callback):

@@ -99,7 +99,7 @@ def warm_start(cfg: DictConfig, net: "nn.Module", info: dict[str, Any]) -> None:
     seen = [_seen(inputs) for inputs in (old.inputs, assembly.inputs_of(info["channels"]))]
     done = warm_start(net, weights, old_channels=seen[0], channels=seen[1])
     log.info("Warm start from %s:\n  %s", old.path, done)
-    if _plain(old.config)["transform"] != OmegaConf.to_container(cfg.transform, resolve=True):
+    if old.config["transform"] != OmegaConf.to_container(cfg.transform, resolve=True):
         log.warning("Its weights were learned with another transform: they mean other rates here.")
     if old.info["step_minutes"] != info["step_minutes"]:
         steps = (old.info["step_minutes"], info["step_minutes"])
@@ -115,12 +115,9 @@ def check(cfg: DictConfig, info: dict[str, Any], old: assembly.Checkpoint | None
     if old is None:
         return
     seen, given = old.inputs, assembly.inputs_of(info["channels"])
-    old.config.model.pop("in_channels", None)  # older checkpoints state it; it follows from what is seen
-    differences = [
-        f"{key}: {OmegaConf.select(old.config, key)} there, {OmegaConf.select(cfg, key)} here"
-        for key in COMPARED
-        if OmegaConf.select(old.config, key) != OmegaConf.select(cfg, key)
-    ]
+    mine = assembly.read_config(assembly.config_text(cfg))
+    both = [(key, _selected(old.config, key), _selected(mine, key)) for key in COMPARED]
+    differences = [f"{key}: {there} there, {here} here" for key, there, here in both if there != here]
     if seen != given:
         differences.append(f"data.channels: {seen} there, {given} here")
     if old.info["split_hash"] != info["split_hash"]:
@@ -131,7 +128,7 @@ def check(cfg: DictConfig, info: dict[str, Any], old: assembly.Checkpoint | None
             "Give the overrides that it was started with."
         )
     _check_length(cfg, old)
-    changed = list(_changes(_plain(old.config), _plain(OmegaConf.create(assembly.config_text(cfg)))))
+    changed = list(_changes(old.config, mine))
     if changed:
         log.warning("Other than when the run was begun: %s", "; ".join(changed))
 
@@ -147,6 +144,13 @@ def _check_length(cfg: DictConfig, old: assembly.Checkpoint) -> None:
                 f"trainer.{key}={limit}: the run of {old.path} has reached {reached} already. "
                 f"Give {reached} or more."
             )
+
+
+def _selected(config: Any, key: str) -> Any:
+    """The value at a dotted key of plain data; None where there is none."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
 
 
 def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
@@ -202,9 +206,15 @@ def finished(cfg: DictConfig) -> dict[str, Any] | None:
     path = Path(cfg.paths.run_dir) / FINISHED
     if cfg.resume is None or not path.is_file():
         return None
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # cut by a kill or a power cut
+        return None
     if note["config"] != _identity(cfg):
         return None
+    # the folder may have been moved since
+    checkpoints = Path(cfg.callbacks.last.dirpath)
+    note |= {key: str(checkpoints / Path(note[key]).name) for key in ("best", "last")}
     log.info(
         "This run is finished: %s. To train it once more give it another name=.", os.path.relpath(path.parent)
     )

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +58,14 @@ def score(
 
 def work_of(
     cfg: DictConfig,
-    trained: DictConfig,
+    settings: Mapping[str, Any],
     checkpoint: assembly.Checkpoint | None,
     data: "RadarDataModule",
     metrics: "Metrics",
 ) -> "ScoringWork":
     """The network of `checkpoint`, if there is one, and `cfg.baselines`, for all cores.
 
-    `trained.data` are the settings of `data`.
+    `settings` (plain data) are those of `data`.
     """
     from raincast.evaluation import Scoring, blocks, check_names
     from raincast.evaluation.work import ScoringWork
@@ -86,7 +86,6 @@ def work_of(
         name: _settings_key(OmegaConf.to_container(cfg.baseline[key], resolve=True))
         for name, key in zip(baselines, cfg.baselines, strict=True)
     }
-    settings: Any = OmegaConf.to_container(trained.data, resolve=True)
     scoring = Scoring(metrics, data.archive.step_minutes, data.archive.grid.pixel_km)
     follows = _key(cfg, data, scoring)
     unfinished = Path(cfg.unfinished)

@@ -13,7 +13,7 @@ from raincast.data.windows import SPLITS, Starts
 
 @dataclass(frozen=True)
 class Audit:
-    """What the windows of each split cover.
+    """Coverage of the windows of each split.
 
     `num_windows` and `num_frames` are by split; `shared` are pairs of splits and the slots of the frames that both
     have; `closest` is the fewest steps between frames of two splits, None where there is one split alone.
@@ -26,7 +26,7 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """Whether no frame is in two splits."""
+        """True if no frame is in two splits."""
         return not any(slots.size for slots in self.shared.values())
 
 
@@ -50,7 +50,7 @@ def same_times(
     of_others: npt.NDArray[np.datetime64],
     step: np.timedelta64,
 ) -> int:
-    """How many of `times` lie less than a step from one of `of_others`, both ascending."""
+    """The number of `times` less than a step from one of `of_others`; both ascend."""
     if not of_others.size:
         return 0
     after = np.searchsorted(of_others, times).clip(0, of_others.size - 1)
@@ -68,7 +68,7 @@ def window_times(source: Source, starts: Starts) -> npt.NDArray[np.datetime64]:
 
 
 def _covered(starts: Starts, num_frames: int, num_slots: int) -> npt.NDArray[np.bool_]:
-    """Which slots lie in a window."""
+    """The mask of slots that lie in a window."""
     changes = np.zeros(num_slots + 1, np.int64)
     np.add.at(changes, starts, 1)
     np.add.at(changes, starts + num_frames, -1)

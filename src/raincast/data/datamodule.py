@@ -263,7 +263,7 @@ class RadarDataModule(L.LightningDataModule):
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """How far training is within its epoch, for a checkpoint."""
+        """The position within the epoch, for a checkpoint."""
         return self._train_loader.state_dict() if self._train_loader else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ class Stored(TypedDict):
 
 
 class Sample(TypedDict):
-    """What the network sees and what it should have said, in mm/h with NaN for missing.
+    """Input and target in mm/h, NaN for missing.
 
     input (T_in, C, H, W), target (T_out, C, H, W), target_mask (the same, bool: True where observed); filled
     (T_in + T_out,) bool: True where the archive has no frame; scale (2,): the time step in minutes and the pixel
@@ -228,7 +228,7 @@ def _direction(axis: npt.NDArray[np.float64]) -> float:
 
 
 def _turns(orientation: int, *, square: bool) -> tuple[int, bool]:
-    """How many quarter turns, and whether mirrored after them."""
+    """The number of quarter turns, and whether a mirroring follows."""
     quarters = orientation // 2
     return quarters if square else 2 * (quarters % 2), orientation % 2 == 1
 

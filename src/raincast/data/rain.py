@@ -1,4 +1,4 @@
-"""How wet an archive is, frame by frame and crop by crop: read once, kept for the next run.
+"""Wetness of an archive by frame and crop: read once, cached for the next run.
 
 Only the frames that training sees are read: who trains never looks at the test split.
 """

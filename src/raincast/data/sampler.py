@@ -1,4 +1,4 @@
-"""Which places of which windows are seen in which epoch and by which rank.
+"""Sampling: the windows and crops of each epoch and rank.
 
 Everything random about a sample (window, crop, flip) is drawn here, in the main process, from
 (seed, epoch), and travels to the data-loading workers as a `Place`. A sample is then the same whatever the
@@ -228,7 +228,7 @@ def find_candidates(
 def _in_windows(
     slots: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], num_frames: int
 ) -> npt.NDArray[np.bool_]:
-    """Which of the frames in `slots` a window holds."""
+    """The mask of frames in `slots` that a window holds."""
     ordered = np.sort(starts)
     begin = np.searchsorted(ordered, slots - num_frames, side="right")
     end = np.searchsorted(ordered, slots, side="right")

@@ -32,7 +32,7 @@ class Source:
     lead_steps: int
     every: int = 1
     channels: BoundChannels | None = None
-    """What is seen beside the rain."""
+    """The covariates."""
 
     @classmethod
     def at_step(
@@ -92,11 +92,11 @@ class Source:
         return times
 
     def layouts(self) -> dict[str, Layout]:
-        """How what windows show beside the rain is carried."""
+        """The layout of the windows' covariates."""
         return {} if self.channels is None else self.channels.layouts(self.step_times(0), self.input_steps)
 
     def carry_channels(self, start: int, y: slice, x: slice, layouts: Mapping[str, Layout]) -> dict[str, Carried]:
-        """What the window shows beside the rain, as it is stored; static channels are not among it."""
+        """The window's covariates as stored, without static channels."""
         if self.channels is None:
             return {}
         return self.channels.carry(self.step_times(start), self.input_steps, y, x, layouts)

@@ -4,6 +4,8 @@ import logging
 import multiprocessing
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from raincast.system.provenance import peak_memory_gib
 
 if TYPE_CHECKING:
     from raincast.data.datamodule import RadarDataModule
+
+log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 20.0
 """The scoring time whose sums go into one file, and the most that an interruption loses."""
@@ -169,15 +173,24 @@ def one_thread() -> Iterator[None]:
 
 def keep(sums: EventSums, folder: Path, first: int, end: int) -> None:
     """Write the sums of windows `first` to before `end` atomically."""
-    with atomic(folder / f"{first:09}-{end:09}.npz") as partial, partial.open("wb") as file:
+    with atomic(folder / f"{first:09}-{end:09}.npz", durable=True) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **sums.arrays())  # type: ignore[arg-type]  # its own flag is no name of ours
 
 
 def kept(folder: Path) -> dict[tuple[int, int], Path]:
-    """The files of `folder` by (first, end) of their windows."""
+    """The files of `folder` by (first, end) of their windows.
+
+    A file that cannot be read, as after a power cut, is removed with a warning: its windows are scored again.
+    """
     found = {}
     for path in sorted(folder.glob("*-*.npz")):
         first, _, end = path.stem.partition("-")
+        try:
+            read(path)
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            log.warning("%s is damaged (%s): its windows are scored again.", path, error or type(error).__name__)
+            path.unlink(missing_ok=True)
+            continue
         found[int(first), int(end)] = path
     return found
 

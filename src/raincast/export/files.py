@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from raincast.export.pt2 import checked_archive
 from raincast.export.quiet import quiet
 from raincast.export.trace import Traced
 
@@ -22,12 +23,14 @@ def write_torch(traced: Traced, path: Path, metadata: Mapping[str, str] | None =
     """Write a torch.export program; `path` ends in .pt2, and `torch.export.load(path).module()` runs it."""
     for node in traced.program.graph.nodes:
         node.meta.pop("stack_trace", None)  # lines of our code, with the folders of this machine
+    traced.program.example_inputs = None  # a pickle, which runs code where it is opened
     files = {METADATA_FILE: json.dumps(dict(metadata or {}), indent=1)}
     content = io.BytesIO()
     with quiet():
         torch.export.save(traced.program, content, extra_files=files)
     # by Python: where torch itself cannot write, on a full disk say, it ends the process
     path.write_bytes(content.getbuffer())
+    checked_archive(path)  # what we write we can read
     return path
 
 
@@ -51,12 +54,16 @@ def write_onnx(traced: Traced, path: Path, metadata: Mapping[str, str] | None = 
 
 
 def read_torch(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
-    """The program of a .pt2 as a function of arrays, and its metadata."""
-    files = {METADATA_FILE: ""}
+    """The program of a .pt2 as a function of arrays, and its metadata.
+
+    ValueError where it holds what `write_torch` does not write, such as a pickle; see `pt2`.
+    """
+    archive, metadata = checked_archive(path)
     with quiet():
-        program = torch.export.load(path, extra_files=files)
+        program = torch.export.load(archive)
         module = program.module()
-    has_state = any(isinstance(given, tuple) for given in program.example_inputs[0])
+    arguments = program.call_spec.in_spec.children()[0].children()
+    has_state = any(not argument.is_leaf() for argument in arguments)
 
     @torch.inference_mode()
     def run(*arrays: npt.NDArray[np.float32]) -> Arrays:
@@ -65,7 +72,7 @@ def read_torch(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
         hidden, new_state = found if has_state else (found, ())
         return tuple(tensor.numpy() for tensor in (hidden, *new_state))
 
-    return run, json.loads(files[METADATA_FILE])
+    return run, json.loads(metadata)
 
 
 def read_onnx(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:

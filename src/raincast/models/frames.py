@@ -1,4 +1,4 @@
-"""What encoder-forecasters share: convolutions over all frames of a sequence, padding, initial weights, checks."""
+"""Shared by encoder-forecasters: convolutions over all frames of a sequence, padding, initial weights, checks."""
 
 import math
 

@@ -31,14 +31,14 @@ class Head(Protocol):
 
     @property
     def num_channels(self) -> int:
-        """How many channels the network gives out."""
+        """The number of the network's output channels."""
 
     @property
     def probabilistic(self) -> bool:
-        """Whether the output says how sure it is: whether `exceedance` is more than 0 and 1."""
+        """True if the output is probabilistic, so that `exceedance` has values between 0 and 1."""
 
     def prediction(self, output: Float[Tensor, "b t n h w"]) -> Float[Tensor, "b t n h w"]:
-        """What the head's loss compares with the target."""
+        """The prediction that the head's loss compares with the target."""
 
     def rates(self, output: Float[Tensor, "b t n h w"], transform: Transform) -> Float[Tensor, "b t 1 h w"]:
         """mm/h, 0 or more."""

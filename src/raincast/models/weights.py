@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raincast.system.safe_zip import check_zip
+
 BOX = "box"
 """What settings call these weights."""
 
@@ -28,6 +30,8 @@ def write_weights(path: Path, state: Mapping[str, Tensor], info: Mapping[str, An
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and information that `write_weights` wrote; ValueError for anything else."""
     try:
+        with path.open("rb") as opened:
+            check_zip(opened, packed=True)
         with np.load(path, allow_pickle=False) as file:
             info: dict[str, Any] = json.loads(str(file["info"]))
             prefix = "state."

@@ -1,4 +1,4 @@
-"""What a training run does beside training when it is a trial: report, and stop if it is a poor one."""
+"""The callback of a training run that is a trial: it reports to the study and prunes."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ class TrialCallback(Callback):
         self._trial: optuna.trial.Trial | None = None
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
-        """Only the first process knows the study."""
+        """Connect the first process to the study."""
         if not trainer.is_global_zero or self._trial is not None:
             return
         link = json.loads(os.environ[LINK])
@@ -59,16 +59,16 @@ class TrialCallback(Callback):
         self.outcome.write(self.run_dir)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """A worker that was killed has no use for the trial, and its successor runs the same one."""
+        """End if the worker was killed: its successor runs the same trial."""
         if trainer.is_global_zero and os.getppid() != self.parent:
             raise SystemExit("The worker of this trial is gone.")
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """A validation can take long, too."""
+        """Check during validation too, which can take long."""
         self.on_train_batch_start(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """One point of the curve; all processes hear whether it goes on."""
+        """Report one point of the curve; all processes learn whether to go on."""
         if trainer.sanity_checking:
             return
         stop = trainer.is_global_zero and self._after_validation(trainer)
@@ -117,7 +117,7 @@ class TrialCallback(Callback):
             return False
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The trial ran to its end, if nothing ended it before."""
+        """Record the end of the trial, unless it was ended before."""
         if not trainer.is_global_zero or self.outcome.state != process.RUNNING:
             return
         if any(goal.score == LATENCY for goal in self.goals):

@@ -1,4 +1,4 @@
-"""What a sweep looks for: scores of the validation windows, and how long a forecast takes."""
+"""The goals of a sweep: scores of the validation windows, and the time of a forecast."""
 
 import math
 from collections.abc import Mapping, Sequence

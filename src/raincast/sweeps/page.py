@@ -1,4 +1,4 @@
-"""What a sweep found, for people: a table of its trials, one HTML page, and the lines for a terminal."""
+"""The results of a sweep: a table of its trials, one HTML page, and lines for the terminal."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence

@@ -13,7 +13,7 @@ from typing import Any
 from raincast.system.files import write_text
 
 OUTPUT = "output.txt"
-"""What the process says, in the run's folder."""
+"""The file in the run's folder with the output of the process."""
 ASKED_TO_LEAVE = 75
 """The exit code of a run that was told to leave by a signal."""
 PATIENCE = 20.0

@@ -1,4 +1,4 @@
-"""What a sweep leaves and says: its table, its page, and the command that trains the winner again."""
+"""The report of a sweep: table, page, and the command that trains the winner again."""
 
 import logging
 import shlex
@@ -17,10 +17,10 @@ from raincast.system.progress import short
 log = logging.getLogger(__name__)
 
 SEEDS = "1,2,3,4,5"
-"""Of the command that trains the winner again: others than the 0 that it won with."""
+"""Seeds for training the winner again: others than the 0 that it won with."""
 TABLE, PAGE = "trials.csv", "sweep.html"
 MOST_BEST = 5
-"""Of a study with one goal; with several, all that no other beats."""
+"""Number of best trials of a study with one goal; with several goals, all trials on the Pareto front."""
 
 
 def write_report(sweep: Sweep, folder: Path, *, storage: str, page: bool) -> SweepResult:
@@ -49,7 +49,7 @@ def again_command(overrides: Sequence[str]) -> str:
 def result(
     sweep: Sweep, command: Callable[[Sequence[str]], str], facts: Sequence[tuple[str, str]] = ()
 ) -> SweepResult:
-    """What is in the study now; `command` makes, of a trial's overrides, what trains it again."""
+    """The results of the study. `command` turns a trial's overrides into the command that trains it again."""
     trials = [t for t in sweep.study.get_trials(deepcopy=False) if not t.user_attrs.get(SURPLUS)]
     return SweepResult(
         name=sweep.study.study_name,

@@ -31,12 +31,12 @@ the name alone counts."""
 
 
 def fixed_overrides(task: Sequence[str]) -> list[str]:
-    """What the command line says of every trial: all but what is of the sweep itself."""
+    """The overrides that all trials share: those of the command line except the sweep's own."""
     return [override for override in task if not OWN.fullmatch(override)]
 
 
 def trial_overrides(goals: "Sequence[Goal]", pruner: DictConfig | None, run_dir: Path) -> list[str]:
-    """What makes a training run a trial: its folder, and the callback that reports to the study."""
+    """The overrides that make a training run a trial: its folder, and the callback that reports to the study."""
     callback = {
         "_target_": "raincast.sweeps.callback.TrialCallback",
         "run_dir": "${paths.run_dir}",

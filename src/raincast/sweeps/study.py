@@ -188,12 +188,12 @@ class Sweep:
         return trial
 
     def num_begun(self) -> int:
-        """How many trials of the budget have begun."""
+        """The number of trials of the budget that have begun."""
         trials = self.study.get_trials(deepcopy=False)
         return sum(counts(trial) and trial.state != TrialState.WAITING for trial in trials)
 
     def num_counted(self, below: int | None = None) -> int:
-        """How many trials of the budget are given out, up to the number `below`."""
+        """The number of trials of the budget that are given out, up to the number `below`."""
         trials = self.study.get_trials(deepcopy=False)
         return sum(counts(trial) and (below is None or trial.number < below) for trial in trials)
 
@@ -246,7 +246,7 @@ class Sweep:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of the budget: not one too many, nor one that another took the place of."""
+    """True if a trial counts towards the budget: neither surplus nor replaced by another."""
     return not (trial.user_attrs.get(SURPLUS) or trial.user_attrs.get(TRIED_AGAIN))
 
 
@@ -270,5 +270,5 @@ def _create(
 
 
 def process_link(storage: str, curve: Curve) -> dict[str, Any]:
-    """What a trial's process has to know, beside its config, to report to the study."""
+    """What a trial's process needs besides its config to report to the study."""
     return {"storage": storage, "study": curve.study, "trial_id": curve.trial_id, "parent": os.getpid()}

@@ -1,1 +1,1 @@
-"""What every room uses: process pools, locks, files, progress, provenance, the cache."""
+"""Shared by all packages: process pools, locks, files, progress, provenance, the cache."""

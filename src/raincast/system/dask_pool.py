@@ -109,7 +109,7 @@ class Cluster(Pool):
                 yield number, result
 
     def _room(self) -> int:
-        """How many tasks may be given away at once; 0 while there is nobody to take them."""
+        """The number of tasks that may be submitted at once; 0 while there are no workers."""
         try:
             num_workers = len(self._client.nthreads()) if self._client.status == "running" else 0
         except OSError:
@@ -229,7 +229,7 @@ def _connect(scheduler: str) -> Any:
 
 
 async def _kind(address: str) -> str:
-    """What answers at this address in dask's language."""
+    """The scheduler at this address."""
     from distributed import rpc
 
     async with rpc(address) as server:  # type: ignore[no-untyped-call]
@@ -254,7 +254,7 @@ def _outcome(future: Any) -> tuple[Any, int]:
 
 
 def _versions() -> dict[str, str]:
-    """What the bytes of an archive depend on."""
+    """Versions of the packages that the bytes of an archive depend on."""
     return {"raincast": __version__} | {name: version(name) for name in ("netCDF4", "zarr")}
 
 

@@ -83,7 +83,7 @@ def run_there(
     *,
     processes: int,
 ) -> None:
-    """The same in other processes, in whichever order they finish; `function` and tasks travel to them."""
+    """Like `run_here`, in other processes, in the order in which tasks finish. Arguments are pickled."""
     with Pool(processes) as pool:
         for number, outcome in pool.run(function, tasks, large=True, progress=tell.there):
             note(tasks[number], outcome)

@@ -1,5 +1,7 @@
 """One writer an archive, one command a folder."""
 
+import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from raincast.system.files import remove, restore
+
+log = logging.getLogger(__name__)
 
 NAME = ".ingest.lock"
 
@@ -24,6 +28,10 @@ def held(lock: Path, refusal: str) -> Iterator[None]:
     except Timeout:
         # waiting would pile up the runs of a timer
         raise ValueError(refusal) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        log.warning("%s: this file system has no locks (%s). Let no two commands use it at once.", lock, error)
     try:
         yield
     finally:

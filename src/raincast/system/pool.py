@@ -27,7 +27,7 @@ POLL_SECONDS = 0.2
 
 
 class ProcessDied(RuntimeError):
-    """What became of a task that killed its process."""
+    """The result of a task whose process died."""
 
 
 class Pool:
@@ -165,7 +165,7 @@ def num_cores() -> int:
 
 
 def worker_number() -> int:
-    """Which of a pool's processes this is, from 0 on; 0 in a main process."""
+    """The number of this process in its pool, from 0; 0 in a main process."""
     return _place[1] if _place is not None else 0
 
 

@@ -1,4 +1,4 @@
-"""What a terminal shows while something runs."""
+"""Progress on the terminal."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from rich.text import Text
 
 
 class _Rate(ProgressColumn):
-    """How many a second."""
+    """Steps per second."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:.1f}/s")
@@ -41,7 +41,7 @@ class Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> "Bar":
-        """Nothing is drawn yet."""
+        """Draw nothing yet."""
         return self
 
     def update(self, done: int, total: int) -> None:
@@ -65,7 +65,7 @@ class Bar:
             self._stop()
 
     def advance_of(self, total: int) -> "Callable[[int], None]":
-        """A function that is told how many more are done."""
+        """A function that takes the number of further steps done."""
         done = 0
 
         def advance(more: int) -> None:

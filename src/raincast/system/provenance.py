@@ -1,4 +1,4 @@
-"""What ran: versions, the state of the checkout, the code, the machine, and the memory of it that this took."""
+"""Provenance of a run: versions, commit, hash of the code, machine, and peak memory."""
 
 import functools
 import hashlib
@@ -40,7 +40,7 @@ def peak_memory_gib() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of raincast, Python and the packages whose versions can change a result."""
+    """Versions of raincast, Python and the packages that can change a result."""
     found = {"raincast": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:

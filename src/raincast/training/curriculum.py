@@ -1,4 +1,4 @@
-"""What a network is asked to do first, and what only later: longer forecasts, and fewer true frames to read."""
+"""Curricula: growing lead times, and scheduled sampling, in which a network reads fewer true frames with time."""
 
 import math
 from collections.abc import Callable
@@ -100,7 +100,7 @@ class GrowingLead:
                 raise ValueError(f"curriculum.lead.{name}={value}: give a whole number from 1 up.")
 
     def steps(self, epoch: int, lead_steps: int) -> int:
-        """How many of `lead_steps` are trained on in `epoch`, counted from 0."""
+        """The number of `lead_steps` that are trained on in `epoch`, counted from 0."""
         return min(lead_steps, self.first + self.by * (epoch // self.every_n_epochs))
 
 
@@ -127,7 +127,7 @@ class Sampling:
     def answer(
         self, network: Any, transform: Transform, frames: Tensor, batch: Any, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network says to `frames` (network units), what it should have said, and where that is known."""
+        """Output for `frames` (network units), target, and mask of the target."""
         truth, mask = transform.forward(batch["target"]), batch["target_mask"]
         B, T, S = len(frames), frames.shape[1], truth.shape[1]
         output = network.unroll(frames, truth, self.draw(step, B, T, S, frames.device))
@@ -166,7 +166,7 @@ class Curriculum:
         return {**batch, **cut}
 
     def in_force(self, step: int, epoch: int, lead_steps: int) -> dict[str, float]:
-        """What is asked now, to be logged."""
+        """The present settings, for the log."""
         told: dict[str, float] = {}
         if self.lead is not None:
             told["train/lead_steps"] = float(self.lead.steps(epoch, lead_steps))

@@ -1,4 +1,4 @@
-"""How a network's arithmetic is carried out: compiled, recomputed, in which precision, with averaged weights.
+"""The execution of a network: compilation, recomputation, precision, averaged weights.
 
 What it computes stands elsewhere.
 """
@@ -42,13 +42,13 @@ def prepare(network: nn.Module, *, compile: str | None, recompute: bool, tf32: b
 
 
 def recomputes(network: nn.Module) -> int:
-    """How many units of `network` compute their activations again in the backward."""
+    """The number of units of `network` that recompute their activations in the backward."""
     forwards = (getattr(unit, "forward", None) for unit in units(network))
     return sum(isinstance(forward, functools.partial) and forward.func is checkpoint for forward in forwards)
 
 
 def used(trainer: L.Trainer, network: nn.Module) -> dict[str, Any]:
-    """What is in force, read back from the Trainer and the network; None where there is nothing to say."""
+    """The settings in force, read back from the Trainer and the network; None if one does not apply."""
     plugin = trainer.precision_plugin
     scaler = getattr(plugin, "scaler", None)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
@@ -71,7 +71,7 @@ def used(trainer: L.Trainer, network: nn.Module) -> dict[str, Any]:
 
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
+"""Parameters in glibc's malloc.h."""
 NEVER = -1
 LARGEST = 32 * 2**20
 """Bytes; glibc refuses more."""

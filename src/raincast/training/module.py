@@ -23,7 +23,7 @@ from raincast.training.skill import Scores, validation_scores
 from raincast.transforms import Transform
 
 CHECKPOINT_KEY = "raincast"
-"""Where a checkpoint holds the plain data that describe it."""
+"""The key of a checkpoint under which the plain data that describe it are stored."""
 
 OptimizerFactory = Callable[[Iterable[Parameter], int], tuple[Optimizer, LRScheduler]]
 

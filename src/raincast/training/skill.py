@@ -1,4 +1,4 @@
-"""What a validation says of a network: its scores by name, and how far they are ahead of the baselines'."""
+"""Logged scores of a validation, and skill against baselines."""
 
 from collections.abc import Mapping, Sequence
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What became of each weight, by name: `partly` of those whose input channels differ, with what was done.
+    """The fate of each weight, by name. `partly` lists weights whose input channels differ, and the treatment.
 
     `other_shape` and `new` start as without a warm start; `unused` stand in the checkpoint alone.
     """

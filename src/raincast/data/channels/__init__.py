@@ -1,4 +1,4 @@
-"""What may be declared as seen beside the rain, and how each channel is read; `declared.py` has them all together.
+"""Channels: covariates of the rain, and how each one is read. `declared` combines them.
 
 A channel has a role. `past`: seen at the times of the input frames. `future`: known in advance (a weather model),
 and seen at the times of the forecast frames too. `static`: does not change. `time`: follows from time and place
@@ -29,7 +29,7 @@ HUNDRED_KM = LinearScaling(scale=100.0)
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where a channel is to be read: a grid, its coverage if that is known, and what to call it in messages."""
+    """The place where a channel is read: a grid, its coverage if known, and its name in messages."""
 
     grid: Grid
     coverage: Callable[[], npt.NDArray[np.bool_] | None]

@@ -1,4 +1,4 @@
-"""How channels travel to the device, as they are stored, and what they become there.
+"""Channels on their way to the device: encoded as stored, decoded there.
 
 A field is carried as those of its own frames that a window needs, each once, in the numbers of its file; scaling
 them and taking means in time is left to the device. Static maps are there already: a sample says where it lies.

@@ -47,7 +47,7 @@ class Channels:
 
     @cached_property
     def observed(self) -> bool:
-        """Whether the network is told where the rain was observed."""
+        """True if the network sees where the rain was observed."""
         return any(isinstance(channel, Observed) for channel in self.declared.values())
 
     def _named(self, *roles: Role) -> tuple[str, ...]:
@@ -59,27 +59,27 @@ class Channels:
 
     @cached_property
     def past(self) -> tuple[str, ...]:
-        """What is read at the times of the input frames."""
+        """Channels that are read at the times of the input frames."""
         return self._named("past", "time", "future")
 
     @cached_property
     def static(self) -> tuple[str, ...]:
-        """What is read once."""
+        """Channels that are read once."""
         return self._named("static")
 
     @cached_property
     def future(self) -> tuple[str, ...]:
-        """What is also read at the times of the forecast frames."""
+        """Channels that are also read at the times of the forecast frames."""
         return self._named("future")
 
     @property
     def read_any(self) -> bool:
-        """Whether a window holds more than rain."""
+        """True if a window holds more than rain."""
         return bool(self.past or self.static)
 
     @cached_property
     def pairs(self) -> dict[str, list[tuple[int, int]]]:
-        """Of each group (past, static, future) the numbers of the x and y components that turn together."""
+        """The numbers of the x and y components of vectors, by group (past, static, future)."""
         return {name: self._pairs(getattr(self, name)) for name in ("past", "static", "future")}
 
     def _pairs(self, group: Sequence[str]) -> list[tuple[int, int]]:

@@ -93,7 +93,7 @@ class Plugin:
             try:
                 if reader.recognises(path):
                     return entry, reader
-            except Exception as error:  # someone else's mistake; the other readers may know the file
+            except (Exception, SystemExit) as error:  # someone else's mistake; others may know the file
                 _warn_once(entry, f"fails at recognising {path.name}: {type(error).__name__}: {error}")
         return None
 
@@ -129,7 +129,7 @@ def _named(name: str, **arguments: Any) -> tuple[EntryPoint, Reader]:
     entry = _entry(name)
     try:
         return entry, _make(entry, **arguments)
-    except Exception as error:  # of any kind: the code is another package's
+    except (Exception, SystemExit) as error:  # of any kind: the code is another package's
         raise ValueError(
             f"source.name={name}: {_words(entry)} is broken: {type(error).__name__}: {error}"
         ) from error
@@ -142,7 +142,7 @@ def _all() -> tuple[tuple[EntryPoint, Reader], ...]:
     for entry in _entries():
         try:
             readers.append((entry, _make(entry)))
-        except Exception as error:  # of any kind: the code is another package's
+        except (Exception, SystemExit) as error:  # of any kind: the code is another package's
             _warn_once(entry, f"is broken and left out: {type(error).__name__}: {error}")
     return tuple(readers)
 

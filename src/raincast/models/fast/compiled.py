@@ -1,7 +1,8 @@
 """The C sources of this folder, compiled at first use for this processor.
 
-A library is kept for the next process in `$RAINCAST_CACHE` or the user's cache folder. `RAINCAST_KERNELS=0` does
-without.
+A library is kept for the next process in `$RAINCAST_CACHE` or the user's cache folder, with the hash of its bytes
+in its name. One that does not have its hash is made anew; one that others could have planted is not loaded.
+`RAINCAST_KERNELS=0` does without.
 """
 
 import ctypes
@@ -13,13 +14,14 @@ import platform
 import shlex
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from raincast.system.cache import cache_folder
-from raincast.system.files import atomic
+from raincast.system.cache import cache_folder, check_owner
+from raincast.system.files import flush
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +81,29 @@ def compile_library(source: str, define: str = "") -> Path:
     path = FOLDER / source
     made_of = "\n".join([path.read_text(encoding="utf-8"), define, *FLAGS, version, _processor()])
     folder = cache_folder()
-    library = folder / f"{path.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        # durable, since to load a torn library would end the process
-        with atomic(library, durable=True) as made:
-            defines = [f"-D{define}"] if define else []
-            command = [*compiler, *FLAGS, *defines, str(path), "-o", str(made), "-lm"]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    check_owner(folder)
+    name = f"{path.stem}-{_hash(made_of.encode())}"
+    for library in sorted(folder.glob(f"{name}-*.so")):
+        check_owner(library)
+        # to load a torn one, as after a power cut, would end the process without a message
+        if library.stem == f"{name}-{_hash(library.read_bytes())}":
+            return library
+        library.unlink(missing_ok=True)
+    # in a folder of its own first: other processes compile the same at the same time
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        made = Path(place) / "library.so"
+        defines = [f"-D{define}"] if define else []
+        command = [*compiler, *FLAGS, *defines, str(path), "-o", str(made), "-lm"]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        made.chmod(0o755)  # whatever the umask: `check_owner` looks at it
+        flush(made)
+        library = folder / f"{name}-{_hash(made.read_bytes())}.so"
+        made.replace(library)
     return library
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _processor() -> str:

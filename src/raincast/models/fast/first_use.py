@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 Tensors = Mapping[str, Tensor | None]
 
 BATCH, GRID, TABLES = 2, (5, 7), 2
-"""Of the small input: several tiles, the last of them not full."""
+"""Shape of the small input: several tiles, the last one partly filled."""
 
 FLOAT32_TOLERANCE = 1e-5
-"""Of a tensor's largest value, as the fast way keeps to the definition; shorter rows add their own rounding."""
+"""Tolerance as a share of a tensor's largest value; shorter rows add their own rounding."""
 
 
 class FirstUse:
@@ -55,7 +55,7 @@ def _case(kernel: Callable[..., None], tensors: Tensors) -> object:
 
 
 def _disagreement(kernel: Callable[..., None], plain: Callable[..., None], tensors: Tensors) -> str | None:
-    """What is wrong with the kernel; None if nothing is."""
+    """The kernel's error as text; None if there is none."""
     expected, found = _small(tensors), _small(tensors)
     plain(**expected)
     try:

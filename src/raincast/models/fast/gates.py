@@ -163,7 +163,7 @@ def backward(
 
 
 def num_tables(cell: Tensor) -> int:
-    """How many tables `backward` adds the peepholes' gradients to, one for each that adds at the same time."""
+    """The number of tables for the peepholes' gradients in `backward`: one for each parallel writer."""
     if cell.device.type not in GPUS:  # on the meta device memory is estimated, mostly that of a CPU
         return torch.get_num_threads()
     return min(TABLES, 1 + cell.numel() // (16 * cell.shape[-1]))

@@ -120,7 +120,7 @@ def _store(rows, at, value, mask):
 @no_type_check
 @triton.jit
 def _pixels_and_channels(block, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Where a tile lies: a column of pixels and a row of channels."""
+    """Offsets of a tile: a column of pixels and a row of channels."""
     p = tl.cast(block, tl.int64) * PIXELS + tl.arange(0, PIXELS)
     k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     return p[:, None], k[None, :]
@@ -140,7 +140,7 @@ def _peepholes(table, p, k, pixels, width, period, PEEPHOLE: tl.constexpr):
 @no_type_check
 @triton.jit
 def _summed(a, b, at, mask):
-    """What input and state give a gate together."""
+    """The pre-activation of a gate: input plus state."""
     total = _load(a, at, mask)
     if b is not None:
         total += _load(b, at, mask)

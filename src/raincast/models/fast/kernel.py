@@ -42,7 +42,7 @@ class Kernel:
 
     @property
     def heavy(self) -> bool:
-        """Whether it has many more values than it gives a step."""
+        """True if it has many more values than its output has in a step."""
         B, H, W = self.step
         return self.weight.numel() >= max(LARGE, HEAVY_RATIO * len(self.weight) * B * H * W)
 
@@ -71,7 +71,7 @@ class Kernel:
         return rows_of(frames).view(like.shape)
 
     def gradients(self, d_rows: Tensor, rows: Tensor, *, bias: bool) -> tuple[Tensor, Tensor | None]:
-        """Of the weights and, if wanted, of the bias, summed over all rows."""
+        """Gradients of the weights and, on request, of the bias, summed over all rows."""
         _, d_weight, d_bias = self._backward(d_rows, rows, [False, True, bias])
         return d_weight, d_bias if bias else None
 
@@ -106,7 +106,7 @@ class Kernel:
 
 
 def _can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN convolves with `weight`, and PyTorch offers its layout.
+    """True if oneDNN convolves with `weight` and PyTorch offers its layout.
 
     What watches or traces (a count of FLOPs, fake tensors) sees plain convolutions.
     """
@@ -126,7 +126,7 @@ _NEEDED = (
     "_is_mkldnn_bf16_supported",
 )
 _NO_MORE: tuple[str, list[float], str] = ("none", [], "")
-"""What these operations may do to their result besides, as inductor has them do."""
+"""No fused operation after the convolution, as inductor passes it."""
 
 
 def _frames(rows: Tensor) -> Tensor:

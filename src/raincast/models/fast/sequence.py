@@ -103,11 +103,11 @@ class _Weights(NamedTuple):
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks the backward goes through: more cost a sum of the kernel's gradients each."""
+        """The number of blocks of the backward. Each costs one sum of the kernel's gradients."""
         return 1 if self.of_state.heavy else BLOCKS
 
     def drive(self, inputs: Tensor, gates: int = 4) -> Tensor:
-        """What the input gives the first `gates` of i, f, z, o; bias included."""
+        """The input's pre-activations of the first `gates` of i, f, z, o, with bias."""
         assert self.of_input is not None
         if gates == 4:
             return self.of_input.convolve(inputs, self.bias)
@@ -115,7 +115,7 @@ class _Weights(NamedTuple):
         return self.of_input.first(rows).convolve(inputs, self.bias[:rows])
 
     def recur(self, states: Tensor, gates: int = 4) -> Tensor:
-        """What the hidden states before give them; bias included where there is no input."""
+        """The previous hidden states' pre-activations; with bias if there is no input."""
         bias = self.bias if self.of_input is None else None
         if gates == 4:
             return self.of_state.convolve(states, bias)
@@ -312,7 +312,7 @@ def _added(total: Tensor | None, term: Tensor | None) -> Tensor | None:
 
 
 def _drives(weights: _Weights, inputs: Tensor | None) -> Iterator[Tensor | None]:
-    """What the input gives the gates, step by step: a few steps are convolved at a time."""
+    """Yield the input-to-gate pre-activations of each step; a few steps are convolved at a time."""
     if inputs is None:
         yield from itertools.repeat(None)
         return
@@ -356,7 +356,7 @@ def _blocks(num_steps: int, num_blocks: int) -> list[slice]:
 
 
 class _Cells:
-    """Where the cell of each row lies: `kept` has those before each block of the backward, the rest take turns."""
+    """Storage of cells: `kept` has those before each block of the backward, the others share two buffers."""
 
     def __init__(self, states: Tensor, start: int, blocks: list[slice]) -> None:
         """Rows count as in `states`; without blocks none is kept."""

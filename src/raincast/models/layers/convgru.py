@@ -107,7 +107,7 @@ def input_terms(
     bias: Float[Tensor, " out"],
     num_steps: int,
 ) -> Sequence[Tensor]:
-    """What the input and the bias give to each step, (B, out, H, W), or the bias alone, (out, 1, 1).
+    """The input's and the bias' pre-activations of each step, (B, out, H, W), or the bias alone, (out, 1, 1).
 
     The input of all steps is known beforehand: its convolution is one call.
     """

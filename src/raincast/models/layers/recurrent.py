@@ -1,4 +1,4 @@
-"""What all recurrent layers have in common: one interface over a sequence, its checks, initial weights.
+"""Shared by all recurrent layers: one interface over a sequence, checks, initial weights.
 
     layer(x, state, num_steps) → (hidden states, state)
 
@@ -20,12 +20,12 @@ SLOPE = 0.2
 """Negative slope of the leaky ReLUs (Shi et al. 2017, arXiv 1706.03458)."""
 
 State = tuple[Tensor, ...]
-"""What a layer carries from step to step; the first tensor is the hidden state (B, hidden, H, W)."""
+"""The state of a layer; the first tensor is the hidden state (B, hidden, H, W)."""
 
 
 @runtime_checkable  # so that checked annotations (jaxtyping, beartype) accept it
 class CellFactory(Protocol):
-    """What builds the recurrent layer of a stage: a class, or a class with some arguments given."""
+    """A constructor of a stage's recurrent layer: a class, or a class with some arguments bound."""
 
     def __call__(
         self, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int

@@ -1,1 +1,1 @@
-"""What a network costs: parameters, FLOPs, memory."""
+"""Cost of a network: parameters, FLOPs, memory."""

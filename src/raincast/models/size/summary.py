@@ -1,4 +1,4 @@
-"""What a network costs before it is run: layers, shapes, parameters, FLOPs, and the memory of a training step.
+"""Cost of a network without running it: layers, shapes, parameters, FLOPs, memory of a training step.
 
 Nothing is computed. The network runs once with gradients and once without on PyTorch's meta device, whose
 tensors have a shape and no values. A `Ledger` sees each tensor's storage come and go, so that memory is the

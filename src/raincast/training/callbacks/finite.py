@@ -36,7 +36,7 @@ class FiniteGuard(Callback):
         self._batches: list[Any] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, *_: Any) -> None:
-        """Which windows are at work."""
+        """Note the windows of this step."""
         self._batch = batch
         self._batches.append(batch)
 
@@ -82,7 +82,7 @@ class FiniteGuard(Callback):
 
 
 def culprits(batch: Any, loss_of: Loss, parameters: Sequence[Tensor], archives: Sequence[str]) -> Iterator[str]:
-    """Which windows of `batch` give, alone, a loss or a gradient that is not finite, in words."""
+    """The windows of `batch` whose loss or gradient, taken alone, is not finite, as text."""
     for number in range(len(batch["input"])):
         alone = {key: value[number : number + 1] for key, value in batch.items()}
         with torch.enable_grad():

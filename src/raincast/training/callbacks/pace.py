@@ -1,4 +1,4 @@
-"""How fast training runs, what it waits for and what it holds."""
+"""Speed of training, its waiting for data, and its memory."""
 
 import contextlib
 import time
@@ -85,7 +85,7 @@ class GradientNorm(Callback):
 
 
 def _logs(trainer: L.Trainer) -> bool:
-    """Whether this step's values are logged."""
+    """True if this step's values are logged."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by its logger connector
     return (trainer.global_step + 1) % max(1, every) == 0
 

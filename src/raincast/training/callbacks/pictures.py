@@ -1,4 +1,4 @@
-"""The same few validation windows, drawn again and again while a network trains."""
+"""Pictures of the same validation windows during training."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where the time of training goes."""
+"""Profile of training."""
 
 import logging
 import time
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 NUM_OPERATORS = 15
 NEXT_BATCH = "enumerate(DataLoader)"
-"""How the profiler calls the wait for a batch, before the loader's class."""
+"""The profiler's name of the wait for a batch, without the loader's class."""
 
 
 class Profile(Callback):
@@ -65,7 +65,7 @@ class Profile(Callback):
             log.warning("Nothing was profiled: %d steps, and the first %d are skipped.", self._done, self.skip)
 
     def on_exception(self, *_: Any) -> None:
-        """What was seen until then."""
+        """Write the profile so far."""
         self._finish()
 
     def _add(self, part: str) -> None:
@@ -109,7 +109,7 @@ def _parts(parts: dict[str, float], profiler: profile, num_steps: int) -> str:
 
 
 def _operators(profiler: profile, num_steps: int) -> str:
-    """What takes longest itself, without what it calls: on a GPU by the GPU's time."""
+    """The operations with the most time of their own, without callees; on a GPU by GPU time."""
     averages: Any = profiler.key_averages()
     own = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     found = [event for event in averages if not event.key.startswith("ProfilerStep")]

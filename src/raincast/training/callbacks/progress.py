@@ -1,4 +1,4 @@
-"""What is shown and kept while a network trains."""
+"""Progress of training on the terminal and in the log."""
 
 import logging
 import time
@@ -97,7 +97,7 @@ class RunProgress(ProgressBar):
         self._stop()
 
     def on_exception(self, *_: Any) -> None:
-        """The same when training breaks off."""
+        """Close the bar when training is interrupted."""
         self._stop()
 
     def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""run.json: what a run really was."""
+"""run.json: the record of a run."""
 
 import json
 import logging
@@ -37,32 +37,32 @@ class RunRecord(Callback):
         self._since = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on counting from."""
+        """The counts from which a resumed run continues."""
         self._count_time()
         return {"num_windows": self.num_windows, "hours": self.hours, "gpu_hours": self.gpu_hours}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Of the run that is gone on with."""
+        """Restore the counts of the resumed run."""
         self.num_windows = int(state_dict["num_windows"])
         self.hours, self.gpu_hours = float(state_dict["hours"]), float(state_dict["gpu_hours"])
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Training begins now."""
+        """Record the start of training."""
         self._began = _now()
         self._since = time.monotonic()
         self._num_gpus = trainer.world_size if module.device.type == "cuda" else 0
         self._write(trainer, "running")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        """Of all processes; each takes as many."""
+        """Count the windows of all processes; each takes as many."""
         self.num_windows += len(batch["input"]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """A run that is killed leaves the record of its last whole epoch."""
+        """Write the record: a killed run leaves that of its last whole epoch."""
         self._write(trainer, "running")
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """The end as it should be."""
+        """Record the regular end."""
         self._write(trainer, "finished")
         for logger in trainer.loggers if trainer.is_global_zero else []:
             if isinstance(logger, WandbLogger):
@@ -70,7 +70,7 @@ class RunRecord(Callback):
                 logger.experiment.summary.update({f"run/{key}": value for key, value in numbers.items()})
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Any other end."""
+        """Record any other end."""
         self._write(trainer, f"{type(exception).__name__}: {exception}".rstrip(": "))
 
     def _count_time(self) -> None:

@@ -58,7 +58,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the bytes of a checkpoint, or None; reads all of it, and runs nothing.
+    """The damage of a checkpoint file, or None. Reads the whole file, and runs no code from it.
 
     torch does not compare the check sums that stand in its files, and zipfile does not read all that torch does.
     """

@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -52,6 +52,24 @@ class LastCheckpoint(Checkpoint):
         self._step = 0
         self._saved_at = 0.0
         self._leaving = False
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let the best checkpoints lie in the folder where the run is now, wherever it was saved.
+
+        Lightning would forget the best score of a run folder that was moved, and delete whatever a checkpoint
+        calls its worst.
+        """
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint.get("callbacks", {}).get(getattr(callback, "state_key", None), {})
+            if isinstance(callback, ModelCheckpoint) and "best_model_path" in state:
+                folder = Path(str(callback.dirpath))
+                state["dirpath"] = str(callback.dirpath)
+                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = _inside(folder, state.get(key, ""))
+                models = state.get("best_k_models", {})
+                state["best_k_models"] = {_inside(folder, path): score for path, score in models.items()}
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Start the clock; a run that had stopped early stays stopped."""
@@ -144,6 +162,11 @@ class LastCheckpoint(Checkpoint):
             log.warning("Stopped by %s before anything was kept: the same command begins anew.", name)
         self.signals.put_back()
         raise Stopped(EXIT_CODE)
+
+
+def _inside(folder: Path, path: str) -> str:
+    """The file called so in `folder`; nothing stays nothing."""
+    return str(folder / Path(path).name) if path else path
 
 
 def _fits(trainer: L.Trainer) -> bool:

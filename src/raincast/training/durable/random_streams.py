@@ -1,4 +1,4 @@
-"""What is random in a training step follows from where the run is, not from what ran before."""
+"""Randomness of a training step follows from the run's position, not from what ran before."""
 
 import random
 from typing import Any

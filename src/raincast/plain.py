@@ -1,0 +1,111 @@
+"""Configs that come from files: read as plain data, and built from a table of classes alone.
+
+A checkpoint or an exported network may come from a stranger. Its config is parsed once, within bounds, and is
+never given to OmegaConf or Hydra: an interpolation stays the text that it is, and `_target_` names a class of
+`CLASSES`.
+"""
+
+import functools
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from omegaconf._utils import get_yaml_loader
+
+MAX_CHARACTERS = 1_000_000
+"""A config of raincast has about 10,000."""
+MAX_DEPTH = 30
+"""A config of raincast has about 8 levels."""
+
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "raincast.data.channels": ("Coverage", "DayAngle", "Observed", "RadarDistance", "SeasonAngle", "Sun"),
+    "raincast.data.channels.field": ("Field",),
+    "raincast.data.datamodule": ("RadarDataModule",),
+    "raincast.data.events": ("EventSplit",),
+    "raincast.data.windows": ("BlockSplit", "DateSplit"),
+    "raincast.models.distribution": ("DistributionHead",),
+    "raincast.models.encoder_forecaster": ("PyramidEncoderForecaster", "StackedEncoderForecaster"),
+    "raincast.models.heads": ("ClassHead", "QuantileHead", "RateHead"),
+    "raincast.models.lagrangian": ("LagrangianForecaster",),
+    "raincast.models.layers.convgru": ("ConvGRU",),
+    "raincast.models.layers.convlstm": ("ConvLSTM",),
+    "raincast.models.layers.st_lstm": ("STLSTM",),
+    "raincast.models.layers.trajgru": ("TrajGRU",),
+    "raincast.models.predrnn": ("PredRNN",),
+    "raincast.transforms": ("DbzScaling", "LinearScaling", "LogScaling", "RateScaling"),
+}
+"""Every class that a file may name, by its module. They compute, and read archives and fields; nothing else."""
+
+
+def read_config(text: Any) -> dict[str, Any]:
+    """Parse the YAML of `config_text`: a mapping of plain data; ValueError for anything else.
+
+    Anchors, aliases and tags are refused, which raincast never writes: 430 bytes of aliases stand for 10^9 values.
+    """
+    if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
+        raise ValueError(f"its config is no text of at most {MAX_CHARACTERS:,} characters")
+    try:
+        _check_events(text)
+        found = yaml.load(text, Loader=get_yaml_loader())  # as OmegaConf reads numbers: 1e-3 is one
+    except yaml.YAMLError as error:
+        raise ValueError(f"its config is no YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise ValueError("its config is no mapping of names")
+    return found
+
+
+def _check_events(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.events.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("its config has YAML anchors or aliases, which raincast does not write")
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise ValueError(f"its config has the YAML tag {event.tag}, which raincast does not write")
+        depth += isinstance(event, yaml.events.CollectionStartEvent)
+        depth -= isinstance(event, yaml.events.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"its config is nested deeper than {MAX_DEPTH} levels")
+
+
+def construct(node: Any) -> Any:
+    """Build what plain data names by `_target_`, from `CLASSES` alone; ValueError where it cannot be built.
+
+    Hydra's `instantiate` would resolve interpolations and call any function that `_target_` names.
+    """
+    if isinstance(node, list):
+        return [construct(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    values = {key: construct(value) for key, value in node.items() if key not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return values
+    target = str(node["_target_"])
+    made = known_class(target)
+    if node.get("_partial_"):
+        return functools.partial(made, **values)
+    try:
+        return made(**values)
+    except (TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise ValueError(f"{target} cannot be built with its settings: {error}") from error
+
+
+def known_class(target: str) -> type:
+    """The class of `CLASSES` called `target`; ValueError where there is none."""
+    module, _, name = target.rpartition(".")
+    if name not in CLASSES.get(module, ()):
+        raise ValueError(
+            f"A checkpoint or exported network names {target}, which is not loaded: it is none of the classes "
+            "that a file may name (raincast.plain.CLASSES)."
+        )
+    found: type = getattr(importlib.import_module(module), name)
+    return found
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` with the values of `above`, mapping by mapping; lists are replaced."""
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        both[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return both
