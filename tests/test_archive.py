@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from raincast import schema
-from raincast.archive import CODE_MM_H, MAX_RATE, Archive, PartWriter, archive_files, write_part
+from raincast.archive import (
+    CODE_MM_H,
+    MAX_RATE,
+    Archive,
+    PartWriter,
+    ZarrPartWriter,
+    archive_files,
+    nearest_codes,
+    write_part,
+)
+from raincast.archive.codes import THRESHOLDS
 from raincast.schema import mock_archive, mock_grid
 
 RAIN = schema.RAIN
@@ -438,3 +448,34 @@ def test_what_is_not_there_or_no_archive_is_said(tmp_path):
     FOREIGN.drop_vars("time").to_netcdf(tmp_path / "timeless.nc", engine="netcdf4")
     with pytest.raises(ValueError, match=r"timeless.nc is no archive .*\n.*no coordinate 'time'"):
         Archive.open(tmp_path / "timeless.nc")
+
+
+NEAR = np.array([-0.0049, -0.001, -1e-7, 0, 1e-7, 0.001, 0.0049])
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 1, 2, 5, 10, 30])
+def test_no_rate_crosses_a_threshold_by_being_encoded(tmp_path, threshold):
+    """Neither with ≥, as scores count, nor with >, as wet pixels are counted; in netCDF and in Zarr."""
+    rain = (threshold * np.ones((1, 3, NEAR.size)) + NEAR).astype(np.float32)
+    rain[0, 1] = np.nextafter(np.float32(threshold), np.float32([0] * 3 + [threshold] + [99] * 3))
+    rain[0, 2] = np.float32(threshold)
+    for writer, name in ((PartWriter, "a.nc"), (ZarrPartWriter, "a.zarr")):
+        grid = mock_grid(*rain.shape[1:])
+        with writer(tmp_path / name, grid, step_minutes=5) as part:
+            part.add(np.datetime64("2026-01-01", "ns"), rain[0])
+        found = Archive.open(tmp_path / name).read(0, 1)
+        for compare in (np.greater_equal, np.greater):
+            np.testing.assert_array_equal(
+                compare(found, np.float32(threshold)), compare(rain, np.float32(threshold))
+            )
+        assert np.abs(found - rain).max() <= 0.0101  # and at most half a code where no threshold is near
+        again = nearest_codes(found)
+        np.testing.assert_array_equal(again, nearest_codes(rain))
+
+
+def test_far_from_thresholds_the_error_is_half_a_code():
+    rates = np.random.default_rng(0).uniform(0, 300, 10_000)
+    near = np.abs(rates[:, None] - THRESHOLDS).min(axis=1) < 0.0051
+    error = np.abs(nearest_codes(rates) * CODE_MM_H - rates)
+    assert error[~near].max() <= 0.005 + 1e-9
+    assert nearest_codes(np.array([np.nan, 0.0])).tolist() == [-32768, 0]

@@ -79,9 +79,11 @@ def test_rain_variable_is_found_by_name_and_unit_among_others():
 def test_units_in_mm_h():
     # 1 kg/m² is 1 mm deep; an hour has 3600 s; a metre 1000 mm
     hour, metre = 3600, 1000
-    for unit, value in schema.MM_H_PER_UNIT.items():
+    for unit in ("mm h-1", "mm/hr", "mm hr-1", "mm/hour", "kg m-2 h-1", "kg m-2 s-1", "mm s-1", "m s-1"):
         per_second, in_metres = unit.endswith(("s-1", "/s")), unit.startswith("m ")
-        assert value == (hour if per_second else 1) * (metre if in_metres else 1), unit
+        assert schema.mm_h_per(unit) == (hour if per_second else 1) * (metre if in_metres else 1), unit
+    with pytest.raises(ValueError, match="'dBZ' is no unit of a rain rate"):
+        schema.mm_h_per("dBZ")
 
 
 def test_missing_times_are_those_due_and_absent():

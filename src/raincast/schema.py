@@ -5,6 +5,7 @@ makes the smallest Dataset that keeps it.
 """
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast.projection import axis_attrs, is_geographic, mapping_attrs
+from raincast.units import EXAMPLES, RATE, unit_of
 
 TIME, Y, X = "time", "y", "x"
 INIT_TIME, LEAD_TIME = "init_time", "lead_time"
@@ -31,19 +33,6 @@ RAIN_STANDARD_NAMES = (
     "precipitation_flux",
     "lwe_precipitation_rate",
 )
-MM_H_PER_UNIT = {
-    "mm h-1": 1.0,
-    "mm/h": 1.0,
-    "mm/hr": 1.0,
-    "mm hr-1": 1.0,
-    "mm h^-1": 1.0,
-    "kg m-2 h-1": 1.0,
-    "kg m-2 s-1": 3600.0,
-    "mm s-1": 3600.0,
-    "m s-1": 3.6e6,
-}
-"""How many mm/h one of each unit is (1 kg of water on 1 m² is 1 mm deep)."""
-
 RAIN_ATTRS = {"standard_name": "rainfall_rate", "long_name": "rain rate", "units": "mm h-1"}
 TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "axis": "T"}
 
@@ -105,6 +94,17 @@ class Meaning:
 
 
 MOMENTARY = Meaning("momentary")
+_EXTREMES = re.compile(r"\btime[a-z_0-9]*: *(maximum|minimum|median|range|standard_deviation|variance|mode)\b")
+
+
+def check_cell_methods(cell_methods: Any, name: str) -> None:
+    """ValueError for a statistic over time that is no rain of a period: the maximum of an hour, for example."""
+    match = _EXTREMES.search(str(cell_methods))
+    if match:
+        raise ValueError(
+            f"{name} is a {match[1]} over time (cell_methods: {cell_methods}). raincast reads momentary rates, "
+            "means over time and depths: take such a product"
+        )
 
 
 def meaning_of(cell_methods: Any, attrs: Mapping[str, Any], step_minutes: float) -> Meaning:
@@ -276,7 +276,7 @@ def find_rain_variable(dataset: xr.Dataset) -> str:
         str(name)
         for name, variable in dataset.data_vars.items()
         if variable.attrs.get("standard_name") in RAIN_STANDARD_NAMES
-        and variable.attrs.get("units") in MM_H_PER_UNIT
+        and unit_of(variable.attrs.get("units"), RATE) is not None
     ]
     if len(found) == 1:
         return found[0]
@@ -286,10 +286,20 @@ def find_rain_variable(dataset: xr.Dataset) -> str:
     )
     problem = "No variable is" if not found else f"{len(found)} variables ({', '.join(found)}) are"
     raise ValueError(
-        f"{problem} a rain rate: standard_name one of {', '.join(RAIN_STANDARD_NAMES)} and units one of "
-        f"{', '.join(MM_H_PER_UNIT)}. Found: {listing or 'no variables'}. "
-        "Rewrite the file with: python ingest.py source=cf source.variable=NAME files=… archive=…"
+        f"{problem} a rain rate: standard_name one of {', '.join(RAIN_STANDARD_NAMES)} and units such as "
+        f"{', '.join(EXAMPLES[RATE])}. Found: {listing or 'no variables'}. Rewrite the file with: "
+        "python ingest.py source=cf source.variable=NAME files=… archive=… (source.units=mm/h if it has no units)"
     )
+
+
+def mm_h_per(units: Any) -> float:
+    """How many mm/h one of `units` is; ValueError for what is no unit of a rate."""
+    unit = unit_of(units, RATE)
+    if unit is None:
+        raise ValueError(
+            f"{units!r} is no unit of a rain rate: known are {', '.join(EXAMPLES[RATE])} and the like"
+        )
+    return unit.factor
 
 
 def find_crs_wkt(dataset: xr.Dataset, variable: str) -> str | None:
@@ -333,6 +343,10 @@ def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:
         dims = dataset[variable].dims
         if dims != (TIME, Y, X):
             problems.append(f"{variable} has dimensions {dims}, not ('time', 'y', 'x').")
+        try:
+            check_cell_methods(dataset[variable].attrs.get("cell_methods"), variable)
+        except ValueError as error:
+            problems.append(str(error))
         if find_crs_wkt(dataset, variable) is None:
             problems.append(f"{variable} has no grid_mapping with crs_wkt: nobody can say where it lies on Earth.")
     problems += _time_problems(dataset) + _axis_problems(dataset)

@@ -227,3 +227,20 @@ def test_a_series_becomes_an_archive_and_one_frame_says_which_key_is_missing(tmp
         ingest(tmp_path / "*1205.tif", tmp_path / "one", reader)
     with pytest.raises(ValueError, match=r"Set source\.step_minutes=5"):
         ingest(tmp_path / "*1205.tif", tmp_path / "one", GeoTIFF("rate"))
+
+
+def test_the_unit_of_the_band_says_what_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / NAME, np.float32([[1, 2]]))
+    with rasterio.open(path, "r+") as file:
+        file.set_band_unit(1, "mm/min")
+    np.testing.assert_allclose(read(path, None), [[60, 120]])
+    with pytest.raises(ValueError, match="its band is in mm/min, a rate, but .*: set source.quantity=rate"):
+        GeoTIFF("accumulation").scan(path)
+
+
+def test_the_files_own_zr_is_used(tmp_path: Path) -> None:
+    path = write(tmp_path / NAME, np.float32([[20, 30]]), tags={"zr_a": "300", "zr_b": "1.4"})
+    dataset = GeoTIFF("reflectivity").read(path, step_minutes=5)
+    np.testing.assert_allclose(dataset[schema.RAIN][0], ZR(300, 1.4).to_rate(np.array([[20.0, 30.0]])), rtol=1e-6)
+    assert dataset.attrs["zr_from"] == "the file"
+    assert GeoTIFF("reflectivity", zr_a=200, zr_b=1.6).read(path, step_minutes=5).attrs["zr_a"] == 200

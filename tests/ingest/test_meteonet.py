@@ -85,7 +85,7 @@ def test_some_frames_in_any_order(tmp_path: Path, frames: slice) -> None:
 
 
 def test_a_file_that_changed_is_read_anew(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.npz")
+    path = write(tmp_path / "rainfall.npz")
     assert MeteoNet().read(path)[schema.RAIN].values[0, 1, 0] == pytest.approx(3)
     os.utime(write_frames(path, DEPTHS + 1), (0, 0))
     assert MeteoNet().read(path)[schema.RAIN].values[0, 1, 0] == pytest.approx(3.12)
@@ -178,7 +178,7 @@ def test_coordinates_beside_above_stated_or_published(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("shape", "south", "east"), [((565, 784), 46.256, 1.988), ((515, 784), 41.11, 9.83)])
 def test_zones_are_known_by_their_shape(tmp_path: Path, shape: tuple[int, int], south: float, east: float) -> None:
-    path = write_frames(tmp_path / "a.npz", np.zeros((1, *shape), np.int16), DATES[:1])
+    path = write_frames(tmp_path / "rainfall_a.npz", np.zeros((1, *shape), np.int16), DATES[:1])
     grid = MeteoNet().scan(path).grid
     assert (grid.y[-1], grid.x[-1]) == pytest.approx((south, east))
     # as the file of coordinates has it
@@ -246,3 +246,24 @@ def test_damaged_files_name_themselves(tmp_path: Path, packed: bool) -> None:
     write(tmp_path / "a.npz")
     path = write_frames(tmp_path / "a.npz", packed=packed)
     assert check_reads_or_names(MeteoNet(), path, spoilt(path.read_bytes())) > 40
+
+
+def test_reflectivity_in_the_same_layout_is_refused(tmp_path: Path) -> None:
+    """Its dBZ are no 1/100 mm, and its 255 for missing is no 30.6 mm/h."""
+    dbz = np.where(DEPTHS < 0, 255, np.minimum(DEPTHS, 60)).astype(np.int16)
+    write_coordinates(tmp_path / NW)
+    for name in ("reflectivity_old_NW_2016_06.1.npz", "renamed.npz"):
+        path = write_frames(tmp_path / name, dbz)
+        for read in (MeteoNet().scan, MeteoNet().read):
+            with pytest.raises(
+                ValueError, match=rf"{name} .*it holds reflectivity .*Take the files\s+rainfall_NW"
+            ):
+                read(path)
+    # without a missing pixel in the first frame only a name, or the user, says it
+    unclear = write_frames(tmp_path / "b.npz", np.maximum(DEPTHS, 0))
+    with pytest.raises(ValueError, match=r"b\.npz .*source\.quantity=rainfall"):
+        MeteoNet().scan(unclear)
+    assert MeteoNet(quantity="rainfall").scan(unclear).times.size == 3
+    assert MeteoNet().scan(write_frames(tmp_path / "rainfall_NW.npz", np.maximum(DEPTHS, 0))).times.size == 3
+    with pytest.raises(ValueError, match="source.quantity=dbz is none of auto, rainfall"):
+        MeteoNet(quantity="dbz")

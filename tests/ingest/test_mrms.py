@@ -86,6 +86,13 @@ def test_other_parameters_are_named(tmp_path: Path) -> None:
     assert MRMS().recognises(path)
     with pytest.raises(ValueError, match=r"a\.grib2 cannot .*no PrecipRate \(209, 6, 1\); found: .*\(209, 6, 2\)"):
         MRMS().scan(path)
+    path = write(
+        tmp_path / "MRMS_MergedReflectivityQCComposite_00.50_a.grib2", message(RATES, parameter=(209, 10, 0))
+    )
+    with pytest.raises(
+        ValueError, match=r"found: reflectivity .*it is MergedReflectivityQCComposite.*MRMS_PrecipRate"
+    ):
+        MRMS().scan(path)
     assert not MRMS().recognises(write(tmp_path / "b.grib2", message(RATES, parameter=(0, 1, 7))))
 
 

@@ -16,6 +16,7 @@ from test_radolan import tar
 from raincast import schema
 from raincast.ingest.pipeline import ingest
 from raincast.ingest.readers.nimrod import NIMROD
+from raincast.schema import Meaning
 
 CODES = np.array([[0, 32, -1, 64], [1, 4096, -1, 48]], np.int16)
 RATES = np.array([[0, 1, np.nan, 2], [1 / 32, 128, np.nan, 1.5]])
@@ -251,3 +252,27 @@ def test_sizes_that_a_spoilt_header_claims_take_no_memory(tmp_path: Path) -> Non
         tracemalloc.stop()
         # nothing for a short file, and what the header claims for a long one
         assert peak < 2**22 if name == "a.dat" else peak < 2.5 * claimed
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (
+            {"title": "Maximum rain rate in the last hour", "e19": 63},
+            r"field code 63 \(Maximum rain .*by its title",
+        ),
+        ({"title": "Rain rate", "e19": 63, "e31": 8192, "e26": 60}, "an extreme over 60 min"),
+        ({"title": "Precip accumulation"}, "by its title no rain rate"),
+    ],
+)
+def test_other_fields_of_rain_are_refused_by_name(tmp_path: Path, header: dict[str, Any], reason: str) -> None:
+    path = write(tmp_path / "a.dat", **header)
+    with pytest.raises(ValueError, match=rf"a\.dat .*{reason}.*Take the composites of rain rates"):
+        NIMROD().scan(path)
+
+
+def test_averaged_rates_are_means_over_their_period(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dat", e31=128, e26=15)
+    assert NIMROD().scan(path).meaning == Meaning("mean", 15)
+    read = NIMROD().read(path, step_minutes=5)
+    assert read[schema.RAIN].attrs["cell_methods"] == "time: mean" and read.attrs["accumulation_minutes"] == 15

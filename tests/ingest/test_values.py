@@ -1,22 +1,31 @@
 """What values in files mean: their period, their packing, their valid range, their Z-R, their unit."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import test_odim as odim
 import xarray as xr
+from encoded import check_encoded
 
 from raincast import schema
 from raincast.archive import Archive
+from raincast.data.channels import Site
+from raincast.data.channels.field import Field
 from raincast.forecasting import open_series
 from raincast.ingest import ingest
 from raincast.ingest.readers import Auto
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.geotiff import GeoTIFF
 from raincast.ingest.readers.knmi import KNMI
+from raincast.ingest.readers.odim import ODIM
 from raincast.schema import MOMENTARY, Meaning
+from raincast.transforms import ZR, LinearScaling
+from raincast.units import parse_unit
 
 START = np.datetime64("2020-06-01T00:00", "ns")
 RAIN = np.random.default_rng(0).gamma(0.5, 4.0, (6, 6, 5)).astype(np.float32).round(2)
@@ -68,7 +77,7 @@ def test_the_period_of_a_depth_is_what_the_file_states(
     assert CF().scan(path).meaning == Meaning("depth", 15)
     ingest([path], tmp_path / "archive", CF())
     archive = Archive.open(tmp_path / "archive")
-    np.testing.assert_allclose(archive.read(0, 6), 4 * RAIN, atol=0.005)
+    check_encoded(archive.read(0, 6), np.round(4 * RAIN.astype(float), 4))
     assert archive.step_minutes == 30 and archive.meaning == Meaning("mean", 15)
     assert open_series(path, CF()).read(archive.times[:1]).attrs["accumulation_minutes"] == 15
 
@@ -80,7 +89,7 @@ def test_an_unstated_period_is_asked_for_where_frames_are_missing(
     whole = cf_file(tmp_path / "whole.nc", attrs=DEPTH)
     ingest([whole], tmp_path / "whole", CF())
     assert "does not state their period: taken as the step, 30 min" in caplog.text
-    np.testing.assert_allclose(Archive.open(tmp_path / "whole").read(0, 6), 2 * RAIN, atol=0.005)
+    check_encoded(Archive.open(tmp_path / "whole").read(0, 6), np.round(2 * RAIN.astype(float), 4))
 
     gaps = cf_file(tmp_path / "gaps.nc", minutes=[0, 30, 60, 120, 150, 180], attrs=DEPTH)
     reader = Auto({"cf": CF()})
@@ -90,7 +99,7 @@ def test_an_unstated_period_is_asked_for_where_frames_are_missing(
     with pytest.raises(ValueError, match=remedy):
         open_series(gaps, reader).read(np.array([START]))
     ingest([gaps], tmp_path / "gaps", Auto({"cf": CF(accumulation_minutes=15)}))
-    np.testing.assert_allclose(Archive.open(tmp_path / "gaps").read(0, 6), 4 * RAIN, atol=0.005)
+    check_encoded(Archive.open(tmp_path / "gaps").read(0, 6), np.round(4 * RAIN.astype(float), 4))
 
 
 @pytest.mark.parametrize("attrs", [{"accum_time_h": 0.0}, {"accumulation_period": "PT0H"}])
@@ -134,3 +143,236 @@ def test_depths_over_another_time_than_their_step_say_so(write_knmi: Any) -> Non
     assert dataset.attrs["accumulation_minutes"] == 60 and dataset.attrs["step_minutes"] == 5
     head = KNMI(step_minutes=5).scan(write_knmi("2020-01-01T01:00", minutes=60))
     assert (head.step_minutes, head.meaning) == (5, Meaning("depth", 60))
+
+
+# packing, valid ranges
+
+
+PACKED = np.rint(RAIN / 0.01).astype(np.int16)
+IN_CODES = {"scale_factor": 0.01}
+NO_DATA = np.int16(-1)
+
+
+def packed_file(path: Path, numbers: Any = PACKED, fill: Any = NO_DATA, **attrs: Any) -> Path:
+    """An archive in another party's codes, as they lie on disk: nothing is encoded on the way."""
+    cf_file(path, numbers, minutes=5 * np.arange(len(numbers)), attrs={"_FillValue": fill} | attrs)
+    return path
+
+
+def read_everywhere(path: Path) -> list[np.ndarray]:
+    """The rain of a file by ingest, as an archive, as input of a forecast, and as a channel."""
+    archive = Archive.open(path)
+    whole = slice(None)
+    field = Field(str(path), "rain", "past", LinearScaling(0.0, 1.0))
+    channel = field.bind("c", Site.of(archive))
+    ingested = CF().read(path)[schema.RAIN].values
+    return [
+        ingested,
+        archive.read(0, archive.num_times),
+        open_series(path, CF()).read(archive.times)[schema.RAIN].values,
+        channel.read(archive.times, whole, whole),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attrs", "beyond"),
+    [
+        # of the unpacked type: in mm/h
+        ({"valid_min": np.float32(0), "valid_max": np.float32(300)}, 300.0),
+        ({"valid_range": np.array([0, 5], np.float64)}, 5.0),
+        # of the packed type: in codes
+        ({"valid_range": np.array([0, 500], np.int16)}, 5.0),
+        ({"valid_max": np.int16(500)}, 5.0),
+        # a text has no type: the wider reading
+        ({"valid_range": "0, 300"}, 300.0),
+        ({"valid_range": "0.0 5.0"}, 5.0),
+        ({"valid_range": np.array([5, 0], np.float64)}, 5.0),
+        ({"valid_range": "of rain"}, 300.0),
+        ({"valid_max": np.float32(np.nan)}, 300.0),
+    ],
+)
+def test_valid_ranges_are_in_the_units_of_their_type(tmp_path: Path, attrs: dict[str, Any], beyond: float) -> None:
+    expected = np.where(beyond + 1e-6 < RAIN, np.nan, RAIN)
+    for rain in read_everywhere(packed_file(tmp_path / "a.nc", **IN_CODES, **attrs)):
+        np.testing.assert_allclose(rain, expected, rtol=1e-6)
+
+
+def test_a_negative_scale_turns_the_valid_range_round(tmp_path: Path) -> None:
+    """A number of 0 is 20 mm/h, one of 2000 is none: from 0 to 5 mm/h the numbers are 1500 to 2000."""
+    packing = {"scale_factor": -0.01, "add_offset": 20.0}
+    rain = np.minimum(RAIN, 19).astype(np.float32)
+    numbers = np.rint((20 - rain) / 0.01).astype(np.int16)
+    expected = np.where(rain > 5 + 1e-6, np.nan, rain)
+    for limits in (np.array([0.0, 5.0]), np.array([1500, 2000], np.int16)):
+        for found in read_everywhere(packed_file(tmp_path / "a.nc", numbers, **packing, valid_range=limits)):
+            np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_unsigned_numbers_in_signed_bytes_are_read_so_everywhere(tmp_path: Path) -> None:
+    rain = np.minimum(np.rint(RAIN * 4) / 4, 60).astype(np.float32)
+    numbers = (rain / 0.25).astype(np.uint8)
+    numbers[0, 0, 0] = 255
+    path = packed_file(
+        tmp_path / "a.nc", numbers.view(np.int8), np.int8(-1), scale_factor=0.25, _Unsigned="true",
+        valid_range=np.array([0, -2], np.int8),
+    )  # fmt: skip
+    rain[0, 0, 0] = np.nan
+    for found in read_everywhere(path):
+        np.testing.assert_allclose(found, rain)
+
+
+def test_a_valid_range_that_takes_most_values_away_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    rain = np.full((2, 6, 5), 30, np.float32)
+    path = packed_file(tmp_path / "most.nc", (rain * 100).astype(np.int16), **IN_CODES, valid_max=np.float32(3))
+    assert all(np.isnan(found).all() for found in read_everywhere(path)[:3])
+    assert "most.nc, rain: its valid_min, valid_max or valid_range (-inf to 3.005 in its unit)" in caplog.text
+    assert "leaves out 100% of the observed values" in caplog.text
+
+
+def test_a_scale_of_zero_is_an_error(tmp_path: Path) -> None:
+    path = packed_file(tmp_path / "a.nc", scale_factor=0.0)
+    for read in (CF().read, Archive.open, lambda path: open_series(path, CF())):
+        with pytest.raises(ValueError, match="scale_factor is 0"):
+            read(path)
+
+
+# the Z-R relation
+
+
+def test_the_files_own_zr_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    zr = ZR(300, 1.4)
+    dbz = {"units": "dBZ", "standard_name": "equivalent_reflectivity_factor"}
+    path = cf_file(tmp_path / "a.nc", zr.to_dbz(RAIN), attrs=dbz | {"zr_a": 300.0, "zr_b": 1.4})
+    read = CF().read(path)
+    np.testing.assert_allclose(read[schema.RAIN], RAIN, rtol=1e-4)
+    assert [read.attrs[key] for key in ("zr_a", "zr_b", "zr_from")] == [300, 1.4, "the file"]
+    assert not caplog.text
+    own = CF(zr_a=200, zr_b=1.6).read(path)
+    assert [own.attrs[key] for key in ("zr_a", "zr_b", "zr_from")] == [200, 1.6, "the configuration"]
+    assert "Z = 300 R^1.4; source.zr_a and source.zr_b replace it by Z = 200 R^1.6" in caplog.text
+    without = CF().read(cf_file(tmp_path / "b.nc", RAIN, attrs=dbz))
+    assert [without.attrs[key] for key in ("zr_a", "zr_b", "zr_from")] == [200, 1.6, "the default"]
+    ingest([path], tmp_path / "archive", CF())
+    assert Archive.open(tmp_path / "archive").attrs["zr_from"] == "the file"
+    with pytest.raises(ValueError, match="zr_a=-1.0, zr_b=1.4 are no Z-R relation: set source.zr_a=200"):
+        CF().read(cf_file(tmp_path / "c.nc", RAIN, attrs=dbz | {"zr_a": -1.0, "zr_b": 1.4}))
+
+
+# units
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["mm/hour", "mm hr-1", "mm per hour", "kg m-2 h-1", "mm h⁻¹", "mm.h-1", "kg/(m2 h)", "millimetres / hours"],
+)
+def test_units_are_understood_by_one_list(tmp_path: Path, spelling: str) -> None:
+    path = cf_file(tmp_path / "a.nc", minutes=5 * np.arange(6), attrs={"units": spelling})
+    for rain in read_everywhere(path):
+        np.testing.assert_array_equal(rain, RAIN)
+
+
+@pytest.mark.parametrize("text", ["K", "mm/h*32", "s-1", "kg", "mm month-1", "1", "", None, "m2", "kg m-2 s"])
+def test_what_is_no_unit_of_rain(text: Any) -> None:
+    assert parse_unit(text) is None
+
+
+def test_a_file_without_units_names_the_key_that_states_them(tmp_path: Path) -> None:
+    attrs = {"units": "", "standard_name": "", "grid_mapping": "crs"}
+    path = cf_file(tmp_path / "a.nc", attrs=attrs)
+    with pytest.raises(
+        ValueError, match=r"rain states no units: set source\.readers\.cf\.units=mm/h for a rain"
+    ) as error:
+        Auto({"cf": CF()}).scan(path)
+    assert "quantity" not in str(error.value)
+    # what it says works when it is typed
+    for remedy, factor in (("mm/h", 1), ("mm", 2)):
+        read = Auto({"cf": CF(units=remedy)}).read(path)
+        np.testing.assert_allclose(read[schema.RAIN], factor * RAIN, rtol=1e-6)
+    with pytest.raises(ValueError, match="source.units=furlongs is no unit of rain"):
+        CF(units="furlongs")
+
+
+def test_a_wrong_unit_is_replaced_where_the_variable_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    path = cf_file(tmp_path / "a.nc", attrs={"units": "mm"}, minutes=5 * np.arange(6))
+    read = CF(variable="rain", units="mm/h").read(path)
+    np.testing.assert_array_equal(read[schema.RAIN], RAIN)
+    assert "rain is read in mm/h by source.units, though the file says mm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "attrs", "is_rain"),
+    [
+        ("precip", {"units": "mm"}, True),
+        ("R", {"units": "mm/h", "long_name": "rain rate"}, True),
+        ("rain_5min", {"units": "mm"}, True),
+        ("pr", {"units": "kg m-2 s-1", "long_name": "snow and rain: precipitation rate"}, True),
+        ("vil", {"units": "kg m-2"}, False),
+        ("swe", {"units": "mm", "long_name": "snow water equivalent"}, False),
+        ("et", {"units": "kg m-2 s-1", "standard_name": "water_evapotranspiration_flux"}, False),
+        ("rain_max", {"units": "mm/h", "long_name": "maximum rain rate in the last hour"}, False),
+        ("rain_error", {"units": "mm/h"}, False),
+        ("column", {"units": "kg m-2"}, False),
+    ],
+)
+def test_a_quantity_is_what_a_file_states(tmp_path: Path, name: str, attrs: dict[str, str], is_rain: bool) -> None:
+    """A unit alone makes no rain of a variable whose names say otherwise."""
+    with xr.open_dataset(cf_file(tmp_path / "a.nc", attrs={"standard_name": ""} | attrs)) as opened:
+        dataset = opened.load().rename(rain=name)
+    if "standard_name" not in attrs:
+        del dataset[name].attrs["standard_name"]
+    dataset.to_netcdf(tmp_path / "b.nc", engine="netcdf4")
+    if is_rain:
+        assert CF().scan(tmp_path / "b.nc").times.size == 6
+    else:
+        with pytest.raises(ValueError, match=r"no variable on \(time, y, x\) is rain"):
+            CF().scan(tmp_path / "b.nc")
+
+
+def test_an_extreme_over_time_is_no_rain_rate(tmp_path: Path) -> None:
+    path = cf_file(tmp_path / "a.nc", attrs={"cell_methods": "time: maximum"}, minutes=5 * np.arange(6))
+    for read in (CF().scan, Archive.open):
+        with pytest.raises(ValueError, match=r"rain is a maximum over time .*means over time and depths"):
+            read(path)
+
+
+def test_knmis_other_products_are_refused_by_name(write_knmi: Any) -> None:
+    """Reflectivity and echo tops have one time, so that they looked like a depth over no time."""
+    for quantity in (b"REFLECTIVITY_[DBZ]", b"HEIGHT_[KM]"):
+        path = write_knmi("2020-01-01T00:05", minutes=0)
+        with h5py.File(path, "r+") as file:
+            file["image1"].attrs["image_geo_parameter"] = np.bytes_(quantity)
+        for read in (KNMI().scan, KNMI().read):
+            with pytest.raises(ValueError, match=rf"holds {re.escape(quantity.decode())} .*Take RAD_NL25_RAC"):
+                read(path)
+
+
+def test_an_odim_files_own_zr_and_a_gain_of_zero(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    zr = ZR(316, 1.5)
+    codes = np.array([[0, 1, 100], [255, 150, 30]], np.uint8)
+    images = {"dataset1/data1": (codes, odim.RATE | {"quantity": "DBZH", "gain": 0.5, "offset": -32.0})}
+    path = odim.write(tmp_path / "a.h5", images)
+    with h5py.File(path, "r+") as file:
+        file.require_group("how").attrs.update(zr_a=316.0, zr_b=1.5)
+    expected = zr.to_rate(0.5 * codes - 32)
+    expected[codes == 0], expected[codes == 255] = 0, np.nan
+    read = ODIM().read(path, step_minutes=5)
+    np.testing.assert_allclose(read[schema.RAIN][0], expected, rtol=1e-6)
+    assert [read.attrs[key] for key in ("zr_a", "zr_b", "zr_from")] == [316, 1.5, "the file"]
+    assert ODIM(zr_a=200, zr_b=1.6).read(path, step_minutes=5).attrs["zr_from"] == "the configuration"
+    assert "Z = 316 R^1.5; source.zr_a and source.zr_b replace it" in caplog.text
+
+    with h5py.File(path, "r+") as file:
+        for group in ("dataset1/what", "dataset1/data1/what"):
+            if group in file:
+                file[group].attrs["gain"] = 0.0
+    for call in (ODIM().scan, ODIM().read):
+        with pytest.raises(ValueError, match="its gain is 0 and its offset -32: no values follow"):
+            call(path)

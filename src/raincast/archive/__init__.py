@@ -5,7 +5,7 @@ decides how rain lies on disk. Rates are int16 codes of 0.01 mm/h in chunks of (
 window of 24 frames of 256² then reads about 7 × faster than from the usual one-frame zlib chunks.
 """
 
-from raincast.archive.codes import CHUNKS, CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS, encode
+from raincast.archive.codes import CHUNKS, CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS, encode, nearest_codes
 from raincast.archive.head import archive_files
 from raincast.archive.part import PartWriter, write_part
 from raincast.archive.series import Archive
@@ -22,5 +22,6 @@ __all__ = [
     "ZarrPartWriter",
     "archive_files",
     "encode",
+    "nearest_codes",
     "write_part",
 ]

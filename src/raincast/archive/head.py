@@ -11,7 +11,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.codes import CODE_MM_H, MISSING_CODE
+from raincast.archive.codes import CODES
+from raincast.archive.packing import Packing
 from raincast.archive.times import exact_times
 from raincast.schema import Grid, Meaning
 from raincast.system.files import sight_of
@@ -70,6 +71,11 @@ def open_plain(path: Path, **options: Any) -> xr.Dataset:
     return exact_times(xr.open_dataset(path, engine=engine, chunks=None, **options))
 
 
+def open_packed(path: Path, variable: str, **options: Any) -> xr.Dataset:
+    """The same with the numbers of `variable` as they are stored, for `Packing` to decode; all else is decoded."""
+    return open_plain(path, mask_and_scale={variable: False}, **options)
+
+
 def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
     """Without dask, and from where its step is regular; ValueError where it cannot be."""
     try:
@@ -122,18 +128,10 @@ def _read_head(path: Path, sight: int) -> Head:
             variable=variable,
             attrs=dict(dataset.attrs),
             rain_attrs=dict(dataset[variable].attrs),
-            coded=_is_coded(dataset[variable]),
+            coded=Packing.of(dataset[variable]) == CODES
+            and schema.mm_h_per(dataset[variable].attrs["units"]) == 1,
             sight=sight,
         )
-
-
-def _is_coded(rain: xr.DataArray) -> bool:
-    """Whether a variable, opened with its codes decoded, lies on disk in ours."""
-    names = ("dtype", "scale_factor", "add_offset", "_FillValue", "missing_value")
-    dtype, scale, offset, *fills = (rain.encoding.get(name) for name in names)
-    same = dtype == np.int16 and scale == CODE_MM_H and offset in (None, 0.0)
-    in_mm_h = schema.MM_H_PER_UNIT.get(rain.attrs["units"]) == 1.0
-    return same and in_mm_h and {float(f) for f in fills if f is not None} == {float(MISSING_CODE)}
 
 
 def read_coverage(path: Path) -> npt.NDArray[np.bool_] | None:

@@ -14,8 +14,9 @@ from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
 from raincast import schema
 from raincast.archive.chunks import UNREADABLE, ChunkedCodes, Unpacked
-from raincast.archive.codes import CODE_MM_H, MISSING_CODE, encode
+from raincast.archive.codes import CODES, encode
 from raincast.archive.head import engine_of, naming, open_dataset
+from raincast.archive.packing import Packing
 
 UNPACKED_BYTES = 2**29
 """What may be kept unpacked of all files of an archive together, in a process."""
@@ -36,10 +37,7 @@ class OpenPart:
     array: xr.Variable | None
     codes: "RawVariable | None"
     chunks: ChunkedCodes | None
-    dtype: np.dtype[Any]
-    fills: tuple[float, ...]
-    scale: float
-    offset: float
+    packing: Packing
     to_mm_h: float
 
     @classmethod
@@ -47,33 +45,26 @@ class OpenPart:
         """The rain `variable` of the file, one of `num_parts` of its archive, of which `unpacked` keeps chunks."""
         dataset = open_dataset(path, mask_and_scale=False)
         array = dataset[variable].variable
-        attrs = array.attrs
-        # a file may have both, and several missing values
-        fills = tuple(
-            float(f) for name in ("_FillValue", "missing_value") for f in np.atleast_1d(attrs.get(name, []))
-        )
-        scale, offset = float(attrs.get("scale_factor", 1.0)), float(attrs.get("add_offset", 0.0))
-        to_mm_h = schema.MM_H_PER_UNIT[attrs["units"]]
-        part = cls(path, array, None, None, array.dtype, fills, scale, offset, to_mm_h)
+        packing, to_mm_h = Packing.of(array), schema.mm_h_per(array.attrs["units"])
+        part = cls(path, array, None, None, packing, to_mm_h)
         if not part.is_coded or engine_of(path) != "netcdf4" or schema.REGULAR_START in dataset.attrs:
             return part
         dataset.close()
         codes = RawVariable.of(path, variable, num_parts)
         chunks = ChunkedCodes.of(path, variable, unpacked)
-        return cls(path, None, codes, chunks, part.dtype, fills, scale, offset, to_mm_h)
+        return cls(path, None, codes, chunks, packing, to_mm_h)
 
     @property
     def is_coded(self) -> bool:
         """Whether its numbers are the codes of `archive.codes`."""
-        ours = (np.dtype(np.int16), (float(MISSING_CODE),), CODE_MM_H, 0.0, 1.0)
-        return (self.dtype, self.fills, self.scale, self.offset, self.to_mm_h) == ours
+        return self.packing == CODES and self.to_mm_h == 1
 
     def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.float32]:
         """Rain rates in mm/h, NaN for missing: (T, H, W)."""
         raw = self._read(time, y, x)
         if self._table is None:
             return self._decode(raw)
-        return self._table[raw.astype(np.intp) - np.iinfo(raw.dtype).min]
+        return self._table[self.packing.numbers(raw).astype(np.intp) - np.iinfo(self.packing.dtype).min]
 
     def read_codes(self, time: slice, y: slice, x: slice, *, out: npt.NDArray[np.int16]) -> None:
         """The same in codes, (T, H, W) → `out`, a view of any strides."""
@@ -103,22 +94,19 @@ class OpenPart:
 
     @cached_property
     def _table(self) -> npt.NDArray[np.float32] | None:
-        """Every code decoded once, where they are few."""
-        if self.dtype.kind not in "iu" or self.dtype.itemsize > 2:
+        """Every code decoded once, where they are few, and none has to be counted."""
+        dtype = self.packing.dtype
+        if dtype.kind not in "iu" or dtype.itemsize > 2 or self.packing.has_limits:
             return None
         # in float64: 50 × 0.01 is then exactly the float32 nearest 0.5, so a rate that stands at a threshold is at
         # the threshold
-        info = np.iinfo(self.dtype)
-        return self._decode(np.arange(info.min, info.max + 1))
+        info = np.iinfo(dtype)
+        return self._decode(np.arange(info.min, info.max + 1).astype(dtype))
 
     def _decode(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        values = raw.astype(np.float64)
-        missing = ~np.isfinite(values)
-        for fill in self.fills:
-            missing |= values == fill
-        rates = (values * self.scale + self.offset) * self.to_mm_h
-        missing |= rates < 0  # as in an ingest: a negative rate says nothing, least of all that it was dry
-        return np.where(missing, np.nan, rates).astype(np.float32)
+        rates = self.packing.decode(raw, str(self.path)) * self.to_mm_h
+        rates[rates < 0] = np.nan  # as in an ingest: a negative rate says nothing, least of all that it was dry
+        return rates.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

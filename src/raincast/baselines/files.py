@@ -8,7 +8,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.head import open_plain
+from raincast.archive.head import open_packed, open_plain
+from raincast.archive.packing import Packing
 from raincast.forecaster import Gives, Prediction, Query
 from raincast.schema import INIT_TIME, LEAD_TIME, Grid, X, Y
 
@@ -57,6 +58,7 @@ class ForecastFiles:
             if dataset[INIT_TIME].values.astype("datetime64[ns]") != time:
                 raise ValueError(f"{path} was written anew: it is no longer from {_text(time)}. Start again.")
             variable = schema.find_rain_variable(dataset)
+        with open_packed(path, variable, decode_timedelta=True) as dataset:
             rain = dataset[variable].transpose(LEAD_TIME, Y, X)
             rows, columns = _place(path, dataset, variable, crop)
             own = dataset[LEAD_TIME].values.astype("timedelta64[ns]")
@@ -67,8 +69,8 @@ class ForecastFiles:
                     "fewer steps, or add them."
                 )
             order = [int(np.flatnonzero(own == lead)[0]) for lead in leads]
-            to_mm_h = schema.MM_H_PER_UNIT[str(rain.attrs["units"])]
-            values = rain.isel({Y: rows, X: columns}).values[order] * to_mm_h
+            raw = rain.isel({Y: rows, X: columns}).values[order]
+            values = Packing.of(dataset[variable]).decode(raw, str(path)) * schema.mm_h_per(rain.attrs["units"])
         filled: np.ndarray = np.maximum(np.nan_to_num(values, nan=0.0, posinf=0.0), 0.0).astype(np.float32)
         return filled
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive import Archive
-from raincast.archive.codes import MISSING_CODE
+from raincast.archive.codes import CODE_MM_H, MISSING_CODE, nearest_codes
 from raincast.data.channels import Site
 from raincast.data.channels.carried import Carried, Layout
 from raincast.data.channels.declared import BoundChannels, Channels
@@ -151,7 +151,7 @@ def _means(frames: Frames, every: int) -> Frames:
     means = sums / np.maximum(count, 1)
     seen = 2 * count >= every
     if coded:
-        return np.where(seen, np.rint(means), MISSING_CODE).astype(np.int16)
+        return nearest_codes(np.where(seen, means * CODE_MM_H, np.nan))
     return np.where(seen, means, np.nan).astype(np.float32)
 
 

@@ -106,7 +106,7 @@ def check_step(found: float, trained: float, source: str) -> None:
 def as_rain(frames: xr.Dataset) -> xr.Dataset:
     """Convert the rain of `frames` to mm/h under its usual name; ValueError if there is no rain rate."""
     name = schema.find_rain_variable(frames)
-    factor = schema.MM_H_PER_UNIT[frames[name].attrs["units"]]
+    factor = schema.mm_h_per(frames[name].attrs["units"])
     if name == schema.RAIN and factor == 1.0:
         return frames
     rain = frames[name] * np.float32(factor)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raincast import schema
-from raincast.ingest.readers import Head, Reader
+from raincast.ingest.readers import Head, Reader, check_period
 from raincast.live.clock import seconds_of, time_of
 from raincast.live.folder import OLD, OTHER, TAKEN, Folder
 from raincast.live.recent import Frame, RecentFrames
@@ -71,6 +71,7 @@ class Intake:
         self.meaning: Meaning | None = None
         self.num_grids = 1
         self._first = True
+        self._period_checked = False
 
     def is_fresh(self, time: np.datetime64, now: float) -> bool:
         """Whether a frame is new enough to be forecast from."""
@@ -169,6 +170,9 @@ class Intake:
             return None
         if self.folder.changed(path):
             return None
+        if head.meaning and head.meaning.lacks_period and not self._period_checked:
+            self._period_checked = True  # there is no more to go by here than the network's own step
+            check_period(self.reader, path, head.meaning, head.times[:0], self.recent.step_minutes)
         if head.step_minutes and head.step_minutes != self.recent.step_minutes:
             self._refuse(
                 path,

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 from raincast import schema
-from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE
+from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE, nearest_codes
 from raincast.baselines import Extrapolation, Persistence
 from raincast.forecaster import Query
 from raincast.forecasting import forecast_name
@@ -77,7 +77,9 @@ class Verification:
         persisted = self.baselines[0].predict(Query.for_steps(rain, 1, step_minutes=step_minutes))
         moved = self.baselines[1].predict(Query.for_steps(rain, self.lead_steps, step_minutes=step_minutes))
         rates = np.concatenate([persisted.rates[0, :, 0], moved.rates[0, :, 0]])
-        dataset = xr.Dataset({RAIN: ((LEAD_TIME, Y, X), np.minimum(rates, MAX_RATE))})
+        codes = nearest_codes(np.minimum(rates, MAX_RATE))
+        rates = np.where(codes == MISSING_CODE, np.nan, codes * CODE_MM_H)
+        dataset = xr.Dataset({RAIN: ((LEAD_TIME, Y, X), rates)})
         encoding = {
             "dtype": "int16", "scale_factor": CODE_MM_H, "_FillValue": np.int16(MISSING_CODE),
             "chunksizes": (1, *past.shape[1:]), "compression": "zstd", "complevel": 1, "shuffle": True,

@@ -184,7 +184,7 @@ class Series:
                 read = part.read_values if frames.dtype == FLOAT32 else part.read
                 frames[own] = read(slice(int(there[0]), int(there[-1]) + 1), y, x)[there - there[0]]
                 if frames.dtype != FLOAT32:
-                    packing[own] = part.stored.packing
+                    packing[own] = part.stored.numbers
 
     def span(self) -> tuple[np.datetime64, np.datetime64]:
         """The times of the first and the last value."""

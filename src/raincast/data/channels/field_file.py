@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import xarray as xr
 
 from raincast import schema
 from raincast.archive.head import DAMAGE, engine_of, open_plain
 from raincast.archive.open_part import RawVariable
+from raincast.archive.packing import Packing
 from raincast.data.channels import Site, Times, Values
-from raincast.data.channels.carried import CODE_DTYPES, unpacked
+from raincast.data.channels.carried import CODE_DTYPES
 from raincast.schema import Grid
 from raincast.system.files import sight_of
 
@@ -42,53 +42,37 @@ def field_files(path: str, name: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """How a variable lies in its file: its axes (None, or the one place that is read), its type, its packing."""
+    """How a variable lies in its file: its axes (None, or the one place that is read) and its packing."""
 
     axes: tuple[int | None, ...]
-    dtype: np.dtype[Any]
-    scale: float
-    offset: float
-    fills: tuple[float, ...]
+    packing: Packing
 
     @classmethod
     def of(cls, array: xr.DataArray, squeezed: list[str]) -> "_Stored":
-        """Of a variable whose codes xarray has decoded; ValueError where it holds no numbers."""
-        said = array.encoding
-        dtype = np.dtype(said.get("dtype", array.dtype)).newbyteorder("=")
-        turned = dtype.kind == "i" and str(said.get("_Unsigned")).lower() == "true"
-        if turned:  # as files have it that know no unsigned numbers
-            dtype = np.dtype(f"u{dtype.itemsize}")
-        if dtype.kind not in "iufb":
-            raise ValueError(f"{array.name} is of type {dtype}: a channel holds numbers.")
-        given = [
-            float(value)
-            for key in ("_FillValue", "missing_value")
-            for value in np.ravel(said.get(key, []))
-            if np.isfinite(value)
-        ]
-        if turned:
-            given = [value % 2.0 ** (8 * dtype.itemsize) for value in given]
-        elif dtype.kind == "f":  # an attribute may be wider than what it is compared with
-            given = [float(dtype.type(value)) for value in given]
-        axes = tuple(0 if dim in squeezed else None for dim in array.dims)
-        scale = float(np.ravel(said.get("scale_factor", 1.0))[0])
-        offset = float(np.ravel(said.get("add_offset", 0.0))[0])
-        return cls(axes, dtype, scale, offset, tuple(dict.fromkeys(given)))
+        """Of a variable of a file; ValueError where it holds no numbers."""
+        try:
+            packing = Packing.of(array)
+        except ValueError as error:
+            raise ValueError(f"{array.name} is no channel: {error}") from error
+        return cls(tuple(0 if dim in squeezed else None for dim in array.dims), packing)
 
     @property
     def carried(self) -> np.dtype[Any]:
         """The type in which it travels."""
-        return self.dtype if self.dtype in CODE_DTYPES and len(self.fills) <= MOST_FILLS else FLOAT32
+        packing = self.packing
+        as_stored = packing.dtype in CODE_DTYPES and len(packing.fills) <= MOST_FILLS and not packing.has_limits
+        return packing.dtype if as_stored else FLOAT32
 
     @property
-    def packing(self) -> npt.NDArray[np.float64]:
-        """As `carried.Carried` has it, with any number of codes for missing."""
-        return np.array([self.scale, self.offset, *self.fills, *[np.nan] * (MOST_FILLS - len(self.fills))])
+    def numbers(self) -> npt.NDArray[np.float64]:
+        """Scale, offset and codes for missing as `carried.Carried` has them."""
+        fills = self.packing.fills
+        return np.array([self.packing.scale, self.packing.offset, *fills, *[np.nan] * (MOST_FILLS - len(fills))])
 
-    def values(self, raw: npt.NDArray[Any]) -> Values:
+    def values(self, raw: npt.NDArray[Any], name: str) -> Values:
         """In its own unit, NaN for missing."""
-        plain = self.dtype == FLOAT32 and (self.scale, self.offset, self.fills) == (1.0, 0.0, ())
-        found: Values = raw if plain else unpacked(torch.from_numpy(raw), torch.from_numpy(self.packing)).numpy()
+        plain = self.packing == Packing(FLOAT32)
+        found: Values = raw if plain else self.packing.decode(raw, name).astype(np.float32)
         return found
 
 
@@ -145,7 +129,7 @@ class FieldFile:
 
     def read_values(self, times: slice | None, y: slice, x: slice) -> Values:
         """(T, H, W) in the variable's unit, NaN for missing; (1, H, W) where there is no time axis."""
-        return self.stored.values(self.read(times, y, x))
+        return self.stored.values(self.read(times, y, x), f"{self.path}, {self.variable}")
 
     def read(self, times: slice | None, y: slice, x: slice) -> npt.NDArray[Any]:
         """The same in the numbers of the file."""
@@ -160,10 +144,7 @@ class FieldFile:
                 found = self._read(index)
         except UNREADABLE as error:
             raise ValueError(f"{self.path} cannot be read: {error}") from error
-        # in the byte order of this machine; a number that stands for an unsigned one is that one
-        native = found.astype(found.dtype.newbyteorder("="), copy=False)
-        numbers = native.view(self.stored.dtype) if self.stored.dtype.kind == "u" else native
-        raw = np.ascontiguousarray(numbers[..., *self.flips])
+        raw = np.ascontiguousarray(self.stored.packing.numbers(found)[..., *self.flips])
         return raw[None] if times is None else raw
 
     def _was_replaced(self) -> bool:

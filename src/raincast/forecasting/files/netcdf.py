@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from raincast.archive import CODE_MM_H, MISSING_CODE, TIME_UNITS
+from raincast.archive import CODE_MM_H, MISSING_CODE, TIME_UNITS, nearest_codes
 from raincast.forecasting.files.dataset import LAT, LON, TIME_BOUNDS
-from raincast.schema import CRS, INIT_TIME, LEAD_TIME, RAIN, TIME, X, Y
+from raincast.schema import CRS, INIT_TIME, LEAD_TIME, RAIN, RAIN_ATTRS, TIME, X, Y
 from raincast.system.files import atomic
 
 PYSTEPS_RAIN, PYSTEPS_CRS = "precip_intensity", "polar_stereographic"
@@ -139,8 +139,12 @@ def _coded(
             packed = {key: given.pop(key) for key in ("scale_factor", "_FillValue")}
             codes = np.empty(variable.shape, np.int16)
             for place in np.ndindex(variable.shape[:-2]):
-                values = variable.values[place] / packed["scale_factor"]
-                codes[place] = np.where(np.isfinite(values), np.rint(values), packed["_FillValue"])
+                values = variable.values[place]
+                if variable.attrs.get("units") == RAIN_ATTRS["units"]:
+                    codes[place] = nearest_codes(np.where(np.isfinite(values), values, np.nan))
+                    continue
+                numbers = np.rint(values / packed["scale_factor"])
+                codes[place] = np.where(np.isfinite(numbers), numbers, packed["_FillValue"])
             coded[name] = xr.Variable(variable.dims, codes, variable.attrs | packed, variable.encoding)
     return dataset.assign(coded), encoding
 

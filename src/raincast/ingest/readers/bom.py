@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from raincast import schema
+from raincast import schema, units
 from raincast.archive.codes import bands
 from raincast.archive.head import open_plain
+from raincast.archive.packing import Packing
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import crs_in_metres, find_grid
 from raincast.ingest.readers.common.unpack import check_whole
@@ -30,8 +31,7 @@ from raincast.transforms import accumulation_to_rate
 FORMAT = "BoM netCDF"
 NETCDF3_SIGNATURES = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 DEPTH, RATE = "precipitation", "rain_rate"
-UNITS = {DEPTH: {"mm": 1.0, "kg m-2": 1.0}, RATE: schema.MM_H_PER_UNIT}
-"""How many mm or mm/h one of each unit is."""
+QUANTITIES = {DEPTH: units.ACCUMULATION, RATE: units.RATE}
 START, END = "start_time", "valid_time"
 PROJECTIONS = ("proj", "albers_conical_equal_area")
 MAX_PIXELS = 5 * 10**7  # the national composite has 5 million: more is a spoilt size
@@ -56,7 +56,9 @@ class BoM:
         try:
             with netCDF4.Dataset(path) as file:
                 names = file.variables.keys()
-                return {X, Y, END} <= names and not names.isdisjoint(UNITS) and not names.isdisjoint(PROJECTIONS)
+                return (
+                    {X, Y, END} <= names and not names.isdisjoint(QUANTITIES) and not names.isdisjoint(PROJECTIONS)
+                )
         except (OSError, RuntimeError, ValueError, AttributeError, UnicodeError):
             return False
 
@@ -90,9 +92,11 @@ class BoM:
             check_whole(path)
             _check_sizes(path)
             with open_plain(path, mask_and_scale=False) as dataset:
-                name = next((name for name in UNITS if name in dataset.variables), None)
+                name = next((name for name in QUANTITIES if name in dataset.variables), None)
                 if name is None:
-                    raise ValueError(f"it holds neither {' nor '.join(UNITS)}, but {', '.join(map(str, dataset))}")
+                    raise ValueError(
+                        f"it holds neither {' nor '.join(QUANTITIES)}, but {', '.join(map(str, dataset))}"
+                    )
                 sizes = dict(zip(dataset[name].dims, dataset[name].shape, strict=True))
                 ones = [dim for dim in sizes if dim not in (Y, X)]
                 if any(sizes[dim] != 1 for dim in ones) or not {Y, X} <= sizes.keys() & dataset.variables.keys():
@@ -146,19 +150,18 @@ def _meaning(dataset: xr.Dataset, field: xr.DataArray) -> Meaning:
 
 def _rates(field: xr.DataArray, interval: float | None) -> npt.NDArray[np.float32]:
     """(H, W) in mm/h, NaN where missing; a few rows at a time, for in float64 an image takes much room."""
-    attrs = field.attrs
-    unit = str(attrs.get("units", "")).strip()
-    units = UNITS[str(field.name)]
-    if unit not in units:
-        raise ValueError(f"{field.name} is in {unit or 'no unit'}: known are {', '.join(units)}")
+    quantity, said = QUANTITIES[str(field.name)], field.attrs.get("units")
+    unit = units.unit_of(said, quantity)
+    if unit is None:
+        known = ", ".join(units.EXAMPLES[quantity])
+        raise ValueError(f"{field.name} is in {said or 'no unit'}: known are {known} and the like")
     codes = field.load().transpose(Y, X).values
     if codes.dtype.kind not in "iuf":
         raise ValueError(f"{field.name} is {codes.dtype}, no numbers")
-    scale, offset = (float(attrs.get(name, default)) for name, default in (("scale_factor", 1), ("add_offset", 0)))
-    fills = [np.ravel(attrs[name])[0] for name in ("_FillValue", "missing_value") if name in attrs]
+    packing = Packing.of(field)
     rates = np.empty(codes.shape, np.float32)
     for rows in bands(codes.shape):
-        values = (offset + scale * codes[rows].astype(np.float64)) * units[unit]
-        values[np.isin(codes[rows], fills) | (values < 0)] = np.nan
+        values = packing.decode(codes[rows], f"{FORMAT} {field.name}") * unit.factor
+        values[values < 0] = np.nan
         rates[rows] = values if interval is None else accumulation_to_rate(values, interval)
     return rates

@@ -1,7 +1,7 @@
 """CF netCDF and Zarr: any file with rain on (time, y, x) and 1-D coordinates, as rate, depth or dBZ."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +13,23 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.archive.head import open_plain
+from raincast.archive.head import open_packed, open_plain
+from raincast.archive.packing import Packing, warn_once
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
 from raincast.ingest.readers.common.unpack import check_whole
+from raincast.ingest.readers.common.values import choose_zr
 from raincast.schema import TIME, Meaning, X, Y
-from raincast.transforms import ZR, accumulation_to_rate
+from raincast.transforms import accumulation_to_rate
+from raincast.units import ACCUMULATION, EXAMPLES, RATE, REFLECTIVITY, Unit, parse_unit, unit_of
 
 FORMAT = "CF netCDF or Zarr"
 NETCDF3_SIGNATURES = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 ZARR_METADATA = ("zarr.json", ".zgroup")
+ToRate = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+"""From values in a file's unit to mm/h."""
 
-RATE, ACCUMULATION, REFLECTIVITY = "rate", "accumulation", "reflectivity"
-UNITS: dict[str, dict[str, float]] = {
-    RATE: schema.MM_H_PER_UNIT | {"mm d-1": 1 / 24, "cm h-1": 10.0},
-    ACCUMULATION: {"mm": 1.0, "kg m-2": 1.0, "cm": 10.0, "m": 1000.0},
-    REFLECTIVITY: {"dbz": 1.0},
-}
-"""How many mm/h, mm or dBZ one of each unit is, by quantity; spellings are evened out by `_unit`."""
-STANDARD_NAMES = {
+STANDARD_NAMES: dict[str, tuple[str, ...]] = {
     RATE: schema.RAIN_STANDARD_NAMES,
     ACCUMULATION: (
         "precipitation_amount",
@@ -41,7 +39,10 @@ STANDARD_NAMES = {
     ),
     REFLECTIVITY: ("equivalent_reflectivity_factor",),
 }
-WIND_OR_HEIGHT = ("m s-1", "mm s-1", "m", "cm")  # units that say nothing of rain without a standard_name
+RAIN_WORDS = re.compile(r"rain|prec|pcp|qpe|acc|rr|\btp\b")
+OTHER_WORDS = re.compile(r"\bvil\b|liquid|snow|evap|vapou?r|soil|runoff|wind|height")
+NOT_RATE = re.compile(r"maxim|minim|(?<![a-z0-9])max|quality|error|uncertain|spread|std|prob|flag|index")
+"""In the names of a variable without a standard_name of rain, whose unit could be one of rain."""
 
 PERIOD_ATTRS = {"accum_time_h": 60.0, "accutime": 1.0, "accumulation_minutes": 1.0}
 """Attributes that state the period of a mean or a depth, and how many minutes one of their unit is."""
@@ -59,15 +60,18 @@ class CF:
     quantity: str = "auto"
     step_minutes: float | None = None
     accumulation_minutes: float | None = None
-    zr_a: float = 200.0
-    zr_b: float = 1.6
+    units: str | None = None
+    zr_a: float | None = None
+    zr_b: float | None = None
     missing_is_dry: bool = False
     crs: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown quantity."""
-        if self.quantity not in ("auto", *UNITS):
-            raise ValueError(f"source.quantity={self.quantity} is none of auto, {', '.join(UNITS)}.")
+        """Refuse an unknown quantity or unit."""
+        if self.quantity not in ("auto", *STANDARD_NAMES):
+            raise ValueError(f"source.quantity={self.quantity} is none of auto, {', '.join(STANDARD_NAMES)}.")
+        if self.units is not None and parse_unit(self.units) is None:
+            raise ValueError(f"source.units={self.units} is no unit of rain: {_known_units()}.")
 
     def recognises(self, path: Path) -> bool:
         """A Zarr folder, netCDF-3, or HDF5 with the dimension scales of netCDF-4 at its root."""
@@ -80,6 +84,7 @@ class CF:
     def scan(self, path: Path) -> Head:
         """Times, grid and step of a file."""
         with self._open(path) as (dataset, field, quantity):
+            Packing.of(field)  # refuses what no number follows from
             return Head(
                 _valid_times(dataset, field, quantity, ALL)[0],
                 find_grid(dataset, field, self.crs),
@@ -92,15 +97,17 @@ class CF:
         with self._open(path) as (dataset, field, quantity):
             times, _ = _valid_times(dataset, field, quantity, frames)
             step = self._step(dataset) or step_minutes or _step_of(dataset, field)
-            factor = UNITS[quantity][self._unit(field, quantity)]
+            unit = unit_of(self._units(field), quantity)
+            assert unit is not None
             meaning = self._meaning(dataset, field, quantity).over(step)
+            to_rate, attrs = self._to_rate(dataset, field, unit, meaning.minutes or step)
             return schema.rain_dataset(
-                self._rates(field, frames, quantity, factor, meaning.minutes or step),
+                self._rates(path, field, frames, to_rate),
                 times,
                 find_grid(dataset, field, self.crs),
                 step_minutes=step,
                 cell_methods=meaning.cell_methods,
-                attrs=self._attrs(dataset, field, quantity) | meaning.attrs(step),
+                attrs=self._attrs(dataset, field) | attrs | meaning.attrs(step),
             )
 
     @contextmanager
@@ -108,9 +115,10 @@ class CF:
         """The dataset, its rain as lazy (time, y, x), and the quantity that this is."""
         with naming(path, FORMAT):
             check_whole(path)
-        with naming(path, FORMAT), open_plain(path) as opened:
+        with naming(path, FORMAT), open_plain(path, mask_and_scale=False) as opened:
+            name, quantity = self._choose(opened)
+        with naming(path, FORMAT), open_packed(path, name) as opened:
             dataset = schema.regular_part(opened)
-            name, quantity = self._choose(dataset)
             yield dataset, in_our_words(dataset[name]), quantity
 
     def _choose(self, dataset: xr.Dataset) -> tuple[str, str]:
@@ -120,11 +128,11 @@ class CF:
                 raise ValueError(f"no variable {self.variable}; found: {_listing(dataset)}")
             return self.variable, self._quantity_of(dataset[self.variable])
         for by_name in (True, False):
-            for quantity in UNITS if self.quantity == "auto" else (self.quantity,):
+            for quantity in STANDARD_NAMES if self.quantity == "auto" else (self.quantity,):
                 found = [
                     str(name)
                     for name, array in dataset.data_vars.items()
-                    if _fits(array, quantity, by_name=by_name) and find_roles(array) is not None
+                    if self._fits(array, quantity, by_name=by_name) and find_roles(array) is not None
                 ]
                 if len(found) == 1:
                     return found[0], quantity
@@ -133,57 +141,89 @@ class CF:
                         f"{len(found)} variables are a {quantity} of rain: {', '.join(found)}. "
                         "Choose with source.variable=NAME"
                     )
+        without = [
+            str(name)
+            for name, array in dataset.data_vars.items()
+            if not self._units(array) and array.ndim > 1 and find_roles(array) is not None
+        ]
+        if without:
+            raise _no_units(without)
         raise ValueError(
-            f"no variable on (time, y, x) is rain by its standard_name or units; found: {_listing(dataset)}. "
-            "Name it with source.variable=NAME and source.quantity=rate|accumulation|reflectivity"
+            f"no variable on (time, y, x) is rain by its standard_name, or by its units and name; found: "
+            f"{_listing(dataset)}. Name it with source.variable=NAME, and state its unit, if the file's is wrong, "
+            "with source.units=mm/h"
         )
 
+    def _units(self, array: xr.DataArray) -> str:
+        """The unit of a variable: the user's, where the file has none or the user names the variable."""
+        stated = str(array.attrs.get("units", "")).strip()
+        return stated if self.units is None or (stated and self.variable is None) else self.units
+
+    def _fits(self, array: xr.DataArray, quantity: str, *, by_name: bool) -> bool:
+        """Whether a variable is rain by its unit, and by its standard_name or by nothing that tells otherwise."""
+        unit = unit_of(self._units(array), quantity)
+        if unit is None:
+            return False
+        standard_name = str(array.attrs.get("standard_name", ""))
+        if by_name:
+            return standard_name in STANDARD_NAMES[quantity]
+        if self.units is not None and not array.attrs.get("units"):
+            return True
+        if not unit.by_itself:
+            return False
+        said = f"{array.name} {array.attrs.get('long_name', '')} {standard_name}".lower()
+        if quantity == REFLECTIVITY:
+            return not OTHER_WORDS.search(said)
+        # of "kg m-2" are many things
+        needs_rain = OTHER_WORDS.search(said) or (quantity == ACCUMULATION and "kg" in self._units(array).lower())
+        return not NOT_RATE.search(said) and bool(not needs_rain or RAIN_WORDS.search(said))
+
     def _quantity_of(self, array: xr.DataArray) -> str:
-        if self.quantity != "auto":
-            self._unit(array, self.quantity)
-            return self.quantity
-        for quantity, units in UNITS.items():
-            if _unit(array) in units:
-                return quantity
-        known = "; ".join(f"{quantity}: {', '.join(units)}" for quantity, units in UNITS.items())
-        raise ValueError(f"{array.name} has units {array.attrs.get('units')!r}; known are {known}")
-
-    def _unit(self, array: xr.DataArray, quantity: str) -> str:
-        unit = _unit(array)
-        if unit not in UNITS[quantity]:
+        text = self._units(array)
+        if not text:
+            raise _no_units([str(array.name)])
+        unit = parse_unit(text)
+        if unit is None:
             raise ValueError(
-                f"{array.name} in {array.attrs.get('units')!r} is no {quantity}, which is in "
-                f"{', '.join(UNITS[quantity])}. Set source.quantity, or mend the units attribute"
+                f"{array.name} has units {text!r}, none of rain: {_known_units()}. If the file is wrong, set "
+                "source.units=mm/h"
             )
-        return unit
+        if self.quantity not in ("auto", unit.quantity):
+            raise ValueError(
+                f"{array.name} in {text!r} is no {self.quantity} ({', '.join(EXAMPLES[self.quantity])}), but a "
+                f"{unit.quantity}. Set source.quantity={unit.quantity}, or source.units if the file is wrong"
+            )
+        stated = array.attrs.get("units")
+        if stated and self.units is not None and parse_unit(stated) != unit:
+            warn_once(f"{array.name} is read in {self.units} by source.units, though the file says {stated}")
+        return unit.quantity
 
-    def _rates(
-        self, field: xr.DataArray, frames: slice, quantity: str, factor: float, interval: float
-    ) -> npt.NDArray[np.float32]:
+    def _rates(self, path: Path, field: xr.DataArray, frames: slice, to_rate: ToRate) -> npt.NDArray[np.float32]:
         """The rates of `frames` in mm/h, a few rows at a time: in float64 a large image takes much room."""
-        values = _values(field, frames)
-        low, high = _valid_limits(field)
-        rates = np.empty(values.shape, np.float32)
-        for frame, of_frame in zip(rates, values, strict=True):
+        raw, packing = _stored(field, frames), Packing.of(field)
+        rates = np.empty(raw.shape, np.float32)
+        for frame, of_frame in zip(rates, raw, strict=True):
             for rows in bands(frame.shape):
-                part = of_frame[rows].astype(np.float64)
-                part[(part < low) | (part > high)] = np.nan
-                frame[rows] = self._to_rate(part * factor, quantity, interval)
+                frame[rows] = to_rate(packing.decode(of_frame[rows], f"{path.name}, {field.name}"))
         if self.missing_is_dry:
             rates[np.isnan(rates)] = 0.0
         return rates
 
-    def _to_rate(self, values: npt.NDArray[np.float64], quantity: str, interval: float) -> npt.NDArray[np.float32]:
-        """mm/h from mm/h, from mm over `interval` minutes, or from dBZ."""
-        if quantity == REFLECTIVITY:
-            values = ZR(self.zr_a, self.zr_b).to_rate(values)
-        elif quantity == ACCUMULATION:
-            values = accumulation_to_rate(values, interval)
-        return values.astype(np.float32)
+    def _to_rate(
+        self, dataset: xr.Dataset, field: xr.DataArray, unit: Unit, minutes: float
+    ) -> tuple[ToRate, dict[str, Any]]:
+        """What makes mm/h of mm/h, of mm over `minutes`, or of dBZ; and what an archive says of it."""
+        if unit.quantity == REFLECTIVITY:
+            zr, attrs = choose_zr({**dataset.attrs, **field.attrs}, self.zr_a, self.zr_b)
+            return zr.to_rate, attrs
+        if unit.quantity == ACCUMULATION:
+            return lambda values: accumulation_to_rate(values * unit.factor, minutes), {}
+        return lambda values: values * unit.factor, {}
 
     def _meaning(self, dataset: xr.Dataset, field: xr.DataArray, quantity: str) -> Meaning:
         """What its rates are over time; the period is None where neither the file nor the user states it."""
         name = str(field.name)
+        schema.check_cell_methods(field.attrs.get("cell_methods"), name)
         averaged = "time: mean" in str(field.attrs.get("cell_methods"))
         if quantity != ACCUMULATION and not averaged:
             return Meaning("momentary", quantity=name)
@@ -196,12 +236,10 @@ class CF:
         step = self.step_minutes or dataset.attrs.get(schema.STEP_MINUTES)
         return None if step is None else float(step)
 
-    def _attrs(self, dataset: xr.Dataset, field: xr.DataArray, quantity: str) -> dict[str, Any]:
+    def _attrs(self, dataset: xr.Dataset, field: xr.DataArray) -> dict[str, Any]:
         attrs = {name: dataset.attrs[name] for name in _KEPT_ATTRS if name in dataset.attrs}
         if "comment" in field.attrs:  # often the Z-R relation of the service
             attrs["comment"] = field.attrs["comment"]
-        if quantity == REFLECTIVITY:
-            attrs |= {"zr_a": self.zr_a, "zr_b": self.zr_b}
         return {"source": f"CF variable {field.name}"} | attrs
 
 
@@ -216,24 +254,17 @@ def _has_dimension_scales(path: Path) -> bool:
         return False
 
 
-def _unit(array: xr.DataArray) -> str:
-    """The units attribute in one spelling: 'kg/m^2/s', 'kg m**-2 s**-1' → 'kg m-2 s-1'."""
-    text = str(array.attrs.get("units", "")).strip().lower()
-    numerator, *denominators = text.replace("**", "").replace("^", "").split("/")
-    for word in denominators:
-        base, power = re.fullmatch(r"\s*(.*?)(\d*)\s*", word).groups()  # type: ignore[union-attr]
-        numerator += f" {base}-{power or 1}"
-    words = {"hr": "h", "hour": "h", "sec": "s", "day": "d", "hr-1": "h-1", "hour-1": "h-1", "day-1": "d-1"}
-    return " ".join(words.get(word, word) for word in numerator.split())
+def _known_units() -> str:
+    return "known are " + "; ".join(f"{quantity}: {', '.join(units)}" for quantity, units in EXAMPLES.items())
 
 
-def _fits(array: xr.DataArray, quantity: str, *, by_name: bool) -> bool:
-    unit = _unit(array)
-    if unit not in UNITS[quantity]:
-        return False
-    if by_name:
-        return array.attrs.get("standard_name") in STANDARD_NAMES[quantity]
-    return unit not in WIND_OR_HEIGHT
+def _no_units(names: list[str]) -> ValueError:
+    """The error for rain without a unit, with a remedy that works when it is typed."""
+    which = "" if len(names) == 1 else " together with source.variable=NAME"
+    return ValueError(
+        f"{', '.join(names)} states no units: set source.units=mm/h for a rain rate, source.units=mm for a depth "
+        f"or source.units=dBZ for a reflectivity{which}"
+    )
 
 
 def _valid_times(
@@ -292,25 +323,13 @@ def _step_of(dataset: xr.Dataset, field: xr.DataArray) -> float:
     return schema.find_step_minutes(xr.Dataset(coords={TIME: times}))
 
 
-def _values(field: xr.DataArray, frames: slice) -> npt.NDArray[np.floating]:
-    """The decoded values of `frames`, (time, y, x)."""
+def _stored(field: xr.DataArray, frames: slice) -> npt.NDArray[Any]:
+    """The numbers of `frames` as they are stored, (time, y, x)."""
     if TIME in field.dims:
-        values: npt.NDArray[np.floating] = field.isel({TIME: frames}).load().transpose(TIME, Y, X).values
+        values: npt.NDArray[Any] = field.isel({TIME: frames}).load().transpose(TIME, Y, X).values
         return values
-    one: npt.NDArray[np.floating] = field.transpose(Y, X).values[None][frames]
+    one: npt.NDArray[Any] = field.transpose(Y, X).values[None][frames]
     return one
-
-
-def _valid_limits(field: xr.DataArray) -> tuple[float, float]:
-    """What valid_min, valid_max and valid_range leave: values beyond are missing."""
-    scale, offset = (field.encoding.get(n, d) for n, d in (("scale_factor", 1.0), ("add_offset", 0.0)))
-    low, high = field.attrs.get("valid_range", (-np.inf, np.inf))
-    # the limits are in the units of the packed codes (CF 2.5.1); half a code allows for rounding
-    low, high = (
-        float(v) * scale + offset for v in (field.attrs.get("valid_min", low), field.attrs.get("valid_max", high))
-    )
-    slack = 0.5 * abs(scale) if "scale_factor" in field.encoding else 0.0
-    return low - slack, high + slack
 
 
 def _listing(dataset: xr.Dataset) -> str:

@@ -24,6 +24,7 @@ from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.packed import all_bytes, first_bytes
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid
 from raincast.ingest.readers.common.tiff_items import TIFF_SIGNATURES, find_items, tiff_items
+from raincast.ingest.readers.common.values import check_gain, choose_zr
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 
@@ -31,6 +32,7 @@ FORMAT = "FMI PGM or GeoTIFF"
 EARTH_RADIUS = 6_371_288.0  # m
 GAIN, OFFSET = 0.5, -32.0  # dBZ of a grey value
 UNITS = {"dbz": "dBZ", "mm/h": "mm/h", "mm": "mm"}
+ZR_RAIN = ZR(223.0, 1.53)  # FMI's own for rain
 _HEADER_BYTES = 8192
 
 
@@ -61,8 +63,8 @@ class FMI:
     """One frame a file, reflectivity, rate or depth → mm/h; conf/source/fmi.yaml says what the arguments do."""
 
     step_minutes: float | None = None
-    zr_a: float = 223.0
-    zr_b: float = 1.53
+    zr_a: float | None = None
+    zr_b: float | None = None
     source: str = "FMI"
 
     def recognises(self, path: Path) -> bool:
@@ -84,7 +86,7 @@ class FMI:
             step = self.step_minutes or step_minutes or image.accumulation_minutes
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
-            zr = ZR(self.zr_a, self.zr_b)
+            zr, said = choose_zr({}, self.zr_a, self.zr_b, default=ZR_RAIN)
             attrs = {"source": self.source, "title": image.title}
             return schema.rain_dataset(
                 _rates(image, zr)[None][frames],
@@ -92,9 +94,7 @@ class FMI:
                 image.grid,
                 step_minutes=step,
                 cell_methods=image.meaning.cell_methods,
-                attrs=attrs
-                | image.meaning.attrs(step)
-                | ({"zr_a": zr.a, "zr_b": zr.b} if image.unit == "dBZ" else {}),
+                attrs=attrs | image.meaning.attrs(step) | (said if image.unit == "dBZ" else {}),
             )
 
 
@@ -105,6 +105,7 @@ def _rates(image: _Image, zr: ZR) -> npt.NDArray[np.float32]:
         raise ValueError(
             f"its pixels are {image.codes.shape} of {image.codes.dtype}, not {image.grid.shape} of bytes"
         )
+    check_gain(image.gain, image.offset)
     codes = np.arange(np.iinfo(image.codes.dtype).max + 1)
     values = image.offset + image.gain * codes
     if image.unit == "dBZ":
@@ -130,8 +131,9 @@ def _read(path: Path, *, pixels: bool) -> _Image:
 def _read_pgm(path: Path) -> _Image:
     content = all_bytes(path)
     said, (width, height, largest), first = _pgm_header(content)
-    if "reflectivity" not in said.get("param", "reflectivity").lower():
-        raise ValueError(f"it holds {said['param']}: of PGM only reflectivity is read")
+    if "reflectivity" not in said.get("param", "").lower():
+        found = said.get("param", "something that its header does not name (param)")
+        raise ValueError(f"it holds {found}: of PGM only reflectivity is read")
     if not 0 < largest < 65536:
         raise ValueError(f"its largest grey value is {largest}: 1 to 65535 are possible")
     kind = np.dtype(">u2" if largest > 255 else "u1")

@@ -16,13 +16,14 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import bands
 from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.readers.common.tiff import open_raster, raster_grid
+from raincast.ingest.readers.common.tiff import open_raster, raster_grid, zr_items
 from raincast.ingest.readers.common.tiff_items import tiff_directory
-from raincast.ingest.readers.common.values import equals
+from raincast.ingest.readers.common.values import check_gain, choose_zr, equals
 from raincast.ingest.readers.fmi import FMI
 from raincast.ingest.readers.opera_tiff import OperaTiff
 from raincast.schema import MOMENTARY, Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
+from raincast.units import parse_unit
 
 FORMAT = "GeoTIFF"
 RATE, ACCUMULATION, REFLECTIVITY = "rate", "accumulation", "reflectivity"
@@ -49,8 +50,8 @@ class GeoTIFF:
     offset: float | None = None
     nodata: float | None = None
     undetect: float | None = None
-    zr_a: float = 200.0
-    zr_b: float = 1.6
+    zr_a: float | None = None
+    zr_b: float | None = None
     source: str = "GeoTIFF"
 
     def __post_init__(self) -> None:
@@ -67,13 +68,13 @@ class GeoTIFF:
     def scan(self, path: Path) -> Head:
         """Time and grid; the format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
-            meaning = self._meaning(self._quantity())
+            meaning = self._meaning(self._quantity(dataset))
             return Head(np.array([self._time(path, dataset)]), _grid(dataset), self.step_minutes, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The file's one frame (`frames` may leave none)."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
-            quantity = self._quantity()
+            quantity = self._quantity(dataset)
             step = self.step_minutes or step_minutes or self.accumulation_minutes
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
@@ -88,10 +89,20 @@ class GeoTIFF:
                 cell_methods=meaning.cell_methods,
                 attrs={"source": self.source, "title": f"GeoTIFF {quantity}"}
                 | meaning.attrs(step)
-                | ({"zr_a": self.zr_a, "zr_b": self.zr_b} if quantity == REFLECTIVITY else {}),
+                | (self._zr(dataset)[1] if quantity == REFLECTIVITY else {}),
             )
 
-    def _quantity(self) -> str:
+    def _quantity(self, dataset: Any) -> str:
+        """As told, or as the unit of the band says; ValueError where neither does, or where they differ."""
+        text = dataset.units[self._band(dataset) - 1]
+        unit = parse_unit(text)
+        if unit is not None and self.quantity not in (None, unit.quantity):
+            raise ValueError(
+                f"its band is in {text}, a {unit.quantity}, but source.quantity={self.quantity}: set "
+                f"source.quantity={unit.quantity}"
+            )
+        if self.quantity is None and unit is not None:
+            return unit.quantity
         if self.quantity is None:
             raise ValueError(
                 "it does not say what its values are (mm/h, mm or dBZ): set "
@@ -126,13 +137,21 @@ class GeoTIFF:
         scale = dataset.scales[band - 1] if self.scale is None else self.scale
         offset = dataset.offsets[band - 1] if self.offset is None else self.offset
         nodata = dataset.nodatavals[band - 1] if self.nodata is None else self.nodata
+        check_gain(scale, offset)
+        unit = parse_unit(dataset.units[band - 1])
+        factor = 1.0 if unit is None else unit.factor
         pixels = dataset.read(band)
         if pixels.dtype.kind not in "iuf":
             raise ValueError(f"its pixels are {pixels.dtype}, no numbers of rain")
+        zr = self._zr(dataset)[0] if quantity == REFLECTIVITY else ZR()
         rates = np.empty(pixels.shape, np.float32)
         with np.errstate(over="ignore"):  # of fill values that nobody stated: infinite is missing in an archive
             for rows in bands(pixels.shape):
-                values = self._to_rate(offset + scale * pixels[rows].astype(np.float64), quantity, interval)
+                values = (offset + scale * pixels[rows].astype(np.float64)) * factor
+                if quantity == REFLECTIVITY:
+                    values = zr.to_rate(values)
+                elif quantity == ACCUMULATION:
+                    values = accumulation_to_rate(values, interval)
                 values[equals(pixels[rows], self.undetect)] = 0.0
                 values[equals(pixels[rows], nodata)] = np.nan
                 rates[rows] = values
@@ -146,11 +165,9 @@ class GeoTIFF:
             raise ValueError(f"it has no band {band}, but {dataset.count}: set source.band")
         return band
 
-    def _to_rate(self, values: npt.NDArray[np.float64], quantity: str, interval: float) -> npt.NDArray[np.float64]:
-        """mm/h from mm/h, from mm over `interval` minutes, or from dBZ."""
-        if quantity == REFLECTIVITY:
-            return ZR(self.zr_a, self.zr_b).to_rate(values)
-        return accumulation_to_rate(values, interval) if quantity == ACCUMULATION else values
+    def _zr(self, dataset: Any) -> tuple[ZR, dict[str, Any]]:
+        """The Z-R relation of a reflectivity, and what an archive says of it."""
+        return choose_zr(zr_items(dataset), self.zr_a, self.zr_b)
 
 
 def _grid(dataset: Any) -> Grid:

@@ -16,6 +16,7 @@ import xarray as xr
 from raincast import schema
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import crs_in_metres
+from raincast.ingest.readers.common.values import check_gain
 from raincast.schema import Grid, Meaning
 from raincast.transforms import accumulation_to_rate
 
@@ -53,7 +54,7 @@ class KNMI:
         import h5py
 
         with naming(path, FORMAT), h5py.File(path) as file:
-            _refuse_forecasts(file)
+            _check_product(file, self.image)
             start, end = _interval(file)
             interval = _minutes(start, end)
             meaning = Meaning("depth", interval)
@@ -64,7 +65,7 @@ class KNMI:
         import h5py
 
         with naming(path, FORMAT), h5py.File(path) as file:
-            _refuse_forecasts(file)
+            _check_product(file, self.image)
             start, end = _interval(file)
             interval = _minutes(start, end)
             meaning, step = Meaning("depth", interval), self.step_minutes or interval
@@ -92,8 +93,19 @@ def _text(group: Any, name: str) -> str:
     return value.decode("ascii").strip("\0 ") if isinstance(value, bytes) else str(value)
 
 
-def _refuse_forecasts(file: Any) -> None:
-    """ValueError for a nowcast (RAD_NL25_RAC_FM): a depth a lead time, while the file's times are the run's."""
+def _check_product(file: Any, name: str) -> None:
+    """ValueError for what is no depth: reflectivity (PCP), echo tops (ETH); and for a nowcast.
+
+    A nowcast (RAD_NL25_RAC_FM) has a depth a lead time, while the file's times are the run's.
+    """
+    quantity = _text(file[name], "image_geo_parameter")
+    if "[MM]" not in quantity.upper():
+        overview = file["overview"]
+        product = _text(overview, "product_group_name") if "product_group_name" in overview.attrs else "not named"
+        raise ValueError(
+            f"{file[name].name} holds {quantity} (product {product}): of KNMI accumulations in [MM] are "
+            "read. Take RAD_NL25_RAC or RAD_NL25_RAP"
+        )
     images = [file[name] for name in file if re.fullmatch(r"image\d+", name)]
     valid = [image.name for image in images if "image_datetime_valid" in image.attrs]
     if len(valid) > 1:
@@ -126,9 +138,6 @@ def _minutes(start: np.datetime64, end: np.datetime64) -> float:
 
 def _rates(image: Any, interval_minutes: float) -> npt.NDArray[np.float32]:
     """(H, W) in mm/h, NaN where missing."""
-    quantity = _text(image, "image_geo_parameter")
-    if "[MM]" not in quantity.upper():
-        raise ValueError(f"{image.name} holds {quantity}: only accumulations in [MM] are read")
     codes = image["image_data"][()]
     if codes.dtype not in (np.uint8, np.uint16) or codes.ndim != 2:
         raise ValueError(f"image_data is {codes.ndim}-D {codes.dtype}, not 2-D uint8 or uint16")
@@ -149,7 +158,9 @@ def _parse_formula(text: str) -> tuple[float, float]:
     match = re.fullmatch(rf"GEO=({number})\*PV(?:\+?({number}))?", text.replace(" ", ""))
     if match is None:
         raise ValueError(f"the calibration formula {text!r} is not like GEO=0.01*PV+0.0")
-    return float(match[1]), float(match[2] or 0.0)
+    scale, offset = float(match[1]), float(match[2] or 0.0)
+    check_gain(scale, offset)
+    return scale, offset
 
 
 def _file_grid(file: Any) -> Grid:

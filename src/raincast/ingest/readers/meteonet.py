@@ -30,6 +30,7 @@ from raincast.transforms import accumulation_to_rate
 
 FORMAT = "MeteoNet npz"
 DATA, DATES, LATS, LONS = "data.npy", "dates.npy", "lats.npy", "lons.npy"
+RAINFALL, DBZ_MISSING = "rainfall", 255
 COORDINATES = "radar_coords_*.npz"
 LEVELS_ABOVE = 4  # folders from a month's files up to where the coordinates lie
 STEP_MINUTES, MM = 5.0, 0.01
@@ -47,7 +48,13 @@ class MeteoNet:
     """Rainfall over 5 min → mean rate in mm/h; conf/source/meteonet.yaml says what the arguments do."""
 
     coordinates: str | None = None
+    quantity: str = "auto"
     source: str = "Météo-France, MeteoNet"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown quantity."""
+        if self.quantity not in ("auto", RAINFALL):
+            raise ValueError(f"source.quantity={self.quantity} is none of auto, {RAINFALL}.")
 
     def recognises(self, path: Path) -> bool:
         """An npz with the arrays of frames, or with those of coordinates: the latter holds no frame."""
@@ -67,13 +74,16 @@ class MeteoNet:
                 return Head(
                     np.array([], "datetime64[ns]"), _stated_grid(path, *_identity(path)), STEP_MINUTES, MEANING
                 )
-            shape = _layout(file).shape
+            layout = _layout(file)
+            self._check_quantity(path, layout)
+            shape = layout.shape
             return Head(_dates(file, shape[0]), self._grid(path, shape[1:]), STEP_MINUTES, MEANING)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The frames numbered `frames`: only they are kept, but what lies before them is unpacked, too."""
         with _opened(path) as file:
             layout = _layout(file)
+            self._check_quantity(path, layout)
             times = _dates(file, layout.shape[0])
             start, stop, _ = frames.indices(layout.shape[0])
             codes = _Frames.of(path).read(layout, start, max(start, stop))
@@ -84,6 +94,26 @@ class MeteoNet:
                 step_minutes=STEP_MINUTES,
                 cell_methods=MEANING.cell_methods,
                 attrs={"source": self.source, "title": "MeteoNet rainfall"},
+            )
+
+    def _check_quantity(self, path: Path, layout: "_Layout") -> None:
+        """ValueError for reflectivity, which MeteoNet has in the same layout: dBZ, 255 for missing.
+
+        The name says which it is; of a file with another name its first frame, where a pixel is missing in it.
+        """
+        if self.quantity == RAINFALL or path.name.lower().startswith(RAINFALL):
+            return
+        named = path.name.lower().startswith("reflectivity")
+        first = np.array([], np.int16) if named or not layout.shape[0] else _Frames.of(path).read(layout, 0, 1)
+        if named or (first.size and first.min() >= 0 and first.max() == DBZ_MISSING):
+            raise ValueError(
+                "it holds reflectivity (dBZ, 255 for missing): of MeteoNet the rainfall is read. Take the files "
+                "rainfall_NW_*.npz and rainfall_SE_*.npz"
+            )
+        if not first.size or first.min() >= 0:
+            raise ValueError(
+                "neither its name nor its first frame says whether it is rainfall (1/100 mm, −1 for missing) or "
+                f"reflectivity (dBZ, 255 for missing). If it is rainfall, set source.quantity={RAINFALL}"
             )
 
     def _grid(self, path: Path, shape: tuple[int, ...]) -> Grid:

@@ -4,6 +4,7 @@ Meaning of the values: NSSL's table of the local GRIB2 parameters (UserTable_MRM
 number 1: PrecipRate in mm/h, −3 no coverage, −1 missing.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from raincast.schema import MOMENTARY
 
 FORMAT = "MRMS GRIB2"
 PRECIP_RATE = (209, 6, 1)  # discipline, category, number
+CATEGORIES = {2: "lightning", 3: "convection", 6: "precipitation", 8: "quality", 9: "reflectivity"}
+CATEGORIES |= {10: "reflectivity", 11: "reflectivity"}
+"""What MRMS' own categories hold, beside PrecipRate depths (QPE) and classes (PrecipFlag) in 6."""
 ANGLE_DECIMALS = 6  # GRIB2 states corners and spacing in 1e-6 degrees
 
 
@@ -42,7 +46,7 @@ class MRMS:
     def scan(self, path: Path) -> Head:
         """Times and grid; the format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GRIB") as dataset:
-            times = [_time(dataset, band) for band in _bands(dataset)]
+            times = [_time(dataset, band) for band in _bands(path, dataset)]
             return Head(_as_times(times), raster_grid(dataset, ANGLE_DECIMALS), self.step_minutes, MOMENTARY)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
@@ -51,7 +55,7 @@ class MRMS:
             step = self.step_minutes or step_minutes
             if step is None:
                 raise ValueError("it states no step. Give it with source.step_minutes=2")
-            bands = _bands(dataset)[frames]
+            bands = _bands(path, dataset)[frames]
             return schema.rain_dataset(
                 _rates(dataset, bands),
                 _as_times([_time(dataset, band) for band in bands]),
@@ -62,13 +66,18 @@ class MRMS:
             )
 
 
-def _bands(dataset: Any) -> list[int]:
+def _bands(path: Path, dataset: Any) -> list[int]:
     """The numbers of the messages that hold rain rates; ValueError where there are none."""
     parameters = {band: _parameter(dataset, band) for band in dataset.indexes}
     wanted = [band for band, parameter in parameters.items() if parameter == PRECIP_RATE]
     if not wanted:
-        found = {f"{dataset.tags(b).get('GRIB_ELEMENT')} {parameter}" for b, parameter in parameters.items()}
-        raise ValueError(f"it holds no PrecipRate {PRECIP_RATE}; found: {', '.join(sorted(found)) or 'nothing'}")
+        found = {f"{CATEGORIES.get(p[1], 'no rain')} {p}" for p in parameters.values()}
+        product = re.search(r"([A-Za-z][A-Za-z0-9_]*?)_\d\d\.\d\d_", path.name.removeprefix("MRMS_"))
+        named = f" By its name it is {product[1]}." if product else ""
+        raise ValueError(
+            f"it holds no PrecipRate {PRECIP_RATE}; found: {', '.join(sorted(found)) or 'nothing'}.{named} Take "
+            "the rain rates: MRMS_PrecipRate_00.00_*.grib2"
+        )
     return wanted
 
 

@@ -26,10 +26,12 @@ from raincast.ingest.readers.common.unpack import (
     read_exactly,
     unpacked,
 )
-from raincast.schema import MOMENTARY, Grid
+from raincast.schema import Grid, Meaning
 
 FORMAT = "NIMROD"
 RAIN_RATE = (213, 63)  # field codes: radar composite, and rate of precipitation
+MAXIMUM, MINIMUM, AVERAGED = 8192, 4096, 128  # bits of element 31: how a field is processed over time
+OTHER_TITLES = re.compile(r"\b(max|min|prob|accum|total|depth|type|fraction)", re.IGNORECASE)
 NATIONAL_GRID, CRS_CODE = 0, "EPSG:27700"
 TYPES = {(0, 4): ">f4", (1, 1): ">i1", (1, 2): ">i2", (1, 4): ">i4", (2, 1): ">i1"}
 """Of pixels, by kind (real, integer, byte) and length."""
@@ -63,7 +65,7 @@ class NIMROD:
                 np.array([header.time for header in headers]),
                 _grid(*headers[0].place),
                 self.step_minutes,
-                MOMENTARY,
+                headers[0].meaning,
             )
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
@@ -84,8 +86,8 @@ class NIMROD:
                 np.array([time for time, _ in read], "datetime64[ns]"),
                 _grid(*header.place),
                 step_minutes=step,
-                cell_methods=MOMENTARY.cell_methods,
-                attrs={"source": self.source, "title": header.title},
+                cell_methods=header.meaning.cell_methods,
+                attrs={"source": self.source, "title": header.title} | header.meaning.attrs(step),
             )
 
 
@@ -103,6 +105,7 @@ class _Header:
     missing: float
     per_unit: float
     title: str
+    meaning: Meaning
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -171,6 +174,8 @@ def _fields(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header,
                     first = first or header
                     if header.place != first.place:
                         raise ValueError("its fields are on more than one grid: split it")
+                    if not header.meaning.same_as(first.meaning):
+                        raise ValueError(f"its fields are {first.meaning} and {header.meaning}: split it")
                     yield name, header, stream
                 if name:
                     break
@@ -178,14 +183,22 @@ def _fields(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header,
                     stream.seek(end - _MARKER.size)
                     _check_end(stream, elements.record_bytes)
     if first is None:
-        raise ValueError(f"it holds no observed rain rates, but {', '.join(sorted(set(left_out))) or 'nothing'}")
+        raise ValueError(
+            f"it holds no observed rain rates, but {', '.join(sorted(set(left_out))) or 'nothing'}. Take "
+            "the composites of rain rates: …_nimrod_ng_radar_rainrate_composite_1km_UK"
+        )
 
 
 def _why_not(elements: _Elements) -> str | None:
     """Why a field is left out, in few words; None for one to read."""
-    code = elements.integer(19)
+    code, processing = elements.integer(19), max(elements.integer(31), 0)  # negative where it is not stated
+    name = f"field code {code} ({elements.title or 'no title'})"
     if code not in RAIN_RATE:
-        return f"field code {code} ({elements.title or 'no title'})"
+        return name
+    if processing & (MAXIMUM | MINIMUM):
+        return f"{name}: an extreme over {elements.integer(26)} min"
+    if OTHER_TITLES.search(elements.title):
+        return f"{name}: by its title no rain rate"
     try:
         is_forecast = bool(elements.time(7, 5) < elements.time(1, 6))
     except ValueError:  # without the time of its data it is taken for what radars saw
@@ -205,6 +218,7 @@ def _header(elements: _Elements) -> _Header:
         missing=elements.real(38) if kind[0] == 0 else elements.integer(25),
         per_unit=_per_unit(elements.units),
         title=elements.title,
+        meaning=_meaning(elements),
     )
     if header.num_bytes != elements.record_bytes:
         height, width = header.shape
@@ -215,6 +229,14 @@ def _header(elements: _Elements) -> _Header:
     if elements.real(40) not in (0.0, -32767.0):
         raise ValueError(f"its pixels have the offset {elements.real(40):g} (element 40): read is 0 alone")
     return header
+
+
+def _meaning(elements: _Elements) -> Meaning:
+    """Momentary rates, or means over the period of element 26, where element 31 says that they are averaged."""
+    minutes = elements.integer(26)
+    if elements.integer(31) > 0 and elements.integer(31) & AVERAGED and 0 < minutes < 32767:
+        return Meaning("mean", float(minutes), elements.title)
+    return Meaning("momentary", quantity=elements.title)
 
 
 def _per_unit(units: str) -> float:

@@ -27,7 +27,7 @@ from raincast.ingest.readers.common.odim_file import (
     scan_attrs,
 )
 from raincast.ingest.readers.common.unpack import in_member
-from raincast.ingest.readers.common.values import equals, is_nan
+from raincast.ingest.readers.common.values import check_gain, choose_zr, equals, is_nan
 from raincast.ingest.readers.mch_gif import quality_in_name
 from raincast.ingest.readers.polar import POLAR_OBJECTS, refuse
 from raincast.schema import Grid, Meaning
@@ -73,8 +73,8 @@ class ODIM:
     valid_time: str = "nominal"
     step_minutes: float | None = None
     accumulation_minutes: float | None = None
-    zr_a: float = 200.0
-    zr_b: float = 1.6
+    zr_a: float | None = None
+    zr_b: float | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:
@@ -159,6 +159,7 @@ class ODIM:
         return frames
 
     def _frame(self, number: int, image: Image, time: np.datetime64) -> _Frame:
+        _gain_and_offset(image)
         end = image.time("end")
         return _Frame(
             file=number,
@@ -239,19 +240,19 @@ class ODIM:
                 f"{image.name}/data is {data.shape} of {data.dtype}: numbers in {frame.shape} (ysize, xsize) "
                 "are expected"
             )
-        convert = self._converter(image.what, image.quantity, interval)
+        convert = self._converter(image, interval)
         if data.dtype.kind in "iu" and data.dtype.itemsize <= 2:
             convert = _by_table(convert, data.dtype)
         num_rows = data.chunks[0] if data.chunks else _BLOCK_ROWS
         for top in range(0, frame.shape[0], num_rows):
             frame[top : top + num_rows] = convert(data[top : top + num_rows])
 
-    def _converter(self, what: Mapping[str, Any], quantity: str, interval: float | None) -> Convert:
+    def _converter(self, image: Image, interval: float | None) -> Convert:
         """A function from stored values (any shape) to mm/h."""
-        # what the format has for absent ones
-        gain, offset = float(what.get("gain", 1.0)), float(what.get("offset", 0.0))
-        nodata, undetect = what.get("nodata"), what.get("undetect")
-        zr = ZR(self.zr_a, self.zr_b)
+        gain, offset = _gain_and_offset(image)
+        nodata, undetect = image.what.get("nodata"), image.what.get("undetect")
+        is_dbz = QUANTITIES[image.quantity] == "dBZ"
+        zr = choose_zr(image.how, self.zr_a, self.zr_b)[0] if is_dbz else ZR()
 
         def convert(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
             missing, undetected = equals(raw, nodata), equals(raw, undetect)
@@ -262,7 +263,7 @@ class ODIM:
             rates[missing] = np.nan
             with np.errstate(over="ignore"):  # what is too large to be true is the quality limits' to cut
                 values = raw[measured].astype(np.float64) * gain + offset
-                if QUANTITIES[quantity] == "dBZ":
+                if is_dbz:
                     values = zr.to_rate(values)
                 elif interval is not None:
                     values = accumulation_to_rate(values, interval)
@@ -279,8 +280,15 @@ class ODIM:
             ),
         }
         if QUANTITIES[image.quantity] == "dBZ":
-            return attrs | {"zr_a": self.zr_a, "zr_b": self.zr_b}
+            return attrs | choose_zr(image.how, self.zr_a, self.zr_b)[1]
         return attrs
+
+
+def _gain_and_offset(image: Image) -> tuple[float, float]:
+    """As stated, else what the format has for absent ones; ValueError for a gain of 0."""
+    gain, offset = float(image.what.get("gain", 1.0)), float(image.what.get("offset", 0.0))
+    check_gain(gain, offset)
+    return gain, offset
 
 
 def _times(frames: list[_Frame]) -> npt.NDArray[np.datetime64]:

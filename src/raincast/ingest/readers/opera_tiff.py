@@ -18,9 +18,9 @@ from raincast import schema
 from raincast.archive.codes import bands
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.common.odim_file import nominal_time, scan_attrs, stated_time
-from raincast.ingest.readers.common.tiff import open_raster, raster_grid
+from raincast.ingest.readers.common.tiff import open_raster, raster_grid, zr_items
 from raincast.ingest.readers.common.tiff_items import find_items
-from raincast.ingest.readers.common.values import equals
+from raincast.ingest.readers.common.values import choose_zr, equals
 from raincast.ingest.readers.odim import ACCUMULATION, QUANTITIES
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
@@ -33,8 +33,8 @@ class OperaTiff:
     """One composite a file, reflectivity, rate or depth → mm/h; conf/source/opera_tiff.yaml has the arguments."""
 
     step_minutes: float | None = None
-    zr_a: float = 200.0
-    zr_b: float = 1.6
+    zr_a: float | None = None
+    zr_b: float | None = None
     source: str = "EUMETNET OPERA"
 
     def recognises(self, path: Path) -> bool:
@@ -59,7 +59,7 @@ class OperaTiff:
                 raise ValueError("it states no step. Give it with source.step_minutes=5")
             attrs: dict[str, Any] = {"source": self.source, "title": dataset.tags().get("prodname", quantity)}
             if QUANTITIES[quantity] == "dBZ":
-                attrs |= {"zr_a": self.zr_a, "zr_b": self.zr_b}
+                attrs |= self._zr(dataset)[1]
             return schema.rain_dataset(
                 self._rates(dataset, quantity, meaning.minutes)[None][frames],
                 np.array([time])[frames],
@@ -83,13 +83,17 @@ class OperaTiff:
                 part = pixels[rows]
                 values = part.astype(np.float64)
                 if QUANTITIES[quantity] == "dBZ":
-                    values = ZR(self.zr_a, self.zr_b).to_rate(values)
+                    values = self._zr(dataset)[0].to_rate(values)
                 elif minutes is not None:
                     values = accumulation_to_rate(values, minutes)
                 values[equals(part, undetect)] = 0.0
                 values[equals(part, nodata)] = np.nan
                 rates[rows] = values
         return rates
+
+    def _zr(self, dataset: Any) -> tuple[ZR, dict[str, Any]]:
+        """The Z-R relation of a composite, and what an archive says of it."""
+        return choose_zr(zr_items(dataset), self.zr_a, self.zr_b)
 
 
 def _item(dataset: Any, name: str) -> str:

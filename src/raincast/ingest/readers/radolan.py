@@ -26,12 +26,14 @@ from raincast.ingest.readers.common.unpack import (
     read_exactly,
     unpacked,
 )
+from raincast.ingest.readers.common.values import choose_zr
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "DWD RADOLAN"
 REFLECTIVITY = ("RX", "WX", "EX", "WN")
 DEPTH = (*("RY", "RZ", "YW", "RV", "EY", "EZ"), *("RW", "RH", "RB", "RL", "RU", "RQ", "EW", "EH", "EB"))
+ZR_DWD = ZR(256.0, 1.42)
 COMPOSITE = "10000"  # where other products have the WMO number of a radar
 
 # bits of two bytes; those below are the value. Bit 13, from a second source (gauges in RW), makes no difference.
@@ -67,8 +69,8 @@ class RADOLAN:
 
     step_minutes: float | None = None
     keep_clutter: bool = False
-    zr_a: float = 256.0
-    zr_b: float = 1.42
+    zr_a: float | None = None
+    zr_b: float | None = None
     source: str = "DWD"
 
     def recognises(self, path: Path) -> bool:
@@ -92,7 +94,7 @@ class RADOLAN:
             products = _analyses(files)
             first = next(products)
             header = first[1]
-            zr = ZR(self.zr_a, self.zr_b)
+            zr, said = choose_zr({}, self.zr_a, self.zr_b, default=ZR_DWD)
             read = [
                 (own.time, _rates(name, own, stream, zr, self.keep_clutter))
                 for name, own, stream in islice(chain([first], products), frames.start, frames.stop, frames.step)
@@ -105,9 +107,7 @@ class RADOLAN:
                 _grid(header.shape, header.earth),
                 step_minutes=step,
                 cell_methods=header.meaning.cell_methods,
-                attrs=attrs
-                | header.meaning.attrs(step)
-                | ({} if header.is_depth else {"zr_a": zr.a, "zr_b": zr.b}),
+                attrs=attrs | header.meaning.attrs(step) | ({} if header.is_depth else said),
             )
 
 

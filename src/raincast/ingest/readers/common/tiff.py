@@ -62,3 +62,9 @@ def _centres(edge: float, spacing: float, number: int, decimals: int | None) -> 
     if decimals is not None:
         first, spacing = round(first, decimals), round(spacing, decimals)
     return first + spacing * np.arange(number, dtype=np.float64)
+
+
+def zr_items(dataset: Any) -> dict[str, str]:
+    """The items zr_a and zr_b of GDAL's metadata, with or without ODIM's `how/`; those that are there."""
+    tags = {**dataset.tags(), **dataset.tags(1)}
+    return {key.removeprefix("how/"): value for key, value in tags.items() if key.endswith(("zr_a", "zr_b"))}

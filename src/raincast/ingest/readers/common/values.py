@@ -1,9 +1,54 @@
-"""Pixels that hold no number of their own: nobody looked there, or nothing was seen."""
+"""Codes of pixels without a number of their own, the numbers of packed ones, and the Z-R relation of a file."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from raincast.archive.packing import warn_once
+from raincast.transforms import ZR
+
+ZR_FROM = "zr_from"
+"""The attribute that says where an archive's Z-R relation comes from."""
+
+
+def choose_zr(
+    said: Mapping[str, Any], a: float | None, b: float | None, *, default: ZR | None = None
+) -> tuple[ZR, dict[str, Any]]:
+    """The Z-R relation of a file, and what an archive says of it.
+
+    The configured one (`a`, `b`; None where the user does not say) comes before that of the file (zr_a and zr_b in
+    `said`), with a warning that names both where they differ; `default` is for neither. ValueError for a file's
+    relation that has no inverse.
+    """
+    default = default or ZR()
+    stated = None
+    if "zr_a" in said and "zr_b" in said:
+        try:
+            stated = ZR(*(float(np.ravel(said[name])[0]) for name in ("zr_a", "zr_b")))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"its zr_a={said['zr_a']}, zr_b={said['zr_b']} are no Z-R relation: set source.zr_a={default.a:g} "
+                f"source.zr_b={default.b:g}, or the right one"
+            ) from error
+    if a is None and b is None:
+        zr, origin = (default, "the default") if stated is None else (stated, "the file")
+    else:
+        other = stated or default
+        zr, origin = ZR(other.a if a is None else a, other.b if b is None else b), "the configuration"
+        if stated is not None and stated != zr:
+            warn_once(
+                f"The files state the Z-R relation Z = {stated.a:g} R^{stated.b:g}; source.zr_a and source.zr_b "
+                f"replace it by Z = {zr.a:g} R^{zr.b:g}"
+            )
+    return zr, {"zr_a": zr.a, "zr_b": zr.b, ZR_FROM: origin}
+
+
+def check_gain(gain: float, offset: float) -> None:
+    """ValueError for a gain of 0, which would make every value the same, and for what is no finite number."""
+    if gain == 0 or not np.isfinite([gain, offset]).all():
+        raise ValueError(f"its gain is {gain:g} and its offset {offset:g}: no values follow from these")
 
 
 def is_nan(code: Any) -> bool:

@@ -1,0 +1,103 @@
+"""Units of rain: which spellings mean which quantity, and how many mm/h, mm or dBZ one of each is.
+
+Every reader, archive and baseline asks this list. CF has units as UDUNITS writes them ("kg m-2 s-1"); services
+also write "mm/hour", "mm h**-1", "kg/m^2/s", "mm h⁻¹", "kg/(m2 s)".
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Literal
+
+Quantity = Literal["rate", "accumulation", "reflectivity"]
+RATE: Quantity = "rate"
+ACCUMULATION: Quantity = "accumulation"
+REFLECTIVITY: Quantity = "reflectivity"
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    RATE: ("mm/h", "kg m-2 s-1", "m s-1"),
+    ACCUMULATION: ("mm", "kg m-2", "m"),
+    REFLECTIVITY: ("dBZ",),
+}
+"""A few spellings of each quantity, for messages; the first is the shortest to type."""
+
+_LENGTHS = {"mm": Fraction(1), "cm": Fraction(10), "m": Fraction(1000), "in": Fraction(254, 10)}  # in mm
+_HOURS = {"s": Fraction(1, 3600), "min": Fraction(1, 60), "h": Fraction(1), "d": Fraction(24)}
+_NAMES = {
+    "mm": "mm millimeter millimeters millimetre millimetres",
+    "cm": "cm centimeter centimeters centimetre centimetres",
+    "m": "m meter meters metre metres",
+    "in": "in inch inches",
+    "kg": "kg kilogram kilograms",
+    "s": "s sec secs second seconds",
+    "min": "min mins minute minutes",
+    "h": "h hr hrs hour hours",
+    "d": "d day days",
+}
+_NAME_OF = {spelling: name for name, spellings in _NAMES.items() for spelling in spellings.split()}
+_SUPERSCRIPTS = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
+_FACTOR = re.compile(r"([a-z]+) *\^? *([-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """`factor` mm/h, mm or dBZ are one of the unit. `by_itself` is False for what is no rain alone: m s-1, m."""
+
+    quantity: Quantity
+    factor: float
+    by_itself: bool = True
+
+
+@lru_cache(maxsize=256)
+def parse_unit(text: object) -> Unit | None:
+    """The unit of rain that `text` spells; None for any other text, and for what is no text."""
+    words = str(text or "").strip().lower()
+    if words in ("dbz", "db z", "dbz (decibel)"):
+        return Unit(REFLECTIVITY, 1.0)
+    powers = _powers(words)
+    if powers is None:
+        return None
+    times = [name for name in powers if name in _HOURS]
+    per_time = Fraction(1)
+    if times:
+        if len(times) > 1 or powers.pop(times[0]) != -1:
+            return None
+        per_time = 1 / _HOURS[times[0]]
+    by_itself = True
+    if powers == {"kg": 1, "m": -2}:  # 1 kg of water on 1 m² is 1 mm deep
+        depth = Fraction(1)
+    elif len(powers) == 1 and next(iter(powers.values())) == 1 and next(iter(powers)) in _LENGTHS:
+        length = next(iter(powers))
+        depth = _LENGTHS[length]
+        by_itself = times[0] != "s" if times else length == "mm"
+    else:
+        return None
+    return Unit(RATE if times else ACCUMULATION, float(depth * per_time), by_itself)
+
+
+def unit_of(text: object, quantity: str) -> Unit | None:
+    """The same, if it is a unit of `quantity`."""
+    unit = parse_unit(text)
+    return unit if unit is not None and unit.quantity == quantity else None
+
+
+def _powers(words: str) -> dict[str, int] | None:
+    """'kg m-2 s-1' → {'kg': 1, 'm': -2, 's': -1}; None where a word is none of a unit of rain."""
+    words = words.translate(_SUPERSCRIPTS).replace("**", "^").replace("·", " ").replace("*", " ")
+    words = re.sub(r"\bper\b", "/", re.sub(r"\.(?!\d)", " ", words))
+    # what stands in brackets behind a slash is divided by as a whole
+    words = re.sub(r"/ *\(([^()]*)\)", lambda match: "/" + re.sub(r"[ *]+", "/", match[1].strip()), words)
+    powers: dict[str, int] = {}
+    place, sign = 0, 1
+    while place < len(words):
+        if words[place] in " /":
+            sign = -1 if words[place] == "/" else sign
+            place += 1
+            continue
+        match = _FACTOR.match(words, place)
+        if match is None or match[1] not in _NAME_OF:
+            return None
+        name = _NAME_OF[match[1]]
+        powers[name] = powers.get(name, 0) + sign * int(match[2] or 1)
+        place, sign = match.end(), 1
+    return powers or None

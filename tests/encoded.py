@@ -1,0 +1,19 @@
+"""What rates become in files: the one tolerance for tests that compare a file with the rates that were written."""
+
+from typing import Any
+
+import numpy as np
+
+from raincast.archive.codes import CODE_MM_H, THRESHOLDS
+
+
+def check_encoded(found: Any, rain: Any) -> None:
+    """Half a code from `rain` (mm/h, NaN for missing), a whole one near a threshold, and on the same side of each."""
+    found, rain = np.asarray(found, np.float32), np.asarray(rain, np.float32)
+    assert found.shape == rain.shape
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(rain))
+    distance = np.min([np.abs(rain - threshold) for threshold in THRESHOLDS], axis=0)
+    error = np.abs(found - rain) - np.where(distance < 0.51 * CODE_MM_H, 1.01, 0.501) * CODE_MM_H
+    assert not (error > 1e-5).any(), f"an error of {np.nanmax(np.abs(found - rain))} mm/h"
+    for threshold in np.float32(THRESHOLDS):
+        np.testing.assert_array_equal(found >= threshold, rain >= threshold)
