@@ -75,7 +75,7 @@ def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     [
         ("raincast tr", ["train", "evaluate", "forecast"]),
         ("raincast train optimizer.warmup", ["optimizer.warmup_fraction="]),
-        ("raincast train model=convlstm_a", ["model=convlstm_advection"]),
+        ("raincast train model=convlstm_2", ["model=convlstm_2015", "model=convlstm_2017"]),
         ("python train.py optimizer.warmup", ["optimizer.warmup_fraction="]),
     ],
 )

@@ -215,6 +215,7 @@ def test_a_sweep_runs_every_trial_and_logs_offline_to_wandb(tiny_archive: Path, 
         "optimizer.lr=1e-3,3e-4", f"hydra.sweep.dir={tmp_path}/sweep",
     )  # fmt: skip
     assert sweep.returncode == 0, sweep.stderr[-3000:]
+    assert "anonymous setting" not in sweep.stderr, "a warning that nobody can act on"
     for number, lr in enumerate((1e-3, 3e-4)):
         trial = tmp_path / "sweep" / str(number)
         assert assembly.read_checkpoint(trial / "checkpoints" / "best.ckpt").config["optimizer"]["lr"] == lr

@@ -24,7 +24,7 @@ def drawn(progress: Progress) -> list[str]:
     ("goal", "shown"),
     [
         ("val/csi_1mm", "epoch 12/50  loss 0.0560  csi_1mm 0.312 (best 0.320)"),
-        ("val/skill_csi_1mm_extrapolation", "epoch 12/50  loss 0.0560  "),
+        ("val/skill_csi_1mm_extrapolation", "epoch 12/50  loss 0.0560 "),
     ],
 )
 def test_the_bar_of_a_training_run_has_room_for_all_of_it(goal: str, shown: str) -> None:

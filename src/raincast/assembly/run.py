@@ -154,6 +154,9 @@ def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Log
         if name == "wandb":
             node = _wandb_node(node, resumed.get("wandb"))
         built.append(make(node))
+        if name == "wandb":
+            # wandb warns of a setting that Lightning passes and that has no effect
+            built[-1]._wandb_init.pop("anonymous", None)  # type: ignore[attr-defined]
     return built
 
 

@@ -122,6 +122,8 @@ SETTINGS: dict[str, Any] = {
     # export
     "format": Literal["netcdf", "zarr", "onnx", "torch"],
     "path": str | None,
+    "step_minutes": float | None,
+    "pixel_km": float | None,
     "size": Sequence[int] | None,
     # summary
     "batch_size": int,
