@@ -69,11 +69,11 @@ class Trained:
         if spacing and not np.allclose(spacing, self.grid_spacing, rtol=PIXEL_TOLERANCE):
             theirs, ours = (" × ".join(f"{n:g}" for n in size) for size in (spacing, self.grid_spacing))
             if not (other_grid or self.physical):
+                unit = "degrees" if CRS.from_wkt(grid.crs_wkt).is_geographic else "metres"
                 raise ValueError(
-                    f"The network was trained on pixels of {ours} (y × x) in units of the projection (metres, or "
-                    f"degrees), the input has {theirs}. Allow it with "
-                    "other_grid=true, or bring the input to that grid (python ingest.py … grid.coarsen=N or "
-                    "grid.reproject=…)."
+                    f"The network was trained on pixels of {ours} (y × x), the input has {theirs}, in {unit}. Allow "
+                    "it with other_grid=true, or bring the input to that grid (python ingest.py … grid.coarsen=N "
+                    "or grid.reproject=…)."
                 )
             attrs |= {"trained_on_pixels": ours, "input_pixels": theirs}
         methods = str(frames[schema.RAIN].attrs.get("cell_methods", "unknown"))
