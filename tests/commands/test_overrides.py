@@ -110,9 +110,9 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
             continue
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-            folders = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+            folders = quoted([f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"])
             config = compose("ingest", folders, return_hydra_config=True)
-        for begin in (jobs.JobTable().on_run_start, jobs.JobTable().on_multirun_start):
+        for begin in (jobs.OwnFolder().on_run_start, jobs.OwnFolder().on_multirun_start):
             with pytest.raises(SystemExit, match=rf"Error: {reason}.*: .*paths\.output_dir="):
                 begin(config)
 

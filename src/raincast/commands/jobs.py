@@ -52,11 +52,21 @@ class OwnFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Before Hydra writes anything into the run's folder."""
-        _own(config, "run")
+        _made(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """The same of the folder of several runs."""
-        _own(config, "sweep")
+        _made(config, "sweep")
+
+
+def _made(config: DictConfig, kind: str) -> None:
+    """Make the folder; one line where that cannot be, which Hydra would end in a traceback."""
+    try:
+        _own(config, kind)
+    except OSError as error:
+        raise SystemExit(
+            f"Error: {said(error)}. Files of a run go there: choose another folder with paths.output_dir=…"
+        ) from error
 
 
 def _own(config: DictConfig, kind: str) -> None:
@@ -78,13 +88,8 @@ class JobTable(Callback):
     It reads what the jobs noted in their folders, so it holds for jobs of any launcher.
     """
 
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Make the run's folder, which Hydra would end in a traceback where it cannot."""
-        _make(config, "run")
-
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """The same; outcomes that are older belong to another command."""
-        _make(config, "sweep")
+        """Outcomes that are older belong to another command."""
         self._began = time.time()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -126,16 +131,6 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The message."""
         return as_typed(super().format(record))
-
-
-def _make(config: DictConfig, mode: str) -> None:
-    HydraConfig.instance().set_config(config)  # the folder's name may refer to it; Hydra sets it later
-    try:
-        Path(config.hydra[mode].dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(
-            f"Error: {said(error)}. Files of a run go there: choose another folder with paths.output_dir=…"
-        ) from error
 
 
 def _table(jobs: list[dict[str, Any]], goal: str | None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from raincast import schema
+from raincast.projection import is_geographic
 from raincast.schema import Grid
 
 log = logging.getLogger(__name__)
@@ -69,11 +70,11 @@ class Trained:
         if spacing and not np.allclose(spacing, self.grid_spacing, rtol=PIXEL_TOLERANCE):
             theirs, ours = (" × ".join(f"{n:g}" for n in size) for size in (spacing, self.grid_spacing))
             if not (other_grid or self.physical):
-                unit = "degrees" if CRS.from_wkt(grid.crs_wkt).is_geographic else "metres"
+                unit = "degrees" if is_geographic(grid.crs_wkt) else "metres"
                 raise ValueError(
-                    f"The network was trained on pixels of {ours} (y × x), the input has {theirs}, in {unit}. Allow "
-                    "it with other_grid=true, or bring the input to that grid (python ingest.py … grid.coarsen=N "
-                    "or grid.reproject=…)."
+                    f"The network was trained on pixels of {ours} (y × x), the input has {theirs}, in {unit}. "
+                    "Allow it with other_grid=true, or bring the input to that grid (python ingest.py … "
+                    "grid.coarsen=N or grid.reproject=…)."
                 )
             attrs |= {"trained_on_pixels": ours, "input_pixels": theirs}
         methods = str(frames[schema.RAIN].attrs.get("cell_methods", "unknown"))
