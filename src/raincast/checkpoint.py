@@ -185,12 +185,21 @@ def describe(settings: Mapping[str, Any] | str, data: "RadarDataModule") -> dict
     stated = read_config(text)
     if missing := [key for key in ("model", "transform", "head") if key not in stated]:
         raise ValueError(f"settings lack {', '.join(missing)}: each with the _target_ of its class, as in conf/.")
+    if "data" not in stated:  # what forecasts and evaluations ask of it
+        stated["data"] = {
+            "archive": str(data.archive.path),
+            "input_steps": data.input_steps,
+            "lead_steps": data.lead_steps,
+            "max_missing": data.max_missing,
+        }
+    if "metrics" not in stated:
+        stated["metrics"] = {"thresholds": []}
     y, x = data.archive.grid.y, data.archive.grid.x
     return {
         "format": CHECKPOINT_FORMAT,
         "raincast_version": __version__,
         "torch_version": str(torch.__version__),
-        "config": text,
+        "config": yaml.safe_dump(stated, sort_keys=False, allow_unicode=True),
         "step_minutes": data.archive.step_minutes,
         "input_steps": data.input_steps,
         "lead_steps": data.lead_steps,

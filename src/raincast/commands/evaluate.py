@@ -142,7 +142,7 @@ def _data_settings(checkpoint: assembly.Checkpoint | None, cfg: DictConfig) -> d
     own: Any = OmegaConf.to_container(cfg.data, resolve=True)
     stated = {key: value for key, value in own.items() if value is not None}
     settings = {} if checkpoint is None else checkpoint.config["data"]
-    if checkpoint is None or checkpoint.path.suffix == ".npz":
+    if checkpoint is None or checkpoint.path.suffix == ".npz" or "_target_" not in settings:
         default: Any = OmegaConf.to_container(cfg.default_data, resolve=True)
         settings = assembly.merged(default, settings)
     settings = assembly.merged(settings, stated)
