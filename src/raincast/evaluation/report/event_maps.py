@@ -43,7 +43,7 @@ _BAR_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 class EventMaps:
     """One window of an event: (lead, y, x) in mm/h, NaN for missing; lead 0 is one step after `init_time`.
 
-    `last_seen` is the newest input, (y, x). `title` and `note` say which event it is, and why this one; `credit`
+    `last_seen` is the newest input, (y, x). `title` and `note` name the event and why it was chosen, `credit`
     whose data they are.
     """
 
@@ -67,7 +67,7 @@ class EventMaps:
         ]
 
     def block(self) -> Block:
-        """The maps and their slider, which stands in the middle of the lead times."""
+        """The maps and their slider, which starts at the middle lead time."""
         view = MapView.of(self.grid)
         start = (len(self.labels) + 1) // 2
         rows = {"observed": self.observed} | dict(self.forecasts)
@@ -103,14 +103,14 @@ def sprite(frames: Rain, view: MapView) -> bytes:
 
 
 def legend() -> Block:
-    """The colours and their rates."""
+    """The legend: colours and their rates."""
     steps = [(f"{rate:g}", colour) for rate, colour in zip(RAIN_BOUNDARIES, RAIN_COLOURS, strict=True)]
     steps = [(f"below {RAIN_BOUNDARIES[0]:g}", DRY_COLOUR), *steps]
     return render("legend.html", steps=steps, hatch=rain_image.HATCH_COLOUR, missing=MISSING_COLOUR)
 
 
 def _shapes(view: MapView, title: str) -> dict[str, Any]:
-    """Coasts, meridians and parallels with their degrees, and a bar of so many km, for SVG over the maps."""
+    """Coasts, meridians and parallels with their degrees, and a scale bar in km, as SVG over the maps."""
     width, height = _SVG_SIDE, _SVG_SIDE * view.height_per_width
     graticule = Graticule.of(view)
 

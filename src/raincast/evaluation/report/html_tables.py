@@ -48,7 +48,7 @@ class Column:
         return cls(heading or score.heading, score.badness, means.values.astype(np.float64), *ends)
 
     def cells(self) -> list[Cell]:
-        """A cell a forecaster; the best is marked, and all that look equal to it, unless nobody competes."""
+        """One cell per forecaster. The best is bold, with all that round to the same, unless all do."""
         texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in self.means]
         with np.errstate(divide="ignore", invalid="ignore"):
             bad = np.where(np.isfinite(self.means), self.badness(self.means), np.nan)
@@ -88,7 +88,7 @@ def at_threshold(scores: xr.Dataset, threshold: float) -> list[Column]:
 
 
 def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> Table:
-    """A row a forecaster."""
+    """One row per forecaster."""
     cells = [column.cells() for column in columns]
     names = map(str, scores["forecaster"].values)
     rows = [[Cell(name), *(column[k] for column in cells)] for k, name in enumerate(names)]
@@ -96,9 +96,9 @@ def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> Table:
 
 
 def difference_tables(scores: xr.Dataset, threshold: float) -> list[Table]:
-    """CSI of the first forecaster minus each other one; none for scores without intervals, or of one alone.
+    """CSI of the first forecaster minus each other one; none without intervals or other forecasters.
 
-    It says "better" or "worse" only where the interval of the difference leaves out 0, else why not.
+    It says "better" or "worse" only if the interval of the difference excludes 0, else why not.
     """
     if "csi_mean_difference_interval" not in scores or scores.sizes["forecaster"] < 2:
         return []

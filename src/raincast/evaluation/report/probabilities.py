@@ -19,12 +19,12 @@ BINS = "sum_probability_"
 
 
 def probabilities(scores: xr.Dataset) -> list[Block]:
-    """Whether what is called likely comes, and whether it can be told from what does not."""
+    """Reliability and discrimination."""
     return reliability(scores) + roc(scores)
 
 
 def reliability(scores: xr.Dataset) -> list[Block]:
-    """Observed frequency against stated probability."""
+    """Observed frequency against forecast probability."""
     curves = reliability_curves(scores)
     if not curves:
         return []
@@ -36,9 +36,9 @@ def reliability(scores: xr.Dataset) -> list[Block]:
     return [
         shown(
             figures.reliability_diagram(curves, looks=looks),
-            "reliability diagram: observed frequency against stated probability",
-            "All lead times together. On the diagonal, of what is called 30 % three in ten come; below it the "
-            "forecaster is too sure. Below, how many pixels were given each probability.",
+            "reliability diagram: observed frequency against forecast probability",
+            "All lead times together. On the diagonal, 30 % means that it rains in three of ten cases; below it "
+            "the forecaster is overconfident. Lower panel: the number of pixels with each probability.",
         )
     ]
 
@@ -68,7 +68,7 @@ def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, 
 
 
 def roc(scores: xr.Dataset) -> list[Block]:
-    """The ROC half-way through the lead times, and unfolded at the first and the last."""
+    """The ROC at the middle lead time; those at the first and the last are folded away."""
     if any(f"{BINS}{name}" not in scores for name in ("forecasts", "events", "probability")):
         return []
     numbers = {str(name): number for number, name in enumerate(scores["forecaster"].values)}
@@ -141,6 +141,6 @@ def ensembles(scores: xr.Dataset) -> list[Block]:
         shown(
             figures.rank_histograms(counts, numbers=numbers),
             "rank histograms of the ensembles",
-            "All lead times. High ends: it often rains harder or less than in any member.",
+            "All lead times. High ends: the observation often lies outside all members.",
         ),
     ]

@@ -28,12 +28,12 @@ AT_A_GLANCE = ("csi", "frequency_bias", "fss", "rmse")
 
 
 def table(scores: xr.Dataset, threshold: float) -> list[Block]:
-    """Scores of all forecasters, and who is better than whom."""
+    """Scores of all forecasters and their differences."""
     note = "Means over the lead times at which a score is defined; the best of each column is bold."
     if "confidence" in scores.attrs and scores.sizes["event"] > 1:  # one event has no interval
         note += (
-            f" Below each its interval of {100 * float(scores.attrs['confidence']):g} %, from drawing the "
-            f"{events_text(scores)} anew."
+            f" Below each is its {100 * float(scores.attrs['confidence']):g} % interval, from resampling the "
+            f"{events_text(scores)}."
         )
     others: list[Block] = []
     for t in scores["threshold"].values:
@@ -70,7 +70,7 @@ def curves(scores: xr.Dataset) -> list[Block]:
 
 
 def _lead_curves(scores: xr.Dataset, name: str, title: str, note: str) -> Block:
-    """A panel a threshold."""
+    """One panel per threshold."""
     at = {f"{title}, rain ≥ {t:g} mm/h": t for t in scores["threshold"].values}
     bands = {}
     if f"{name}_interval" in scores:
@@ -102,7 +102,7 @@ def performance(scores: xr.Dataset) -> list[Block]:
 
 
 def users(scores: xr.Dataset, threshold: float) -> list[Block]:
-    """What forgives a shift, what falls in half an hour or an hour, and when the rain begins."""
+    """Scores that tolerate displacement, scores of amounts, and scores of the onset of rain."""
     panels = {}
     if "pooled_csi" in scores:
         for pool in scores["pool"].values:
@@ -155,15 +155,15 @@ def scales(scores: xr.Dataset, threshold: float) -> list[Block]:
 
 
 def by(scores: xr.Dataset | None, dim: str, threshold: float) -> list[Block]:
-    """A few scores by `dim`, event or hour, over all lead times, above the windows behind them."""
+    """A few scores by `dim`, event or hour, over all lead times, above their numbers of windows."""
     if scores is None or scores.sizes[dim] < 2:
         return []
-    said = {"event": "Events in the order of time", "hour": "Hours of the newest input frame, UTC"}[dim]
+    said = {"event": "Events in time order", "hour": "Hours of the newest input frame, UTC"}[dim]
     return [
         shown(
             by_figure(scores, dim, threshold),
             f"scores of each forecaster by {dim}",
-            f"{said}, all lead times; bars: how many windows are behind it.",
+            f"{said}, all lead times; bars: number of windows.",
         )
     ]
 
