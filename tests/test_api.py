@@ -14,15 +14,16 @@ import raincast
 from raincast import schema
 from raincast.api import RaincastBackend
 from raincast.archive import Archive
-from raincast.checkpoint import construct, describe
+from raincast.checkpoint import describe
 from raincast.data.datamodule import RadarDataModule
 from raincast.data.windows import BlockSplit
 from raincast.losses import BalancedLoss
+from raincast.plain import construct
 from raincast.training.module import NowcastModule, adamw_warmup_cosine
 
 SETTINGS: dict[str, Any] = {
     "model": {
-        "_target_": "raincast.models.StackedEncoderForecaster",
+        "_target_": "raincast.models.encoder_forecaster.StackedEncoderForecaster",
         "patch": 4,
         "hidden_channels": [4],
         "input_kernel": 3,

@@ -100,7 +100,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(raw, dict) or not isinstance(raw.get("raincast"), dict) or "state_dict" not in raw:
         raise ValueError(f"{path} was not written by raincast. Train a network with: python train.py")
     info = raw["raincast"]
-    if not {"format", "config"} <= set(info):
+    if not info:
         raise ValueError(
             f"{path} does not say of which network its weights are: it was trained without metadata. Pass "
             "metadata=raincast.checkpoint.describe(settings, data) to NowcastModule, see docs/python.md."
@@ -181,8 +181,7 @@ def describe(settings: Mapping[str, Any] | str, data: "RadarDataModule") -> dict
     """
     import torch
 
-    text = settings if isinstance(settings, str) else yaml.safe_dump(dict(settings), sort_keys=False)
-    stated = read_config(text)
+    stated = read_config(settings) if isinstance(settings, str) else dict(settings)
     if missing := [key for key in ("model", "transform", "head") if key not in stated]:
         raise ValueError(f"settings lack {', '.join(missing)}: each with the _target_ of its class, as in conf/.")
     if "data" not in stated:  # what forecasts and evaluations ask of it

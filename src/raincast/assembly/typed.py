@@ -98,6 +98,13 @@ SETTINGS: dict[str, Any] = {
     "time_zone": str | None,
     "coastlines": bool,
     "places": str | None,
+    "site": str | None,
+    "site_hours": float,
+    "max_megapixels": float,
+    # serve
+    "host": str,
+    "port": int,
+    "stale_minutes": float,
     # ingest
     "replace": bool,
     "max_off_step": float,
