@@ -43,16 +43,24 @@ def read_config(text: Any) -> dict[str, Any]:
 
     Anchors, aliases and tags are refused, which raincast never writes: 430 bytes of aliases stand for 10^9 values.
     """
-    if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
-        raise ValueError(f"its config is no text of at most {MAX_CHARACTERS:,} characters")
+    check_text(text)
     try:
-        _check_events(text)
         found = yaml.load(text, Loader=get_yaml_loader())  # as OmegaConf reads numbers: 1e-3 is one
     except yaml.YAMLError as error:
         raise ValueError(f"its config is no YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ValueError("its config is no mapping of names")
     return found
+
+
+def check_text(text: Any) -> None:
+    """ValueError where YAML from elsewhere is too long, too deep, or has anchors, aliases or tags."""
+    if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
+        raise ValueError(f"its config is no text of at most {MAX_CHARACTERS:,} characters")
+    try:
+        _check_events(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"its config is no YAML: {str(error).splitlines()[0]}") from error
 
 
 def _check_events(text: str) -> None:

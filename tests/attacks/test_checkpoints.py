@@ -11,7 +11,7 @@ import torch
 import yaml
 from running import compose_config
 
-from raincast import assembly
+from raincast import assembly, plain
 from raincast.models.weights import write_weights
 
 COMMANDS: dict[str, Callable[[Path, Path, Path], Any]] = {}
@@ -144,6 +144,16 @@ def test_the_text_of_a_config_is_bounded(config: Any, message: str, tiny_run: Pa
     with pytest.raises(ValueError, match=rf"a\.ckpt is no checkpoint of raincast: .*{message}"):
         assembly.read_checkpoint(tmp_path / "a.ckpt")
     assert time.process_time() - began < 20
+
+
+def test_the_config_in_an_optuna_study_is_bounded() -> None:
+    """A worker compares it with its own."""
+    began = time.process_time()
+    for text in (BOMB, "[" * 5000, "a: !!python/name:os.system"):
+        with pytest.raises(ValueError, match="its config"):
+            plain.check_text(text)
+    plain.check_text("a: ${oc.env:HOME}\nb: [1, {c: 2}]")
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -195,3 +195,23 @@ def test_products_are_made_of_the_last_observation_of_each_pixel():
     np.testing.assert_array_equal(newest[:, 8:], frames["rain_rate"].values[3, :, 8:])
     assert (forecast["time_to_onset"].values[newest >= 1] == 0).all()
     assert {"rain_amount_10min", "rain_rate_matched"} <= set(forecast)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_that_gives_no_numbers_is_replaced_by_extrapolation_and_it_says_so(value, caplog):
+    """All pixels were missing, flagged good, and the watcher counted a success."""
+    frames, made = moving(), pipeline()
+    whole = made.forecaster.predict
+
+    def broken(query):
+        prediction = whole(query)
+        prediction.rates[:, 2:, :, 5:9] = value
+        return prediction
+
+    made.forecaster.predict = broken
+    forecast = made(frames)
+    assert forecast.attrs["forecast_method"] == "extrapolation" and "no finite numbers" in caplog.text
+    assert "frames_used" in forecast.attrs
+    rain = frames["rain_rate"].values
+    expected = rates_of(Extrapolation(), rain[None, :, None], 6)[0, :, 0]
+    np.testing.assert_array_equal(forecast["rain_rate"].values[:, :-2], expected[:, :-2])

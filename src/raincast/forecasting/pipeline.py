@@ -238,10 +238,14 @@ class ForecastPipeline:
             query = replace(query, rain=past.filled()[None, :, None], covariates=self._covariates(frames, grid))
             prediction = self._by_forecaster(query)
             made = {"tiles": self.memory.last} if self.memory.last else {}
+            if not _is_finite(prediction, past):
+                prediction, made = self._by_fallback(query, past)
+                log.error(
+                    "%s gives values that are no finite numbers from this input: the forecast is %s.",
+                    self.name, prediction.done[0],
+                )  # fmt: skip
         else:
-            prediction = self.fallback.predict(query)
-            used = past.times[self.fallback.frames_used(past.rain, prediction.done[0])]
-            made = {"frames_used": ", ".join(map(_text, used))}
+            prediction, made = self._by_fallback(query, past)
             log.warning(
                 "%d of the %d input frames are missing%s: the forecast is %s.",
                 past.num_absent, past.absent.size, ", the newest too" if past.absent[-1] else "",
@@ -252,6 +256,11 @@ class ForecastPipeline:
             prediction = replace(prediction, probabilities=shares, thresholds=self.thresholds)
             made["exceedance_method"] = NEIGHBOURHOOD
         return prediction, {"forecast_method": prediction.done[0] if prediction.done else self.name, **made}
+
+    def _by_fallback(self, query: Query, past: Past) -> tuple[Prediction, dict[str, str]]:
+        prediction = self.fallback.predict(replace(query, rain=past.rain[None, :, None], covariates={}))
+        used = past.times[self.fallback.frames_used(past.rain, prediction.done[0])]
+        return prediction, {"frames_used": ", ".join(map(_text, used))}
 
     def _by_forecaster(self, query: Query) -> Prediction:
         shape = query.rain.shape[-2:]
@@ -283,6 +292,13 @@ class ForecastPipeline:
             "input_source": str(frames.attrs.get("source", "unknown")),
         }
         return kept | self.attrs | own
+
+
+def _is_finite(prediction: Prediction, past: Past) -> bool:
+    """Whether rates and probabilities are finite wherever anything was observed; a broken network gives NaN."""
+    observed = np.isfinite(past.rain).any(axis=0)
+    given = (prediction.rates, prediction.probabilities)
+    return all(bool(np.isfinite(maps[..., observed]).all()) for maps in given if maps is not None)
 
 
 def _own(maps: Rain, source: Rain) -> Rain:

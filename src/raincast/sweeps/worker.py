@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from raincast import assembly
+from raincast.plain import check_text
 from raincast.sweeps.space import (
     check_sets_nothing_else,
     comparable,
@@ -145,6 +146,7 @@ class Worker:
         mine = comparable(self.base)
         theirs = self.sweep.agree(mine, self.space)
         if theirs is not None:
+            check_text(theirs)  # a study may come from elsewhere
             keys = differing_keys(OmegaConf.create(theirs), OmegaConf.create(mine))
             raise ValueError(
                 f"The study {self.cfg.sweep.study} in {_shown(self.cfg.sweep.storage)} is of another config: "
