@@ -10,10 +10,8 @@ from running import REPO, compose_config
 
 from raincast.commands.summary import run, summarise
 
-MODELS = sorted({p.stem for p in (REPO / "conf" / "model").glob("*.yaml")} - {"lagrangian"})
-    set(p.stem for p in (REPO / "conf" / "model").glob("*.yaml")) - {"lagrangian"}
-)  # it needs its head and transform: experiment=radar
 # lagrangian needs its head and transform: experiment=radar has them
+MODELS = sorted({p.stem for p in (REPO / "conf" / "model").glob("*.yaml")} - {"lagrangian"})
 EXPERIMENTS = sorted(p.stem for p in (REPO / "conf" / "experiment").glob("*.yaml"))
 SMALL = ["batch_size=1", "input_steps=2", "lead_steps=2", "height=32", "device=cpu"]
 PAGES = [REPO / "README.md", REPO / "docs" / "memory.md"]
