@@ -134,9 +134,9 @@ class OpenPart:
         return self._decode(np.arange(info.min, info.max + 1).astype(dtype))
 
     def _decode(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        rates = self.packing.decode(raw, str(self.path)) * self.to_mm_h
+        rates = self.packing.decode(raw, str(self.path), keep_infinite=True) * self.to_mm_h
         with np.errstate(over="ignore"):  # what is too large for float32 cannot be rain either
-            return np.asarray(rates, np.float32)
+            return rates.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,13 +77,16 @@ class Packing:
         turned = native.dtype.kind in "iu" and self.dtype.kind in "iu" and native.dtype != self.dtype
         return native.view(self.dtype) if turned else native
 
-    def decode(self, raw: npt.NDArray[Any], name: str = "") -> npt.NDArray[np.float64]:
+    def decode(
+        self, raw: npt.NDArray[Any], name: str = "", *, keep_infinite: bool = False
+    ) -> npt.NDArray[np.float64]:
         """Stored numbers → values in the variable's unit, NaN for missing; of any shape.
 
+        Infinite numbers are missing, unless they are kept for whoever names them (`absurd`).
         A valid range that takes most observed values away is named in a warning, once for each `name`.
         """
         numbers = self.numbers(raw).astype(np.float64)
-        missing = ~np.isfinite(numbers)
+        missing = np.isnan(numbers) if keep_infinite else ~np.isfinite(numbers)
         for fill in self.fills:
             missing |= numbers == fill
         if self.has_limits:

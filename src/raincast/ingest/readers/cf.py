@@ -208,7 +208,9 @@ class CF:
         rates = np.empty(raw.shape, np.float32)
         for frame, of_frame in zip(rates, raw, strict=True):
             for rows in bands(frame.shape):
-                frame[rows] = to_rate(packing.decode(of_frame[rows], f"{path.name}, {field.name}"))
+                frame[rows] = to_rate(
+                    packing.decode(of_frame[rows], f"{path.name}, {field.name}", keep_infinite=True)
+                )
         if self.missing_is_dry:
             rates[np.isnan(rates)] = 0.0
         return rates
