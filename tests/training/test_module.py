@@ -202,7 +202,7 @@ def test_validation_equals_evaluation(data, tmp_path, name):
     scores = evaluate(
         [forecaster], data.eval_batches("val"), thresholds=THRESHOLDS, lead_steps=LEADS, step_minutes=5.0
     ).isel(forecaster=0)
-    assert scores.event.size == 2  # pooled over the days, as validation does
+    assert scores.event.size == 4  # blocks of an hour, pooled as validation does
     for index, threshold in enumerate(THRESHOLDS):
         for key, name in (("csi", "csi"), ("bias", "frequency_bias")):
             expected = scores[name][index].mean("lead_time").values  # skips undefined leads, NaN where all are
