@@ -18,7 +18,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DictConfig]:
     """The config of each command."""
     sweep = {"train": ["sweep=optuna"]}
     folder = tmp_path_factory.mktemp("composed")
-    commands = ("train", "evaluate", "forecast", "ingest", "export", "summary")
+    commands = ("train", "evaluate", "forecast", "ingest", "export", "summary", "serve")
     return {command: compose_config(command, folder, *sweep.get(command, [])) for command in commands}
 
 

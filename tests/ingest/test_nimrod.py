@@ -196,7 +196,7 @@ def test_a_tar_with_several_fields_in_a_member(tmp_path: Path) -> None:
         ({"e15": 1}, "its grid is of type 1"),
         ({"e24": 3}, "it begins in corner 3"),
         ({"e16": 0}, "it has 0 × 4 pixels"),
-        ({"e16": 32767, "e17": 32767}, "it has 32767 × 32767 pixels"),
+        ({"e16": 32767, "e17": 32767}, "it claims an image of 32767 × 32767 pixels"),
         ({"e35": 0}, "its pixels are 0 by 1000 m"),
         ({"e36": float("nan")}, "no place"),
         ({"e40": 3}, r"have the offset 3 \(element 40\)"),
