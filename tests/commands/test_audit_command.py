@@ -10,7 +10,7 @@ from running import compose_config
 from raincast import assembly
 from raincast.archive import Archive, write_part
 from raincast.commands.ingest import run
-from raincast.schema import mock_archive
+from raincast.schema import RAIN, mock_archive
 
 
 def test_an_archive_is_audited_with_given_windows(tiny_archive: Path, tmp_path: Path, caplog) -> None:
@@ -34,6 +34,7 @@ def test_a_changed_archive_is_told(
     archive = Archive.open(grown)
     more = mock_archive(6, *archive.grid.shape, start=str(archive.times[-1] + 20 * archive.step))
     more = more.assign_coords(archive.grid.to_coords())
+    more[RAIN].attrs["cell_methods"] = archive.meaning.cell_methods
     write_part(more, grown / "z.nc")
     monkeypatch.setattr(assembly, "archive_path", lambda *_, **__: grown)
     with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as stopped:

@@ -240,8 +240,7 @@ def test_what_holds_no_numbers_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_of_a_field_keep_as_little_unpacked_as_those_of_an_archive(tmp_path: Path) -> None:
-    from xarray.backends.file_manager import FILE_CACHE
-
+    from raincast.archive.chunks import open_files
     from raincast.archive.open_part import UNPACKED_BYTES
 
     for number in range(16):
@@ -251,7 +250,7 @@ def test_files_of_a_field_keep_as_little_unpacked_as_those_of_an_archive(tmp_pat
     # other tests leave files of h5py there
     opened = [
         file
-        for file in FILE_CACHE.values()
+        for file in open_files().values()
         if isinstance(file, netCDF4.Dataset) and Path(file.filepath()).parent == tmp_path
     ]
     kept = [file.variables["v"].get_var_chunk_cache()[0] for file in opened]

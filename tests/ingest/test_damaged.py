@@ -182,7 +182,7 @@ KINDS: dict[str, tuple[Write, Reader]] = {
     "part.nc": (part, CF()),
     "bom.nc": (bom, BoM()),
     "geotiff.tif": (geotiff, GeoTIFF("rate", time_tag="TIME")),
-    "meteonet.npz": (meteonet, MeteoNet()),
+    "meteonet.npz": (meteonet, MeteoNet(quantity="rainfall")),
     "sevir.h5": (sevir, SEVIR()),
     "radolan.bin": (radolan, RADOLAN()),
     "radolan.bz2": (radolan_bz2, RADOLAN()),

@@ -109,19 +109,6 @@ def test_clutter_is_missing_in_every_frame_and_kept_to(tmp_path: Path) -> None:
             ingest(tmp_path / "b.nc", tmp_path / "out", CF(), **arguments)
 
 
-def test_archives_from_before_there_were_filters_refuse_them(tmp_path: Path) -> None:
-    schema.mock_archive(4).to_netcdf(tmp_path / "a.nc", engine="netcdf4")
-    ingest(tmp_path / "a.nc", tmp_path / "out", CF())
-    day = tmp_path / "out/2026-01-01.nc"
-    import netCDF4
-
-    with netCDF4.Dataset(day, "a") as file:
-        file.raincast_config = file.raincast_config.replace('"speck_pixels": 0, ', "")
-    ingest(tmp_path / "a.nc", tmp_path / "out", CF())
-    with pytest.raises(ValueError, match="speck_pixels: 0 in the archive, 4 now"):
-        ingest(tmp_path / "a.nc", tmp_path / "out", CF(), speck_pixels=4)
-
-
 def test_clutter_is_of_the_services_pixels(tmp_path: Path) -> None:
     """A coarse pixel is the mean of its other pixels; a crop takes the mask's crop."""
     mock = schema.mock_archive(6)

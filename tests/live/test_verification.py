@@ -9,6 +9,7 @@ from asking import rates_of
 from encoded import check_encoded
 
 from raincast import schema
+from raincast.archive import CODE_MM_H, MISSING_CODE, nearest_codes
 from raincast.baselines import Extrapolation, Persistence
 from raincast.forecasting import forecast_name
 from raincast.forecasting.files.dataset import forecast_dataset
@@ -66,8 +67,8 @@ def test_rolling_csi_is_that_of_counting_by_hand(tmp_path: Path) -> None:
             seen[lead].append(observed[number + lead + 1])
             said["forecast"][lead].append(forecasts[number][lead])
             said["persistence"][lead].append(np.where(np.isnan(forecasts[number][lead]), np.nan, still[lead]))
-            # as it is kept: to 0.01 mm/h
-            said["extrapolation"][lead].append(np.round(moved[lead].astype(np.float64), 2).astype(np.float32))
+            codes = nearest_codes(moved[lead])  # as it is kept
+            said["extrapolation"][lead].append(np.where(codes == MISSING_CODE, np.nan, codes * CODE_MM_H))
     assert len(scored.counts) == 2
     summary = scored.summary()
     assert summary["observations"] == 7 and summary["comparisons"] == sum(map(len, seen.values()))

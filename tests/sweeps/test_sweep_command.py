@@ -214,7 +214,7 @@ def test_several_goals_end_in_a_page_with_a_pareto_table(tmp_path: Path) -> None
     page = (tmp_path / "sweep" / "front" / "sweep.html").read_text(encoding="utf-8")
     assert "none is better than these in every goal" in page and "Goals against each other" in page
     # CSI at 1 mm/h rises as that at 10 mm/h falls: no trial beats another
-    front = page.partition("in every goal")[2].partition("</table>")[0]
+    front = page.rpartition("in every goal")[2].partition("</table>")[0]
     assert front.count("<tr>") == 1 + 4
 
 

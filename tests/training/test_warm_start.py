@@ -74,7 +74,7 @@ def test_a_run_begins_with_another_s_weights(
     old = assembly.read_checkpoint(last)
     net = assembly.network(dict(cfg.model), num_channels=1)
     with caplog.at_level(logging.INFO):
-        resuming.warm_start(cfg, net, {"channels": ["rain"], "step_minutes": 10.0})
+        resuming.warm_start(cfg, net, {"channels": [{"name": "rain", "role": "target"}], "step_minutes": 10.0})
     assert all(torch.equal(value, old.state[f"network.{name}"]) for name, value in net.state_dict().items())
     assert "100.0% of all" in caplog.text and "another transform" in caplog.text
     assert "learned on steps of 5 minutes; here they are 10" in caplog.text

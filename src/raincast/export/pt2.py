@@ -28,7 +28,7 @@ _OTHERS = ("archive_format", "archive_version", "byteorder", ".data/version", ".
 _RAW = re.compile(r"data/(weights/weight|constants/tensor)_\d+|extra/[\w.]+")
 
 _NAME = re.compile(r"[\w.+\-]*")
-_ATEN = re.compile(r"torch\.ops\.aten\.([a-z]\w*|_assert_tensor_metadata|_to_copy|_softmax)\.\w+")
+_ATEN = re.compile(r"torch\.ops\.aten\.([a-z]\w*|_assert_tensor_metadata|_to_copy|_softmax|__(and|or|xor)__)\.\w+")
 _NOT_ATEN = re.compile(
     r"from_file|set_\w*|resize\w*|as_strided\w*|empty_strided|record_stream|unsafe_\w*|data|item"
 )

@@ -183,9 +183,14 @@ class _Job:
         for file, meaning in sorted(meanings.items()):
             own = meaning.over(self.step_minutes)
             if before is not None and not own.same_as(before):
+                guessed = own != meaning and found.step_minutes is None
+                remedy = (
+                    f" The {self.step_minutes:g} min are the spacing of the frames, the file states no period: if "
+                    f"frames are missing, state the service's own step by {self._step_key()}=…"
+                )
                 raise ValueError(
                     f"{self.paths[file]} holds {own}, {where} holds {before}. They do not mix: ingest each kind "
-                    "into its own archive."
+                    f"into its own archive.{remedy if guessed else ''}"
                 )
             if before is None:
                 before, where = own, self.paths[file]
