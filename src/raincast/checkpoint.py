@@ -72,6 +72,14 @@ class Checkpoint:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 
+def check_there(path: str | Path) -> None:
+    """FileNotFoundError, with the checkpoints that are there, if `path` is no file."""
+    if not Path(path).is_file():
+        nearby = sorted(str(p) for p in Path("outputs").glob("**/*.ckpt"))[-4:]
+        hint = f" There are: {', '.join(nearby)}." if nearby else " checkpoint=box takes the weights that come with raincast."
+        raise FileNotFoundError(f"There is no checkpoint {path}.{hint}")
+
+
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint without running anything that stands in it; FileNotFoundError or ValueError else.
 
@@ -81,13 +89,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         path = box_path()
     if Path(path).suffix == ".npz":
         return _of_weights(Path(path))
+    check_there(path)
     import torch
 
     path = Path(path)
-    if not path.is_file():
-        nearby = sorted(str(p) for p in Path("outputs").glob("**/*.ckpt"))[-4:]
-        hint = f" There are: {', '.join(nearby)}." if nearby else " Train one with: python train.py"
-        raise FileNotFoundError(f"There is no checkpoint {path}.{hint}")
     try:
         with path.open("rb") as file:
             check_zip(file)

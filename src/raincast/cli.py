@@ -215,6 +215,7 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
     locks = is_first and folder.resolve() != Path.cwd()
     try:
         _check_missing(cfg)
+        _check_checkpoint(cfg)
         _check_types(command, cfg)
         with alone(folder) if locks else nullcontext():
             result = _command(command)(cfg)
@@ -252,6 +253,16 @@ def _check_missing(cfg: DictConfig) -> None:
         raise ValueError(
             f"Not given: {', '.join(missing)}. Say, for example: {' '.join(f'{key}=…' for key in missing)}"
         )
+
+
+def _check_checkpoint(cfg: DictConfig) -> None:
+    """Before anything is imported that takes seconds."""
+    from raincast.checkpoint import BOX, check_there
+
+    for key in ("checkpoint", "warm_start"):
+        path = OmegaConf.select(cfg, key)
+        if isinstance(path, str) and path != BOX:
+            check_there(path)
 
 
 def _check_types(command: str, cfg: DictConfig) -> None:

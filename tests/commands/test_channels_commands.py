@@ -141,7 +141,9 @@ def test_a_channel_that_is_not_there_is_refused_with_the_key_that_gives_it(
     gone = "+channels.model.path=gone.nc"
     with pytest.raises(ValueError, match=r"channels\.model\.path=gone\.nc: there is no such file.*\n.*\+channels"):
         forecast(compose_config("forecast", tmp_path / "b", *common, gone))
-    with pytest.raises(ValueError, match=r"channels\.cape: .* trained with the channels observed, coverage, sun, "):
+    with pytest.raises(
+        ValueError, match=r"channels\.cape: .* trained with the channels observed, coverage, sun, "
+    ):
         forecast(compose_config("forecast", tmp_path / "c", *common, "+channels.cape.path=gone.nc"))
 
 

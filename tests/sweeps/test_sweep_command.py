@@ -41,7 +41,7 @@ RunTrial = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 def launched(folder: Path, *overrides: str) -> Iterator[DictConfig]:
     """The config of a worker, as Hydra hands it to the command."""
     GlobalHydra.instance().clear()
-    given = ["experiment=convlstm", "sweep=optuna", f"paths.output_dir={folder}", *overrides]
+    given = ["experiment=convlstm", "sweep=convlstm", f"paths.output_dir={folder}", *overrides]
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", given, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
@@ -424,6 +424,6 @@ def test_the_command_of_a_wandb_agent_composes(tmp_path: Path) -> None:
         ]
         config = compose_config("train", tmp_path, *overrides)
         assert config.optimizer.lr == values["optimizer.lr"]["value"]
-        assert config.loss.weights[0] == 1
+        assert config.loss.power == values["loss.power"]["value"]
         assert config.logger.wandb.offline is False
         assert config.metrics.goal == agent["metric"]["name"]
