@@ -122,7 +122,7 @@ def score(window: dict[str, Any], network: Network, *, ensembles: Sequence[Any])
         lead = min(LEADS, key=lambda known: abs(known - minutes))
         if abs(lead - minutes) > step / 2 - 1e-6:
             continue
-        counted = np.isfinite(observed) & _reached(past[-1], motion, number + 1)
+        counted = np.isfinite(observed) & inside_window(past[-1], motion, number + 1)
         if counted.sum() < 500:
             continue
         truth = observed[counted]
@@ -165,7 +165,7 @@ def _shares(prediction: Any, number: int, counted: npt.NDArray[np.bool_]) -> npt
     return np.stack([(values >= rate).mean(0) for rate in RATES])
 
 
-def _reached(newest: Maps, motion: npt.NDArray[np.float64], steps: int) -> npt.NDArray[np.bool_]:
+def inside_window(newest: Maps, motion: npt.NDArray[np.float64], steps: int) -> npt.NDArray[np.bool_]:
     """Where the rain comes from an observed pixel inside the window."""
     from pysteps.extrapolation.semilagrangian import extrapolate
 

@@ -76,7 +76,11 @@ def check_there(path: str | Path) -> None:
     """FileNotFoundError, with the checkpoints that are there, if `path` is no file."""
     if not Path(path).is_file():
         nearby = sorted(str(p) for p in Path("outputs").glob("**/*.ckpt"))[-4:]
-        hint = f" There are: {', '.join(nearby)}." if nearby else " checkpoint=box takes the weights that come with raincast."
+        hint = (
+            f" There are: {', '.join(nearby)}."
+            if nearby
+            else " checkpoint=box takes the weights that come with raincast."
+        )
         raise FileNotFoundError(f"There is no checkpoint {path}.{hint}")
 
 

@@ -13,6 +13,7 @@ from raincast import assembly, schema
 from raincast.commands import evaluate, forecast
 from raincast.commands.train import train
 from raincast.forecaster import Query
+from raincast.forecasting.files.netcdf import write_forecast
 from raincast.forecasting.network import box_forecaster
 
 
@@ -84,7 +85,7 @@ def test_rules_decide_the_rates() -> None:
     assert network.gives.rules == ("area", "csi", "mean", "matched")
     assert area(None) == area("area")
     assert len({area(rule) for rule in network.gives.rules}) > 2
-    with pytest.raises(ValueError, match="rule=best: box knows area"):
+    with pytest.raises(ValueError, match="rates_by=best: box knows area"):
         area("best")
     with pytest.raises(ValueError, match="pixel_km"):
         network.predict(Query.for_steps(rain, 2, step_minutes=5.0))
@@ -108,6 +109,41 @@ def test_evaluate_scores_the_box_and_pysteps_files_of_weights_too(tiny_archive: 
     xr.testing.assert_equal(default["csi"], named["csi"])
     csi = default["csi"].sel(threshold=1).isel(lead_time=0)  # later rain comes from outside 32 km
     assert float(csi.sel(forecaster="network")) > float(csi.sel(forecaster="persistence"))
+
+
+def test_rates_by_other_rules_and_members_are_scored(tiny_archive: Path, tmp_path: Path) -> None:
+    given = [f"data.archive={tiny_archive}", "data.eval_stride=40", "baselines=[]", "workers=1"]
+    given += [f"paths.output_dir={tmp_path}"]
+    scores = evaluate.run(compose_config("evaluate", tmp_path / "a", *given, "rates_by=[csi]", "members=4"))
+    assert list(scores["forecaster"].values) == ["network", "network_csi", "network_members"]
+    bias = scores["frequency_bias"].sel(threshold=1).mean("lead_time")
+    assert len(np.unique(bias)) == 3, "each has its own area"
+    brier = scores["brier"].sel(threshold=1).mean("lead_time").values
+    assert brier[1] == brier[0], "the probabilities are the same"
+    assert brier[2] == pytest.approx(brier[0], rel=0.2)
+    assert float(scores["crps"].sel(forecaster="network_members").min()) > 0
+    with pytest.raises(ValueError, match="rates_by=best: network knows area, csi, mean, matched"):
+        evaluate.run(compose_config("evaluate", tmp_path / "b", *given, "rates_by=[best]"))
+
+
+def test_a_forecast_takes_other_rules_and_members(tmp_path: Path) -> None:
+    frames = moving(6)
+    by_area = raincast.load_forecaster(members=3, lead_steps=3)(frames)
+    by_mean = raincast.load_forecaster(rates_by="mean", lead_steps=3)(frames)
+    assert (by_area.attrs["rates_by"], by_mean.attrs["rates_by"]) == ("area", "mean")
+    assert float(by_mean["rain_rate"].max()) < float(by_area["rain_rate"].max())
+    xr.testing.assert_equal(by_mean["rain_rate_exceedance"], by_area["rain_rate_exceedance"])
+    members = by_area["rain_rate_members"]
+    assert members.dims == ("lead_time", "member", "y", "x") and members.member.values.tolist() == [1, 2, 3]
+    assert "rain_rate_members" not in by_mean
+    assert float(members.mean()) == pytest.approx(float(by_mean["rain_rate"].mean()), rel=0.5)
+    again = raincast.load_forecaster(members=3, lead_steps=3, seed=1)(frames)["rain_rate_members"]
+    assert not members.equals(again)
+    written = write_forecast(by_area, tmp_path / "a.nc")
+    with xr.open_dataset(written) as file:
+        np.testing.assert_allclose(file["rain_rate_members"], members, atol=0.0101)
+    with pytest.raises(ValueError, match="members=1: an ensemble has at least 2"):
+        raincast.load_forecaster(members=1)
 
 
 def test_training_begins_with_the_box_and_the_checkpoint_forecasts(tiny_archive: Path, tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ def pipeline(
     precision: str = "float32",
     thresholds: Sequence[float] | None = None,
     calibrated: bool = True,
+    rates_by: str | None = None,
+    members: int | None = None,
+    seed: int = 0,
     attrs: Mapping[str, Any] | None = None,
     channels: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -93,14 +96,21 @@ def pipeline(
 
     `thresholds` (mm/h, increasing) are those of the probabilities; None: those it is calibrated at, or
     that training scored if its head gives probabilities. `calibrated=False` leaves its calibration aside.
+    `rates_by` is a rule of its head (`models.distribution.DECISIONS`), None the one that it was trained with.
+    With `members` so many quantiles of the distribution are written, in an order that follows from `seed`.
     `channels` says where the covariates lie, if elsewhere than in training: {NAME: {path: …}}.
     `settings` are `ForecastPipeline`'s.
     """
     from raincast.forecasting import ForecastPipeline
     from raincast.forecasting.fit import Trained
     from raincast.forecasting.memory import Footprint
+    from raincast.models.distribution import DistributionHead
 
     forecaster = forecaster_of(checkpoint, device=device, precision=precision)
+    if rates_by is not None:
+        forecaster = forecaster.by_rule(rates_by)
+    if members is not None:
+        forecaster = forecaster.with_members(members, seed)
     if not calibrated:
         forecaster.calibration = None
     if thresholds is None and forecaster.calibration is not None:
@@ -108,6 +118,7 @@ def pipeline(
     elif thresholds is None:
         scored = checkpoint.config["metrics"]["thresholds"]
         thresholds = [float(t) for t in scored] if forecaster.gives.probabilities else []
+    decided = {"rates_by": forecaster.head.rates_by} if isinstance(forecaster.head, DistributionHead) else {}
     on = forecaster.calibration.fitted_on if forecaster.calibration is not None else None
     return ForecastPipeline(
         forecaster,
@@ -117,9 +128,10 @@ def pipeline(
             physical=forecaster.physical,
         ),
         thresholds=[float(t) for t in thresholds],
-        attrs=provenance(checkpoint) | dict(attrs or {}),
+        attrs=provenance(checkpoint) | decided | dict(attrs or {}),
         channels=_channels(declared_channels(checkpoint), channels or {}),
         footprint=Footprint.of_network(forecaster),
+        members=members,
         calibrated_on=f"{on['num_windows']} validation windows of {on['archive']}" if on else None,
         **settings,
     )
@@ -156,6 +168,11 @@ def load_forecaster(
     exported = ExportedForecaster(path)
     if settings.pop("precision", "float32") != "float32":
         raise ValueError(f"precision: {path} computes in float32. Take a checkpoint, or precision=float32.")
+    if settings.pop("rates_by", None) is not None:
+        raise ValueError(f"rates_by: {path} was exported with one rule. Take a checkpoint, or leave rates_by out.")
+    if settings.pop("members", None) is not None:
+        raise ValueError(f"members: {path} gives none. Take a checkpoint, or leave members out.")
+    settings.pop("seed", None)
     settings.pop("calibrated", None)
     own = {"title": "Precipitation nowcast", "source": f"raincast {__version__}, {Path(path).name}"}
     return ForecastPipeline(
@@ -179,6 +196,9 @@ def pipeline_of(cfg: DictConfig, device: str | None = None, memory_gib: float | 
         precision=cfg.precision,
         thresholds=cfg.exceedance,
         calibrated=cfg.calibrated,
+        rates_by=cfg.rates_by,
+        members=cfg.members,
+        seed=cfg.seed,
         channels=cfg.channels,
         lead_steps=cfg.lead_steps,
         max_missing=cfg.max_missing,

@@ -32,6 +32,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
             "Not given: data.archive. Say data.archive=data/NAME to score the weights in the box on it, "
             "checkpoint=… to score a network on its own archive, or compare=[a/scores.nc,b/scores.nc]"
         )
+    if cfg.checkpoint is None and (cfg.rates_by or cfg.members is not None):
+        raise ValueError("Without checkpoint=… there is no network: rates_by=[…] and members=… are of a network.")
     if cfg.checkpoint is None and (cfg.calibrate or not cfg.baselines):
         raise ValueError("Without checkpoint=… there is no network: baselines=[…] names what to score.")
     from raincast.evaluation import engine
@@ -57,8 +59,11 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         if cfg.calibrate:
             thresholds = [float(t) for t in metrics.thresholds]
             checkpoint = calibrate(checkpoint, network, data, thresholds, split=cfg.split, run_dir=run_dir)
-        forecasters.insert(0, network)
-        here = (network.name,) if network.device.type == "cuda" else ()
+        variants = [network, *(network.by_rule(rule) for rule in cfg.rates_by)]
+        if cfg.members is not None:
+            variants.append(network.as_ensemble(cfg.members))
+        forecasters[:0] = variants
+        here = tuple(one.name for one in variants) if network.device.type == "cuda" else ()
     keep_common(data, cfg.split, forecasters)
     work, cost = scoring.work_of(cfg, settings, checkpoint, data, metrics), Cost()
     scores = scoring.score(cfg, work, data, here=here, cost=cost).assign_attrs(cost.attrs())

@@ -76,10 +76,15 @@ def work_of(
     makers: dict[str, Callable[[], Forecaster]] = {}
     own: dict[str, Any] = {}
     if checkpoint is not None:
-        makers[NETWORK] = functools.partial(network_of, checkpoint.path, cfg.device)
+        variants: dict[str, Any] = {f"{NETWORK}_{rule}": {"rule": rule} for rule in cfg.rates_by}
+        if cfg.members is not None:
+            variants[f"{NETWORK}_members"] = {"members": cfg.members}
+        for name, how in {NETWORK: {}, **variants}.items():
+            makers[name] = functools.partial(network_of, checkpoint.path, cfg.device, **how)
         calibration = checkpoint.info.get("calibration")
         # a calibrated copy is written anew by each run: its weights, not its bytes
-        own[NETWORK] = (checkpoint.sha256 if calibration is None else _weights(checkpoint), calibration)
+        weights = checkpoint.sha256 if calibration is None else _weights(checkpoint)
+        own |= {name: (weights, calibration, variants.get(name)) for name in makers}
     baselines = assembly.baseline_makers(cfg)
     check_names([*makers, *baselines])
     own |= {
@@ -100,9 +105,14 @@ def work_of(
     )
 
 
-def network_of(path: Path, device: str) -> "NetworkForecaster":
-    """The network in a checkpoint, in whatever process it is asked for."""
-    return assembly.forecaster_of(assembly.read_checkpoint(path), device=device)
+def network_of(
+    path: Path, device: str, *, rule: str | None = None, members: int | None = None
+) -> "NetworkForecaster":
+    """The network in a checkpoint, in whatever process it is asked for; by another rule, or as an ensemble."""
+    network = assembly.forecaster_of(assembly.read_checkpoint(path), device=device)
+    if members is not None:
+        return network.as_ensemble(members)
+    return network if rule is None else network.by_rule(rule)
 
 
 def _key(cfg: DictConfig, data: "RadarDataModule", scoring: Any) -> str:

@@ -1,6 +1,7 @@
 """A trained network as a `Forecaster`."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +16,12 @@ from raincast.models.distribution import DECISIONS, DistributionHead
 from raincast.models.frames import PhysicalNetwork
 from raincast.models.heads import Head
 from raincast.models.inputs import RAIN_ALONE, Inputs, predict_output
+from raincast.models.lagrangian import LagrangianForecaster
 from raincast.transforms import Transform
 
 
 def box_forecaster() -> "NetworkForecaster":
     """The weights that come with raincast, on the CPU, under the name `box`."""
-    from raincast.models.lagrangian import LagrangianForecaster
     from raincast.models.weights import box
     from raincast.transforms import RateScaling
 
@@ -51,7 +52,7 @@ class NetworkForecaster:
 
     `head` gives its output channels their meaning, `inputs` lists its input channels, `calibration` is applied to
     its probabilities. `precision` is one of `PRECISIONS`: bf16 is faster where the processor multiplies in it, and
-    less exact.
+    less exact. `with_members` makes it give members.
     """
 
     def __init__(
@@ -82,14 +83,17 @@ class NetworkForecaster:
         self.inputs = inputs
         self.device = torch.device(device)
         self.calibration = calibration
+        self.num_members = self.seed = 0  # see `with_members`
+        self.ensemble = False
 
     @property
     def gives(self) -> Gives:
         """Probabilities if its head has them or they were calibrated; rules of a head that decides rates."""
-        rules = DECISIONS if isinstance(self.head, DistributionHead) else ()
+        distribution = isinstance(self.head, DistributionHead)
         return Gives(
+            members=self.num_members > 0,
             probabilities=self.head.probabilistic or self.calibration is not None,
-            rules=rules,
+            rules=DECISIONS if distribution else (),
         )
 
     @property
@@ -129,6 +133,7 @@ class NetworkForecaster:
         return replace(
             inner,
             rates=rates,
+            members=whole(inner.members),
             probabilities=whole(inner.probabilities),
             uncalibrated=whole(inner.uncalibrated),
         )
@@ -154,24 +159,69 @@ class NetworkForecaster:
                 inputs=self.inputs,
                 covariates=covariates,
             )
-        head = self.head
-        if query.rule is not None:
-            if query.rule not in self.gives.rules:
-                raise ValueError(f"rule={query.rule}: {self.name} knows {', '.join(self.gives.rules) or 'none'}.")
-            assert isinstance(head, DistributionHead)
-            head = replace(head, rates_by=query.rule)
+        head = self.head if query.rule is None else self._head_by(query.rule)
         rates = query.at_lead_times(head.rates(output, self.transform).cpu().numpy())
         done = (NETWORK,) * len(rates)
+        members = self._members(query, output, covariates) if query.members and self.gives.members else None
+        if self.ensemble:
+            members = self._members(query, output, covariates) if members is None else members
+            shares = [(members >= threshold).mean(axis=2) for threshold in query.thresholds]
+            return Prediction(
+                members.mean(axis=2, keepdims=True),
+                members if query.members else None,
+                np.stack(shares, axis=2) if shares else None,
+                query.thresholds,
+                done=done,
+            )
         if not query.thresholds or not self.gives.probabilities:
-            return Prediction(rates, done=done)
+            return Prediction(rates, members, done=done)
         stated, calibrated = self._probabilities(output, query.thresholds)
         return Prediction(
             rates,
+            members,
             probabilities=query.at_lead_times(stated if calibrated is None else calibrated),
             thresholds=query.thresholds,
             uncalibrated=query.at_lead_times(stated) if query.uncalibrated and calibrated is not None else None,
             done=done,
         )
+
+    def _members(self, query: Query, output: Tensor, covariates: Mapping[str, Tensor]) -> Maps:
+        assert isinstance(self.network, LagrangianForecaster) and isinstance(self.head, DistributionHead)
+        rain = self._tensor(query.rain)[:, :, 0]
+        x = torch.stack([rain.nan_to_num(0.0), rain.isfinite().to(rain.dtype)], dim=2)
+        noise = self.network.noise(
+            x, query.num_steps, covariates["scale"], num_members=self.num_members, seed=self.seed
+        )
+        made: Maps = query.at_lead_times(self.head.members(output, noise, self.num_members).cpu().numpy())
+        return made
+
+    def as_ensemble(self, num_members: int) -> "NetworkForecaster":
+        """The same network under the name NAME_members: rates and probabilities are those of its members."""
+        other = self.with_members(num_members)
+        other.ensemble, other.name = True, f"{self.name}_members"
+        return other
+
+    def with_members(self, num_members: int, seed: int = 0) -> "NetworkForecaster":
+        """The same network, which also gives members; ValueError if it has none."""
+        if not (isinstance(self.head, DistributionHead) and isinstance(self.network, LagrangianForecaster)):
+            raise ValueError(f"members={num_members}: {self.name} has none. Take model=lagrangian, or the box.")
+        if num_members < 2:
+            raise ValueError(f"members={num_members}: an ensemble has at least 2.")
+        other = copy.copy(self)
+        other.num_members, other.seed = num_members, seed
+        return other
+
+    def by_rule(self, rule: str) -> "NetworkForecaster":
+        """The same network under the name NAME_RULE, whose rates are decided by `rule`; ValueError if unknown."""
+        other = copy.copy(self)
+        other.head, other.name = self._head_by(rule), f"{self.name}_{rule}"
+        return other
+
+    def _head_by(self, rule: str) -> Head:
+        if rule not in self.gives.rules:
+            raise ValueError(f"rates_by={rule}: {self.name} knows {', '.join(self.gives.rules) or 'none'}.")
+        assert isinstance(self.head, DistributionHead)
+        return replace(self.head, rates_by=rule)
 
     def _scale(self, query: Query) -> Tensor:
         """Time step in minutes and pixel size in km of each sample; ValueError if the latter is unknown."""

@@ -25,7 +25,7 @@ from raincast.forecaster import (
     share_around,
 )
 from raincast.forecasting import fit
-from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance, with_quality
+from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance, with_members, with_quality
 from raincast.forecasting.files.products import with_amounts, with_matched, with_onset
 from raincast.forecasting.gaps import NoInput, Past, on_times, past_of
 from raincast.forecasting.memory import Footprint, Memory
@@ -72,8 +72,9 @@ class ForecastPipeline:
     `trained` states the data that the forecaster is made for. If more than `max_missing` frames are missing, or
     the newest is, the rain is extrapolated instead; the default is that of training. `reach` flags pixels whose
     rain comes from where nothing was observed, `other_grid` allows other pixels than in training, `products` adds
-    variables. `channels` are the forecaster's covariates, `footprint` is the memory that it takes, and
-    `calibrated_on` describes the data that its probabilities were calibrated on.
+    variables. `members` is how many the forecaster gives, if they are wanted. `channels` are its covariates,
+    `footprint` is the memory that it takes, and `calibrated_on` describes the data that its probabilities were
+    calibrated on.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class ForecastPipeline:
         footprint: Footprint | None = None,
         attrs: Mapping[str, Any] | None = None,
         channels: Channels | None = None,
+        members: int | None = None,
         calibrated_on: str | None = None,
     ) -> None:
         if lead_steps is not None and lead_steps < 1:
@@ -112,6 +114,7 @@ class ForecastPipeline:
         self.footprint = footprint or Footprint(trained.input_steps)
         self.attrs = dict(attrs or {})
         self.channels = channels if channels is not None and channels.read_any else None
+        self.members = members
         self.comment = f"calibrated by isotonic regression on {calibrated_on}" if calibrated_on else None
 
     @property
@@ -219,6 +222,12 @@ class ForecastPipeline:
             probabilities[:, :, never] = np.nan
             comment = made.get("exceedance_method", self.comment if made["forecast_method"] == NETWORK else None)
             dataset = with_exceedance(dataset, probabilities, self.thresholds, comment=comment)
+        if prediction.members is not None:
+            members = _own(prediction.members, past.rain)[0]
+            members[:, :, never] = np.nan
+            dataset = with_members(dataset, members)
+        elif self.members:
+            log.warning("The forecast is %s: it has no members.", made["forecast_method"])
         return self.products.add_to(dataset, past)
 
     def _forecast(self, past: Past, frames: xr.Dataset, grid: Grid) -> tuple[Prediction, dict[str, str]]:
@@ -230,6 +239,7 @@ class ForecastPipeline:
             times=past.times[-1:],
             grid=grid,
             thresholds=self.thresholds,
+            members=bool(self.members),
         )
         if past.dry and self.channels is None:  # with covariates, a weather model may know of rain to come
             zeros = np.zeros((1, self.lead_steps, 1, *past.rain.shape[1:]), np.float32)
@@ -258,13 +268,15 @@ class ForecastPipeline:
         return prediction, {"forecast_method": prediction.done[0] if prediction.done else self.name, **made}
 
     def _by_fallback(self, query: Query, past: Past) -> tuple[Prediction, dict[str, str]]:
-        prediction = self.fallback.predict(replace(query, rain=past.rain[None, :, None], covariates={}))
+        query = replace(query, rain=past.rain[None, :, None], covariates={}, members=False)
+        prediction = self.fallback.predict(query)
         used = past.times[self.fallback.frames_used(past.rain, prediction.done[0])]
         return prediction, {"frames_used": ", ".join(map(_text, used))}
 
     def _by_forecaster(self, query: Query) -> Prediction:
         shape = query.rain.shape[-2:]
-        tiling = self.memory.tiling(self.footprint, shape, self.lead_steps, len(self.thresholds))
+        num_maps = len(self.thresholds) + (self.members or 0)
+        tiling = self.memory.tiling(self.footprint, shape, self.lead_steps, num_maps)
         if tiling is None:
             prediction = self.forecaster.predict(query)
         elif self.gives.whole_grid:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raincast.models.heads import check_output, check_thresholds
+from raincast.models.members import logits_of_ranks, ranks
 from raincast.transforms import THRESHOLDS, UNKNOWN, Transform
 
 DECISIONS = ("area", "csi", "mean", "matched")
@@ -104,6 +105,24 @@ class DistributionHead:
         check_thresholds(thresholds)
         levels = list(_levels(output, self._shift(output)[0]))
         return torch.stack([_at(levels, threshold) for threshold in thresholds], dim=2).sigmoid_()
+
+    def members(
+        self, output: Float[Tensor, "b t n h w"], noise: Iterable[Float[Tensor, "t m h w"]], num_members: int
+    ) -> Float[Tensor, "b t m h w"]:
+        """mm/h: quantiles of the distribution, in the order of the noise of each sample (`models.members`)."""
+        check_output(output, self)
+        shift, _ = self._shift(output)
+        B, T, _, H, W = output.shape
+        cuts = logits_of_ranks(num_members).to(output.device)
+        made = torch.zeros((B, T, num_members, H, W), device=output.device)
+        for sample, fields in enumerate(noise):
+            for lead in range(T):
+                one = slice(sample, sample + 1), slice(lead, lead + 1)
+                levels = [level[0, 0] for level in _levels(output[one], shift[one])]
+                wet = levels[0] >= cuts[-1]  # elsewhere no member has rain
+                cut = cuts[ranks(fields[lead][:, wet]).long()]
+                made[sample, lead][:, wet] = decided_rate(level[wet] - cut for level in levels)
+        return made
 
     def _shift(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """The area step (B, T, K), and the logits after it at every n-th pixel (B, T, K, h, w).

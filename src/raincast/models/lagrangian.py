@@ -1,7 +1,7 @@
 """Rain in coordinates that move with it: a ConvLSTM encoder-forecaster that says how S-PROG's forecast errs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +13,9 @@ from raincast.models.encoder_forecaster import PyramidEncoderForecaster
 from raincast.models.frames import PhysicalNetwork, check_frames, framewise
 from raincast.models.layers.convlstm import ConvLSTM
 from raincast.models.layers.recurrent import SLOPE, CellFactory
+from raincast.models.members import correlated_noise
 from raincast.models.optical_flow import displacements, find_flow, inside, move, smooth
-from raincast.models.sprog import NUM_BANDS, sprog
+from raincast.models.sprog import NUM_BANDS, sprog, statistics
 from raincast.models.weights import BOX, box
 from raincast.transforms import THRESHOLDS, UNKNOWN
 
@@ -108,29 +109,11 @@ class LagrangianForecaster(PhysicalNetwork):
     ) -> Float[Tensor, "b steps n h w"]:
         """Rain (mm/h) and where it was observed → logits at `THRESHOLDS`, and the newest frame moved (mm/h)."""
         check_frames(x, self.in_channels, num_steps)
-        x = x[:, -MOST_FRAMES:].float()  # half precision has no digits left behind a pixel
-        if x.shape[1] < FEWEST_FRAMES:
-            x = torch.cat([torch.zeros_like(x[:, :1])] * (FEWEST_FRAMES - x.shape[1]) + [x], dim=1)
-        step, pixel = scale.float().unbind(1)
-        rain, observed = x[:, :, 0].clamp(0.0, HIGHEST_INPUT), x[:, :, 1]
-        rain = rain * observed
-        T = rain.shape[1]
-        flow = find_flow(log_rate(rain) - DRY, observed, pixel)
-        fastest = FASTEST_KM_H / 60.0 * step / pixel
-        speed = flow.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
-        flow = flow * (fastest[:, None, None, None] / speed).clamp_max(1.0)
-        far = displacements(flow, max(num_steps, T - 1))
-        back = far[:, : T - 1].flip(1)
-        past, seen = _each(rain[:, :-1], back), _each(observed[:, :-1], back)
-        # a pixel that is half observed is not
-        seen = (seen > 0.99).to(rain.dtype)
-        past = torch.cat([past * seen, rain[:, -1:]], dim=1)
-        seen = torch.cat([seen, observed[:, -1:]], dim=1)
-        lead = step[:, None] * torch.arange(1, num_steps + 1, device=x.device, dtype=step.dtype)
-        logits = self.core(past, seen, Scale(step, pixel, lead), longest=num_steps)
-        far = far[:, :num_steps].flatten(0, 1)
+        of = _followed(x, num_steps, scale)
+        logits = self.core(of.past, of.seen, of.scale, longest=num_steps)
+        far = of.far.flatten(0, 1)
         moved = move(logits.flatten(0, 1), far, border=True)
-        newest = torch.stack([rain[:, -1], observed[:, -1]], dim=1)
+        newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
         newest = newest[:, None].expand(-1, num_steps, -1, -1, -1).flatten(0, 1)
         newest = move(newest, far)
         reached = inside(far) > 0
@@ -138,6 +121,61 @@ class LagrangianForecaster(PhysicalNetwork):
         moved = torch.where(reached, moved, _shares(newest[:, :1], known))
         newest = torch.where(known, newest[:, :1], torch.full_like(newest[:, :1], UNKNOWN))
         return torch.cat([moved, newest], dim=1).view(-1, num_steps, len(THRESHOLDS) + 1, *x.shape[-2:])
+
+    def noise(
+        self,
+        x: Float[Tensor, "b t 2 h w"],
+        num_steps: int,
+        scale: Float[Tensor, "b 2"],
+        *,
+        num_members: int,
+        seed: int,
+    ) -> Iterator[Float[Tensor, "steps m h w"]]:
+        """For each sample noise that orders `num_members` members (`models.members`), in half precision."""
+        of = _followed(x, num_steps, scale)
+        newest = log_rate(of.past[:, -3:])
+        bands = statistics(newest, of.seen[:, -3:].amin(1), step_minutes=of.scale.step, pixel_km=of.scale.pixel)
+        for sample in range(len(x)):
+            made = torch.empty((num_steps, num_members, *x.shape[-2:]), dtype=torch.half, device=x.device)
+            for member in range(num_members):
+                generator = torch.Generator(x.device).manual_seed(seed + member)
+                fields = correlated_noise(newest[sample, -1], bands, sample, of.far[sample], generator)
+                for step, field in enumerate(fields):
+                    made[step, member] = field
+            yield made
+
+
+class _Followed(NamedTuple):
+    """Past frames (B, T, H, W) moved to the newest one and where they were `seen`; how `far` rain moves until
+    each lead time (B, L, 2, H, W)."""
+
+    past: Tensor
+    seen: Tensor
+    far: Tensor
+    scale: "Scale"
+
+
+def _followed(x: Tensor, num_steps: int, scale: Tensor) -> _Followed:
+    x = x[:, -MOST_FRAMES:].float()  # half precision has no digits left behind a pixel
+    if x.shape[1] < FEWEST_FRAMES:
+        x = torch.cat([torch.zeros_like(x[:, :1])] * (FEWEST_FRAMES - x.shape[1]) + [x], dim=1)
+    step, pixel = scale.float().unbind(1)
+    rain, observed = x[:, :, 0].clamp(0.0, HIGHEST_INPUT), x[:, :, 1]
+    rain = rain * observed
+    T = rain.shape[1]
+    flow = find_flow(log_rate(rain) - DRY, observed, pixel)
+    fastest = FASTEST_KM_H / 60.0 * step / pixel
+    speed = flow.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
+    flow = flow * (fastest[:, None, None, None] / speed).clamp_max(1.0)
+    far = displacements(flow, max(num_steps, T - 1))
+    back = far[:, : T - 1].flip(1)
+    past, seen = _each(rain[:, :-1], back), _each(observed[:, :-1], back)
+    # a pixel that is half observed is not
+    seen = (seen > 0.99).to(rain.dtype)
+    past = torch.cat([past * seen, rain[:, -1:]], dim=1)
+    seen = torch.cat([seen, observed[:, -1:]], dim=1)
+    lead = step[:, None] * torch.arange(1, num_steps + 1, device=x.device, dtype=step.dtype)
+    return _Followed(past, seen, far[:, :num_steps], Scale(step, pixel, lead))
 
 
 class Scale(NamedTuple):

@@ -54,6 +54,42 @@ def sprog(
     these are fewer than `FEWEST_PIXELS`, correlations are those of `usual_correlation`.
     """
     B, _, H, W = frames.shape
+    of = statistics(frames, valid, step_minutes=step_minutes, pixel_km=pixel_km)
+    a, b, correlation = propagate(of.first, of.second, steps, longest)
+    # the older frame enters with the newest one's spread, as bands are normalised one by one
+    ratio = of.deviation / of.before.clamp_min(1e-6)
+    b = b * ratio.clamp(0.5, 2.0)[:, None]
+    weights = torch.cat([a, b], dim=2)
+    fields = torch.cat([of.centred[:, 2], of.centred[:, 1]], dim=1).flatten(2)
+    field = torch.bmm(weights, fields).view(B, steps.shape[1], H, W) + of.mean.sum(1)[:, None, None, None]
+    variance = (of.deviation.square()[:, None] * (1.0 - correlation.square())).sum(2)
+    return SProg(field, correlation, variance)
+
+
+class Bands(NamedTuple):
+    """The bands of three frames, and their statistics over the valid pixels.
+
+    `centred` (B, 3, bands, H, W) are the bands less their means; `mean` (B, bands) is the newest frame's.
+    `first` and `second` are correlations at lags 1 and 2, `deviation` and `before` the standard deviations of
+    the newest and of the older frame, (B, bands) each.
+    """
+
+    centred: Tensor
+    mean: Tensor
+    first: Tensor
+    second: Tensor
+    deviation: Tensor
+    before: Tensor
+
+
+def statistics(
+    frames: Float[Tensor, "b 3 h w"],
+    valid: Float[Tensor, "b h w"],
+    *,
+    step_minutes: Float[Tensor, " b"],
+    pixel_km: Float[Tensor, " b"],
+) -> Bands:
+    """What `sprog` knows of three frames: see there."""
     bands = decompose(frames)  # B, 3, K, H, W
     weight = valid[:, None, None]
     count = weight.sum((-2, -1)).clamp_min(1.0)
@@ -73,15 +109,7 @@ def sprog(
     first, second = stationary(first, second)
     deviation = (newest.square().sum(-1) / count[:, 0]).sqrt()
     before = (older.square().sum(-1) / count[:, 0]).sqrt()
-    a, b, correlation = propagate(first, second, steps, longest)
-    # the older frame enters with the newest one's spread, as bands are normalised one by one
-    ratio = deviation / before.clamp_min(1e-6)
-    b = b * ratio.clamp(0.5, 2.0)[:, None]
-    weights = torch.cat([a, b], dim=2)
-    fields = torch.cat([centred[:, 2], centred[:, 1]], dim=1).flatten(2)
-    field = torch.bmm(weights, fields).view(B, steps.shape[1], H, W) + mean[:, 2].sum(1)[:, None, None, None]
-    variance = (deviation.square()[:, None] * (1.0 - correlation.square())).sum(2)
-    return SProg(field, correlation, variance)
+    return Bands(centred, mean[:, 2], first, second, deviation, before)
 
 
 def usual_correlation(minutes: Float[Tensor, " b"], pixel_km: Float[Tensor, " b"]) -> Float[Tensor, "b bands"]:
@@ -132,6 +160,12 @@ def stationary(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return first, torch.maximum(second, least).clamp_max(LARGEST_CORRELATION).minimum(first)
 
 
+def coefficients(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """φ1 and φ2 of a process of order 2 with these correlations at lags 1 and 2 (Yule and Walker)."""
+    gap = (1.0 - first.square()).clamp_min(1e-6)
+    return first * (1.0 - second) / gap, (second - first.square()) / gap
+
+
 def propagate(
     first: Float[Tensor, "b bands"],
     second: Float[Tensor, "b bands"],
@@ -142,9 +176,7 @@ def propagate(
 
     x_n = φ1·x_{n−1} + φ2·x_{n−2} with x_0 the newest and x_{−1} the older frame.
     """
-    gap = (1.0 - first.square()).clamp_min(1e-6)
-    phi1 = first * (1.0 - second) / gap
-    phi2 = (second - first.square()) / gap
+    phi1, phi2 = coefficients(first, second)
     ones, zeros = torch.ones_like(first), torch.zeros_like(first)
     # (weight of the newest, weight of the older, correlation), at steps −1 and 0
     older, newest = torch.stack([zeros, ones, first]), torch.stack([ones, zeros, ones])

@@ -44,6 +44,8 @@ QUALITY_ATTRS = {
     "newest frames it comes from where nothing was observed; filled: missing in some of the input frames",
     "grid_mapping": CRS,
 }
+MEMBER, MEMBERS = "member", "rain_rate_members"
+MEMBER_ATTRS = {"standard_name": "realization", "long_name": "number of the member", "units": "1"}
 LAT, LON = "lat", "lon"
 LAT_ATTRS = {"standard_name": "latitude", "long_name": "latitude of the pixel", "units": "degrees_north"}
 LON_ATTRS = {"standard_name": "longitude", "long_name": "longitude of the pixel", "units": "degrees_east"}
@@ -110,6 +112,20 @@ def with_exceedance(
     attrs = EXCEEDANCE_ATTRS | ({"comment": comment} if comment else {})
     return dataset.assign({EXCEEDANCE: ((LEAD_TIME, THRESHOLD, Y, X), values, attrs)}).assign_coords(
         {THRESHOLD: (THRESHOLD, np.array(thresholds, np.float64), THRESHOLD_ATTRS)}
+    )
+
+
+def with_members(dataset: xr.Dataset, members: npt.NDArray[np.float32]) -> xr.Dataset:
+    """Add equally likely forecasts (lead, member, y, x) in mm/h, NaN for missing, to a `forecast_dataset`."""
+    rain = dataset[RAIN]
+    if members.ndim != 4 or members.shape[:1] + members.shape[2:] != rain.shape:
+        raise ValueError(f"The members have shape {members.shape}: pass (lead, member, y, x) of {rain.shape}.")
+    capped = np.minimum(members, MAX_RATE, out=members)
+    attrs = rain.attrs | {"long_name": "rain rate of equally likely forecasts"}
+    attrs.pop("ancillary_variables", None)
+    numbers = np.arange(1, members.shape[1] + 1, dtype=np.int32)
+    return dataset.assign({MEMBERS: ((LEAD_TIME, MEMBER, Y, X), capped, attrs)}).assign_coords(
+        {MEMBER: (MEMBER, numbers, MEMBER_ATTRS)}
     )
 
 

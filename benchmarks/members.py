@@ -1,0 +1,148 @@
+"""Members of the forecaster in the box beside those of STEPS: pixels, boxes, and sums over an hour.
+
+    python benchmarks/members.py mch=data/mch2016 fmi=data/fmi2017 --starts 6
+
+Windows, frames and pixels are those of `benchmarks/leave_one_out.py`, 20 members each. The CRPS (mm/h) is that of
+means over boxes of 1, 4, 16 and 64 pixels, and of the mean rate of the hour; a box counts if it was observed as
+a whole. It is printed with the difference from STEPS in percent and its 95 % interval, by resampling start times.
+The fair CRPS counts ensembles of any size alike. Spread over error is the members' standard deviation over the
+error of their mean: 1 is right. Seconds are of one start.
+"""
+
+import argparse
+import contextlib
+import io
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from leave_one_out import LEADS, Maps, inside_window, windows
+from rich.console import Console
+from rich.table import Table
+
+from raincast.baselines import Steps
+from raincast.baselines.motion import find_motion
+from raincast.forecaster import Query
+from raincast.forecasting.network import box_forecaster
+
+BOXES = (1, 4, 16, 64)
+MEMBERS = 20
+
+
+def crps(members: Maps, observed: Maps, *, fair: bool = False) -> float:
+    """Mean over N values of the CRPS of M members, (M, N) and (N,): E|X − y| − E|X − X'| / 2."""
+    M = len(members)
+    weight = (2 * np.arange(1, M + 1) - M - 1)[:, None]
+    within = (weight * np.sort(members, axis=0)).sum(0) / (M * (M - 1) if fair else M * M)
+    return float((np.abs(members - observed).mean(0) - within).mean())
+
+
+def boxes(maps: Maps, size: int) -> Maps:
+    """Means over boxes of `size` × `size` pixels, (…, H, W) → (…, H // size, W // size)."""
+    h, w = (length // size for length in maps.shape[-2:])
+    cut = maps[..., : h * size, : w * size]
+    means: Maps = cut.reshape(*maps.shape[:-2], h, size, w, size).mean((-3, -1))
+    return means
+
+
+def score(window: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row for each lead time, box and forecaster."""
+    past, later, step, pixel = (window[name] for name in ("past", "later", "step", "pixel"))
+    motion = find_motion(past[-3:], "lucas_kanade")
+    if motion is None:
+        return
+    query = Query.for_steps(past[None, :, None], len(later), step_minutes=step, pixel_km=pixel, members=True)
+    made, seconds = {}, {}
+    for name, forecaster in (("STEPS", Steps(num_members=MEMBERS)), ("raincast", box_forecaster().with_members(MEMBERS))):
+        began = time.process_time()
+        with contextlib.redirect_stdout(io.StringIO()):
+            members = forecaster.predict(query).members
+        assert members is not None
+        made[name], seconds[name] = members[0], time.process_time() - began
+    fields = {f"{lead} min": round(lead / step) - 1 for lead in LEADS if lead % step == 0 and lead >= step}
+    for what, number in {**fields, "mean of the hour": None}.items():
+        leads = slice(number, number + 1) if number is not None else slice(0, len(later))
+        counted = np.isfinite(later[leads]).all(0) & inside_window(past[-1], motion, leads.stop)
+        truth = np.nan_to_num(later[leads]).mean(0)
+        for size in BOXES:
+            whole = boxes(counted.astype(np.float32), size) > 0.999
+            if not whole.any():
+                continue
+            observed = boxes(truth, size)[whole]
+            for name, members in made.items():
+                values = boxes(members[leads].mean(0), size)[:, whole]
+                yield {
+                    "start": window["start"], "what": what, "box": size, "who": name, "seconds": seconds[name],
+                    "crps": crps(values, observed), "fair": crps(values, observed, fair=True),
+                    "spread": float(values.var(0, ddof=1).mean()),
+                    "error": float(((values.mean(0) - observed) ** 2).mean()),
+                }  # fmt: skip
+
+
+def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
+    """One line for each lead time and box."""
+    starts = len({row["start"] for row in rows})
+    table = Table(title=f"{name}: {starts} start times, CRPS in mm/h", title_justify="left")
+    for column in ("", "box", "STEPS", "raincast", "difference", "fair", "spread/error: STEPS", "raincast"):
+        table.add_column(column)
+    for what, box in dict.fromkeys((row["what"], row["box"]) for row in rows):
+        found = {
+            who: [row for row in rows if (row["what"], row["box"], row["who"]) == (what, box, who)]
+            for who in ("STEPS", "raincast")
+        }
+        means = {who: _mean(found[who], "crps") for who in found}
+        ratio = {
+            who: np.sqrt(
+                np.mean([row["spread"] for row in found[who]]) / np.mean([row["error"] for row in found[who]])
+            )
+            for who in found
+        }
+        table.add_row(
+            what, f"{box} px", f"{means['STEPS']:.4f}", f"{means['raincast']:.4f}", _difference(found, "crps"),
+            _difference(found, "fair"), f"{ratio['STEPS']:.2f}", f"{ratio['raincast']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    for who in ("STEPS", "raincast"):
+        console.print(f"{who}: {np.median([row['seconds'] for row in rows if row['who'] == who]):.1f} s a start")
+
+
+def _mean(rows: list[dict[str, Any]], score: str) -> float:
+    return float(np.mean([row[score] for row in rows]))
+
+
+def _difference(found: dict[str, list[dict[str, Any]]], score: str) -> str:
+    pairs = np.array([[row[score] for row in found[who]] for who in ("raincast", "STEPS")]).T
+    share = pairs[:, 0].mean() / pairs[:, 1].mean() - 1
+    if len(pairs) < 4:
+        return f"{share:+.0%}"
+    chosen = pairs[np.random.default_rng(0).integers(len(pairs), size=(2000, len(pairs)))].mean(1)
+    low, high = np.quantile(chosen[:, 0] / chosen[:, 1] - 1, [0.025, 0.975])
+    return f"{share:+.0%} [{low:+.0%}, {high:+.0%}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the archives, forecast, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="+", metavar="NAME=ARCHIVE[,ARCHIVE…]")
+    parser.add_argument("--starts", type=int, default=6, help="start times of each archive")
+    parser.add_argument("--size", type=int, default=256, help="pixels a side")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    console = Console(width=140)
+    for entry in options.networks:
+        name, paths = entry.split("=", 1)
+        rows = [
+            row
+            for path in paths.split(",")
+            for window in windows(Path(path), options.starts, options.size)
+            for row in score(window)
+        ]
+        if rows:
+            report(console, name, rows)
+
+
+if __name__ == "__main__":
+    main()
