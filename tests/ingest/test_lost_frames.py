@@ -10,7 +10,7 @@ import pytest
 from raincast import schema
 from raincast.archive import Archive
 from raincast.forecasting import FileSeries, open_series
-from raincast.ingest import ingest
+from raincast.ingest import IngestReport, ingest
 from raincast.ingest.files import find_files
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.odim import ODIM
@@ -159,6 +159,33 @@ def test_the_better_quality_wins(tmp_path: Path) -> None:
     assert Archive.open(tmp_path / "out").read(0, 1).max() == 2
     series = open_series(tmp_path / "in", ODIM(step_minutes=60))
     assert series.read(series.times)[schema.RAIN].max() == 2
+
+
+def test_a_better_quality_that_comes_later_replaces_the_worse_one_and_never_the_other_way_round(
+    tmp_path: Path,
+) -> None:
+    import test_odim
+
+    def write_quality(quality: int, code: int) -> Path:
+        name = tmp_path / f"in/CPC201530000{quality}_00060.001.h5"
+        name.parent.mkdir(exist_ok=True)
+        return test_odim.write(name, {"dataset1/data1": (np.full((2, 3), code, np.uint8), test_odim.RATE)})
+
+    def add(**options: bool) -> IngestReport:
+        return ingest(tmp_path / "in", tmp_path / "out", ODIM(step_minutes=60), **options)
+
+    write_quality(6, 2)
+    add()
+    # a copy that keeps the date of its making, before the archive's
+    os.utime(write_quality(9, 4), (0, 0))
+    assert len(add().differing) == 1 and add(replace=True).num_replaced == 1
+    assert Archive.open(tmp_path / "out").read(0, 1).max() == 2
+    # the worse one is written anew
+    later = (tmp_path / "out").stat().st_mtime_ns + 10**10
+    os.utime(write_quality(6, 6), ns=(later, later))
+    report = add(replace=True)
+    assert not report.differing and not report.num_replaced
+    assert Archive.open(tmp_path / "out").read(0, 1).max() == 2
 
 
 def test_globs_follow_links_folders_stand_for_their_files_and_patterns_may_be_several(tmp_path: Path) -> None:

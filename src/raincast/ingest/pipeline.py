@@ -236,7 +236,7 @@ class _Job:
         self._check_off_step(found.offers, off_step, existing)
         present = existing.times if existing else np.array([], "datetime64[ns]")
         known = np.isin(offers.times, present)
-        wanted, changed = offers.take(~known), offers.take(known & self._is_changed(offers))
+        wanted, changed = offers.take(~known), offers.take(known & self._is_changed(offers, found.quality))
         total = np.unique(wanted.times).size
         days_wanted, days_changed = dict(wanted.by_day()), dict(changed.by_day())
         none = offers.take(slice(0))
@@ -276,13 +276,24 @@ class _Job:
             "To leave them out, set max_off_step=1 (the share that may be lost). Nothing was written."
         )
 
-    def _is_changed(self, offers: Offers) -> npt.NDArray[np.bool_]:
-        """Of each frame whether its file is newer than the part of its day."""
+    def _is_changed(self, offers: Offers, quality: Mapping[int, float]) -> npt.NDArray[np.bool_]:
+        """Of each frame whether it may be another than that of the part of its day.
+
+        Its file is newer than the part, and no other file has the frame in a better quality. Where there are several
+        qualities the best may have been added with the old date of its making: what counts is when it came here.
+        """
+        if not len(offers):
+            return np.zeros(0, bool)
         files, of_file = np.unique(offers.files, return_inverse=True)
         days, of_day = np.unique(offers.times.astype("datetime64[D]"), return_inverse=True)
-        file_times = np.array([_changed_ns(self.paths[file]) for file in files], np.int64)
-        part_times = np.array([_changed_ns(self.layout.part(day)) for day in days], np.int64)
-        newer: npt.NDArray[np.bool_] = file_times[of_file] > part_times[of_day]
+        made, came = np.array([_changed_ns(self.paths[file]) for file in files], np.int64).T
+        part_times = np.array([_changed_ns(self.layout.part(day))[0] for day in days], np.int64)
+        own = np.array([quality.get(int(file), 0.0) for file in files])[of_file]
+        # the best of a time comes first
+        _, first, of_time, count = np.unique(offers.times, return_index=True, return_inverse=True, return_counts=True)
+        best, worst = own[first][of_time], own[first + count - 1][of_time]
+        date = np.where(own > worst, np.maximum(made, came)[of_file], made[of_file])
+        newer: npt.NDArray[np.bool_] = (date > part_times[of_day]) & (own == best)
         return newer
 
     def _task(self, day: np.datetime64, offers: Offers, changed: Offers) -> DayTask:
@@ -364,11 +375,13 @@ def _texts(times: Times) -> tuple[str, ...]:
     return tuple(map(str, times.astype("datetime64[s]")))
 
 
-def _changed_ns(path: Path) -> int:
+def _changed_ns(path: Path) -> tuple[int, int]:
+    """When its content was made, and when the file came to its place, as copying may keep the first."""
     try:
-        return path.stat().st_mtime_ns
+        status = path.stat()
     except OSError:  # on a cluster the files may lie where only its workers see them
-        return 0
+        return 0, 0
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 def unclear_gaps(times: Times, step_minutes: float) -> str:
