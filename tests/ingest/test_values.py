@@ -121,6 +121,29 @@ def test_bounds_of_different_lengths_are_refused(tmp_path: Path) -> None:
         CF().scan(tmp_path / "b.nc")
 
 
+def test_an_archive_of_another_party_has_the_times_and_periods_that_ingest_finds(tmp_path: Path) -> None:
+    """Of time bounds the end counts, and their length is the period: also where no ingest came before."""
+    with xr.open_dataset(cf_file(tmp_path / "a.nc", attrs={"units": "mm h-1"})) as opened:
+        dataset = opened.load()
+    name = next(name for name, array in dataset.data_vars.items() if array.ndim == 3)
+    dataset[name].attrs |= {"standard_name": "rainfall_rate", "cell_methods": "time: mean"}
+    starts = dataset["time"].values
+    dataset["time_bnds"] = (("time", "nv"), np.stack([starts, starts + np.timedelta64(15, "m")], axis=1))
+    dataset["time"].attrs["bounds"] = "time_bnds"
+    dataset.to_netcdf(tmp_path / "b.nc", engine="netcdf4")
+    ingest([tmp_path / "b.nc"], tmp_path / "archive", CF())
+    ours, theirs = Archive.open(tmp_path / "archive"), Archive.open(tmp_path / "b.nc")
+    np.testing.assert_array_equal(theirs.times, ours.times)
+    np.testing.assert_array_equal(theirs.times, starts + np.timedelta64(15, "m"))
+    assert theirs.meaning == ours.meaning == Meaning("mean", 15)
+    assert theirs.attrs["accumulation_minutes"] == 15
+    stated = dataset.drop_vars("time_bnds")
+    del stated["time"].attrs["bounds"]
+    stated[name].attrs["accumulation_period"] = "PT1H"
+    stated.to_netcdf(tmp_path / "c.nc", engine="netcdf4")
+    assert Archive.open(tmp_path / "c.nc").meaning == Meaning("mean", 60)
+
+
 def test_meanings_are_compared_by_their_period() -> None:
     assert MOMENTARY.same_as(Meaning("momentary", quantity="RATE"))
     assert Meaning("mean").over(5).same_as(Meaning("depth", 5.0, "RY"))
