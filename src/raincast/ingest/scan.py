@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast import schema
-from raincast.ingest.files import accompanies
+from raincast.archive.find import accompanies
 from raincast.ingest.readers import Head, Reader
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError
