@@ -208,6 +208,8 @@ def read_everywhere(path: Path) -> list[np.ndarray]:
         ({"valid_max": np.int16(500)}, 5.0),
         # a text has no type: the wider reading
         ({"valid_range": "0, 300"}, 300.0),
+        ({"valid_range": "300, 0"}, 300.0),
+        ({"valid_min": "0", "valid_max": "300"}, 300.0),
         ({"valid_range": "0.0 5.0"}, 5.0),
         ({"valid_range": np.array([5, 0], np.float64)}, 5.0),
         ({"valid_range": "of rain"}, 300.0),
@@ -226,6 +228,9 @@ def test_a_negative_scale_turns_the_valid_range_round(tmp_path: Path) -> None:
     rain = np.minimum(RAIN, 19).astype(np.float32)
     numbers = np.rint((20 - rain) / 0.01).astype(np.int16)
     expected = np.where(rain > 5 + 1e-6, np.nan, rain)
+    for limits in ("0, 5", "1500 2000", "2000;1500"):  # which of both is meant nobody knows: nothing is lost
+        found = read_everywhere(packed_file(tmp_path / "a.nc", numbers, **packing, valid_range=limits))[0]
+        assert np.isfinite(found[rain <= 5]).all()
     for limits in (np.array([0.0, 5.0]), np.array([1500, 2000], np.int16)):
         for found in read_everywhere(packed_file(tmp_path / "a.nc", numbers, **packing, valid_range=limits)):
             np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -253,6 +258,28 @@ def test_a_valid_range_that_takes_most_values_away_is_named(
     assert all(np.isnan(found).all() for found in read_everywhere(path)[:3])
     assert "most.nc, rain: its valid_min, valid_max or valid_range (-inf to 3.005 in its unit)" in caplog.text
     assert "leaves out 100% of the observed values" in caplog.text
+
+
+def test_a_valid_range_that_takes_the_heavy_rain_away_is_named_and_codes_of_missing_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Most of a frame is dry: a limit of 3 mm/h takes a few pixels of it, and all that matters."""
+    caplog.set_level(logging.WARNING)
+    rain = np.zeros((2, 20, 20), np.float32)
+    rain[:, 5:9, 5:9] = np.linspace(10, 50, 16).reshape(4, 4)
+    codes = np.rint(rain * 100).astype(np.int16)
+    codes[:, :2] = 32000  # no fill value, but beyond the range
+    codes[:, 2] = 32001
+    path = packed_file(tmp_path / "flags.nc", codes, **IN_CODES, valid_range=np.array([0, 10_000], np.int16))
+    assert np.isnan(CF().read(path)[schema.RAIN][0, :3]).all()
+    assert not caplog.text
+    path = packed_file(tmp_path / "heavy.nc", codes, **IN_CODES, valid_max=np.int64(300))
+    for found in read_everywhere(path)[:3]:
+        assert np.nanmax(found) == 0
+    assert (
+        "heavy.nc, rain: its valid_min, valid_max or valid_range (-inf to 3.005 in its unit) leaves out"
+        in caplog.text
+    )
 
 
 def test_a_scale_of_zero_is_an_error(tmp_path: Path) -> None:
