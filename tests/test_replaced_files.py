@@ -64,6 +64,11 @@ def test_a_part_that_is_first_opened_after_it_was_replaced(tmp_path: Path) -> No
     archive = Archive.open(tmp_path)
     write_part(day(2, 3, 4, 6), tmp_path / "a.nc")
     assert archive.to_dataset(0, 3)[schema.RAIN][:, 0, 0].values.tolist() == [3, 4, 6]
+    momentary = day(2, 3, 4, 6)
+    momentary[schema.RAIN].attrs["cell_methods"] = "time: point"
+    write_part(momentary, tmp_path / "a.nc")
+    with pytest.raises(ValueError, match="and has another grid, variable or meaning"):
+        archive.read(0, 1)
     (tmp_path / "a.nc").unlink()
     with pytest.raises(ValueError, match=r"a\.nc is gone"):
         archive.read(0, 1)

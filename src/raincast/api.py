@@ -31,9 +31,9 @@ def open_radar(
     import numpy as np
 
     from raincast import assembly, schema
+    from raincast.archive.find import find_files
     from raincast.archive.lazy import lazy_dataset
     from raincast.forecasting.series import FileSeries
-    from raincast.ingest.files import find_files
 
     series = FileSeries(assembly.reader_named(source, **settings), find_files(files))
     times = series.times

@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
-from raincast.commands import jobs
+from raincast.commands import jobs, report
 from raincast.commands.help import help_text
 from raincast.commands.overrides import quoted, suggestions
+from raincast.sweeps.report import again_command
+from raincast.system.shell import as_typed
 
 
 @pytest.mark.parametrize(
@@ -125,9 +128,18 @@ def test_an_error_about_a_file_names_it() -> None:
 
 def test_commands_in_messages_are_those_that_this_user_types(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "Next: python train.py experiment=radar, then python evaluate.py; python my_train.py stays"
-    assert jobs.as_typed(text) == text, "in the repository"
+    assert as_typed(text) == text, "in the repository"
     installed = "Next: raincast train experiment=radar, then raincast evaluate; python my_train.py stays"
-    monkeypatch.setattr(jobs, "CHECKOUT", False)
-    assert jobs.as_typed(text) == installed == jobs.said(ValueError(text))
+    monkeypatch.setattr("raincast.system.shell.CHECKOUT", False)
+    assert as_typed(text) == installed == jobs.said(ValueError(text))
+    assert again_command(["optimizer.lr=1e-3"]).startswith("raincast train -m optimizer.lr=1e-3 seed=")
     record = logging.LogRecord("raincast", logging.INFO, "", 0, text, None, None)
     assert jobs.Formatter("%(message)s").format(record) == installed
+
+
+def test_the_next_command_is_typed_as_it_stands(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    report.next_command(Path("a b/best.ckpt"), "odd (2)=ü")
+    typed = shlex.split(caplog.messages[-1].splitlines()[-1])
+    assert typed == ["python", "evaluate.py", "checkpoint=a b/best.ckpt", "data.archive=odd (2)=ü"]
+    assert quoted(typed[2:])[1] == "data.archive='odd (2)=ü'"

@@ -88,6 +88,7 @@ def write_field(path: Path, values: np.ndarray, times: np.ndarray | None, grid: 
     field = xr.Dataset({name: (dims, values.astype(np.float32), {"grid_mapping": "crs"})}, coords=coords)
     if times is not None:
         field = field.assign_coords({schema.TIME: times})
+    path.parent.mkdir(exist_ok=True)
     field.to_netcdf(path)
     return path
 
@@ -118,6 +119,27 @@ def test_a_field_with_a_step_of_its_own_is_read_at_any_time(method: str, expecte
     assert (np.isnan(found) == np.isnan(found[:, :1, :1])).all()
 
 
+def test_files_of_a_field_are_found_as_those_of_ingest(tmp_path: Path) -> None:
+    for number in range(2):
+        write_field(tmp_path / f"{number}/a.nc", number + RAMP[None], minutes(60 * number), GRID)
+    for path in (f"{tmp_path}/0/*,{tmp_path}/1/*", f"{tmp_path}/0/a.nc {tmp_path}/1/a.nc", f"{tmp_path}/**/*.nc"):
+        found = Field(path, "cape", "past", PLAIN).bind("cape", site(GRID)).read(minutes(0, 60), ALL, ALL)
+        np.testing.assert_array_equal(found, [RAMP, RAMP + 1])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"channels\.cape\.path=.*empty is a folder without \.nc files"):
+        Field(f"{tmp_path}/empty", "cape", "past", PLAIN).bind("cape", site(GRID))
+    with pytest.raises(FileNotFoundError, match=r"No file matches channels\.cape\.path=.*, nor '.*/2/\*' of it"):
+        Field(f"{tmp_path}/0/*,{tmp_path}/2/*", "cape", "past", PLAIN).bind("cape", site(GRID))
+
+
+def test_a_field_whose_longitudes_jump_at_the_date_line_lies_on_a_grid_that_goes_on(tmp_path: Path) -> None:
+    across = lat_lon_grid(np.linspace(-16, -17, 12), np.linspace(179.5, 180.4, 10))
+    jumps = Grid(across.y, np.where(across.x > 180, across.x - 360, across.x), across.crs_wkt)
+    write_field(tmp_path / "a.nc", RAMP, None, jumps)
+    found = Field(f"{tmp_path}/a.nc", "cape", "static", PLAIN).bind("cape", site(across))
+    np.testing.assert_array_equal(found.read(minutes(0), ALL, ALL)[0], RAMP)
+
+
 def test_a_field_the_other_way_up_and_in_km_is_turned(tmp_path: Path) -> None:
     write_field(
         tmp_path / "a.nc", RAMP[::-1, ::-1], None, Grid(GRID.y[::-1], GRID.x[::-1], GRID.crs_wkt), "height"
@@ -135,7 +157,7 @@ def test_a_field_the_other_way_up_and_in_km_is_turned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"path": "none.nc"}, r"channels\.cape\.path=none\.nc: there is no such file"),
+        ({"path": "none.nc"}, r"No file matches channels\.cape\.path=none\.nc"),
         ({"variable": "cap"}, r"there is no variable cap, but cape. Set channels\.cape\.variable=…"),
         ({"role": "static"}, r"channels\.cape is static, but .* has several times"),
         ({"role": "past", "time_method": "linear"}, "after the newest input frame.*Take previous"),

@@ -1,25 +1,38 @@
 """Several archives: of finer steps, other grids, with weights."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from encoded import check_encoded
 
 from raincast.archive import Archive, write_part
+from raincast.data.channels.declared import Channels
 from raincast.data.datamodule import RadarDataModule
 from raincast.data.dataset import WindowDataset
 from raincast.data.sampler import Place
-from raincast.data.source import Source
+from raincast.data.source import Extra, Source, open_sources
 from raincast.data.windows import BlockSplit
 from raincast.schema import RAIN, mock_archive
 
 INPUTS, LEADS = 2, 3
 
 
-def archive(folder: Path, num: int = 40, *, step: float = 5.0, methods: str = "time: mean", **kwargs) -> Archive:
+def archive(
+    folder: Path,
+    num: int = 40,
+    *,
+    step: float = 5.0,
+    methods: str = "time: mean",
+    accumulation_minutes: float | None = None,
+    **kwargs,
+) -> Archive:
     dataset = mock_archive(num, step_minutes=step, **kwargs)
     dataset[RAIN].attrs["cell_methods"] = methods
+    if accumulation_minutes is not None:
+        dataset.attrs["accumulation_minutes"] = accumulation_minutes
     folder.mkdir(exist_ok=True)
     write_part(dataset, folder / "a.nc")
     return Archive.open(folder)
@@ -158,3 +171,28 @@ def test_further_archives_that_do_not_fit_are_refused(make, tmp_path):
         make(more=[{"archive": str(tmp_path / "small")}])
     with pytest.raises(TypeError, match="wieght"):
         make(more=[{"archive": str(tmp_path / "other"), "wieght": 2}])
+
+
+def test_archives_of_other_meanings_do_not_train_together(tmp_path, caplog):
+    def together(name: str, **first: Any) -> list[Source]:
+        main = archive(tmp_path / f"main of {name}", **{"methods": "time: mean", "step": 60.0, **first})
+        more = [Extra(str(tmp_path / name))]
+        return open_sources(main, more, Channels({}), input_steps=INPUTS, lead_steps=LEADS)
+
+    archive(tmp_path / "rates", methods="time: point")
+    with pytest.raises(ValueError, match=r"gives means over 60 min, .*rates of data\.more momentary rates\. A network"):
+        together("rates")
+    archive(tmp_path / "hours every 10 min", step=10.0, accumulation_minutes=60.0)
+    with pytest.raises(ValueError, match=r"gives means over 10 min, .*10 min of data\.more means over 60 min"):
+        together("hours every 10 min", step=10.0)
+    caplog.set_level(logging.WARNING)
+    archive(tmp_path / "means")
+    assert [source.every for source in together("means")] == [1, 12]  # means of 5 min become those of an hour
+    assert not caplog.text
+    together("rates", step=5.0)
+    assert "gives means over 5 min, " in caplog.text and "momentary rates: the network learns from both" in caplog.text
+
+
+def test_running_means_are_taken_and_not_averaged_again(tmp_path):
+    found = archive(tmp_path, accumulation_minutes=60.0)
+    np.testing.assert_array_equal(whole(at_ten(found), 3), found.read(0, 40)[3:12:2])

@@ -171,6 +171,16 @@ def test_other_steps_pixels_and_quantities_are_refused_or_recorded():
         pipeline()(frames.rename(rain_rate="dbz").assign(dbz=frames["rain_rate"].assign_attrs(units="dBZ")))
 
 
+def test_means_over_another_period_than_the_step_stay_such_and_a_warning_says_so(caplog):
+    frames = moving()
+    frames["rain_rate"].attrs["cell_methods"] = "time: mean"
+    forecast = pipeline()(frames.assign_attrs(accumulation_minutes=60.0, zr_a=200.0, zr_b=1.5, zr_from="the file"))
+    assert forecast.attrs["accumulation_minutes"] == 60 and forecast.attrs["zr_from"] == "the file"
+    assert (np.diff(forecast["time_bounds"].values, axis=1) == np.timedelta64(1, "h")).all()
+    assert "The input holds means over 60 min, a frame each 5 min, and so does the forecast" in caplog.text
+    assert "accumulation_minutes" not in pipeline()(frames).attrs
+
+
 def test_a_hash_of_the_input_travels_with_the_forecast():
     frames = moving()
     first, again = (pipeline()(frames).attrs["input_sha256"] for _ in range(2))

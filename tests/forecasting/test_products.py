@@ -11,7 +11,7 @@ from forecasting.test_forecast_file import STEP, cf_errors, flagged, latlon_grid
 from pyproj import Transformer
 
 from raincast import schema
-from raincast.forecasting.files.dataset import with_exceedance
+from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance
 from raincast.forecasting.files.netcdf import write_forecast
 from raincast.forecasting.files.places import Location, pixels_of, read_places, write_places
 from raincast.forecasting.files.products import with_amounts, with_matched, with_onset
@@ -37,6 +37,24 @@ def test_depths_are_rates_times_time(rain):
     for wrong in (7, 60, 0):
         with pytest.raises(ValueError, match=rf"{wrong} min is no multiple of the step of 5 min up to 30"):
             with_amounts(dataset, [wrong])
+
+
+def test_means_over_another_period_keep_it_and_do_not_add_up(rain):
+    """Hourly depths that come every 5 min: bounds of an hour, not of the step."""
+    hourly = forecast_dataset(
+        rain,
+        init_time=np.datetime64("2026-01-01T10:00"),
+        step_minutes=5,
+        grid=schema.mock_grid(),
+        cell_methods="time: mean",
+        attrs={"accumulation_minutes": 60.0},
+    )
+    assert (np.diff(hourly["time_bounds"].values, axis=1) == np.timedelta64(1, "h")).all()
+    with pytest.raises(
+        ValueError, match="the rates are means over 60 min, a frame each 5 min: they do not add up"
+    ):
+        with_amounts(hourly, [30])
+    assert list(with_amounts(hourly, [])) == list(hourly)
 
 
 def test_onset_is_the_first_time_at_the_threshold(rain):

@@ -9,9 +9,9 @@ import pytest
 
 from raincast import schema
 from raincast.archive import Archive
+from raincast.archive.find import find_files
 from raincast.forecasting import FileSeries, open_series
-from raincast.ingest import ingest
-from raincast.ingest.files import find_files
+from raincast.ingest import IngestReport, ingest
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.odim import ODIM
 from raincast.schema import Grid, mock_grid
@@ -64,6 +64,18 @@ def test_more_than_a_hundredth_off_the_step_is_an_error(times: np.ndarray, cause
     assert report.num_written + len(report.off_step) == times.size
 
 
+def test_an_archive_is_not_continued_by_frames_that_are_all_off_its_step(tmp_path: Path) -> None:
+    ingest(write(tmp_path / "in/a.nc", minutes(0, 5, 10, 15)), tmp_path / "out", CF())
+    later = write(tmp_path / "later/b.nc", minutes(1442, 1447, 1452, 1457))
+    with pytest.raises(
+        ValueError, match=r"4 of 4 frames are off the step .* All of them are 2 min off the archive's"
+    ):
+        ingest(later, tmp_path / "out", CF())
+    with pytest.raises(ValueError, match=r"Not one frame of 1 files could be used\. 4 frames off the step"):
+        ingest(later, tmp_path / "out", CF(), max_off_step=1)
+    assert Archive.open(tmp_path / "out").num_times == 4
+
+
 def test_a_step_that_few_gaps_show_has_to_be_stated(tmp_path: Path) -> None:
     path = write(tmp_path / "in/a.nc", minutes(0, 5, 15, 20, 40, 60, 90, 120))
     with pytest.raises(ValueError, match=r"unclear: frames are 5 min \(29%\), .*e\.g\. source\.step_minutes=5"):
@@ -100,7 +112,8 @@ def test_files_on_another_grid_are_left_out_by_name(tmp_path: Path, caplog: pyte
         write(tmp_path / f"in/rain_{number}.nc", minutes(5 * number), RAMP, east if number > 3 else GRID)
     series = open_series(tmp_path / "in", CF())
     np.testing.assert_array_equal(series.times, minutes(20, 25))
-    assert "4 of 6 files are left out" in caplog.text and "rain_0.nc" in caplog.text
+    assert "4 of 6 files are left out: their grid (6 × 5 pixels from y=-4e+06, x=-300000)" in caplog.text
+    assert "rain_0.nc" in caplog.text
     assert schema.grid_of(series.read(series.times)).same_as(east)
 
 
@@ -125,6 +138,9 @@ def test_accompanying_files_are_one_line_and_no_problem(tmp_path: Path) -> None:
     assert report.problems == 0 and len(report.accompanying) == 4
     assert "4 files that are no radar data (README, a.nc.md5, b.nc.part …)" in str(report)
     assert open_series(tmp_path / "in", CF()).times.size == 3
+    assert open_series([f"{tmp_path}/in/a*", tmp_path / "in/README"], CF()).times.size == 3
+    with pytest.raises(FileNotFoundError, match=r"No file matches input=.*so that the shell leaves it: input="):
+        open_series(f"{tmp_path}/in/*.h5", CF())
     (tmp_path / "in/c.nc").write_text("not radar either")
     assert list(ingest(tmp_path / "in", tmp_path / "out", CF()).bad_files) == [str(tmp_path / "in/c.nc")]
 
@@ -161,6 +177,33 @@ def test_the_better_quality_wins(tmp_path: Path) -> None:
     assert series.read(series.times)[schema.RAIN].max() == 2
 
 
+def test_a_better_quality_that_comes_later_replaces_the_worse_one_and_never_the_other_way_round(
+    tmp_path: Path,
+) -> None:
+    import test_odim
+
+    def write_quality(quality: int, code: int) -> Path:
+        name = tmp_path / f"in/CPC201530000{quality}_00060.001.h5"
+        name.parent.mkdir(exist_ok=True)
+        return test_odim.write(name, {"dataset1/data1": (np.full((2, 3), code, np.uint8), test_odim.RATE)})
+
+    def add(**options: bool) -> IngestReport:
+        return ingest(tmp_path / "in", tmp_path / "out", ODIM(step_minutes=60), **options)
+
+    write_quality(6, 2)
+    add()
+    # a copy that keeps the date of its making, before the archive's
+    os.utime(write_quality(9, 4), (0, 0))
+    assert len(add().differing) == 1 and add(replace=True).num_replaced == 1
+    assert Archive.open(tmp_path / "out").read(0, 1).max() == 2
+    # the worse one is written anew
+    later = (tmp_path / "out").stat().st_mtime_ns + 10**10
+    os.utime(write_quality(6, 6), ns=(later, later))
+    report = add(replace=True)
+    assert not report.differing and not report.num_replaced
+    assert Archive.open(tmp_path / "out").read(0, 1).max() == 2
+
+
 def test_globs_follow_links_folders_stand_for_their_files_and_patterns_may_be_several(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere/2020/06"
     elsewhere.mkdir(parents=True)
@@ -175,11 +218,12 @@ def test_globs_follow_links_folders_stand_for_their_files_and_patterns_may_be_se
     assert find_files(elsewhere) == find_files(f"{elsewhere}/") == [elsewhere / "a.h5", elsewhere / "b.h5"]
     for text in (f"{elsewhere}/a*,{elsewhere}/b*", f"{elsewhere}/a* {elsewhere}/b*", [f"{elsewhere}/?.h5"]):
         assert find_files(text) == [elsewhere / "a.h5", elsewhere / "b.h5"]
-    with pytest.raises(FileNotFoundError, match=r"nor '.*/d\*' of it\. Several patterns are written"):
+    with pytest.raises(FileNotFoundError, match=r"nor '.*/d\*' of it\. Several patterns are written 'files=A,B'"):
         find_files(f"{elsewhere}/a*, {elsewhere}/d*")
     with pytest.raises(FileNotFoundError, match=r"holds linked/\. For files in its folders: files='.*/\*\*/\*'"):
         find_files(data)
-    with_comma = tmp_path / "odd, name"
-    with_comma.mkdir()
-    (with_comma / "a.h5").touch()
-    assert find_files(f"{with_comma}/*.h5") == [with_comma / "a.h5"]
+    for name in ("odd, name", "ünï (x)=[0-2]", "what?"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "a.h5").touch()
+        assert find_files(f"{folder}/*.h5") == find_files(f"{folder}/[a-c].h5") == [folder / "a.h5"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import test_odim
+import xarray as xr
 
 from raincast import schema
 from raincast.archive import Archive, write_part
@@ -117,3 +118,19 @@ def test_live_mode_refuses_another_meaning(tmp_path: Path, caplog: pytest.LogCap
         list(intake.chunks(2e9, lambda: False))
     assert intake.recent.times.size == 2 and record.counts["other"] == 1
     assert "it holds depths over 60 min (ACRR), the frames before it momentary rates (RATE)" in caplog.text
+
+
+def test_periods_that_are_known_with_the_step_do_not_mix_in_an_input(tmp_path: Path) -> None:
+    """Means that state no period are over the step: they are no hourly ones."""
+    for number, minutes in enumerate((0, 60)):
+        path = cf(tmp_path / f"in/{number}.nc", f"2020-06-01T00:{20 * number:02d}", cell_methods="time: mean")
+        if minutes:
+            with xr.open_dataset(path) as opened:
+                hourly = opened.load().assign_attrs(accumulation_minutes=60.0)
+            hourly.to_netcdf(path)
+    series = open_series(tmp_path / "in", CF())
+    with pytest.raises(
+        ValueError, match="The frames mix means over 5 min and means over 60 min: give files of one"
+    ):
+        series.read(series.times)
+    assert series.read(series.times[-2:]).attrs["accumulation_minutes"] == 60

@@ -121,6 +121,29 @@ def test_bounds_of_different_lengths_are_refused(tmp_path: Path) -> None:
         CF().scan(tmp_path / "b.nc")
 
 
+def test_an_archive_of_another_party_has_the_times_and_periods_that_ingest_finds(tmp_path: Path) -> None:
+    """Of time bounds the end counts, and their length is the period: also where no ingest came before."""
+    with xr.open_dataset(cf_file(tmp_path / "a.nc", attrs={"units": "mm h-1"})) as opened:
+        dataset = opened.load()
+    name = next(name for name, array in dataset.data_vars.items() if array.ndim == 3)
+    dataset[name].attrs |= {"standard_name": "rainfall_rate", "cell_methods": "time: mean"}
+    starts = dataset["time"].values
+    dataset["time_bnds"] = (("time", "nv"), np.stack([starts, starts + np.timedelta64(15, "m")], axis=1))
+    dataset["time"].attrs["bounds"] = "time_bnds"
+    dataset.to_netcdf(tmp_path / "b.nc", engine="netcdf4")
+    ingest([tmp_path / "b.nc"], tmp_path / "archive", CF())
+    ours, theirs = Archive.open(tmp_path / "archive"), Archive.open(tmp_path / "b.nc")
+    np.testing.assert_array_equal(theirs.times, ours.times)
+    np.testing.assert_array_equal(theirs.times, starts + np.timedelta64(15, "m"))
+    assert theirs.meaning == ours.meaning == Meaning("mean", 15)
+    assert theirs.attrs["accumulation_minutes"] == 15
+    stated = dataset.drop_vars("time_bnds")
+    del stated["time"].attrs["bounds"]
+    stated[name].attrs["accumulation_period"] = "PT1H"
+    stated.to_netcdf(tmp_path / "c.nc", engine="netcdf4")
+    assert Archive.open(tmp_path / "c.nc").meaning == Meaning("mean", 60)
+
+
 def test_meanings_are_compared_by_their_period() -> None:
     assert MOMENTARY.same_as(Meaning("momentary", quantity="RATE"))
     assert Meaning("mean").over(5).same_as(Meaning("depth", 5.0, "RY"))
@@ -185,6 +208,8 @@ def read_everywhere(path: Path) -> list[np.ndarray]:
         ({"valid_max": np.int16(500)}, 5.0),
         # a text has no type: the wider reading
         ({"valid_range": "0, 300"}, 300.0),
+        ({"valid_range": "300, 0"}, 300.0),
+        ({"valid_min": "0", "valid_max": "300"}, 300.0),
         ({"valid_range": "0.0 5.0"}, 5.0),
         ({"valid_range": np.array([5, 0], np.float64)}, 5.0),
         ({"valid_range": "of rain"}, 300.0),
@@ -203,6 +228,9 @@ def test_a_negative_scale_turns_the_valid_range_round(tmp_path: Path) -> None:
     rain = np.minimum(RAIN, 19).astype(np.float32)
     numbers = np.rint((20 - rain) / 0.01).astype(np.int16)
     expected = np.where(rain > 5 + 1e-6, np.nan, rain)
+    for limits in ("0, 5", "1500 2000", "2000;1500"):  # which of both is meant nobody knows: nothing is lost
+        found = read_everywhere(packed_file(tmp_path / "a.nc", numbers, **packing, valid_range=limits))[0]
+        assert np.isfinite(found[rain <= 5]).all()
     for limits in (np.array([0.0, 5.0]), np.array([1500, 2000], np.int16)):
         for found in read_everywhere(packed_file(tmp_path / "a.nc", numbers, **packing, valid_range=limits)):
             np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -230,6 +258,28 @@ def test_a_valid_range_that_takes_most_values_away_is_named(
     assert all(np.isnan(found).all() for found in read_everywhere(path)[:3])
     assert "most.nc, rain: its valid_min, valid_max or valid_range (-inf to 3.005 in its unit)" in caplog.text
     assert "leaves out 100% of the observed values" in caplog.text
+
+
+def test_a_valid_range_that_takes_the_heavy_rain_away_is_named_and_codes_of_missing_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Most of a frame is dry: a limit of 3 mm/h takes a few pixels of it, and all that matters."""
+    caplog.set_level(logging.WARNING)
+    rain = np.zeros((2, 20, 20), np.float32)
+    rain[:, 5:9, 5:9] = np.linspace(10, 50, 16).reshape(4, 4)
+    codes = np.rint(rain * 100).astype(np.int16)
+    codes[:, :2] = 32000  # no fill value, but beyond the range
+    codes[:, 2] = 32001
+    path = packed_file(tmp_path / "flags.nc", codes, **IN_CODES, valid_range=np.array([0, 10_000], np.int16))
+    assert np.isnan(CF().read(path)[schema.RAIN][0, :3]).all()
+    assert not caplog.text
+    path = packed_file(tmp_path / "heavy.nc", codes, **IN_CODES, valid_max=np.int64(300))
+    for found in read_everywhere(path)[:3]:
+        assert np.nanmax(found) == 0
+    assert (
+        "heavy.nc, rain: its valid_min, valid_max or valid_range (-inf to 3.005 in its unit) leaves out"
+        in caplog.text
+    )
 
 
 def test_a_scale_of_zero_is_an_error(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from raincast import schema
 from raincast.archive.codes import CODES
 from raincast.archive.limits import check_file
 from raincast.archive.packing import Packing
-from raincast.archive.times import exact_times
+from raincast.archive.times import exact_times, stated_minutes, valid_times
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import raise_if_handles, reason_of
 from raincast.system.files import sight_of
@@ -127,14 +127,21 @@ def _read_head(path: Path, sight: int) -> Head:
             x=dataset[schema.X].values.astype(np.float64),
             crs_wkt=str(schema.find_crs_wkt(dataset, variable)),
         )
+        rain_attrs, step_minutes = dict(dataset[variable].attrs), schema.find_step_minutes(dataset)
+        times, minutes = valid_times(dataset, dataset[variable])
+        if (times != dataset[schema.TIME].values).any():
+            schema.check_archive(dataset.assign_coords({schema.TIME: (schema.TIME, times)}), str(path))
+        if (meaning := schema.meaning_of(rain_attrs.get("cell_methods"), {}, step_minutes)).is_averaged:
+            minutes = minutes or stated_minutes(rain_attrs, dataset.attrs)
+            meaning = replace(meaning, minutes=minutes or step_minutes)
         return Head(
             path=path,
-            times=dataset[schema.TIME].values.astype("datetime64[ns]"),
+            times=times,
             grid=grid,
-            step_minutes=schema.find_step_minutes(dataset),
+            step_minutes=step_minutes,
             variable=variable,
-            attrs=dict(dataset.attrs),
-            rain_attrs=dict(dataset[variable].attrs),
+            attrs=meaning.attrs(step_minutes) | dataset.attrs,
+            rain_attrs=rain_attrs,
             coded=Packing.of(dataset[variable]) == CODES
             and schema.mm_h_per(dataset[variable].attrs["units"]) == 1,
             sight=sight,

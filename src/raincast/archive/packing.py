@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 
 ATTRS = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
 VALID_ATTRS = ("valid_range", "valid_min", "valid_max")
-MOST_BEYOND = 0.5
-"""The share of the observed values beyond the valid range above which the range is named in a warning."""
+MOST_CODES_BEYOND = 10
+"""Different numbers beyond the valid range above which it is named: codes of missing are few, rain has many."""
+LOOKED_AT = 4096
 _said: set[str] = set()
 
 
@@ -83,7 +84,8 @@ class Packing:
         """Stored numbers → values in the variable's unit, NaN for missing; of any shape.
 
         Infinite numbers are missing, unless they are kept for whoever names them (`absurd`).
-        A valid range that takes most observed values away is named in a warning, once for each `name`.
+        A valid range that takes away most observed values, or many different ones, is named in a warning, once
+        for each `name`.
         """
         numbers = self.numbers(raw).astype(np.float64)
         missing = np.isnan(numbers) if keep_infinite else ~np.isfinite(numbers)
@@ -92,22 +94,30 @@ class Packing:
         if self.has_limits:
             beyond = (numbers < self.low) | (numbers > self.high)
             beyond &= ~missing
-            self._check(beyond, missing, name)
+            self._check(numbers, beyond, missing, name)
             missing |= beyond
         values = numbers * self.scale
         values += self.offset
         values[missing] = np.nan
         return values
 
-    def _check(self, beyond: npt.NDArray[np.bool_], missing: npt.NDArray[np.bool_], name: str) -> None:
-        num_observed = beyond.size - int(np.count_nonzero(missing))
-        share = int(np.count_nonzero(beyond)) / max(1, num_observed)
-        if name and share > MOST_BEYOND:
-            limits = sorted(number * self.scale + self.offset for number in (self.low, self.high))
-            warn_once(
-                f"{name}: its valid_min, valid_max or valid_range ({limits[0]:g} to {limits[1]:g} in its unit) "
-                f"leaves out {share:.0%} of the observed values of a frame. Check these attributes"
-            )
+    def _check(
+        self, numbers: npt.NDArray[Any], beyond: npt.NDArray[np.bool_], missing: npt.NDArray[np.bool_], name: str
+    ) -> None:
+        num_beyond, num_observed = int(np.count_nonzero(beyond)), beyond.size - int(np.count_nonzero(missing))
+        if not name or not num_beyond:
+            return
+        num_codes = np.unique(numbers[beyond][:LOOKED_AT]).size
+        if 2 * num_beyond <= num_observed and num_codes <= MOST_CODES_BEYOND:
+            return
+        limits = sorted(number * self.scale + self.offset for number in (self.low, self.high))
+        said = f"{name}: its valid_min, valid_max or valid_range ({limits[0]:g} to {limits[1]:g} in its unit)"
+        if said not in _said:  # the share is another in each frame
+            _said.add(said)
+            log.warning(
+                "%s leaves out %.3g%% of the observed values of a frame, %d different numbers among them. Check "
+                "these attributes.", said, 100 * num_beyond / max(1, num_observed), num_codes,
+            )  # fmt: skip
 
 
 def warn_once(text: str) -> None:
@@ -123,7 +133,7 @@ def _number(said: Mapping[str, Any], name: str, default: float) -> float:
     except (ValueError, TypeError):
         value = np.nan
     if not np.isfinite(value):
-        raise ValueError(f"its {name} is {said[name]!r}, no finite number")
+        raise ValueError(f"its {name} is {said[name]}, no finite number")
     return value
 
 
@@ -143,9 +153,9 @@ def _limits(
     """The lowest and the highest valid number, in packed numbers.
 
     By CF the type of the attribute decides: that of the packed numbers, or that of the unpacked values. A text has
-    no type: whole numbers in it may be either, and the wider range counts.
+    no type: its numbers may be either, and what is valid in one of the two readings counts.
     """
-    found = [-np.inf, np.inf]
+    stated = {}
     for name, sides in (("valid_range", (0, 1)), ("valid_min", (0,)), ("valid_max", (1,))):
         if name not in said:
             continue
@@ -153,17 +163,20 @@ def _limits(
         if len(values) != len(sides):
             warn_once(f"{name}={said[name]!r} is ignored: it should be {len(sides)} numbers")
             continue
-        for side, value in zip(sides, values, strict=True):
-            if np.isnan(value):
-                continue
-            as_value = packed and _is_unpacked(value, dtype, said)
-            # with a negative scale the lowest value is the highest number
-            place = 1 - side if scale < 0 and (as_value or (packed and is_text)) else side
-            numbers = [(float(value) - offset) / scale if as_value else _in_type(value, dtype)]
-            if packed and is_text:
-                numbers.append((float(value) - offset) / scale)
-            found[place] = max(numbers) if place else min(numbers)
-    low, high = sorted(found)  # some services give the range in the order of the values
+        stated[name] = sides, values, is_text
+    readings = []
+    for text_is_unpacked in (False, True) if packed and any(text for _, _, text in stated.values()) else (False,):
+        found = [-np.inf, np.inf]
+        for sides, values, is_text in stated.values():
+            for side, value in zip(sides, values, strict=True):
+                if np.isnan(value):
+                    continue
+                as_value = text_is_unpacked if is_text else packed and _is_unpacked(value, dtype, said)
+                number = (float(value) - offset) / scale if as_value else _in_type(value, dtype)
+                # with a negative scale the lowest value is the highest number
+                found[1 - side if as_value and scale < 0 else side] = number
+        readings.append(sorted(found))  # some services give the range in the order of the values
+    low, high = min(reading[0] for reading in readings), max(reading[1] for reading in readings)
     slack = 0.5 if dtype.kind in "iu" else 0.0  # for limits between two numbers, as 0.1 / 0.01 is
     return low - slack, high + slack
 

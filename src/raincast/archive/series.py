@@ -305,10 +305,10 @@ class Archive:
         wanted = self.times[part.first : part.first + part.num_times]
         numbers = np.searchsorted(head.times, wanted)
         there = np.isin(wanted, head.times)
-        if not there.all() or not head.grid.same_as(self.grid) or head.variable != self.variable:
-            lacks = (
-                f"lacks the frame of {wanted[~there][0]}" if not there.all() else "has another grid or variable"
-            )
+        same = head.grid.same_as(self.grid) and head.variable == self.variable
+        same = same and head.meaning.same_as(self.meaning)
+        if not (there.all() and same):
+            lacks = f"lacks the frame of {wanted[~there][0]}" if same else "has another grid, variable or meaning"
             raise ValueError(f"{part.path} was written anew while it was open, and {lacks}. Start again.")
         if head.sight not in self._told:
             self._told.add(head.sight)

@@ -1,15 +1,25 @@
-"""Times that a file stores as floating-point numbers, rounded to what their unit can resolve."""
+"""The times of a file: rounded where they are floats, and the period that each value covers."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
+from raincast.schema import TIME
+
 _MINUTE = 60 * 10**9
 _ROUND = (10**6, 10**7, 10**8, 10**9, 5 * 10**9, 10**10, 3 * 10**10, _MINUTE, 5 * _MINUTE)
 """Candidates for the rounding in ns, each a whole number of the one before."""
+
+
+PERIOD_ATTRS = {"accum_time_h": 60.0, "accutime": 1.0, "accumulation_minutes": 1.0}
+"""Attributes that state the period of a mean or a depth, and how many minutes one of their unit is."""
+MINUTES_PER = {"second": 1 / 60, "sec": 1 / 60, "s": 1 / 60, "minute": 1.0, "min": 1.0}
+MINUTES_PER |= {"hour": 60.0, "hr": 60.0, "h": 60.0, "day": 1440.0, "d": 1440.0}
 
 
 def exact_times(dataset: xr.Dataset) -> xr.Dataset:
@@ -69,3 +79,53 @@ def _resolved_ns(values: npt.NDArray[np.generic], variable: xr.Variable) -> floa
     largest = np.abs(passed / np.timedelta64(1, "us")).max() * 1e3 / ns
     spacing = float(np.spacing(np.asarray(largest, variable.encoding["dtype"])))
     return spacing * float(ns)
+
+
+def valid_times(
+    dataset: xr.Dataset, field: xr.DataArray, *, is_depth: bool = False
+) -> tuple[npt.NDArray[np.datetime64], float | None]:
+    """Valid times of `field`, and the minutes that a value covers: both from the time bounds where there are any.
+
+    `cell_methods` of "time: point" makes bounds meaningless, but not for a depth, which has a period. ValueError
+    where the bounds are of several lengths.
+    """
+    times = np.atleast_1d(field[TIME].values).astype("datetime64[ns]")
+    bounds = dataset.variables.get(field[TIME].attrs.get("bounds", ""))
+    is_point = not is_depth and "time: point" in str(field.attrs.get("cell_methods", ""))
+    if bounds is None or bounds.size != 2 * times.size or is_point:
+        return times, None
+    start, end = bounds.values.reshape(-1, 2).astype("datetime64[ns]").T
+    intervals = (end - start) / np.timedelta64(1, "m")
+    if intervals.size and (intervals.min() <= 0 or np.ptp(intervals) > 0.1 * intervals.max()):
+        raise ValueError(
+            f"the bounds of its times cover {intervals.min():g} to {intervals.max():g} min: frames of one file "
+            "need one period over 0. Split the file, or remove the bounds"
+        )
+    return end, round(float(np.median(intervals)), 2) if intervals.size else None
+
+
+def stated_minutes(field_attrs: Mapping[str, Any], attrs: Mapping[str, Any]) -> float | None:
+    """The period of a mean or a depth from the attributes of the variable or the file; None where none states it.
+
+    accumulation_period is PT1H in RMI's RADCLIM of the mlcast community; accum_time_h and accutime are pysteps'.
+    """
+    for own in (field_attrs, attrs):
+        text = str(own.get("accumulation_period", ""))
+        if match := re.fullmatch(r"PT(?=\d)(?:(\d+)H)?(?:(\d+)M)?", text):
+            return _positive("accumulation_period", text, 60.0 * int(match[1] or 0) + int(match[2] or 0))
+        for name, factor in PERIOD_ATTRS.items():
+            if name in own:
+                return _positive(name, own[name], factor * float(np.ravel(own[name])[0]))
+    # CF has the interval of the original samples there; files with depths state the period
+    interval = r"time: *(?:sum|mean|accumulated) *\((?:interval:)? *([\d.]+) *([a-z]+)\)"
+    if match := re.search(interval, str(field_attrs.get("cell_methods", "")).lower()):
+        unit = MINUTES_PER.get(match[2]) or MINUTES_PER.get(match[2].removesuffix("s"))
+        if unit is not None:
+            return _positive("cell_methods", match[0], unit * float(match[1]))
+    return None
+
+
+def _positive(name: str, said: Any, minutes: float) -> float:
+    if not 0 < minutes < np.inf:
+        raise ValueError(f"its {name} is {said}: no period over 0 min")
+    return minutes

@@ -158,7 +158,12 @@ def metrics(cfg: DictConfig, data: "RadarDataModule") -> "Metrics":
     for key in ("goal", "goal_mode"):
         settings.pop(key, None)
     made: Metrics = make({"_target_": "raincast.evaluation.Metrics", **settings})
-    grid = data.archive.grid
+    grid, meaning, step = data.archive.grid, data.archive.meaning, data.archive.step_minutes
+    if made.accumulations and meaning.is_averaged and meaning.minutes != step:
+        raise ValueError(
+            f"metrics.accumulations={list(made.accumulations)}: {data.archive.path} holds {meaning}, a frame each "
+            f"{step:g} min. They do not add up to depths: set metrics.accumulations=[]."
+        )
     Scoring(made, data.archive.step_minutes, grid.pixel_km).check(data.lead_steps, data.eval_crop)
     return made
 

@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> Path:
     if due.size > 1 or "/" in str(cfg.init_time):
         return _many(cfg, pipeline, series, due)
     forecast, written = forecast_one(
-        pipeline, series, due[0], Path(cfg.folder), outputs, source=cfg.input, overwrite=cfg.overwrite
+        pipeline, series, due[0], Path(cfg.folder), outputs, source=str(cfg.input), overwrite=cfg.overwrite
     )
     for kind, path in written.items():
         log.info("%-10s %s", kind, report.short(path))
@@ -100,7 +100,7 @@ def _series(settings: Any) -> "Series":
     from raincast.forecasting import open_series
 
     cfg = settings if isinstance(settings, DictConfig) else OmegaConf.create(settings)
-    return open_series(cfg.input, assembly.reader(cfg))
+    return open_series(cfg.input if isinstance(cfg.input, str) else list(cfg.input), assembly.reader(cfg))
 
 
 def _tell_of_many(outcome: "HindcastOutcome", folder: Path, num_due: int) -> None:

@@ -1,6 +1,7 @@
 """`python ingest.py`: a service's radar files → an archive."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def run(cfg: DictConfig) -> None:
     except KeyboardInterrupt:
         log.warning("Stopped. The days that are written stay; the same command goes on with the others.")
         raise SystemExit(130) from None  # as a shell counts Ctrl-C
-    log.info("\nNext, train on it:\n  python train.py experiment=radar data.archive=%s", cfg.archive)
+    given = shlex.quote(f"data.archive={cfg.archive}")
+    log.info("\nNext, train on it:\n  python train.py experiment=radar %s", given)
     if result.problems:
         raise SystemExit(1)
 

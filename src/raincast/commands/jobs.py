@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from raincast.system import run_folder
+from raincast.system.shell import as_typed
 
 log = logging.getLogger(__name__)
 
 OUTCOME = "job.json"
-CHECKOUT = (Path(__file__).resolve().parents[3] / "train.py").is_file()
-"""Whether raincast runs from its repository, where each command has a script."""
 SYSTEM_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR,
@@ -116,13 +114,6 @@ def said(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {os.fsdecode(error.filename)}"
     return as_typed(str(error))
-
-
-def as_typed(text: str) -> str:
-    """Commands in a message as this user types them: `raincast train` where there is no train.py."""
-    if CHECKOUT and not sys.argv[0].startswith("raincast "):
-        return text
-    return re.sub(r"\bpython (train|evaluate|forecast|ingest|export)\.py\b", r"raincast \1", text)
 
 
 class Formatter(logging.Formatter):

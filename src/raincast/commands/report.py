@@ -1,6 +1,7 @@
 """What commands tell a person: progress, tables, pictures, the next command to type."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +142,7 @@ def close_logger(logger: Any) -> None:
 
 def next_command(best: Path, archive: str | None) -> None:
     """What to type next."""
-    source = f" data.archive={archive}" if archive else ""
-    log.info("\nNext, score it on the test windows beside optical flow:\n  python evaluate.py checkpoint=%s%s",
-             short(best), source)  # fmt: skip
+    given = [f"checkpoint={short(best)}", *([f"data.archive={archive}"] if archive else [])]
+    log.info(
+        "\nNext, score it on the test windows beside optical flow:\n  python evaluate.py %s", shlex.join(given)
+    )

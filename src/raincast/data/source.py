@@ -1,5 +1,6 @@
 """Archives as training sees them: each at the step of the samples, with the channels on its own grid."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +15,12 @@ from raincast.data.channels import Site
 from raincast.data.channels.carried import Carried, Layout
 from raincast.data.channels.declared import BoundChannels, Channels
 from raincast.data.windows import SPLITS, Split, SplitWindows, frame_slots, split_windows
+from raincast.schema import Meaning
 
+log = logging.getLogger(__name__)
+
+LONGEST_BESIDE_MOMENTARY = 15.0
+"""Minutes of a mean that is still trained on together with momentary rates: the steps of radar composites."""
 Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 """As `Archive.read_stored` gives them."""
 
@@ -54,8 +60,16 @@ class Source:
         return cls(archive, input_steps, lead_steps, every, channels)
 
     @property
+    def meaning(self) -> Meaning:
+        """What the rates of the samples are over time: means over the archive's step become those over theirs."""
+        own = self.archive.meaning
+        over_step = own.is_averaged and own.minutes == self.archive.step_minutes
+        return replace(own, minutes=self.every * self.archive.step_minutes) if over_step else own
+
+    @property
     def _means(self) -> bool:
-        return "mean" in str(self.archive.rain_attrs.get("cell_methods", ""))
+        """Whether means follow each other without gap or overlap, so that they can be averaged to a longer step."""
+        return self.archive.meaning.same_as(Meaning("mean", self.archive.step_minutes))
 
     def _span(self, num_steps: int) -> int:
         """The archive's own steps from the first to the last frame that so many steps are made of."""
@@ -179,7 +193,7 @@ def open_sources(
 ) -> list[Source]:
     """`archive` and the further ones, at its step; ValueError where a step or a channel does not fit."""
     archives = [(archive, {}), *((Archive.open(extra.archive), extra.channels) for extra in more)]
-    return [
+    sources = [
         Source.at_step(
             found,
             archive.step_minutes,
@@ -189,6 +203,22 @@ def open_sources(
         )
         for found, others in archives
     ]
+    for source in sources[1:]:
+        _check_meaning(sources[0], source)
+    return sources
+
+
+def _check_meaning(first: Source, other: Source) -> None:
+    """ValueError for rates over periods that are far apart; a warning for momentary rates beside short means."""
+    periods = [source.meaning.minutes or 0.0 for source in (first, other)]
+    if abs(periods[0] - periods[1]) < 1e-3:
+        return
+    said = f"{first.archive.path} gives {first.meaning}, {other.archive.path} of data.more {other.meaning}"
+    if 0.0 not in periods or max(periods) > LONGEST_BESIDE_MOMENTARY:
+        raise ValueError(
+            f"{said}. A network learns one of them: leave it out of data.more, or take archives of one kind."
+        )
+    log.warning("%s: the network learns from both as if they were the same.", said)
 
 
 def _bound(channels: Channels, archive: Archive, others: Mapping[str, Mapping[str, Any]]) -> BoundChannels | None:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.packing import warn_once
 from raincast.projection import is_geographic
 from raincast.schema import Grid
 
@@ -80,6 +81,12 @@ class Trained:
         methods = str(frames[schema.RAIN].attrs.get("cell_methods", "unknown"))
         if "unknown" not in (methods, self.cell_methods) and ("mean" in methods) != ("mean" in self.cell_methods):
             attrs["trained_on_cell_methods"] = self.cell_methods
+        meaning = schema.meaning_of(methods, frames.attrs, self.step_minutes)
+        if meaning.attrs(self.step_minutes):
+            warn_once(
+                f"The input holds {meaning}, a frame each {self.step_minutes:g} min, and so does the forecast: "
+                f"{schema.ACCUMULATION_MINUTES} in its file says it"
+            )
         return attrs
 
 

@@ -36,7 +36,7 @@ from raincast.schema import Grid
 
 log = logging.getLogger(__name__)
 
-KEPT_ATTRS = ("license", "institution", "references")
+KEPT_ATTRS = ("license", "institution", "references", schema.ACCUMULATION_MINUTES, "zr_a", "zr_b", "zr_from")
 """Attributes of the input that are copied to the forecast."""
 
 

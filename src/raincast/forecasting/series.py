@@ -1,6 +1,8 @@
 """Archives, folders, radar files and globs as one series of frames."""
 
 import logging
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -10,9 +12,10 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import Archive
-from raincast.ingest.files import accompanies, find_files
+from raincast.archive.find import accompanies, find_files
 from raincast.ingest.readers import Head, Reader, check_period
-from raincast.schema import Grid
+from raincast.ingest.scan import place
+from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError
 
 log = logging.getLogger(__name__)
@@ -46,12 +49,12 @@ class Series(Protocol):
         ...
 
 
-def open_series(source: str | Path, reader: Reader) -> Series:
-    """Open an archive, or radar files that `reader` understands: one file, a folder or a glob."""
-    try:
-        return ArchiveSeries(Archive.open(source))
-    except (ValueError, FileNotFoundError):
-        return FileSeries(reader, find_files(source))
+def open_series(source: str | Path | Sequence[str | Path], reader: Reader) -> Series:
+    """Open an archive, or radar files that `reader` understands: one file, a folder, a glob, or a list of them."""
+    if isinstance(source, str | Path):
+        with suppress(ValueError, FileNotFoundError):
+            return ArchiveSeries(Archive.open(source))
+    return FileSeries(reader, find_files(source, "input"))
 
 
 class ArchiveSeries:
@@ -145,10 +148,11 @@ class FileSeries:
     @property
     def step_minutes(self) -> float:
         """The step that the files state, or the most common time between frames."""
-        stated = {head.step_minutes for head in self.heads.values() if head.step_minutes}
+        times = self.times  # first: it finds out which files are foreign
+        ours = (head for file, head in self.heads.items() if file not in self._foreign)
+        stated = {head.step_minutes for head in ours if head.step_minutes}
         if len(stated) == 1:
             return float(stated.pop())
-        times = self.times
         gaps, counts = np.unique(np.diff(times), return_counts=True)
         if gaps.size == 0:
             raise ValueError(
@@ -165,8 +169,9 @@ class FileSeries:
         self._kept = {time: self._frame(time, step_minutes) for time in wanted.astype("datetime64[ns]")}
         pieces = list(self._kept.values())
         newest = pieces[-1]
-        if len(kinds := {str(piece[schema.RAIN].attrs["cell_methods"]) for piece in pieces}) > 1:
-            raise ValueError(f"The frames mix rates of {' and '.join(sorted(kinds))}: give files of one kind.")
+        # also the periods that become known with the step
+        if len(kinds := {str(_meaning(piece, step_minutes)) for piece in pieces}) > 1:
+            raise ValueError(f"The frames mix {' and '.join(sorted(kinds))}: give files of one kind.")
         grid = schema.grid_of(newest)
         return schema.rain_dataset(
             np.concatenate([_turned(piece, grid) for piece in pieces]),
@@ -206,11 +211,14 @@ class FileSeries:
         if self._fitting is None:
             newest = self.heads[self.where[max(self.where)][0]] if self.where else None
             foreign = {file for file, head in self.heads.items() if newest and not _fits(head, newest)}
-            if foreign - self._foreign:
+            if newest and foreign - self._foreign:
+                first = self.heads[min(foreign)]
+                other_grid = first.grid.turn_to(newest.grid) is None
+                what = "grid" if other_grid else "meaning"
+                own, theirs = (place(h.grid) if other_grid else h.meaning for h in (first, newest))
                 log.warning(
-                    "%d of %d files are left out: their grid or meaning (%s) is not that of the newest (%s): %s",
-                    len(foreign), len(self.heads), self.heads[min(foreign)].meaning, newest and newest.meaning,
-                    ", ".join(str(file) for file in sorted(foreign)),
+                    "%d of %d files are left out: their %s (%s) is not that of the newest (%s): %s",
+                    len(foreign), len(self.heads), what, own, theirs, ", ".join(map(str, sorted(foreign))),
                 )  # fmt: skip
             self._foreign = foreign
             self._fitting = {time: place for time, place in self.where.items() if place[0] not in foreign}
@@ -227,6 +235,10 @@ def _fits(head: Head, newest: Head) -> bool:
     if one.is_averaged and other.is_averaged and (one.minutes is None or other.minutes is None):
         return True  # the period is asked for elsewhere
     return one.same_as(other)
+
+
+def _meaning(frame: xr.Dataset, step_minutes: float) -> Meaning:
+    return schema.meaning_of(frame[schema.RAIN].attrs["cell_methods"], frame.attrs, step_minutes)
 
 
 def _is_of(frame: xr.Dataset, time: np.datetime64) -> bool:

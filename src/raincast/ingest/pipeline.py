@@ -14,8 +14,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import Archive
+from raincast.archive.find import find_files
 from raincast.ingest.day import DayResult, DayTask, write_day
-from raincast.ingest.files import find_files
 from raincast.ingest.layout import PartLayout
 from raincast.ingest.quality import Clutter, Quality
 from raincast.ingest.readers import Reader, check_period, key_of
@@ -236,7 +236,7 @@ class _Job:
         self._check_off_step(found.offers, off_step, existing)
         present = existing.times if existing else np.array([], "datetime64[ns]")
         known = np.isin(offers.times, present)
-        wanted, changed = offers.take(~known), offers.take(known & self._is_changed(offers))
+        wanted, changed = offers.take(~known), offers.take(known & self._is_changed(offers, found.quality))
         total = np.unique(wanted.times).size
         days_wanted, days_changed = dict(wanted.by_day()), dict(changed.by_day())
         none = offers.take(slice(0))
@@ -268,7 +268,9 @@ class _Job:
         if len(off_step) <= self.max_off_step * len(offers):
             return
         listed = ", ".join(self._text(off_step, number) for number in range(min(3, len(off_step))))
-        cause = off_step_cause(offers.times, off_step.times, self.step_minutes)
+        cause = off_step_cause(
+            offers.times, off_step.times, self.step_minutes, existing.times[0] if existing else None
+        )
         counted = f", counted from the first frame of {existing.path}," if existing else ""
         raise ValueError(
             f"{len(off_step)} of {len(offers)} frames are off the step of {self.step_minutes:g} min{counted} and "
@@ -276,13 +278,26 @@ class _Job:
             "To leave them out, set max_off_step=1 (the share that may be lost). Nothing was written."
         )
 
-    def _is_changed(self, offers: Offers) -> npt.NDArray[np.bool_]:
-        """Of each frame whether its file is newer than the part of its day."""
+    def _is_changed(self, offers: Offers, quality: Mapping[int, float]) -> npt.NDArray[np.bool_]:
+        """Of each frame whether it may be another than that of the part of its day.
+
+        Its file is newer than the part, and no other file has the frame in a better quality. Where there are
+        several qualities the best may have come with the old date of its making: what counts is when it came.
+        """
+        if not len(offers):
+            return np.zeros(0, bool)
         files, of_file = np.unique(offers.files, return_inverse=True)
         days, of_day = np.unique(offers.times.astype("datetime64[D]"), return_inverse=True)
-        file_times = np.array([_changed_ns(self.paths[file]) for file in files], np.int64)
-        part_times = np.array([_changed_ns(self.layout.part(day)) for day in days], np.int64)
-        newer: npt.NDArray[np.bool_] = file_times[of_file] > part_times[of_day]
+        made, came = np.array([_changed_ns(self.paths[file]) for file in files], np.int64).T
+        part_times = np.array([_changed_ns(self.layout.part(day))[0] for day in days], np.int64)
+        own = np.array([quality.get(int(file), 0.0) for file in files])[of_file]
+        # the best of a time comes first
+        _, first, of_time, count = np.unique(
+            offers.times, return_index=True, return_inverse=True, return_counts=True
+        )
+        best, worst = own[first][of_time], own[first + count - 1][of_time]
+        date = np.where(own > worst, np.maximum(made, came)[of_file], made[of_file])
+        newer: npt.NDArray[np.bool_] = (date > part_times[of_day]) & (own == best)
         return newer
 
     def _task(self, day: np.datetime64, offers: Offers, changed: Offers) -> DayTask:
@@ -321,7 +336,7 @@ class _Job:
         offered = np.unique(offers.times)
         kept = np.union1d(present, written)
         step = schema.step_timedelta(self.step_minutes)
-        num_missing, missing = missing_times(offered[0], offered[-1], kept, step)
+        num_missing, missing = missing_times(offered[0], offered[-1], kept, step) if offered.size else (0, offered)
         bad_files = found.bad_files | {path: why for day in days for path, why in day.bad_files.items()}
         return IngestReport(
             archive=self.layout.archive,
@@ -364,11 +379,13 @@ def _texts(times: Times) -> tuple[str, ...]:
     return tuple(map(str, times.astype("datetime64[s]")))
 
 
-def _changed_ns(path: Path) -> int:
+def _changed_ns(path: Path) -> tuple[int, int]:
+    """When its content was made, and when the file came to its place, as copying may keep the first."""
     try:
-        return path.stat().st_mtime_ns
+        status = path.stat()
     except OSError:  # on a cluster the files may lie where only its workers see them
-        return 0
+        return 0, 0
+    return status.st_mtime_ns, status.st_ctime_ns
 
 
 def unclear_gaps(times: Times, step_minutes: float) -> str:
@@ -380,18 +397,24 @@ def unclear_gaps(times: Times, step_minutes: float) -> str:
     return ", ".join(f"{gaps[n] / np.timedelta64(1, 'm'):g} min ({counts[n] / counts.sum():.0%})" for n in most)
 
 
-def off_step_cause(times: Times, off: Times, step_minutes: float) -> str:
-    """The likely cause why the times `off`, some of `times`, are off the step."""
+def off_step_cause(times: Times, off: Times, step_minutes: float, start: np.datetime64 | None = None) -> str:
+    """The likely cause why the times `off`, some or all of `times`, are off the step, counted from `start`."""
     step = schema.step_timedelta(step_minutes)
     on = np.setdiff1d(times, off)
-    distance = np.minimum((off - on[0]) % step, (on[0] - off) % step)
+    first = on[0] if start is None else start
+    distance = np.minimum((off - first) % step, (first - off) % step)
     if distance.max() < np.timedelta64(1, "m"):
         return (
             "They are less than a minute off it: the times are those of scans, which begin and end at other "
             "seconds each time. Take nominal times (source=odim: source.valid_time=nominal)."
         )
+    minutes = distance[0] / np.timedelta64(1, "m")
+    if np.unique(distance).size == 1 and not on.size:
+        return (
+            f"All of them are {minutes:g} min off the archive's: they are of another product, or the service "
+            "changed what the time of a file means. Choose another archive for them."
+        )
     if np.unique(distance).size == 1 and (off.max() < on.min() or off.min() > on.max()):
-        minutes = distance[0] / np.timedelta64(1, "m")
         return (
             f"All frames {'before' if off.max() < on.min() else 'after'} the others are {minutes:g} min off: the "
             "service changed what the time of a file means, for example from the start to the end of its interval."

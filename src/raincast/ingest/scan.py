@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast import schema
-from raincast.ingest.files import accompanies
+from raincast.archive.find import accompanies
 from raincast.ingest.readers import Head, Reader
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError
@@ -103,6 +103,8 @@ class Found:
     bad_files: dict[str, str]
     meanings: dict[int, Meaning]
     """What each file's rates are over time, by its number; absent for readers that do not say it."""
+    quality: dict[int, float]
+    """Of each file, by its number; 0 where none is stated."""
     accompanying: tuple[str, ...] = ()
 
 
@@ -203,7 +205,7 @@ def scan(
     grid = found.grids[found.grid_of[int(offers.files[0])]]
     bad = {str(paths[number]): why for number, why in found.bad.items()}
     accompanying = tuple(str(paths[number]) for number in found.accompanying)
-    return Found(offers, grid, step_minutes, bad, found.meanings, accompanying)
+    return Found(offers, grid, step_minutes, bad, found.meanings, found.quality, accompanying)
 
 
 def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raincast.archive.find import accompanies, find_files
 from raincast.archive.head import is_zarr
-from raincast.ingest.files import accompanies, find_files
 from raincast.system.files import Sight
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class Folder:
         """The files that are there; OSError where the folder cannot be listed."""
         path = Path(self.where).expanduser()
         folder = path.is_dir() and not is_zarr(path)
-        for file in list(path.iterdir()) if folder else find_files(self.where):
+        for file in list(path.iterdir()) if folder else find_files(self.where, "watch"):
             if file.name.startswith(".") or accompanies(file) or (file.is_dir() and not is_zarr(file)):
                 continue
             try:

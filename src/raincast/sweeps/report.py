@@ -13,6 +13,7 @@ from raincast.sweeps.page import SweepResult, TrialRow, lines, write_sweep_page,
 from raincast.sweeps.pictures import pictures
 from raincast.sweeps.study import DEFAULT, REASON, RETRY_OF, SURPLUS, TRIED_AGAIN, Sweep
 from raincast.system.progress import short
+from raincast.system.shell import as_typed
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def say_at_end(found: SweepResult, folder: Path) -> None:
 def again_command(overrides: Sequence[str]) -> str:
     """The command that trains a trial again, over several seeds."""
     kept = [override for override in overrides if not override.startswith("seed=")]
-    return " ".join(["python train.py -m", *map(shlex.quote, kept), f"seed={SEEDS}"])
+    return " ".join([as_typed("python train.py -m"), *map(shlex.quote, kept), f"seed={SEEDS}"])
 
 
 def result(

@@ -1,6 +1,5 @@
 """One file of a field: its variable on the archive's grid, read as it is stored."""
 
-import glob
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.head import DAMAGE, engine_of, open_plain
+from raincast.archive.find import find_files
+from raincast.archive.head import DAMAGE, engine_of, is_zarr, open_plain
 from raincast.archive.open_part import RawVariable
 from raincast.archive.packing import Packing
 from raincast.data.channels import Site, Times, Values
@@ -25,19 +25,16 @@ MOST_FILLS = 2
 
 
 def field_files(path: str, name: str) -> list[Path]:
-    """The files of the field `name` at `path`, sorted; FileNotFoundError where there are none."""
-    found = Path(path)
-    if found.is_dir() and found.suffix != ".zarr" and not (found / "zarr.json").exists():
-        files = sorted(found.glob("*.nc")) or sorted(found.glob("*.zarr"))
-    else:
-        # as in a shell: a path that exists may hold a *, and a pattern may be absolute
-        files = [found] if found.exists() else sorted(map(Path, glob.glob(path, recursive=True)))  # noqa: PTH207
-    if not files:
-        raise FileNotFoundError(
-            f"channels.{name}.path={path}: there is no such file, and no .nc or .zarr in it. Give the files that "
-            "hold the channel."
-        )
-    return files
+    """The files of the field `name` at `path`, sorted; FileNotFoundError where there are none.
+
+    A folder stands for the netCDF files in it, or else for its Zarr stores; patterns are those of ingest.
+    """
+    found = Path(path).expanduser()
+    if found.is_dir() and found.suffix != ".zarr" and not is_zarr(found):
+        if files := sorted(found.glob("*.nc")) or sorted(found.glob("*.zarr")):
+            return files
+        raise FileNotFoundError(f"channels.{name}.path={path} is a folder without .nc files and .zarr stores.")
+    return [found] if found.exists() else find_files(path, f"channels.{name}.path")
 
 
 @dataclass(frozen=True)
@@ -183,7 +180,8 @@ class FieldFile:
 
 def _open(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
     # a variable in minutes is a number too
-    return open_plain(path, mask_and_scale=mask_and_scale, decode_timedelta=False)
+    plain = open_plain(path, mask_and_scale=mask_and_scale, decode_timedelta=False)
+    return schema.continuous_longitudes(plain)
 
 
 def _time_axis(array: xr.DataArray) -> str | None:

@@ -65,8 +65,9 @@ def forecast_dataset(
 
     `rain` is (lead, y, x) in mm/h with NaN for missing; lead 0 is one step after `init_time`, the UTC
     time of the last input frame. `cell_methods` is the archive's: with "time: mean" each lead gets the bounds
-    of the step that ends at its valid time. `attrs` become global attributes (checkpoint hash, config,
-    institution, …); a `history` among them is continued. Rates above `MAX_RATE` are set to it.
+    of the step, or of the `accumulation_minutes` among `attrs`, that ends at its valid time. `attrs` become global
+    attributes (checkpoint hash, config, institution, …); a `history` among them is continued. Rates above
+    `MAX_RATE` are set to it.
     """
     _check_rain(rain, grid)
     _check_times(init_time, step_minutes)
@@ -85,7 +86,8 @@ def forecast_dataset(
         },
         attrs=_global_attrs(attrs, init_time, step_minutes),
     )
-    return _with_bounds(dataset, step_minutes) if "mean" in cell_methods else dataset
+    meaning = schema.meaning_of(cell_methods, dataset.attrs, step_minutes)
+    return dataset if meaning.minutes is None else _with_bounds(dataset, meaning.minutes)
 
 
 def with_exceedance(
@@ -218,8 +220,8 @@ def _plain_value(value: Any) -> Any:
     return str(value)
 
 
-def _with_bounds(dataset: xr.Dataset, step_minutes: float) -> xr.Dataset:
+def _with_bounds(dataset: xr.Dataset, minutes: float) -> xr.Dataset:
     ends = dataset[TIME].values
-    starts = ends - schema.step_timedelta(step_minutes)
+    starts = ends - schema.step_timedelta(minutes)
     dataset[TIME].attrs["bounds"] = TIME_BOUNDS
     return dataset.assign_coords({TIME_BOUNDS: ((LEAD_TIME, "bounds"), np.stack([starts, ends], axis=1))})

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from raincast.schema import CRS, LEAD_TIME, RAIN, STEP_MINUTES, X, Y
+from raincast.schema import ACCUMULATION_MINUTES, CRS, LEAD_TIME, RAIN, STEP_MINUTES, X, Y
 
 Rain = npt.NDArray[np.float32]
 
@@ -22,10 +22,17 @@ def amount_name(minutes: float) -> str:
 def with_amounts(dataset: xr.Dataset, minutes: Sequence[float]) -> xr.Dataset:
     """Add the depth (mm) over each of `minutes` before the valid time, (lead, y, x).
 
-    It is missing at shorter leads. ValueError if a period is no multiple of the step.
+    It is missing at shorter leads. ValueError if a period is no multiple of the step, or the rates are means over
+    another period than the step.
     """
     step = float(dataset.attrs[STEP_MINUTES])
     rain = dataset[RAIN].values
+    covered = float(dataset.attrs.get(ACCUMULATION_MINUTES, step))
+    if len(minutes) and abs(covered - step) > 1e-3:
+        raise ValueError(
+            f"products.accumulations: the rates are means over {covered:g} min, a frame each {step:g} min: they "
+            "do not add up to depths. Leave products.accumulations out."
+        )
     for span in minutes:
         count = round(span / step)
         if count < 1 or abs(count * step - span) > 1e-6 or count > len(rain):

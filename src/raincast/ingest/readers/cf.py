@@ -16,6 +16,7 @@ from raincast.archive.codes import bands
 from raincast.archive.head import open_packed, open_plain
 from raincast.archive.limits import check_image, check_unpacking
 from raincast.archive.packing import Packing, warn_once
+from raincast.archive.times import stated_minutes, valid_times
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
 from raincast.ingest.readers.common.unpack import check_whole
@@ -44,11 +45,6 @@ RAIN_WORDS = re.compile(r"rain|prec|pcp|qpe|acc|rr|\btp\b")
 OTHER_WORDS = re.compile(r"\bvil\b|liquid|snow|evap|vapou?r|soil|runoff|wind|height")
 NOT_RATE = re.compile(r"maxim|minim|(?<![a-z0-9])max|quality|error|uncertain|spread|std|prob|flag|index")
 """In the names of a variable without a standard_name of rain, whose unit could be one of rain."""
-
-PERIOD_ATTRS = {"accum_time_h": 60.0, "accutime": 1.0, "accumulation_minutes": 1.0}
-"""Attributes that state the period of a mean or a depth, and how many minutes one of their unit is."""
-MINUTES_PER = {"second": 1 / 60, "sec": 1 / 60, "s": 1 / 60, "minute": 1.0, "min": 1.0}
-MINUTES_PER |= {"hour": 60.0, "hr": 60.0, "h": 60.0, "day": 1440.0, "d": 1440.0}
 
 _KEPT_ATTRS = ("title", "institution", "source", "license", "licence", "references", "doi", "comment")
 
@@ -87,7 +83,7 @@ class CF:
         with self._open(path) as (dataset, field, quantity):
             Packing.of(field)  # refuses what no number follows from
             return Head(
-                _valid_times(dataset, field, quantity, ALL)[0],
+                _valid_times(dataset, field, quantity)[0],
                 find_grid(dataset, field, self.crs),
                 self._step(dataset),
                 self._meaning(dataset, field, quantity),
@@ -96,7 +92,7 @@ class CF:
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """The frames numbered `frames`: only they are loaded."""
         with self._open(path) as (dataset, field, quantity):
-            times, _ = _valid_times(dataset, field, quantity, frames)
+            times = _valid_times(dataset, field, quantity)[0][frames]
             step = self._step(dataset) or step_minutes or _step_of(dataset, field)
             unit = unit_of(self._units(field), quantity)
             assert unit is not None
@@ -233,7 +229,7 @@ class CF:
         averaged = "time: mean" in str(field.attrs.get("cell_methods"))
         if quantity != ACCUMULATION and not averaged:
             return Meaning("momentary", quantity=name)
-        stated = _valid_times(dataset, field, quantity, ALL)[1] or _period_minutes(dataset, field)
+        stated = _valid_times(dataset, field, quantity)[1] or _period_minutes(dataset, field)
         if quantity == ACCUMULATION:
             return Meaning("depth", self.accumulation_minutes or stated, name)
         return Meaning("mean", stated, name)
@@ -274,52 +270,17 @@ def _no_units(names: list[str]) -> ValueError:
 
 
 def _valid_times(
-    dataset: xr.Dataset, field: xr.DataArray, quantity: str, frames: slice
+    dataset: xr.Dataset, field: xr.DataArray, quantity: str
 ) -> tuple[npt.NDArray[np.datetime64], float | None]:
-    """Valid times, and the minutes that a value covers: both from the time bounds where there are any.
-
-    `cell_methods` of "time: point" makes bounds meaningless, but not for a depth, which has a period.
-    """
-    times = np.atleast_1d(field[TIME].values).astype("datetime64[ns]")[frames]
-    bounds = dataset.variables.get(field[TIME].attrs.get("bounds", ""))
-    is_point = quantity != ACCUMULATION and "time: point" in field.attrs.get("cell_methods", "")
-    if bounds is None or bounds.size != 2 * field[TIME].size or is_point:
-        return times, None
-    start, end = bounds.values.reshape(-1, 2).astype("datetime64[ns]")[frames].T
-    intervals = (end - start) / np.timedelta64(1, "m")
-    if intervals.size and (intervals.min() <= 0 or np.ptp(intervals) > 0.1 * intervals.max()):
-        raise ValueError(
-            f"the bounds of its times cover {intervals.min():g} to {intervals.max():g} min: frames of one file "
-            "need one period over 0. Split the file, or remove the bounds"
-        )
-    return end, round(float(np.median(intervals)), 2) if intervals.size else None
+    """Valid times, and the minutes that a value covers. A depth has a period whatever its cell_methods say."""
+    return valid_times(dataset, field, is_depth=quantity == ACCUMULATION)
 
 
 def _period_minutes(dataset: xr.Dataset, field: xr.DataArray) -> float | None:
-    """The period of a mean or a depth from the attributes of the variable or the file; None where none states it.
-
-    accumulation_period is PT1H in RMI's RADCLIM of the mlcast community; accum_time_h and accutime are pysteps'.
-    """
-    for attrs in (field.attrs, dataset.attrs):
-        text = str(attrs.get("accumulation_period", ""))
-        if match := re.fullmatch(r"PT(?=\d)(?:(\d+)H)?(?:(\d+)M)?", text):
-            return _positive("accumulation_period", text, 60.0 * int(match[1] or 0) + int(match[2] or 0))
-        for name, factor in PERIOD_ATTRS.items():
-            if name in attrs:
-                return _positive(name, attrs[name], factor * float(np.ravel(attrs[name])[0]))
-    # CF has the interval of the original samples there; files with depths state the period
-    interval = r"time: *(?:sum|mean|accumulated) *\((?:interval:)? *([\d.]+) *([a-z]+)\)"
-    if match := re.search(interval, str(field.attrs.get("cell_methods", "")).lower()):
-        unit = MINUTES_PER.get(match[2]) or MINUTES_PER.get(match[2].removesuffix("s"))
-        if unit is not None:
-            return _positive("cell_methods", match[0], unit * float(match[1]))
-    return None
-
-
-def _positive(name: str, said: Any, minutes: float) -> float:
-    if not 0 < minutes < np.inf:
-        raise ValueError(f"its {name} is {said}: no period over 0 min. Set source.accumulation_minutes=60")
-    return minutes
+    try:
+        return stated_minutes(field.attrs, dataset.attrs)
+    except ValueError as error:
+        raise ValueError(f"{error}. Set source.accumulation_minutes=60") from error
 
 
 def _step_of(dataset: xr.Dataset, field: xr.DataArray) -> float:

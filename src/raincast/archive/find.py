@@ -30,22 +30,23 @@ def accompanies(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES
 
 
-def find_files(files: str | Path | Sequence[str | Path]) -> list[Path]:
+def find_files(files: str | Path | Sequence[str | Path], key: str = "files") -> list[Path]:
     """The files and Zarr folders of patterns and paths, without repeats: by name within each pattern.
 
     A folder stands for the visible files and Zarr stores in it. As in a shell, a wildcard meets no hidden files;
     `**` follows symbolic links, too, and gives each file once. A text that nothing matches may be several
     patterns, separated by commas or spaces.
 
-    FileNotFoundError, with the contents of the nearest folder, for a pattern or path that nothing matches.
+    FileNotFoundError, with the contents of the nearest folder, for a pattern or path that nothing matches; `key`
+    is the setting that gave it.
     """
     patterns = [files] if isinstance(files, str | Path) else files
-    return list(dict.fromkeys(path for pattern in patterns for path in _match_any(pattern)))
+    return list(dict.fromkeys(path for pattern in patterns for path in _match_any(pattern, key)))
 
 
-def _match_any(pattern: str | Path) -> list[Path]:
+def _match_any(pattern: str | Path, key: str) -> list[Path]:
     try:
-        return _match(pattern)
+        return _match(pattern, key)
     except FileNotFoundError:
         parts = [part for part in re.split(r"[,\s]+", str(pattern)) if part]
         if len(parts) < 2:
@@ -53,16 +54,16 @@ def _match_any(pattern: str | Path) -> list[Path]:
         found = []
         for part in parts:
             try:
-                found += _match(part)
+                found += _match(part, key)
             except FileNotFoundError as error:
                 raise FileNotFoundError(
-                    f"No file matches files={str(pattern)!r}, nor {part!r} of it. Several patterns are written "
-                    f"files=[A,B], in quotes; a path with spaces or commas is written files=\"'PATH'\". {error}"
+                    f"No file matches {key}={str(pattern)!r}, nor {part!r} of it. Several patterns are written "
+                    f"'{key}=A,B', in quotes; a path with spaces or commas is written {key}=\"'PATH'\". {error}"
                 ) from error
         return found
 
 
-def _match(pattern: str | Path) -> list[Path]:
+def _match(pattern: str | Path, key: str) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.exists() and (path.is_file() or is_zarr(path)):
         return [path]
@@ -79,24 +80,26 @@ def _match(pattern: str | Path) -> list[Path]:
     if "**" in path.parts:  # symbolic links may lead to one file in several ways
         found = list({match.resolve(): match for match in reversed(found)}.values())[::-1]
     if not found:
-        raise FileNotFoundError(f"No file matches files={pattern}. {_contents(path if path.is_dir() else folder)}")
+        near = path if path.is_dir() else folder
+        raise FileNotFoundError(f"No file matches {key}={pattern}. {_contents(near, key)}")
     return found
 
 
 def _split(path: Path) -> tuple[Path, Path]:
-    """The folder before the first wildcard, and the pattern from there."""
+    """The folder before the first wildcard, and the pattern from there. A folder may itself be called `[0-2]`."""
     parts = path.parts
-    first = next((i for i, part in enumerate(parts) if _MAGIC & set(part)), len(parts) - 1)
+    wild = (i for i, part in enumerate(parts) if _MAGIC & set(part) and not Path(*parts[: i + 1]).is_dir())
+    first = next(wild, len(parts) - 1)
     return Path(*parts[:first]), Path(*parts[first:])
 
 
-def _contents(folder: Path) -> str:
+def _contents(folder: Path, key: str) -> str:
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     names = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     holds = ", ".join(names[:8]) + more if names else "nothing"
-    below = f" For files in its folders: files='{folder}/**/*'." if any(n.endswith("/") for n in names) else ""
+    below = f" For files in its folders: {key}='{folder}/**/*'." if any(n.endswith("/") for n in names) else ""
     return (
-        f"{folder.absolute()} holds {holds}.{below} Quote a pattern so that the shell leaves it: files='DIR/*.h5'"
+        f"{folder.absolute()} holds {holds}.{below} Quote a pattern so that the shell leaves it: {key}='DIR/*.h5'"
     )
