@@ -70,7 +70,9 @@ def after_training(
     import xarray as xr
 
     from raincast.baselines import Persistence
-    from raincast.evaluation.report.tables import score_table, table_text
+    from raincast.evaluation import Resampling, blocks, with_intervals
+    from raincast.evaluation.report.tables import difference_table, score_table, table_text
+    from raincast.evaluation.verdict import sentence
 
     network = assembly.forecaster_of(assembly.read_checkpoint(best))
     scores = score([network], data, "val", metrics)
@@ -79,9 +81,14 @@ def after_training(
         scores = xr.concat(
             both, "forecaster", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
         )
+        if metrics.event_hours is None:
+            scores = blocks.automatic(scores)
+        scores = with_intervals(scores, Resampling())
     write_scores(scores, run_dir / "scores.nc")
     table = table_text(score_table(scores, threshold=goal_threshold(metrics.thresholds)))
     log.info("\nValidation windows (%d), best checkpoint:\n%s", scores.attrs["num_windows"], table)
+    if references is not None:
+        log.info("%s\n%s", table_text(difference_table(scores)), sentence(scores))
     picture = example_picture([network, Persistence()], data, "val", run_dir / "forecast.png")
     for logger in loggers:
         log_results(logger, scores, picture, best if artifact else None)
