@@ -136,9 +136,7 @@ def test_all_are_scored_on_the_windows_that_a_party_s_files_have(
     assert {data.newest(place.start) for place in data.eval_places("test")} == {times[0].astype("datetime64[ns]")}
     (tmp_path / "short" / "a.nc").unlink()
     data.common_times = None
-    lacking = (
-        r"1 forecasts of file lack some of the 12 lead times up to 60 min: data\.lead_steps=N asks for fewer"
-    )
+    lacking = r"1 forecasts of file lack some of the 12 lead times up to 60 min: data\.lead_steps=N asks for fewer"
     with pytest.raises(ValueError, match=lacking):
         keep_common(data, "test", [ForecastFiles(tmp_path / "short")])
     evaluate(compose_config("evaluate", tmp_path, *few, "data.lead_steps=6"))

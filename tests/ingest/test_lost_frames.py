@@ -52,7 +52,15 @@ def turned(grid: Grid) -> Grid:
         ),
         (
             minutes(*range(0, 60, 5), 3, 28),
-            "Two products, or .* only those of one, or state the finer step: 1 min",
+            "Two products, or .* only those of one\\.",
+        ),
+        (
+            minutes(0, 10, 20, 25, 35, 45, 55, 60, 70),
+            "Two products, or .* only those of one, or state the finer step: 5 min",
+        ),
+        (  # ends of scans, a minute early to a minute late
+            minutes(-1, 4, 9, 16, 19, 24, 29, 36, 39, 44, 49, 56),
+            "up to 2 min off it, each alone .*source.valid_time=nominal",
         ),
     ],
 )
