@@ -43,14 +43,14 @@ class Gives:
     `members`: an ensemble. `probabilities`: of reaching thresholds. `rules`: the rules by which it can turn its
     probabilities into rates (`Query.rule`). `whole_grid`: it needs the whole grid at once. The pipeline then cuts
     no tiles, and the forecaster saves memory by itself (`Query.tile_shape`). `times`: the only
-    init times that it has forecasts of; None: any.
+    init times that it has forecasts of, each with its lead times; None: any.
     """
 
     members: bool = False
     probabilities: bool = False
     rules: tuple[str, ...] = ()
     whole_grid: bool = False
-    times: frozenset[np.datetime64] | None = None
+    times: Mapping[np.datetime64, frozenset[np.timedelta64]] | None = None
 
 
 class ThresholdError(ValueError):

@@ -340,9 +340,11 @@ def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:
     times); y and x evenly spaced; a projection.
     """
     problems: list[str] = []
+    remedy = "Turn the files into one with: python ingest.py source=auto files=… archive=…"
     try:
         variable = find_rain_variable(dataset)
     except ValueError as error:
+        remedy = ""  # the error has its own
         problems.append(str(error))
     else:
         dims = dataset[variable].dims
@@ -357,10 +359,7 @@ def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:
     problems += _time_problems(dataset) + _axis_problems(dataset)
     if problems:
         listed = "\n  - ".join(problems)
-        raise ValueError(
-            f"{name} is no archive that raincast can read:\n  - {listed}\n"
-            "Turn the files into one with: python ingest.py source=auto files=… archive=…"
-        )
+        raise ValueError(f"{name} is no archive that raincast can read:\n  - {listed}\n{remedy}".rstrip())
 
 
 def _time_problems(dataset: xr.Dataset) -> list[str]:

@@ -107,8 +107,8 @@ def test_all_are_scored_on_the_windows_that_a_party_s_files_have(
     assert len(wanted) > 2 and set(wanted["last_lead_minutes"]) == {60.0} and set(wanted["y1"]) == {32}
     grid = Archive.open(tiny_archive).grid
 
-    def write(time: np.datetime64, path: Path) -> None:
-        ones, means = np.ones((12, 32, 32), np.float32), "time: point"
+    def write(time: np.datetime64, path: Path, num_leads: int = 12) -> None:
+        ones, means = np.ones((num_leads, 32, 32), np.float32), "time: point"
         write_forecast(
             forecast_dataset(ones, init_time=time, step_minutes=5, grid=grid, cell_methods=means, attrs={}), path
         )
@@ -128,6 +128,19 @@ def test_all_are_scored_on_the_windows_that_a_party_s_files_have(
     data.common_times = None
     with pytest.raises(ValueError, match=r"No init time of split=test .* has a forecast of every forecaster"):
         keep_common(data, "test", [ForecastFiles(tmp_path / "other")])
+    # of forecasts that do not reach as far as the windows the whole ones count
+    times = wanted["init_time"].values
+    write(times[0], tmp_path / "short" / "a.nc")
+    write(times[1], tmp_path / "short" / "b.nc", num_leads=6)
+    keep_common(data, "test", [ForecastFiles(tmp_path / "short")])
+    assert {data.newest(place.start) for place in data.eval_places("test")} == {times[0].astype("datetime64[ns]")}
+    (tmp_path / "short" / "a.nc").unlink()
+    data.common_times = None
+    lacking = r"1 forecasts of file lack some of the 12 lead times up to 60 min: data\.lead_steps=N asks for fewer"
+    with pytest.raises(ValueError, match=lacking):
+        keep_common(data, "test", [ForecastFiles(tmp_path / "short")])
+    evaluate(compose_config("evaluate", tmp_path, *few, "data.lead_steps=6"))
+    assert set(pd.read_csv(tmp_path / "wanted.csv")["last_lead_minutes"]) == {30.0}
 
 
 def test_forecast_of_an_archive_is_where_it_belongs(tiny_run: Path, tiny_archive: Path, tmp_path: Path) -> None:

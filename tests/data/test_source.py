@@ -180,7 +180,9 @@ def test_archives_of_other_meanings_do_not_train_together(tmp_path, caplog):
         return open_sources(main, more, Channels({}), input_steps=INPUTS, lead_steps=LEADS)
 
     archive(tmp_path / "rates", methods="time: point")
-    with pytest.raises(ValueError, match=r"gives means over 60 min, .*rates of data\.more momentary rates\. A network"):
+    with pytest.raises(
+        ValueError, match=r"gives means over 60 min, .*rates of data\.more momentary rates\. A network"
+    ):
         together("rates")
     archive(tmp_path / "hours every 10 min", step=10.0, accumulation_minutes=60.0)
     with pytest.raises(ValueError, match=r"gives means over 10 min, .*10 min of data\.more means over 60 min"):
@@ -190,7 +192,10 @@ def test_archives_of_other_meanings_do_not_train_together(tmp_path, caplog):
     assert [source.every for source in together("means")] == [1, 12]  # means of 5 min become those of an hour
     assert not caplog.text
     together("rates", step=5.0)
-    assert "gives means over 5 min, " in caplog.text and "momentary rates: the network learns from both" in caplog.text
+    assert (
+        "gives means over 5 min, " in caplog.text
+        and "momentary rates: the network learns from both" in caplog.text
+    )
 
 
 def test_running_means_are_taken_and_not_averaged_again(tmp_path):

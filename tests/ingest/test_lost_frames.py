@@ -14,6 +14,9 @@ from raincast.forecasting import FileSeries, open_series
 from raincast.ingest import IngestReport, ingest
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.odim import ODIM
+from raincast.live.folder import Folder
+from raincast.live.intake import Intake
+from raincast.live.status import Record
 from raincast.schema import Grid, mock_grid
 
 GRID = mock_grid(6, 5)
@@ -49,7 +52,15 @@ def turned(grid: Grid) -> Grid:
         ),
         (
             minutes(*range(0, 60, 5), 3, 28),
-            "Two products, or .* only those of one, or state the finer step: 1 min",
+            "Two products, or .* only those of one\\.",
+        ),
+        (
+            minutes(0, 10, 20, 25, 35, 45, 55, 60, 70),
+            "Two products, or .* only those of one, or state the finer step: 5 min",
+        ),
+        (  # ends of scans, a minute early to a minute late
+            minutes(-1, 4, 9, 16, 19, 24, 29, 36, 39, 44, 49, 56),
+            "up to 2 min off it, each alone .*source.valid_time=nominal",
         ),
     ],
 )
@@ -94,6 +105,25 @@ def test_row_orders_are_made_one(tmp_path: Path) -> None:
     frames = series.read(series.times)
     assert schema.grid_of(frames).same_as(turned(GRID))  # as the newest
     np.testing.assert_array_equal(frames[schema.RAIN], np.broadcast_to(RAMP[::-1], (6, 6, 5)))
+
+
+def test_live_mode_takes_rows_in_any_order_and_names_files_of_another_grid(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = Record()
+    kept = {"step_minutes": 5, "input_steps": 4, "max_age_minutes": None, "seen_hours": 1}
+    intake = Intake(Folder(tmp_path / "in", settle_s=0), CF(), record, **kept)
+    for number in range(4):
+        grid, rain = (turned(GRID), RAMP[::-1]) if number % 2 else (GRID, RAMP)
+        write(tmp_path / f"in/{number}.nc", minutes(5 * number), rain + number, grid)
+        list(intake.chunks(2e9, lambda: False))
+    frames = intake.recent.read(intake.recent.times)
+    np.testing.assert_array_equal(frames[schema.RAIN], RAMP + np.arange(4)[:, None, None])
+    assert schema.grid_of(frames).same_as(GRID)
+    write(tmp_path / "in/4.nc", minutes(20), RAMP, Grid(GRID.y, GRID.x + 80_000, GRID.crs_wkt))
+    list(intake.chunks(2e9, lambda: False))
+    assert record.counts["other"] == 1 and intake.recent.times.size == 4
+    assert "in/4.nc" in caplog.text and "its grid of (6, 5) is not that of the frames before it" in caplog.text
 
 
 def test_an_archive_goes_on_with_rows_the_other_way_round(tmp_path: Path) -> None:

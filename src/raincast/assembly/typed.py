@@ -70,6 +70,7 @@ SETTINGS: dict[str, Any] = {
     "resamples": int,
     "resampling_seed": int,
     "data.archive": str | None,
+    "data.lead_steps": int | None,
     "data.split": Node | None,
     "data.eval_crop": int | None,
     "data.eval_stride": int | None,

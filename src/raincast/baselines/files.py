@@ -18,9 +18,9 @@ class ForecastFiles:
     """Forecasts that lie in CF netCDF files: one file, or a folder with one file for each init_time.
 
     A file is as `forecast.py` writes it: a rain rate (lead_time, y, x), a scalar init_time (UTC), lead_time
-    as a duration, and a projection. `gives.times` are their init times: other windows cannot be scored. Files may
-    cover more than what is scored, in area and leads; less is an error. Missing pixels are no rain. Nothing is
-    interpolated.
+    as a duration, and a projection. `gives.times` are their init and lead times: other windows cannot be scored.
+    Files may cover more than what is scored, in area and leads; a smaller area is an error. Missing pixels are no
+    rain. Nothing is interpolated.
     """
 
     def __init__(self, path: str | Path | None, *, name: str = "file") -> None:
@@ -31,8 +31,8 @@ class ForecastFiles:
             )
         self.name = name
         self.path = Path(path)
-        self._files = _index(self.path)
-        self.gives = Gives(times=frozenset(self._files))
+        self._files, leads = _index(self.path)
+        self.gives = Gives(times=leads)
 
     def predict(self, query: Query) -> Prediction:
         """Rates at any lead times that the files have; ValueError without `times` and `grid`, or a forecast."""
@@ -75,19 +75,22 @@ class ForecastFiles:
         return filled
 
 
-def _index(path: Path) -> dict[Any, Path]:
-    """init_time → file."""
+def _index(path: Path) -> tuple[dict[Any, Path], dict[Any, frozenset[Any]]]:
+    """init_time → file, and → lead times."""
     files = [path] if path.is_file() else sorted(path.glob("*.nc"))
     if not files:
         raise ValueError(f"path={path} is no forecast file, and no folder with some (*.nc).")
     found: dict[Any, Path] = {}
+    leads: dict[Any, frozenset[Any]] = {}
     for file in files:
         with _open(file) as dataset:
             time = dataset[INIT_TIME].values.astype("datetime64[ns]")[()]
+            own = frozenset(np.atleast_1d(dataset[LEAD_TIME].values).astype("timedelta64[ns]"))
         if time in found:
             raise ValueError(f"{found[time]} and {file} are both from {_text(time)}: remove one of them.")
         found[time] = file
-    return found
+        leads[time] = next((other for other in leads.values() if other == own), own)  # most have the same
+    return found, leads
 
 
 def _open(path: Path) -> xr.Dataset:

@@ -1,6 +1,7 @@
 """`python evaluate.py`: a network, baselines or both on the same windows and mask → table, plot, scores.nc."""
 
 import logging
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from raincast import assembly
+from raincast import assembly, schema
 from raincast.commands import compare, report, scoring
 from raincast.commands.calibrate import calibrate
 from raincast.commands.evaluation_outputs import write_page, write_tables
@@ -80,32 +81,40 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     log.info("%s", _cost(scores, time.monotonic() - began))
     log.info("written: %s", ", ".join(report.short(file) for file in files))
     if checkpoint is not None:
-        log.info(
-            "\nNext, make a forecast:\n  python forecast.py checkpoint=%s input=%s",
-            report.short(checkpoint.path),
-            data.archive.path,
-        )
+        given = [f"checkpoint={report.short(checkpoint.path)}", f"input={data.archive.path}"]
+        log.info("\nNext, make a forecast:\n  python forecast.py %s", shlex.join(given))
     return scores
 
 
 def keep_common(data: "RadarDataModule", split: str, forecasters: "list[Forecaster]") -> None:
     """Score all forecasters on the windows that each of them has a forecast of; ValueError where there is none."""
     wanted = {data.newest(place.start) for place in data.eval_places(split)}
-    common = wanted
+    step = schema.step_timedelta(data.archive.step_minutes)
+    leads = frozenset(number * step for number in range(1, data.lead_steps + 1))
+    common, lacking = wanted, ""
     for forecaster in forecasters:
         if forecaster.gives.times is None:
             continue
-        own = wanted & forecaster.gives.times
+        begun = wanted & forecaster.gives.times.keys()
+        own = {time for time in begun if leads <= forecaster.gives.times[time]}
         common = common & own
+        short = ""
+        if len(own) < len(begun):
+            last = data.lead_steps * data.archive.step_minutes
+            short = (
+                f" {len(begun) - len(own)} forecasts of {forecaster.name} lack some of the {data.lead_steps} lead "
+                f"times up to {last:g} min: data.lead_steps=N asks for fewer."
+            )
+        lacking += short
         log.info(
-            "%s has forecasts for %d of the %d init times of split=%s; all are scored on the common ones.",
-            forecaster.name, len(own), len(wanted), split,
+            "%s has forecasts for %d of the %d init times of split=%s; all are scored on the common ones.%s",
+            forecaster.name, len(own), len(wanted), split, short,
         )  # fmt: skip
     if wanted and not common:
-        first, last = min(wanted), max(wanted)
+        first, last_time = min(wanted), max(wanted)
         raise ValueError(
-            f"No init time of split={split} ({_minute(first)} to {_minute(last)} UTC) has a forecast of every "
-            "forecaster. list_windows=windows.csv writes the init times and areas that are wanted."
+            f"No init time of split={split} ({_minute(first)} to {_minute(last_time)} UTC) has a forecast of "
+            f"every forecaster.{lacking} list_windows=windows.csv writes the init times and areas that are wanted."
         )
     if len(common) < len(wanted):
         data.common_times = frozenset(common)

@@ -68,7 +68,7 @@ class Source:
 
     @property
     def _means(self) -> bool:
-        """Whether means follow each other without gap or overlap, so that they can be averaged to a longer step."""
+        """Whether means follow each other without gap or overlap, so that they can be averaged."""
         return self.archive.meaning.same_as(Meaning("mean", self.archive.step_minutes))
 
     def _span(self, num_steps: int) -> int:

@@ -32,6 +32,7 @@ from raincast.version import __version__
 log = logging.getLogger(__name__)
 
 LARGE_PIXELS = 2 * 10**8  # about 10 s of work for one process: less is not worth starting others
+LEAST_FILLED = 0.5  # share of the times of a step that have a frame, from which on it may be the step of the files
 Progress = Callable[[int, int], None]
 
 
@@ -419,8 +420,18 @@ def off_step_cause(times: Times, off: Times, step_minutes: float, start: np.date
             f"All frames {'before' if off.max() < on.min() else 'after'} the others are {minutes:g} min off: the "
             "service changed what the time of a file means, for example from the start to the end of its interval."
         )
-    common = np.gcd.reduce(np.diff(np.unique(times)).astype(np.int64)) / 60e9
-    finer = f", or state the finer step: {common:g} min" if common >= 1 and common < step_minutes else ""
+    different = np.unique(times)
+    nearest = np.rint((different - first) / step)
+    if np.unique(nearest).size == different.size:
+        return (
+            f"They are up to {distance.max() / np.timedelta64(1, 'm'):g} min off it, each alone near a time of "
+            "the step: the times are those of scans, which begin and end earlier or later each time. Take nominal "
+            "times (source=odim: source.valid_time=nominal)."
+        )
+    common = np.gcd.reduce(np.diff(different).astype(np.int64)) / 60e9
+    # frames of two products fill few times of the step that divides all their gaps
+    fills = different.size >= LEAST_FILLED * ((different[-1] - different[0]) / schema.step_timedelta(common) + 1)
+    finer = f", or state the finer step: {common:g} min" if fills and 1 <= common < step_minutes else ""
     return f"Two products, or files of two services, may lie together: give only those of one{finer}."
 
 
