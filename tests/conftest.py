@@ -9,6 +9,31 @@ from running import REPO, TINY, compose_config
 if "PYTEST_XDIST_WORKER" in os.environ:
     # a worker a core already: more threads, here or in the commands that tests start, would fight for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# or each command that a test starts would compile all of raincast anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+LONGEST = (
+    "commands/test_many_processes", "test_export", "commands/test_channels_commands", "commands/test_train_command",
+    "test_notebooks", "commands/test_other_commands", "ingest/test_damaged", "forecasting/test_box",
+    "ingest/test_cluster", "commands/test_kills", "test_cli", "live/test_watcher", "evaluation/test_engine",
+    "commands/test_evaluation_page", "ingest/test_workers", "sweeps/test_sweep_command", "forecasting/test_python",
+    "commands/test_multirun", "test_packaging", "commands/test_training_log",
+    "attacks/test_checkpoints", "live/test_replay", "training/test_module", "test_baselines_evolution",
+    "models/test_sequence",
+)  # fmt: skip
+"""Files of tests that take longest, by the seconds they took."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files are given to the workers in the order of the collection, not by their number of tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker begins one when the others are about to end."""
+    tests = Path(__file__).parent
+    places = {(tests / name).with_suffix(".py"): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")
