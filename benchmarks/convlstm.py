@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
 from raincast.models.fast import gates
 from raincast.models.fast import kernel as kernels
-from raincast.training.execution import keep_freed_memory
+from raincast.system.heap import keep_freed_memory
 
 STEPS = 10
 LAYERS = [  # batch, width, kernel, size

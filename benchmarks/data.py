@@ -33,7 +33,7 @@ from raincast.data.rain import Lattice, rain_table
 from raincast.data.sampler import Place
 from raincast.data.source import Source
 from raincast.data.windows import BlockSplit, split_windows
-from raincast.training.execution import keep_freed_memory
+from raincast.system.heap import keep_freed_memory
 
 SIZE, NUM_FRAMES, STEP_MINUTES = 512, 2000, 5
 INPUT_STEPS, LEAD_STEPS, BATCH = 8, 16, 4

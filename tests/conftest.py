@@ -1,6 +1,5 @@
 """What all tests share: the real radar files, a tiny archive, a tiny trained network."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -12,8 +11,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # or each command that a test starts would compile all of raincast anew
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# pytest would listen to it, and torch takes any listener for a wish to trace whatever it exports: three times as slow
-logging.getLogger("torch.__trace").addHandler = lambda handler: None  # type: ignore[method-assign]
 
 LONGEST = (
     "commands/test_many_processes", "test_export", "commands/test_channels_commands", "commands/test_train_command",

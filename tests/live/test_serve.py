@@ -14,7 +14,7 @@ from test_site import INIT, LEADS, place, show
 
 from raincast.live import Site
 from raincast.live.clock import seconds_of
-from raincast.live.serve import Server
+from raincast.live.serve import Handler, Server
 
 now = seconds_of(INIT) + 60.0
 
@@ -117,7 +117,11 @@ def test_health_tells_a_monitor(server: Server, tmp_path: Path, monkeypatch: pyt
     [b"\0" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9.9\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 5000 + b"\r\n",
      b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"a" * 70_000 + b"\r\n\r\n"],
 )  # fmt: skip
-def test_malformed_requests_are_refused_and_the_server_goes_on(server: Server, sent: bytes) -> None:
+def test_malformed_requests_are_refused_and_the_server_goes_on(
+    server: Server, sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 1 < Handler.timeout < 30  # s that the rest of a line is waited for; here less
+    monkeypatch.setattr(Handler, "timeout", 1)
     with socket.create_connection(server.server_address[:2], timeout=30) as client:
         try:
             client.sendall(sent)

@@ -265,45 +265,64 @@ class Killed(BaseException):
     """As a kill: nothing catches it."""
 
 
-@pytest.mark.parametrize("kill_at", [1, 4, 7])
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_backlog_that_was_killed_within_ends_with_the_counts_and_scores_of_one_that_was_not(
-    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, when: str
-) -> None:
-    import raincast.live.watcher as module
-
+def deliver_backlog(scene: Scene) -> None:
+    """Nine files of a frame, one of two frames and a damaged one."""
     for number in range(9):
         write_frame(scene.incoming, scene.frames, number)
     scene.frames.isel(time=[9, 10]).to_netcdf(scene.incoming / "two.nc")
     (scene.incoming / "damaged.nc").write_bytes(b"CDF")
-    write = module.write_outputs
 
-    def watch(output: Path, left: int | None) -> dict[str, Any]:
-        def killing(*arguments: Any, **keywords: Any) -> Any:
-            nonlocal left
-            left = None if left is None else left - 1
-            if left == 0 and when == "before":
-                raise Killed
-            found = write(*arguments, **keywords)
-            if left == 0:
-                raise Killed
-            return found
 
-        monkeypatch.setattr(module, "write_outputs", killing)
-        monkeypatch.setattr("raincast.live.intake.CHUNK", 3)
+def work_off(scene: Scene, output: Path, kill_at: int | None = None, when: str = "") -> dict[str, Any]:
+    """The counts and scores of a watcher of what is there; Killed at its forecast `kill_at`, before or after it."""
+    import raincast.live.watcher as module
+
+    write, left = module.write_outputs, kill_at
+
+    def killing(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal left
+        left = None if left is None else left - 1
+        if left == 0 and when == "before":
+            raise Killed
+        found = write(*arguments, **keywords)
+        if left == 0:
+            raise Killed
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "write_outputs", killing)
+        patch.setattr("raincast.live.intake.CHUNK", 3)
         own = {"output": output, "settle_s": 0.5, "poll_s": 1.0, "max_age_minutes": None, "keep_hours": None}
         clock = ManualClock(time_in_seconds(scene.frames, 11))
         settings = Settings(**own, once=True)
         watcher = Watcher(scene.incoming, scene.reader, scene.pipeline, settings, clock=clock)
         watcher.run()
-        status = json.loads((output / "status.json").read_text())
-        return {key: status[key] for key in ("counts", "skill")} | {"last": status["last_success"]["init_time"]}
+    status = json.loads((output / "status.json").read_text())
+    return {key: status[key] for key in ("counts", "skill")} | {"last": status["last_success"]["init_time"]}
 
-    whole = watch(tmp_path / "whole", None)
-    with pytest.raises(Killed):
-        watch(tmp_path / "killed", kill_at)
-    assert watch(tmp_path / "killed", None) == whole
+
+@pytest.fixture(scope="module")
+def whole_backlog(
+    tmp_path_factory: pytest.TempPathFactory, frames: xr.Dataset, pipeline: Any, reader: Any
+) -> dict[str, Any]:
+    """Of a watcher that was not killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    scene = Scene(folder, frames, pipeline, reader)
+    deliver_backlog(scene)
+    whole = work_off(scene, scene.output)
     assert whole["counts"]["forecast"] >= 9 and whole["skill"]["comparisons"] > 9
+    return whole
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 7])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_backlog_that_was_killed_within_ends_with_the_counts_and_scores_of_one_that_was_not(
+    scene: Scene, tmp_path: Path, whole_backlog: dict[str, Any], kill_at: int, when: str
+) -> None:
+    deliver_backlog(scene)
+    with pytest.raises(Killed):
+        work_off(scene, tmp_path / "killed", kill_at, when)
+    assert work_off(scene, tmp_path / "killed") == whole_backlog
 
 
 def test_a_refused_forecast_ends_in_the_exit_code_however_long_ago_it_was(

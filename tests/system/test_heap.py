@@ -8,7 +8,7 @@ import pytest
 
 ROUNDS = """
 import resource
-from raincast.training.execution import keep_freed_memory
+from raincast.system.heap import keep_freed_memory
 
 kept = {keep} and keep_freed_memory()
 faults = []
