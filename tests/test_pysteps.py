@@ -77,6 +77,9 @@ def test_a_script_of_pysteps_uses_both(tmp_path: Path, monkeypatch: pytest.Monke
     assert forecast.shape == (12, 64, 64) and forecast.dtype == np.float64
     assert np.nanmax(forecast[0]) > 1 and np.isfinite(forecast[0]).mean() > 0.8 and np.nanmin(forecast) >= 0
     assert np.isnan(forecast).sum(axis=(1, 2))[-1] > np.isnan(forecast).sum(axis=(1, 2))[0], "rain from outside"
+    motion = pysteps.motion.get_method("lk")(np.log10(np.maximum(storms(), 0.03)))
+    theirs = pysteps.nowcasts.get_method("extrapolation")(made["precip"][-1], motion, 6)
+    assert (np.isnan(theirs) == np.isnan(forecast[:6])).mean() > 0.97, "NaN lies where pysteps has it"
     next_frame = storms(5)[4]
     both = np.isfinite(forecast[0]) & np.isfinite(next_frame)
     assert np.corrcoef(forecast[0][both], next_frame[both])[0, 1] > 0.7
@@ -107,7 +110,7 @@ def test_units_and_steps(nowcast: Any) -> None:
 def test_probabilities_and_members(nowcast: Any) -> None:
     rain = storms(size=48)
     box = raincast.load_forecaster(device="cpu")
-    chances = nowcast(rain, None, [2, 4], thresholds=[0.1, 1], checkpoint=box, **STEP)
+    chances = nowcast(rain, None, [2, 4], thresholds=np.array([0.1, 1]), checkpoint=box, **STEP)
     assert chances.shape == (2, 2, 48, 48)
     known = np.isfinite(chances)
     assert known.mean() > 0.3 and chances[known].min() >= 0 and chances[known].max() <= 1

@@ -81,21 +81,22 @@ def forecast(
         )
     if not (timestep > 0 and kmperpixel > 0):
         raise ValueError(f"timestep={timestep} and kmperpixel={kmperpixel} must be above 0.")
-    if thresholds and n_ens_members:
+    reached = [] if thresholds is None else [float(threshold) for threshold in thresholds]
+    if reached and n_ens_members:
         raise ValueError("Give one of thresholds and n_ens_members: the result has either.")
     steps = _steps(timesteps)
     rain = _rates(precip, unit)
     if velocity is not None:
         _say_unused(np.shape(velocity), rain)
     frames = _dataset(rain, timestep, kmperpixel)
-    pipeline = _pipeline(checkpoint, len(rain), timestep, int(steps[-1]), thresholds or (), settings)
+    pipeline = _pipeline(checkpoint, len(rain), timestep, int(steps[-1]), reached, settings)
     if n_ens_members:
         made = _members(pipeline, frames, n_ens_members)
         return np.asarray(made[:, steps - 1], np.float64)
     dataset = pipeline(frames)
-    maps = dataset["rain_rate_exceedance" if thresholds else "rain_rate"].values.astype(np.float64)
+    maps = dataset["rain_rate_exceedance" if reached else "rain_rate"].values.astype(np.float64)
     unknown = _unknown(dataset["quality_flag"].values)
-    maps[np.broadcast_to(unknown[:, None] if thresholds else unknown, maps.shape)] = np.nan
+    maps[np.broadcast_to(unknown[:, None] if reached else unknown, maps.shape)] = np.nan
     return maps[steps - 1]
 
 
@@ -208,14 +209,14 @@ def _pipeline(
     num_frames: int,
     timestep: float,
     lead_steps: int,
-    thresholds: Sequence[float],
+    thresholds: list[float],
     settings: dict[str, Any],
 ) -> "ForecastPipeline":
     from raincast import load_forecaster
     from raincast.forecasting import ForecastPipeline
     from raincast.forecasting.fit import Trained
 
-    settings = settings | {"lead_steps": lead_steps, "thresholds": [float(t) for t in thresholds]}
+    settings = settings | {"lead_steps": lead_steps, "thresholds": thresholds}
     if not isinstance(checkpoint, str | Path):
         any_input = Trained(num_frames, lead_steps, timestep, physical=True)
         return ForecastPipeline(checkpoint, any_input, **settings)
