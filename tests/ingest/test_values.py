@@ -142,6 +142,12 @@ def test_an_archive_of_another_party_has_the_times_and_periods_that_ingest_finds
     stated[name].attrs["accumulation_period"] = "PT1H"
     stated.to_netcdf(tmp_path / "c.nc", engine="netcdf4")
     assert Archive.open(tmp_path / "c.nc").meaning == Meaning("mean", 60)
+    # the interval of the samples that a mean is made of is no period
+    del stated[name].attrs["accumulation_period"]
+    stated[name].attrs["cell_methods"] = "time: mean (interval: 1 minute)"
+    stated.to_netcdf(tmp_path / "d.nc", engine="netcdf4")
+    assert Archive.open(tmp_path / "d.nc").meaning == Meaning("mean", 30)
+    assert CF().scan(tmp_path / "d.nc").meaning == Meaning("mean", None)
 
 
 def test_meanings_are_compared_by_their_period() -> None:

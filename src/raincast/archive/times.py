@@ -104,8 +104,13 @@ def valid_times(
     return end, round(float(np.median(intervals)), 2) if intervals.size else None
 
 
-def stated_minutes(field_attrs: Mapping[str, Any], attrs: Mapping[str, Any]) -> float | None:
+def stated_minutes(
+    field_attrs: Mapping[str, Any], attrs: Mapping[str, Any], *, is_depth: bool = False
+) -> float | None:
     """The period of a mean or a depth from the attributes of the variable or the file; None where none states it.
+
+    In CF the interval in cell_methods is that of the samples that a mean is made of; files with depths state the
+    period there.
 
     accumulation_period is PT1H in RMI's RADCLIM of the mlcast community; accum_time_h and accutime are pysteps'.
     """
@@ -116,7 +121,8 @@ def stated_minutes(field_attrs: Mapping[str, Any], attrs: Mapping[str, Any]) -> 
         for name, factor in PERIOD_ATTRS.items():
             if name in own:
                 return _positive(name, own[name], factor * float(np.ravel(own[name])[0]))
-    # CF has the interval of the original samples there; files with depths state the period
+    if not is_depth:
+        return None
     interval = r"time: *(?:sum|mean|accumulated) *\((?:interval:)? *([\d.]+) *([a-z]+)\)"
     if match := re.search(interval, str(field_attrs.get("cell_methods", "")).lower()):
         unit = MINUTES_PER.get(match[2]) or MINUTES_PER.get(match[2].removesuffix("s"))

@@ -229,7 +229,7 @@ class CF:
         averaged = "time: mean" in str(field.attrs.get("cell_methods"))
         if quantity != ACCUMULATION and not averaged:
             return Meaning("momentary", quantity=name)
-        stated = _valid_times(dataset, field, quantity)[1] or _period_minutes(dataset, field)
+        stated = _valid_times(dataset, field, quantity)[1] or _period_minutes(dataset, field, quantity)
         if quantity == ACCUMULATION:
             return Meaning("depth", self.accumulation_minutes or stated, name)
         return Meaning("mean", stated, name)
@@ -276,9 +276,9 @@ def _valid_times(
     return valid_times(dataset, field, is_depth=quantity == ACCUMULATION)
 
 
-def _period_minutes(dataset: xr.Dataset, field: xr.DataArray) -> float | None:
+def _period_minutes(dataset: xr.Dataset, field: xr.DataArray, quantity: str) -> float | None:
     try:
-        return stated_minutes(field.attrs, dataset.attrs)
+        return stated_minutes(field.attrs, dataset.attrs, is_depth=quantity == ACCUMULATION)
     except ValueError as error:
         raise ValueError(f"{error}. Set source.accumulation_minutes=60") from error
 
