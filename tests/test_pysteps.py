@@ -122,8 +122,11 @@ def test_probabilities_and_members(nowcast: Any) -> None:
     np.testing.assert_allclose(members[known], expected[known], rtol=1e-6)
     with pytest.raises(ValueError, match="asked gives 4 members"):
         nowcast(rain, None, 2, n_ens_members=5, checkpoint=Asked(members=4), **STEP)
-    with pytest.raises(ValueError, match=r"network gives no members. Take thresholds=.*get_method..steps"):
-        nowcast(rain, None, 2, n_ens_members=5, **STEP)
+    with pytest.raises(ValueError, match=r"asked gives no members .*Take thresholds=.*get_method..steps"):
+        nowcast(rain, None, 2, n_ens_members=5, checkpoint=Asked(), **STEP)
+    own, again, other = (nowcast(rain, None, 2, n_ens_members=3, seed=seed, **STEP) for seed in (0, 0, 1))
+    assert own.shape == (3, 2, 48, 48) and not np.array_equal(own, other, equal_nan=True)
+    np.testing.assert_array_equal(own, again)
 
 
 def test_frames_that_never_come_and_pixels_that_nobody_sees(nowcast: Any) -> None:

@@ -65,8 +65,8 @@ def forecast(
     `timesteps`: the number L of steps, or a list of L whole numbers that increase.
     `timestep`: minutes from frame to frame. `kmperpixel`: the size of a pixel. Both must be given.
     `thresholds`: mm/h, increasing. Then the result is the probability of reaching them, (L, K, H, W).
-    `n_ens_members`: that many members, (n_ens_members, L, H, W), of a forecaster that gives members. The networks
-    of raincast give probabilities instead.
+    `n_ens_members`: that many members, at least two, (n_ens_members, L, H, W): equally likely, coherent in space
+    and time. `seed` decides which.
     `checkpoint`: that of a network of your own, a file of `export.py`, or any `raincast.forecaster.Forecaster`,
     such as `raincast.load_forecaster()`, which then is loaded once for many forecasts. The default are the weights
     that come with raincast. `settings` are `raincast.load_forecaster`'s, `device="cuda"` for example.
@@ -89,13 +89,15 @@ def forecast(
     if velocity is not None:
         _say_unused(np.shape(velocity), rain)
     frames = _dataset(rain, timestep, kmperpixel)
-    pipeline = _pipeline(checkpoint, len(rain), timestep, int(steps[-1]), reached, settings)
     if n_ens_members:
-        made = _members(pipeline, frames, n_ens_members)
-        return np.asarray(made[:, steps - 1], np.float64)
+        settings["members"] = n_ens_members
+    pipeline = _pipeline(checkpoint, len(rain), timestep, int(steps[-1]), reached, settings)
     dataset = pipeline(frames)
-    maps = dataset["rain_rate_exceedance" if reached else "rain_rate"].values.astype(np.float64)
     unknown = _unknown(dataset["quality_flag"].values)
+    if n_ens_members:
+        members = _members(dataset, pipeline.name, n_ens_members)
+        return np.where(unknown, np.nan, members)[:, steps - 1]
+    maps = dataset["rain_rate_exceedance" if reached else "rain_rate"].values.astype(np.float64)
     maps[np.broadcast_to(unknown[:, None] if reached else unknown, maps.shape)] = np.nan
     return maps[steps - 1]
 
@@ -230,33 +232,17 @@ def _pipeline(
     return pipeline
 
 
-def _members(pipeline: "ForecastPipeline", frames: "xr.Dataset", number: int) -> npt.NDArray[np.float32]:
-    """(number, lead_steps, H, W)."""
-    from raincast import schema
-    from raincast.forecaster import Query
-    from raincast.forecasting.gaps import past_of
-    from raincast.forecasting.motion import quality_flags
-
-    if not pipeline.gives.members:
+def _members(dataset: "xr.Dataset", name: str, number: int) -> Array:
+    """(number, lead_steps, H, W) mm/h."""
+    if "rain_rate_members" not in dataset:
         raise ValueError(
-            f"n_ens_members={number}: {pipeline.name} gives no members. Take thresholds=[…] for probabilities, "
-            'pysteps.nowcasts.get_method("steps") or checkpoint=raincast.baselines.Steps(…) for members.'
+            f"n_ens_members={number}: {name} gives no members for this input. Take thresholds=[…] for "
+            'probabilities, or pysteps.nowcasts.get_method("steps").'
         )
-    past, step = past_of(frames), float(frames.attrs[schema.STEP_MINUTES])
-    query = Query.for_steps(
-        past.rain[None, :, None],
-        pipeline.lead_steps,
-        step_minutes=step,
-        times=past.times[-1:],
-        grid=schema.grid_of(frames),
-        members=True,
-    )
-    members = pipeline.predict(query).members
-    if members is None or members.shape[2] < number:
-        found = 0 if members is None else members.shape[2]
-        raise ValueError(f"n_ens_members={number}: {pipeline.name} gives {found} members.")
-    unknown = _unknown(quality_flags(past, pipeline.lead_steps, reach=pipeline.reach))
-    return np.where(unknown, np.float32(np.nan), members[0, :, :number].swapaxes(0, 1))
+    made = dataset["rain_rate_members"].transpose("member", ...).values
+    if len(made) < number:
+        raise ValueError(f"n_ens_members={number}: {name} gives {len(made)} members.")
+    return made[:number].astype(np.float64)
 
 
 def _unknown(flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
