@@ -1,21 +1,12 @@
 """Training runs in processes that are killed: forked from one that has imported everything, so a start is cheap."""
 
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from running import compose_config
-
-
-def server() -> "multiprocessing.context.ForkServerContext":
-    """The context whose processes have torch, Lightning and raincast loaded, and no file open."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no other thread
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["killing_preload"])
-    return context
+from running import compose_config, server
 
 
 def run(

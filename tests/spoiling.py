@@ -131,8 +131,8 @@ class Died(Exception):
 class Watched:
     """Calls functions in a process of its own, for files that might crash or hang the interpreter."""
 
-    def __init__(self, seconds: float = 10.0, gibibytes: int = 6) -> None:
-        self.seconds, self.limit = seconds, gibibytes * 2**30
+    def __init__(self, gibibytes: int = 6) -> None:
+        self.limit = gibibytes * 2**30
         self._process: Any = None
 
     def __enter__(self) -> "Watched":
@@ -141,14 +141,19 @@ class Watched:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What `function` returns; Died where it takes more than `seconds` or its process ends."""
+    def call(self, function: Callable[..., Any], *args: Any, loads: bool = False) -> Any:
+        """What `function` returns; Died where it takes more than 10 seconds or its process ends.
+
+        It may take 120 seconds where it `loads` libraries, as it does in a new process.
+        """
         if self._process is None:
             self._start()
+            loads = True
+        seconds = 120 if loads else 10
         self._pipe.send((function, args))
-        if not self._pipe.poll(self.seconds):
+        if not self._pipe.poll(seconds):
             self._end()
-            raise Died(f"no answer in {self.seconds:g} s")
+            raise Died(f"no answer in {seconds} s")
         try:
             failed, result = self._pipe.recv()
         except EOFError:

@@ -10,7 +10,7 @@ import pytest
 from asking import rates_of
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from running import REPO, TINY, compose_config, run_script
+from running import REPO, TINY, compose_config, run_forked
 
 from raincast.cli import run_folder
 from raincast.commands import jobs
@@ -36,17 +36,17 @@ def refused(result: subprocess.CompletedProcess[str], folder: Path) -> str:
     ],
 )
 def test_a_mistyped_command_is_answered(overrides: list[str], words: list[str], tmp_path: Path) -> None:
-    message = refused(run_script(tmp_path, "train", *overrides), tmp_path)
+    message = refused(run_forked(tmp_path, "train", *overrides), tmp_path)
     assert all(word in message for word in words), message
 
 
 def test_what_must_be_given_is_named(tmp_path: Path) -> None:
-    message = refused(run_script(tmp_path, "evaluate"), tmp_path)
+    message = refused(run_forked(tmp_path, "evaluate"), tmp_path)
     assert "Not given: data.archive" in message
 
 
 def test_a_missing_checkpoint_is_answered(tmp_path: Path) -> None:
-    message = refused(run_script(tmp_path, "evaluate", "checkpoint=no.ckpt"), tmp_path)
+    message = refused(run_forked(tmp_path, "evaluate", "checkpoint=no.ckpt"), tmp_path)
     assert "There is no checkpoint no.ckpt" in message
 
 
@@ -292,7 +292,7 @@ def test_hydra_takes_the_folder_of_its_own(kind: str, tmp_path: Path, monkeypatc
 
 def test_a_run_folder_is_locked_while_it_is_used(tmp_path: Path) -> None:
     with folders.alone(tmp_path / "a"):
-        refused = run_script(tmp_path, "evaluate", "checkpoint=none.ckpt", f"hydra.run.dir={tmp_path}/a")
+        refused = run_forked(tmp_path, "evaluate", "checkpoint=none.ckpt", f"hydra.run.dir={tmp_path}/a")
     assert refused.returncode == 1 and refused.stderr.startswith("Error: Another process is using the run folder")
     assert (tmp_path / "a").is_dir()
     with folders.alone(tmp_path / "a"):

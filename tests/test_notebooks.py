@@ -17,10 +17,16 @@ def code_cells(notebook: Any) -> Iterator[Any]:
     return (cell for cell in notebook.cells if cell.cell_type == "code")
 
 
-def execute(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(scope="module")
+def settings_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all notebooks, so that matplotlib looks for fonts once."""
+    return tmp_path_factory.mktemp("settings")
+
+
+def execute(path: Path, folder: Path, settings_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run a notebook in `folder`; a cell that fails raises CellExecutionError with its traceback."""
     for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):  # nothing lands in the home folder
-        monkeypatch.setenv(variable, str(folder / variable.lower()))
+        monkeypatch.setenv(variable, str(settings_dir / variable.lower()))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, 4)
     resources = {"metadata": {"path": str(folder)}}
@@ -32,9 +38,11 @@ def test_there_are_notebooks() -> None:
 
 
 @each_notebook
-def test_a_notebook_runs_and_shows_a_picture(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_and_shows_a_picture(
+    path: Path, tmp_path: Path, settings_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RAINCAST_ARCHIVE", raising=False)  # as its first reader runs it: on the built-in archive
-    outputs = [o for cell in code_cells(execute(path, tmp_path, monkeypatch)) for o in cell.outputs]
+    outputs = [o for cell in code_cells(execute(path, tmp_path, settings_dir, monkeypatch)) for o in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     # warnings of libraries would be the first thing that a reader sees
     assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from running import REPO, TINY, compose_config, run_command, run_script
+from running import REPO, TINY, compose_config, run_command, run_forked
 
 from raincast import assembly, cli
 from raincast.commands.train import train
@@ -43,7 +43,7 @@ def test_two_processes_train_and_score_as_one(tiny_archive: Path, tmp_path: Path
     exact = [*COMMON, f"data.archive={tiny_archive}", "trainer.precision=64-true"]
     train(compose_config("train", tmp_path / "one", *exact))
     start = [*exact, f"hydra.run.dir={tmp_path}/two", "data.batch_size=2", "trainer=ddp", "trainer.devices=2"]
-    two = run_script(tmp_path, "train", *start, "trainer.accelerator=cpu", "trainer.max_epochs=2")
+    two = run_forked(tmp_path, "train", *start, "trainer.accelerator=cpu", "trainer.max_epochs=2")
     assert two.returncode == 0, two.stderr[-3000:]
     assert {"processes": 2, "strategy": "DDPStrategy"}.items() <= used(tmp_path / "two").items()
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -86,7 +86,7 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]))
     start = [*COMMON, f"data.archive={tiny_archive}", f"hydra.run.dir={tmp_path}/run", "trainer=ddp"]
     fail = ["+callbacks.fail._target_=failing.Failing", "trainer.devices=2", "trainer.accelerator=cpu"]
-    failed = run_script(tmp_path, "train", *start, *fail, timeout=150)  # a hang would be killed here
+    failed = run_forked(tmp_path, "train", *start, *fail, timeout=150)  # a hang would be killed here
     assert failed.returncode != 0
     assert "RuntimeError: the reason" in failed.stderr
 

@@ -1,12 +1,10 @@
 """`raincast summary`: for every model of the configs, and as a user types it."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from running import REPO, compose_config
+from running import REPO, compose_config, run_forked
 
 from raincast.commands.summary import run, summarise
 
@@ -57,8 +55,7 @@ def test_whole_frames_need_a_size(tmp_path: Path) -> None:
 def test_a_refusal_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     """Here the folder one works in is the run's folder, which is elsewhere removed when nothing came of it."""
     (tmp_path / "mine.log").write_text("keep me", encoding="utf-8")
-    command = [sys.executable, "-c", "from raincast.cli import main; main()", "summary", "batch_size=0"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=100)
+    ran = run_forked(tmp_path, "raincast", "summary", "batch_size=0", timeout=100)
     assert ran.returncode == 1
     assert ran.stderr == "Error: batch_size=0: give a whole number, at least 1.\n"
     assert [p.name for p in tmp_path.iterdir()] == ["mine.log"]

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from asking import rates_of
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from running import TINY, compose_config, run_script
+from running import TINY, compose_config, run_forked
 
 from raincast import assembly
 from raincast.commands.evaluate import run as evaluate
@@ -161,11 +161,13 @@ def test_more_patience_lets_a_stopped_run_go_on() -> None:
     assert (more.patience, more.wait_count, more.stopping_reason) == (5, 2, EarlyStoppingReason.NOT_STOPPED)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 def test_resumed_in_mid_epoch_equals_uninterrupted(
-    tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+    tiny_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every sample of the epoch is trained on once, in the order of a run that was not stopped."""
+    """Every sample of the epoch is trained on once, in the order of a run that was not stopped.
+
+    Whether the samples come from other processes or not.
+    """
     overrides = [
         *TINY,
         f"data.archive={tiny_archive}",
@@ -184,19 +186,21 @@ def test_resumed_in_mid_epoch_equals_uninterrupted(
     stop.at = None
     monkeypatch.setattr(NowcastModule, "training_step", stop)
     whole = train(compose_config("train", tmp_path / "whole", *overrides))
-    expected_batches, seen[:] = [*seen], []
+    expected_batches = [*seen]
     assert len(expected_batches) > 6, "three epochs of more than two batches"
-    stop.at = (1, 2)
-    cut = [*overrides, f"data.num_workers={num_workers}"]
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(compose_config("train", tmp_path / "cut", *cut))
-    stop.at = None
-    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
-    resumed = train(compose_config("train", tmp_path / "resumed", *cut, f"checkpoint={last}"))
-    assert seen == expected_batches
-    expected, found = weights(whole.last), weights(resumed.last)
-    assert all(torch.equal(expected[key], found[key]) for key in expected)
-    assert whole.metrics == pytest.approx(resumed.metrics | times_of(whole), nan_ok=True)
+    for num_workers in (0, 2):
+        seen[:], stop.at = [], (1, 2)
+        folder = tmp_path / f"{num_workers}"
+        cut = [*overrides, f"data.num_workers={num_workers}"]
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(compose_config("train", folder / "cut", *cut))
+        stop.at = None
+        last = folder / "cut" / "checkpoints" / "last.ckpt"
+        resumed = train(compose_config("train", folder / "resumed", *cut, f"checkpoint={last}"))
+        assert seen == expected_batches
+        expected, found = weights(whole.last), weights(resumed.last)
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
+        assert whole.metrics == pytest.approx(resumed.metrics | times_of(whole), nan_ok=True)
 
 
 def test_resuming_as_another_run_is_refused(tiny_run: Path, tiny_archive: Path, tmp_path: Path) -> None:
@@ -210,7 +214,7 @@ def test_resuming_as_another_run_is_refused(tiny_run: Path, tiny_archive: Path, 
 
 def test_a_sweep_runs_every_trial_and_logs_offline_to_wandb(tiny_archive: Path, tmp_path: Path) -> None:
     overrides = [o for o in TINY if o != "logger=csv"]
-    sweep = run_script(
+    sweep = run_forked(
         tmp_path, "train", "-m", *overrides, f"data.archive={tiny_archive}", "trainer.max_epochs=1",
         "optimizer.lr=1e-3,3e-4", f"hydra.sweep.dir={tmp_path}/sweep",
     )  # fmt: skip

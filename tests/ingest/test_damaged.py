@@ -10,7 +10,7 @@ import gzip
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -192,26 +192,33 @@ KINDS: dict[str, tuple[Write, Reader]] = {
 CHECKED = (".gz", ".bz2")  # a checksum over all of it
 
 
-def try_all(name: str, path: Path, call: Callable[[Watched], str]) -> Counter[tuple[str, str]]:
+@pytest.fixture(scope="module")
+def process() -> Iterator[Watched]:
+    """One for all kinds: it takes seconds to start."""
+    with Watched() as process:
+        yield process
+
+
+def try_all(
+    name: str, path: Path, process: Watched, function: Callable[..., str], *arguments: object
+) -> Counter[tuple[str, str]]:
     """Call for each damaged copy of `path`, in a process that may die; what became of how many."""
     outcomes: Counter[tuple[str, str]] = Counter()
     failures = []
     whole = path.with_name(f"whole-{path.name}")
-    with Watched(seconds=120) as process:
-        replace(path, whole.read_bytes())
-        assert call(process) == "same"
-        process.seconds = 10.0  # its libraries are loaded by now
-        for number, (kind, content) in enumerate(damaged(whole, NUM)):
-            replace(path, content)
-            try:
-                outcome = call(process)
-            except (Died, AssertionError) as error:
-                failures.append(f"{number} ({kind}): {error}")
-                continue
-            outcomes[kind, outcome] += 1
-            wrong = kind in ("cut", "empty") or name.endswith(CHECKED)
-            if wrong and outcome == "other":
-                failures.append(f"{number} ({kind}): another frame than before went into the archive")
+    replace(path, whole.read_bytes())
+    assert process.call(function, *arguments, loads=True) == "same"
+    for number, (kind, content) in enumerate(damaged(whole, NUM)):
+        replace(path, content)
+        try:
+            outcome = process.call(function, *arguments)
+        except (Died, AssertionError) as error:
+            failures.append(f"{number} ({kind}): {error}")
+            continue
+        outcomes[kind, outcome] += 1
+        wrong = kind in ("cut", "empty") or name.endswith(CHECKED)
+        if wrong and outcome == "other":
+            failures.append(f"{number} ({kind}): another frame than before went into the archive")
     sys.stdout.write(f"{name} {dict(sorted(outcomes.items()))}\n")  # shown by pytest -rP
     assert not failures, f"{len(failures)} of {NUM}, the first: {failures[0]}\n" + "\n".join(
         text.strip().splitlines()[-1][:300] for text in failures
@@ -220,7 +227,7 @@ def try_all(name: str, path: Path, call: Callable[[Watched], str]) -> Counter[tu
     return outcomes
 
 
-def try_with_ingest(tmp_path: Path, name: str, write: Write, reader: Reader) -> None:
+def try_with_ingest(tmp_path: Path, process: Watched, name: str, write: Write, reader: Reader) -> None:
     good = [write(tmp_path / f"good-{minute}.{name}", minute) for minute in (0, 5, 15, 20)]
     path = tmp_path / f"damaged.{name}"
     whole = write(path.with_name(f"whole-{path.name}"), 10)
@@ -228,34 +235,36 @@ def try_with_ingest(tmp_path: Path, name: str, write: Write, reader: Reader) -> 
     arguments = reader, good, path, tmp_path / "out", tmp_path / "frame.npy"
     path.write_bytes(whole.read_bytes())
     assert ingest_with(*arguments) == "same"
-    try_all(name, path, lambda process: process.call(ingest_with, *arguments))
+    try_all(name, path, process, ingest_with, *arguments)
 
 
 @pytest.mark.timeout(max(300, 3 * NUM))
 @pytest.mark.parametrize("name", KINDS)
-def test_a_damaged_file_among_good_ones(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_among_good_ones(tmp_path: Path, process: Watched, name: str) -> None:
     if name.startswith(("fmi.tif", "mrms", "opera")):
         pytest.importorskip("rasterio")
-    try_with_ingest(tmp_path, name, *KINDS[name])
+    try_with_ingest(tmp_path, process, name, *KINDS[name])
 
 
 @pytest.mark.timeout(max(300, 3 * NUM))
-def test_a_damaged_knmi_file_among_good_ones(tmp_path: Path, write_knmi: Callable[..., Path]) -> None:
+def test_a_damaged_knmi_file_among_good_ones(
+    tmp_path: Path, process: Watched, write_knmi: Callable[..., Path]
+) -> None:
     def write(path: Path, minute: int) -> Path:
         return write_knmi(f"2020-01-01T00:{minute:02d}", codes(minute), name=path.name)
 
-    try_with_ingest(tmp_path, "knmi.h5", write, KNMI())
+    try_with_ingest(tmp_path, process, "knmi.h5", write, KNMI())
 
 
 @pytest.mark.timeout(max(300, 3 * NUM))
-def test_a_damaged_file_of_an_archive(tmp_path: Path) -> None:
+def test_a_damaged_file_of_an_archive(tmp_path: Path, process: Watched) -> None:
     path = tmp_path / "2026-01-01.nc"
     whole = tmp_path / f"whole-{path.name}"
     write_part(schema.mock_archive(20, *SHAPE), whole)
     archive = Archive.open(whole)
     np.save(tmp_path / "frames.npy", archive.read(0, archive.num_times))
     assert open_as_archive(whole, tmp_path / "frames.npy") == "same"
-    try_all("archive", path, lambda process: process.call(open_as_archive, path, tmp_path / "frames.npy"))
+    try_all("archive", path, process, open_as_archive, path, tmp_path / "frames.npy")
 
 
 def test_every_truncation_of_netcdf3_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from running import server
 
 from raincast.metrics import contingency, error_sums
 from raincast.metrics.categorical import hss
@@ -104,7 +105,8 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_equal_one(tmp_path: Path):
-    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    server()  # its processes have torch loaded
+    mp.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
     metric = RainScores(THRESHOLDS, 3)
     metric.update(*fields())
     for rank in range(2):

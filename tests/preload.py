@@ -1,4 +1,4 @@
-"""What the process that others are forked from imports; loaded by name, see killing.py."""
+"""What the process that others are forked from imports; loaded by name, see `server` of running.py."""
 
 import lightning.pytorch.callbacks
 import lightning.pytorch.loggers
@@ -7,6 +7,7 @@ import rich.progress
 import torchmetrics
 import xarray
 
+import raincast.commands.evaluate
 import raincast.commands.train
 import raincast.data.datamodule
 import raincast.evaluation
