@@ -56,7 +56,10 @@ def score(window: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return
     query = Query.for_steps(past[None, :, None], len(later), step_minutes=step, pixel_km=pixel, members=True)
     made, seconds = {}, {}
-    for name, forecaster in (("STEPS", Steps(num_members=MEMBERS)), ("raincast", box_forecaster().with_members(MEMBERS))):
+    for name, forecaster in (
+        ("STEPS", Steps(num_members=MEMBERS)),
+        ("raincast", box_forecaster().with_members(MEMBERS)),
+    ):
         began = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             members = forecaster.predict(query).members

@@ -45,7 +45,7 @@ class Asked:
         newest = np.nan_to_num(query.rain[:, -1:, :1])
         rates = newest + np.array(query.lead_minutes, np.float32)[:, None, None, None] / np.float32(5)
         drawn = np.arange(self.num_members, dtype=np.float32)[:, None, None]
-        return Prediction(rates, members=rates + drawn if query.members else None)
+        return Prediction(rates, members=rates + drawn if query.members and len(drawn) else None)
 
 
 @pytest.fixture
