@@ -101,11 +101,12 @@ def test_the_box_is_a_program_for_one_grid_and_scale(tmp_path: Path) -> None:
         command.run(compose_config("export", tmp_path / "b", "format=torch", "size=[48,56]"))
     path = command.run(compose_config("export", tmp_path / "c", "format=torch", *given))
     frames = schema.mock_archive(4, 48, 56)
-    by_file = raincast.load_forecaster(path)(frames)[schema.RAIN].values
+    exported = raincast.load_forecaster(path)
+    by_file = exported(frames)[schema.RAIN].values
     by_network = raincast.load_forecaster(lead_steps=1)(frames)[schema.RAIN].values
     np.testing.assert_allclose(by_file, by_network, rtol=1e-2, atol=1e-3)
     with pytest.raises(ValueError, match="48 x 56 pixels only"):
-        raincast.load_forecaster(path)(schema.mock_archive(4, 40, 56))
+        exported(schema.mock_archive(4, 40, 56))
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 6)])

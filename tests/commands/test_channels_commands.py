@@ -105,11 +105,12 @@ def test_an_exported_network_reads_its_channels_from_where_training_did(
     archive = Archive.open(tiny_archive)
     assert archive.coverage is not None
     frames = archive.to_dataset(18, 3).assign(coverage=(("y", "x"), archive.coverage))
-    theirs, ours = (raincast.load_forecaster(p, device="cpu")(frames) for p in (path, raining))
+    exported = raincast.load_forecaster(path, device="cpu")
+    theirs, ours = exported(frames), raincast.load_forecaster(raining, device="cpu")(frames)
     assert float(ours["rain_rate"].max()) > 1, "a forecast of no rain shows nothing"
     # on the transform's scale they agree to 1e-4, which is a share of the rate
     np.testing.assert_allclose(theirs["rain_rate"], ours["rain_rate"], rtol=2e-3, atol=0.02)
-    said = raincast.load_forecaster(path).forecaster.metadata  # type: ignore[attr-defined]
+    said = exported.forecaster.metadata  # type: ignore[attr-defined]
     assert said["channels"] == "rain, sun, season_sin, season_cos, model, coverage"
     assert said["past_channels"] == "sun, season_sin, season_cos, model, coverage"
     assert (said["future_channels"], said["input_future"][:19]) == ("model", "future (batch, 3, 1")
@@ -121,12 +122,11 @@ def test_an_exported_network_reads_its_channels_from_where_training_did(
     gone = "+channels.model.path=gone.nc"
     with pytest.raises(ValueError, match=r"No file matches channels\.model\.path=gone\.nc"):
         forecast(compose_config("forecast", tmp_path / "g", *common, start, gone))
-    network = raincast.load_forecaster(path).forecaster
     rain = np.zeros((1, 3, 1, 32, 32), np.float32)
     with pytest.raises(
         ValueError, match=r"takes 5 channels of past besides the rain \(sun, .*coverage\), found none"
     ):
-        rates_of(network, rain, 2)
+        rates_of(exported.forecaster, rain, 2)
 
 
 def test_a_channel_that_is_not_there_is_refused_with_the_key_that_gives_it(
