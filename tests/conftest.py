@@ -36,6 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
+@pytest.fixture(autouse=True)
+def warned_of_nothing() -> None:
+    """What is said once a process is said once a test."""
+    from raincast.archive import packing
+
+    packing._said.clear()
+
+
 @pytest.fixture(scope="session")
 def radar_dir() -> Path:
     """The folder of real radar files: $RAINCAST_RADAR, or shared/radar beside the checkout."""

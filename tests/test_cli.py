@@ -292,7 +292,7 @@ def test_hydra_takes_the_folder_of_its_own(kind: str, tmp_path: Path, monkeypatc
 
 def test_a_run_folder_is_locked_while_it_is_used(tmp_path: Path) -> None:
     with folders.alone(tmp_path / "a"):
-        refused = run_forked(tmp_path, "evaluate", "checkpoint=none.ckpt", f"hydra.run.dir={tmp_path}/a")
+        refused = run_forked(tmp_path, "evaluate", "data.archive=none", f"hydra.run.dir={tmp_path}/a")
     assert refused.returncode == 1 and refused.stderr.startswith("Error: Another process is using the run folder")
     assert (tmp_path / "a").is_dir()
     with folders.alone(tmp_path / "a"):

@@ -94,19 +94,19 @@ def test_the_onnx_of_a_network_gives_its_outputs(tmp_path: Path) -> None:
 
 
 def test_the_box_is_a_program_for_one_grid_and_scale(tmp_path: Path) -> None:
-    given = ["size=[48,56]", "pixel_km=1", "lead_steps=1", f"path={tmp_path}/box.pt2"]
+    given = ["size=[24,32]", "pixel_km=1", "lead_steps=1", f"path={tmp_path}/box.pt2"]
     with pytest.raises(ValueError, match="format=torch"):
         command.run(compose_config("export", tmp_path / "a", *given[:-1], "format=onnx"))
     with pytest.raises(ValueError, match="pixel_km=1"):
-        command.run(compose_config("export", tmp_path / "b", "format=torch", "size=[48,56]"))
+        command.run(compose_config("export", tmp_path / "b", "format=torch", "size=[24,32]"))
     path = command.run(compose_config("export", tmp_path / "c", "format=torch", *given))
-    frames = schema.mock_archive(4, 48, 56)
+    frames = schema.mock_archive(4, 24, 32)
     exported = raincast.load_forecaster(path)
     by_file = exported(frames)[schema.RAIN].values
     by_network = raincast.load_forecaster(lead_steps=1)(frames)[schema.RAIN].values
     np.testing.assert_allclose(by_file, by_network, rtol=1e-2, atol=1e-3)
-    with pytest.raises(ValueError, match="48 x 56 pixels only"):
-        exported(schema.mock_archive(4, 40, 56))
+    with pytest.raises(ValueError, match="24 x 32 pixels only"):
+        exported(schema.mock_archive(4, 16, 32))
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 6)])

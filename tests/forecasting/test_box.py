@@ -99,31 +99,30 @@ def test_forecast_needs_no_checkpoint(tiny_archive: Path, tmp_path: Path) -> Non
         assert made.attrs["source"].endswith("LagrangianForecaster")
 
 
-def test_evaluate_scores_the_box_and_pysteps_files_of_weights_too(tiny_archive: Path, tmp_path: Path) -> None:
-    box = Path(raincast.__file__).parent / "weights" / "lagrangian.npz"
-    given = [f"data.archive={tiny_archive}", "data.eval_stride=6", "baselines=[persistence]", "workers=1"]
-    given += [f"paths.output_dir={tmp_path}"]
-    default = evaluate.run(compose_config("evaluate", tmp_path / "a", *given))
-    named = evaluate.run(compose_config("evaluate", tmp_path / "b", *given, f"checkpoint={box}"))
-    assert list(default["forecaster"].values) == ["network", "persistence"]
-    xr.testing.assert_equal(default["csi"], named["csi"])
-    csi = default["csi"].sel(threshold=1).isel(lead_time=0)  # later rain comes from outside 32 km
-    assert float(csi.sel(forecaster="network")) > float(csi.sel(forecaster="persistence"))
-
-
-def test_rates_by_other_rules_and_members_are_scored(tiny_archive: Path, tmp_path: Path) -> None:
-    given = [f"data.archive={tiny_archive}", "data.eval_stride=40", "baselines=[]", "workers=1"]
+def test_evaluate_scores_the_box_its_rules_and_members(tiny_archive: Path, tmp_path: Path) -> None:
+    given = [f"data.archive={tiny_archive}", "data.eval_stride=20", "baselines=[persistence]", "workers=1"]
     given += [f"paths.output_dir={tmp_path}"]
     scores = evaluate.run(compose_config("evaluate", tmp_path / "a", *given, "rates_by=[csi]", "members=4"))
-    assert list(scores["forecaster"].values) == ["network", "network_csi", "network_members"]
+    assert list(scores["forecaster"].values) == ["network", "network_csi", "network_members", "persistence"]
+    csi = scores["csi"].sel(threshold=1).isel(lead_time=0)  # later rain comes from outside 32 km
+    assert float(csi.sel(forecaster="network")) > float(csi.sel(forecaster="persistence"))
     bias = scores["frequency_bias"].sel(threshold=1).mean("lead_time")
-    assert len(np.unique(bias)) == 3, "each has its own area"
+    assert len(np.unique(bias)) == 4, "each has its own area"
     brier = scores["brier"].sel(threshold=1).mean("lead_time").values
     assert brier[1] == brier[0], "the probabilities are the same"
     assert brier[2] == pytest.approx(brier[0], rel=0.2)
     assert float(scores["crps"].sel(forecaster="network_members").min()) > 0
     with pytest.raises(ValueError, match="rates_by=best: network knows area, csi, mean, matched"):
         evaluate.run(compose_config("evaluate", tmp_path / "b", *given, "rates_by=[best]"))
+
+
+def test_a_file_of_weights_is_a_checkpoint() -> None:
+    box = assembly.read_checkpoint("box")
+    named = assembly.read_checkpoint(Path(raincast.__file__).parent / "weights" / "lagrangian.npz")
+    assert named.sha256 == box.sha256 and named.config == box.config
+    query = Query.for_steps(np.ones((1, 4, 1, 16, 16), np.float32), 2, step_minutes=5.0, pixel_km=1.0)
+    rates = [assembly.forecaster_of(each, device="cpu").predict(query).rates for each in (box, named)]
+    np.testing.assert_array_equal(*rates)
 
 
 def test_a_forecast_takes_other_rules_and_members(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ SETTINGS: dict[str, Any] = {
     "compare": Names | None,
     "split": Literal["test", "val", "train"],
     "calibrate": bool,
+    "rates_by": Names | Literal["area", "csi", "mean", "matched"] | None,
+    "members": int | None,
     "list_windows": str | None,
     "unfinished": str,
     "confidence": float,
