@@ -1,6 +1,7 @@
 """Checkpoint → forecaster and pipeline, and the files that `python forecast.py` leaves."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,7 @@ def pipeline(
     from raincast.forecasting.fit import Trained
     from raincast.forecasting.memory import Footprint
     from raincast.models.distribution import DistributionHead
+    from raincast.models.frames import PhysicalNetwork
 
     forecaster = forecaster_of(checkpoint, device=device, precision=precision)
     if rates_by is not None:
@@ -120,13 +122,13 @@ def pipeline(
         thresholds = [float(t) for t in scored] if forecaster.gives.probabilities else []
     decided = {"rates_by": forecaster.head.rates_by} if isinstance(forecaster.head, DistributionHead) else {}
     on = forecaster.calibration.fitted_on if forecaster.calibration is not None else None
+    max_missing = int(checkpoint.config["data"].get("max_missing", 0))
+    trained = Trained.of(checkpoint.info, max_missing, physical=forecaster.physical)
+    if isinstance(forecaster.network, PhysicalNetwork):  # older frames need not be there
+        trained = replace(trained, input_steps=min(trained.input_steps, forecaster.network.most_frames))
     return ForecastPipeline(
         forecaster,
-        Trained.of(
-            checkpoint.info,
-            int(checkpoint.config["data"].get("max_missing", 0)),
-            physical=forecaster.physical,
-        ),
+        trained,
         thresholds=[float(t) for t in thresholds],
         attrs=provenance(checkpoint) | decided | dict(attrs or {}),
         channels=_channels(declared_channels(checkpoint), channels or {}),

@@ -12,8 +12,11 @@ from raincast.models.layers.recurrent import SLOPE
 class PhysicalNetwork(nn.Module):
     """A network in physical units: it takes the `scale` (B, 2) of each sample as its last argument.
 
-    `scale` is the time step in minutes and the pixel size in km. Such a network serves any of them.
+    `scale` is the time step in minutes and the pixel size in km. Such a network serves any of them. It reads at
+    most the newest `most_frames` frames.
     """
+
+    most_frames: int
 
 
 def merge(x: Tensor) -> Tensor:

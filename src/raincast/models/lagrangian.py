@@ -63,6 +63,8 @@ class LagrangianForecaster(PhysicalNetwork):
     time step in minutes and the pixel size in km of each sample.
     """
 
+    most_frames = MOST_FRAMES
+
     def __init__(
         self,
         in_channels: int = 2,
