@@ -1,6 +1,7 @@
 """The forecaster that comes with raincast: any step and pixels, without training."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,8 +113,9 @@ def test_evaluate_scores_the_box_its_rules_and_members(tiny_archive: Path, tmp_p
     assert brier[1] == brier[0], "the probabilities are the same"
     assert brier[2] == pytest.approx(brier[0], rel=0.2)
     assert float(scores["crps"].sel(forecaster="network_members").min()) > 0
-    with pytest.raises(ValueError, match="rates_by=best: network knows area, csi, mean, matched"):
-        evaluate.run(compose_config("evaluate", tmp_path / "b", *given, "rates_by=[best]"))
+    for rule in ("[best]", "best"):  # a list, or one alone
+        with pytest.raises(ValueError, match="rates_by=best: network knows area, csi, mean, matched"):
+            evaluate.run(compose_config("evaluate", tmp_path / "b", *given, f"rates_by={rule}"))
 
 
 def test_a_file_of_weights_is_a_checkpoint() -> None:
@@ -143,6 +145,19 @@ def test_a_forecast_takes_other_rules_and_members(tmp_path: Path) -> None:
         np.testing.assert_allclose(file["rain_rate_members"], members, atol=0.0101)
     with pytest.raises(ValueError, match="members=1: an ensemble has at least 2"):
         raincast.load_forecaster(members=1)
+
+
+def test_members_beside_calibrated_probabilities_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = box_forecaster()
+    network.calibration = SimpleNamespace(thresholds=(1.0,), fitted_on=None)  # type: ignore[assignment]
+    monkeypatch.setattr("raincast.assembly.forecasts.forecaster_of", lambda *_, **__: network)
+    raincast.load_forecaster(members=2, calibrated=False)
+    assert "Members are of the network's own distribution" not in caplog.text
+    network.calibration = SimpleNamespace(thresholds=(1.0,), fitted_on=None)  # type: ignore[assignment]
+    raincast.load_forecaster(members=2)
+    assert "Members are of the network's own distribution" in caplog.text
 
 
 def test_training_begins_with_the_box_and_the_checkpoint_forecasts(tiny_archive: Path, tmp_path: Path) -> None:

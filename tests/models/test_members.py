@@ -88,6 +88,10 @@ def test_members_are_coherent(rain: np.ndarray, network: NetworkForecaster) -> N
     first, again = (network.predict(query(rain)).members for _ in range(2))
     assert first is not None and again is not None
     np.testing.assert_array_equal(first, again)
+    other = network.with_members(MEMBERS, seed=1).predict(query(rain)).members
+    assert other is not None
+    same = [np.array_equal(a, b) for a in first[0].swapaxes(0, 1) for b in other[0].swapaxes(0, 1)]
+    assert not any(same), "another seed gives other members, all of them"
     shuffled = np.random.default_rng(0).permuted(first, axis=2)
     spread, by_itself = (made.mean(axis=(1, 3, 4)).std() for made in (first, shuffled))
     assert spread > 5 * by_itself

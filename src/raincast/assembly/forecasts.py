@@ -1,5 +1,6 @@
 """Checkpoint → forecaster and pipeline, and the files that `python forecast.py` leaves."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from raincast.forecasting.network import NetworkForecaster
     from raincast.models.heads import Head
     from raincast.transforms import Transform
+
+log = logging.getLogger(__name__)
 
 
 def forecaster_of(
@@ -115,6 +118,8 @@ def pipeline(
         forecaster = forecaster.with_members(members, seed)
     if not calibrated:
         forecaster.calibration = None
+    if members is not None and forecaster.calibration is not None:
+        log.warning("Members are of the network's own distribution: only probabilities are calibrated.")
     if thresholds is None and forecaster.calibration is not None:
         thresholds = forecaster.calibration.thresholds
     elif thresholds is None:

@@ -60,11 +60,9 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         if cfg.calibrate:
             thresholds = [float(t) for t in metrics.thresholds]
             checkpoint = calibrate(checkpoint, network, data, thresholds, split=cfg.split, run_dir=run_dir)
-        variants = [network, *(network.by_rule(rule) for rule in cfg.rates_by)]
-        if cfg.members is not None:
-            variants.append(network.as_ensemble(cfg.members))
-        forecasters[:0] = variants
-        here = tuple(one.name for one in variants) if network.device.type == "cuda" else ()
+        networks = [scoring.variant(network, **how) for how in scoring.variants(cfg).values()]
+        forecasters[:0] = networks
+        here = tuple(one.name for one in networks) if network.device.type == "cuda" else ()
     keep_common(data, cfg.split, forecasters)
     work, cost = scoring.work_of(cfg, settings, checkpoint, data, metrics), Cost()
     scores = scoring.score(cfg, work, data, here=here, cost=cost).assign_attrs(cost.attrs())

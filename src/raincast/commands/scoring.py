@@ -76,15 +76,13 @@ def work_of(
     makers: dict[str, Callable[[], Forecaster]] = {}
     own: dict[str, Any] = {}
     if checkpoint is not None:
-        variants: dict[str, Any] = {f"{NETWORK}_{rule}": {"rule": rule} for rule in cfg.rates_by}
-        if cfg.members is not None:
-            variants[f"{NETWORK}_members"] = {"members": cfg.members}
-        for name, how in {NETWORK: {}, **variants}.items():
+        made_how = variants(cfg)
+        for name, how in made_how.items():
             makers[name] = functools.partial(network_of, checkpoint.path, cfg.device, **how)
         calibration = checkpoint.info.get("calibration")
         # a calibrated copy is written anew by each run: its weights, not its bytes
         weights = checkpoint.sha256 if calibration is None else _weights(checkpoint)
-        own |= {name: (weights, calibration, variants.get(name)) for name in makers}
+        own |= {name: (weights, calibration, how) for name, how in made_how.items()}
     baselines = assembly.baseline_makers(cfg)
     check_names([*makers, *baselines])
     own |= {
@@ -108,8 +106,24 @@ def work_of(
 def network_of(
     path: Path, device: str, *, rule: str | None = None, members: int | None = None
 ) -> "NetworkForecaster":
-    """The network in a checkpoint, in whatever process it is asked for; by another rule, or as an ensemble."""
+    """The network in a checkpoint, in whatever process it is asked for, as `variant` makes it."""
     network = assembly.forecaster_of(assembly.read_checkpoint(path), device=device)
+    return variant(network, rule=rule, members=members)
+
+
+def variants(cfg: DictConfig) -> dict[str, dict[str, Any]]:
+    """The network and its other forms to score, by name: arguments of `variant`."""
+    rules = [cfg.rates_by] if isinstance(cfg.rates_by, str) else cfg.rates_by or []
+    made: dict[str, dict[str, Any]] = {NETWORK: {}} | {f"{NETWORK}_{rule}": {"rule": rule} for rule in rules}
+    if cfg.members is not None:
+        made[f"{NETWORK}_members"] = {"members": cfg.members}
+    return made
+
+
+def variant(
+    network: "NetworkForecaster", *, rule: str | None = None, members: int | None = None
+) -> "NetworkForecaster":
+    """The network as it is, with rates by another rule, or as an ensemble."""
     if members is not None:
         return network.as_ensemble(members)
     return network if rule is None else network.by_rule(rule)

@@ -89,7 +89,7 @@ class Memory:
         self._known: dict[int, float] = {}
 
     def tiling(
-        self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int
+        self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_maps: int
     ) -> Tiling | None:
         """The tiles for a grid of `shape` (H, W); None if one pass fits.
 
@@ -99,7 +99,7 @@ class Memory:
         self.last = None
         device, stride = footprint.device, footprint.stride
         per_pixel = self._bytes_per_pixel(footprint, lead_steps)
-        arrays = _array_bytes(footprint, shape, lead_steps, num_thresholds) + self.kept_bytes
+        arrays = _array_bytes(footprint, shape, lead_steps, num_maps) + self.kept_bytes
         on_host = device == "cpu"
         # of what is free Python has taken its own already
         allowed = self.gib or free_gib(device) / 2 + BASE_GIB * on_host
@@ -129,16 +129,14 @@ class Memory:
         log.info("%d×%d pixels in tiles: %s", H, W, self.last)
         return tiling
 
-    def in_one_pass(
-        self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int
-    ) -> float:
+    def in_one_pass(self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_maps: int) -> float:
         """GiB of a process that forecasts a grid of `shape` (H, W) on the CPU without tiles.
 
         The larger of the forecaster and the extrapolation, and the memory that the series keeps.
         """
         by_forecaster = self._bytes_per_pixel(footprint, lead_steps) * shape[0] * shape[1]
         most = max(by_forecaster, extrapolation_bytes(shape))
-        arrays = _array_bytes(footprint, shape, lead_steps, num_thresholds)
+        arrays = _array_bytes(footprint, shape, lead_steps, num_maps)
         return (most + arrays + self.kept_bytes) / GIB
 
     def _bytes_per_pixel(self, footprint: Footprint, lead_steps: int) -> float:
@@ -147,9 +145,9 @@ class Memory:
         return self._known[lead_steps]
 
 
-def _array_bytes(footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_thresholds: int) -> float:
+def _array_bytes(footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_maps: int) -> float:
     """Bytes of the input (as read, concatenated and filled), of the prediction and its file, and of Python."""
-    maps = 3 * footprint.input_steps + lead_steps * (3 + 2 * num_thresholds)
+    maps = 3 * footprint.input_steps + lead_steps * (3 + 2 * num_maps)
     return shape[0] * shape[1] * 4 * maps + BASE_GIB * GIB
 
 

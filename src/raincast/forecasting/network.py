@@ -89,11 +89,10 @@ class NetworkForecaster:
     @property
     def gives(self) -> Gives:
         """Probabilities if its head has them or they were calibrated; rules of a head that decides rates."""
-        distribution = isinstance(self.head, DistributionHead)
         return Gives(
             members=self.num_members > 0,
             probabilities=self.head.probabilistic or self.calibration is not None,
-            rules=DECISIONS if distribution else (),
+            rules=DECISIONS if isinstance(self.head, DistributionHead) else (),
         )
 
     @property
@@ -159,12 +158,10 @@ class NetworkForecaster:
                 inputs=self.inputs,
                 covariates=covariates,
             )
-        head = self.head if query.rule is None else self._head_by(query.rule)
-        rates = query.at_lead_times(head.rates(output, self.transform).cpu().numpy())
-        done = (NETWORK,) * len(rates)
-        members = self._members(query, output, covariates) if query.members and self.gives.members else None
-        if self.ensemble:
-            members = self._members(query, output, covariates) if members is None else members
+        done = (NETWORK,) * len(query.rain)
+        wants_members = self.ensemble or (query.members and self.gives.members)
+        members = self._members(query, output, covariates) if wants_members else None
+        if self.ensemble and members is not None:
             shares = [(members >= threshold).mean(axis=2) for threshold in query.thresholds]
             return Prediction(
                 members.mean(axis=2, keepdims=True),
@@ -173,6 +170,8 @@ class NetworkForecaster:
                 query.thresholds,
                 done=done,
             )
+        head = self.head if query.rule is None else self._head_by(query.rule)
+        rates = query.at_lead_times(head.rates(output, self.transform).cpu().numpy())
         if not query.thresholds or not self.gives.probabilities:
             return Prediction(rates, members, done=done)
         stated, calibrated = self._probabilities(output, query.thresholds)

@@ -146,7 +146,7 @@ def _num_processes(
     if work.devices != ("cpu",):
         return workers or len(work.devices)
     asked = workers or num_cores()
-    one = pipeline.memory.in_one_pass(pipeline.footprint, shape, pipeline.lead_steps, len(pipeline.thresholds))
+    one = pipeline.memory.in_one_pass(pipeline.footprint, shape, pipeline.lead_steps, pipeline.num_maps)
     gib = _gib_of(work)
     fitting = max(1, int((gib - BASE_GIB) / one))
     if fitting < asked:

@@ -137,6 +137,11 @@ class ForecastPipeline:
         return self._lead_steps or self.trained.lead_steps
 
     @property
+    def num_maps(self) -> int:
+        """Maps of probabilities and members at each lead time, which memory has to hold besides the rates."""
+        return len(self.thresholds) + (self.members or 0)
+
+    @property
     def input_steps(self) -> int:
         """The number of input frames."""
         return self.trained.input_steps
@@ -275,8 +280,7 @@ class ForecastPipeline:
 
     def _by_forecaster(self, query: Query) -> Prediction:
         shape = query.rain.shape[-2:]
-        num_maps = len(self.thresholds) + (self.members or 0)
-        tiling = self.memory.tiling(self.footprint, shape, self.lead_steps, num_maps)
+        tiling = self.memory.tiling(self.footprint, shape, self.lead_steps, self.num_maps)
         if tiling is None:
             prediction = self.forecaster.predict(query)
         elif self.gives.whole_grid:

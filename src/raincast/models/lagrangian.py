@@ -140,7 +140,8 @@ class LagrangianForecaster(PhysicalNetwork):
         for sample in range(len(x)):
             made = torch.empty((num_steps, num_members, *x.shape[-2:]), dtype=torch.half, device=x.device)
             for member in range(num_members):
-                generator = torch.Generator(x.device).manual_seed(seed + member)
+                # no two seeds share a member
+                generator = torch.Generator(x.device).manual_seed(seed * num_members + member)
                 fields = correlated_noise(newest[sample, -1], bands, sample, of.far[sample], generator)
                 for step, field in enumerate(fields):
                     made[step, member] = field
