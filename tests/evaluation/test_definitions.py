@@ -13,6 +13,7 @@ METRICS = Metrics(
     (0.5, 2.0, 10.0),
     pools=(4, 16),
     scales=(1, 5, 21),
+    areal_scales=(4, 16, 64),  # the last has no place
     spectrum=True,
     accumulations=(10, 30),
     amounts=(0.2, 1.0),
@@ -74,6 +75,7 @@ def scores() -> xr.Dataset:
         Members("sure", np.repeat(truth, 4, 2)),
         Members("spread", truth * spread),
         Members("wrong", np.roll(truth, SHIFT, -1) * spread),
+        Members("alone", truth),
     ]
     times = np.datetime64("2026-01-01T12", "s").astype(np.int64) + 86400 * torch.arange(4)
     batch = {"input": torch.from_numpy(RAIN[:, :2]), "target": tensor, "target_mask": torch.ones_like(tensor).bool(),
@@ -102,8 +104,15 @@ def test_a_perfect_forecast_is_perfect_in_everything(scores):
     assert looked_at >= 30
     assert (perfect["effective_resolution"] == scores["wavelength"][-1]).all()
     sure = scores.sel(forecaster="sure")
-    for name in ("crps", "fair_crps", "spread", "ensemble_mean_rmse", "brier", "brier_reliability"):
-        assert (sure[name] == 0).all(), name
+    for name in (
+        *("crps", "fair_crps", "spread", "ensemble_mean_rmse", "brier", "brier_reliability"),
+        *("areal_crps", "areal_spread", "energy_score", "fair_energy_score", "variogram_score"),
+    ):
+        own = sure[name] if "areal_scale" not in sure[name].dims else sure[name].sel(areal_scale=[4, 16])
+        assert (own == 0).all(), name
+    assert (sure["accumulated_crps"].sel(accumulation=30).dropna("lead_time") == 0).all()
+    np.testing.assert_allclose(sure["member_spectrum_ratio"], 1, rtol=1e-9)
+    assert (sure["member_effective_resolution"] == scores["wavelength"][-1]).all()
     assert (sure["roc_area"] == 1).all()
     np.testing.assert_allclose(sure["brier_resolution"], sure["brier_uncertainty"], rtol=1e-12)
 
@@ -166,7 +175,29 @@ def test_an_ensemble_that_knows_its_error_is_the_best(scores):
     assert (spread["brier"] <= wrong["brier"]).all() and (spread["roc_area"] >= wrong["roc_area"]).all()
     total = scores["sum_ensemble_ranks"].sel(forecaster="spread").sum(["event", "rank"])
     np.testing.assert_allclose(total, 4 * SIZE * SIZE)
-    assert scores["crps"].sel(forecaster=["perfect", "empty"]).isnull().all(), "they state no members"
+    without = scores.sel(forecaster=["perfect", "empty", "alone"])
+    for name in ("crps", "areal_crps", "accumulated_crps", "energy_score", "member_spectrum"):
+        assert without[name].isnull().all(), "they state no members, or one"
+
+
+def test_members_are_scored_in_boxes_sums_and_as_maps(scores):
+    spread, wrong = (scores.sel(forecaster=name) for name in ("spread", "wrong"))
+    boxes = {"areal_scale": [4.0, 16.0]}
+    for name in ("areal_crps", "energy_score"):
+        assert (spread[name].sel(boxes) < wrong[name].sel(boxes)).all(), name
+        assert spread[name].sel(areal_scale=64).isnull().all(), "no box of 64 km fits"
+    assert (spread["areal_fair_crps"].sel(boxes) < spread["areal_crps"].sel(boxes)).all()
+    # a shift matters less, the larger the box
+    assert (wrong["areal_crps"].sel(areal_scale=16) < wrong["areal_crps"].sel(areal_scale=4)).all()
+    assert scores["areal_box"].values.tolist() == [4, 16, 64] and scores["areal_scale"].units == "km"
+    counts = scores["sum_areal_ensemble_ranks"].sel(forecaster="spread").sum(["event", "rank"])
+    np.testing.assert_allclose(counts, np.repeat([[4 * 12**2], [4 * 3**2], [0]], LEADS, 1))
+    ends = spread["accumulated_crps"].sel(accumulation=30.0)
+    assert np.flatnonzero(ends.notnull()).tolist() == [LEADS - 1] and ends.units == "mm"
+    # all four members are 0.8 to 1.2 times the truth: so is the sum of half an hour, in mm
+    amount = RAIN[:, 2:].astype(np.float64).sum(1) / 12
+    np.testing.assert_allclose(ends[-1], (0.15 - 0.5 * 2.8 / 16) * amount.mean(), rtol=1e-4)
+    np.testing.assert_allclose(spread["member_spectrum_ratio"], np.mean([0.64, 0.81, 1.21, 1.44]), rtol=1e-5)
 
 
 def test_sums_by_hour_are_those_of_all_events(scores):

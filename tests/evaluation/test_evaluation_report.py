@@ -9,11 +9,13 @@ import xarray as xr
 from PIL import Image
 
 from raincast.evaluation import SCORES
+from raincast.evaluation.report.ensembles import ensembles, rank_counts
 from raincast.evaluation.report.event_maps import sprite
 from raincast.evaluation.report.html_tables import COLUMNS, Column, difference_tables
 from raincast.evaluation.report.page import Evaluation, write_report
 from raincast.evaluation.report.probabilities import reliability_curves, roc_curves
 from raincast.evaluation.report.sections import by_figure
+from raincast.plotting.page import Folded, Picture, Table
 from raincast.plotting.rain_image import MISSING_CLASS, MapView, rain_classes
 from raincast.schema import Grid, find_crs_wkt, mock_archive
 
@@ -40,15 +42,28 @@ def full() -> xr.Dataset:
     ranks = np.zeros((2, 1, 2, 4), int)
     ranks[1] = [3, 1, 1, 3]
     ones = np.ones((2, 1, 1, 2))
+    none, areal = np.full((1, 1, 2), np.nan), ("forecaster", "areal_scale", "lead_time")
+    power = np.concatenate([np.full((1, 3, 2), np.nan), np.ones((1, 3, 2))])
+    spectrum = ("forecaster", "wavelength", "lead_time")
     return scores().assign(
         sum_probability_forecasts=(bins, forecasts),
         sum_probability_probability=(bins, forecasts * np.array([0.1, 0.5, 0.9])),
         sum_probability_events=(bins, forecasts // [6, 1, 2]),
         sum_ensemble_ranks=(("forecaster", "event", "lead_time", "rank"), ranks),
         crps=(("forecaster", "lead_time"), np.array([[np.nan, np.nan], [0.1, 0.2]])),
+        sum_areal_ensemble_ranks=(("forecaster", "event", "areal_scale", "lead_time", "rank"), ranks[:, :, None]),
+        areal_crps=(areal, np.concatenate([none, [[[0.05, 0.07]]]])),
+        areal_spread_error_ratio=(areal, np.concatenate([none, [[[0.8, 0.9]]]])),
+        accumulated_crps=(("forecaster", "accumulation", "lead_time"), np.concatenate([none, [[[np.nan, 0.4]]]])),
+        energy_score=(areal, np.concatenate([none, [[[0.1, 0.3]]]])),
+        member_spectrum=(spectrum, power),
+        member_observed_spectrum=(spectrum, 2 * power),
         pooled_csi=(("forecaster", "pool", "threshold", "lead_time"), 0.5 * ones),
         fss=(("forecaster", "scale", "threshold", "lead_time"), 0.7 * ones),
-    ).assign_coords(probability=[0.0, 0.5, 1.0], pool=[4], scale=[5.0])  # fmt: skip
+    ).assign_coords(
+        probability=[0.0, 0.5, 1.0], pool=[4], scale=[5.0], areal_scale=[16.0], accumulation=[10.0],
+        wavelength=[np.inf, 10.0, 5.0],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -70,6 +85,21 @@ def test_reliability_is_of_what_was_counted() -> None:
     np.testing.assert_allclose(observed[[0, 2]], [1 / 6, 1 / 2])
     np.testing.assert_array_equal(number, [12, 0, 4])
     assert np.isnan(stated[1]) and np.isnan(observed[1])
+
+
+def test_members_stand_side_by_side_in_pixels_boxes_and_sums() -> None:
+    """The network has no members, so the table has the other alone; every score that there is has its place."""
+    table, _, *pictures, folded, spectra = ensembles(full())
+    assert isinstance(table, Table) and [row[0].text for row in table.rows] == ["steps <b>"]
+    assert table.columns == ["forecaster", "CRPS mm/h", "CRPS 16 km", "CRPS 10 min, mm", "energy score 16 km"]
+    assert [cell.text for cell in table.rows[0][1:]] == ["0.150", "0.060", "0.400", "0.200"]
+    assert [picture.alt.partition(" of the ")[0] for picture in pictures if isinstance(picture, Picture)] == [
+        "CRPS", "spread / RMSE", "rank histograms"
+    ]  # fmt: skip
+    assert isinstance(folded, Folded) and len(folded.blocks) == 1
+    assert isinstance(spectra, Picture) and "single members" in spectra.alt
+    counts = rank_counts(full()["sum_areal_ensemble_ranks"])
+    assert list(counts) == ["steps <b>"] and counts["steps <b>"].tolist() == [6, 2, 2, 6]
 
 
 def test_the_roc_is_of_what_was_counted_at_one_lead_time() -> None:

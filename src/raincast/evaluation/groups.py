@@ -8,7 +8,17 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from raincast.metrics import categorical, continuous, ensemble, objects, probabilistic, registry, spatial, users
+from raincast.metrics import (
+    categorical,
+    continuous,
+    ensemble,
+    multivariate,
+    objects,
+    probabilistic,
+    registry,
+    spatial,
+    users,
+)
 from raincast.metrics import spectrum as spectra
 from raincast.metrics.registry import SCORES, Score
 from raincast.schema import LEAD_TIME
@@ -47,6 +57,14 @@ AMOUNT_ERRORS = Group(continuous.ErrorSums, "accumulated_", ("accumulation", LEA
 ONSET = Group(users.OnsetSums, "onset_", ("threshold", LEAD_TIME), registry.ONSET)
 AREAS = Group(objects.SalSums, "sal_", (LEAD_TIME,), registry.AREAS)
 MEMBERS = Group(ensemble.EnsembleSums, "ensemble_", (LEAD_TIME,), registry.MEMBERS)
+AREAL_MEMBERS = Group(ensemble.EnsembleSums, "areal_ensemble_", ("areal_scale", LEAD_TIME), registry.AREAL_MEMBERS)
+ACCUMULATED_MEMBERS = Group(
+    ensemble.EnsembleSums, "accumulated_ensemble_", ("accumulation", LEAD_TIME), registry.ACCUMULATED_MEMBERS
+)
+MULTIVARIATE = Group(
+    multivariate.MultivariateSums, "multivariate_", ("areal_scale", LEAD_TIME), registry.MULTIVARIATE
+)
+MEMBER_SPECTRUM = replace(SPECTRUM, prefix="member_spectrum_", scores=registry.MEMBER_SPECTRUM)
 _BY_BIN = ("threshold", LEAD_TIME, "probability")
 PROBABILITIES = Group(probabilistic.BinSums, "probability_", _BY_BIN, registry.PROBABILITIES, consumed=1)
 RELIABILITY = Group(probabilistic.BinSums, "probability_", _BY_BIN, registry.RELIABILITY)
@@ -64,15 +82,26 @@ GROUPS = (
     ONSET,
     AREAS,
     MEMBERS,
+    AREAL_MEMBERS,
+    ACCUMULATED_MEMBERS,
+    MULTIVARIATE,
+    MEMBER_SPECTRUM,
     PROBABILITIES,
     RELIABILITY,
     UNCALIBRATED,
     UNCALIBRATED_CURVE,
 )
-RANKS = "ensemble_ranks"
-"""The rank histogram, (lead_time, rank): it is a sum and a score at once."""
 
-DIMS = {name: group.dims for group in GROUPS for name in group.names()} | {RANKS: (LEAD_TIME, "rank")}
+
+def ranks(group: Group) -> str:
+    """The name of the rank histogram of a group of `EnsembleSums`."""
+    return f"{group.prefix}ranks"
+
+
+RANKS = {ranks(group): (*group.dims, "rank") for group in (MEMBERS, AREAL_MEMBERS, ACCUMULATED_MEMBERS)}
+"""The rank histograms and their dimensions: they are sums and scores at once."""
+
+DIMS = {name: group.dims for group in GROUPS for name in group.names()} | RANKS
 HOURLY = {*PIXELS.names(), *ERRORS.names()}
 """Sums that are also kept by hour of day, as `hourly_…`."""
 
@@ -96,15 +125,16 @@ def finish(sums: xr.Dataset, *, prefix: str = "sum_") -> xr.Dataset:
             attrs = {"long_name": score.long_name, "units": score.units}
             made[name] = (dims, score.formula(own).numpy(), attrs)
     finished = xr.Dataset(made, coords=sums.coords)
-    if "spectrum_ratio" in finished:
-        finished["effective_resolution"] = _effective_resolution(finished["spectrum_ratio"])
+    for name in (*registry.RESOLUTION, *registry.MEMBER_RESOLUTION):
+        ratio = f"{name.removesuffix('effective_resolution')}spectrum_ratio"
+        if ratio in finished:
+            finished[name] = _effective_resolution(finished[ratio], SCORES[name])
     return finished
 
 
-def _effective_resolution(ratio: xr.DataArray) -> xr.DataArray:
+def _effective_resolution(ratio: xr.DataArray, score: Score) -> xr.DataArray:
     ratio = ratio.transpose(..., "wavelength")
     km = torch.tensor(ratio["wavelength"].values)
     values = spectra.effective_resolution(torch.from_numpy(ratio.values), km)
-    score = SCORES["effective_resolution"]
     attrs = {"long_name": score.long_name, "units": score.units}
     return xr.DataArray(values.numpy(), dims=ratio.dims[:-1], attrs=attrs)

@@ -25,6 +25,7 @@ from raincast.metrics.registry import Score
 Floats = npt.NDArray[np.float64]
 LEFT_OUT = (
     groups.SPECTRUM,
+    groups.MEMBER_SPECTRUM,
     groups.RELIABILITY,
     groups.UNCALIBRATED,
     groups.UNCALIBRATED_CURVE,

@@ -1,6 +1,6 @@
 """The settings of scores, and the sums computed from a window."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,17 @@ from raincast.data.dataset import Sample
 from raincast.evaluation import blocks, groups, protocols
 from raincast.evaluation.event_sums import EventSums
 from raincast.forecaster import Prediction
-from raincast.metrics import categorical, continuous, ensemble, objects, probabilistic, spatial, spectrum, users
+from raincast.metrics import (
+    categorical,
+    continuous,
+    ensemble,
+    multivariate,
+    objects,
+    probabilistic,
+    spatial,
+    spectrum,
+    users,
+)
 from raincast.metrics.categorical import Contingency, check_thresholds
 from raincast.metrics.frames import over_frames, reaching
 
@@ -34,7 +44,9 @@ class Metrics:
     accumulations: periods in minutes, multiples of the step; `amounts`: thresholds of the amounts in them, in mm.
     sal: structure, amplitude and location of rain areas in each frame; needs scikit-image.
     onset: whether the beginning of rain is forecast to within a step.
-    probabilities: scores of ensembles and probabilities, in `probability_bins`.
+    probabilities: scores of ensembles and probabilities, in `probability_bins`. Those of members are also computed
+    of accumulations and spectra, where these are wanted.
+    areal_scales: sides in km of boxes side by side, whose mean rates are scored as ensembles.
     ignored_between: observed rates between these two are ignored as noise.
     protocol: a published protocol (`protocols.PROTOCOLS`); all settings must then be its own.
     event_hours: the length of an event in hours, counted from 0 UTC, by the newest input frame. Intervals resample
@@ -53,6 +65,7 @@ class Metrics:
     sal: bool = False
     probabilities: bool = True
     probability_bins: int = 21
+    areal_scales: Sequence[float] = ()
     ignored_between: Sequence[float] | None = None
     protocol: str | None = None
     event_hours: int | None = None
@@ -62,7 +75,7 @@ class Metrics:
         check_thresholds(self.thresholds)
         if self.accumulations and (not self.amounts or any(a >= b for a, b in pairwise((0.0, *self.amounts)))):
             raise ValueError(f"metrics.amounts={list(self.amounts)} must be above 0 and increasing, in mm.")
-        for name, most in {"pools": 1, "scales": 0, "accumulations": 0}.items():
+        for name, most in {"pools": 1, "scales": 0, "accumulations": 0, "areal_scales": 0}.items():
             values = list(getattr(self, name))
             if len(set(values)) != len(values) or any(value <= most for value in values):
                 raise ValueError(f"metrics.{name}={values}: each above {most}, and none twice.")
@@ -83,11 +96,11 @@ class Metrics:
 
     def boxes(self, pixel_km: float | None) -> list[int]:
         """The sides of the boxes of `scales` in pixels; ValueError if the size of a pixel is unknown."""
-        if not self.scales:
-            return []
-        if pixel_km is None:
-            raise ValueError(f"scales={list(self.scales)} in km: state pixel_km, the size of a pixel, or none.")
-        return [spatial.box_size(scale, pixel_km) for scale in self.scales]
+        return _boxes("scales", self.scales, pixel_km)
+
+    def areal_boxes(self, pixel_km: float | None) -> list[int]:
+        """Those of `areal_scales`."""
+        return _boxes("areal_scales", self.areal_scales, pixel_km)
 
     def periods(self, step_minutes: float) -> list[int]:
         """The accumulations in steps; ValueError if one is no multiple of the step."""
@@ -115,6 +128,7 @@ class Scoring:
     def check(self, lead_steps: int, shape: tuple[int, int]) -> None:
         """ValueError if forecasts of so many steps and pixels do not have these scores."""
         self.metrics.boxes(self.pixel_km)
+        self.metrics.areal_boxes(self.pixel_km)
         longest = max(self.metrics.periods(self.step_minutes), default=0)
         if longest > lead_steps:
             raise ValueError(
@@ -158,10 +172,8 @@ class Scoring:
             named |= groups.ONSET.named(users.onset_sums(rain, target, mask, newest, thresholds))
         if wanted.sal:
             named |= groups.AREAS.named(objects.sal_sums(rain, target, mask))
-        if prediction.members is not None:
-            members = torch.from_numpy(prediction.members)
-            named |= groups.MEMBERS.named(ensemble.ensemble_sums(members, target, mask))
-            named[groups.RANKS] = ensemble.rank_histogram(members, target, mask)
+        if prediction.members is not None and prediction.members.shape[2] > 1:  # one member is no ensemble
+            named |= self._ensemble(torch.from_numpy(prediction.members).to(target.device), target, mask)
         stated = (groups.PROBABILITIES, prediction.probabilities), (groups.UNCALIBRATED, prediction.uncalibrated)
         for group, values in stated:
             if values is not None:
@@ -169,6 +181,25 @@ class Scoring:
                     torch.from_numpy(values), target, mask, thresholds, num_bins=wanted.probability_bins
                 )
                 named |= group.named(sums)
+        return named
+
+    def _ensemble(self, members: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The sums of members: of pixels, boxes, accumulations and spectra."""
+        wanted, T = self.metrics, members.shape[1]
+        named = _with_ranks(groups.MEMBERS, _member_parts(members, target, mask))
+        if sizes := wanted.areal_boxes(self.pixel_km):
+            boxes = [multivariate.areal_means(members, target, mask, size=size) for size in sizes]
+            named |= _with_ranks(groups.AREAL_MEMBERS, _stacked([_member_parts(*box) for box in boxes]))
+            named |= groups.MULTIVARIATE.named(_stacked([multivariate.multivariate_sums(*box) for box in boxes]))
+        if wanted.accumulations:
+            parts = []
+            for steps in wanted.periods(self.step_minutes):
+                amounts = users.accumulate(members, target, mask, num_steps=steps, step_minutes=self.step_minutes)
+                ends = slice(steps - 1, None, steps)
+                parts.append([_spread(part, T, ends, dim=1) for part in _member_parts(*amounts)])
+            named |= _with_ranks(groups.ACCUMULATED_MEMBERS, _stacked(parts))
+        if wanted.spectrum:
+            named |= groups.MEMBER_SPECTRUM.named(spectrum.spectrum_sums(members, target, mask))
         return named
 
     def _pixels(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -192,7 +223,7 @@ class Scoring:
             categorical.contingency(*spatial.max_pool(rain, target, mask, size=size), self.metrics.thresholds)
             for size in self.metrics.pools
         ]
-        return groups.POOLED.named([torch.stack(part, dim=1) for part in zip(*tables, strict=True)])
+        return groups.POOLED.named(_stacked(tables))
 
     def _accumulated(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """The sums of each period at the lead time at which it ends; 0 at the others."""
@@ -203,11 +234,34 @@ class Scoring:
             ends = slice(steps - 1, None, steps)
             tables.append(Contingency(*(_spread(count, rain.shape[1], ends) for count in table)))
             errors.append([_spread(total, rain.shape[1], ends) for total in continuous.error_sums(*amounts)])
-        stacked = [[torch.stack(part, dim=1) for part in zip(*each, strict=True)] for each in (tables, errors)]
-        return groups.AMOUNTS.named(stacked[0]) | groups.AMOUNT_ERRORS.named(stacked[1])
+        return groups.AMOUNTS.named(_stacked(tables)) | groups.AMOUNT_ERRORS.named(_stacked(errors))
 
 
-def _spread(values: Tensor, num_leads: int, ends: slice) -> Tensor:
+def _boxes(name: str, scales: Sequence[float], pixel_km: float | None) -> list[int]:
+    if not scales:
+        return []
+    if pixel_km is None:
+        raise ValueError(f"{name}={list(scales)} in km: state pixel_km, the size of a pixel, or none.")
+    return [spatial.box_size(scale, pixel_km) for scale in scales]
+
+
+def _member_parts(members: Tensor, target: Tensor, mask: Tensor) -> list[Tensor]:
+    """The sums of an ensemble (B, T), and its ranks (B, T, M + 1) last."""
+    return [*ensemble.ensemble_sums(members, target, mask), ensemble.rank_histogram(members, target, mask)]
+
+
+def _with_ranks(group: groups.Group, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+    return dict(zip([*group.names(), groups.ranks(group)], parts, strict=True))
+
+
+def _stacked(sums: Sequence[Iterable[Tensor]]) -> list[Tensor]:
+    """Sums of several scales, periods … along a new second axis."""
+    return [torch.stack(part, dim=1) for part in zip(*sums, strict=True)]
+
+
+def _spread(values: Tensor, num_leads: int, ends: slice, *, dim: int = -1) -> Tensor:
+    """`values` at the lead times `ends` along `dim`, and 0 at the others."""
+    values = values.movedim(dim, -1)
     whole = torch.zeros(*values.shape[:-1], num_leads, dtype=values.dtype, device=values.device)
     whole[..., ends] = values
-    return whole
+    return whole.movedim(-1, dim)

@@ -81,6 +81,10 @@ def _coords(
             spectrum.wavelengths(*shape, km or 1.0).numpy(),
             {"units": "km", "long_name": "wavelength"},
         ),
+        "areal_scale": (
+            [float(s) for s in wanted.areal_scales],
+            {"units": "km", "long_name": "side of the box of a mean rate"},
+        ),
         "accumulation": ([float(m) for m in wanted.accumulations], {"units": "minutes"}),
         "amount": ([float(a) for a in wanted.amounts], {"units": "mm"}),
         "probability": (
@@ -100,7 +104,9 @@ def _coords(
         ),
         "event_start": ("event", starts),
     }
+    pixels = {"units": "1", "long_name": "pixels along the side of the box"}
     if "scale" in used:
-        boxes = wanted.boxes(km)
-        coords["box"] = ("scale", boxes, {"units": "1", "long_name": "pixels along the side of the box"})
+        coords["box"] = ("scale", wanted.boxes(km), pixels)
+    if "areal_scale" in used:
+        coords["areal_box"] = ("areal_scale", wanted.areal_boxes(km), pixels)
     return coords

@@ -3,6 +3,7 @@
 C of an ensemble is 1, so that no tensor has members and channels mixed on one axis.
 """
 
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -34,21 +35,22 @@ def ensemble_sums(
     mask: Bool[Tensor, "b t 1 h w"],
 ) -> EnsembleSums:
     """Sums over H, W where `mask` is True, (B, T) each. Elsewhere all may be NaN; inside it that is an error."""
-    x, y = _checked(ensemble, target, mask)
-    M = x.shape[2]
+    check_members(ensemble, target, mask)
+    B, T, M = ensemble.shape[:3]
     pairs = M * (M - 1) if M > 1 else torch.nan
-    # Σ|x − x'| over all M² pairs = 2·Σᵢ (2i − M − 1)·xᵢ of the sorted members, i = 1 … M: no M² copies
-    rank = torch.arange(1, M + 1, dtype=x.dtype, device=x.device).view(M, 1, 1)
-    differences = 2 * ((2 * rank - M - 1) * x.sort(dim=2).values).sum((2, 3, 4))
-    mean = x.mean(2, keepdim=True)
-    return EnsembleSums(
-        count=mask.flatten(2).sum(-1),
-        absolute_error=(x - y).abs().mean(2).sum((-2, -1)),
-        difference=differences / M**2,
-        fair_difference=differences / pairs,
-        variance=(x - mean).square().sum((2, 3, 4)) * (M + 1) / pairs,
-        squared_error=(mean - y).square().sum((2, 3, 4)),
-    )
+    rank = torch.arange(1, M + 1, dtype=torch.float64, device=ensemble.device)[:, None]
+    sums = torch.zeros(5, B, T, dtype=torch.float64, device=ensemble.device)
+    for b, t in product(range(B), range(T)):  # a frame at once: float64 of all would be large
+        x, y = counted_pixels(ensemble[b, t], target[b, t], mask[b, t])
+        # Σ|x − x'| over all M² pairs = 2·Σᵢ (2i − M − 1)·xᵢ of the sorted members, i = 1 … M: no M² copies
+        differences = 2 * ((2 * rank - M - 1) * x.sort(dim=0).values).sum()
+        mean = x.mean(0)
+        sums[0, b, t] = (x - y).abs().mean(0).sum()
+        sums[1, b, t] = differences / M**2
+        sums[2, b, t] = differences / pairs
+        sums[3, b, t] = (x - mean).square().sum() * (M + 1) / pairs
+        sums[4, b, t] = (mean - y).square().sum()
+    return EnsembleSums(mask.flatten(2).sum(-1), *sums)
 
 
 def crps(sums: EnsembleSums) -> Float[Tensor, "..."]:
@@ -93,16 +95,29 @@ def rank_histogram(
     zeros). The sums merge by addition; divided by their total they are frequencies, 1 / (M + 1) each of a
     reliable ensemble. NaN inside the mask is an error.
     """
-    x, y = _checked(ensemble, target, mask)
-    lowest, highest = (x < y).sum(2), (x <= y).sum(2)
-    part = mask[:, :, 0].double() / (highest - lowest + 1)
-    ranks = range(x.shape[2] + 1)
-    counts = [(part * ((lowest <= r) & (r <= highest))).sum((-2, -1)) for r in ranks]
-    return torch.stack(counts, dim=-1)
+    check_members(ensemble, target, mask)
+    B, T, M = ensemble.shape[:3]
+    first, rank = torch.arange((M + 1) ** 2)[:, None] // (M + 1), torch.arange(M + 1)
+    last = torch.arange((M + 1) ** 2)[:, None] % (M + 1)
+    shares = ((first <= rank) & (rank <= last)).double() / (last - first + 1).clamp_min(1)
+    shares = shares.to(ensemble.device)
+    counts = torch.zeros(B, T, M + 1, dtype=torch.float64, device=ensemble.device)
+    for b, t in product(range(B), range(T)):
+        x, y = counted_pixels(ensemble[b, t], target[b, t], mask[b, t])
+        lowest, highest = (x < y).sum(0), (x <= y).sum(0)
+        both = torch.bincount(lowest * (M + 1) + highest, minlength=(M + 1) ** 2)
+        counts[b, t] = both.double() @ shares
+    return counts
 
 
-def _checked(ensemble: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, 0 where masked: there they add nothing to a sum of differences."""
+def check_members(ensemble: Tensor, target: Tensor, mask: Tensor) -> None:
+    """ValueError for NaN inside the mask."""
     check_finite("ensemble", ensemble, mask.expand_as(ensemble))
     check_finite("target", target, mask)
-    return ensemble.double().masked_fill(~mask, 0.0), target.double().masked_fill(~mask, 0.0)
+
+
+def counted_pixels(
+    members: Float[Tensor, "m h w"], observed: Float[Tensor, "1 h w"], mask: Bool[Tensor, "1 h w"]
+) -> tuple[Float[Tensor, "m n"], Float[Tensor, " n"]]:
+    """Members and observation at the N pixels of the mask, float64."""
+    return members[:, mask[0]].double(), observed[0][mask[0]].double()

@@ -8,7 +8,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from raincast.metrics import categorical, continuous, ensemble, objects, probabilistic, spatial, users
+from raincast.metrics import (
+    categorical,
+    continuous,
+    ensemble,
+    multivariate,
+    objects,
+    probabilistic,
+    spatial,
+    users,
+)
 from raincast.metrics import spectrum as spectra
 
 MM_H = "mm h-1"
@@ -118,6 +127,29 @@ MEMBERS: Scores = {
         ensemble.spread_error_ratio, "spread over the RMSE of the mean", "spread / error", ideal=1
     ),
 }
+MULTIVARIATE: Scores = {
+    "energy_score": Score(
+        multivariate.energy_score,
+        "energy score of means over boxes, per root of their number",
+        "energy score",
+        DOWN,
+        MM_H,
+    ),
+    "fair_energy_score": Score(
+        multivariate.fair_energy_score,
+        "energy score corrected for the size of the ensemble",
+        "fair energy score",
+        DOWN,
+        MM_H,
+    ),
+    "variogram_score": Score(
+        multivariate.variogram_score,
+        "variogram score of order 1/2 of means over boxes",
+        "variogram score",
+        DOWN,
+        MM_H,
+    ),
+}
 PROBABILITIES: Scores = {
     "brier": Score(probabilistic.brier, "Brier score", "Brier", DOWN),
     "brier_reliability": Score(
@@ -147,10 +179,13 @@ RELIABILITY: Scores = {
 
 
 def _like(scores: Scores, prefix: str, what: str, units: str | None = None) -> Scores:
-    """The same scores of other sums, with `what` appended to their names; no table shows them."""
+    """The same scores of other sums, with `what` appended to their names, and mm/h as `units`."""
     return {
         f"{prefix}{name}": replace(
-            score, long_name=f"{score.long_name}{what}", label="", units=score.units if units is None else units
+            score,
+            long_name=f"{score.long_name}{what}",
+            label="",
+            units=units if units and score.units == MM_H else score.units,
         )
         for name, score in scores.items()
     }
@@ -164,11 +199,16 @@ AMOUNT_ERRORS = _like(
     " of accumulations",
     "mm",
 )
+AREAL_MEMBERS = _like(MEMBERS, "areal_", " of means over boxes")
+ACCUMULATED_MEMBERS = _like(MEMBERS, "accumulated_", " of accumulations", "mm")
+MEMBER_SPECTRUM = _like(SPECTRUM, "member_", " (mean over the members of the power of each)")
+MEMBER_RESOLUTION = _like(RESOLUTION, "member_", " in single members")
 UNCALIBRATED = _like(PROBABILITIES, "uncalibrated_", ", before calibration")
 UNCALIBRATED_CURVE = _like(RELIABILITY, "uncalibrated_", ", before calibration")
 
 FAMILIES = (
     *(CATEGORICAL, CONTINUOUS, BALANCED, POOLED, FRACTIONS, SPECTRUM, RESOLUTION, AMOUNTS, AMOUNT_ERRORS, ONSET),
-    *(AREAS, MEMBERS, PROBABILITIES, RELIABILITY, UNCALIBRATED, UNCALIBRATED_CURVE),
+    *(AREAS, MEMBERS, AREAL_MEMBERS, ACCUMULATED_MEMBERS, MULTIVARIATE, MEMBER_SPECTRUM, MEMBER_RESOLUTION),
+    *(PROBABILITIES, RELIABILITY, UNCALIBRATED, UNCALIBRATED_CURVE),
 )
 SCORES: Scores = {name: score for family in FAMILIES for name, score in family.items()}

@@ -32,24 +32,27 @@ def wavelengths(height: int, width: int, pixel_km: float) -> Float[Tensor, " w"]
 
 
 def spectrum_sums(
-    pred: Float[Tensor, "b t 1 h w"], target: Float[Tensor, "b t 1 h w"], mask: Bool[Tensor, "b t 1 h w"]
+    pred: Float[Tensor, "b t m h w"], target: Float[Tensor, "b t 1 h w"], mask: Bool[Tensor, "b t 1 h w"]
 ) -> SpectrumSums:
     """Radially averaged power of each frame, (B, W wavelengths, T): |FFT|² / pixels, mean over a ring of waves.
 
     Ring n has the waves that go about n times (± ½) into the longer side. Pixels where `mask` is False are 0 on
     both sides, so that an edge of the radar's coverage is in both spectra alike; NaN inside it is an error. On a
-    square without missing pixels this is pysteps' `rapsd`.
+    square without missing pixels this is pysteps' `rapsd`. That of members is the mean of their powers, not the
+    power of their mean.
     """
-    check_finite("pred", pred, mask)
+    check_finite("pred", pred, mask.expand_as(pred))
     check_finite("target", target, mask)
-    B, T, _, H, W = pred.shape
+    B, T, _, H, W = target.shape
     ring, weight, waves = _rings(H, W, pred.device)
     powers = []
     for field in (pred, target):
         rings = torch.zeros(B, T, waves.numel(), dtype=torch.float64, device=pred.device)
         for t in range(T):  # a step at once: complex fields are large
-            rain = field[:, t, 0].double().masked_fill(~mask[:, t, 0], 0.0)
-            power = torch.fft.rfft2(rain).abs().square() * weight / (H * W)
+            power = torch.zeros(B, H, W // 2 + 1, dtype=torch.float64, device=pred.device)
+            for rain in field[:, t].unbind(1):
+                power += torch.fft.rfft2(rain.double().masked_fill(~mask[:, t, 0], 0.0)).abs().square()
+            power *= weight / (H * W * field.shape[2])
             rings[:, t].index_add_(1, ring, power.flatten(1))
         powers.append((rings / waves)[..., : num_wavelengths(H, W)].transpose(1, 2).contiguous())
     frames = mask.flatten(2).any(-1).long()[:, None].expand_as(powers[0])

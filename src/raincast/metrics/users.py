@@ -11,15 +11,16 @@ from raincast.metrics.categorical import Contingency, check_finite, check_thresh
 
 
 def accumulate(
-    pred: Float[Tensor, "b t c h w"],
+    pred: Float[Tensor, "b t m h w"],
     target: Float[Tensor, "b t c h w"],
     mask: Bool[Tensor, "b t c h w"],
     *,
     num_steps: int,
     step_minutes: float,
-) -> tuple[Float[Tensor, "b n c h w"], Float[Tensor, "b n c h w"], Bool[Tensor, "b n c h w"]]:
+) -> tuple[Float[Tensor, "b n m h w"], Float[Tensor, "b n c h w"], Bool[Tensor, "b n c h w"]]:
     """Rates in mm/h → amounts in mm of one period of `num_steps` after another, from the first step on.
 
+    `pred` may have M members in the place of C.
     A pixel counts in a period where it counts in all of its steps. Steps left after the last whole period are not
     looked at.
     """

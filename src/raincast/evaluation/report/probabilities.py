@@ -1,11 +1,10 @@
-"""Sections of the page about probabilities and ensembles; empty if the scores are missing."""
+"""The section of the page about probabilities; empty if the scores are missing."""
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
 from raincast.evaluation.report import probability_figures as figures
-from raincast.evaluation.report import score_figures
 from raincast.evaluation.report.score_axes import look, shown
 from raincast.evaluation.report.tables import lead_minutes
 from raincast.plotting.page import Block, Folded
@@ -114,33 +113,3 @@ def roc_curves(scores: xr.Dataset, lead: int) -> RocPanels:
         if panel:
             curves[f"rain ≥ {t:g} mm/h"] = panel
     return curves
-
-
-def ensembles(scores: xr.Dataset) -> list[Block]:
-    """CRPS, spread and rank histograms."""
-    if "sum_ensemble_ranks" not in scores:
-        return []
-    ranks = scores["sum_ensemble_ranks"].sum(["event", LEAD_TIME])
-    counts, numbers = {}, {}
-    for number, name in enumerate(map(str, scores["forecaster"].values)):
-        own = ranks.sel(forecaster=name).values.astype(np.float64)
-        if own.sum():
-            counts[name], numbers[name] = own[: np.flatnonzero(own)[-1] + 1], number
-    if not counts:
-        return []
-    members = scores.sel(forecaster=list(counts))
-    titles = {"crps": "CRPS (mm/h)", "spread_error_ratio": "spread / RMSE of the mean", "spread": "spread (mm/h)"}
-    panels = {title: members[name] for name, title in titles.items() if name in members}
-    return [
-        shown(
-            score_figures.lead_curves(members, panels, numbers=numbers),
-            "scores of the ensembles against lead time",
-            "CRPS is the error of the whole ensemble, in mm/h. A ratio below 1 says that the members differ less "
-            "than they err: they are too sure.",
-        ),
-        shown(
-            figures.rank_histograms(counts, numbers=numbers),
-            "rank histograms of the ensembles",
-            "All lead times. High ends: the observation often lies outside all members.",
-        ),
-    ]

@@ -87,10 +87,10 @@ def roc_diagram(
     return with_legend(figure, axes)
 
 
-def rank_histograms(counts: Mapping[str, Floats], *, numbers: Mapping[str, int]) -> Figure:
+def rank_histograms(counts: Mapping[str, Floats], *, numbers: Mapping[str, int], unit: str = "pixels") -> Figure:
     """Rank of the observation among the members, one panel per ensemble; a flat histogram (the line) is right.
 
-    `counts` are by rank; `numbers` are the forecasters' numbers, for their colours.
+    `counts` are by rank, of `unit`; `numbers` are the forecasters' numbers, for their colours.
     """
     figure, axes = panel_grid(len(counts), height=2.4)
     for (name, count), axis in zip(counts.items(), axes, strict=True):
@@ -98,6 +98,6 @@ def rank_histograms(counts: Mapping[str, Floats], *, numbers: Mapping[str, int])
         axis.axhline(1 / count.size, color=OBSERVED_COLOUR, linestyle="--", linewidth=1)
         axis.set_title(f"{name}, {count.size - 1} members", fontsize=10)
         axis.set_xlabel("members below the observation", fontsize=8)
-        axis.set_ylabel("share of pixels", fontsize=8)
+        axis.set_ylabel(f"share of {unit}", fontsize=8)
         tidy(axis)
     return figure

@@ -120,23 +120,36 @@ def _performance_lines(axis: Axes) -> None:
                   bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
 
 
-def spectra(scores: xr.Dataset, leads: Sequence[int]) -> Figure:
-    """Power against wavelength at lead indices `leads`, and below it the ratio to the observed power.
+def sharp_leads(scores: xr.Dataset) -> list[int]:
+    """Indices of the lead times of the spectra: the middle and the last."""
+    num_leads = scores.sizes[LEAD_TIME]
+    return sorted({max(0, round(share * num_leads) - 1) for share in (0.5, 1.0)})
 
-    `scores` has `spectrum`, `observed_spectrum` and `spectrum_ratio` by (forecaster, wavelength, lead_time).
+
+def spectra(
+    scores: xr.Dataset, leads: Sequence[int], *, prefix: str = "", numbers: Mapping[str, int] | None = None
+) -> Figure:
+    """Power against wavelength at lead indices `leads`, and the effective resolution.
+
+    `scores` has `spectrum` and `observed_spectrum` by (forecaster, wavelength, lead_time), after `prefix`.
+    `numbers` are the forecasters' numbers, for their styles if not all are drawn.
     """
+    resolution = f"{prefix}effective_resolution"
+    looks = {
+        str(name): look(numbers[str(name)] if numbers else place)
+        for place, name in enumerate(scores["forecaster"].values)
+    }
     minutes = lead_minutes(scores)
     km = scores["wavelength"].values
     shown = np.isfinite(km) & (km > 0)
-    figure, axes = panel_grid(len(leads) + ("effective_resolution" in scores))
+    figure, axes = panel_grid(len(leads) + (resolution in scores))
     for lead, axis in zip(leads, axes, strict=False):
         at = scores.isel({LEAD_TIME: lead})
-        observed = at["observed_spectrum"].isel(forecaster=0).values
+        observed = at[f"{prefix}observed_spectrum"].isel(forecaster=0).values
         axis.plot(km[shown], observed[shown], color=OBSERVED_COLOUR, linewidth=2.4, label="observed")
-        for number, name in enumerate(scores["forecaster"].values):
-            style = look(number) | {"marker": ""}
-            power = at["spectrum"].sel(forecaster=name).values
-            axis.plot(km[shown], power[shown], linewidth=1.4, label=str(name), **style)
+        for name, style in looks.items():
+            power = at[f"{prefix}spectrum"].sel(forecaster=name).values
+            axis.plot(km[shown], power[shown], linewidth=1.4, label=name, **(style | {"marker": ""}))
         axis.set(xscale="log", yscale="log")
         axis.invert_xaxis()  # fine detail to the right, as in the literature
         low, high = km[shown].min(), km[shown].max()
@@ -147,11 +160,11 @@ def spectra(scores: xr.Dataset, leads: Sequence[int]) -> Figure:
         axis.set_ylabel("power (mm² h⁻²)", fontsize=8)
         axis.set_title(f"+{minutes[lead]:g} min", fontsize=10)
         tidy(axis)
-    if "effective_resolution" in scores:
+    if resolution in scores:
         axis = axes[len(leads)]
-        for number, name in enumerate(scores["forecaster"].values):
-            values = scores["effective_resolution"].sel(forecaster=name).values
-            axis.plot(minutes, values, markersize=4, linewidth=1.6, **look(number))
+        for name, style in looks.items():
+            values = scores[resolution].sel(forecaster=name).values
+            axis.plot(minutes, values, markersize=4, linewidth=1.6, **style)
         axis.set(xlabel="lead time (min)", title="effective resolution (km)", ylim=(0, None))
         axis.title.set_fontsize(10)
         axis.xaxis.label.set_fontsize(8)

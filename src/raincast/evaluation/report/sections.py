@@ -14,7 +14,6 @@ from raincast.evaluation.report.score_axes import shown
 from raincast.evaluation.verdict import events_text
 from raincast.metrics.registry import SCORES
 from raincast.plotting.page import Block, Folded, Heading, Text
-from raincast.schema import LEAD_TIME
 
 ERRORS = {
     "mean_error": "mean error (mm/h)",
@@ -22,8 +21,6 @@ ERRORS = {
     "rmse": "root mean squared error (mm/h)",
     "correlation": "correlation",
 }
-SHARP_AT = (0.5, 1.0)
-"""Positions of the spectra among the lead times: the middle and the last."""
 AT_A_GLANCE = ("csi", "frequency_bias", "fss", "rmse")
 
 
@@ -141,11 +138,9 @@ def scales(scores: xr.Dataset, threshold: float) -> list[Block]:
             )
         )
     if "spectrum" in scores:
-        num_leads = scores.sizes[LEAD_TIME]
-        leads = sorted({max(0, round(share * num_leads) - 1) for share in SHARP_AT})
         parts.append(
             shown(
-                score_figures.spectra(scores, leads),
+                score_figures.spectra(scores, score_figures.sharp_leads(scores)),
                 "radially averaged power spectra of forecasts and observation",
                 "Below the observed curve the forecast lacks detail: it is blurred. The effective resolution is "
                 "the wavelength below which less than half of the observed power is left.",
