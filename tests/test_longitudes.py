@@ -14,8 +14,9 @@ from raincast import schema
 from raincast.archive import Archive
 from raincast.baselines import ForecastFiles
 from raincast.forecasting.files.dataset import forecast_dataset
+from raincast.forecasting.files.locations import Location, pixels_of, read_places
 from raincast.forecasting.files.netcdf import write_forecast
-from raincast.forecasting.files.places import Location, pixels_of, read_places, write_places
+from raincast.forecasting.files.places import write_places
 from raincast.ingest import ingest
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.common.corners import grid_between

@@ -273,7 +273,7 @@ def continuous_longitudes(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def find_rain_variable(dataset: xr.Dataset) -> str:
-    """The name of the rain-rate variable, by its standard_name and units.
+    """The name of the rain-rate variable, by its standard_name and units; members of an ensemble are left aside.
 
     ValueError where there is none or more than one.
     """
@@ -282,6 +282,7 @@ def find_rain_variable(dataset: xr.Dataset) -> str:
         for name, variable in dataset.data_vars.items()
         if variable.attrs.get("standard_name") in RAIN_STANDARD_NAMES
         and unit_of(variable.attrs.get("units"), RATE) is not None
+        and not any(dataset[dim].attrs.get("standard_name") == "realization" for dim in variable.dims)
     ]
     if len(found) == 1:
         return found[0]

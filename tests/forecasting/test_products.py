@@ -9,11 +9,15 @@ import xarray as xr
 from encoded import check_encoded
 from forecasting.test_forecast_file import STEP, cf_errors, flagged, latlon_grid, swiss_grid
 from pyproj import Transformer
+from standing import pipeline
 
 from raincast import schema
-from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance
-from raincast.forecasting.files.netcdf import write_forecast
-from raincast.forecasting.files.places import Location, pixels_of, read_places, write_places
+from raincast.forecasting import Products
+from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance, with_members
+from raincast.forecasting.files.ensemble import QUANTILES
+from raincast.forecasting.files.locations import Location, pixels_of, read_places
+from raincast.forecasting.files.netcdf import write_forecast, write_zarr
+from raincast.forecasting.files.places import write_place_members, write_places
 from raincast.forecasting.files.products import with_amounts, with_matched, with_onset
 
 
@@ -175,3 +179,186 @@ def test_places_from_csv_and_what_is_none(tmp_path):
         read_places(tmp_path / "e.csv")
     with pytest.raises(FileNotFoundError, match="no file"):
         read_places(tmp_path / "f.csv")
+
+
+AMOUNTS, SPAN, THRESHOLD = (0.2, 1.0), 15, 1.0
+
+
+def ensemble(rain, grid):
+    """Five members, by the factors 0 to 2 of the rates, and rain that stops in some of them."""
+    members = (np.linspace(0, 2, 5, dtype=np.float32)[None, :, None, None] * rain[:, None]).copy()
+    members[3:, 1:3] *= np.float32(0)
+    return with_members(flagged(rain, grid), members)
+
+
+def with_products(rain, grid, newest):
+    return with_onset(with_amounts(ensemble(rain, grid), [SPAN], AMOUNTS), THRESHOLD, newest)
+
+
+def brute(wet, now, known):
+    """Onset and end of one member at one pixel in steps: None for not within the forecast, "?" for not known."""
+    series = [now, *wet]
+    onset = next((n for n, is_wet in enumerate(series) if is_wet and all(known[:n])), None if all(known) else "?")
+    if not all(known):
+        return onset, "?"
+    wets = [n for n, is_wet in enumerate(series) if is_wet]
+    if not wets:
+        return onset, "never"
+    return onset, None if wets[-1] == len(wet) else wets[-1] + 1
+
+
+def quantile_of(values, share):
+    """The value that `share` of the members does not exceed; NaN where that is none within the forecast."""
+    ordered = sorted(np.inf if value in (None, "?") else value for value in values)
+    if not ordered:
+        return np.nan
+    value = ordered[max(0, int(np.ceil(share * len(ordered))) - 1)]
+    return np.nan if value == np.inf else value * STEP
+
+
+def test_what_members_say_is_counted_pixel_by_pixel(rain):
+    newest = np.where(np.isnan(rain[0]), np.nan, rain[2]).astype(np.float32)
+    made = with_products(rain, schema.mock_grid(), newest)
+    members = made["rain_rate_members"].values
+    known = np.isfinite(rain) & (made["quality_flag"].values < 2)
+    for y, x in np.ndindex(12, 10):
+        seen = known[:, y, x]
+        for lead in range(6):
+            shares = made["rain_amount_15min_exceedance"].values[lead, :, y, x]
+            if lead < 2 or not seen[lead - 2 : lead + 1].all():
+                assert np.isnan(shares).all()
+                continue
+            sums = members[lead - 2 : lead + 1, :, y, x].sum(axis=0) / 12
+            np.testing.assert_allclose(shares, [(sums >= amount).mean() for amount in AMOUNTS])
+        found = [brute(members[:, m, y, x] >= 1, newest[y, x] >= 1, seen) for m in range(5)]
+        onsets, ends = zip(*found, strict=True)
+        for number, share in enumerate(QUANTILES):
+            onset = made["time_to_onset_quantile"].values[number, y, x]
+            np.testing.assert_equal(float(onset), quantile_of(onsets, share), str((y, x, onsets)))
+            wanted = np.nan if "?" in ends else quantile_of([end for end in ends if end != "never"], share)
+            np.testing.assert_equal(float(made["time_to_end_quantile"].values[number, y, x]), wanted)
+        begins = made["probability_of_onset"].values[y, x]
+        certain = "?" not in onsets
+        np.testing.assert_allclose(begins, np.mean([o is not None for o in onsets]) if certain else np.nan)
+        still = made["probability_of_no_end"].values[y, x]
+        np.testing.assert_allclose(still, np.mean([end is None for end in ends]) if seen.all() else np.nan)
+        _, end = brute(rain[:, y, x] >= 1, newest[y, x] >= 1, seen)
+        np.testing.assert_equal(
+            float(made["time_to_end"].values[y, x]), np.nan if isinstance(end, str) or end is None else end * STEP
+        )
+    assert np.isfinite(made["time_to_end_quantile"]).any() and (made["probability_of_onset"] > 0).any()
+
+
+def test_what_is_not_known_is_neither_dry_nor_without_end():
+    """No member brings rain, but the right columns come from where nobody looked from 20 minutes on."""
+    rain = np.zeros((6, 12, 10), np.float32)
+    rain[:, :2, :3] = np.nan
+    made = with_products(rain, schema.mock_grid(), rain[0])
+    for name in ("probability_of_onset", "probability_of_no_end"):
+        assert np.isnan(made[name].values[:, 7:]).all() and np.isnan(made[name].values[:2, :3]).all()
+        assert (made[name].values[2:, :7] == 0).all()
+    assert np.isnan(made["rain_amount_15min_exceedance"].values[3:, :, :, 7:]).all()
+    wet = with_products(rain + 5, schema.mock_grid(), rain[0] + 5)
+    assert (wet["time_to_onset_quantile"].values[:, 3:] == 0).all()  # it rains now, whatever comes
+
+
+def test_amounts_need_a_period_and_members():
+    with pytest.raises(ValueError, match=r"products.amounts=.* give products.accumulations=\[60\] too"):
+        Products(amounts=[5])
+    for wrong in ([0, 5], [5, 2]):
+        with pytest.raises(ValueError, match="give mm above 0, increasing"):
+            Products(accumulations=[30], amounts=wrong)
+    with pytest.raises(ValueError, match="shares of members. Give members=20 too"):
+        pipeline(products=Products(accumulations=[30], amounts=[5]))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_files_of_members_open_in_xarray_pysteps_and_a_checker(rain, tmp_path):
+    from pysteps.io import import_netcdf_pysteps
+
+    made = with_products(rain, schema.mock_grid(), rain[0])
+    path = write_forecast(made, tmp_path / "a.nc")
+    zarr = write_zarr(made, tmp_path / "a.zarr")
+    names = [
+        "rain_amount_15min_exceedance",
+        "time_to_onset_quantile",
+        "time_to_end_quantile",
+        "probability_of_onset",
+    ]
+    for file in (path, zarr):
+        engine = {"engine": "zarr", "consolidated": False} if file == zarr else {}
+        with xr.open_dataset(file, decode_timedelta=False, **engine) as read:
+            check_encoded(read["rain_rate_members"], made["rain_rate_members"])
+            for name in names:
+                np.testing.assert_allclose(read[name], made[name], atol=0.051)
+            assert read["rain_amount_15min_exceedance"].dims == ("lead_time", "amount", "y", "x")
+            assert schema.find_rain_variable(read) == schema.RAIN
+    theirs = write_forecast(made, tmp_path / "b.nc", for_pysteps=True)
+    precip, metadata = import_netcdf_pysteps(str(theirs), onerror="raise")
+    assert precip.shape == (5, 6, 12, 10) and metadata["unit"] == "mm/h"
+    check_encoded(precip, made["rain_rate_members"].transpose("member", "lead_time", "y", "x").values)
+    pytest.importorskip("compliance_checker", reason="the CF checker is not installed")
+    assert cf_errors(path) == [] and cf_errors(theirs) == []
+
+
+def catchment(grid, rows, columns, name):
+    """A polygon around these pixels."""
+    to_degrees = Transformer.from_crs(grid.crs_wkt, 4326, always_xy=True)
+    (top, bottom), (left, right) = rows, columns
+    y, x = grid.y[0] - 1000 * np.array([top, bottom]), grid.x[0] + 1000 * np.array([left, right])
+    # edges are straight in degrees: with points along them
+    along = np.linspace(0, 1, 30)
+    xs = np.concatenate(
+        [x[0] + along * (x[1] - x[0]), np.full(30, x[1]), x[1] - along * (x[1] - x[0]), np.full(30, x[0])]
+    )
+    ys = np.concatenate(
+        [np.full(30, y[0]), y[0] + along * (y[1] - y[0]), np.full(30, y[1]), y[1] - along * (y[1] - y[0])]
+    )
+    return Location(name, polygons=((np.stack(to_degrees.transform(xs, ys), axis=1),),))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_members_over_catchments(rain, tmp_path):
+    grid = schema.mock_grid()
+    newest = rain[0]
+    made = with_products(rain, grid, newest)
+    whole = catchment(grid, (4.5, 8.5), (1.5, 5.5), "whole")  # 4 × 4 pixels
+    half = catchment(grid, (4.5, 8.5), (-2.9, 1.5), "half")  # a bit less than half of it is in the grid
+    most = catchment(grid, (4.5, 8.5), (-1.5, 2.5), "most")
+    unseen = catchment(grid, (-0.5, 1.5), (-0.5, 2.5), "unseen")
+    edge = catchment(grid, (4.5, 8.5), (6.5, 9.4), "edge")  # known up to 15 minutes
+    away = Location("away", (0.0, 0.0))
+    places = [whole, half, most, unseen, edge, away]
+    assert pixels_of(whole, grid).inside == 1
+    assert pixels_of(half, grid).inside == pytest.approx(2.0 / 4.4, abs=0.01)
+    assert pixels_of(most, grid).inside == pytest.approx(0.75, abs=0.01)
+    with write_places(made, places, tmp_path / "a.csv", newest).open() as file:
+        rows = {(row["place"], row["lead_minutes"]): row for row in csv.DictReader(file)}
+    chance = "probability_of_0.2_mm_in_15_min"
+    means = made["rain_rate_members"].values[:, :, 5:9, 2:6].mean(axis=(2, 3))
+    sums = means[3:6].sum(axis=0) / 12
+    row = rows["whole", "30"]
+    assert float(row[chance]) == pytest.approx((sums >= 0.2).mean()) and row["known"] == "1"
+    reached = [[now, *of] for now, of in zip([newest[5:9, 2:6].mean() >= 1] * 5, (means >= 1).T, strict=True)]
+    onsets = sorted(next((n * STEP for n, is_wet in enumerate(one) if is_wet), np.inf) for one in reached)
+    assert float(row["time_to_onset_50pct_minutes"] or np.inf) == onsets[2]
+    assert float(row["probability_of_onset"]) == pytest.approx(np.isfinite(onsets).mean())
+    assert rows["most", "30"]["observed"] == rows["most", "30"]["known"] == "0.75" and rows["most", "30"][chance]
+    for name in ("half", "unseen", "away"):  # too little is known: nothing is said, and nothing is dry
+        assert rows[name, "30"][chance] == rows[name, "30"]["probability_of_onset"] == ""
+    assert rows["half", "30"]["rain_rate_mm_h"] and float(rows["half", "30"]["observed"]) < 0.5
+    assert (
+        rows["edge", "15"][chance]
+        and rows["edge", "20"][chance] == rows["edge", "30"]["probability_of_no_end"] == ""
+    )
+    path = write_place_members(made, places, tmp_path / "places.nc", newest)
+    with xr.open_dataset(path, decode_timedelta=True) as file:
+        read = file.set_index(place="place_name")
+        assert list(read["place"].values) == [place.name for place in places]
+        np.testing.assert_allclose(read["rain_rate_members"].sel(place="whole"), means, rtol=1e-3)
+        np.testing.assert_allclose(read["rain_amount_15min_members"].sel(place="whole")[5], sums, rtol=1e-3)
+        assert read["rain_amount_15min_exceedance"].dims == ("place", "lead_time", "amount")
+        assert read["rain_rate_members"].sel(place=["half", "unseen", "away"]).isnull().all()
+        assert read["time_to_onset_quantile"].attrs["threshold_mm_h"] == 1
+    pytest.importorskip("compliance_checker", reason="the CF checker is not installed")
+    assert cf_errors(path) == []

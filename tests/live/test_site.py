@@ -13,7 +13,7 @@ from PIL import Image
 
 from raincast import schema
 from raincast.forecasting.files.dataset import MISSING, forecast_dataset, with_exceedance, with_quality
-from raincast.forecasting.files.places import Location
+from raincast.forecasting.files.locations import Location
 from raincast.live import Site
 from raincast.live.outlook import VERSION, Located, outlook
 from raincast.plotting import rain_image

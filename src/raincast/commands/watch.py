@@ -51,7 +51,7 @@ def _site(cfg: DictConfig) -> "Site | None":
     """The page that is kept up to date, if one is asked for."""
     if cfg.site is None:
         return None
-    from raincast.forecasting.files.places import read_places
+    from raincast.forecasting.files.locations import read_places
     from raincast.live import Site
 
     log.info("page       %s", report.short(Path(cfg.site) / "index.html"))

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,17 +45,29 @@ KEPT_ATTRS = ("license", "institution", "references", schema.ACCUMULATION_MINUTE
 class Products:
     """Further variables of a forecast (`forecasting.files.products`).
 
-    `accumulations`: depths over so many minutes; `onset`: time until so many mm/h; `matched`: rates with the
-    distribution of the newest observation.
+    `accumulations`: depths over so many minutes, and `amounts`: the probability that they reach so many mm, by
+    members; `onset`: times until so many mm/h begin and end; `matched`: rates with the distribution of the newest
+    observation.
     """
 
     accumulations: Sequence[float] = ()
+    amounts: Sequence[float] = ()
     onset: float | None = None
     matched: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse amounts without a period, or out of order."""
+        amounts = [float(amount) for amount in self.amounts]
+        if any(not low < high for low, high in pairwise((0.0, *amounts))):
+            raise ValueError(f"products.amounts={amounts}: give mm above 0, increasing.")
+        if amounts and not self.accumulations:
+            raise ValueError(
+                f"products.amounts={amounts} need a period: give products.accumulations=[60] too, in minutes."
+            )
+
     def add_to(self, forecast: xr.Dataset, past: Past) -> xr.Dataset:
         """Add the requested variables to `forecast`."""
-        forecast = with_amounts(forecast, self.accumulations)
+        forecast = with_amounts(forecast, self.accumulations, self.amounts)
         if self.onset is not None:
             forecast = with_onset(forecast, self.onset, past.newest())
         return with_matched(forecast, past.newest()) if self.matched else forecast
@@ -101,6 +114,11 @@ class ForecastPipeline:
             log.warning(
                 "%s gives no probabilities. Those of exceedance=… are the %s.", forecaster.name, NEIGHBOURHOOD
             )
+        if products is not None and products.amounts and not members:
+            raise ValueError(
+                f"products.amounts={list(products.amounts)}: their probabilities are shares of members. Give "
+                "members=20 too."
+            )
         self.forecaster = forecaster
         self.fallback = Fallback()
         self.trained = trained
@@ -138,8 +156,9 @@ class ForecastPipeline:
 
     @property
     def num_maps(self) -> int:
-        """Maps of probabilities and members at each lead time, which memory has to hold besides the rates."""
-        return len(self.thresholds) + (self.members or 0)
+        """Maps of probabilities, members and depths at each lead time that memory holds besides the rates."""
+        depths = len(self.products.accumulations) * (1 + len(self.products.amounts))
+        return len(self.thresholds) + (self.members or 0) + depths
 
     @property
     def input_steps(self) -> int:
@@ -248,7 +267,8 @@ class ForecastPipeline:
         )
         if past.dry and self.channels is None:  # with covariates, a weather model may know of rain to come
             zeros = np.zeros((1, self.lead_steps, 1, *past.rain.shape[1:]), np.float32)
-            prediction, made = Prediction(zeros, done=(DRY,)), {}
+            members = np.repeat(zeros, self.members, axis=2) if self.members else None
+            prediction, made = Prediction(zeros, members, done=(DRY,)), {}
         elif past.fits(self.max_missing):
             query = replace(query, rain=past.filled()[None, :, None], covariates=self._covariates(frames, grid))
             prediction = self._by_forecaster(query)

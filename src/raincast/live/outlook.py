@@ -9,8 +9,11 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.forecasting.files.dataset import QUALITY, QUALITY_ATTRS, lead_minutes_of
-from raincast.forecasting.files.places import Location, Pixels, pixels_of
+from raincast.forecasting.files.at_place import at_place
+from raincast.forecasting.files.dataset import MEMBERS, QUALITY, QUALITY_ATTRS, lead_minutes_of
+from raincast.forecasting.files.ensemble import QUANTILES
+from raincast.forecasting.files.locations import Location, Pixels, pixels_of
+from raincast.forecasting.files.products import AMOUNT
 from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid
 
 VERSION = 1
@@ -21,21 +24,15 @@ RAIN_NOW, DRY, UNKNOWN, OUTSIDE = "rain", "dry", "unknown", "outside"
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """A place, its middle (lon, lat) in degrees, and its pixels in a grid; None where it lies outside."""
+    """A place and its pixels in a grid; None where it lies outside."""
 
     place: Location
-    middle: tuple[float, float]
     pixels: Pixels | None
 
     @classmethod
     def of(cls, place: Location, grid: Grid) -> "Located":
         """Where `place` lies in `grid`."""
-        if place.point is not None:
-            middle = place.point
-        else:
-            outline = np.concatenate([rings[0] for rings in place.polygons])
-            middle = (float(outline[:, 0].mean()), float(outline[:, 1].mean()))
-        return cls(place, middle, pixels_of(place, grid))
+        return cls(place, pixels_of(place, grid))
 
 
 def outlook(
@@ -73,7 +70,7 @@ def _at(
     thresholds: Sequence[float],
     rain_from: float,
 ) -> dict[str, Any]:
-    lon, lat = located.middle
+    lon, lat = located.place.middle
     said: dict[str, Any] = {"name": located.place.name, "lon": round(lon, 5), "lat": round(lat, 5)}
     if located.pixels is None:
         return said | {"state": OUTSIDE}
@@ -96,7 +93,36 @@ def _at(
         | _timeline([observed, *rates][first:], minutes[first:], valid[first:], rain_from)
         | {"chance": _chance(probabilities, rain_from)}
         | {"observed_mm_h": observed, "rate_mm_h": rates, "probability": probabilities, "quality": quality}
+        | ({"members": _members(forecast, newest, located.pixels, rain_from)} if MEMBERS in forecast else {})
     )
+
+
+def _members(
+    forecast: xr.Dataset, newest: npt.NDArray[np.float32] | None, pixels: Pixels, rain_from: float
+) -> dict[str, Any]:
+    """What the members say of the mean over a place: null is not known, or not within the forecast."""
+    said = at_place(forecast, pixels, newest, rain_from)
+    assert said.members is not None and said.spells is not None
+    percent = [f"{100 * share:g}" for share in QUANTILES]
+    amounts = [f"{amount:g}" for amount in forecast[AMOUNT].values] if AMOUNT in forecast else []
+    return {
+        "number": said.members.shape[1],
+        "known": _plain(said.known),
+        "begins_in_minutes": dict(zip(percent, _plain(said.spells.onset), strict=True)),
+        "ends_in_minutes": dict(zip(percent, _plain(said.spells.end), strict=True)),
+        "with_rain": _plain(said.spells.begins),
+        "with_rain_at_the_end": _plain(said.spells.goes_on),
+        "probability_of_mm": {
+            f"{span:g}": dict(zip(amounts, _plain(shares.T), strict=True)) for span, shares in said.reached.items()
+        },
+    }
+
+
+def _plain(values: Any) -> Any:
+    """Numbers or lists of them, None for NaN."""
+    if np.ndim(values):
+        return [_plain(value) for value in values]
+    return round(float(values), 3) if np.isfinite(values) else None
 
 
 def _timeline(

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 
 from raincast import schema
-from raincast.forecasting.files.places import Location
+from raincast.forecasting.files.locations import Location
 from raincast.live.outlook import Located, outlook
 from raincast.live.site import FORECAST, NEWEST
 

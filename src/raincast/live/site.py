@@ -21,7 +21,7 @@ from PIL import Image
 
 from raincast import schema
 from raincast.forecasting.files.dataset import lead_minutes_of
-from raincast.forecasting.files.places import Location
+from raincast.forecasting.files.locations import Location
 from raincast.live.outlook import Located, outlook, utc
 from raincast.plotting import rain_image
 from raincast.plotting.coastlines import coast_pixels
@@ -193,7 +193,9 @@ class _Canvas:
 
         if located.pixels is None:
             return None
-        x, y = Transformer.from_crs("EPSG:4326", self.grid.crs_wkt, always_xy=True).transform(*located.middle)
+        x, y = Transformer.from_crs("EPSG:4326", self.grid.crs_wkt, always_xy=True).transform(
+            *located.place.middle
+        )
         view, unit = self.view, 1.0 if self.view.geographic else 1000.0
         across = (x / unit - view.left) / (view.right - view.left)
         down = (view.top - y / unit) / (view.top - view.bottom)

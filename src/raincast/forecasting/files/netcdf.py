@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from raincast.archive import CODE_MM_H, MISSING_CODE, TIME_UNITS, nearest_codes
-from raincast.forecasting.files.dataset import LAT, LON, TIME_BOUNDS
+from raincast.forecasting.files.dataset import LAT, LON, MEMBER, MEMBERS, TIME_BOUNDS
 from raincast.schema import CRS, INIT_TIME, LEAD_TIME, RAIN, RAIN_ATTRS, TIME, X, Y
 from raincast.system.files import atomic
 
@@ -32,7 +32,8 @@ def write_forecast(
 ) -> Path:
     """Write a `forecast_dataset` atomically; returns the path.
 
-    `for_pysteps`: north first, and with the names that `pysteps.io.import_netcdf_pysteps` looks for.
+    `for_pysteps`: north first, and with the names that `pysteps.io.import_netcdf_pysteps` looks for. It reads the
+    members, (M, L, H, W), or of a forecast without members the rates, (L, H, W).
     FileExistsError if the file exists and `overwrite` is false.
     """
     path = Path(path)
@@ -61,6 +62,19 @@ def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
     return path
 
 
+def write_plain(dataset: xr.Dataset, path: Path) -> Path:
+    """Write a dataset with the times of a forecast and no maps as netCDF, atomically."""
+    plain = dataset.drop_encoding()
+    encoding = _encoding(plain)
+    for name, variable in plain.data_vars.items():
+        encoding[str(name)] = {"zlib": True, "complevel": 4, "_FillValue": np.float32(np.nan)}
+        others = (c for n, c in plain.coords.items() if n not in plain.dims and set(c.dims) <= set(variable.dims))
+        variable.attrs["coordinates"] = " ".join(str(coordinate.name) for coordinate in others)
+    with atomic(path) as partial:
+        plain.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding=encoding)
+    return path
+
+
 def _check_forecast(dataset: xr.Dataset) -> None:
     wanted = (RAIN, INIT_TIME, LEAD_TIME, TIME, CRS, Y, X)
     absent = [name for name in wanted if name not in dataset.variables]
@@ -78,10 +92,15 @@ def _check_forecast(dataset: xr.Dataset) -> None:
 
 
 def _for_pysteps(dataset: xr.Dataset) -> xr.Dataset:
-    """Adapt to pysteps' importer: the northernmost row first, and the projection under the name it knows."""
+    """Adapt to pysteps' importer: the northernmost row first, and the projection under the name it knows.
+
+    It reads one variable: members where there are any, in pysteps' order (member, lead, y, x).
+    """
     if dataset[Y].size > 1 and dataset[Y].values[0] < dataset[Y].values[-1]:
         dataset = dataset.isel({Y: slice(None, None, -1)})
-    names = {RAIN: PYSTEPS_RAIN}
+    names = {MEMBERS if MEMBERS in dataset else RAIN: PYSTEPS_RAIN}
+    if MEMBERS in dataset:
+        dataset = dataset.assign({MEMBERS: dataset[MEMBERS].transpose(MEMBER, LEAD_TIME, Y, X)})
     if dataset[CRS].attrs.get("grid_mapping_name") == PYSTEPS_CRS:
         names[CRS] = PYSTEPS_CRS
     renamed = dataset.rename(names)

@@ -9,8 +9,9 @@ import numpy as np
 import xarray as xr
 
 from raincast import schema
+from raincast.forecasting.files.dataset import MEMBERS
 from raincast.forecasting.files.netcdf import write_forecast
-from raincast.forecasting.gaps import on_times
+from raincast.forecasting.gaps import on_times, past_of
 from raincast.forecasting.series import Series
 
 FORMATS = ("netcdf", "zarr", "geotiff")
@@ -64,7 +65,7 @@ class Outputs:
 
             valid_text(np.datetime64("2026-01-01T00:00"), self.time_zone)
         if self.places is not None:
-            from raincast.forecasting.files.places import read_places
+            from raincast.forecasting.files.locations import read_places
 
             read_places(self.places)
 
@@ -110,10 +111,14 @@ def write_outputs(
 
         written["geotiff"] = write_geotiffs(forecast, folder, path.stem)
     if outputs.places is not None:
-        from raincast.forecasting.files.places import read_places, write_places
+        from raincast.forecasting.files.locations import read_places
+        from raincast.forecasting.files.places import write_place_members, write_places
 
         table = folder / f"{path.stem}_places.csv"
-        written["places"] = write_places(forecast, read_places(outputs.places), table)
+        places, newest = read_places(outputs.places), past_of(frames).newest()
+        written["places"] = write_places(forecast, places, table, newest)
+        if MEMBERS in forecast:
+            written["members"] = write_place_members(forecast, places, table.with_suffix(".nc"), newest)
     if outputs.shows_observed:
         moving = path.with_suffix(f".{outputs.moving}")
         stills = folder / path.stem if outputs.pictures else None

@@ -1,4 +1,4 @@
-"""Products of a forecast: depths, onset of rain, and rates with the distribution of the observation."""
+"""Products of a forecast: depths, when rain begins and ends, rates with the distribution of the observation."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,28 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from raincast.forecasting.files.dataset import MEMBERS, MISSING, OUTSIDE_REACH, QUALITY
+from raincast.forecasting.files.ensemble import QUANTILES, depths, known_throughout, share_reaching, spell_of
 from raincast.schema import ACCUMULATION_MINUTES, CRS, LEAD_TIME, RAIN, STEP_MINUTES, X, Y
 
 Rain = npt.NDArray[np.float32]
 
-ONSET = "time_to_onset"
+ONSET, END = "time_to_onset", "time_to_end"
+BEGINS, GOES_ON = "probability_of_onset", "probability_of_no_end"
 MATCHED = "rain_rate_matched"
+AMOUNT, QUANTILE = "amount", "quantile"
+AMOUNT_ATTRS = {
+    "standard_name": "thickness_of_rainfall_amount",
+    "long_name": "depth of rain to reach",
+    "units": "mm",
+}
+QUANTILE_ATTRS = {
+    "long_name": "share of the members that are not above",
+    "units": "1",
+}
+ONLY_KNOWN = "missing where a pixel is missing, or outside_reach (see quality_flag): what is not known is not dry"
+ROWS = 64
+"""Rows of a map whose members are taken at once: they are copied a few times."""
 
 
 def amount_name(minutes: float) -> str:
@@ -19,11 +35,31 @@ def amount_name(minutes: float) -> str:
     return f"rain_amount_{minutes:g}min"
 
 
-def with_amounts(dataset: xr.Dataset, minutes: Sequence[float]) -> xr.Dataset:
+def amount_minutes(forecast: xr.Dataset) -> list[float]:
+    """The periods of the depths that a forecast has."""
+    found = (str(name) for name in forecast.data_vars if str(name).startswith("rain_amount_"))
+    return [float(name[len("rain_amount_") : -len("min")]) for name in found if name.endswith("min")]
+
+
+def quantile_name(name: str) -> str:
+    """The name of the quantiles of `ONSET` or `END`."""
+    return f"{name}_quantile"
+
+
+def known_pixels(dataset: xr.Dataset) -> npt.NDArray[np.bool_]:
+    """(lead, y, x): whether the rate of a pixel follows from what was observed."""
+    known = np.isfinite(dataset[RAIN].values)
+    if QUALITY in dataset:
+        known &= (dataset[QUALITY].values & (MISSING | OUTSIDE_REACH)) == 0
+    return np.asarray(known)
+
+
+def with_amounts(dataset: xr.Dataset, minutes: Sequence[float], amounts: Sequence[float] = ()) -> xr.Dataset:
     """Add the depth (mm) over each of `minutes` before the valid time, (lead, y, x).
 
-    It is missing at shorter leads. ValueError if a period is no multiple of the step, or the rates are means over
-    another period than the step.
+    Of members also the share that reaches each of `amounts` (mm), (lead, amount, y, x). Both are missing at
+    shorter leads. ValueError if a period is no multiple of the step, or the rates are means over another period
+    than the step.
     """
     step = float(dataset.attrs[STEP_MINUTES])
     rain = dataset[RAIN].values
@@ -40,9 +76,7 @@ def with_amounts(dataset: xr.Dataset, minutes: Sequence[float]) -> xr.Dataset:
                 f"products.accumulations: {span:g} min is no multiple of the step of {step:g} min up to "
                 f"{len(rain) * step:g} min. Choose others, or a larger lead_steps."
             )
-        depth = np.full(rain.shape, np.nan, np.float32)
-        for lead in range(count - 1, len(rain)):
-            depth[lead] = rain[lead - count + 1 : lead + 1].sum(axis=0) * (step / 60.0)
+        depth = depths(rain, count, step)
         attrs = {
             "standard_name": "thickness_of_rainfall_amount",
             "long_name": f"rain in the {span:g} min before the valid time",
@@ -52,13 +86,39 @@ def with_amounts(dataset: xr.Dataset, minutes: Sequence[float]) -> xr.Dataset:
             "grid_mapping": CRS,
         }
         dataset = dataset.assign({amount_name(span): ((LEAD_TIME, Y, X), depth, attrs)})
+        if len(amounts) and MEMBERS in dataset:
+            dataset = _with_amounts_reached(dataset, span, count, amounts)
     return dataset
 
 
-def with_onset(dataset: xr.Dataset, threshold: float, newest: Rain) -> xr.Dataset:
-    """Add the minutes until the rate is at least `threshold` mm/h, (y, x).
+def _with_amounts_reached(dataset: xr.Dataset, span: float, count: int, amounts: Sequence[float]) -> xr.Dataset:
+    members, step = dataset[MEMBERS].values, float(dataset.attrs[STEP_MINUTES])
+    known = known_throughout(known_pixels(dataset), count)
+    shares = np.empty((len(members), len(amounts), *members.shape[2:]), np.float32)
+    for rows in _bands(members.shape[2]):
+        reached = share_reaching(depths(members[:, :, rows], count, step), amounts, known[:, rows])
+        shares[:, :, rows] = reached
+    attrs = {
+        "long_name": f"probability that the rain in the {span:g} min before the valid time is at least the amount",
+        "units": "1",
+        "comment": f"share of the members; missing at shorter lead times, and {ONLY_KNOWN}",
+        "grid_mapping": CRS,
+    }
+    coordinate = (AMOUNT, np.array(amounts, np.float64), AMOUNT_ATTRS)
+    named = {f"{amount_name(span)}_exceedance": ((LEAD_TIME, AMOUNT, Y, X), shares, attrs)}
+    return dataset.assign(named).assign_coords({AMOUNT: coordinate})
 
-    0 where `newest`, the last observation (H, W), reaches it already; missing where the forecast never does.
+
+def _bands(height: int) -> list[slice]:
+    return [slice(first, min(first + ROWS, height)) for first in range(0, height, ROWS)]
+
+
+def with_onset(dataset: xr.Dataset, threshold: float, newest: Rain) -> xr.Dataset:
+    """Add the minutes until the rate is at least `threshold` mm/h, and until it stays below, (y, x).
+
+    The onset is 0 where `newest`, the last observation (H, W), reaches the threshold already. Both are missing
+    where they do not come within the forecast. Of members also the quantiles of both, the share with rain, and the
+    share with rain at the last lead time.
     """
     if not threshold > 0:
         raise ValueError(f"products.onset={threshold}: give a rain rate in mm/h above 0.")
@@ -72,7 +132,61 @@ def with_onset(dataset: xr.Dataset, threshold: float, newest: Rain) -> xr.Datase
         "comment": "0: it rains already; missing: not within the forecast, or not observed (see quality_flag)",
         "grid_mapping": CRS,
     }
-    return dataset.assign({ONSET: ((Y, X), minutes, attrs)})
+    known = known_pixels(dataset)
+    spell = spell_of(dataset[RAIN].values[:, None] >= threshold, newest >= threshold, known, step)
+    end_attrs = attrs | {
+        "long_name": f"time from init_time until the rain rate stays below {threshold:g} mm h-1",
+        "comment": "the first valid time from which on it stays below up to the last lead time; missing: it rains "
+        f"on, or it does not rain at all; {ONLY_KNOWN}",
+    }
+    dataset = dataset.assign({ONSET: ((Y, X), minutes, attrs), END: ((Y, X), spell.end[0], end_attrs)})
+    return _with_spells(dataset, threshold, newest, known) if MEMBERS in dataset else dataset
+
+
+def _with_spells(dataset: xr.Dataset, threshold: float, newest: Rain, known: npt.NDArray[np.bool_]) -> xr.Dataset:
+    """Add what the members say of onset and end."""
+    members, step = dataset[MEMBERS].values, float(dataset.attrs[STEP_MINUTES])
+    shape = members.shape[2:]
+    onset, end = (np.empty((len(QUANTILES), *shape), np.float32) for _ in range(2))
+    begins, goes_on = (np.empty(shape, np.float32) for _ in range(2))
+    for rows in _bands(shape[0]):
+        wet, now = members[:, :, rows] >= threshold, newest[rows] >= threshold
+        spell = spell_of(wet, now, known[:, rows], step)
+        onset[:, rows], end[:, rows] = spell.onset, spell.end
+        begins[rows], goes_on[rows] = spell.begins, spell.goes_on
+    at_least = f"at least {threshold:g} mm h-1"
+    common = {"threshold_mm_h": float(threshold), "grid_mapping": CRS}
+    said = {
+        quantile_name(ONSET): (
+            (QUANTILE, Y, X),
+            onset,
+            f"time from init_time until the rain rate is {at_least}",
+            "of all members: missing where so many of them have no onset within the forecast",
+        ),
+        quantile_name(END): (
+            (QUANTILE, Y, X),
+            end,
+            f"time from init_time until the rain rate stays below {threshold:g} mm h-1",
+            "of the members with rain: missing where it rains on in so many of them",
+        ),
+        BEGINS: (
+            (Y, X),
+            begins,
+            f"probability that the rain rate is {at_least} within the forecast",
+            "share of the members",
+        ),
+        GOES_ON: (
+            (Y, X),
+            goes_on,
+            f"probability that the rain rate is {at_least} at the last lead time",
+            "share of the members",
+        ),
+    }
+    for name, (dims, values, words, comment) in said.items():
+        units = {"units": "minutes" if QUANTILE in dims else "1"}
+        attrs = {"long_name": words, "comment": f"{comment}; {ONLY_KNOWN}"} | units | common
+        dataset = dataset.assign({name: (dims, values, attrs)})
+    return dataset.assign_coords({QUANTILE: (QUANTILE, np.array(QUANTILES), QUANTILE_ATTRS)})
 
 
 def with_matched(dataset: xr.Dataset, newest: Rain) -> xr.Dataset:
