@@ -26,8 +26,7 @@ from torch import Tensor
 
 from raincast.archive import Archive
 from raincast.losses import DistributionLoss
-from raincast.models.lagrangian import DRY, LagrangianCore, Scale, log_rate
-from raincast.models.optical_flow import find_flow
+from raincast.models.lagrangian import LagrangianCore, Scale, motion
 from raincast.models.weights import write_weights
 from raincast.transforms import RateScaling
 
@@ -82,8 +81,7 @@ def _motion(rain: Maps, multiple: int, pixel: float) -> npt.NDArray[np.float16]:
     found = np.full((T, 2, h, w), np.nan, np.float16)
     for last in range(2 * multiple, T):
         frames = torch.from_numpy(rain[[last - 2 * multiple, last - multiple, last]])[None]
-        level = log_rate(frames.nan_to_num(0.0)) - DRY
-        flow = find_flow(level, frames.isfinite().float(), torch.tensor([pixel], dtype=torch.float32))[0].numpy()
+        flow = motion(frames, torch.tensor([pixel], dtype=torch.float32))[0].numpy()
         padded = np.pad(flow, ((0, 0), (0, h * SPARSE - H), (0, w * SPARSE - W)), mode="edge")
         found[last] = padded.reshape(2, h, SPARSE, w, SPARSE).mean((2, 4))
     return found

@@ -67,6 +67,11 @@ class Checkpoint:
         return str(self.config["model"]["_target_"]).rpartition(".")[2]
 
     @property
+    def in_box(self) -> bool:
+        """Whether these are the weights that come with raincast."""
+        return self.path == box_path()
+
+    @property
     def sha256(self) -> str:
         """The hash of the file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()

@@ -1,5 +1,8 @@
 """The forecaster that comes with raincast: any step and pixels, without training."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +18,9 @@ from raincast.commands import evaluate, forecast
 from raincast.commands.train import train
 from raincast.forecaster import Query
 from raincast.forecasting.files.netcdf import write_forecast
+from raincast.forecasting.memory import Footprint
 from raincast.forecasting.network import box_forecaster
+from raincast.models.weights import box_bytes_per_pixel
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +180,26 @@ def test_training_begins_with_the_box_and_the_checkpoint_forecasts(tiny_archive:
     assert made.attrs["forecast_method"] == "network"
     nothing = compose_config("train", tmp_path / "none", *given, "model.weights=null")
     assert assembly.head(nothing).num_channels == 14
+
+
+@pytest.mark.parametrize("leads", [1, 3, 12, 36])
+def test_the_memory_of_the_box_is_that_of_its_network(leads: int) -> None:
+    """What is written down to save the seconds of an estimate is no less than it, and not much more."""
+    estimated = Footprint.of_network(box_forecaster()).bytes_per_pixel(leads)
+    assert estimated <= box_bytes_per_pixel(leads) <= 1.35 * estimated
+
+
+def test_a_forecast_by_the_box_imports_no_compiler_and_no_pysteps() -> None:
+    """They take seconds of the first forecast."""
+    code = (
+        "import sys, raincast; from standing import moving; raincast.load_forecaster()(moving(5)); "
+        "print([name for name in ('pysteps', 'torch._dynamo', 'sympy', 'lightning') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)),
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"

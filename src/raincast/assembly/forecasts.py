@@ -73,8 +73,9 @@ def _network(checkpoint: Checkpoint, model: Mapping[str, Any]) -> "nn.Module":
             "Take a checkpoint of an earlier epoch, or train with a lower optimizer.lr."
         )
     try:
-        with torch.device("meta"):  # without memory: a config may ask for more than there is
-            construct(model).load_state_dict(weights, assign=True)
+        if not checkpoint.in_box:
+            with torch.device("meta"):  # without memory: a config may ask for more than there is
+                construct(model).load_state_dict(weights, assign=True)
         net: nn.Module = construct(model)
         net.load_state_dict(weights)
     except RuntimeError as error:
@@ -137,7 +138,7 @@ def pipeline(
         thresholds=[float(t) for t in thresholds],
         attrs=provenance(checkpoint) | decided | dict(attrs or {}),
         channels=_channels(declared_channels(checkpoint), channels or {}),
-        footprint=Footprint.of_network(forecaster),
+        footprint=(Footprint.of_box if checkpoint.in_box else Footprint.of_network)(forecaster),
         members=members,
         calibrated_on=f"{on['num_windows']} validation windows of {on['archive']}" if on else None,
         **settings,

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -49,14 +49,14 @@ class Footprint:
 
     @classmethod
     def of_network(cls, forecaster: "NetworkForecaster") -> "Footprint":
-        """An estimate, made on first use without running the network."""
-        from raincast.models.size.summary import forecast_bytes
-
+        """An estimate without running the network, made on first use: it takes a second or two."""
         stride = int(getattr(forecaster.network, "stride", 1))
         side = -(-PROBE // stride) * stride
         kind: Literal["cpu", "cuda"] = "cpu" if forecaster.device.type == "cpu" else "cuda"
 
         def per_pixel(lead_steps: int) -> float:
+            from raincast.models.size.summary import forecast_bytes
+
             found = forecast_bytes(
                 forecaster.network,
                 input_steps=forecaster.input_steps,
@@ -68,6 +68,13 @@ class Footprint:
             return found / side**2
 
         return cls(forecaster.input_steps, str(forecaster.device), stride, per_pixel)
+
+    @classmethod
+    def of_box(cls, forecaster: "NetworkForecaster") -> "Footprint":
+        """That of the network in the box, which is known."""
+        from raincast.models.weights import box_bytes_per_pixel
+
+        return replace(cls.of_network(forecaster), bytes_per_pixel=box_bytes_per_pixel)
 
 
 class Memory:

@@ -121,30 +121,38 @@ COARSE_PIXELS = 200
 """The longest side in pixels of the grid on which the motion for the reach is estimated."""
 
 
-def quality_flags(past: Past, lead_steps: int, *, reach: bool = True) -> npt.NDArray[np.uint8]:
+def quality_flags(past: Past, lead_steps: int, *, pixel_km: float, reach: bool = True) -> npt.NDArray[np.uint8]:
     """The bits of the quality flag (`files.dataset`), (lead, H, W).
 
     `FILLED`: some of the pixel's input was missing. `MISSING`: all of it was. `OUTSIDE_REACH`: traced back along
-    the motion of the newest frames, the pixel comes from where nothing was observed; never set without motion or
-    with `reach=False`.
+    the motion of the newest frames, the pixel comes from where nothing was observed; never set with `reach=False`.
     """
     observed = np.isfinite(past.rain)
     seen: npt.NDArray[np.bool_] = np.logical_or.reduce(observed)
     still = np.where(seen, np.where(observed.all(axis=0), 0, FILLED), MISSING).astype(np.uint8)
     flags = np.repeat(still[None], lead_steps, axis=0)
     if reach and not past.dry:
-        flags |= np.where(_outside_reach(past, seen, lead_steps), np.uint8(OUTSIDE_REACH), np.uint8(0))
+        flags |= np.where(_outside_reach(past, seen, lead_steps, pixel_km), np.uint8(OUTSIDE_REACH), np.uint8(0))
     return flags
 
 
-def _outside_reach(past: Past, seen: npt.NDArray[np.bool_], lead_steps: int) -> npt.NDArray[np.bool_]:
-    """(lead, H, W), or (1, 1, 1) if there is no motion."""
+def _outside_reach(
+    past: Past, seen: npt.NDArray[np.bool_], lead_steps: int, pixel_km: float
+) -> npt.NDArray[np.bool_]:
+    """(lead, H, W), by the motion of the default network: pysteps would take seconds to import."""
+    import torch
+
+    from raincast.models.lagrangian import motion
+    from raincast.models.optical_flow import displacements, move
+
     numbers, spacing = evenly_spaced(past.rain, MOTION_FRAMES)
-    motion, size = coarse_motion(past.rain[numbers], COARSE_PIXELS, spacing=spacing)
-    if motion is None:
-        return np.zeros((1, 1, 1), np.bool_)
-    coarse = block_means(seen.astype(np.float32), size)
-    # traced back from each pixel; outside the grid it is 0
-    away = (advect(coarse, motion, lead_steps) < 0.5) & (coarse >= 0.5)
+    size = _block_size(seen.shape, COARSE_PIXELS)
+    frames = torch.from_numpy(np.stack([block_means(frame, size) for frame in past.rain[numbers]]))[None]
+    coarse = torch.from_numpy(block_means(seen.astype(np.float32), size))
+    with torch.inference_mode():
+        flow = motion(frames, torch.tensor([pixel_km * size])) / spacing
+        back = displacements(flow, lead_steps)[0]
+        there = move(coarse.expand(lead_steps, 1, *coarse.shape), back)[:, 0]  # 0 outside the grid
+        away = ((there < 0.5) & (coarse >= 0.5)).numpy()
     H, W = seen.shape
     return away.repeat(size, axis=1).repeat(size, axis=2)[:, :H, :W] & seen

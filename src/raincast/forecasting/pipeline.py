@@ -239,7 +239,9 @@ class ForecastPipeline:
             cell_methods=str(frames[schema.RAIN].attrs["cell_methods"]),
             attrs=self._attrs_of(frames, past, made) | differs,
         )
-        dataset = with_quality(dataset, quality_flags(past, self.lead_steps, reach=self.reach))
+        dataset = with_quality(
+            dataset, quality_flags(past, self.lead_steps, pixel_km=grid.pixel_km, reach=self.reach)
+        )
         if self.thresholds:
             assert prediction.probabilities is not None
             probabilities = _own(prediction.probabilities.astype(np.float32, copy=False), past.rain)[0]

@@ -300,6 +300,11 @@ class LagrangianCore(nn.Module):
         return torch.cat([logits(slice(lead, lead + 1)) for lead in range(L)], dim=1)
 
 
+def motion(rain: Float[Tensor, "n t h w"], pixel_km: Float[Tensor, " n"]) -> Float[Tensor, "n 2 h w"]:
+    """The motion of rain in mm/h, NaN where it is missing, in pixels a step (`optical_flow.find_flow`)."""
+    return find_flow(log_rate(rain.nan_to_num(0.0)) - DRY, rain.isfinite().float(), pixel_km)
+
+
 def log_rate(rain: Tensor) -> Tensor:
     """mm/h → ln(mm/h), `DRY` below `DRY_RATE`."""
     return torch.where(rain >= DRY_RATE, rain.clamp_min(DRY_RATE).log(), torch.full_like(rain, DRY))

@@ -19,6 +19,11 @@ BOX = "box"
 FORMAT = 1
 
 
+def box_bytes_per_pixel(lead_steps: int) -> float:
+    """Memory that a forecast by these weights allocates, on the CPU (measured by `models.size`)."""
+    return max(1000.0, 430.0 + 250.0 * lead_steps)
+
+
 def write_weights(path: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
     """Tensors and plain information as one NumPy file without pickles."""
     arrays = {f"state.{name}": value.detach().cpu().float().numpy() for name, value in state.items()}
