@@ -140,3 +140,9 @@ def test_a_network_trained_with_lightning_alone_loads_again(folder: Path, tmp_pa
         raincast.load_forecaster(trained({}, tmp_path / "b.ckpt"))
     with pytest.raises(ValueError, match="settings lack head"):
         describe({name: SETTINGS[name] for name in ("model", "transform")}, data)
+
+
+def test_the_event_in_the_box_is_real_rain_that_says_whose_it_is() -> None:
+    frames = raincast.open_sample()
+    assert frames.sizes["time"] == 16 and frames.attrs["references"] == "Source: MeteoSwiss"
+    assert 50 < float(frames["rain_rate"].isel(time=0).max()) < 150

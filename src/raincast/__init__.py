@@ -1,6 +1,7 @@
 """Precipitation nowcasting from weather radar with stacked ConvLSTM networks.
 
 - `open_radar(files)`, `open_archive(path)`: radar files, or an archive, as a Dataset of rain rates
+- `open_sample()`: an event of real radar that comes with raincast
 - `load_forecaster()`: the network that comes with raincast, or yours: a Dataset of frames in, a forecast out
 - `train("experiment=radar", archive=path)`: train one, as `python train.py` does
 - `metrics.csi(forecast, observed, threshold=1)` and others: scores of DataArrays
@@ -15,12 +16,12 @@ from raincast.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from raincast.api import open_archive, open_radar, train
+    from raincast.api import open_archive, open_radar, open_sample, train
     from raincast.forecasting import ForecastPipeline
 
-__all__ = ["__version__", "load_forecaster", "open_archive", "open_radar", "train"]
+__all__ = ["__version__", "load_forecaster", "open_archive", "open_radar", "open_sample", "train"]
 
-_API = ("open_archive", "open_radar", "train")
+_API = ("open_archive", "open_radar", "open_sample", "train")
 _ROOMS = ("archive", "baselines", "data", "evaluation", "forecasting", "losses", "metrics", "models", "training")
 
 

@@ -1,6 +1,7 @@
 """raincast in a few calls, from Python: frames, archives, forecasts, scores, training; no config to compose."""
 
 from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,16 @@ def open_archive(path: str | Path) -> "xr.Dataset":
     from raincast.archive import Archive
 
     return Archive.open(path).lazy()
+
+
+def sample_path() -> Path:
+    """The file of the event that comes with raincast."""
+    return Path(str(files("raincast") / "sample" / "2016-07-11.nc"))
+
+
+def open_sample() -> "xr.Dataset":
+    """Real rain that comes with raincast, in mm/h: thunderstorms over Switzerland. Source: MeteoSwiss."""
+    return open_archive(sample_path())
 
 
 def train(*overrides: str, archive: str | Path | None = None, folder: str | Path | None = None) -> Path:

@@ -1,7 +1,6 @@
 """`python forecast.py` without input: a forecast of the event in the box, beside what was observed."""
 
 import logging
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import schema
+from raincast.api import sample_path
 from raincast.commands import report
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def compare(made: "xr.Dataset", picture: Path) -> None:
 def _event() -> "Archive":
     from raincast.archive import Archive
 
-    return Archive.open(str(files("raincast") / "sample" / "2016-07-11.nc"))
+    return Archive.open(sample_path())
 
 
 def _csi(rate: Any, observed: Any) -> float:

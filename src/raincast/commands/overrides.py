@@ -57,7 +57,9 @@ def suggestions(command: str, arguments: Sequence[str], conf: Path, version_base
         if "=" not in argument:
             if not key.startswith("~"):
                 yield f"{argument} is no key=value."
-        elif key[:1] not in ("+", "~") and key not in known and not _is_group(conf, key):
+        elif key[:1] in ("+", "~") or key.startswith("hydra.") or key in known or _is_group(conf, key):
+            continue  # what is added, taken away, Hydra's own, or there
+        else:
             near = _near(key, known)
             yield f"There is no key {key}." + (f" Did you mean {' or '.join(near)}?" if near else "")
 
