@@ -14,9 +14,12 @@ import raincast
 from raincast import schema
 from raincast.api import RaincastBackend
 from raincast.archive import Archive
+from raincast.baselines import Extrapolation, Persistence
 from raincast.checkpoint import describe
 from raincast.data.datamodule import RadarDataModule
-from raincast.data.windows import BlockSplit
+from raincast.data.windows import BlockSplit, TestAll
+from raincast.evaluation import Metrics, score_windows
+from raincast.forecaster import Prediction, Query
 from raincast.losses import BalancedLoss
 from raincast.plain import construct
 from raincast.training.module import NowcastModule, adamw_warmup_cosine
@@ -98,9 +101,9 @@ def test_xarray_finds_the_engine_by_name() -> None:
 
 
 def test_what_there_is_is_listed_and_shown_in_a_line(folder: Path) -> None:
-    assert {"open_radar", "open_archive", "load_forecaster", "train", "metrics"} <= set(dir(raincast))
+    assert {"evaluate", "open_radar", "open_archive", "load_forecaster", "train", "metrics"} <= set(dir(raincast))
     assert raincast.metrics.csi.__doc__ and raincast.models.ConvLSTM
-    with pytest.raises(AttributeError, match="no 'opne_radar'; it has load_forecaster, open_archive"):
+    with pytest.raises(AttributeError, match="no 'opne_radar'; it has evaluate, load_forecaster, open_archive"):
         raincast.opne_radar  # noqa: B018
     archive = Archive.open(folder)
     assert len(repr(archive)) < 250 and "69 frames of 5 min" in repr(archive) and "16 × 20 pixels" in repr(archive)
@@ -140,6 +143,52 @@ def test_a_network_trained_with_lightning_alone_loads_again(folder: Path, tmp_pa
         raincast.load_forecaster(trained({}, tmp_path / "b.ckpt"))
     with pytest.raises(ValueError, match="settings lack head"):
         describe({name: SETTINGS[name] for name in ("model", "transform")}, data)
+
+
+def test_forecasters_are_scored_on_a_dataset_as_on_its_archive(folder: Path) -> None:
+    class Mine(Persistence):
+        name = "persistence"
+        asked: list[np.datetime64] = []  # noqa: RUF012
+
+        def predict(self, query: Query) -> Prediction:
+            assert query.rain.shape == (1, 3, 1, 16, 20)
+            self.asked += list(query.times)
+            return super().predict(query)
+
+    frames = raincast.open_archive(folder)
+    scores = raincast.evaluate(
+        frames,
+        {"mine": Mine(), "flow": "extrapolation"},
+        thresholds=[0.5, 1],
+        input_steps=3,
+        lead_steps=2,
+        every=2,
+    )
+    data = RadarDataModule(folder, split=TestAll(), input_steps=3, lead_steps=2, eval_stride=2, num_workers=0)
+    data.needed = ("test",)
+    expected = score_windows(
+        [Persistence(), Extrapolation()],
+        data.eval_batches("test"),
+        Metrics([0.5, 1], event_hours=scores.attrs["event_hours"]),
+        lead_steps=2,
+        step_minutes=5.0,
+        grid=data.archive.grid,
+    )
+    assert scores["forecaster"].values.tolist() == ["mine", "flow"] and scores.attrs["num_windows"] == len(
+        Mine.asked
+    )
+    for name in ("csi", "rmse", "sum_hits", "num_windows"):
+        np.testing.assert_array_equal(scores[name], expected[name])
+    assert {"csi_mean_interval", "csi_mean_difference_interval"} <= set(scores)
+    for wrong, what in (
+        ({"forecasters": ["sprong"]}, r"'sprong' is neither a file nor one of anvil, box"),
+        ({"forecasters": []}, "one at least"),
+        ({"lead_steps": 40}, r"No 46 frames in a row .* lower lead_steps"),
+        ({"forecasters": [object()]}, "is no forecaster: it needs name, gives and predict"),
+        ({"frames": frames["rain_rate"]}, "frames is a DataArray: give a Dataset"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=what):
+            raincast.evaluate(**{"frames": frames, "forecasters": ["persistence"], **wrong})
 
 
 def test_the_event_in_the_box_is_real_rain_that_says_whose_it_is() -> None:

@@ -4,6 +4,7 @@
 - `open_sample()`: an event of real radar that comes with raincast
 - `load_forecaster()`: the network that comes with raincast, or yours: a Dataset of frames in, a forecast out
 - `train("experiment=radar", archive=path)`: train one, as `python train.py` does
+- `evaluate(frames, forecasters)`: their scores on the same windows, with intervals, as a Dataset
 - `metrics.csi(forecast, observed, threshold=1)` and others: scores of DataArrays
 - `models`, `training`, `data`, `evaluation`, …: the parts, for programs of their own
 """
@@ -16,12 +17,12 @@ from raincast.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from raincast.api import open_archive, open_radar, open_sample, train
+    from raincast.api import evaluate, open_archive, open_radar, open_sample, train
     from raincast.forecasting import ForecastPipeline
 
-__all__ = ["__version__", "load_forecaster", "open_archive", "open_radar", "open_sample", "train"]
+__all__ = ["__version__", "evaluate", "load_forecaster", "open_archive", "open_radar", "open_sample", "train"]
 
-_API = ("open_archive", "open_radar", "open_sample", "train")
+_API = ("evaluate", "open_archive", "open_radar", "open_sample", "train")
 _ROOMS = ("archive", "baselines", "data", "evaluation", "forecasting", "losses", "metrics", "models", "training")
 
 

@@ -1,6 +1,7 @@
 """raincast in a few calls, from Python: frames, archives, forecasts, scores, training; no config to compose."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from xarray.backends import BackendEntrypoint
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
+
+    from raincast.forecaster import Forecaster, Gives, Prediction, Query
 
 Files = str | Path | Sequence[str | Path]
 
@@ -79,6 +82,120 @@ def sample_path() -> Path:
 def open_sample() -> "xr.Dataset":
     """Real rain that comes with raincast, in mm/h: thunderstorms over Switzerland. Source: MeteoSwiss."""
     return open_archive(sample_path())
+
+
+def evaluate(
+    frames: "xr.Dataset | str | Path",
+    forecasters: "Sequence[Forecaster | str | Path] | Mapping[str, Forecaster | str | Path]" = (
+        "box",
+        "persistence",
+        "extrapolation",
+    ),
+    *,
+    thresholds: Sequence[float] = (0.5, 1.0, 2.0, 5.0, 10.0),
+    input_steps: int | None = None,
+    lead_steps: int = 12,
+    every: int = 1,
+    confidence: float = 0.95,
+    **settings: Any,
+) -> "xr.Dataset":
+    """Scores of forecasters on the same windows of `frames`, with intervals, by lead time and threshold (mm/h).
+
+    `frames` is a Dataset of `open_radar` or `open_archive`, all or some of its times, or the path of an archive.
+    Forecasters are objects with `predict` (`load_forecaster(…)`, one of your own), names of conf/baseline
+    ("sprog", "steps"; "box" is the network that comes with raincast) or paths of checkpoints; a mapping gives them
+    other names. `input_steps` is by default what the networks need, or 6. Every `every`-th window without a
+    missing frame counts. `settings` are those of `raincast.evaluation.Metrics`: scales=[10, 20], spectrum=True …
+
+    The Dataset has `csi`, `pod`, `far`, `rmse` … (forecaster, threshold, lead_time), `csi_mean`, `csi_interval`,
+    `csi_mean_difference_interval`, as scores.nc of `python evaluate.py` (CONTRIBUTING.md). A network must not have
+    been trained on these frames; evaluate.py takes the test windows of its own split. ValueError where there is no
+    window, or a forecaster does not fit.
+    """
+    import xarray as xr
+
+    from raincast import schema
+    from raincast.evaluation import Metrics, Resampling, blocks, score_windows, with_intervals
+    from raincast.evaluation.windows import newest_frames, windows_of
+    from raincast.system.progress import Bar
+
+    if isinstance(frames, str | Path):
+        frames = open_archive(frames)
+    if not isinstance(frames, xr.Dataset):
+        raise TypeError(f"frames is a {type(frames).__name__}: give a Dataset, as raincast.open_archive(path).")
+    schema.check_archive(frames, "frames")
+    if isinstance(forecasters, Mapping):
+        made = [_forecaster(given, name) for name, given in forecasters.items()]
+    else:
+        made = [_forecaster(given) for given in forecasters]
+    if not made:
+        raise ValueError('forecasters: give one at least, as ["box", "persistence"].')
+    if input_steps is None:
+        input_steps = max((getattr(one, "input_steps", 0) for one in made), default=0) or 6
+    steps = {"input_steps": input_steps, "lead_steps": lead_steps}
+    newest = newest_frames(frames, **steps, every=every)
+    times, grid = frames[schema.TIME].values[newest], schema.grid_of(frames)
+    metrics = Metrics(thresholds, **{"event_hours": blocks.kept_hours(times), **settings})
+    with Bar(f"scoring {', '.join(one.name for one in made)}") as bar:
+        scores = score_windows(
+            made,
+            windows_of(frames, newest, **steps),
+            metrics,
+            lead_steps=lead_steps,
+            step_minutes=schema.find_step_minutes(frames),
+            pixel_km=grid.pixel_km,
+            grid=grid,
+            progress=bar.advance_of(len(newest)),
+        )
+    if settings.get("event_hours") is None:
+        scores = blocks.automatic(scores)
+    return with_intervals(scores, Resampling(1000, confidence, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Named:
+    """A forecaster under another name."""
+
+    name: str
+    forecaster: "Forecaster"
+
+    @property
+    def gives(self) -> "Gives":
+        return self.forecaster.gives
+
+    def predict(self, query: "Query") -> "Prediction":
+        return self.forecaster.predict(query)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.forecaster, name)
+
+
+def _forecaster(given: Any, name: str | None = None) -> "Forecaster":
+    """What is meant by a forecaster, a name of conf/baseline or a path; `name` replaces its own."""
+    made = _made(given) if isinstance(given, str | Path) else given
+    inputs = getattr(getattr(made, "forecaster", made), "inputs", None)
+    if inputs is not None and (inputs.past or inputs.future):
+        raise ValueError(f"{made.name} sees further channels: python evaluate.py checkpoint=… reads them.")
+    if not (hasattr(made, "predict") and hasattr(made, "gives")):
+        raise TypeError(
+            f"{made!r} is no forecaster: it needs name, gives and predict(query), see docs/own_forecaster.md."
+        )
+    return made if name is None else _Named(name, made)
+
+
+def _made(given: str | Path) -> "Forecaster":
+    from omegaconf import OmegaConf
+
+    from raincast import assembly
+    from raincast.system.conf import conf_dir
+
+    known = {path.stem: path for path in sorted((conf_dir() / "baseline").glob("*.yaml")) if path.stem != "file"}
+    if str(given) in known:
+        found: Forecaster = assembly.make(OmegaConf.select(OmegaConf.load(known[str(given)]), str(given)))
+        return found
+    if not Path(given).exists():
+        raise ValueError(f"forecasters: {str(given)!r} is neither a file nor one of {', '.join(known)}.")
+    return assembly.load_forecaster(given)
 
 
 def train(*overrides: str, archive: str | Path | None = None, folder: str | Path | None = None) -> Path:

@@ -11,8 +11,10 @@ from browser import look_at
 from markupsafe import Markup
 from running import compose_config
 
+from raincast.archive import Archive
 from raincast.commands.evaluate import run as evaluate
 from raincast.commands.evaluation_outputs import scores_by
+from raincast.data.windows import window_starts
 
 FORECASTERS = ["network", "persistence", "extrapolation"]
 
@@ -232,13 +234,14 @@ def test_an_archive_of_test_days_alone_is_enough(tiny_run: Path, tmp_path: Path)
     from raincast.synthetic import build_builtin_archive
 
     build_builtin_archive(tmp_path / "event", num_days=1, frames_per_day=12, size=32)
-    alone = [
-        "data.split={_target_:raincast.data.windows.DateSplit,train:[],val:[],test:[[2000-01-01,2100-01-01]]}"
-    ]
+    alone = ["split=all"]
     alone += [f"data.archive={tmp_path}/event", "data.eval_stride=1", "resamples=40", "metrics.thresholds=[1]"]
     alone += [f"checkpoint={tiny_run}/checkpoints/best.ckpt", "baselines=[]", "device=cpu"]
     scores = evaluate(compose_config("evaluate", tmp_path / "run", *alone))
-    assert scores.attrs["num_windows"] > 0 and scores.sizes["event"] == 1
-    assert "The only event" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    archive = Archive.open(tmp_path / "event")
+    assert scores.attrs["num_windows"] == window_starts(archive.times, archive.step, 6).size > 0
+    assert scores.sizes["event"] == 1
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "The only event" in text and "Evaluation on all windows of event" in text
     with pytest.raises(ValueError, match="no window of 6 frames for val"):
         evaluate(compose_config("evaluate", tmp_path / "fit", *alone, "calibrate=true"))

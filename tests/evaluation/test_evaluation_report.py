@@ -1,6 +1,8 @@
 """The page of an evaluation: a section is there if its scores are, and its figures show what was counted."""
 
+import base64
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from raincast.evaluation import SCORES
 from raincast.evaluation.report.ensembles import ensembles, rank_counts
-from raincast.evaluation.report.event_maps import sprite
+from raincast.evaluation.report.event_maps import EventMaps, sprite
 from raincast.evaluation.report.html_tables import COLUMNS, Column, difference_tables
 from raincast.evaluation.report.page import Evaluation, write_report
 from raincast.evaluation.report.probabilities import reliability_curves, roc_curves
@@ -186,3 +188,19 @@ def test_frames_of_a_map_are_classes_one_below_the_other_north_up() -> None:
     expected = rain_classes(MapView.of(grid).north_up(frames)).reshape(36, 10)
     np.testing.assert_array_equal(shown, expected)
     assert (expected == MISSING_CLASS).any()
+
+
+def test_maps_end_where_nothing_was_observed() -> None:
+    mock = mock_archive(3, 60, 40)
+    grid = Grid(mock["y"].values, mock["x"].values, str(find_crs_wkt(mock, "rain_rate")))
+    rain = np.full((3, 60, 40), np.nan, np.float32)
+    rain[:, 20:40, 5:25] = 1.0
+
+    def drawn(rain: np.ndarray) -> tuple[int, int]:
+        text = str(EventMaps("t", "", grid, np.datetime64("2026-01-01"), 5.0, rain[0], rain[1:], {}).block())
+        png = base64.b64decode(re.findall(r"data:image/png;base64,([^\"']+)", text)[0])
+        with Image.open(io.BytesIO(png)) as image:
+            return image.size
+
+    assert drawn(rain) == (20 + 2, 3 * (20 + 2))  # a twentieth stays on each side
+    assert drawn(np.full_like(rain, np.nan)) == (40, 3 * 60)

@@ -42,11 +42,14 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     from raincast.evaluation.work import Cost
 
     began = time.monotonic()
-    if cfg.split not in SPLITS:
-        raise ValueError(f"split={cfg.split}: choose one of {', '.join(SPLITS)}.")
+    asked = cfg.split
+    if asked not in (*SPLITS, "all"):
+        raise ValueError(f"split={asked}: choose one of {', '.join(SPLITS)}, all.")
     checkpoint = None if cfg.checkpoint is None else assembly.read_checkpoint(cfg.checkpoint)
     forecasters: list[Forecaster] = [] if cfg.list_windows else assembly.baselines(cfg, list(cfg.baselines))
     settings = _data_settings(checkpoint, cfg)
+    if asked == "all":
+        cfg.split, settings["split"] = "test", {"_target_": "raincast.data.windows.TestAll"}
     data = assembly.datamodule_of(settings, assembly.archive_path(cfg, archive=settings["archive"]))
     data.needed = (cfg.split, "val") if cfg.calibrate else (cfg.split,)
     if cfg.list_windows:
@@ -65,7 +68,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         here = tuple(one.name for one in networks) if network.device.type == "cuda" else ()
     keep_common(data, cfg.split, forecasters)
     work, cost = scoring.work_of(cfg, settings, checkpoint, data, metrics), Cost()
-    scores = scoring.score(cfg, work, data, here=here, cost=cost).assign_attrs(cost.attrs())
+    scores = scoring.score(cfg, work, data, here=here, cost=cost).assign_attrs(cost.attrs(), split=asked)
     if checkpoint is not None:
         scores = scores.assign_attrs(checkpoint=str(checkpoint.path), checkpoint_sha256=checkpoint.sha256)
     text, files = write_tables(scores, run_dir)
@@ -75,12 +78,14 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         csi_plot(scores, run_dir / "csi.png"),
         report.example_picture(forecasters, data, cfg.split, run_dir / "forecast.png"),
     ]
-    log.info("\n%d windows of %s, %s:\n%s", scores.attrs["num_windows"], cfg.split, data.archive.path, text)
+    log.info("\n%d windows of %s, %s:\n%s", scores.attrs["num_windows"], asked, data.archive.path, text)
     log.info("%s", _cost(scores, time.monotonic() - began))
     log.info("written: %s", ", ".join(report.short(file) for file in files))
     if checkpoint is not None:
-        given = [f"checkpoint={report.short(checkpoint.path)}", f"input={data.archive.path}"]
-        log.info("\nNext, make a forecast:\n  python forecast.py %s", shlex.join(given))
+        given = [] if cfg.checkpoint == assembly.BOX else [f"checkpoint={report.short(checkpoint.path)}"]
+        log.info(
+            "\nNext, make a forecast:\n  python forecast.py %s", shlex.join([*given, f"input={data.archive.path}"])
+        )
     return scores
 
 

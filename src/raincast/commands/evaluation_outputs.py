@@ -63,7 +63,8 @@ def write_page(
     from raincast.evaluation.report.page import Evaluation, write_report
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
-    split = str(scores.attrs["split"])
+    asked = str(scores.attrs["split"])
+    split = "test" if asked == "all" else asked  # where `TestAll` puts every window
     by_event = scores_by(scores, "event")
     with report.Bar("drawing events") as bar:
         maps = event_maps(by_event.sel(threshold=threshold), forecasters, data, split, bar)
@@ -76,7 +77,7 @@ def write_page(
         config=yaml.safe_dump({"data": dict(settings)}) if checkpoint is None else str(checkpoint.info["config"]),
         maps=maps,
     )
-    return write_report(evaluation, path, title=f"Evaluation on {split} windows of {data.archive.path.name}")
+    return write_report(evaluation, path, title=f"Evaluation on {asked} windows of {data.archive.path.name}")
 
 
 def scores_by(scores: "xr.Dataset", dim: str) -> "xr.Dataset":

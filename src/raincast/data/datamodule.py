@@ -116,8 +116,8 @@ class RadarDataModule(L.LightningDataModule):
         self._resumed: dict[str, Any] = {}
         self.progress: Callable[[int, int], None] | None = None
         self.needed: Sequence[str] = SPLITS
-        self.common_times: frozenset[np.datetime64] | None = None
         """The splits of `archive` that must hold windows: to score on an archive of test days takes no others."""
+        self.common_times: frozenset[np.datetime64] | None = None
 
     def _check_more(self) -> None:
         small = [s.archive for s in self.sources if any(map(lt, s.archive.grid.shape, self.crop))]

@@ -127,6 +127,17 @@ class TrainAll:
         return [TimeRange("train", times[0], times[-1] + step)]
 
 
+@dataclass(frozen=True)
+class TestAll:
+    """Everything tests, for forecasters that were not trained on any of it."""
+
+    __test__ = False  # no class of tests
+
+    def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
+        """One range."""
+        return [TimeRange("test", times[0], times[-1] + step)]
+
+
 def in_order(stated: Sequence[TimeRange]) -> list[TimeRange]:
     """Ascending; ValueError where one ends before it begins, or two overlap."""
     for r in stated:
@@ -279,7 +290,8 @@ def split_windows(
         raise ValueError(
             f"The split leaves no window of {num_frames} frames for {' and '.join(empty)} in an archive from "
             f"{_short(times[0])} to {_short(times[-1])} ({listing}{more}). Lower data.input_steps, "
-            "data.lead_steps or data.split.embargo_minutes, or state dates with data/split=dates."
+            "data.lead_steps or data.split.embargo_minutes, or state dates with data/split=dates. What "
+            "was trained on none of it is scored on all of it by: python evaluate.py split=all"
         )
     digest = hashlib.sha256(f"{identity} {num_frames} {max_missing}".encode())
     for name in SPLITS:

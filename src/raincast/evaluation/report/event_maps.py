@@ -68,10 +68,11 @@ class EventMaps:
 
     def block(self) -> Block:
         """The maps and their slider, which starts at the middle lead time."""
-        view = MapView.of(self.grid)
         start = (len(self.labels) + 1) // 2
         rows = {"observed": self.observed} | dict(self.forecasts)
-        frames = {name: np.concatenate([self.last_seen[None], rain]) for name, rain in rows.items()}
+        whole = {name: np.concatenate([self.last_seen[None], rain]) for name, rain in rows.items()}
+        frames, grid = rain_image.cropped(whole, self.grid)
+        view = MapView.of(grid)
         return render(
             "event_maps.html",
             title=self.title,

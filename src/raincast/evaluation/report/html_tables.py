@@ -112,7 +112,7 @@ def difference_tables(scores: xr.Dataset, threshold: float) -> list[Table]:
         interval = f"{signed(low)} to {signed(high)}" if np.isfinite(low) else UNDEFINED
         rows.append([Cell(text) for text in (other, difference, interval, verdict(scores, other, threshold))])
     percent = f"{100 * float(scores.attrs['confidence']):g} % interval"
-    return [Table([f"{first} minus", "difference of CSI", percent, first], rows)]
+    return [Table([f"{first} minus", "difference of CSI", percent, f"{first} is"], rows)]
 
 
 def signed(value: float) -> str:
