@@ -8,8 +8,8 @@ forecast; and a second one, split into reading the input, making the forecast, a
 over the rounds, so that a slow minute of the machine strikes all ways; STEPS runs in the first round alone, and
 once. Seconds of the processor (user + system, all threads) stand beside those on the wall: on a machine with other
 work they are what can be compared. Peak memory is the process's resident memory, imports included. Then the
-command as a user types it, from its start to its end. `box` is the network that comes with raincast; the others are
-untrained, which costs the same.
+command as a user types it, from its start to its end. `box` is the network that comes with raincast; the others
+are untrained, which costs the same.
 """
 
 import argparse
@@ -96,7 +96,9 @@ def _network(way: str, files: str, checkpoint: str, reader: Any) -> Callable[[St
     from raincast.forecasting import open_series, write_outputs
 
     precision = "bf16" if way.endswith("bf16") else "float32"
-    pipeline = assembly.pipeline(assembly.read_checkpoint(checkpoint), device="cpu", precision=precision, lead_steps=LEAD_STEPS)
+    pipeline = assembly.pipeline(
+        assembly.read_checkpoint(checkpoint), device="cpu", precision=precision, lead_steps=LEAD_STEPS
+    )
 
     def run(watch: Stopwatch, folder: Path, number: int) -> None:
         frames = pipeline.frames(open_series(files, reader), "latest", source=files)

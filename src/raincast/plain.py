@@ -23,6 +23,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "raincast.data.channels.field": ("Field",),
     "raincast.data.datamodule": ("RadarDataModule",),
     "raincast.data.events": ("EventSplit",),
+    "raincast.data.sampler": ("Sampling",),
     "raincast.data.windows": ("BlockSplit", "DateSplit", "TestAll"),
     "raincast.models.distribution": ("DistributionHead",),
     "raincast.models.encoder_forecaster": ("PyramidEncoderForecaster", "StackedEncoderForecaster"),

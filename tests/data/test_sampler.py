@@ -15,13 +15,12 @@ from raincast.data.sampler import (
     Candidates,
     EvalSampler,
     Place,
+    Sampling,
     TrainSampler,
     find_candidates,
     tile_positions,
 )
 from raincast.schema import RAIN, mock_archive
-
-WEIGHING = {"min_coverage": 0.5, "rain_weight": 0.1, "min_weight": 1e-4, "rain_scale": 1.0}
 
 
 def candidates(n: int = 200, *, crop=(8, 6), grid=(20, 17), seed: int = 0, weight=None) -> Candidates:
@@ -40,7 +39,8 @@ def candidates(n: int = 200, *, crop=(8, 6), grid=(20, 17), seed: int = 0, weigh
 
 def sampler(epoch: int = 0, *, n: int = 64, given: Candidates | None = None, **kwargs) -> TrainSampler:
     given = given or candidates()
-    made = TrainSampler(given, n, **({"augment": True, "seed": 7} | kwargs))
+    drawing = Sampling(**{key: kwargs.pop(key) for key in ("augment", "jitter") if key in kwargs})
+    made = TrainSampler(given, n, drawing, **({"seed": 7} | kwargs))
     made.set_epoch(epoch)
     return made
 
@@ -178,9 +178,9 @@ STARTS = np.array([0, 1, 3, 12, 21, 25])
 
 @pytest.mark.parametrize("crop", [(5, 4), (12, 10), (12, 3), (1, 1)])
 def test_weights_and_coverage_against_brute_force(archive, crop):
-    given_weights = WEIGHING | {"rain_weight": 0.6, "min_weight": 0.01, "rain_scale": 2.0}
+    sampling = Sampling(rain_weight=0.6, min_weight=0.01, rain_scale=2.0)
     calls = []
-    found = find_candidates(archive, STARTS, 5, crop, **given_weights, progress=lambda *n: calls.append(n))
+    found = find_candidates(archive, STARTS, 5, crop, sampling, progress=lambda *n: calls.append(n))
     rain = np.insert(archive.read(0, 29), 11, np.nan, axis=0)  # by slot
     expected = {}
     for start in STARTS:
@@ -200,7 +200,7 @@ def test_weights_and_coverage_against_brute_force(archive, crop):
 
 
 def test_wetter_crops_are_drawn_more(archive):
-    weighed = find_candidates(archive, STARTS, 5, (4, 4), **WEIGHING)
+    weighed = find_candidates(archive, STARTS, 5, (4, 4), Sampling())
     n = weighed.start.size // 4
     rain = np.insert(archive.read(0, 29), 11, np.nan, axis=0)
 
@@ -209,14 +209,14 @@ def test_wetter_crops_are_drawn_more(archive):
         boxes = [rain[p.start : p.start + 5, p.y : p.y + 4, p.x : p.x + 4] for p in places]
         return float(np.mean([np.nanmean(1 - np.exp(-box)) for box in boxes]))
 
-    equal = find_candidates(archive, STARTS, 5, (4, 4), **(WEIGHING | {"rain_weight": 0.0}))
+    equal = find_candidates(archive, STARTS, 5, (4, 4), Sampling(rain_weight=0.0))
     assert mean_rain(weighed) > 1.1 * mean_rain(equal)
 
 
 def test_unseen_crops_are_an_error_that_names_the_best(archive):
     # only 5 of 12 rows and 4 of 10 columns are seen throughout: 1 − 7·6/(12·10) = 65 % in the window from 11
     with pytest.raises(ValueError, match=r"No crop of 12×10 pixels is observed to 90%.*the best is 65.0%.*Lower"):
-        find_candidates(archive, STARTS, 5, (12, 10), **(WEIGHING | {"min_coverage": 0.9}))
+        find_candidates(archive, STARTS, 5, (12, 10), Sampling(min_coverage=0.9))
 
 
 @pytest.mark.parametrize(
@@ -227,17 +227,18 @@ def test_unseen_crops_are_an_error_that_names_the_best(archive):
         ("rain_weight", -1.0),
         ("min_weight", 0.0),
         ("rain_scale", 0.0),
+        ("jitter", -0.1),
     ],
 )
-def test_weights_that_are_none_are_refused(archive, name, value):
-    with pytest.raises(ValueError, match=f"data.{name}={value}"):
-        find_candidates(archive, STARTS, 5, (4, 4), **(WEIGHING | {name: value}))
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"data\.sampling\.{name}={value}: give a number "):
+        Sampling(**{name: value})
 
 
 def test_weighing_warns_of_nothing(archive):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        find_candidates(archive, STARTS, 5, (4, 4), **(WEIGHING | {"min_coverage": 0.0}))
+        find_candidates(archive, STARTS, 5, (4, 4), Sampling(min_coverage=0.0))
 
 
 @given(size=st.integers(1, 40), crop=st.integers(1, 40))

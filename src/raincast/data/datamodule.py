@@ -23,6 +23,7 @@ from raincast.data.sampler import (
     Candidates,
     EvalSampler,
     Place,
+    Sampling,
     TrainSampler,
     find_candidates,
     tile_positions,
@@ -60,12 +61,7 @@ class RadarDataModule(L.LightningDataModule):
         only: int | None = None,
         batch_size: int = 8,
         eval_batch_size: int = 4,
-        augment: bool = True,
-        jitter: float = 0.0,
-        min_coverage: float = 0.5,
-        rain_weight: float = 0.1,
-        min_weight: float = 1e-4,
-        rain_scale: float = 1.0,
+        sampling: Sampling | None = None,
         num_workers: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -81,10 +77,10 @@ class RadarDataModule(L.LightningDataModule):
         }.items():
             if value < 1:
                 raise ValueError(f"data.{name}={value}: give a whole number from 1 up.")
-        if not 0 <= max_missing < input_steps + lead_steps or jitter < 0:
+        if not 0 <= max_missing < input_steps + lead_steps:
             raise ValueError(
                 f"data.max_missing={max_missing} must be from 0 to below the {input_steps + lead_steps} frames of "
-                f"a window, data.jitter={jitter} from 0 up."
+                "a window."
             )
         self.archive = Archive.open(archive)
         self.more = [Extra(**extra) for extra in more]
@@ -104,12 +100,7 @@ class RadarDataModule(L.LightningDataModule):
         self.only = only
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
-        self.augment = augment
-        self.jitter = jitter
-        self.min_coverage = min_coverage
-        self.rain_weight = rain_weight
-        self.min_weight = min_weight
-        self.rain_scale = rain_scale
+        self.sampling = sampling or Sampling()
         self.num_workers = _spare_cores() if num_workers is None else num_workers
         self.seed = seed
         self._train_loader: ResumableLoader | None = None
@@ -165,10 +156,7 @@ class RadarDataModule(L.LightningDataModule):
                 windows.starts["train"],
                 source.num_slots,
                 self.crop,
-                min_coverage=self.min_coverage,
-                rain_weight=self.rain_weight,
-                min_weight=self.min_weight,
-                rain_scale=self.rain_scale,
+                self.sampling,
                 progress=self.progress,
             )
             for source, windows in zip(self.sources, (self.windows, *self.more_windows), strict=True)
@@ -244,8 +232,7 @@ class RadarDataModule(L.LightningDataModule):
         sampler = TrainSampler(
             self.candidates,
             self.samples_per_epoch,
-            augment=self.augment,
-            jitter=self.jitter,
+            self.sampling,
             only=self.only,
             seed=self.seed,
             rank=rank,

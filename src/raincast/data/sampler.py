@@ -84,11 +84,40 @@ class Candidates:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How training crops are drawn and varied.
+
+    A crop with rain R in mm/h is drawn in proportion to
+    min(1, min_weight + rain_weight · mean(1 − exp(−R / rain_scale))), the acceptance probability of DGMR (Ravuri et al. 2021). Crops observed to less than `min_coverage` are left
+    out. `augment` mirrors and turns crops; `jitter` is the standard deviation of the logarithm of a factor on each
+    crop's rain.
+    """
+
+    augment: bool = True
+    jitter: float = 0.0
+    min_coverage: float = 0.5
+    rain_weight: float = 0.1
+    min_weight: float = 1e-4
+    rain_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value out of range."""
+        for name, good, allowed in (
+            ("jitter", self.jitter >= 0, "from 0 up"),
+            ("min_coverage", 0 <= self.min_coverage <= 1, "from 0 to 1"),
+            ("rain_weight", self.rain_weight >= 0, "from 0 up"),
+            ("min_weight", self.min_weight > 0, "above 0"),
+            ("rain_scale", self.rain_scale > 0, "above 0"),
+        ):
+            if not good:
+                raise ValueError(f"data.sampling.{name}={getattr(self, name)}: give a number {allowed}.")
+
+
 class TrainSampler(Sampler[Place]):
     """`num_samples` places an epoch, drawn without repeats by rain weight, moved and turned at random.
 
-    Rain-weighted: a place is drawn in proportion to the acceptance probability
-    q = min(1, q_min + m·mean(1 − exp(−R/s))) of DGMR (Ravuri et al. 2021). All ranks draw the same epoch
+    A place is drawn in proportion to its weight (`Sampling`). All ranks draw the same epoch
     and take every world_size-th place, so N ranks see what one would. With `only`, all epochs are the first one's
     first so many places, again and again.
     """
@@ -97,10 +126,9 @@ class TrainSampler(Sampler[Place]):
         self,
         candidates: Candidates,
         num_samples: int,
+        sampling: Sampling,
         *,
-        augment: bool,
         seed: int,
-        jitter: float = 0.0,
         only: int | None = None,
         rank: int = 0,
         world_size: int = 1,
@@ -108,8 +136,7 @@ class TrainSampler(Sampler[Place]):
         self.candidates = candidates
         self.num_samples = min(num_samples, candidates.start.size) if only is None else num_samples
         self.only = only
-        self.augment = augment
-        self.jitter = jitter
+        self.sampling = sampling
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
@@ -153,9 +180,10 @@ class TrainSampler(Sampler[Place]):
         largest = np.array(c.grids)[source] - np.array(c.crop)
         y = _jitter(rng, c.y[chosen], c.spacing[0], largest[:, 0])
         x = _jitter(rng, c.x[chosen], c.spacing[1], largest[:, 1])
-        turn = rng.integers(0, NUM_ORIENTATIONS, chosen.size) if self.augment else np.zeros_like(chosen)
+        turn = rng.integers(0, NUM_ORIENTATIONS, chosen.size) if self.sampling.augment else np.zeros_like(chosen)
         # drawn last, so that the places are the same with and without it
-        gain = np.exp(self.jitter * rng.standard_normal(chosen.size)) if self.jitter else np.ones(chosen.size)
+        jitter = self.sampling.jitter
+        gain = np.exp(jitter * rng.standard_normal(chosen.size)) if jitter else np.ones(chosen.size)
         columns = (c.start[chosen], y, x, turn, gain, source)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [Place(start, py, px, *c.crop, o, g, s) for start, py, px, o, g, s in rows]
@@ -179,45 +207,34 @@ def find_candidates(
     starts: npt.NDArray[np.int64],
     num_frames: int,
     crop: tuple[int, int],
+    sampling: Sampling,
     *,
-    min_coverage: float,
-    rain_weight: float,
-    min_weight: float,
-    rain_scale: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> Candidates:
     """Weigh each crop of a half-crop lattice, in each training window, by its rain.
 
-    `starts` are slots. Crops of which less than `min_coverage` (0 to 1) was observed are left out: of all frames
-    of the window, the missing ones included. ValueError where none is left.
+    `starts` are slots. The observed share of a crop counts all frames of the window, missing ones included.
+    Raises ValueError if no crop is observed enough.
     """
-    for name, value, good in (
-        ("min_coverage", min_coverage, 0 <= min_coverage <= 1),
-        ("rain_weight", rain_weight, rain_weight >= 0),
-        ("min_weight", min_weight, min_weight > 0),
-        ("rain_scale", rain_scale, rain_scale > 0),
-    ):
-        if not good:
-            raise ValueError(f"data.{name}={value}: min_coverage is 0 to 1, rain_weight from 0 up, others over 0.")
     lattice = Lattice.of(archive.grid.shape, crop)
     slots = frame_slots(archive.times, archive.step)
     table = rain_table(
-        archive, lattice, rain_scale, needed=_in_windows(slots, starts, num_frames), progress=progress
+        archive, lattice, sampling.rain_scale, needed=_in_windows(slots, starts, num_frames), progress=progress
     )
     rain, observed = (_window_means(a, slots, starts, num_frames) for a in (table.amount, table.observed))
     # shares add up to 1 but for rounding
-    kept = observed >= min_coverage - 1e-6
+    kept = observed >= sampling.min_coverage - 1e-6
     if not kept.any():
         raise ValueError(
-            f"No crop of {crop[0]}×{crop[1]} pixels is observed to {min_coverage:.0%} in any training window; "
-            f"the best is {observed.max():.1%}. Lower data.min_coverage or data.crop."
+            f"No crop of {crop[0]}×{crop[1]} pixels is observed to {sampling.min_coverage:.0%} in any training "
+            f"window; the best is {observed.max():.1%}. Lower data.sampling.min_coverage or data.crop."
         )
     window, place = np.nonzero(kept)
     return Candidates(
         start=starts[window],
         y=lattice.y[place // lattice.x.size],
         x=lattice.x[place % lattice.x.size],
-        weight=np.minimum(1.0, min_weight + rain_weight * rain[kept]),
+        weight=np.minimum(1.0, sampling.min_weight + sampling.rain_weight * rain[kept]),
         source=np.zeros(window.size, np.int64),
         crop=crop,
         spacing=(max(1, crop[0] // 2), max(1, crop[1] // 2)),

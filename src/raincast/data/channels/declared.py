@@ -100,7 +100,7 @@ class Channels:
             raise ValueError(
                 f"Of the vector {single[0]} of data.channels one component is declared, or each in another "
                 "role: when crops are turned, one becomes the other. Declare both alike, or leave `vector` out "
-                "and set data.augment=false."
+                "and set data.sampling.augment=false."
             )
         return [(found["x"], found["y"]) for found in parts.values()]
 
