@@ -1,4 +1,4 @@
-"""The head of a distribution: logits of exceeding thresholds, and the rates that are decided from them."""
+"""The distribution head: logits of exceeding each threshold, and the rain rates derived from them."""
 
 import itertools
 import math
@@ -18,39 +18,43 @@ DECISIONS = ("area", "csi", "mean", "matched")
 """Ways to turn probabilities into rates: see `DistributionHead`."""
 
 NEVER = -30.0
-"""A logit of no chance: areas and cuts leave out pixels that the newest frame says nothing of."""
+"""Logit that excludes pixels from areas and cuts where the advected newest frame has no data."""
 
 PIXELS = 16_384
-"""Pixels of a field that areas and cuts are computed from, at most: every n-th along both axes."""
+"""Largest number of pixels per field used for areas and cuts; larger fields are subsampled along both axes."""
 
 LEAST_AREA = 0.1
-"""The flow's area counts as at least this share of the expected one: rain that is new has no past."""
+"""Lower bound of the advected frame's area, as a share of the expected area: new rain has no past."""
 
 LEAST_CUT = -4.0
-"""The logit of a probability of 2 %: with less nobody is told that it will rain."""
+"""Logit of a probability of 2 %, the lowest at which rain is forecast."""
 
 NEWTON_STEPS = 8
 BISECTIONS = 16
 CUTS = tuple(-3.0 + 0.15 * number for number in range(28))
-"""Logits at which the expected CSI is compared: probabilities of 5 to 74 %."""
+"""Logits at which the expected CSI is compared, for probabilities of 5 to 74 %."""
 
 HIGHEST_RATE = 100.0
-"""mm/h: the highest rate that is stated. Above the last threshold nothing but its probability is known."""
+"""Highest rate in mm/h that is forecast.
+
+Above the last threshold only the probability of exceeding it is known.
+"""
 
 
 @dataclass(frozen=True)
 class DistributionHead:
-    """Logits of P(R ≥ τ) at `THRESHOLDS`, falling with τ, and a last channel: the newest frame moved, in mm/h.
+    """Logits of P(R ≥ τ) at `THRESHOLDS`, non-increasing in τ, and last the advected newest frame in mm/h.
 
-    **Area step.** For each lead time and threshold one number is added to all logits, so that the expected area is
-    the geometric mean of what the network and what the moved newest frame expect. It has no weights.
+    **Area step.** For each lead time and threshold, one number is added to all logits. It makes the expected area
+    the geometric mean of the areas that the network and the advected newest frame expect. It has no weights.
 
-    **Rates** are decided from the probabilities, by `rates`:
+    **Rates** are derived from the probabilities as `rates_by` says:
 
-    - `area`: as many pixels exceed each threshold as are expected to, those of the highest probability: no bias;
-    - `csi`: the cut that maximises the expected critical success index of this very field,
-      Σ_{P ≥ p} P / (N_{P ≥ p} + Σ_{P < p} P). No observation is needed. It forecasts more area than will be wet;
-    - `mean`: the expected rate, best by squared error; it loses heavy rain;
+    - `area`: as many pixels exceed each threshold as are expected to, those of the highest probability, without
+      bias;
+    - `csi`: the cut that maximises the expected critical success index of the field at hand,
+      Σ_{P ≥ p} P / (N_{P ≥ p} + Σ_{P < p} P). It needs no observation and forecasts more area than will be wet;
+    - `mean`: the expected rate. It has the smallest squared error but loses heavy rain;
     - `matched`: as many pixels exceed each threshold as do in the newest frame.
 
     Between thresholds the logarithm of the rate is interpolated, so that fields have no steps.
@@ -60,13 +64,13 @@ class DistributionHead:
     area_step: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse decisions that do not exist."""
+        """Raise ValueError for an unknown `rates_by`."""
         if self.rates_by not in DECISIONS:
             raise ValueError(f"head.rates_by={self.rates_by}: choose one of {', '.join(DECISIONS)}.")
 
     @property
     def num_channels(self) -> int:
-        """One a threshold, and the moved newest frame."""
+        """One channel per threshold, and one for the advected newest frame."""
         return len(THRESHOLDS) + 1
 
     @property
@@ -75,12 +79,12 @@ class DistributionHead:
         return True
 
     def prediction(self, output: Float[Tensor, "b t n h w"]) -> Float[Tensor, "b t n h w"]:
-        """The output as it is."""
+        """Return the output unchanged."""
         check_output(output, self)
         return output
 
     def rates(self, output: Float[Tensor, "b t n h w"], transform: Transform) -> Float[Tensor, "b t 1 h w"]:
-        """mm/h by the decision `rates_by`."""
+        """Return the rain rates in mm/h according to `rates_by`."""
         check_output(output, self)
         shift, thin = self._shift(output)
         levels = _levels(output, shift)
@@ -92,7 +96,7 @@ class DistributionHead:
             cuts = area_cuts(thin, _flow_area(_thinned(output[:, :, -1:])))
         else:
             cuts = area_cuts(thin, thin.sigmoid().sum((-2, -1)))
-        # where the rain comes from is not known: it rains if that is more likely than not
+        # where the rain would come from is unknown, it rains if that is more likely than not
         unknown = output[:, :, -1] == UNKNOWN
         cut_maps = (torch.where(unknown, cut.clamp_min(0.0), cut) for cut in cuts[..., None, None].unbind(2))
         return decided_rate(level - cut for level, cut in zip(levels, cut_maps, strict=True))[:, :, None]
@@ -100,7 +104,10 @@ class DistributionHead:
     def exceedance(
         self, output: Float[Tensor, "b t n h w"], thresholds: Sequence[float], transform: Transform
     ) -> Float[Tensor, "b t k h w"]:
-        """P(R ≥ threshold), the logit linear in ln(threshold); below the lowest it is that of the lowest."""
+        """Return P(R ≥ threshold).
+
+        The logit is linear in ln(threshold) and constant below the lowest of `THRESHOLDS`.
+        """
         check_output(output, self)
         check_thresholds(thresholds)
         levels = list(_levels(output, self._shift(output)[0]))
@@ -109,7 +116,10 @@ class DistributionHead:
     def members(
         self, output: Float[Tensor, "b t n h w"], noise: Iterable[Float[Tensor, "t m h w"]], num_members: int
     ) -> Float[Tensor, "b t m h w"]:
-        """mm/h: quantiles of the distribution, in the order of the noise of each sample (`models.members`)."""
+        """Return members in mm/h: quantiles of the distribution ranked by each sample's noise.
+
+        See `models.members`.
+        """
         check_output(output, self)
         shift, _ = self._shift(output)
         B, T, _, H, W = output.shape
@@ -119,15 +129,15 @@ class DistributionHead:
             for lead in range(T):
                 one = slice(sample, sample + 1), slice(lead, lead + 1)
                 levels = [level[0, 0] for level in _levels(output[one], shift[one])]
-                wet = levels[0] >= cuts[-1]  # elsewhere no member has rain
+                wet = levels[0] >= cuts[-1]  # no member has rain elsewhere
                 cut = cuts[ranks(fields[lead][:, wet]).long()]
                 made[sample, lead][:, wet] = decided_rate(level[wet] - cut for level in levels)
         return made
 
     def _shift(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The area step (B, T, K), and the logits after it at every n-th pixel (B, T, K, h, w).
+        """Return the area step (B, T, K) and the logits after it on the subsampled grid (B, T, K, h, w).
 
-        Where the moved newest frame says nothing these are `NEVER`.
+        The logits are `NEVER` where the advected newest frame has no data.
         """
         thin, newest = _thinned(output[:, :, :-1]), _thinned(output[:, :, -1:])
         shift = area_shift(thin, newest) if self.area_step else torch.zeros_like(thin[..., 0, 0])
@@ -136,7 +146,7 @@ class DistributionHead:
 
 
 def _levels(output: Tensor, shift: Tensor) -> Iterator[Tensor]:
-    """The logit of each threshold after the area step, (B, T, H, W), none above the one before."""
+    """Yield the logits (B, T, H, W) of each threshold after the area step, non-increasing."""
     level: Tensor | None = None
     for k in range(len(THRESHOLDS)):
         own = output[:, :, k].float() + shift[:, :, k, None, None]
@@ -145,14 +155,14 @@ def _levels(output: Tensor, shift: Tensor) -> Iterator[Tensor]:
 
 
 def _falling(logits: Tensor) -> Tensor:
-    """Logits (B, T, K, h, w), none above that of the threshold before."""
+    """Return logits (B, T, K, h, w), none above that of the threshold before."""
     return torch.stack(list(itertools.accumulate(logits.unbind(2), torch.minimum)), dim=2)
 
 
 def area_shift(logits: Float[Tensor, "b t k h w"], newest: Float[Tensor, "b t 1 h w"]) -> Float[Tensor, "b t k"]:
-    """What is added to all logits of a field so that its expected area is as in `DistributionHead`.
+    """Return the number to add to a field's logits for the expected area described in `DistributionHead`.
 
-    Only pixels count that the newest frame says something of.
+    Only pixels count where the advected newest frame has data.
     """
     known = (newest != UNKNOWN).to(logits.dtype)
     own = (logits.sigmoid() * known).sum((-2, -1))
@@ -168,7 +178,7 @@ def area_shift(logits: Float[Tensor, "b t k h w"], newest: Float[Tensor, "b t 1 
 
 
 def area_cuts(logits: Float[Tensor, "b t k h w"], count: Float[Tensor, "b t k"]) -> Float[Tensor, "b t k"]:
-    """The logit that `count` pixels of each field reach, at least `LEAST_CUT`."""
+    """Return the logit that `count` pixels of each field reach, at least `LEAST_CUT`."""
     flat = logits.flatten(-2)
     low, high = flat.amin(-1) - 1.0, flat.amax(-1) + 1.0
     for _ in range(BISECTIONS):
@@ -179,7 +189,7 @@ def area_cuts(logits: Float[Tensor, "b t k h w"], count: Float[Tensor, "b t k"])
 
 
 def best_cuts(logits: Float[Tensor, "b t k h w"]) -> Float[Tensor, "b t k"]:
-    """The logit among `CUTS` that maximises the expected critical success index of each field."""
+    """Return the logit among `CUTS` that maximises the expected critical success index of each field."""
     flat = logits.flatten(-2)
     chance = flat.sigmoid()
     total = chance.sum(-1)
@@ -193,9 +203,10 @@ def best_cuts(logits: Float[Tensor, "b t k h w"]) -> Float[Tensor, "b t k"]:
 
 
 def decided_rate(excess: Iterable[Float[Tensor, "b t h w"]]) -> Float[Tensor, "b t h w"]:
-    """mm/h from logits less their cuts: the threshold at which this passes 0, and 0 where the first does not.
+    """Return rates in mm/h from logits minus their cuts, one field per threshold in increasing order.
 
-    The logarithm of the rate is linear between thresholds, and goes on as steeply above the last one.
+    The rate is the threshold at which this excess passes 0, and 0 mm/h where the first excess is negative. The
+    logarithm of the rate is linear between thresholds and continues with the same slope above the last one.
     """
     steps = [math.log(high / low) for low, high in pairwise(THRESHOLDS)]
     above: Tensor | None = None
@@ -213,7 +224,10 @@ def decided_rate(excess: Iterable[Float[Tensor, "b t h w"]]) -> Float[Tensor, "b
 
 
 def expected_rate(chances: Sequence[Float[Tensor, "b t h w"]]) -> Float[Tensor, "b t h w"]:
-    """∫ P(R ≥ r) dr in mm/h, by trapezoids between thresholds; the tail falls off as the cube of the rate."""
+    """Return ∫ P(R ≥ r) dr in mm/h by the trapezoidal rule.
+
+    Above the last threshold P falls as the cube of the rate.
+    """
     rate = chances[0] * THRESHOLDS[0]
     for (low, high), (first, second) in zip(pairwise(THRESHOLDS), pairwise(chances), strict=True):
         rate = rate + (high - low) / 2.0 * (first + second)
@@ -221,12 +235,12 @@ def expected_rate(chances: Sequence[Float[Tensor, "b t h w"]]) -> Float[Tensor, 
 
 
 def _flow_area(newest: Tensor) -> Tensor:
-    """Pixels of the moved newest frame (B, T, 1, h, w) that reach each threshold: (B, T, K)."""
+    """Count the pixels of the advected newest frame (B, T, 1, h, w) that reach each threshold: (B, T, K)."""
     return torch.cat([(newest >= threshold).to(newest.dtype).sum((-2, -1)) for threshold in THRESHOLDS], dim=2)
 
 
 def _at(levels: Sequence[Tensor], threshold: float) -> Tensor:
-    """The logit at any threshold in mm/h, (B, T, H, W)."""
+    """Return the logit (B, T, H, W) at a threshold in mm/h."""
     k = sum(known < threshold for known in THRESHOLDS)
     if k == 0:
         return levels[0]
@@ -236,7 +250,7 @@ def _at(levels: Sequence[Tensor], threshold: float) -> Tensor:
 
 
 def _thinned(fields: Tensor) -> Tensor:
-    """Every n-th row and column, so that `PIXELS` are left at most."""
+    """Subsample rows and columns so that at most about `PIXELS` pixels remain."""
     H, W = fields.shape[-2:]
     every = max(1, math.ceil(math.sqrt(H * W / PIXELS)))
     return fields[..., ::every, ::every].float().contiguous()

@@ -1,10 +1,10 @@
-"""Encoder-forecasters: read the past into recurrent states, then run further layers on from them.
+"""Encoder-forecasters: encode the past into recurrent states, from which further layers forecast.
 
-Both take frames in network units without NaN (the caller fills what is missing) and return frames in the
-same units, linear, uncut. With `future_channels` they also take what is known in advance of the frames to come,
-in network units without NaN: the first forecaster layer, which has no input otherwise, reads it step by step.
-Grids of any size work: they are padded at the bottom and right with 0, which is *no rain* in network units (every
-transform maps 0 mm/h to 0), and the output is cut to the input's size.
+Both take frames in network units without NaN (the caller fills missing values) and return frames in the same
+units, linear and unclipped. With `future_channels` they also take channels known in advance at the lead times, in
+network units without NaN. The first forecaster layer, which has no input otherwise, reads them step by step. Grids
+of any size work: they are padded at the bottom and right with 0, which is *no rain* in network units (every
+transform maps 0 mm/h to 0), and the output is cropped to the input's size.
 """
 
 import math
@@ -34,11 +34,10 @@ from raincast.models.layers.recurrent import SLOPE, CellFactory, State
 class StackedEncoderForecaster(nn.Module):
     """The network of Shi et al. 2015 (arXiv 1506.04214): two stacks of ConvLSTMs at one resolution.
 
-    Frames are cut in patch × patch squares whose pixels become channels. Each forecaster layer has the
-    width of the encoder layer of the same number and starts from that layer's last state. The first
-    forecaster layer has no input but the patches of what is known in advance, each further one takes the
-    hidden states below it. A 1×1 convolution over the hidden states of all forecaster layers gives the pixels
-    of each patch.
+    Frames are cut into patch × patch squares whose pixels become channels. Each forecaster layer has the width of
+    the encoder layer of the same number and starts from that layer's last state. The first forecaster layer reads
+    only the channels known in advance, if any; each further layer reads the hidden states below it. A 1×1
+    convolution over the hidden states of all forecaster layers gives the pixels of each patch.
     """
 
     def __init__(
@@ -53,7 +52,10 @@ class StackedEncoderForecaster(nn.Module):
         state_kernel: int | Sequence[int] = 5,
         cell: CellFactory = ConvLSTM,
     ) -> None:
-        """A kernel is one size for all layers or one per layer; `cell` builds each recurrent layer."""
+        """Build the network; a kernel size is one number for all layers or one per layer.
+
+        `cell` builds each recurrent layer. Raises ValueError without layers or with `patch` below 1.
+        """
         super().__init__()
         self.in_channels = in_channels
         self.future_channels = future_channels
@@ -80,7 +82,7 @@ class StackedEncoderForecaster(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t c h w"], num_steps: int, future: Float[Tensor, "b steps f h w"] | None = None
     ) -> Float[Tensor, "b steps out h w"]:
-        """Past frames, and what is known of the `num_steps` frames after them → these, all in network units."""
+        """Forecast `num_steps` frames from past frames and the channels known in advance, in network units."""
         check_frames(x, self.in_channels, num_steps)
         known = check_future(x, self.future_channels, num_steps, future)
         H, W = x.shape[-2:]
@@ -101,12 +103,11 @@ class StackedEncoderForecaster(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One level of the pyramid: a strided convolution and the recurrent layer behind it.
+    """One level of the pyramid: a strided convolution and the recurrent layer after it.
 
-    `conv_channels` come out of the convolution on the way down, `up_channels` (by default as many) out of the
-    up-sampling on the way back. Both kernels are at least `stride`, so that no pixel is skipped; `up_kernel`
-    is by default twice the stride. `cell` builds this level's recurrent layers where they differ from the
-    network's.
+    The convolution on the way down has `conv_channels` outputs; the up-sampling on the way back has `up_channels`
+    (by default as many). Both kernels are at least as large as `stride`, so that no pixel is skipped; `up_kernel`
+    is twice the stride by default. `cell` builds this level's recurrent layers and overrides the network's.
     """
 
     conv_channels: int
@@ -121,7 +122,10 @@ class Stage:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> "Stage":
-        """A stage from a plain mapping, as it stands in YAML."""
+        """Build a stage from a mapping as written in YAML.
+
+        Raises ValueError for unknown, missing or invalid values.
+        """
         allowed = [field.name for field in fields(cls)]
         unknown = [str(key) for key in values if key not in allowed]
         missing = [key for key in ("conv_channels", "hidden_channels") if key not in values]
@@ -145,18 +149,19 @@ class Stage:
 
     @property
     def outputs(self) -> int:
-        """Channels that go up from this level."""
+        """Number of channels passed up from this level."""
         return self.up_channels or self.conv_channels
 
 
 class PyramidEncoderForecaster(nn.Module):
     """The network of Shi et al. 2017 (arXiv 1706.03458): each level coarser than the last.
 
-    Encoder, per stage from fine to coarse: convolution with stride, leaky ReLU, recurrent layer. Forecaster, from
-    coarse to fine: recurrent layer started from that level's last encoder state (the coarsest has no input but
-    what is known in advance, of which one convolution takes each square of `stride` pixels), up-sampling, leaky
-    ReLU. Then a 3×3 and a 1×1 convolution to the output. With `patch` > 1 the pixels of each square become
-    channels in front and are put back behind, which makes the network cheap.
+    The encoder has a strided convolution, a leaky ReLU and a recurrent layer per stage, from fine to coarse. The
+    forecaster goes from coarse to fine: a recurrent layer that starts from the last encoder state of its level,
+    up-sampling and a leaky ReLU. The coarsest forecaster layer reads only the channels known in advance, if any,
+    through one convolution per square of `stride` pixels. A 3×3 and a 1×1 convolution give the output. With
+    `patch` > 1 the pixels of each square become channels at the input and pixels again at the output, which makes
+    the network cheap.
     """
 
     def __init__(
@@ -170,8 +175,10 @@ class PyramidEncoderForecaster(nn.Module):
         head_channels: int | None = None,
         cell: CellFactory = ConvLSTM,
     ) -> None:
-        """`stages` are mappings of `Stage`'s fields, fine to coarse; `head_channels` is by default what comes
-        up from the first stage; `cell` builds each recurrent layer.
+        """Build the network from `stages`, mappings of the fields of `Stage`, ordered from fine to coarse.
+
+        `head_channels` defaults to the channels passed up from the first stage; `cell` builds each recurrent
+        layer.
         """
         super().__init__()
         levels = [Stage.parse(stage) for stage in stages]
@@ -204,7 +211,7 @@ class PyramidEncoderForecaster(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t c h w"], num_steps: int, future: Float[Tensor, "b steps f h w"] | None = None
     ) -> Float[Tensor, "b steps out h w"]:
-        """Past frames, and what is known of the `num_steps` frames after them → these, all in network units."""
+        """Forecast `num_steps` frames from past frames and the channels known in advance, in network units."""
         check_frames(x, self.in_channels, num_steps)
         ahead = check_future(x, self.future_channels, num_steps, future)
         H, W = x.shape[-2:]
@@ -229,7 +236,7 @@ class PyramidEncoderForecaster(nn.Module):
 
 
 def _down(channels: int, level: Stage) -> nn.Sequential:
-    # Half of what the kernel is wider than the stride: H becomes exactly H / stride.
+    # pad by half of what the kernel exceeds the stride: H becomes exactly H / stride
     padding = (level.down_kernel - level.stride + 1) // 2
     conv = nn.Conv2d(channels, level.conv_channels, level.down_kernel, level.stride, padding)
     initialise(conv, fan_in=channels * level.down_kernel**2)
@@ -237,14 +244,14 @@ def _down(channels: int, level: Stage) -> nn.Sequential:
 
 
 def _known(channels: int, stride: int, width: int) -> nn.Sequential:
-    """What is known in advance, from pixels to the coarsest level."""
+    """Build the layer that brings channels known in advance from pixels to the coarsest level."""
     conv = nn.Conv2d(channels, width, stride, stride)
     initialise(conv, fan_in=channels * stride**2)
     return nn.Sequential(conv, nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def _up(level: Stage) -> nn.Sequential:
-    # A kernel divisible by the stride touches every output pixel equally often: no checkerboard.
+    # a kernel divisible by the stride touches every output pixel equally often: no checkerboard
     stride = level.stride
     kernel = level.up_kernel or (2 * stride if stride > 1 else 3)
     padding = (kernel - stride + 1) // 2

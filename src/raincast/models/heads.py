@@ -1,15 +1,15 @@
-"""Heads: what the channels of a network's output mean.
+"""Heads: the meaning of the channels of a network's output.
 
-A head has no weights. It says how many channels the network gives out, what the loss compares with the target,
+A head has no weights. It defines how many channels the network outputs, what the loss compares with the target,
 and how the channels become mm/h and probabilities:
 
     network ──▶ output (B, T, num_channels, H, W) ─┬─▶ head.prediction ──▶ loss(prediction, target, mask)
                                                    ├─▶ head.rates ───────▶ mm/h
                                                    └─▶ head.exceedance ──▶ P(rate >= threshold)
 
-Bounds and thresholds are in mm/h, and compare with `>=` everywhere. The rates of a probabilistic head are one
-number for a whole distribution: the mean of classes, the median of quantiles. Both are smoother than any course
-of events; how likely heavy rain is stands in the probabilities.
+Bounds and thresholds are in mm/h and compared with `>=` everywhere. The rate of a probabilistic head is one number
+for a whole distribution: the mean of classes, the median of quantiles. Both are smoother than any single outcome;
+the likelihood of heavy rain is in the probabilities.
 """
 
 import math
@@ -31,7 +31,7 @@ class Head(Protocol):
 
     @property
     def num_channels(self) -> int:
-        """The number of the network's output channels."""
+        """Number of output channels of the network."""
 
     @property
     def probabilistic(self) -> bool:
@@ -41,20 +41,20 @@ class Head(Protocol):
         """The prediction that the head's loss compares with the target."""
 
     def rates(self, output: Float[Tensor, "b t n h w"], transform: Transform) -> Float[Tensor, "b t 1 h w"]:
-        """mm/h, 0 or more."""
+        """Return rain rates in mm/h, at least 0."""
 
     def exceedance(
         self, output: Float[Tensor, "b t n h w"], thresholds: Sequence[float], transform: Transform
     ) -> Float[Tensor, "b t k h w"]:
-        """The probability of at least each of `thresholds` (mm/h, above 0, increasing), 0 to 1.
+        """Return the probability, 0 to 1, of reaching each of `thresholds` (mm/h, above 0, increasing).
 
-        It never rises with the threshold. ValueError for other thresholds.
+        It never increases with the threshold. Raises ValueError for other thresholds.
         """
 
 
 @dataclass(frozen=True)
 class RateHead:
-    """One channel: the rain rate itself, on the transform's scale."""
+    """One channel: the rain rate on the transform's scale."""
 
     @property
     def num_channels(self) -> int:
@@ -63,23 +63,23 @@ class RateHead:
 
     @property
     def probabilistic(self) -> bool:
-        """False: the rate is all there is."""
+        """False: there is only a rate."""
         return False
 
     def prediction(self, output: Float[Tensor, "b t n h w"]) -> Float[Tensor, "b t 1 h w"]:
-        """The output as it is: network units."""
+        """Return the output unchanged, in network units."""
         check_output(output, self)
         return output
 
     def rates(self, output: Float[Tensor, "b t n h w"], transform: Transform) -> Float[Tensor, "b t 1 h w"]:
-        """mm/h by the transform's inverse."""
+        """Return rain rates in mm/h: the transform's inverse."""
         check_output(output, self)
         return transform.inverse(output)
 
     def exceedance(
         self, output: Float[Tensor, "b t n h w"], thresholds: Sequence[float], transform: Transform
     ) -> Float[Tensor, "b t k h w"]:
-        """1 where the rate reaches the threshold, else 0."""
+        """Return 1 where the rate reaches the threshold, else 0."""
         check_thresholds(thresholds)
         rates = self.rates(output, transform)
         return torch.cat([(rates >= threshold).to(rates.dtype) for threshold in thresholds], dim=2)
@@ -87,29 +87,30 @@ class RateHead:
 
 @dataclass(frozen=True)
 class ClassHead:
-    """Rain classes: a logit for each of the n classes that n − 1 thresholds cut, each class closed below.
+    """Rain classes: a logit for each of n classes bounded by n − 1 thresholds, lower bounds included.
 
-    Softmax makes them probabilities. The same n channels serve both losses of classes: the cross-entropy of the
-    softmax, which knows no order, and the ordinal one, which asks of each threshold whether it is reached. The
-    probabilities of that are sums of the same class probabilities, so they cannot cross. n − 1 channels would
-    do as well, since a constant added to all n changes nothing; n say which channel is which class.
+    Softmax turns the logits into probabilities. The same n channels serve both losses of classes: the
+    cross-entropy of the softmax, which ignores the order of classes, and the ordinal loss, which compares the
+    probability of reaching each threshold. Those probabilities are sums of the same class probabilities, so they
+    cannot cross. n − 1 channels would be enough, since a constant added to all n changes nothing; with n, each
+    channel is one class.
 
-    Within a class the rates are taken to be spread so:
+    The distribution of rates within a class is assumed to be:
 
     - the first class, below the lowest threshold, is dry;
     - between two thresholds a and b the logarithm of the rate is uniform: P(R >= r) = ln(b/r) / ln(b/a), mean
       (b − a) / ln(b/a);
-    - above the highest threshold a they fall off as a power: P(R >= r) = (r/a)^−α with the mean a·α / (α − 1).
+    - above the highest threshold a it is a power law: P(R >= r) = (r/a)^−α with the mean a·α / (α − 1).
 
-    `class_rates` are the rates in mm/h that stand for the classes in the mean, one a class. By default they are
-    the means above, with α = 3: 0 for the first class, 1.5·a for the last. The last one given sets α.
+    `class_rates` are the mean rates of the classes in mm/h, one per class. By default they are the means above
+    with α = 3: 0 for the first class, 1.5·a for the last. The last one given sets α.
     """
 
     thresholds: Sequence[float]
     class_rates: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse classes that are empty or out of order, and rates outside their class."""
+        """Raise ValueError for classes that are empty or out of order, and for rates outside their class."""
         check_thresholds(self.thresholds)
         object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
         if self.class_rates is None:
@@ -128,7 +129,7 @@ class ClassHead:
 
     @property
     def num_channels(self) -> int:
-        """One a class."""
+        """One channel per class."""
         return len(self.thresholds) + 1
 
     @property
@@ -142,26 +143,26 @@ class ClassHead:
         return self.class_rates
 
     def prediction(self, output: Float[Tensor, "b t n h w"]) -> Float[Tensor, "b t n h w"]:
-        """The output as it is: logits."""
+        """Return the output unchanged: logits."""
         check_output(output, self)
         return output
 
     def rates(self, output: Float[Tensor, "b t n h w"], transform: Transform) -> Float[Tensor, "b t 1 h w"]:
-        """The mean rate in mm/h: each class's rate times its probability."""
+        """Return the mean rate in mm/h: the sum of each class's rate times its probability."""
         check_output(output, self)
         return _weighted_sum(output.softmax(2), self._rates)
 
     def exceedance(
         self, output: Float[Tensor, "b t n h w"], thresholds: Sequence[float], transform: Transform
     ) -> Float[Tensor, "b t k h w"]:
-        """Sums of class probabilities at the classes' bounds, shares of a class between them.
+        """Return sums of class probabilities, with fractions of a class for thresholds between its bounds.
 
-        Below the lowest bound it is the probability of the lowest bound, since what is less counts as dry.
+        Below the lowest bound the result is the probability of the lowest bound, since lower rates count as dry.
         """
         check_output(output, self)
         check_thresholds(thresholds)
         probability = output.softmax(2)
-        # one threshold after the other: sums in the same order keep the order of the thresholds
+        # one threshold after the other: summing in the same order keeps the order of the thresholds
         reached = [_weighted_sum(probability, self._shares(threshold)) for threshold in thresholds]
         return torch.cat(reached, dim=2).clamp(max=1.0)
 
@@ -170,7 +171,7 @@ class ClassHead:
         return [0.0, *inner, 1.5 * self.thresholds[-1]]
 
     def _shares(self, threshold: float) -> list[float]:
-        """Of each class, the share whose rates reach `threshold`."""
+        """Return the share of each class whose rates reach `threshold`."""
         inner = [math.log(b / threshold) / math.log(b / a) for a, b in pairwise(self.thresholds)]
         last = self.thresholds[-1]
         alpha = self._rates[-1] / (self._rates[-1] - last)
@@ -182,22 +183,22 @@ class ClassHead:
 class QuantileHead:
     """Quantiles of the rain rate at `levels`, on the transform's scale.
 
-    The channel of the level nearest to ½ is that quantile itself; each other channel is, through a softplus,
-    the distance from its neighbour on that side. So quantiles cannot cross.
+    The channel of the level nearest to ½ is that quantile itself. Every other channel is, through a softplus, the
+    distance to its neighbour towards ½, so that quantiles cannot cross.
 
-    Between the levels the quantile function is linear on the transform's scale. Below the lowest and above the
-    highest level it goes on as steeply as in the outermost piece. What it has below 0 is dry, as everywhere.
+    Between levels the quantile function is linear on the transform's scale. Below the lowest and above the highest
+    level it continues with the slope of the outermost segment. Values below 0 are dry, as everywhere.
 
-    The rates are the quantile at `rate_level`, by default the median, which an absolute error is smallest for. A
-    higher level forecasts more rain. The mean would hang on the few levels at the top, which training knows least
-    and mm/h stretch most.
+    The rate is the quantile at `rate_level`, by default the median, which minimises the absolute error. A higher
+    level forecasts more rain. The mean would depend on the few highest levels, which are learnt least well and
+    which the inverse transform stretches most.
     """
 
     levels: Sequence[float]
     rate_level: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse levels that are no increasing probabilities, and a `rate_level` outside them."""
+        """Raise ValueError unless levels are increasing probabilities and `rate_level` lies within them."""
         levels = tuple(map(float, self.levels))
         if len(levels) < 2 or any(a >= b for a, b in pairwise((0.0, *levels, 1.0))):
             raise ValueError(
@@ -212,7 +213,7 @@ class QuantileHead:
 
     @property
     def num_channels(self) -> int:
-        """One a level."""
+        """One channel per level."""
         return len(self.levels)
 
     @property
@@ -221,7 +222,7 @@ class QuantileHead:
         return True
 
     def prediction(self, output: Float[Tensor, "b t n h w"]) -> Float[Tensor, "b t n h w"]:
-        """The quantiles in network units, none below the one before it."""
+        """Return the quantiles in network units, none below the one before it."""
         check_output(output, self)
         middle = min(range(self.num_channels), key=lambda index: abs(self.levels[index] - 0.5))
         distance = F.softplus(output, beta=_SHARPNESS)
@@ -231,7 +232,7 @@ class QuantileHead:
         return torch.cat([below, anchor, above], dim=2)
 
     def rates(self, output: Float[Tensor, "b t n h w"], transform: Transform) -> Float[Tensor, "b t 1 h w"]:
-        """mm/h at `rate_level`, linear between the levels around it on the transform's scale."""
+        """Return the rate in mm/h at `rate_level`, interpolated linearly on the transform's scale."""
         quantiles = self.prediction(output)
         upper = max(1, sum(level < self.rate_level for level in self.levels))
         below, above = self.levels[upper - 1 : upper + 1]
@@ -242,9 +243,9 @@ class QuantileHead:
     def exceedance(
         self, output: Float[Tensor, "b t n h w"], thresholds: Sequence[float], transform: Transform
     ) -> Float[Tensor, "b t k h w"]:
-        """The share of the levels whose quantile reaches the threshold.
+        """Return the probability that the quantile function reaches each threshold.
 
-        ValueError for thresholds outside the transform's range, too.
+        Raises ValueError for thresholds outside the transform's range, too.
         """
         check_thresholds(thresholds)
         levels, knots = self._knots(output)
@@ -253,13 +254,13 @@ class QuantileHead:
         reached = []
         for bound in _scaled(thresholds, transform):
             share = ((upper - bound) / (upper - lower)).clamp(0.0, 1.0)
-            # a piece without extent lies wholly on one side
+            # a segment without extent lies wholly on one side
             share = torch.where(upper > lower, share, (upper >= bound).to(share.dtype))
             reached.append(_weighted_sum(share, widths))
         return torch.cat(reached, dim=2).clamp(max=1.0)
 
     def _knots(self, output: Tensor) -> tuple[tuple[float, ...], Tensor]:
-        """Levels from 0 to 1 and the quantiles there, in network units."""
+        """Return levels from 0 to 1 and the quantiles there, in network units."""
         quantiles = self.prediction(output)
         first, second, *_ = self.levels
         *_, before, last = self.levels
@@ -270,20 +271,21 @@ class QuantileHead:
 
 
 _SHARPNESS = 20.0
-"""Of the softplus between quantiles: an output of 0 sets them ln(2)/20 = 0.035 apart on a scale of 0 to 1.
+"""Sharpness of the softplus between quantiles: an output of 0 sets them ln(2)/20 = 0.035 apart on a 0 to 1 scale.
 
-With 1 it would be 0.69, most of the scale, and dry pixels, where all quantiles are 0, would be out of reach.
+With a sharpness of 1 it would be 0.69, most of the scale. Dry pixels, where all quantiles are 0, could not be
+reached.
 """
 
 
 def _weighted_sum(values: Tensor, weights: Sequence[float]) -> Tensor:
-    """Σ over the channels, which stay as one."""
+    """Return the weighted sum over the channels, which stay as one."""
     factors = torch.tensor(weights, dtype=values.dtype, device=values.device)
     return (values * factors[:, None, None]).sum(2, keepdim=True)
 
 
 def _scaled(thresholds: Sequence[float], transform: Transform) -> list[float]:
-    """`thresholds` in network units; ValueError where they lie beyond the ends of the scale."""
+    """Return `thresholds` in network units; raises ValueError for thresholds beyond the ends of the scale."""
     rates = torch.tensor(list(thresholds), dtype=torch.float64)
     scaled = transform.forward(rates)
     outside = rates[(transform.inverse(scaled) - rates).abs() > 1e-6 * rates]
@@ -296,13 +298,13 @@ def _scaled(thresholds: Sequence[float], transform: Transform) -> list[float]:
 
 
 def check_thresholds(thresholds: Sequence[float]) -> None:
-    """ValueError unless there are thresholds, in mm/h, above 0 and increasing."""
+    """Raise ValueError unless there is at least one threshold and all are above 0 (mm/h) and increasing."""
     if not thresholds or not all(a < b < math.inf for a, b in pairwise((0.0, *thresholds))):
         raise ValueError(f"thresholds={list(thresholds)} must be at least one, in mm/h, above 0 and increasing.")
 
 
 def check_output(output: Tensor, head: Any) -> None:
-    """ValueError unless the output has the channels that the head reads."""
+    """Raise ValueError unless the output has the channels that the head reads."""
     if output.ndim != 5 or output.shape[2] != head.num_channels:
         raise ValueError(
             f"{head} reads outputs of shape (B, T, {head.num_channels}, H, W), found {tuple(output.shape)}. "

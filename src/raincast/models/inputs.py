@@ -1,4 +1,4 @@
-"""What a network reads: rain in mm/h and further channels, on the network's scale; and how it is run on them."""
+"""The input of a network: rain in mm/h and covariates, converted to network units; and running a network on it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,31 +13,30 @@ from raincast.models.heads import Head
 from raincast.transforms import Transform
 
 Covariates = Mapping[str, Tensor]
-"""Further channels by group, as in a `Sample`: past (B, T_in, P, H, W) and future (B, S, F, H, W).
+"""Covariates by group, as in a `Sample`: past (B, T_in, P, H, W) and future (B, S, F, H, W).
 
-Physical networks need scale (B, 2), too: the time step in minutes and the pixel size in km.
+Physical networks also need scale (B, 2): the time step in minutes and the pixel size in km.
 """
 
 
 def covariates_of(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The covariates of a sample or batch; empty if no channels are declared."""
+    """Return the covariates of a sample or batch; empty if none are configured."""
     return {name: sample[name] for name in ("past", "future", "scale") if name in sample}
 
 
 def to_network_scale(transform: Transform, rain: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t c h w"]:
-    """mm/h with NaN → network scale, where a missing pixel becomes 0: no rain."""
-    # before the transform, where no rain is 0 too: what exported networks run on differs in what it clips NaN to
+    """Convert mm/h to network units; missing pixels (NaN) become 0, no rain."""
+    # before the transform, which maps no rain to 0 too: runtimes of exported networks clip NaN to different values
     scaled: Tensor = transform.forward(torch.nan_to_num(rain, nan=0.0))
     return scaled
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The channels of a network's input, in order: the rain; if `observed`, where it was observed; those of
-    `past`.
+    """The channels of a network's input: rain, a mask of observed pixels (if `observed`), those of `past`.
 
-    `past` and `future` are (name, transform) of each channel of the group. A missing value becomes 0 on the
-    network's scale. Where `future` is not empty, the forecaster of the network takes those channels.
+    `past` and `future` hold (name, transform) of each channel of the group. A missing value becomes 0 in network
+    units. If `future` is not empty, the forecaster part of the network reads those channels.
     """
 
     observed: bool = False
@@ -46,13 +45,13 @@ class Inputs:
 
     @property
     def num_channels(self) -> int:
-        """The network's `in_channels`."""
+        """Number of input channels: the network's `in_channels`."""
         return 1 + self.observed + len(self.past)
 
     def frames(
         self, transform: Transform, rain: Float[Tensor, "b t c h w"], covariates: Covariates
     ) -> Float[Tensor, "b t n h w"]:
-        """The encoder's input, without NaN; ValueError where a channel is not given."""
+        """Return the encoder's input, without NaN; raises ValueError if a channel is missing."""
         parts = [to_network_scale(transform, rain)]
         if self.observed:
             parts.append((~rain.isnan().any(dim=2, keepdim=True)).to(parts[0].dtype))
@@ -61,7 +60,7 @@ class Inputs:
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
     def ahead(self, covariates: Covariates, num_steps: int) -> tuple[Float[Tensor, "b s f h w"], ...]:
-        """The forecaster's input at the times to come: one argument of the network, or none."""
+        """Return the forecaster's input at the lead times as a tuple: one argument of the network, or none."""
         if not self.future:
             return ()
         scaled = _scaled(self.future, covariates, "future")
@@ -104,7 +103,7 @@ def run_network(
     inputs: Inputs,
     covariates: Covariates,
 ) -> Float[Tensor, "b s n h w"]:
-    """The network's output for rain in mm/h; it runs in the precision of its weights."""
+    """Run the network on rain in mm/h, in the precision of its weights, and return its output."""
     precision = _precision(network)
     frames = inputs.frames(transform, rain, covariates).to(precision)
     others = [known.to(precision) for known in inputs.ahead(covariates, num_steps)]
@@ -125,7 +124,7 @@ def predict_output(
     inputs: Inputs = RAIN_ALONE,
     covariates: Covariates | None = None,
 ) -> Float[Tensor, "b s n h w"]:
-    """The network's output for rain in mm/h, for its head: in float32 whatever precision it ran in."""
+    """Run the network on rain in mm/h and return its output for the head, always in float32."""
     return run_network(network, transform, rain, num_steps, inputs=inputs, covariates=covariates or {}).float()
 
 
@@ -139,6 +138,6 @@ def predict_rates(
     inputs: Inputs = RAIN_ALONE,
     covariates: Covariates | None = None,
 ) -> Float[Tensor, "b s 1 h w"]:
-    """The network's forecast in mm/h."""
+    """Return the network's forecast in mm/h."""
     output = predict_output(network, transform, rain, num_steps, inputs=inputs, covariates=covariates)
     return head.rates(output, transform)

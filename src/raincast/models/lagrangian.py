@@ -1,4 +1,4 @@
-"""Rain in coordinates that move with it: a ConvLSTM encoder-forecaster that says how S-PROG's forecast errs."""
+"""A ConvLSTM encoder-forecaster in Lagrangian coordinates that predicts the error of S-PROG's forecast."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,46 +20,46 @@ from raincast.models.weights import BOX, box
 from raincast.transforms import THRESHOLDS, UNKNOWN
 
 DRY = math.log(10.0**-1.5)
-"""Where no rain lies on the scale of ln(mm/h): −15 dB, as in pysteps."""
+"""Value of no rain on the scale of ln(mm/h): −15 dB, as in pysteps."""
 
 DRY_RATE = 0.1
-"""mm/h below which it does not rain."""
+"""Rates below this value (mm/h) are dry."""
 
 HIGHEST_INPUT = 300.0
-"""mm/h that the network reads at most: more is no rain."""
+"""Highest rate (mm/h) that the network reads; higher values are not rain."""
 
 NEIGHBOURHOOD = (0.1, 1.0, 5.0)
-"""mm/h of the neighbourhood probabilities among the inputs."""
+"""Thresholds (mm/h) of the neighbourhood probabilities among the inputs."""
 
 SPREAD_KM, SPREAD_POWER = 7.0, 0.75
-"""Of the neighbourhood: 7 km · (lead / 60 min)^0.75, which fits how far extrapolated rain is off."""
+"""Standard deviation of the neighbourhood: 7 km · (lead / 60 min)^0.75, fitted to errors of extrapolation."""
 
 SMALLEST_SPREAD = 0.12
-"""Of the logistic distribution of ln(mm/h): what interpolation and noise leave uncertain at once."""
+"""Lower bound of the spread of the logistic distribution of ln(mm/h): interpolation and noise at lead time 0."""
 
 SMALLEST_SHARE = 1e-4
-"""Probability, at the least, of rain that comes from outside the grid."""
+"""Lowest probability of rain that comes from outside the grid."""
 
 FASTEST_KM_H = 150.0
-"""Nothing that radar sees moves faster."""
+"""Upper bound of the motion in km/h; nothing seen by weather radar moves faster."""
 
 MOST_FRAMES = 4
-"""Past frames that are used: the newest ones."""
+"""Number of past frames used: the newest ones."""
 
 FEWEST_FRAMES = 3
-"""S-PROG needs as many. Where there are fewer, older ones count as missing."""
+"""Number of frames that S-PROG needs. If there are fewer, older ones count as missing."""
 
 
 class LagrangianForecaster(PhysicalNetwork):
-    """Rain that moves with its flow and changes on its way, as a distribution at each pixel and lead time.
+    """Rain that moves with its flow and changes on the way, as a distribution at each pixel and lead time.
 
-    The flow of the past frames is found (`optical_flow.find_flow`) and taken to be steady. Past frames are moved
-    along it to where their rain is at the newest one. Growth and decay are left to forecast: `core` gives the
-    distribution in these coordinates, and its logits are moved forward once. Pixels whose rain comes from outside
-    the grid, or from where nothing was observed, have `UNKNOWN` in the last channel. Of rain from outside, the
-    probability is the share of the moved frame that reaches the threshold.
+    The flow of the past frames is estimated (`optical_flow.find_flow`) and taken to be steady. Past frames are
+    advected to the time of the newest one. Growth and decay remain to be forecast: `core` gives the distribution
+    in these coordinates, and its logits are advected forward once. The last channel is `UNKNOWN` at pixels whose
+    rain comes from outside the grid or from where nothing was observed. The probability of rain from outside is
+    the share of the advected frame that reaches the threshold.
 
-    Takes frames of rain in mm/h (`transform=rate`) and of where it was observed, on any grid, and `scale`: the
+    Takes frames of rain in mm/h (`transform=rate`) and a mask of observed pixels, on any grid, and `scale`: the
     time step in minutes and the pixel size in km of each sample.
     """
 
@@ -76,10 +76,10 @@ class LagrangianForecaster(PhysicalNetwork):
         cell: CellFactory = ConvLSTM,
         weights: str | None = None,
     ) -> None:
-        """As `LagrangianCore`; `weights="box"` begins with the weights that come with raincast.
+        """Build the network; the arguments are those of `LagrangianCore`.
 
-        ValueError for other channels than rain and where it was observed, and for a network that the weights in
-        the box do not fit.
+        `weights="box"` starts from the bundled weights. Raises ValueError for other channels than rain and the
+        mask of observed pixels, and for a network that the bundled weights do not fit.
         """
         super().__init__()
         if in_channels != 2 or out_channels != len(THRESHOLDS) + 1:
@@ -97,19 +97,19 @@ class LagrangianForecaster(PhysicalNetwork):
 
     def _begin_with(self, weights: str) -> None:
         if weights != BOX:
-            raise ValueError(f"model.weights={weights}: choose {BOX}, or null to begin with none.")
+            raise ValueError(f"model.weights={weights}: choose {BOX}, or null to start without weights.")
         try:
             self.load_state_dict(box()[0])
         except RuntimeError as error:
             raise ValueError(
-                "The weights in the box do not fit this network. Leave model.stages, model.features and "
-                "model.hidden as they are, or begin with none: model.weights=null."
+                "The bundled weights do not fit this network. Leave model.stages, model.features and "
+                "model.hidden as they are, or start without them: model.weights=null."
             ) from error
 
     def forward(
         self, x: Float[Tensor, "b t 2 h w"], num_steps: int, scale: Float[Tensor, "b 2"]
     ) -> Float[Tensor, "b steps n h w"]:
-        """Rain (mm/h) and where it was observed → logits at `THRESHOLDS`, and the newest frame moved (mm/h)."""
+        """Forecast logits at `THRESHOLDS` and the advected newest frame (mm/h) from rain (mm/h) and its mask."""
         check_frames(x, self.in_channels, num_steps)
         of = _followed(x, num_steps, scale)
         logits = self.core(of.past, of.seen, of.scale, longest=num_steps)
@@ -133,7 +133,7 @@ class LagrangianForecaster(PhysicalNetwork):
         num_members: int,
         seed: int,
     ) -> Iterator[Float[Tensor, "steps m h w"]]:
-        """For each sample noise that orders `num_members` members (`models.members`), in half precision."""
+        """Yield each sample's noise that ranks `num_members` members (`models.members`), in half precision."""
         of = _followed(x, num_steps, scale)
         newest = log_rate(of.past[:, -3:])
         bands = statistics(newest, of.seen[:, -3:].amin(1), step_minutes=of.scale.step, pixel_km=of.scale.pixel)
@@ -149,8 +149,10 @@ class LagrangianForecaster(PhysicalNetwork):
 
 
 class _Followed(NamedTuple):
-    """Past frames (B, T, H, W) moved to the newest one and where they were `seen`; how `far` rain moves until
-    each lead time (B, L, 2, H, W)."""
+    """Past frames (B, T, H, W) advected to the newest one, the mask of `seen` pixels, and how `far` rain moves.
+
+    `far` holds the displacements until each lead time, (B, L, 2, H, W).
+    """
 
     past: Tensor
     seen: Tensor
@@ -159,7 +161,7 @@ class _Followed(NamedTuple):
 
 
 def _followed(x: Tensor, num_steps: int, scale: Tensor) -> _Followed:
-    x = x[:, -MOST_FRAMES:].float()  # half precision has no digits left behind a pixel
+    x = x[:, -MOST_FRAMES:].float()  # half precision cannot resolve fractions of a pixel
     if x.shape[1] < FEWEST_FRAMES:
         x = torch.cat([torch.zeros_like(x[:, :1])] * (FEWEST_FRAMES - x.shape[1]) + [x], dim=1)
     step, pixel = scale.float().unbind(1)
@@ -173,7 +175,7 @@ def _followed(x: Tensor, num_steps: int, scale: Tensor) -> _Followed:
     far = displacements(flow, max(num_steps, T - 1))
     back = far[:, : T - 1].flip(1)
     past, seen = _each(rain[:, :-1], back), _each(observed[:, :-1], back)
-    # a pixel that is half observed is not
+    # a pixel that is partly observed counts as not observed
     seen = (seen > 0.99).to(rain.dtype)
     past = torch.cat([past * seen, rain[:, -1:]], dim=1)
     seen = torch.cat([seen, observed[:, -1:]], dim=1)
@@ -190,18 +192,18 @@ class Scale(NamedTuple):
 
 
 class LagrangianCore(nn.Module):
-    """Past frames moved to the position of the newest one → the distribution at each pixel and lead time.
+    """The distribution at each pixel and lead time, from past frames advected to the time of the newest one.
 
-    A logistic distribution of ln(rain rate), of which S-PROG's forecast is the location μ and what S-PROG's bands
-    have lost the spread s. A ConvLSTM encoder-forecaster over past frames and lead times and a convolution at
-    full resolution correct both, and bend the distribution between thresholds τ:
+    It is a logistic distribution of ln(rain rate). Its location μ is S-PROG's forecast; its spread s follows
+    from the variance that S-PROG's bands have lost. A ConvLSTM encoder-forecaster over past frames and lead times
+    and a convolution at full resolution correct both, and bend the distribution between thresholds τ:
 
         logit P(R ≥ τ_1) = (μ − ln τ_1) / s
         logit P(R ≥ τ_k) = logit P(R ≥ τ_{k−1}) − ln(τ_k / τ_{k−1}) / s · exp(g_k)
 
-    so that probabilities never cross. All corrections are 0 at first: untrained it is S-PROG. Pixel size, time
-    step and lead time are numbers among the inputs: one set of weights serves any of them. No statistics of
-    a data set enter.
+    so that probabilities never cross. All corrections are 0 at first: the untrained network is S-PROG. Pixel size,
+    time step and lead time are inputs, so one set of weights serves any of them. No statistics of a data set
+    enter.
     """
 
     def __init__(
@@ -212,8 +214,9 @@ class LagrangianCore(nn.Module):
         hidden: int = 24,
         cell: CellFactory = ConvLSTM,
     ) -> None:
-        """`stages` are those of the `PyramidEncoderForecaster` inside, which gives `features` channels; `hidden`
-        channels has the convolution at full resolution.
+        """Build the core; `stages` are those of the `PyramidEncoderForecaster` inside.
+
+        It has `features` output channels; the convolution at full resolution has `hidden` channels.
         """
         super().__init__()
         self.recurrent = PyramidEncoderForecaster(4, features, future_channels=5, stages=stages, cell=cell)
@@ -235,9 +238,9 @@ class LagrangianCore(nn.Module):
         *,
         longest: int,
     ) -> Float[Tensor, "b leads k h w"]:
-        """mm/h without NaN, and 1 where it was observed, at least three frames → logits at `THRESHOLDS`.
+        """Return logits at `THRESHOLDS` from at least three frames in mm/h without NaN.
 
-        `longest` is the largest lead time in steps.
+        `observed` is 1 where they were observed, else 0. `longest` is the largest lead time in steps.
         """
         B, T, H, W = rain.shape
         L = scale.lead.shape[1]
@@ -287,7 +290,7 @@ class LagrangianCore(nn.Module):
         factors = self.condition(torch.cat([anchor.correlation, numbers], dim=2))
 
         def logits(leads: slice) -> Tensor:
-            """At full resolution there are many channels: a forecast makes one lead time after the other."""
+            """Return the logits of some lead times; a forecast takes one at a time to save memory."""
             known = (context[:, leads], location[:, leads, None], chance[:, leads])
             pixels = torch.cat([*known, now[:, None].expand(-1, known[0].shape[1], -1, -1, -1)], dim=2)
             factor, shift = factors[:, leads, :, None, None].chunk(2, dim=2)
@@ -301,12 +304,12 @@ class LagrangianCore(nn.Module):
 
 
 def motion(rain: Float[Tensor, "n t h w"], pixel_km: Float[Tensor, " n"]) -> Float[Tensor, "n 2 h w"]:
-    """The motion of rain in mm/h, NaN where it is missing, in pixels a step (`optical_flow.find_flow`)."""
+    """Return the motion in pixels per step of rain in mm/h, NaN where missing (`optical_flow.find_flow`)."""
     return find_flow(log_rate(rain.nan_to_num(0.0)) - DRY, rain.isfinite().float(), pixel_km)
 
 
 def log_rate(rain: Tensor) -> Tensor:
-    """mm/h → ln(mm/h), `DRY` below `DRY_RATE`."""
+    """Convert mm/h to ln(mm/h); `DRY` below `DRY_RATE`."""
     return torch.where(rain >= DRY_RATE, rain.clamp_min(DRY_RATE).log(), torch.full_like(rain, DRY))
 
 
@@ -315,7 +318,7 @@ def distribution(
     spread: Float[Tensor, "b leads"],
     correction: Float[Tensor, "b leads n h w"],
 ) -> Float[Tensor, "b leads k h w"]:
-    """Logits of P(R ≥ τ) at `THRESHOLDS`, decreasing; without correction those of the logistic distribution."""
+    """Return decreasing logits of P(R ≥ τ) at `THRESHOLDS`; without correction, of the logistic distribution."""
     thresholds = torch.tensor(THRESHOLDS, dtype=location.dtype, device=location.device).log()
     width = spread[:, :, None, None] * (1.5 * torch.tanh(correction[:, :, 1] / 1.5)).exp()
     first = (location + correction[:, :, 0] - thresholds[0]) / width
@@ -325,12 +328,12 @@ def distribution(
 
 
 def _shares(newest: Tensor, known: Tensor) -> Tensor:
-    """The logit of the share of known pixels that reach each threshold, (N, K, 1, 1)."""
+    """Return the logit (N, K, 1, 1) of the share of known pixels that reach each threshold."""
     count = known.sum((-2, -1)).clamp_min(1)
     shares = [((newest >= threshold) & known).sum((-2, -1)) / count for threshold in THRESHOLDS]
     return torch.cat(shares, dim=1).clamp(SMALLEST_SHARE, 0.5).logit()[..., None, None]
 
 
 def _each(frames: Tensor, far: Tensor) -> Tensor:
-    """Frames (B, T, H, W), each by its own displacement (B, T, 2, H, W); 0 from outside."""
+    """Advect frames (B, T, H, W), each by its own displacement (B, T, 2, H, W); 0 outside the grid."""
     return move(frames.flatten(0, 1)[:, None], far.flatten(0, 1)).view(frames.shape)

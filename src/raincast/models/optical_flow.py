@@ -1,7 +1,7 @@
-"""The motion of rain from its last frames, and advection along it: tensors, without weights.
+"""Optical flow of rain and semi-Lagrangian advection in torch, without weights.
 
-Motion fields are (N, 2, H, W), the channels y and x, in pixels a step: rain at p was at p − motion(p) one step
-before. Displacements have the same form, over several steps.
+Motion fields are (N, 2, H, W) with the channels y and x, in pixels per step: rain at p was at p − motion(p) one
+step before. Displacements have the same form, over several steps.
 """
 
 import torch
@@ -12,46 +12,47 @@ from torch import Tensor
 from raincast.models.frames import pad
 
 POOL = 2
-"""Pixels a side that are averaged before motion is sought: it varies slowly, and noise does not."""
+"""Side in pixels of the blocks averaged before the flow is estimated: motion varies slowly, noise does not."""
 
 LEVELS = 4
-"""Resolutions that motion is sought at, each half the one before."""
+"""Number of resolutions at which the flow is estimated, each half the one before."""
 
 WINDOW_KM = 16.0
-"""Standard deviation of the window within which all rain moves alike."""
+"""Standard deviation of the window within which rain is assumed to move alike."""
 
 SMALLEST_WINDOW = 3.0
-"""The same in pixels of the level, at the least."""
+"""Lower bound of that standard deviation, in pixels of the level."""
 
 WIDE = 0.05
-"""Weight of the whole frame's rain against that of the window: where it is dry the rain elsewhere decides."""
+"""Weight of the whole frame relative to the window: where a window is dry, rain elsewhere decides."""
 
 RIDGE = 1e-2
-"""Share of the mean squared gradient that holds a motion near the one of the coarser level."""
+"""Regularisation towards the coarser level's motion, as a share of the mean squared gradient."""
 
 ITERATIONS = 2
-"""Corrections at each level."""
+"""Number of corrections at each level."""
 
 FEW_PIXELS = 16.0
-"""Wet pixels of which the motion is half believed: a handful may have come and gone, and not moved."""
+"""Number of wet pixels at which the motion is trusted by half: a few may have appeared and vanished, not moved."""
 
 LARGEST_CORRECTION = 2.0
-"""Pixels of the level."""
+"""Largest correction in pixels of the level."""
 
 
 def find_flow(
     frames: Float[Tensor, "n t h w"], observed: Float[Tensor, "n t h w"], pixel_km: Float[Tensor, " n"]
 ) -> Float[Tensor, "n 2 h w"]:
-    """The motion that all pairs of successive frames have in common; 0 for a single frame, or without rain.
+    """Return the motion common to all pairs of successive frames, in pixels per step.
 
-    `frames` are logarithms of rain from 0 (dry) up; `observed` is 1 where they were observed. Least squares of
-    Lucas and Kanade (1981) of the brightness constancy
+    It is 0 for a single frame or without rain. `frames` are logarithms of rain, 0 where dry; `observed` is 1 where
+    they were observed. It is the least-squares solution (Lucas and Kanade 1981) of the brightness constancy
+    equation
 
         ∇f · δ = f(p − d, t − 1) − f(p, t)
 
     over a window and all pairs, from coarse to fine (Bouguet 2001): at each level the older frames are moved by
-    the motion d known so far, and δ is added to it. The result is smoothed with the window, weighted by how well
-    the rain determines it.
+    the current estimate d of the motion, and δ is added to it. The result is smoothed with the window, weighted by
+    how well the rain determines it.
     """
     N, T, H, W = frames.shape
     if T < 2:
@@ -74,9 +75,9 @@ def find_flow(
 
 
 def displacements(flow: Float[Tensor, "n 2 h w"], num_steps: int) -> Float[Tensor, "n steps 2 h w"]:
-    """How far what arrives at each pixel has come, after each step of a steady flow.
+    """Return the distance that rain arriving at each pixel has travelled, after each step of a steady flow.
 
-    D_1 = d and D_t(p) = d(p) + D_{t−1}(p − d(p)): semi-Lagrangian, followed back along the flow (Germann and
+    D_1 = d and D_t(p) = d(p) + D_{t−1}(p − d(p)): semi-Lagrangian, followed backwards along the flow (Germann and
     Zawadzki 2002). Outside the frame the flow is that of the edge.
     """
     reached = [flow]
@@ -88,26 +89,27 @@ def displacements(flow: Float[Tensor, "n 2 h w"], num_steps: int) -> Float[Tenso
 def move(
     fields: Float[Tensor, "n c h w"], displacement: Float[Tensor, "n 2 h w"], *, border: bool = False
 ) -> Float[Tensor, "n c h w"]:
-    """`fields` at p − displacement(p), bilinear; outside the frame 0, or with `border` the value of the edge."""
+    """Return `fields` at p − displacement(p), bilinear; outside the frame 0, or the edge's value with `border`."""
     H, W = fields.shape[-2:]
     y, x = _origin(displacement)
-    # pixels' centres, with the frame from −1 to 1 between its pixels' outer edges
+    # centres of pixels; the frame extends from −1 to 1 between the outer edges of its pixels
     grid = torch.stack([(2.0 * x + 1.0) / W - 1.0, (2.0 * y + 1.0) / H - 1.0], dim=-1)
     mode = "border" if border else "zeros"
     return F.grid_sample(fields, grid, mode="bilinear", padding_mode=mode, align_corners=False)
 
 
 def inside(displacement: Float[Tensor, "n 2 h w"]) -> Float[Tensor, "n 1 h w"]:
-    """1 where p − displacement(p) lies within the frame, else 0."""
+    """Return 1 where p − displacement(p) lies within the frame, else 0."""
     H, W = displacement.shape[-2:]
     y, x = _origin(displacement)
     return ((y >= 0) & (y <= H - 1) & (x >= 0) & (x <= W - 1)).to(displacement.dtype)[:, None]
 
 
 def smooth(fields: Float[Tensor, "n c h w"], spread: Tensor) -> Tensor:
-    """Gaussian means of `fields` with a standard deviation of `spread` pixels, which may differ between samples.
+    """Smooth `fields` with a Gaussian of standard deviation `spread` in pixels, which may differ between samples.
 
-    With `spread` (N,) the result is (N, C, H, W), with (N, L) it is (N, L, C, H, W). Edges mirror.
+    With `spread` (N,) the result is (N, C, H, W), with (N, L) it is (N, L, C, H, W). Fields are reflected at the
+    edges.
     """
     H, W = fields.shape[-2:]
     margin = min(16, H - 1, W - 1)
@@ -124,7 +126,7 @@ def smooth(fields: Float[Tensor, "n c h w"], spread: Tensor) -> Tensor:
 
 
 def _correct(frames: Tensor, pairs: Tensor, flow: Tensor, window: Tensor) -> Tensor:
-    """`flow` (N, 2, h, w) with what least squares add to it."""
+    """Return `flow` (N, 2, h, w) plus its least-squares correction, smoothed."""
     before = move(frames[:, :-1], flow, border=True)
     difference = frames[:, 1:] - before
     gy, gx = _gradients((frames[:, 1:] + before) / 2.0)
@@ -132,7 +134,7 @@ def _correct(frames: Tensor, pairs: Tensor, flow: Tensor, window: Tensor) -> Ten
     sums = torch.stack([(product * pairs).sum(1) for product in products], dim=1) * inside(flow)
     mean = sums.mean((2, 3), keepdim=True)
     yy, yx, xx, ye, xe = (smooth(sums, window) + WIDE * mean).unbind(1)
-    ridge = RIDGE * (mean[:, 0] + mean[:, 2]) + 1e-8  # dry frames divide by no zero
+    ridge = RIDGE * (mean[:, 0] + mean[:, 2]) + 1e-8  # avoids division by zero in dry frames
     yy, xx = yy.clamp_min(0.0) + ridge, xx.clamp_min(0.0) + ridge
     determinant = (yy * xx - yx * yx).clamp_min(1e-12)
     step = torch.stack([(yx * xe - xx * ye) / determinant, (yx * ye - yy * xe) / determinant], dim=1)
@@ -150,7 +152,7 @@ def _gradients(fields: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _origin(displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns (N, H, W) that the displacement comes from."""
+    """Return the rows and columns (N, H, W) that each pixel's value comes from."""
     H, W = displacement.shape[-2:]
     rows = torch.arange(H, dtype=displacement.dtype, device=displacement.device)[:, None]
     columns = torch.arange(W, dtype=displacement.dtype, device=displacement.device)

@@ -13,15 +13,15 @@ from raincast.models.layers.st_lstm import STLSTM
 class PredRNN(nn.Module):
     """One stack of ST-LSTMs at one resolution that forecasts frame by frame.
 
-    Frames are cut in patch × patch squares whose pixels become channels. At each step the stack takes a
-    frame, and a 1×1 convolution of the top's hidden state gives the next one. After the past is read each
-    forecast frame is the input of the next step. So what comes out must be what goes in: `in_channels` and
+    Frames are cut into patch × patch squares whose pixels become channels. At each step the stack reads a frame,
+    and a 1×1 convolution of the top layer's hidden state gives the next one. After the past frames, each forecast
+    frame is the input of the next step. Output and input therefore have the same channels: `in_channels` and
     `out_channels` are equal.
 
-    Called as any network there is no teacher forcing: in training too it sees its own frames behind the last
-    input, and its one-step forecasts of frames within the input are not asked for. `unroll` is for training that
-    chooses which frames it sees (scheduled sampling). Grids of any size work: they are
-    padded at the bottom and right with 0, no rain, and the output is cut to the input's size.
+    `forward` has no teacher forcing, in training either: after the last input frame the network reads its own
+    forecasts, and its one-step forecasts of the input frames are not returned. `unroll` is for training schemes
+    that choose which frames the network reads (scheduled sampling). Grids of any size work: they are padded at the
+    bottom and right with 0, no rain, and the output is cropped to the input's size.
     """
 
     def __init__(
@@ -37,7 +37,11 @@ class PredRNN(nn.Module):
         initialisation: Initialisation = "xavier",
         forget_bias: float = 1.0,
     ) -> None:
-        """All layers are `hidden_channels` wide, since they share one memory; see `STLSTM` for the rest."""
+        """Build the network; all layers are `hidden_channels` wide, as they share one memory.
+
+        See `STLSTM` for the other arguments. Raises ValueError if `in_channels` and `out_channels` differ or
+        `patch` is below 1.
+        """
         super().__init__()
         if in_channels != out_channels:
             raise ValueError(
@@ -62,7 +66,7 @@ class PredRNN(nn.Module):
         initialise_output(self.head)
 
     def forward(self, x: Float[Tensor, "b t c h w"], num_steps: int) -> Float[Tensor, "b steps out h w"]:
-        """Past frames → the `num_steps` frames after them, both in network units."""
+        """Forecast the `num_steps` frames after the past frames `x`, in network units."""
         check_frames(x, self.in_channels, num_steps)
         H, W = x.shape[-2:]
         hidden, state = self.stack(self._patches(x))
@@ -78,10 +82,10 @@ class PredRNN(nn.Module):
         truth: Float[Tensor, "b steps c h w"],
         use_truth: Bool[Tensor, "b n"],
     ) -> Float[Tensor, "b t_and_steps_less_1 c h w"]:
-        """Forecasts, each of one step, of all frames of `x` and `truth` but the first, in network units.
+        """Return one-step forecasts of all frames of `x` and `truth` but the first, in network units.
 
-        `use_truth` (B, T + steps − 2) says which of the frames behind the first are read as they were; of the
-        others the forecast is read instead. So it always is where `truth` is NaN.
+        `use_truth` (B, T + steps − 2) selects which frames after the first are read from the data; the others are
+        read from the forecast, as are all pixels where `truth` is NaN.
         """
         check_frames(x, self.in_channels, truth.shape[1])
         H, W = x.shape[-2:]

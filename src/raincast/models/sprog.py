@@ -1,8 +1,8 @@
-"""S-PROG in torch: the bands of a rain field, how long each lives, and the field that they add up to.
+"""S-PROG in torch: scale decomposition of a rain field, lifetimes of its bands, and their recomposition.
 
-Spectral prognosis (Seed 2003): the logarithm of rain is cut into bands of wavelengths, one octave each. In
-coordinates that move with the rain, each band follows an autoregressive process of order 2 whose coefficients come
-from the lag-1 and lag-2 correlations of the last three frames. Small scales fade within minutes, large ones last.
+Spectral prognosis (Seed 2003): the logarithm of rain is decomposed into bands of wavelengths, one octave each. In
+Lagrangian coordinates each band follows an autoregressive process of order 2, whose coefficients come from the
+lag-1 and lag-2 correlations of the last three frames. Small scales fade within minutes, large ones persist.
 """
 
 from typing import NamedTuple
@@ -12,25 +12,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 NUM_BANDS = 8
-"""Octaves: wavelengths of 2 to 4 pixels, 4 to 8, …; the last band holds all that is longer, and the mean."""
+"""Number of octaves: wavelengths of 2 to 4 pixels, 4 to 8, …; the last band has all longer ones and the mean."""
 
 WIDTH = 0.5
-"""Spread of each band's filter, in octaves."""
+"""Width of each band's filter, in octaves."""
 
 LARGEST_CORRELATION = 0.9999
-"""Correlations are kept below 1: an autoregressive process with more would grow."""
+"""Upper bound of correlations: an autoregressive process with 1 or more would grow."""
 
 
 FEWEST_PIXELS = 256
-"""Valid pixels that correlations are computed from, at the least."""
+"""Fewest valid pixels from which correlations are computed."""
 
 
 class SProg(NamedTuple):
-    """S-PROG's forecast and how sure it is of it.
+    """S-PROG's forecast and its uncertainty.
 
-    `field` (B, L, H, W) is in the input's unit. `correlation` (B, L, bands) is that of each band with itself at
-    the lead time. `variance` (B, L) is what the bands have lost by then, in the input's unit
-    squared, as if they did not overlap: about three quarters of the whole.
+    `field` (B, L, H, W) is in the input's unit. `correlation` (B, L, bands) is the correlation of each band at the
+    lead time with the newest frame. `variance` (B, L) is the variance lost by then, in the input's unit squared,
+    computed as if the bands did not overlap: about three quarters of the true value.
     """
 
     field: Tensor
@@ -47,16 +47,16 @@ def sprog(
     pixel_km: Float[Tensor, " b"],
     longest: int,
 ) -> SProg:
-    """S-PROG from three frames that were moved to the position of the newest one, oldest first.
+    """Forecast with S-PROG from three frames advected to the time of the newest one, oldest first.
 
-    `frames` are logarithms of rain without NaN; `valid` is 1 where all three were observed, 0 elsewhere; `steps`
-    are lead times in time steps, whole numbers from 1 to `longest`. Statistics come from the valid pixels; where
-    these are fewer than `FEWEST_PIXELS`, correlations are those of `usual_correlation`.
+    `frames` are logarithms of rain without NaN; `valid` is 1 where all three were observed, else 0; `steps` are
+    lead times in time steps, whole numbers from 1 to `longest`. Statistics come from the valid pixels; if there
+    are fewer than `FEWEST_PIXELS`, the correlations are those of `usual_correlation`.
     """
     B, _, H, W = frames.shape
     of = statistics(frames, valid, step_minutes=step_minutes, pixel_km=pixel_km)
     a, b, correlation = propagate(of.first, of.second, steps, longest)
-    # the older frame enters with the newest one's spread, as bands are normalised one by one
+    # scale the older frame to the newest one's standard deviation, as bands are normalised one by one
     ratio = of.deviation / of.before.clamp_min(1e-6)
     b = b * ratio.clamp(0.5, 2.0)[:, None]
     weights = torch.cat([a, b], dim=2)
@@ -69,9 +69,9 @@ def sprog(
 class Bands(NamedTuple):
     """The bands of three frames, and their statistics over the valid pixels.
 
-    `centred` (B, 3, bands, H, W) are the bands less their means; `mean` (B, bands) is the newest frame's.
-    `first` and `second` are correlations at lags 1 and 2, `deviation` and `before` the standard deviations of
-    the newest and of the older frame, (B, bands) each.
+    `centred` (B, 3, bands, H, W) are the bands minus their means; `mean` (B, bands) is that of the newest frame.
+    `first` and `second` are correlations at lags 1 and 2, `deviation` and `before` the standard deviations of the
+    newest and of the older frame, (B, bands) each.
     """
 
     centred: Tensor
@@ -89,7 +89,7 @@ def statistics(
     step_minutes: Float[Tensor, " b"],
     pixel_km: Float[Tensor, " b"],
 ) -> Bands:
-    """What `sprog` knows of three frames: see there."""
+    """Decompose three frames and compute the statistics that `sprog` needs; arguments as there."""
     bands = decompose(frames)  # B, 3, K, H, W
     weight = valid[:, None, None]
     count = weight.sum((-2, -1)).clamp_min(1.0)
@@ -113,9 +113,10 @@ def statistics(
 
 
 def usual_correlation(minutes: Float[Tensor, " b"], pixel_km: Float[Tensor, " b"]) -> Float[Tensor, "b bands"]:
-    """Of each band with itself `minutes` ago: exp(−t/τ), τ = 0.5 min · (wavelength / km)^1.25.
+    """Return the typical autocorrelation of each band after `minutes`.
 
-    A rough fit to Swiss, Dutch and European composites, for where the frames at hand say nothing.
+    It is exp(−t/τ) with τ = 0.5 min · (wavelength / km)^1.25. A rough fit to Swiss, Dutch and European composites,
+    used where the frames at hand have too little data.
     """
     octave = torch.arange(NUM_BANDS, device=pixel_km.device, dtype=pixel_km.dtype) + 1.5
     wavelength = pixel_km[:, None] * 2.0**octave
@@ -123,7 +124,7 @@ def usual_correlation(minutes: Float[Tensor, " b"], pixel_km: Float[Tensor, " b"
 
 
 def decompose(frames: Float[Tensor, "b t h w"]) -> Float[Tensor, "b t bands h w"]:
-    """Bands of wavelengths, fine to coarse, that add up to `frames`."""
+    """Decompose `frames` into bands of wavelengths, fine to coarse, that add up to them."""
     H, W = frames.shape[-2:]
     filters = band_filters(H, W, frames)
     spectrum = torch.fft.rfft2(frames)
@@ -132,9 +133,9 @@ def decompose(frames: Float[Tensor, "b t h w"]) -> Float[Tensor, "b t bands h w"
 
 
 def band_filters(height: int, width: int, like: Tensor) -> Float[Tensor, "bands h w2"]:
-    """Of each wavenumber the share of each band; shares add up to 1.
+    """Return the weight of each band at each wavenumber; the weights of a wavenumber add up to 1.
 
-    Gaussian functions of the logarithm of the wavelength, as in pysteps (Pulkkinen et al. 2019).
+    They are Gaussian functions of the logarithm of the wavelength, as in pysteps (Pulkkinen et al. 2019).
     """
     wavenumber = torch.hypot(
         torch.fft.fftfreq(height, device=like.device, dtype=like.dtype)[:, None],
@@ -142,14 +143,14 @@ def band_filters(height: int, width: int, like: Tensor) -> Float[Tensor, "bands 
     )
     octave = -torch.log2(wavenumber.clamp_min(1e-9)) - 1.0  # 0 at a wavelength of 2 pixels
     centres = torch.arange(NUM_BANDS, device=like.device, dtype=like.dtype)[:, None, None] + 0.5
-    # beyond the first and last centre all belongs to these
+    # beyond the first and last centre the outermost bands take everything
     octave = octave.clamp(0.5, NUM_BANDS - 0.5)
     shares = torch.exp(-0.5 * ((octave - centres) / WIDTH).square())
     return shares / shares.sum(0, keepdim=True)
 
 
 def stationary(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Lag-1 and lag-2 correlations that a stationary process of order 2 can have, nearest to those given.
+    """Return the nearest lag-1 and lag-2 correlations that a stationary process of order 2 can have.
 
     The lower bound of lag 2 also keeps the process from oscillating (Pulkkinen et al. 2019).
     """
@@ -161,7 +162,7 @@ def stationary(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def coefficients(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """φ1 and φ2 of a process of order 2 with these correlations at lags 1 and 2 (Yule and Walker)."""
+    """Return φ1 and φ2 of the process of order 2 with these correlations (Yule-Walker equations)."""
     gap = (1.0 - first.square()).clamp_min(1e-6)
     return first * (1.0 - second) / gap, (second - first.square()) / gap
 
@@ -172,7 +173,9 @@ def propagate(
     steps: Float[Tensor, "b leads"],
     longest: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of the newest and of the older frame, and the correlation with the newest: (B, leads, bands) each.
+    """Return the weights of the newest and older frame and the correlation with the newest.
+
+    Each is (B, leads, bands).
 
     x_n = φ1·x_{n−1} + φ2·x_{n−2} with x_0 the newest and x_{−1} the older frame.
     """

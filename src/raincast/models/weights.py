@@ -1,4 +1,4 @@
-"""The weights in the box: trained on several radar networks, they forecast on any without training."""
+"""The bundled weights (`box`): trained on several radar networks, they forecast on any without training."""
 
 import json
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from torch import Tensor
 from raincast.system.safe_zip import check_zip
 
 BOX = "box"
-"""What settings call these weights."""
+"""Name of the bundled weights in settings."""
 
 FORMAT = 1
 
 
 def box_bytes_per_pixel(lead_steps: int) -> float:
-    """Memory that a forecast by these weights allocates, on the CPU (measured by `models.size`)."""
+    """Return the bytes per pixel that a forecast by the bundled weights allocates (`models.size`, CPU)."""
     return max(1000.0, 430.0 + 250.0 * lead_steps)
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    """Tensors and plain information as one NumPy file without pickles."""
+    """Write tensors and metadata as one NumPy file without pickles."""
     arrays = {f"state.{name}": value.detach().cpu().float().numpy() for name, value in state.items()}
     text = np.array(json.dumps({"format": FORMAT, "torch_version": str(torch.__version__), **info}))
     with path.open("wb") as file:
@@ -33,7 +33,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor], info: Mapping[str, An
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and information that `write_weights` wrote; ValueError for anything else."""
+    """Read tensors and metadata written by `write_weights`; raises ValueError for any other or a damaged file."""
     try:
         with path.open("rb") as opened:
             check_zip(opened, packed=True)
@@ -54,5 +54,5 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @cache
 def box() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of a `LagrangianForecaster`, and what its model card says: networks, scores, licences."""
+    """Return the state of the bundled `LagrangianForecaster` and its model card: networks, scores, licences."""
     return read_weights(Path(str(files("raincast") / "weights" / "lagrangian.npz")))

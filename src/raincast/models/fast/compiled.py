@@ -1,8 +1,8 @@
-"""The C sources of this folder, compiled at first use for this processor.
+"""Compilation of the C sources of this folder at first use, for this processor.
 
-A library is kept for the next process in `$RAINCAST_CACHE` or the user's cache folder, with the hash of its bytes
-in its name. One that does not have its hash is made anew; one that others could have planted is not loaded.
-`RAINCAST_KERNELS=0` does without.
+A library is kept for later processes in `$RAINCAST_CACHE` or the user's cache folder, with the hash of its bytes
+in its name. A library that does not match its hash is compiled again; one that another user could have planted is
+not loaded. `RAINCAST_KERNELS=0` disables the kernels.
 """
 
 import ctypes
@@ -29,13 +29,16 @@ FOLDER = Path(__file__).parent
 FLAGS = [
     *("-std=gnu11", "-O3", "-march=native"),
     *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
-    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),  # vectors; NaN keeps its meaning
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),  # allow vectorisation; NaN keeps its meaning
     *("-fopenmp", "-shared", "-fPIC"),
 ]
 
 
 def load(source: str, define: str = "") -> ctypes.CDLL | None:
-    """The library of a source (its file's name), `define` set; None where it cannot be had, which is said once."""
+    """Load the library of a source file with `define` set.
+
+    None, after one warning, if it cannot be compiled or loaded.
+    """
     if switched_off():
         return None
     try:
@@ -47,18 +50,18 @@ def load(source: str, define: str = "") -> ctypes.CDLL | None:
 
 
 def switched_off() -> bool:
-    """Whether the user does without kernels, those of a GPU included."""
+    """Return True if the user has disabled the kernels (`RAINCAST_KERNELS=0`), including those of a GPU."""
     return os.environ.get("RAINCAST_KERNELS", "1") == "0"
 
 
 @functools.cache
 def say_once(message: str) -> None:
-    """A warning, once in a process."""
+    """Log a warning once per process."""
     log.warning(message)
 
 
 def watched(like: Tensor) -> bool:
-    """Whether somebody has to see the operations: tracers, or tensors without memory of their own."""
+    """Return True if operations must stay visible: for tracers, and for tensors without memory of their own."""
     return type(like) is not Tensor or is_in_torch_dispatch_mode()
 
 
@@ -66,13 +69,16 @@ def _load(source: str, define: str) -> ctypes.CDLL:
     path = compile_library(source, define)
     try:
         return ctypes.CDLL(str(path))
-    except OSError:  # no library, whatever became of it
+    except OSError:  # corrupted: compile it again
         path.unlink(missing_ok=True)
         return ctypes.CDLL(str(compile_library(source, define)))
 
 
 def compile_library(source: str, define: str = "") -> Path:
-    """The shared library, from the cache or made anew; OSError or SubprocessError where that fails."""
+    """Return the path of the shared library, cached or newly compiled.
+
+    Raises OSError or SubprocessError on failure.
+    """
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     compiler = shlex.split(os.environ.get("CC", "")) or ([found] if found else [])
     if not compiler:
@@ -85,17 +91,17 @@ def compile_library(source: str, define: str = "") -> Path:
     name = f"{path.stem}-{_hash(made_of.encode())}"
     for library in sorted(folder.glob(f"{name}-*.so")):
         check_owner(library)
-        # to load a torn one, as after a power cut, would end the process without a message
+        # loading a truncated library (after a power cut, say) would crash the process without a message
         if library.stem == f"{name}-{_hash(library.read_bytes())}":
             return library
         library.unlink(missing_ok=True)
-    # in a folder of its own first: other processes compile the same at the same time
+    # in a temporary folder first: other processes may compile the same source at the same time
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / "library.so"
         defines = [f"-D{define}"] if define else []
         command = [*compiler, *FLAGS, *defines, str(path), "-o", str(made), "-lm"]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-        made.chmod(0o755)  # whatever the umask: `check_owner` looks at it
+        made.chmod(0o755)  # whatever the umask: `check_owner` checks the mode
         flush(made)
         library = folder / f"{name}-{_hash(made.read_bytes())}.so"
         made.replace(library)
@@ -107,7 +113,7 @@ def _hash(content: bytes) -> str:
 
 
 def _processor() -> str:
-    """What -march=native depends on: a cache shared by unlike machines holds one library for each."""
+    """Return the features that -march=native depends on, so that machines sharing a cache have a library each."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

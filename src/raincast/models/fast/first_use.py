@@ -1,7 +1,7 @@
-"""Kernels in the place of plain functions, once each has given the same on a small random input.
+"""Verification of kernels: each must match the plain function on a small random input before it replaces it.
 
-What a GPU makes of a kernel depends on the card, the driver and Triton: where a kernel is not right there, or
-cannot be compiled, raincast has to be right all the same.
+How a GPU kernel is compiled depends on the card, the driver and Triton. If a kernel is wrong or cannot be
+compiled, results must still be right.
 """
 
 import logging
@@ -18,24 +18,24 @@ BATCH, GRID, TABLES = 2, (5, 7), 2
 """Shape of the small input: several tiles, the last one partly filled."""
 
 FLOAT32_TOLERANCE = 1e-5
-"""Tolerance as a share of a tensor's largest value; shorter rows add their own rounding."""
+"""Tolerance as a share of a tensor's largest value; shorter formats add their own rounding error."""
 
 
 class FirstUse:
-    """Which kernels may run. One that has `failed` ends it for all of them, and is told once."""
+    """Kernels that may run. Once one has failed, all are disabled, and one warning is logged."""
 
     def __init__(self) -> None:
         self._agreed: set[object] = set()
         self.failed = False
 
     def runs(self, kernel: Callable[..., None], plain: Callable[..., None], tensors: Tensors) -> bool:
-        """Calls `kernel` with `tensors`, by their names, if it may; else False, and nothing is written."""
+        """Run `kernel` with the named `tensors` if it may run; otherwise return False and write nothing."""
         if self.failed:
             return False
         case = _case(kernel, tensors)
         if case not in self._agreed:
             if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-                return False  # a graph must not hold the comparison
+                return False  # the comparison must not become part of a graph
             reason = _disagreement(kernel, plain, tensors)
             if reason:
                 self.failed = True
@@ -47,7 +47,7 @@ class FirstUse:
 
 
 def _case(kernel: Callable[..., None], tensors: Tensors) -> object:
-    """What a kernel is compiled for: the tensors there are, their precision and width; the kind of peepholes."""
+    """Return a key for one compilation of a kernel: tensors present, precision, width, type of peepholes."""
     forms = tuple(None if t is None else (t.dtype, t.shape[-1]) for t in tensors.values())
     table = tensors.get("peephole")
     device = next(t.device for t in tensors.values() if t is not None)
@@ -55,7 +55,7 @@ def _case(kernel: Callable[..., None], tensors: Tensors) -> object:
 
 
 def _disagreement(kernel: Callable[..., None], plain: Callable[..., None], tensors: Tensors) -> str | None:
-    """The kernel's error as text; None if there is none."""
+    """Compare the kernel with the plain function; return its error as text, None if there is none."""
     expected, found = _small(tensors), _small(tensors)
     plain(**expected)
     try:
@@ -63,24 +63,24 @@ def _disagreement(kernel: Callable[..., None], plain: Callable[..., None], tenso
         for name, want in expected.items():
             if want is not None and (reason := _difference(name, found[name], want)):
                 return reason
-    except Exception as error:  # whatever a compiler, a driver or a card may say
+    except Exception as error:  # compilers, drivers and cards may raise anything
         return f"failed ({type(error).__name__}: {str(error)[:500]})"
     return None
 
 
 def _difference(name: str, found: Tensor | None, want: Tensor) -> str | None:
     assert found is not None
-    if name == "dpeephole":  # of the tables the sum alone counts
+    if name == "dpeephole":  # only the sum over the tables matters
         found, want = found.sum(0), want.sum(0)
     tolerance = max(FLOAT32_TOLERANCE, 2 * torch.finfo(want.dtype).eps)
     worst, largest = (float(t.abs().max()) for t in (found.double() - want.double(), want.double()))
-    # NaN is within no tolerance
+    # NaN exceeds every tolerance
     return None if worst <= tolerance * max(1.0, largest) else f"gave a {name} up to {worst:.2g} off"
 
 
 def _small(tensors: Tensors) -> dict[str, Tensor | None]:
-    """Random tensors in the same roles, always the same; one that lies in the memory of another does so here."""
-    generator = torch.Generator().manual_seed(0)  # the run's own random numbers go on as they would
+    """Return reproducible random tensors for the same arguments; tensors that share memory share it here too."""
+    generator = torch.Generator().manual_seed(0)  # leaves the run's own random state alone
     made: dict[str, Tensor | None] = {}
     by_memory: dict[int, Tensor] = {}
     for name, tensor in tensors.items():
@@ -89,7 +89,7 @@ def _small(tensors: Tensors) -> dict[str, Tensor | None]:
         elif tensor.data_ptr() in by_memory:
             made[name] = by_memory[tensor.data_ptr()]
         else:
-            # gates of 0 to 1, as they are: the gradients of others would be sums of huge terms
+            # gates lie between 0 and 1: with other values the gradients would be sums of huge terms
             draw = torch.rand if name in ("gates", "out_gate") else torch.randn
             values = draw(_shape(name, tensor), generator=generator)
             made[name] = by_memory[tensor.data_ptr()] = values.to(tensor.device, tensor.dtype)

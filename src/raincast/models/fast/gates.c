@@ -1,8 +1,8 @@
 /* The point-wise half of a ConvLSTM step, forward and backward, in one pass over memory each.
  *
- * Every tensor is rows of pixels: `pixels` rows, channels contiguous within a row. Gates lie i, f, z, o in a row of
- * 4 * width. A peephole table has `period` rows of 3 * width (i, f, o): 1 where peepholes are per channel, else one a
- * pixel of the grid. A null pointer is a tensor that is absent. Compiled once per precision: RAINCAST_F32 (float),
+ * Every tensor has `pixels` rows, channels contiguous within a row. A row of gates is i, f, z, o, 4 * width values. A
+ * peephole table has `period` rows of 3 * width (i, f, o): 1 for peepholes per channel, else one per pixel of the
+ * grid. A null pointer is an absent tensor. Compiled once per precision: RAINCAST_F32 (float),
  * RAINCAST_BF16 (gates and hidden states bfloat16, arithmetic and cell states float), RAINCAST_F64.
  */
 #include <math.h>
@@ -23,7 +23,7 @@ INLINE real hyperbolic(real x) { return tanh(x); }
 typedef float real;
 
 /* e^x: x = n ln 2 + r, 2^n from the exponent bits, e^r by the polynomial of Moshier's Cephes library (expf), two
- * units in the last place. NaN goes through. */
+ * units in the last place. NaN propagates. */
 INLINE real exponential(real x) {
   x = x > 88.0f ? 88.0f : (x < -87.0f ? -87.0f : x);
   real n = __builtin_rintf(x * 1.44269504088896341f);
@@ -41,7 +41,7 @@ INLINE real exponential(real x) {
 
 INLINE real sigmoid(real x) { return 1.0f / (1.0f + exponential(-x)); }
 
-/* Near 0 the odd polynomial of Cephes (tanhf), for 1 - e^-2|x| would cancel there. */
+/* Near 0 the odd polynomial of Cephes (tanhf), since 1 - e^-2|x| would cancel there. */
 INLINE real hyperbolic(real x) {
   real a = __builtin_fabsf(x), s = x * x;
   real e = exponential(-2.0f * a);
@@ -70,10 +70,10 @@ INLINE stored store(real v) { return v; }
 #endif
 #endif
 
-/* Under this many values per call the threads cost more than they bring. */
+/* With fewer values per call, threads cost more than they gain. */
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (pixels * width > 8192)")
 
-/* What is present stands in constants, not in null tests within the loop: only then is every case made of vectors. */
+/* Constants say which tensors are present, not null tests within the loop: only then is every case vectorised. */
 enum { B = 1, OLD = 2, PEEP = 4, KEEP = 8, KEEP_O = 16, OUT = 32, NEXT = 64, DPEEP = 128 };
 
 INLINE void forward_row(const int has, const stored *restrict a, const stored *restrict b, const real *restrict old,
@@ -110,7 +110,7 @@ INLINE void forward_row(const int has, const stored *restrict a, const stored *r
   }
 }
 
-/* Pointers that are absent are not looked at: any will do. */
+/* Absent pointers are not dereferenced, so their value does not matter. */
 #define AT(pointer, flag, has, offset) (((has) & (flag)) ? (pointer) + (offset) : (pointer))
 
 #define FORWARD(has)                                                                                               \
@@ -123,8 +123,8 @@ INLINE void forward_row(const int has, const stored *restrict a, const stored *r
 #define FORWARD_KEEP(has) FORWARD(has) FORWARD((has) | KEEP) FORWARD((has) | KEEP_O)
 #define FORWARD_PEEP(has) FORWARD_KEEP(has) FORWARD_KEEP((has) | PEEP)
 
-/* a, b: what input and state give the gates (b may be null); old: the cell before (null: zeros, and then no b); gates, out_gate:
- * where all four gates, or o alone, are kept (null: not; gates may be a). */
+/* a, b: pre-activations from input and state (b may be null); old: the previous cell (null: zeros, and then no b);
+ * gates, out_gate: storage for all four gates, or for o alone (null: not stored; gates may be a). */
 void raincast_forward(int threads, int64_t pixels, int64_t width, int64_t period, const stored *a, const stored *b,
                       const real *old, const real *peep, stored *gates, stored *out_gate, real *cell,
                       stored *hidden) {
@@ -167,7 +167,7 @@ INLINE void regate_row(const int has, const stored *restrict a, const stored *re
                    cell + p * width, width);                                                                       \
     break;
 
-/* Gates and cell anew from what the convolutions give i, f and z (a, b: rows of 3 * width) and from the kept o. */
+/* Recompute gates and cell from the pre-activations of i, f and z (a, b: rows of 3 * width) and the stored o. */
 void raincast_regate(int threads, int64_t pixels, int64_t width, int64_t period, const stored *a, const stored *b,
                      const real *old, const real *peep, const stored *out_gate, stored *gates,
                      real *cell) {
@@ -191,7 +191,7 @@ INLINE void recell_row(const int has, const stored *restrict gates, const real *
         recell_row(has, gates + 4 * p * width, AT(old, OLD, has, p * width), cell + p * width, width);             \
     break;
 
-/* The cell anew from the gates. */
+/* Recompute the cell from the gates. */
 void raincast_recell(int threads, int64_t pixels, int64_t width, int64_t period, const stored *gates,
                      const real *old, real *cell) {
   (void)period;
@@ -246,8 +246,9 @@ INLINE void backward_row(const int has, const stored *restrict gates, const real
 #define BACKWARD_HIDDEN(has)                                                                                       \
   BACKWARD_PEEP(has) BACKWARD_PEEP((has) | OUT) BACKWARD_PEEP((has) | NEXT) BACKWARD_PEEP((has) | OUT | NEXT)
 
-/* dc: the gradient of the new cell, replaced by that of the old; dpeep: `threads` tables of 3 * width to which the
- * peepholes' gradients are added in double, one table a thread, so that their sum has one order (null: not wanted). */
+/* dc: the gradient of the new cell, overwritten with that of the old; dpeep: `threads` tables of 3 * width to which
+ * the peepholes' gradients are added in double, one table per thread, so that the order of summation is fixed
+ * (null: not wanted). */
 void raincast_backward(int threads, int64_t pixels, int64_t width, int64_t period, const stored *gates,
                        const real *old, const real *cell, const stored *dh_out, const stored *dh_next,
                        const real *peep, real *dc, double *dpeep, stored *dgates) {

@@ -1,10 +1,10 @@
 """The point-wise half of a ConvLSTM step, forward and backward, on rows of pixels.
 
-Tensors here are (..., H, W, C), channels last and contiguous. Gates are (B, H, W, 4·hidden) in the order i, f,
-z, o (z is the candidate). Three ways give the same: plain PyTorch, on every device; and kernels that read and
-write each value once, on a CPU with a C compiler those of `gates.c` (see `compiled`), on a GPU with Triton
-those of `gates_triton`, which are compiled at first use (seconds) and kept where Triton keeps its own.
-`RAINCAST_KERNELS=0` does without.
+Tensors are (..., H, W, C), channels last and contiguous. Gates are (B, H, W, 4·hidden) in the order i, f, z, o (z
+is the candidate). There are three equivalent implementations: plain PyTorch on every device, and kernels that read
+and write each value once. On a CPU with a C compiler these are those of `gates.c` (see `compiled`), on a GPU with
+Triton those of `gates_triton`, which Triton compiles at first use (seconds) and caches. `RAINCAST_KERNELS=0`
+disables the kernels.
 """
 
 import ctypes
@@ -24,10 +24,10 @@ SOURCE = "gates.c"
 PRECISIONS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 GPUS = ("cuda",)
-"""Types of device that Triton's kernels are for; their rows are float32 or shorter."""
+"""Device types with Triton kernels; their rows are float32 or shorter."""
 
 TABLES = 1024
-"""At most so many programs of a GPU share out the pixels where the peepholes' gradients are summed."""
+"""Largest number of GPU programs that share the pixels when gradients of peepholes are summed."""
 
 on_gpus = FirstUse()
 
@@ -35,7 +35,7 @@ P = ParamSpec("P")
 
 
 def _with_kernels(plain: Callable[P, None]) -> Callable[P, None]:
-    """`plain`, or in its place the kernel of its name, which takes the same tensors in the same order."""
+    """Wrap `plain` to run the kernel of its name, where available, on the same tensors in the same order."""
     name, order = plain.__name__, list(inspect.signature(plain).parameters)
     cell, table = order.index("cell"), order.index("peephole") if "peephole" in order else None
 
@@ -59,7 +59,7 @@ def _with_kernels(plain: Callable[P, None]) -> Callable[P, None]:
 
 
 def cell_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The precision of cell states: a sum over all steps keeps float32 where the gates are shorter."""
+    """Return the precision of cell states: at least float32, since they are sums over all steps."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -75,10 +75,10 @@ def forward(
     cell: Tensor,
     hidden: Tensor,
 ) -> None:
-    """One step: `a` + `b` are what the convolutions give the gates, `old` the cell before (None: zeros).
+    """Run one step: `a` + `b` are the gates' pre-activations, `old` is the previous cell (None: zeros).
 
-    Writes the new `cell` and `hidden` and, where they are kept, all `gates` (which may be `a`) or `out_gate`
-    alone. `peephole` is (1 or H, 1 or W, 3, hidden) with i, f, o.
+    Writes the new `cell` and `hidden` and, if given, all `gates` (which may be `a`) or `out_gate` alone.
+    `peephole` is (1 or H, 1 or W, 3, hidden) with i, f, o.
     """
     i, f, z, o = _split(a, b, 4, cell.dtype)
     if peephole is not None and old is not None:
@@ -107,7 +107,7 @@ def regate(
     gates: Tensor,
     cell: Tensor,
 ) -> None:
-    """Gates and cell of a step anew: `a` + `b` are what the convolutions give i, f and z; o was kept."""
+    """Recompute the gates and cell of a step: `a` + `b` are the pre-activations of i, f and z; o was stored."""
     i, f, z = _split(a, b, 3, cell.dtype)
     if peephole is not None and old is not None:
         i, f = i + peephole[..., 0, :] * old, f + peephole[..., 1, :] * old
@@ -118,7 +118,7 @@ def regate(
 
 @_with_kernels
 def recell(gates: Tensor, old: Tensor | None, *, cell: Tensor) -> None:
-    """The cell of a step anew from its gates."""
+    """Recompute the cell of a step from its gates."""
     i, f, z, _ = _split(gates, None, 4, cell.dtype)
     cell.copy_(i * z if old is None else torch.addcmul(i * z, f, old))
 
@@ -136,10 +136,11 @@ def backward(
     dpeephole: Tensor | None,
     dgates: Tensor,
 ) -> None:
-    """Gradients through one step; the hidden state's is the sum of `dh_out` and `dh_next`.
+    """Compute the gradients of one step; the hidden state's gradient is the sum of `dh_out` and `dh_next`.
 
-    `dcell` comes in as the gradient of the new cell and leaves as that of the old; `dgates` is written, and
-    the peepholes' part is added to `dpeephole` (`num_tables`, 3, hidden) in float64, whose sum over tables counts.
+    `dcell` holds the gradient of the new cell and is overwritten with that of the old one. `dgates` is written.
+    The gradient of the peepholes is added to `dpeephole` (`num_tables`, 3, hidden) in float64, to be summed over
+    tables.
     """
     i, f, z, o = _split(gates, None, 4, cell.dtype)
     squashed = cell.tanh()
@@ -163,8 +164,8 @@ def backward(
 
 
 def num_tables(cell: Tensor) -> int:
-    """The number of tables for the peepholes' gradients in `backward`: one for each parallel writer."""
-    if cell.device.type not in GPUS:  # on the meta device memory is estimated, mostly that of a CPU
+    """Return the number of tables for the peepholes' gradients in `backward`: one per parallel writer."""
+    if cell.device.type not in GPUS:  # on the meta device, memory is estimated mostly for a CPU
         return torch.get_num_threads()
     return min(TABLES, 1 + cell.numel() // (16 * cell.shape[-1]))
 
@@ -201,7 +202,7 @@ def _gpu_kernel(name: str, like: Tensor) -> Callable[..., None] | None:
 
 @functools.cache
 def gpu_kernels() -> ModuleType | None:
-    """The kernels for a GPU; None without Triton, which is said once."""
+    """Return the module of GPU kernels; None, after one warning, without Triton."""
     try:
         from raincast.models.fast import gates_triton
     except ImportError as error:
@@ -212,7 +213,7 @@ def gpu_kernels() -> ModuleType | None:
 
 @functools.cache
 def _kernels(precision: str) -> dict[str, Callable[..., Any]]:
-    """The compiled functions of one precision; none where they cannot be compiled, which is said once."""
+    """Return the compiled functions of one precision; empty, after one warning, if they cannot be compiled."""
     library = load(SOURCE, f"RAINCAST_{precision}")
     if library is None:
         return {}

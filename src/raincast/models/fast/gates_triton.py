@@ -1,12 +1,12 @@
 """`gates` on a GPU: each of its functions as one Triton kernel, which reads and writes each value once.
 
-Rows are float32, bfloat16 or float16, cells float32, and so is the arithmetic: exponentials by the polynomials of
-`gates.c`, in the place of the hardware's approximations, so that Triton's interpreter on a CPU
-(TRITON_INTERPRET=1) shows what a GPU computes. Needs Triton, which PyTorch's CUDA builds bring along.
+Rows are float32, bfloat16 or float16; cells and the arithmetic are float32. Exponentials use the polynomials of
+`gates.c` instead of the hardware's approximations, so that Triton's interpreter on a CPU (TRITON_INTERPRET=1)
+computes what a GPU computes. Needs Triton, which comes with PyTorch's CUDA builds.
 
-A program takes a tile of pixels and channels. Rows are counted in 64 bits. An absent tensor is None, which Triton
-compiles as a case of its own; sizes of images do not compile anew. Checkers of types at run time leave the kernels
-alone (`no_type_check`): Triton reads their source.
+A program processes a tile of pixels and channels. Rows are counted in 64 bits. An absent tensor is None, which
+Triton compiles as a separate case; image sizes do not trigger a new compilation. The kernels are excluded from
+type checks at run time (`no_type_check`), since Triton reads their source.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,14 +19,14 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 512
-"""Values of a tile: four a thread, or 16 bytes of float32."""
+"""Number of values of a tile: four per thread, or 16 bytes of float32."""
 
 WARPS = 4
 CHANNEL, PIXEL = 1, 2  # peepholes; 0: none
 
 
 def _over_pixels(kernel: Any, name: str) -> Callable[..., None]:
-    """`kernel` as the function `name` of `gates`, whose tensors it takes by their names."""
+    """Wrap `kernel` as the function `name` of `gates`, which takes its tensors by name."""
 
     def run(**tensors: Tensor | None) -> None:
         _launch(kernel, tensors)
@@ -36,7 +36,10 @@ def _over_pixels(kernel: Any, name: str) -> Callable[..., None]:
 
 
 def _launch(kernel: Any, tensors: Mapping[str, Tensor | None]) -> None:
-    """Over the pixels and channels of the cell; at most one program a table of sums shares out the pixels."""
+    """Launch over the cell's pixels and channels.
+
+    With tables of sums, at most one program per table shares the pixels.
+    """
     cell, tables = tensors["cell"], tensors.get("dpeephole")
     assert cell is not None
     width = cell.shape[-1]
@@ -55,13 +58,13 @@ def _launch(kernel: Any, tensors: Mapping[str, Tensor | None]) -> None:
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, wherever the tensors are."""
+    """Make the tensors' device current: Triton launches on the current device, wherever the tensors are."""
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     return torch.cuda.device(device) if elsewhere else nullcontext()
 
 
 def _of_peepholes(table: Tensor | None) -> dict[str, int]:
-    """Their kind, and after how many pixels they are the same again."""
+    """Return the type of peepholes, and after how many pixels they repeat."""
     period = 1 if table is None else table.shape[0] * table.shape[1]
     return {"PEEPHOLE": 0 if table is None else CHANNEL if period == 1 else PIXEL, "period": period}
 
@@ -69,7 +72,10 @@ def _of_peepholes(table: Tensor | None) -> dict[str, int]:
 @no_type_check
 @triton.jit
 def _exponential(x):
-    """e^x for x <= 0: x = n ln 2 + r, 2^n from the exponent bits, e^r by Cephes' polynomial. NaN goes through."""
+    """Compute e^x for x <= 0: x = n ln 2 + r, 2^n from the exponent bits, e^r by Cephes' polynomial.
+
+    NaN propagates.
+    """
     x = tl.where(x < -87.0, -87.0, x)
     n = tl.floor(x * 1.44269504088896341 + 0.5)
     r = x - n * 0.693359375 + n * 2.12194440e-4
@@ -93,7 +99,7 @@ def _sigmoid(x):
 @no_type_check
 @triton.jit
 def _tanh(x):
-    """Near 0 the odd polynomial of Cephes (tanhf), for 1 - e^-2|x| would cancel there."""
+    """Compute tanh(x); near 0 with the odd polynomial of Cephes (tanhf), since 1 - e^-2|x| would cancel there."""
     a = tl.abs(x)
     s = x * x
     e = _exponential(-2.0 * a)
@@ -120,7 +126,7 @@ def _store(rows, at, value, mask):
 @no_type_check
 @triton.jit
 def _pixels_and_channels(block, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Offsets of a tile: a column of pixels and a row of channels."""
+    """Return the offsets of a tile: a column of pixels and a row of channels."""
     p = tl.cast(block, tl.int64) * PIXELS + tl.arange(0, PIXELS)
     k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     return p[:, None], k[None, :]
@@ -129,7 +135,7 @@ def _pixels_and_channels(block, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
 @no_type_check
 @triton.jit
 def _peepholes(table, p, k, pixels, width, period, PEEPHOLE: tl.constexpr):
-    """Those of i, f and o."""
+    """Load the peepholes of i, f and o."""
     if PEEPHOLE == 1:
         at, mask = k, k < width
     else:
@@ -140,7 +146,7 @@ def _peepholes(table, p, k, pixels, width, period, PEEPHOLE: tl.constexpr):
 @no_type_check
 @triton.jit
 def _summed(a, b, at, mask):
-    """The pre-activation of a gate: input plus state."""
+    """Load the pre-activation of a gate: input plus state."""
     total = _load(a, at, mask)
     if b is not None:
         total += _load(b, at, mask)
@@ -150,7 +156,7 @@ def _summed(a, b, at, mask):
 @no_type_check
 @triton.jit
 def _cell_of(a, b, old, peephole, at, row, mask, p, k, pixels, width, period, PEEPHOLE: tl.constexpr):
-    """The gates i, f, z and the new cell; `at`: where the convolutions' i of each value lies."""
+    """Compute the gates i, f, z and the new cell; `at` is the offset of each value's i in the pre-activations."""
     i = _summed(a, b, at, mask)
     f = _summed(a, b, at + width, mask)
     z = _summed(a, b, at + 2 * width, mask)
@@ -267,7 +273,7 @@ def _backward(
     PIXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """The formulas stand in `gates.c`. Sums over a tile are float32, sums of tiles float64."""
+    """Compute the gradients (formulas in `gates.c`); sums over a tile are float32, sums of tiles float64."""
     if dpeephole is not None:
         of_i_sum = tl.zeros((CHANNELS,), tl.float64)
         of_f_sum = tl.zeros((CHANNELS,), tl.float64)

@@ -1,4 +1,4 @@
-"""A convolution over rows of frames with channels last, and its gradients: what `sequence` is made of.
+"""A convolution over channels-last rows of frames, and its gradients: the building block of `sequence`.
 
 Rows are (…, B, H, W, C), contiguous: any number of steps of B frames, or one step (B, H, W, C).
 """
@@ -14,22 +14,23 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 mkldnn = torch.ops.mkldnn
 
 LARGE = 2**18
-"""Values of a kernel from which on it is packed: laying out a smaller one at each step costs next to nothing."""
+"""Size in values from which a kernel is packed; rearranging a smaller one at each step costs next to nothing."""
 
 HEAVY_RATIO = 4
-"""A kernel of so many times more values than it gives a step is heavy: a sum of its gradients is no trifle."""
+"""A kernel with this many times more values than its output of one step is heavy: summing its gradients is costly.
+"""
 
 
 class Kernel:
     """The weights (O, C, k, k), k odd, of a convolution that keeps H and W, for steps of B frames of H × W.
 
-    oneDNN, which convolves on a CPU, brings a kernel into a layout of its own at each call. For a recurrence,
-    which calls it step by step, that can take longer than the step: large kernels are packed once for all steps.
+    oneDNN, which convolves on a CPU, rearranges a kernel into its own layout at each call. In a recurrence, which
+    calls it step by step, that can take longer than the step itself: large kernels are packed once for all steps.
     """
 
     def __init__(self, weight: Tensor, step: tuple[int, int, int]) -> None:
-        """`step` is (B, H, W)."""
-        # no copy for what the layers hold
+        """Wrap `weight`; `step` is (B, H, W)."""
+        # not a copy for the layers' weights
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.step = step
         self.size = weight.shape[-1]
@@ -37,21 +38,21 @@ class Kernel:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C, the number of input channels."""
         return self.weight.shape[1]
 
     @property
     def heavy(self) -> bool:
-        """True if it has many more values than its output has in a step."""
+        """True if the kernel has many more values than its output of one step."""
         B, H, W = self.step
         return self.weight.numel() >= max(LARGE, HEAVY_RATIO * len(self.weight) * B * H * W)
 
     def first(self, outputs: int) -> "Kernel":
-        """The kernel of the first `outputs` maps."""
+        """Return the kernel of the first `outputs` output channels."""
         return Kernel(self.weight[:outputs], self.step)
 
     def convolve(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        """(…, B, H, W, C) → (…, B, H, W, O)."""
+        """Convolve (…, B, H, W, C) → (…, B, H, W, O)."""
         if self.packs and rows.ndim == 4:
             frames = mkldnn._convolution_pointwise(_image(rows), self._packed, bias, *self._geometry, *_NO_MORE)
         else:
@@ -59,7 +60,7 @@ class Kernel:
         return rows_of(frames).view(*rows.shape[:-1], len(self.weight))
 
     def gradient_of_rows(self, d_rows: Tensor, like: Tensor) -> Tensor:
-        """From the gradient of the result (…, B, H, W, O); `like` is the rows or has their shape."""
+        """Return the rows' gradient, given the output's (…, B, H, W, O); `like` is the rows or has their shape."""
         if self.packs and d_rows.ndim == 4:
             padding, *others = self._geometry
             geometry = (padding, [0, 0], *others)
@@ -71,7 +72,7 @@ class Kernel:
         return rows_of(frames).view(like.shape)
 
     def gradients(self, d_rows: Tensor, rows: Tensor, *, bias: bool) -> tuple[Tensor, Tensor | None]:
-        """Gradients of the weights and, on request, of the bias, summed over all rows."""
+        """Return the gradients of the weights and, on request, of the bias, summed over all rows."""
         _, d_weight, d_bias = self._backward(d_rows, rows, [False, True, bias])
         return d_weight, d_bias if bias else None
 
@@ -83,7 +84,7 @@ class Kernel:
 
     @cached_property
     def _packed_back(self) -> Tensor:
-        """For the gradient of the rows, which is the transposed convolution."""
+        """Kernel packed for the gradient of the rows, which is the transposed convolution."""
         B, H, W = self.step
         padding, *others = self._geometry
         packed: Tensor = mkldnn._reorder_convolution_transpose_weight(
@@ -93,7 +94,7 @@ class Kernel:
 
     @property
     def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
-        """Padding, stride, dilation, groups."""
+        """Padding, stride, dilation and groups of the convolution."""
         pad = self.size // 2
         return [pad, pad], [1, 1], [1, 1], 1
 
@@ -106,9 +107,9 @@ class Kernel:
 
 
 def _can_pack(weight: Tensor) -> bool:
-    """True if oneDNN convolves with `weight` and PyTorch offers its layout.
+    """Return True if oneDNN convolves with `weight` and PyTorch exposes its layout.
 
-    What watches or traces (a count of FLOPs, fake tensors) sees plain convolutions.
+    Observers and tracers (FLOP counters, fake tensors) see plain convolutions.
     """
     onednn = torch._C._has_mkldnn and torch._C._get_mkldnn_enabled()
     if not (onednn and all(hasattr(mkldnn, name) for name in _NEEDED)):
@@ -126,25 +127,25 @@ _NEEDED = (
     "_is_mkldnn_bf16_supported",
 )
 _NO_MORE: tuple[str, list[float], str] = ("none", [], "")
-"""No fused operation after the convolution, as inductor passes it."""
+"""No fused operation after the convolution, in the form that inductor passes it."""
 
 
 def _frames(rows: Tensor) -> Tensor:
-    """(…, B, H, W, C) → (N, H, W, C), a view."""
+    """Reshape (…, B, H, W, C) → (N, H, W, C), as a view."""
     return rows if rows.ndim == 4 else rows.flatten(0, -4)
 
 
 def _image(rows: Tensor) -> Tensor:
-    """(…, B, H, W, C) → (N, C, H, W), a view."""
+    """Reshape (…, B, H, W, C) → (N, C, H, W), as a view."""
     return _frames(rows).permute(0, 3, 1, 2)
 
 
 def rows_of(image: Tensor) -> Tensor:
-    """(N, C, H, W) → (N, H, W, C), contiguous: no copy where it lies so."""
+    """Reshape (N, C, H, W) → (N, H, W, C), contiguous; no copy if the memory layout already fits."""
     return image.permute(0, 2, 3, 1).contiguous()
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The precision that autocast asks for on a type of device; None where it is off or unknown (meta)."""
+    """Return autocast's precision for a type of device; None if it is off or not supported (meta)."""
     known = torch.amp.is_autocast_available(device)
     return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else None

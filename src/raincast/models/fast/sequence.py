@@ -1,14 +1,15 @@
-"""The ConvLSTM over a whole sequence as one node of the graph: the fast way of `convlstm.ConvLSTM`.
+"""The ConvLSTM over a whole sequence as one node of the graph: the fast path of `convlstm.ConvLSTM`.
 
-What it does otherwise than the definition:
+Differences from the definition:
 
-- tensors lie with channels last, time first: (T, B, H, W, C), so that the steps of a convolution over all steps,
+- tensors are channels last and time first, (T, B, H, W, C), so that the steps of a convolution over all steps,
   and each step alone, are contiguous;
 - the input's convolution, and the gradients of all weights, are one call over many steps;
-- a state of zeros is not convolved;
+- a zero state is not convolved;
 - the point-wise part is one pass (`gates`);
-- for its backward it keeps the hidden states, the gates and every few steps the cell, from which the cells between
-  follow; with `recompute` of the gates only o: the three others then cost 3/4 of the forward's convolutions again.
+- for the backward pass it stores the hidden states, the gates and the cell of every few steps, from which the
+  cells in between are recomputed. With `recompute` only the gate o is stored; the other three then cost another
+  3/4 of the forward pass's convolutions.
 """
 
 import itertools
@@ -24,10 +25,10 @@ from raincast.models.fast import gates as pointwise
 from raincast.models.fast.kernel import Kernel, autocast_dtype, rows_of
 
 BLOCKS = 4
-"""The backward goes through the steps in so many blocks: cells and gradients of gates exist for one at a time."""
+"""Number of blocks of steps in the backward pass: cells and gradients of gates exist for one block at a time."""
 
 DRIVE_VALUES = 2**22
-"""The input's convolution runs over as many steps at a time as give so many values."""
+"""Number of output values per call of the input's convolution, which sets how many steps it takes at a time."""
 
 
 def convlstm_sequence(
@@ -42,9 +43,9 @@ def convlstm_sequence(
     num_steps: int,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states (B, T, hidden, H, W), last hidden and last cell state; arguments as in `ConvLSTM`.
+    """Return hidden states (B, T, hidden, H, W), last hidden and last cell state; arguments as in `ConvLSTM`.
 
-    Under autocast the convolutions and hidden states take its precision; cells stay in float32.
+    Under autocast, convolutions and hidden states use its precision; cells stay in float32.
     """
     device = state_weight.device.type
     dtype = autocast_dtype(device) or state_weight.dtype
@@ -72,7 +73,7 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 class _Weights(NamedTuple):
-    """The layer's parameters; `table` is the peepholes as (1|H, 1|W, 3, hidden)."""
+    """The layer's parameters; `table` holds the peepholes as (1|H, 1|W, 3, hidden)."""
 
     of_input: Kernel | None
     of_state: Kernel
@@ -89,7 +90,7 @@ class _Weights(NamedTuple):
         *,
         step: tuple[int, int, int],
     ) -> "_Weights":
-        """From the parameters as the layer holds them; `step` is (B, H, W)."""
+        """Arrange the parameters as the layer holds them; `step` is (B, H, W)."""
         return cls(
             None if input_weight is None else Kernel(input_weight, step),
             Kernel(state_weight, step),
@@ -103,11 +104,11 @@ class _Weights(NamedTuple):
 
     @property
     def num_blocks(self) -> int:
-        """The number of blocks of the backward. Each costs one sum of the kernel's gradients."""
+        """Number of blocks of the backward pass; each costs one sum of the kernel's gradients."""
         return 1 if self.of_state.heavy else BLOCKS
 
     def drive(self, inputs: Tensor, gates: int = 4) -> Tensor:
-        """The input's pre-activations of the first `gates` of i, f, z, o, with bias."""
+        """Return the input's pre-activations, bias included, of the first `gates` of i, f, z, o."""
         assert self.of_input is not None
         if gates == 4:
             return self.of_input.convolve(inputs, self.bias)
@@ -115,7 +116,7 @@ class _Weights(NamedTuple):
         return self.of_input.first(rows).convolve(inputs, self.bias[:rows])
 
     def recur(self, states: Tensor, gates: int = 4) -> Tensor:
-        """The previous hidden states' pre-activations; with bias if there is no input."""
+        """Return the previous hidden states' pre-activations; the bias is included if there is no input."""
         bias = self.bias if self.of_input is None else None
         if gates == 4:
             return self.of_state.convolve(states, bias)
@@ -143,7 +144,7 @@ class _Sequence(torch.autograd.Function):
         B, _, H, W = like.shape
         weights = _Weights.of(input_weight, state_weight, bias, peephole, step=(B, H, W))
         keep = training and any(ctx.needs_input_grad)
-        start = int(hidden is not None)  # row 0 is then the state that came in
+        start = int(hidden is not None)  # row 0 is then the initial state
         states = like.new_empty(start + num_steps, B, H, W, weights.width)
         blocks = _blocks(num_steps, weights.num_blocks) if keep else []
         cells = _Cells(states, start, blocks)
@@ -151,14 +152,15 @@ class _Sequence(torch.autograd.Function):
             states[0] = hidden.permute(0, 2, 3, 1)
             cells.of(0).copy_(cell.permute(0, 2, 3, 1))
         inputs = None if x is None else _rows(x)
-        # one tensor a step: one for all would often be too large for malloc to keep, and each of its pages a fault
+        # one tensor per step: malloc would often not reuse one for all, and each of its pages would be a page
+        # fault
         gates: list[Tensor] = []
         out_gates = like.new_empty(num_steps, B, H, W, weights.width) if keep and recompute else None
-        # views are made once for all steps: one by one they would cost as much as a small convolution
+        # views are made once for all steps: made one by one they would cost as much as a small convolution
         rows_of = states.unbind(0)
         for t, drive, out_of in zip(range(num_steps), _drives(weights, inputs), _steps(out_gates), strict=False):
             if keep and not recompute:
-                # where the input's part lies, which is needed no more
+                # overwrites the input's pre-activations, which are no longer needed
                 gates.append(like.new_empty(B, H, W, 4 * weights.width) if drive is None else drive)
             row = start + t
             recurrent = weights.recur(rows_of[row - 1]) if row else None
@@ -180,7 +182,7 @@ class _Sequence(torch.autograd.Function):
             )
             ctx.start = start
             ctx.set_materialize_grads(False)
-        # the last states are copies: views of them would keep the whole sequence alive
+        # copies of the last states: views of them would keep the whole sequence alive
         return (
             states[start:].permute(1, 0, 4, 2, 3),
             states[-1].clone().permute(0, 3, 1, 2),
@@ -201,7 +203,7 @@ class _Sequence(torch.autograd.Function):
         dcell = torch.zeros_like(kept[0]) if d_cell is None else rows_of(d_cell.to(kept.dtype)).clone()
         sums = _Gradients(weights, inputs if needs[0] else None, kept[0])
         blocks = _blocks(num_steps, weights.num_blocks)
-        # room for one block: the cell before it and its own, its gates if they were not kept, their gradients
+        # buffers for one block: the cell before it and its own, its gates if they were not stored, their gradients
         cells = kept.new_empty(blocks[0].stop + 1, *kept.shape[1:])
         d_gates = states.new_empty(blocks[0].stop, *states.shape[1:4], 4 * weights.width)
         again = None if gates else torch.empty_like(d_gates)
@@ -247,10 +249,10 @@ class _Sequence(torch.autograd.Function):
 
 
 class _Gradients:
-    """The gradients of inputs and parameters, gathered block by block."""
+    """Gradients of inputs and parameters, accumulated block by block."""
 
     def __init__(self, weights: _Weights, inputs: Tensor | None, cell: Tensor) -> None:
-        """`inputs` is None where no gradient of them is wanted; `cell` is one of a step."""
+        """Allocate the sums; `inputs` is None if their gradient is not wanted, `cell` is the cell of one step."""
         self.weights = weights
         self.inputs = None if inputs is None else torch.empty_like(inputs)
         self.of_input: Tensor | None = None
@@ -275,7 +277,7 @@ class _Gradients:
         cells: Tensor,
         steps: slice,
     ) -> None:
-        """One block of steps; `cells` has the one before it, too. A first state of zeros is missing."""
+        """Add one block of steps; `cells` also has the cell before it. An initial state of zeros is left out."""
         if inputs is not None:
             assert self.weights.of_input is not None
             d_weight, d_bias = self.weights.of_input.gradients(d_gates, inputs, bias=True)
@@ -295,7 +297,7 @@ class _Gradients:
                 self.peephole_per_pixel[:, :, gate] += (d_gate * cell).sum((0, 1))
 
     def of_parameters(self) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
-        """As the layer holds its parameters: input weight, state weight, bias, peephole."""
+        """Return gradients as the layer holds its parameters: input weight, state weight, bias, peephole."""
         table = self.peephole_per_pixel
         if self.peephole_per_channel is not None:
             assert self.weights.table is not None
@@ -305,20 +307,20 @@ class _Gradients:
 
 
 def _added(total: Tensor | None, term: Tensor | None) -> Tensor | None:
-    """The sum, in `total` where there is one: the first term is taken as it is."""
+    """Add `term` to `total` in place; without a total the first term becomes the total."""
     if total is None or term is None:
         return term if total is None else total
     return total.add_(term)
 
 
 def _drives(weights: _Weights, inputs: Tensor | None) -> Iterator[Tensor | None]:
-    """Yield the input-to-gate pre-activations of each step; a few steps are convolved at a time."""
+    """Yield the input-to-gate pre-activations of each step, convolving a few steps at a time."""
     if inputs is None:
         yield from itertools.repeat(None)
         return
     pixels = inputs[0].numel() // inputs.shape[-1]
     size = max(1, DRIVE_VALUES // max(1, 4 * weights.width * pixels))
-    if size == 1:  # a single step finds a large kernel packed
+    if size == 1:  # a large kernel is packed for single steps
         yield from (weights.drive(step) for step in inputs.unbind(0))
         return
     for begin in range(0, len(inputs), size):
@@ -338,7 +340,7 @@ def _regate(
     gates: Sequence[Tensor],
     cells: Tensor,
 ) -> None:
-    """Writes the gates of a block of steps and the cells after its first, from o and what makes the others."""
+    """Recompute the gates of a block and the cells after its first from the stored o and the pre-activations."""
     drive = None if inputs is None else weights.drive(inputs, gates=3)
     recurrent = weights.recur(states_before, gates=3) if len(states_before) else None
     skip = len(out_gates) - len(states_before)
@@ -356,10 +358,10 @@ def _blocks(num_steps: int, num_blocks: int) -> list[slice]:
 
 
 class _Cells:
-    """Storage of cells: `kept` has those before each block of the backward, the others share two buffers."""
+    """Storage of cells: `kept` has those before each block of the backward pass, the others share two buffers."""
 
     def __init__(self, states: Tensor, start: int, blocks: list[slice]) -> None:
-        """Rows count as in `states`; without blocks none is kept."""
+        """Allocate; rows are numbered as in `states`. Without blocks no cell is kept."""
         before = [start + steps.start - 1 for steps in blocks]
         exact = pointwise.cell_dtype(states.dtype)
         self.kept = states.new_zeros(len(before), *states.shape[1:], dtype=exact)
@@ -367,11 +369,11 @@ class _Cells:
         self.number = {row: number for number, row in enumerate(before)}
 
     def of(self, row: int) -> Tensor:
-        """The cell (B, H, W, hidden) of a row."""
+        """Return the cell (B, H, W, hidden) of a row."""
         number = self.number.get(row)
         return self.turns[row % 2] if number is None else self.kept[number]
 
 
 def _rows(sequence: Tensor) -> Tensor:
-    """(B, T, C, H, W) → (T, B, H, W, C), contiguous."""
+    """Reshape (B, T, C, H, W) → (T, B, H, W, C), contiguous."""
     return sequence.permute(1, 0, 3, 4, 2).contiguous()

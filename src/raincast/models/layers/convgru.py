@@ -1,4 +1,4 @@
-"""The ConvGRU layer of Shi et al. 2017 (arXiv 1706.03458), and what its equations share with TrajGRU's."""
+"""The ConvGRU layer of Shi et al. 2017 (arXiv 1706.03458), and the equations it shares with TrajGRU."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -29,10 +29,10 @@ class ConvGRU(nn.Module):
         H'_t = f(W_xh * X_t + R_t ∘ (W_hh * H_{t-1}) + b_h)
         H_t  = (1 - Z_t) ∘ H'_t + Z_t ∘ H_{t-1}
 
-    The reset gate R acts behind the convolution of the state, so that one convolution serves all gates.
-    Convolutions pad with zeros and keep H and W. The gates lie in the order z, r, h along the first axis of
-    `input_weight` (3·hidden, in, k, k), `state_weight` (3·hidden, hidden, k, k) and `bias`. `in_channels=0`
-    makes a layer without input. The state is (hidden,), of shape (B, hidden, H, W).
+    The reset gate R acts after the convolution of the state, so that one convolution serves all gates.
+    Convolutions pad with zeros and keep H and W. The gates are in the order z, r, h along the first axis of
+    `input_weight` (3·hidden, in, k, k), `state_weight` (3·hidden, hidden, k, k) and `bias`. `in_channels=0` makes
+    a layer without input. The state is (hidden,), of shape (B, hidden, H, W).
     """
 
     def __init__(
@@ -45,7 +45,10 @@ class ConvGRU(nn.Module):
         activation: Activation = "leaky_relu",
         initialisation: Initialisation = "xavier",
     ) -> None:
-        """Kernels are odd; `activation` is f, the paper's leaky ReLU of slope 0.2 or tanh."""
+        """Build the layer.
+
+        Kernel sizes are odd, `activation` is f: leaky ReLU of slope 0.2 (the paper's) or tanh.
+        """
         super().__init__()
         check_layer("ConvGRU", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         self.in_channels = in_channels
@@ -64,10 +67,10 @@ class ConvGRU(nn.Module):
         state: State | None = None,
         num_steps: int | None = None,
     ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
-        """Hidden states of all steps, and the last state to carry on from.
+        """Return the hidden states of all steps, and the last state to continue from.
 
-        Without `state` the layer starts from zeros. A layer without input takes `x=None` and then needs
-        `state` and `num_steps`; elsewhere `num_steps` is the length of `x` and may be left out.
+        Without `state` the layer starts from zeros. A layer without input takes `x=None` and needs `state` and
+        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
         """
         steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
         hidden = first_hidden(x, state, self.hidden_channels)
@@ -80,7 +83,7 @@ class ConvGRU(nn.Module):
 
 
 def activation_of(name: str) -> Callable[[Tensor], Tensor]:
-    """The function that a recurrent layer's `activation` names."""
+    """Return the function named by a recurrent layer's `activation`; raises ValueError for an unknown name."""
     if name == "tanh":
         return torch.tanh
     if name != "leaky_relu":
@@ -93,7 +96,7 @@ def _leaky_relu(x: Tensor) -> Tensor:
 
 
 def first_hidden(x: Tensor | None, state: State | None, width: int) -> Tensor:
-    """The hidden state (B, width, H, W) that a layer with the state (hidden,) starts from."""
+    """Return the initial hidden state (B, width, H, W) of a layer whose state is (hidden,)."""
     if state is not None:
         check_state(state, x, (width,), ("hidden",))
         return state[0]
@@ -107,9 +110,9 @@ def input_terms(
     bias: Float[Tensor, " out"],
     num_steps: int,
 ) -> Sequence[Tensor]:
-    """The input's and the bias' pre-activations of each step, (B, out, H, W), or the bias alone, (out, 1, 1).
+    """Return each step's pre-activations from input and bias, (B, out, H, W), or the bias alone, (out, 1, 1).
 
-    The input of all steps is known beforehand: its convolution is one call.
+    All steps of the input are known beforehand, so they are convolved in one call.
     """
     if x is None:
         return [bias[:, None, None]] * num_steps
@@ -124,7 +127,7 @@ def gru_update(
     hidden: Float[Tensor, "b hidden h w"],
     activate: Callable[[Tensor], Tensor],
 ) -> Float[Tensor, "b hidden h w"]:
-    """The point-wise part of a step: H_t from what the input gave and the state carried to z, r and h."""
+    """Return H_t: the point-wise part of a step, from the pre-activations of z, r and h by input and state."""
     z, r, new = given.chunk(3, dim=-3)
     carried_z, carried_r, carried_new = carried.chunk(3, dim=-3)
     z = (z + carried_z).sigmoid()

@@ -1,4 +1,4 @@
-"""The ConvLSTM layer of Shi et al. 2015 (arXiv 1506.04214): the recurrence everything else is built on."""
+"""The ConvLSTM layer of Shi et al. 2015 (arXiv 1506.04214), the recurrence on which everything else is built."""
 
 from typing import Literal
 
@@ -29,19 +29,19 @@ class ConvLSTM(nn.Module):
         o_t = σ(W_xo * X_t + W_ho * H_{t-1} + W_co ∘ C_t + b_o)
         H_t = o_t ∘ tanh(C_t)
 
-    The output gate peeps at the new cell state. Convolutions pad with zeros and keep H and W. The gates lie
-    in the order i, f, c, o along the first axis of `input_weight` (4·hidden, in, k, k), `state_weight`
+    The output gate's peephole reads the new cell state. Convolutions pad with zeros and keep H and W. The gates
+    are in the order i, f, c, o along the first axis of `input_weight` (4·hidden, in, k, k), `state_weight`
     (4·hidden, hidden, k, k) and `bias`; `peephole` (3, hidden, 1 or H, 1 or W) has the rows i, f, o.
     `in_channels=0` makes a layer without input. The state is (hidden, cell), both (B, hidden, H, W).
 
-    Beside the equations, each off by default:
+    Extensions of the equations, each off by default:
 
-    - `norm`: the sum of the convolutions is normalised before the biases and peepholes, each gate on its own
-      over its channels and pixels ("layer"; Ba et al. 2016, arXiv 1607.06450) or over groups of `norm_group`
-      channels and their pixels ("group"; Wu & He 2018, arXiv 1803.08494);
-    - `zoneout`: in training, each value of H and of C keeps its old value with this probability, and in
-      evaluation takes the mean of both (Krueger et al. 2017, arXiv 1606.01305);
-    - `recurrent_dropout`: in training, what is written to the cell, i ∘ tanh(…), is dropped with this
+    - `norm`: the sum of the convolutions is normalised before biases and peepholes are added, each gate
+      separately: over its channels and pixels ("layer"; Ba et al. 2016, arXiv 1607.06450) or over groups of
+      `norm_group` channels and their pixels ("group"; Wu & He 2018, arXiv 1803.08494);
+    - `zoneout`: in training, each value of H and C keeps its old value with this probability; in evaluation
+      it is the corresponding weighted mean of both (Krueger et al. 2017, arXiv 1606.01305);
+    - `recurrent_dropout`: in training, the update of the cell, i ∘ tanh(…), is dropped with this
       probability (Semeniuta et al. 2016, arXiv 1603.05118).
     """
 
@@ -63,9 +63,12 @@ class ConvLSTM(nn.Module):
         recompute: bool = False,
         fast: bool = True,
     ) -> None:
-        """Kernels are odd; `size` is the (H, W) that peepholes per pixel are made for; `forget_bias` is where
-        the forget gate's bias starts. `recompute` keeps less for the backward and computes it again there;
-        `fast=False` takes the definition always, as norms, zoneout and recurrent dropout do anyway.
+        """Build the layer; kernel sizes are odd.
+
+        `size` is the grid (H, W) of per-pixel peepholes; `forget_bias` is the initial bias of the forget gate.
+        `recompute` stores less for the backward pass and recomputes it there. `fast=False` always uses the
+        definition, as norms, zoneout and recurrent dropout do anyway. Raises ValueError for values that do not fit
+        together.
         """
         super().__init__()
         check_layer("ConvLSTM", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
@@ -94,10 +97,10 @@ class ConvLSTM(nn.Module):
         state: State | None = None,
         num_steps: int | None = None,
     ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
-        """Hidden states of all steps, and the last state to carry on from.
+        """Return the hidden states of all steps, and the last state to continue from.
 
-        Without `state` the layer starts from zeros. A layer without input takes `x=None` and then needs
-        `state` and `num_steps`; elsewhere `num_steps` is the length of `x` and may be left out.
+        Without `state` the layer starts from zeros. A layer without input takes `x=None` and needs `state` and
+        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
         """
         steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
         if state is not None:
@@ -114,12 +117,12 @@ class ConvLSTM(nn.Module):
         return self.definition(x, state, steps)
 
     def _takes_fast_way(self) -> bool:
-        # compilers and exporters see the definition: they fuse it themselves
+        # compilers and exporters get the definition: they fuse it themselves
         plain = self.norm is None and not self.zoneout and not (self.training and self.recurrent_dropout)
         return self.fast and plain and not torch.compiler.is_compiling()
 
     def definition(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
-        """The equations in plain operations, step by step: what every faster way has to equal."""
+        """Evaluate the equations in plain operations, step by step: the reference for faster implementations."""
         if state is None:
             assert x is not None
             B, _, _, H, W = x.shape
@@ -170,7 +173,7 @@ class ConvLSTM(nn.Module):
 
 
 def _kernels(outputs: int, inputs: int, size: int) -> nn.Parameter:
-    # in memory as the fast way wants them, so that it does not copy them at each call
+    # the memory layout of the fast path, so that it does not copy the kernels at each call
     return nn.Parameter(torch.empty(outputs, inputs, size, size).contiguous(memory_format=torch.channels_last))
 
 
@@ -189,7 +192,7 @@ def _peepholes(kind: Peephole, hidden_channels: int, size: tuple[int, int] | Non
 
 
 class _GateNorm(nn.GroupNorm):
-    """Group norm without a shift: the gates' biases, which come after, are the shift."""
+    """Group norm without a shift: the gates' biases, added afterwards, are the shift."""
 
     def __init__(self, num_groups: int, num_channels: int) -> None:
         super().__init__(num_groups, num_channels)

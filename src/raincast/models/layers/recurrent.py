@@ -1,10 +1,10 @@
-"""Shared by all recurrent layers: one interface over a sequence, checks, initial weights.
+"""Shared code of the recurrent layers: one interface over a sequence, checks, initial weights.
 
     layer(x, state, num_steps) → (hidden states, state)
 
-`x` is (B, T, C, H, W), or None for a layer built with `in_channels=0`, which runs on from a state alone. `state`
-is a tuple of tensors (B, ·, H, W), of which the first is the hidden state; None starts from zeros. What comes
-back has the same form, so that a sequence may be cut anywhere and continued: two calls equal one.
+`x` is (B, T, C, H, W), or None for a layer built with `in_channels=0`, which continues from a state alone. `state`
+is a tuple of tensors (B, ·, H, W) that begins with the hidden state; None starts from zeros. The returned state
+has the same form, so a sequence may be split anywhere: two calls give the same result as one.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,18 +25,18 @@ State = tuple[Tensor, ...]
 
 @runtime_checkable  # so that checked annotations (jaxtyping, beartype) accept it
 class CellFactory(Protocol):
-    """A constructor of a stage's recurrent layer: a class, or a class with some arguments bound."""
+    """Constructor of a stage's recurrent layer: a class, or a class with some arguments bound."""
 
     def __call__(
         self, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int
     ) -> nn.Module:
-        """A layer with the interface of this module, and an attribute `hidden_channels`."""
+        """Build a layer with the interface of this module and an attribute `hidden_channels`."""
 
 
 def check_layer(
     name: str, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int
 ) -> None:
-    """ValueError unless a layer has hidden channels, no fewer than 0 input channels, and kernels with a centre."""
+    """Raise ValueError for negative input channels, no hidden channels, or kernel sizes that are not odd."""
     if in_channels < 0 or hidden_channels < 1:
         raise ValueError(
             f"A {name} needs in_channels >= 0 and hidden_channels >= 1, found {in_channels} and {hidden_channels}."
@@ -57,7 +57,7 @@ def check_sequence(
     in_channels: int,
     dtype: torch.dtype,
 ) -> int:
-    """The number of steps of a call; ValueError for what does not fit the layer or each other."""
+    """Return the number of steps of a call; raises ValueError if arguments do not fit the layer or each other."""
     if x is None:
         if in_channels:
             raise ValueError(f"This layer has in_channels={in_channels} but x is None. Pass x.")
@@ -76,7 +76,7 @@ def check_sequence(
 
 
 def check_state(state: State, x: Tensor | None, channels: Sequence[int], names: Sequence[str]) -> None:
-    """ValueError unless `state` holds tensors (B, channels, H, W) of the batch and grid of `x`."""
+    """Raise ValueError unless `state` holds tensors (B, channels, H, W) of the same batch and grid as `x`."""
     if len(state) != len(names):
         raise ValueError(f"A state is ({', '.join(names)}), found {len(state)} tensors.")
     lead, grid = (state[0].shape[0], state[0].shape[-2:]) if x is None else (x.shape[0], x.shape[-2:])
@@ -107,16 +107,16 @@ _STARTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 def initialise_gates(
     input_weight: Tensor | None, state_weight: Tensor, *, num_gates: int, how: Initialisation
 ) -> None:
-    """Start the kernels (num_gates·hidden, in, k, k) of all gates, each gate as a convolution of its own.
+    """Initialise the kernels (num_gates·hidden, in, k, k) in place, each gate as a separate convolution.
 
-    "xavier": uniform, for the fan of one gate (Glorot & Bengio 2010). "he": normal, variance 2 / fan-in
-    (He et al. 2015). "orthogonal": Xavier for the input; for the state each gate's (hidden, hidden·k·k)
-    matrix has orthonormal rows (Saxe et al. 2014).
+    "xavier": uniform, for the fan of one gate (Glorot & Bengio 2010). "he": normal, variance 2 / fan-in (He et al.
+    2015). "orthogonal": Xavier for the input; for the state each gate's (hidden, hidden·k·k) matrix has
+    orthonormal rows (Saxe et al. 2014). Raises ValueError for another name.
     """
     if how not in _STARTS:
         raise ValueError(f"initialisation={how!r}: take {', '.join(_STARTS)}.")
     for weight, start in zip((input_weight, state_weight), _STARTS[how], strict=True):
         if weight is not None:
             for gate in weight.chunk(num_gates):
-                # on a copy: a matrix view, which orthogonal_ needs, does not exist with channels last
+                # on a copy: orthogonal_ needs a matrix view, which a channels-last tensor does not have
                 gate.copy_(start(torch.empty_like(gate, memory_format=torch.contiguous_format)))

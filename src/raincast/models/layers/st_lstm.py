@@ -17,7 +17,7 @@ from raincast.models.layers.recurrent import (
 
 
 class STLSTM(nn.Module):
-    """A stack of ST-LSTM layers over a whole sequence, which share one memory M beside each layer's cell C.
+    """A stack of ST-LSTM layers over a whole sequence; they share a memory M in addition to each layer's cell C.
 
     Layer l of n, with X^1 the input and X^l = H^{l-1}_t above; `*` is a convolution, `∘` element-wise:
 
@@ -29,11 +29,11 @@ class STLSTM(nn.Module):
         H_t = o ∘ tanh(W_1×1 * [C_t, M^l_t])
 
     M zigzags: up through the layers within a step, then from the top to the bottom of the next, M^0_t = M^n_{t-1}.
-    So all layers are equally wide, and steps cannot be taken layer by layer.
+    Therefore all layers have the same width, and the layers cannot be run one after the other over all steps.
 
-    The state is (H^n, …, H^1, C^n, …, C^1, M), each (B, hidden, H, W): the top layer's hidden state first, 2n + 1
-    tensors. One layer is the unit itself, with the state (hidden, cell, memory). `in_channels=0` makes a
-    stack whose bottom has no input. Convolutions pad with zeros and keep H and W.
+    The state is (H^n, …, H^1, C^n, …, C^1, M), 2n + 1 tensors (B, hidden, H, W), the top layer's hidden state
+    first. A single layer has the state (hidden, cell, memory). `in_channels=0` makes a stack whose bottom layer
+    has no input. Convolutions pad with zeros and keep H and W.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class STLSTM(nn.Module):
         initialisation: Initialisation = "xavier",
         forget_bias: float = 1.0,
     ) -> None:
-        """Kernels are odd: `input_kernel` over X, `state_kernel` over H, C and M; `forget_bias` is where the
-        biases of f and f' start.
+        """Build the stack; kernel sizes are odd: `input_kernel` over X, `state_kernel` over H, C and M.
+
+        `forget_bias` is the initial bias of f and f'.
         """
         super().__init__()
         check_layer("STLSTM", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
@@ -67,10 +68,10 @@ class STLSTM(nn.Module):
         state: State | None = None,
         num_steps: int | None = None,
     ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
-        """Hidden states of the top layer at all steps, and the last state to carry on from.
+        """Return the top layer's hidden states at all steps, and the last state to continue from.
 
-        Without `state` the stack starts from zeros. A stack without input takes `x=None` and then needs
-        `state` and `num_steps`; elsewhere `num_steps` is the length of `x` and may be left out.
+        Without `state` the stack starts from zeros. A stack without input takes `x=None` and needs `state` and
+        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
         """
         bottom, *above = self.layers
         assert isinstance(bottom, _Unit)
@@ -87,7 +88,7 @@ class STLSTM(nn.Module):
         return torch.stack(outputs, dim=1), (*hidden[::-1], *cell[::-1], memory)
 
     def _unpack(self, x: Tensor | None, state: State | None) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Hidden states and cells from the bottom to the top, and M."""
+        """Return hidden states and cells from bottom to top, and M."""
         n, width = len(self.layers), self.hidden_channels
         if state is None:
             assert x is not None
@@ -100,7 +101,7 @@ class STLSTM(nn.Module):
 
 
 class _Unit(nn.Module):
-    """The weights and one step of a layer; gates lie in the order i, f, g, o, i', f', g', as far as present."""
+    """The weights and one step of a layer; gates are in the order i, f, g, o, i', f', g', as far as present."""
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class _Unit(nn.Module):
     def forward(
         self, given: Tensor, hidden: Tensor, cell: Tensor, memory: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(H_t, C_t, M^l_t) from what the input gave to the gates, H_{t-1}, C_{t-1} and M^{l-1}_t."""
+        """Return (H_t, C_t, M^l_t) from the input's pre-activations, H_{t-1}, C_{t-1} and M^{l-1}_t."""
         i, f, g, o, i_m, f_m, g_m = given.chunk(7, dim=-3)
         padding = self.state_weight.shape[-1] // 2
         i_h, f_h, g_h, o_h = F.conv2d(hidden, self.state_weight, padding=padding).chunk(4, dim=-3)

@@ -1,4 +1,4 @@
-"""The TrajGRU layer of Shi et al. 2017 (arXiv 1706.03458): a recurrence that learns where to look back."""
+"""The TrajGRU layer of Shi et al. 2017 (arXiv 1706.03458): a recurrence along learned flows."""
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +19,17 @@ class TrajGRU(nn.Module):
         H'_t = f(W_xh * X_t + R_t ∘ (W_hh * S_t) + b_h)
         H_t  = (1 - Z_t) ∘ H'_t + Z_t ∘ H_{t-1}
 
-    `*` is a convolution, `∘` element-wise, f the activation. The state's kernels are 1×1: neighbours are
-    reached through the flows (see `warp`), in pixels of this layer's grid per step. γ adds a convolution of
-    the input and one of the state, `flow_channels` wide, activates, and convolves to 2L maps.
+    `*` is a convolution, `∘` element-wise, f the activation. The state's kernels are 1×1: neighbours are reached
+    through the flows (see `warp`), in pixels of this layer's grid per step. γ adds a convolution of the input and
+    one of the state, `flow_channels` wide, applies the activation, and convolves to 2L maps.
 
-    The gates lie in the order z, r, h along the first axis of `input_weight` (3·hidden, in, k, k),
-    `state_weight` (3·hidden, hidden·L, 1, 1), whose second axis counts channel·L + link, and `bias`. γ has
-    `flow_input_weight`, `flow_state_weight` and `flow_bias` for its first half, `flow_weight` (2L, ·, k, k) in
-    the order U_1, V_1, U_2, … and `flow_offset` for its second, which both start at zero: each link first
-    looks back straight, as offsets of deformable convolutions do (Dai et al. 2017, arXiv 1703.06211), and
-    the links part because their 1×1 kernels differ. `in_channels=0` makes a layer without input. The state
-    is (hidden,), of shape (B, hidden, H, W).
+    The gates are in the order z, r, h along the first axis of `input_weight` (3·hidden, in, k, k), `state_weight`
+    (3·hidden, hidden·L, 1, 1), whose second axis is channel·L + link, and `bias`. The first half of γ has
+    `flow_input_weight`, `flow_state_weight` and `flow_bias`; the second half has `flow_weight` (2L, ·, k, k) in
+    the order U_1, V_1, U_2, … and `flow_offset`. Both of the second half start at zero: every flow is zero at
+    first, as offsets of deformable convolutions are (Dai et al. 2017, arXiv 1703.06211), and the links diverge
+    because their 1×1 kernels differ. `in_channels=0` makes a layer without input. The state is (hidden,), of shape
+    (B, hidden, H, W).
     """
 
     def __init__(
@@ -44,8 +44,10 @@ class TrajGRU(nn.Module):
         activation: Activation = "leaky_relu",
         initialisation: Initialisation = "xavier",
     ) -> None:
-        """`state_kernel` is the kernel of all convolutions of γ, 5 in the paper: the gates' own kernels over the
-        state are 1×1; `activation` is f, in γ as well, the paper's leaky ReLU of slope 0.2 or tanh.
+        """Build the layer; kernel sizes are odd.
+
+        `state_kernel` is the kernel size of all convolutions of γ, 5 in the paper; the gates' own kernels over the
+        state are 1×1. `activation` is f, in γ as well: leaky ReLU of slope 0.2 (the paper's) or tanh.
         """
         super().__init__()
         check_layer("TrajGRU", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
@@ -80,10 +82,10 @@ class TrajGRU(nn.Module):
         state: State | None = None,
         num_steps: int | None = None,
     ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
-        """Hidden states of all steps, and the last state to carry on from.
+        """Return the hidden states of all steps, and the last state to continue from.
 
-        Without `state` the layer starts from zeros. A layer without input takes `x=None` and then needs
-        `state` and `num_steps`; elsewhere `num_steps` is the length of `x` and may be left out.
+        Without `state` the layer starts from zeros. A layer without input takes `x=None` and needs `state` and
+        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
         """
         steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
         hidden = first_hidden(x, state, self.hidden_channels)
@@ -104,14 +106,14 @@ class TrajGRU(nn.Module):
 
 
 def warp(maps: Float[Tensor, "b c h w"], flow: Float[Tensor, "b links 2 h w"]) -> Float[Tensor, "b c*links h w"]:
-    """Maps as they are seen along each flow; channel c and link l of the output is c·links + l.
+    """Warp maps along each flow; channel c and link l of the output is c·links + l.
 
-    The value at row i and column j is that of `maps` at row i + V and column j + U, bilinear between the four
-    pixels around it, 0 outside the grid (Shi et al. 2017). `flow` holds U, to the right, then V, down the
-    rows, both in pixels: it points to where a pixel comes from, against the motion.
+    The value at row i and column j is that of `maps` at row i + V and column j + U, interpolated bilinearly, 0
+    outside the grid (Shi et al. 2017). `flow` holds U (to the right), then V (down the rows), both in pixels. It
+    points to where a pixel's value comes from, against the motion.
     """
     links, _, H, W = flow.shape[1:]
-    # 8 bits of bfloat16 cannot count the columns of a grid: places are at least float32
+    # bfloat16's 8 bits cannot count the columns of a grid: coordinates are at least float32
     exact = torch.promote_types(maps.dtype, torch.float32)
     flow = flow.to(exact)
     columns = torch.arange(W, device=maps.device, dtype=exact)
@@ -119,7 +121,7 @@ def warp(maps: Float[Tensor, "b c h w"], flow: Float[Tensor, "b links 2 h w"]) -
     # align_corners=False puts the centre of column j at (2j + 1 - W) / W, on grids of one pixel too
     x = (2 * (columns + flow[:, :, 0]) + (1 - W)) / W
     y = (2 * (rows[:, None] + flow[:, :, 1]) + (1 - H)) / H
-    # the links stand below each other on one tall grid, so that the maps are not repeated for each
+    # the links are stacked vertically on one tall grid, so that the maps are not repeated for each
     places = torch.stack((x, y), dim=-1).flatten(1, 2)
     seen = F.grid_sample(maps.to(exact), places, mode="bilinear", padding_mode="zeros", align_corners=False)
     return seen.view(*maps.shape[:2], links, H, W).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""The bytes that live while a network runs on the meta device, and what oneDNN takes beside them."""
+"""Memory accounting for a network on the meta device, including the work space that oneDNN allocates."""
 
 import weakref
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from torch.utils._pytree import tree_iter
 
 META = torch.device("meta")
 BLOCK = 16
-"""Channels that oneDNN keeps side by side (AVX-512): its copies of narrower outputs are that wide."""
+"""Number of channels that oneDNN keeps in a block (AVX-512): its copies of narrower outputs are that wide."""
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that operations make, from their making to their end.
+    """Count the bytes of storages that operations allocate, from allocation to release.
 
-    `live` is what exists now and `peak` the most there was, both without what was there before. On a CPU
+    `live` is the current amount and `peak` the largest so far, both without storages that existed before. On a CPU
     (`blocked`) the work space of a convolution counts while it runs.
     """
 
@@ -31,9 +31,9 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation; storages of its outputs that are not known yet are new."""
+        """Run the operation; storages of its outputs that are not known yet are counted as new."""
         for tensor in tree_iter((args, kwargs)):
-            # what an operation is given and nobody made here was there before
+            # arguments that were not created here existed before
             if isinstance(tensor, Tensor):
                 self._follow(tensor, nbytes=0)
         made = _laid_out(func, args, func(*args, **(kwargs or {})))
@@ -45,7 +45,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _follow(self, tensor: Tensor, *, nbytes: int) -> None:
-        # a storage keeps one Python object as long as it lives, also where only autograd holds it
+        # a storage keeps one Python object as long as it lives, even if only autograd holds it
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._known:
@@ -59,7 +59,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _laid_out(func: Any, args: Sequence[Any], made: Any) -> Any:
-    """A convolution's result in the layout that it has on a CPU or GPU: the meta device leaves that out."""
+    """Return a convolution's result in the memory layout of a CPU or GPU, which the meta device ignores."""
     if func is not torch.ops.aten.convolution.default or made.device != META:
         return made
     last = _channels_last(args[0]) or _channels_last(args[1])
@@ -67,12 +67,12 @@ def _laid_out(func: Any, args: Sequence[Any], made: Any) -> Any:
 
 
 def _work_space(func: Any, args: Sequence[Any], made: Any) -> int:
-    """Bytes that oneDNN allocates beside the result, found by watching its allocations (AVX-512).
+    """Return the bytes that oneDNN allocates in addition to the result, found by watching it (AVX-512).
 
-    Where input or kernel lie with channels last, it copies what lies otherwise, and the kernel once, backward
-    twice. Else it convolves copies of its own layout: forward those of input, kernel and output, then of the
-    output beside the result; a transposed convolution holds its output twice more; backward those of the input
-    and of the output's gradient.
+    If input or kernel are channels last, oneDNN copies tensors of other layouts and the kernel: once forward,
+    twice backward. Otherwise it convolves copies in its own layout. Forward these are copies of input, kernel and
+    output, then of the output in addition to the result; a transposed convolution holds its output twice more.
+    Backward they are copies of the input and of the output's gradient.
     """
     if func is torch.ops.aten.convolution.default:
         x, weight, transposed = args[0], args[1], args[6]
@@ -91,7 +91,7 @@ def _work_space(func: Any, args: Sequence[Any], made: Any) -> int:
 
 
 def _channels_last(x: Tensor) -> bool:
-    # a 1×1 kernel lies both ways, and is taken for the other
+    # a 1×1 kernel has both layouts at once and counts as the other
     several = x.ndim == 4 and x.shape[-1] * x.shape[-2] > 1
     return several and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
 
@@ -106,6 +106,6 @@ def _read(x: Tensor) -> int:
 
 
 def _blocked(x: Tensor) -> int:
-    """Bytes of (N, C, H, W) with C filled up to whole blocks."""
+    """Return the bytes of (N, C, H, W) with C padded to whole blocks."""
     channels = x.shape[1]
     return x.nbytes // channels * (-(-channels // BLOCK) * BLOCK)

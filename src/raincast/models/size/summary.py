@@ -1,8 +1,8 @@
 """Cost of a network without running it: layers, shapes, parameters, FLOPs, memory of a training step.
 
-Nothing is computed. The network runs once with gradients and once without on PyTorch's meta device, whose
-tensors have a shape and no values. A `Ledger` sees each tensor's storage come and go, so that memory is the
-sum of what lives at a time, whatever the network is made of.
+Nothing is computed. The network runs once with and once without gradients on PyTorch's meta device, whose tensors
+have a shape but no values. A `Ledger` sees each tensor's storage come and go, so memory is the sum of what exists
+at a time, whatever the network consists of.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ _Shape = tuple[int, ...]
 class LayerSummary:
     """One layer: a module with parameters of its own, or without children.
 
-    `output_shape` is (B·T, C, H, W) behind a convolution and (B, T, C, H, W) behind a recurrent layer (its hidden
-    states). `flops` are those of its forward pass, for the whole batch and all steps. `kept_bytes` is what its
-    forward pass in training leaves allocated: its output, and what its backward pass will need.
+    `output_shape` is (B·T, C, H, W) after a convolution and (B, T, C, H, W) after a recurrent layer (its hidden
+    states). `flops` are those of its forward pass, for the whole batch and all steps. `kept_bytes` is the memory
+    that its forward pass in training leaves allocated: its output and the tensors stored for the backward pass.
     """
 
     name: str
@@ -44,14 +44,16 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class NetworkSummary:
-    """A network at given sizes. FLOPs count a multiplication and an addition as two, and only those of
-    convolutions and matrix products: what is point-wise moves memory rather than computes.
+    """Cost of a network at given sizes.
 
-    `activation_bytes` is what lies there between the forward and the backward pass beside the parameters, the
-    optimiser's state and the batch. `training_peak_bytes` is the most that exists at a time within a step after
-    the first, parameters and optimiser state included; `forecast_peak_bytes` the same for a forward pass without
-    gradients, at the same batch size. Not in them: the interpreter and its libraries, work space of cuDNN, the
-    batches that loading processes hold ready, and what an allocator keeps for later.
+    FLOPs count a multiplication and an addition as two, and only those of convolutions and matrix products:
+    point-wise operations are limited by memory.
+
+    `activation_bytes` is the memory between forward and backward pass, without parameters, optimiser state and
+    batch. `training_peak_bytes` is the largest amount at any time within a step after the first, with parameters
+    and optimiser state; `forecast_peak_bytes` is the same for a forward pass without gradients at the same batch
+    size. Not included: the interpreter and its libraries, cuDNN's work space, batches that loader processes hold
+    ready, and memory that an allocator keeps for later.
     """
 
     batch_size: int
@@ -84,13 +86,13 @@ def summarise(
     optimizer_slots: int = 2,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> NetworkSummary:
-    """What `network(frames, lead_steps)` with frames (batch_size, input_steps, C, height, width) costs.
+    """Estimate the cost of `network(frames, lead_steps)` with frames (batch_size, input_steps, C, height, width).
 
-    The network is not touched, and may be on the meta device itself. C is its `in_channels`, 1 where it has
-    none. `loss`, a module or a function without tensors of its own, is by default the mean squared error.
-    `optimizer_slots` are the numbers that the optimiser keeps for each weight: 2 for Adam, 1 for SGD with
-    momentum. With `device="cpu"` the copies that oneDNN makes of what it convolves are counted; what cuDNN takes
-    is not known beforehand. ValueError for sizes below 1.
+    The network is not changed, and may be on the meta device itself. C is its `in_channels`, 1 if it has none.
+    `loss`, a module or a function without tensors of its own, is the mean squared error by default.
+    `optimizer_slots` is how many numbers the optimiser stores per weight: 2 for Adam, 1 for SGD with momentum.
+    With `device="cpu"` oneDNN's copies of tensors that it convolves are counted; cuDNN's work space is not known
+    in advance. Raises ValueError for sizes below 1.
     """
     sizes = {
         "batch_size": batch_size,
@@ -113,9 +115,9 @@ def summarise(
     forecast, forward_flops = _forecast(net.eval(), batch, blocked=blocked)
     step, step_flops, layers = _training_step(net.train(), criterion, batch, blocked=blocked)
     peak = max(
-        step.forward_peak + gradients,  # those of the step before are there until the forward pass is over
+        step.forward_peak + gradients,  # the previous step's gradients exist until the forward pass ends
         step.backward_peak,
-        2 * gradients,  # the optimiser works on one more copy where it takes all weights at once
+        2 * gradients,  # the optimiser uses another copy when it updates all weights at once
     )
     batch_bytes = _nbytes(batch)
     return NetworkSummary(
@@ -130,7 +132,7 @@ def summarise(
         batch_bytes=batch_bytes,
         activation_bytes=step.kept,
         training_peak_bytes=resident + state + batch_bytes + peak,
-        # targets are not needed for a forecast
+        # a forecast needs no targets
         forecast_peak_bytes=resident + _nbytes(batch[2:]) + forecast,
     )
 
@@ -144,7 +146,7 @@ def forecast_bytes(
     width: int,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> int:
-    """What a forecast of one sample allocates at most at a time, beyond the network's weights."""
+    """Return the peak bytes that a forecast of one sample allocates, without the network's weights."""
     net = _on_meta(network).eval()
     batch = _batch(net, batch_size=1, input_steps=input_steps, lead_steps=lead_steps, height=height, width=width)
     return _nbytes(batch[2:]) + _forecast(net, batch, blocked=device == "cpu")[0]
@@ -163,7 +165,7 @@ def _check(sizes: Mapping[str, int], optimizer_slots: int, device: str) -> None:
 
 
 def _on_meta(module: nn.Module) -> nn.Module:
-    """A copy without values; through the memo of deepcopy, so that none are copied on the way."""
+    """Return a copy on the meta device; the memo of deepcopy prevents values from being copied on the way."""
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
         like = torch.empty_like(parameter, device=META)
@@ -184,7 +186,7 @@ def _squared_error(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 def _batch(
     net: nn.Module, *, batch_size: int, input_steps: int, lead_steps: int, height: int, width: int
 ) -> tuple[Tensor, ...]:
-    """Target, target mask, input and, if the network reads it, what is known in advance of a batch."""
+    """Return target, target mask, input and, if the network reads them, the channels known in advance."""
     channels, known = int(getattr(net, "in_channels", 1)), int(getattr(net, "future_channels", 0))
     target = (batch_size, lead_steps, 1, height, width)
     return (
@@ -202,7 +204,7 @@ def _nbytes(tensors: Sequence[Tensor]) -> int:
 
 @dataclass(frozen=True)
 class _Step:
-    """Bytes beside parameters, optimiser state and batch: after the forward pass, and at most during each."""
+    """Bytes without parameters, optimiser state and batch: after the forward pass, and the peak of each pass."""
 
     kept: int
     forward_peak: int
@@ -210,7 +212,7 @@ class _Step:
 
 
 def _forecast(net: nn.Module, batch: Sequence[Tensor], *, blocked: bool) -> tuple[int, int]:
-    """Peak bytes and FLOPs of a forward pass without gradients."""
+    """Return peak bytes and FLOPs of a forward pass without gradients."""
     num_steps = batch[0].shape[1]
     ledger = Ledger(blocked=blocked)
     with torch.no_grad(), ledger, FlopCounterMode(display=False) as flops:
@@ -230,7 +232,7 @@ def _training_step(
     target, mask = batch[:2]
     ledger = Ledger(blocked=blocked)
     with ledger, FlopCounterMode(display=False) as flops, _watched(net, flops, ledger) as layers:
-        # the clones stand for what the transform makes of the batch
+        # the clones stand for the outputs of the transform
         value = loss(_run(net, batch, target.shape[1]), target.clone(), mask)
         kept, forward_peak = ledger.live, ledger.peak
         ledger.peak = 0
@@ -240,7 +242,7 @@ def _training_step(
 
 @contextlib.contextmanager
 def _watched(net: nn.Module, flops: FlopCounterMode, ledger: Ledger) -> Iterator[dict[str, LayerSummary]]:
-    """The layers of `net`, filled in while it runs forward."""
+    """Collect the layers of `net` while it runs forward."""
     layers: dict[str, LayerSummary] = {}
     before: dict[str, tuple[int, int]] = {}
 
@@ -276,7 +278,7 @@ def _watched(net: nn.Module, flops: FlopCounterMode, ledger: Ledger) -> Iterator
 
 
 def _layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The outermost modules with parameters of their own, and those without children."""
+    """Yield the outermost modules that have parameters of their own or no children."""
     children = list(module.named_children())
     if not children or next(module.parameters(recurse=False), None) is not None:
         yield name or type(module).__name__, module
