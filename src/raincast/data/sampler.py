@@ -90,8 +90,8 @@ class Sampling:
 
     A crop with rain R in mm/h is drawn in proportion to
     min(1, min_weight + rain_weight · mean(1 − exp(−R / rain_scale))), the acceptance probability of DGMR
-    (Ravuri et al. 2021). Crops observed to less than `min_coverage` are left out. `augment` mirrors and turns crops;
-    `jitter` is the standard deviation of the logarithm of a factor on each crop's rain.
+    (Ravuri et al. 2021). Crops observed to less than `min_coverage` are left out. `augment` mirrors and turns
+    crops; `jitter` is the standard deviation of the logarithm of a factor on each crop's rain.
     """
 
     augment: bool = True
