@@ -5,19 +5,24 @@
 Each frame becomes a file that arrives a minute or so after its time, on a clock that runs as fast as the watcher.
 By a seed, some files are removed, delayed (by minutes or by an hour), damaged (some are sent again later, whole),
 doubled under another name, written in two pieces, or hold the image of the step before. In the middle of it the
-watcher is stopped and another one goes on. Then every forecast that was due has to be there and no other, each
-equal to what the network says of the true frames that had come, and the status has to add up. Memory is reported.
+watcher is stopped and another one goes on. For some minutes each the folder is gone, the clock is an hour behind
+or ahead, and with `--small-disk` (a small file system: `mount -t tmpfs -o size=64m none FOLDER`) the disk is full.
+Then every forecast that was due has to be there and no other, each equal to what the network says of the true
+frames that had come, and the status has to add up. Each new state of the page is compared with forecasts and
+frames, and `/health` is asked at each step of the clock. The clock counts the time that the work takes, so that
+deadlines are real. Memory is reported.
 
 The network is untrained unless `--checkpoint` names one: what is tested is the watcher.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -26,6 +31,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from hydra import compose, initialize_config_dir
+from onlooker import NotingSite, Onlooker, places_in
 from timing import write_json
 from untrained import write_checkpoint
 
@@ -39,9 +45,34 @@ from raincast.live.clock import seconds_of, time_of
 
 POLL_S, SETTLE_S, MAX_AGE_MINUTES = 15.0, 20.0, 20.0
 USUAL_DELAY_S = (60.0, 100.0)
+WORK_S = 30.0
+"""For the work of a look at the folder, at most."""
 MARGIN_S = 150.0
 """No delay ends so close to the age limit that the moment of a look decides."""
 SHARES = {"removed": 0.04, "delayed": 0.08, "damaged": 0.05, "doubled": 0.08, "in_pieces": 0.1, "frozen": 0.02}
+
+
+GONE, FULL, BEHIND, AHEAD = "folder gone", "full", "clock behind", "clock ahead"
+CLOCK_ERROR_S = {BEHIND: -3600.0, AHEAD: 3600.0}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with the machine between two true times, in seconds since 1970."""
+
+    kind: str
+    start: float
+    end: float
+
+
+def troubles_of(start: float, end: float, *, with_full_disk: bool) -> list[Trouble]:
+    """Two of each kind in a replay from `start` to `end`, none in the middle, where the watcher is stopped."""
+    kinds = {GONE: 600.0, BEHIND: 900.0, AHEAD: 600.0} | ({FULL: 360.0} if with_full_disk else {})
+    places = np.concatenate([np.linspace(0.1, 0.4, len(kinds)), np.linspace(0.55, 0.8, len(kinds))])
+    return [
+        Trouble(kind, at := start + place * (end - start), at + kinds[kind])
+        for kind, place in zip([*kinds] * 2, places, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -69,6 +100,26 @@ class Plan:
             if delivery.good:
                 at[delivery.time] = min(delivery.at, at.get(delivery.time, np.inf))
         return at
+
+    def between(
+        self, troubles: Sequence[Trouble], kinds: Sequence[str]
+    ) -> dict[np.datetime64, tuple[float, float]]:
+        """Earliest and latest time at which a watcher is done with each frame, hindered by `kinds` of trouble."""
+        return {
+            time: _hindered(at, [t for t in troubles if t.kind in kinds]) for time, at in self.whole_at().items()
+        }
+
+
+def _hindered(at: float, troubles: Sequence[Trouble]) -> tuple[float, float]:
+    earliest, latest = at + SETTLE_S, at + SETTLE_S + 2 * POLL_S + WORK_S
+    for trouble in troubles:
+        if trouble.start <= earliest < trouble.end:
+            earliest = trouble.end
+        if trouble.start <= latest and at < trouble.end:
+            # a forecast that failed waits twice as long each time
+            again = trouble.end - at + 2 * POLL_S if trouble.kind == FULL else 0.0
+            latest = max(latest, trouble.end + SETTLE_S + 2 * POLL_S + WORK_S + max(0.0, again))
+    return earliest, latest
 
 
 def plan(
@@ -129,26 +180,77 @@ def damage(whole: bytes, rng: np.random.Generator) -> bytes:
 class ReplayClock:
     """Time that passes when somebody waits; files arrive as it does. At `stop_at` it asks the watcher to stop."""
 
-    def __init__(self, start: float, folder: Path, deliveries: Sequence[Delivery]) -> None:
-        self.time, self.folder = start, folder
+    def __init__(
+        self, start: float, folder: Path, deliveries: Sequence[Delivery], troubles: Sequence[Trouble], disk: "Disk"
+    ) -> None:
+        self._time, self.folder, self.away = start, folder, folder.with_name("away")
         self.waiting = list(deliveries)[::-1]
         self.stop_at: float | None = None
         self.memory: list[int] = []
+        self.troubles, self.disk = troubles, disk
+        self.trouble: Trouble | None = None
+        self.look: Callable[[str], None] = lambda _: None
+        self._woke = time.perf_counter()
+
+    def true_time(self) -> float:
+        """The time of the replay: what was waited, and what the work took since."""
+        return self._time + time.perf_counter() - self._woke
 
     def now(self) -> float:
-        """The time of the replay."""
-        return self.time
+        """What the watcher's clock says."""
+        return self.true_time() + (CLOCK_ERROR_S.get(self.trouble.kind, 0.0) if self.trouble else 0.0)
+
+    def time_is_right(self) -> bool:
+        """Whether the watcher's clock is right."""
+        return self.trouble is None or self.trouble.kind not in CLOCK_ERROR_S
 
     def wait(self, seconds: float, stop: Event) -> None:
         """Let it pass, and put what arrives into the folder, as a transfer does: under its name, at once."""
-        self.time += seconds
-        while self.waiting and self.waiting[-1].at <= self.time:
+        self.look(self.trouble.kind if self.trouble else "none")
+        self._time = self.true_time() + seconds
+        self._woke = time.perf_counter()
+        self._change(next((t for t in self.troubles if t.start <= self._time < t.end), None))
+        folder = self.away if self.trouble and self.trouble.kind == GONE else self.folder
+        while self.waiting and self.waiting[-1].at <= self._time:
             delivery = self.waiting.pop()
-            (self.folder / delivery.name).write_bytes(delivery.content)
-        if self.stop_at is not None and self.time >= self.stop_at:
+            (folder / delivery.name).write_bytes(delivery.content)
+        if self.stop_at is not None and self._time >= self.stop_at:
             self.stop_at = None
             stop.set()
         self.memory.append(resident_bytes())
+
+    def _change(self, trouble: Trouble | None) -> None:
+        if trouble is self.trouble:
+            return
+        kinds = (self.trouble and self.trouble.kind, trouble and trouble.kind)
+        self.trouble = trouble
+        if kinds[0] == GONE:
+            self.away.rename(self.folder)
+        if kinds[0] == FULL:
+            self.disk.free()
+        if kinds[1] == GONE:
+            self.folder.rename(self.away)
+        if kinds[1] == FULL:
+            self.disk.fill()
+
+
+class Disk:
+    """A small file system that can be filled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.filler = folder / "filler"
+
+    def fill(self) -> None:
+        """Take all that is free, to the last byte."""
+        with contextlib.suppress(OSError), self.filler.open("wb", buffering=0) as file:
+            for block in (bytes(2**16), bytes(512), bytes(1)):
+                with contextlib.suppress(OSError):
+                    while file.write(block):
+                        pass
+
+    def free(self) -> None:
+        """Give it back."""
+        self.filler.unlink()
 
 
 class Noting:
@@ -158,8 +260,8 @@ class Noting:
     looked at at once (`wrong`).
     """
 
-    def __init__(self, pipeline: Any, truth: xr.Dataset) -> None:
-        self._pipeline, self._truth = pipeline, truth
+    def __init__(self, pipeline: Any, truth: xr.Dataset, output: Path) -> None:
+        self._pipeline, self._truth, self._output = pipeline, truth, output
         self.inputs: dict[np.datetime64, tuple[np.datetime64, ...]] = {}
         self.wrong: list[str] = []
 
@@ -171,7 +273,8 @@ class Noting:
         """The forecast."""
         times = frames[schema.TIME].values.astype("datetime64[ns]")
         forecast: xr.Dataset = self._pipeline(frames)
-        assert times[-1] not in self.inputs, f"{times[-1]} was forecast twice"
+        if (self._output / f"{forecast_name(times[-1])}.nc").exists():
+            self.wrong.append(f"{forecast_name(times[-1])} was made twice")
         absent = []
         for frame_time, rain in zip(times, frames[schema.RAIN].values, strict=True):
             if np.isnan(rain).all():
@@ -203,28 +306,69 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     memory_mib: list[float] = field(default_factory=list)
     skill: Any = None
+    pages: int = 0
+    """states of the page that were compared"""
+    page_bytes: int = 0
+    """of its folder, the most"""
+    page_s: list[float] = field(default_factory=list)
+    """from a whole file, without trouble, to the page"""
+    health: dict[str, dict[str, int]] = field(default_factory=dict)
+    missed_deadlines: int = 0
 
 
-def replay(truth: xr.Dataset, pipeline: Any, reader: Any, folder: Path, *, seed: int = 0) -> Outcome:
-    """Replay the frames of `truth` into `folder`/incoming, watch them, and compare everything with the plan."""
+def replay(
+    truth: xr.Dataset,
+    pipeline: Any,
+    reader: Any,
+    folder: Path,
+    *,
+    seed: int = 0,
+    disk: Disk | None = None,
+    small_disk: Path | None = None,
+    snapshots: Path | None = None,
+) -> Outcome:
+    """Replay the frames of `truth` into `folder`/incoming, watch them, and compare everything with the plan.
+
+    Forecasts and the page go to `small_disk`, or else to `folder`; with `disk` their disk is full for a while.
+    """
     times = list(truth[schema.TIME].values.astype("datetime64[ns]"))
-    incoming, output = folder / "incoming", folder / "forecasts"
+    incoming, output, site_folder = (
+        folder / "incoming",
+        (small_disk or folder) / "forecasts",
+        (small_disk or folder) / "site",
+    )
     incoming.mkdir(parents=True)
     files, frozen = as_files(truth, folder)
     planned = plan(times, files, frozen, seed)
     start, end = seconds_of(times[0]) - POLL_S, seconds_of(times[-1]) + 3 * 3600.0
-    clock = ReplayClock(start, incoming, planned.deliveries)
-    noting = Noting(pipeline, truth)
+    troubles = troubles_of(start, end - 3 * 3600.0, with_full_disk=disk is not None)
+    clock = ReplayClock(start, incoming, planned.deliveries, troubles, disk or Disk(folder))
+    noting = Noting(pipeline, truth, output)
+    site = NotingSite(site_folder, clock, places=places_in(schema.grid_of(truth)), stale_minutes=MAX_AGE_MINUTES)
+    onlooker = Onlooker(
+        site_folder, output, truth, planned.between(troubles, (GONE, BEHIND)), clock, MAX_AGE_MINUTES, snapshots
+    )
+    clock.look = onlooker.look
     settings = Settings(
         output=output, until=str(time_of(end).astype("datetime64[s]")), poll_s=POLL_S, settle_s=SETTLE_S,
         max_age_minutes=MAX_AGE_MINUTES, keep_hours=None,
     )  # fmt: skip
-    clock.stop_at = (start + end) / 2
-    codes = [Watcher(incoming, reader, noting, settings, clock=clock).run()]
-    watcher = Watcher(incoming, reader, noting, settings, clock=clock)
-    codes.append(watcher.run())
+    clock.stop_at = start + (end - 3 * 3600.0 - start) / 2
+    with onlooker:
+        codes = [Watcher(incoming, reader, noting, settings, clock=clock, site=site).run()]
+        first_site, site = site, NotingSite(site_folder, clock, places=site.places, stale_minutes=MAX_AGE_MINUTES)
+        watcher = Watcher(incoming, reader, noting, settings, clock=clock, site=site)
+        codes.append(watcher.run())
     status = json.loads((output / "status.json").read_text(encoding="utf-8"))
-    outcome = compare(planned, noting, output, status)
+    outcome = compare(planned, noting, output, status, troubles)
+    outcome.problems += onlooker.problems
+    outcome.pages, outcome.page_bytes = onlooker.num_checked, onlooker.largest_bytes
+    outcome.health = {trouble: dict(said) for trouble, said in onlooker.health.items()}
+    whole, hindered = planned.whole_at(), planned.between(troubles, (GONE, FULL, *CLOCK_ERROR_S))
+    shown = {**first_site.at, **site.at}
+    outcome.page_s = [
+        at - whole[t] for t, at in shown.items() if hindered.get(t) == _hindered(whole.get(t, 0), [])
+    ]
     expected = [0, 3 if watcher.intake.num_bad else 0]
     if codes != expected:
         outcome.problems.append(
@@ -234,23 +378,32 @@ def replay(truth: xr.Dataset, pipeline: Any, reader: Any, folder: Path, *, seed:
     return outcome
 
 
-def compare(planned: Plan, noting: Noting, output: Path, status: dict[str, Any]) -> Outcome:
-    """Forecasts, inputs and status of a replay against what was planned."""
-    whole = planned.whole_at()
-    ready = {t: at + SETTLE_S + 2 * POLL_S for t, at in whole.items()}
-    due = {t for t, at in ready.items() if at <= seconds_of(t) + 60.0 * MAX_AGE_MINUTES}
+def compare(
+    planned: Plan, noting: Noting, output: Path, status: dict[str, Any], troubles: Sequence[Trouble]
+) -> Outcome:
+    """Forecasts, inputs and status of a replay against what was planned.
+
+    Where trouble ends close to a frame's age limit, its forecast may be there or not.
+    """
+    whole, seen = planned.whole_at(), planned.between(troubles, (GONE, BEHIND))
+    done = planned.between(troubles, (GONE, FULL, *CLOCK_ERROR_S))
+    limit = {t: seconds_of(t) + 60.0 * MAX_AGE_MINUTES for t in whole}
+    due = {t for t, (_, latest) in done.items() if latest <= limit[t]}
+    possible = {t for t, (earliest, _) in done.items() if earliest <= limit[t]}
     made = {path.name.removesuffix(".nc") for path in output.glob("forecast_*.nc")}
     problems = [
         f"{forecast_name(t)} was due and is not there" for t in sorted(due) if forecast_name(t) not in made
     ]
-    problems += [f"{name} was not due and is there" for name in sorted(made - {forecast_name(t) for t in due})]
+    problems += [
+        f"{name} was not due and is there" for name in sorted(made - {forecast_name(t) for t in possible})
+    ]
     problems += noting.wrong
     for init_time, absent in noting.inputs.items():
-        made_at = whole.get(init_time, -np.inf)
+        made_at = done[init_time][0] if init_time in done else -np.inf
         problems += [
             f"{forecast_name(init_time)} lacks the frame of {time}, which had come"
             for time in absent
-            if whole.get(time, np.inf) + SETTLE_S + 2 * POLL_S < made_at
+            if time in seen and seen[time][1] < made_at
         ]
         expected = noting.again(init_time)
         with xr.open_dataset(output / f"{forecast_name(init_time)}.nc", decode_timedelta=True) as file:
@@ -259,14 +412,19 @@ def compare(planned: Plan, noting: Noting, output: Path, status: dict[str, Any])
     counts = Counter(status["counts"])
     never_whole = [t for t in planned.fates["damaged"] if t not in whole]
     expected_counts = {
-        "forecast": len(due),
+        "forecast": len(made),
         "repeated": len(planned.fates["doubled"]),
         "frozen": len(planned.fates["frozen"]),
-        "stale": len(whole) - len(due),
+        "stale": len(whole) - len(made),
     }
+    # what a clock that is ahead calls stale is forecast once it is right
+    hindered = sum(done[t] != _hindered(at, []) for t, at in whole.items())
     for name, number in expected_counts.items():
-        if counts[name] != number:
+        if not 0 <= counts[name] - number <= (hindered if name == "stale" else 0):
             problems.append(f"the status counts {counts[name]} {name}, there were {number}")
+    missed = status["missed_deadlines"]["count"]
+    if missed > hindered:
+        problems.append(f"{missed} deadlines were missed, and {hindered} frames came while there was trouble")
     if counts["corrupt"] < len(never_whole) or status["state"] != "stopped":
         problems.append(f"{counts['corrupt']} corrupt, at least {len(never_whole)} were; state {status['state']}")
     fates = {name: len(found) for name, found in planned.fates.items()}
@@ -278,6 +436,7 @@ def compare(planned: Plan, noting: Noting, output: Path, status: dict[str, Any])
         fates,
         dict(counts),
         skill=status["skill"],
+        missed_deadlines=missed,
     )
 
 
@@ -327,6 +486,8 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--small-disk", type=Path, help="a small file system of its own, to be filled")
+    parser.add_argument("--snapshots", type=Path, help="a folder for copies of the page, in each kind of trouble")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/replay.json"))
     arguments = parser.parse_args()
     archive = Archive.open(arguments.archive)
@@ -352,7 +513,11 @@ def main() -> int:
             )
         pipeline = assembly.pipeline(assembly.read_checkpoint(checkpoint), device="cpu")
         start, cpu = time.perf_counter(), time.process_time()
-        outcome = replay(truth, pipeline, assembly.make(reader_config()), folder / "replay", seed=arguments.seed)
+        outcome = replay(
+            truth, pipeline, assembly.make(reader_config()), folder / "replay", seed=arguments.seed,
+            disk=Disk(arguments.small_disk) if arguments.small_disk else None, small_disk=arguments.small_disk,
+            snapshots=arguments.snapshots,
+        )  # fmt: skip
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     before, after = flat(outcome.memory_mib)
     result = {
@@ -366,6 +531,15 @@ def main() -> int:
         "with_gaps": outcome.with_gaps,
         "counts": outcome.counts,
         "problems": outcome.problems,
+        "missed_deadlines": outcome.missed_deadlines,
+        "pages_compared": outcome.pages,
+        "page_folder_mb": round(outcome.page_bytes / 1e6, 2),
+        "file_to_page_s": {
+            "median": round(float(np.median(outcome.page_s)), 1),
+            "p95": round(float(np.quantile(outcome.page_s, 0.95)), 1),
+            "max": round(max(outcome.page_s), 1),
+        },
+        "health": outcome.health,
         "wall_s": round(seconds, 1),
         "cpu_s": round(cpu_seconds, 1),
         "memory_mib": {

@@ -27,7 +27,12 @@ def write_checkpoint(
         cfg = compose("train", overrides=[*overrides, *own])
     torch.manual_seed(0)
     head = assembly.head(cfg)
-    network = assembly.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=head.num_channels)
+    channels = assembly.channels(cfg).describe()
+    network = assembly.network(
+        OmegaConf.to_container(cfg.model, resolve=True),
+        num_channels=head.num_channels,
+        inputs=assembly.inputs_of(channels),
+    )
     info = {
         "format": assembly.CHECKPOINT_FORMAT,
         "raincast_version": raincast.__version__,
@@ -36,7 +41,7 @@ def write_checkpoint(
         "step_minutes": step_minutes,
         "input_steps": input_steps,
         "lead_steps": lead_steps,
-        "channels": ["rain"],
+        "channels": channels,
         "grid_spacing": list(grid_spacing),
         "archive": {"identity": "none", "more": [], "source": "none", "cell_methods": "time: point"},
         "split_hash": "none",

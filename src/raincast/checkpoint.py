@@ -119,7 +119,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} does not say of which network its weights are: it was trained without metadata. Pass "
             "metadata=raincast.checkpoint.describe(settings, data) to NowcastModule, see docs/python.md."
         )
-    if info["format"] != CHECKPOINT_FORMAT:
+    if info.get("format") != CHECKPOINT_FORMAT:
         raise ValueError(
             f"{path} has format {info.get('format')}; raincast {__version__} reads {CHECKPOINT_FORMAT}. "
             f"It was written by raincast {info.get('raincast_version')}."
@@ -141,6 +141,10 @@ def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
     wrong += [name for name in counts if name not in wrong and info[name] <= 0]
     if "archive" not in wrong and not {"identity", "source", "cell_methods"} <= info["archive"].keys():
         wrong.append("archive")
+    if "channels" not in wrong and not all(map(_is_channel, info["channels"])):
+        wrong.append("channels")
+    if "grid_spacing" not in wrong and not all(type(km) in (int, float) for km in info["grid_spacing"]):
+        wrong.append("grid_spacing")
     if wrong:
         raise ValueError(f"it does not state {', '.join(wrong)} as raincast does")
     if not all(isinstance(tensor, torch.Tensor) for tensor in raw["state_dict"].values()):
@@ -151,6 +155,10 @@ def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
     if lacking := [part for part in _PARTS if not isinstance(config.get(part), dict)]:
         raise ValueError(f"its config has no {', '.join(lacking)}")
     return config
+
+
+def _is_channel(described: Any) -> bool:
+    return isinstance(described, dict) and all(isinstance(described.get(key), str) for key in ("name", "role"))
 
 
 def box_path() -> Path:

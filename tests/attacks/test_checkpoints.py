@@ -157,13 +157,27 @@ def test_the_config_in_an_optuna_study_is_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["step_minutes", "input_steps", "channels", "archive", "loggers", "epoch", "state_dict"]
+    ("key", "value"),
+    [
+        *(
+            (key, {"wandb": "../../x"})
+            for key in ("step_minutes", "input_steps", "channels", "archive", "loggers", "epoch", "state_dict")
+        ),
+        ("channels", ["rain"]),
+        ("channels", [{"name": "rain", "role": 1}]),
+        ("grid_spacing", ["a"]),
+        ("format", None),
+    ],
 )
-def test_what_a_checkpoint_says_of_itself_is_of_the_right_kind(key: str, tiny_run: Path, tmp_path: Path) -> None:
+def test_what_a_checkpoint_says_of_itself_is_of_the_right_kind(
+    key: str, value: Any, tiny_run: Path, tmp_path: Path
+) -> None:
     raw = torch.load(tiny_run / "checkpoints" / "last.ckpt", weights_only=True)
-    (raw if key in raw else raw["raincast"])[key] = {"wandb": "../../x"}
+    (raw if key in raw else raw["raincast"])[key] = value
+    if value is None:
+        del raw["raincast"][key]
     torch.save(raw, tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=r"a\.ckpt is no checkpoint of raincast"):
+    with pytest.raises(ValueError, match=r"a\.ckpt (is no checkpoint of raincast|has format None)"):
         assembly.read_checkpoint(tmp_path / "a.ckpt")
 
 

@@ -1,5 +1,6 @@
 """The page over HTTP: what is served, what is not, and who asks oddly."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -106,6 +107,8 @@ def test_health_tells_a_monitor(server: Server, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(server, "now", lambda: now + 21 * 60)
     status, content, _ = ask(server, "/health")
     assert status == 503 and json.loads(content)["status"] == "stale"
+    monkeypatch.setattr(server, "now", lambda: now - 3600)
+    assert ask(server, "/health")[0] == 503
     with Server(tmp_path, port=0) as empty:
         assert empty.health()[0] == 503
     with pytest.raises(FileNotFoundError, match="site="):
@@ -130,6 +133,30 @@ def test_malformed_requests_are_refused_and_the_server_goes_on(
             answer = b""
     assert not answer.startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
     assert ask(server, "/health")[0] == 200
+
+
+def test_who_sends_a_letter_now_and_then_keeps_no_place(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More such clients than are answered at once: others are answered all the same."""
+    assert 10 < Server.longest_s < 120
+    monkeypatch.setattr(server, "longest_s", 1.0)
+    slow = [socket.create_connection(server.server_address[:2], timeout=30) for _ in range(40)]
+    ended = threading.Event()
+
+    def trickle() -> None:
+        while not ended.wait(0.2):
+            for client in slow:
+                with contextlib.suppress(OSError):
+                    client.sendall(b"G")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        assert ask(server, "/health")[0] == 200
+    finally:
+        ended.set()
+        thread.join()
+        for client in slow:
+            client.close()
 
 
 def test_a_hundred_clients_at_once(server: Server) -> None:

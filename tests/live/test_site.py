@@ -146,10 +146,26 @@ LOOK = """
   move(6); const later = seen();
   by("what").value = "5"; by("what").dispatchEvent(new Event("change")); const chance = seen();
   move(2); const absent = seen();
-  const next = JSON.parse(JSON.stringify(data));
+  let next = JSON.parse(JSON.stringify(data));
   next.init_time = "2020-01-01T00:00:00Z"; next.missing_input_frames = "2019-12-31T23:55";
   raincastForecast(next); const changed = seen();
-  return {first, later, chance, absent, changed, wide: document.documentElement.scrollWidth - innerWidth};
+  next = JSON.parse(JSON.stringify(next));
+  // the same forecast as time goes by: it rains at the second and third of four lead times
+  const real = Date.now, said = {};
+  next.init_time = "2020-01-01T12:00:00Z"; next.page.stale_minutes = null;
+  next.valid_times = ["05", "10", "15", "20"].map((minute) => `2020-01-01T12:${minute}:00Z`);
+  for (const minute of [-30, 1, 12, 16, 21]) {
+    Date.now = () => Date.parse("2020-01-01T12:00:30Z") + 60000 * minute;
+    raincastForecast(JSON.parse(JSON.stringify(next)));
+    showAge();  // as the timer does
+    said[minute] = {...seen(), first: by("places").rows[0].cells[1].innerText, title: document.title};
+  }
+  next.places[0].rate_mm_h[2] = null;
+  Date.now = () => Date.parse("2020-01-01T12:01:30Z");
+  raincastForecast(JSON.parse(JSON.stringify(next)));
+  const unknown = by("places").rows[0].cells[1].innerText;
+  Date.now = real;
+  return {first, later, chance, absent, changed, said, unknown, wide: document.documentElement.scrollWidth - innerWidth};
 """
 
 
@@ -180,6 +196,15 @@ def test_the_page_in_a_browser(site: Site) -> None:
     # no place is called dry, or wet, by data that are old
     assert "not known: no data since 00:00" in changed["places"] and "rain in" not in changed["places"]
     assert seen["wide"] <= 0
+    said = seen["said"]
+    assert said["1"]["first"] == "rain in 9 min, until about 12:20, 80 %" and said["1"]["head"] == ""
+    assert said["12"]["first"] == "rain now, until about 12:20, 80 %"
+    assert seen["unknown"] == "rain in 9 min, not known from 12:15, 80 %"
+    # rain that has passed, a forecast that is over, a frame of the future
+    assert said["16"]["first"] == "rain now, until about 12:20, 80 %"
+    assert said["21"]["first"].startswith("not known") and said["21"]["head"] == "stale"
+    assert said["-30"]["head"] == "stale" and "30 min ahead of this clock" in said["-30"]["age"]
+    assert "clock" in said["-30"]["state"] and said["-30"]["title"].startswith("STALE")
 
 
 def test_old_maps_go_and_late_frames_come(site: Site) -> None:

@@ -10,7 +10,7 @@ from encoded import check_encoded
 
 from raincast import schema
 from raincast.archive import CODE_MM_H, MISSING_CODE, nearest_codes
-from raincast.baselines import Extrapolation, Persistence
+from raincast.baselines import Extrapolation, Persistence, SProg
 from raincast.forecasting import forecast_name
 from raincast.forecasting.files.dataset import forecast_dataset
 from raincast.forecasting.files.netcdf import write_forecast
@@ -20,10 +20,13 @@ LEADS, STEP, THRESHOLDS = 3, np.timedelta64(5, "m"), (0.5, 2.0)
 START = np.datetime64("2026-06-01T10:50", "ns")
 
 
-def verification(folder: Path, hours: float = 24.0, checkpoint: str = "abc") -> Verification:
+def verification(
+    folder: Path, hours: float = 24.0, checkpoint: str = "abc", sprog_pixels: int = 10_000
+) -> Verification:
     return Verification(
-        folder, step_minutes=5.0, lead_steps=LEADS, thresholds=THRESHOLDS, hours=hours, checkpoint=checkpoint
-    )
+        folder, step_minutes=5.0, lead_steps=LEADS, thresholds=THRESHOLDS, hours=hours, checkpoint=checkpoint,
+        sprog_pixels=sprog_pixels,
+    )  # fmt: skip
 
 
 def rain_of(frames: int, seed: int = 0) -> np.ndarray:
@@ -63,12 +66,14 @@ def test_rolling_csi_is_that_of_counting_by_hand(tmp_path: Path) -> None:
         scored.remember(time, past)
         moved = rates_of(Extrapolation(), past[None, :, None], LEADS)[0, :, 0]
         still = rates_of(Persistence(), past[None, :, None], LEADS)[0, :, 0]
+        smooth = rates_of(SProg(), past[None, :, None], LEADS)[0, :, 0]
         for lead in range(min(LEADS, 7 - number)):
             seen[lead].append(observed[number + lead + 1])
             said["forecast"][lead].append(forecasts[number][lead])
             said["persistence"][lead].append(np.where(np.isnan(forecasts[number][lead]), np.nan, still[lead]))
-            codes = nearest_codes(moved[lead])  # as it is kept
-            said["extrapolation"][lead].append(np.where(codes == MISSING_CODE, np.nan, codes * CODE_MM_H))
+            for method, rates in (("extrapolation", moved), ("sprog", smooth)):
+                codes = nearest_codes(rates[lead])  # as it is kept
+                said[method][lead].append(np.where(codes == MISSING_CODE, np.nan, codes * CODE_MM_H))
     assert len(scored.counts) == 2
     summary = scored.summary()
     assert summary["observations"] == 7 and summary["comparisons"] == sum(map(len, seen.values()))
@@ -88,6 +93,18 @@ def test_a_perfect_forecast_scores_one_and_nothing_scores_nothing(tmp_path: Path
     for number in (1, 2, 3):
         assert scored.observe(START + number * STEP, observed[number]) == 1
     assert scored.summary()["csi"]["forecast"] == [[1.0] * LEADS] * 2
+
+
+def test_a_grid_that_is_too_large_for_s_prog_is_scored_without_it(tmp_path: Path) -> None:
+    observed = rain_of(4)
+    scored = verification(tmp_path, sprog_pixels=observed[0].size - 1)
+    publish(tmp_path, START, observed[1:])
+    scored.remember(START, observed[:1])
+    for number in (1, 3):
+        assert scored.observe(START + number * STEP, observed[number]) == 1
+    csi = scored.summary()["csi"]
+    assert csi["sprog"] == [[None] * LEADS] * 2 and csi["forecast"] == [[1.0, None, 1.0]] * 2
+    assert all(0 < value < 1 for row in csi["extrapolation"] for value in (row[0], row[2]))
 
 
 def test_forecasts_of_another_network_or_damaged_ones_do_not_count(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from watching import MINUTE, ManualClock, frames_of, time_in_seconds, write_fram
 
 from raincast import assembly
 from raincast.forecasting import forecast_name
-from raincast.live import Settings, Watcher
+from raincast.live import Settings, Site, Watcher
 
 Act = Callable[[], Any]
 
@@ -56,12 +56,16 @@ class Scene:
         """Something that happens so long after the first frame's time."""
         self.events.append((self.start + minutes * MINUTE, act))
 
-    def watch(self, minutes: float = 70.0, **settings: Any) -> tuple[int, dict[str, Any]]:
+    def watch(
+        self, minutes: float = 70.0, *, site: Site | None = None, **settings: Any
+    ) -> tuple[int, dict[str, Any]]:
         """Exit code and status of a watcher that runs for so long after the first frame's time."""
         until = np.datetime64(round(self.start + minutes * MINUTE), "s")
         own = {"output": self.output, "poll_s": MINUTE, "settle_s": 30.0, "until": str(until), "verify": False}
         clock = ManualClock(self.start - MINUTE, self.events)
-        watcher = Watcher(self.incoming, self.reader, self.pipeline, Settings(**(own | settings)), clock=clock)
+        watcher = Watcher(
+            self.incoming, self.reader, self.pipeline, Settings(**(own | settings)), clock=clock, site=site
+        )
         self.events = []
         code = watcher.run()
         return code, json.loads((self.output / "status.json").read_text())
@@ -419,6 +423,35 @@ def test_what_fails_is_tried_again(scene: Scene, monkeypatch: pytest.MonkeyPatch
     code, status = scene.watch(28)
     assert not failures and 2 in scene.made and code == 0 and status["counts"]["failed"] == 1
     assert any("No space left" in error["reason"] for error in status["errors"])
+
+
+def test_a_page_that_lacks_the_newest_forecast_gets_it(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that was full for a while, and a run that was killed between a forecast and its page."""
+    site = Site(tmp_path / "site", coastlines=False)
+    assert site.shown is None
+    for number in range(4):
+        scene.arrives(number)
+    update, failures = Site.update, [OSError(28, "No space left on device")] * 2
+
+    def full(*arguments: Any, **keywords: Any) -> None:
+        if failures and len(scene.made) == 2:
+            raise failures.pop()
+        update(*arguments, **keywords)
+
+    monkeypatch.setattr(Site, "update", full)
+    code, status = scene.watch(9.5, site=site)
+    newest = time_in_seconds(scene.frames, scene.made[-1])
+    assert code == 0 and not failures and len(scene.made) == 2 and site.shown == newest
+    assert any("No space left" in error["reason"] for error in status["errors"])
+    assert Site(site.folder).shown == newest
+    (site.folder / "forecast.js").write_text("raincastForecast({")  # a power cut
+    again = Site(site.folder, coastlines=False)
+    assert again.shown is None
+    scene.start = newest + 3 * MINUTE
+    scene.watch(1, site=again)
+    assert again.shown == newest and json.loads((site.folder / "forecast.json").read_text())
 
 
 def test_an_archive_that_grows_is_watched_too(

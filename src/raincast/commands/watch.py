@@ -26,6 +26,11 @@ def run(cfg: DictConfig) -> Path:
         raise ValueError(f"input={cfg.input} and watch={cfg.watch}: give one of them.")
     if cfg.init_time != "latest":
         raise ValueError(f"init_time={cfg.init_time}: with watch=… forecasts begin at the frames that arrive.")
+    if cfg.for_pysteps and (cfg.live.verify or cfg.site is not None):
+        raise ValueError(
+            "for_pysteps=true with watch=…: scores and the page are made of files with raincast's own names. Give "
+            "live.verify=false and no site, or leave for_pysteps out."
+        )
     from raincast.live import Watcher
 
     settings = assembly.make(cfg.live)

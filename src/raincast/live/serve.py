@@ -1,9 +1,11 @@
 """The folder of a page over HTTP, read-only: its files, any point at `/at`, and `/health` for a monitor."""
 
+import contextlib
 import json
 import logging
 import math
 import re
+import socket
 import stat
 import threading
 import time
@@ -28,6 +30,10 @@ MOST_AT_ONCE = 32
 """Requests that are answered at once; others wait in the system's queue."""
 TIMEOUT_S = 10
 """Seconds that a client may let a read or a write wait."""
+LONGEST_S = 60
+"""Seconds that a request may take in all: who sends a letter now and then keeps its place no longer."""
+AHEAD_STEPS = 2
+"""Frames further ahead of the clock than this are a mistake of either."""
 FILES = re.compile(r"/(index\.html|forecast\.(?:json|js|nc)|maps/[A-Za-z0-9_.]{1,80}\.png)")
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -89,6 +95,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 256
+    longest_s: float = LONGEST_S
 
     def __init__(
         self,
@@ -118,9 +125,13 @@ class Server(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Answer, and make room for the next."""
+        limit = threading.Timer(self.longest_s, _hang_up, (request,))
+        limit.daemon = True
+        limit.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            limit.cancel()
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -135,10 +146,17 @@ class Server(ThreadingHTTPServer):
         except (OSError, ValueError, KeyError):
             return HTTPStatus.SERVICE_UNAVAILABLE, {"status": "no forecast"}
         age_s = self.now() - float(init_time.astype(np.int64))
-        stale = age_s > 60 * self.stale_minutes
-        status = HTTPStatus.SERVICE_UNAVAILABLE if stale else HTTPStatus.OK
-        state = {"status": "stale" if stale else "ok", "init_time": said["init_time"], "age_s": round(age_s)}
-        return status, state
+        word = "stale" if age_s > 60 * self.stale_minutes else "ok"
+        if age_s < -60 * AHEAD_STEPS * float(said["step_minutes"]):
+            word = "ahead of the clock"  # one of both is wrong: how old the data are is not known
+        status = HTTPStatus.OK if word == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
+        return status, {"status": word, "init_time": said["init_time"], "age_s": round(age_s)}
+
+
+def _hang_up(request: socket.socket) -> None:
+    """End a connection, so that whoever waits for it in another thread goes on."""
+    with contextlib.suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -23,6 +23,7 @@ class Settings:
     verify: bool = True
     skill_hours: float = 24.0
     thresholds: tuple[float, ...] = (0.5, 1.0, 5.0)
+    sprog_pixels: int = 1_000_000
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""

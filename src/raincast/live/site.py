@@ -22,6 +22,7 @@ from PIL import Image
 from raincast import schema
 from raincast.forecasting.files.dataset import lead_minutes_of
 from raincast.forecasting.files.locations import Location
+from raincast.live.clock import seconds_of
 from raincast.live.outlook import Located, outlook, utc
 from raincast.plotting import rain_image
 from raincast.plotting.coastlines import coast_pixels
@@ -34,6 +35,7 @@ Maps = npt.NDArray[np.float32]
 MAPS = "maps"
 FORECAST, NEWEST = "forecast.nc", ".newest.npz"
 """The forecast, and the observation at its init_time, for `raincast serve`."""
+SCRIPT = "forecast.js"
 LONGEST = 640
 """Pixels of the longer side of a map."""
 PAST_MINUTES = 60
@@ -66,6 +68,8 @@ class Site:
         self.places, self.hours, self.stale_minutes = list(places), hours, stale_minutes
         self.title, self.coastlines = title, coastlines
         self._canvas: _Canvas | None = None
+        self.shown = self._shown_before()
+        """Seconds since 1970: the init_time of the forecast that the page shows; None: it shows none."""
 
     def update(
         self, forecast: xr.Dataset, past: Mapping[np.datetime64, Maps], *, file: Path, skill: dict[str, Any] | None
@@ -100,8 +104,18 @@ class Site:
         write_text(self.folder / "forecast.json", text + "\n")
         # a script, but its text stays data: nothing in it can end the script
         both = json.dumps(content | {"page": page}, allow_nan=False).replace("<", "\\u003c")
-        write_text(self.folder / "forecast.js", f"raincastForecast({both});\n")
+        write_text(self.folder / SCRIPT, f"raincastForecast({both});\n")
+        self.shown = seconds_of(init_time)
         self._forget(init_time)
+
+    def _shown_before(self) -> float | None:
+        """What an earlier run put on the page."""
+        try:
+            text = (self.folder / SCRIPT).read_text(encoding="utf-8")
+            said = json.loads(text.removeprefix("raincastForecast(").removesuffix(");\n"))
+            return seconds_of(np.datetime64(str(said["init_time"]).removesuffix("Z"), "s"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _observed(
         self, init_time: np.datetime64, step: np.timedelta64, past: Mapping[np.datetime64, Maps]

@@ -1,7 +1,8 @@
 """A forecast that verifies itself: each observation is compared with what was forecast for its time.
 
-Beside the published forecast stand persistence and extrapolation, made at the same time from the same frames and
-scored on the same pixels. Counts are kept by hour of valid time, so that the score of the last hours is a sum.
+Beside the published forecast stand persistence, extrapolation and, on grids that are not too large for it, S-PROG:
+made at the same time from the same frames, and scored on the same pixels. Counts are kept by hour of valid time,
+so that the score of the last hours is a sum.
 """
 
 import logging
@@ -16,7 +17,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE, nearest_codes
-from raincast.baselines import Extrapolation, Persistence
+from raincast.baselines import Extrapolation, Persistence, SProg
 from raincast.forecaster import Query
 from raincast.forecasting import forecast_name
 from raincast.live.clock import seconds_of
@@ -27,7 +28,7 @@ from raincast.system.files import atomic
 
 log = logging.getLogger(__name__)
 
-METHODS = ("forecast", "persistence", "extrapolation")
+METHODS = ("forecast", "persistence", "extrapolation", "sprog")
 RATIOS: dict[str, Callable[[Contingency], torch.Tensor]] = {
     "csi": categorical.csi,
     "pod": categorical.pod,
@@ -42,8 +43,9 @@ Counts = npt.NDArray[np.int64]
 class Verification:
     """Scores forecasts of `lead_steps` in the folder `forecasts` as observations come.
 
-    What persistence and extrapolation said waits in the hidden folder `.references` there, until the last time
-    that it is about has passed. `checkpoint` is the hash of the network whose forecasts count.
+    What the references said waits in the hidden folder `.references` there, until the last time that it is about
+    has passed. S-PROG is one of them on grids of at most `sprog_pixels` pixels. `checkpoint` is the hash of the
+    network whose forecasts count.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Verification:
         thresholds: tuple[float, ...],
         hours: float,
         checkpoint: str,
+        sprog_pixels: int = 1_000_000,
     ) -> None:
         categorical.check_thresholds(thresholds)
         self.forecasts = forecasts
@@ -65,7 +68,8 @@ class Verification:
         self.thresholds = thresholds
         self.hours = hours
         self.checkpoint = checkpoint
-        self.baselines = (Persistence(), Extrapolation())
+        self.sprog_pixels = sprog_pixels
+        self.persistence, self.moving = Persistence(), (Extrapolation(), SProg())
         self.counts: dict[int, Counts] = {}
         self.scored: dict[int, int] = {}
         """Valid times, in seconds, and the number of forecasts that they were compared with."""
@@ -74,9 +78,11 @@ class Verification:
         """Make and keep what the references say from `init_time` on; `past` is (T, H, W) in mm/h."""
         rain, step_minutes = past[None, :, None], self.step_minutes
         # one map of persistence is enough: it stays
-        persisted = self.baselines[0].predict(Query.for_steps(rain, 1, step_minutes=step_minutes))
-        moved = self.baselines[1].predict(Query.for_steps(rain, self.lead_steps, step_minutes=step_minutes))
-        rates = np.concatenate([persisted.rates[0, :, 0], moved.rates[0, :, 0]])
+        made = [self.persistence.predict(Query.for_steps(rain, 1, step_minutes=step_minutes))]
+        query = Query.for_steps(rain, self.lead_steps, step_minutes=step_minutes)
+        moving = self.moving if past[0].size <= self.sprog_pixels else self.moving[:1]
+        made += [method.predict(query) for method in moving]
+        rates = np.concatenate([prediction.rates[0, :, 0] for prediction in made])
         codes = nearest_codes(np.minimum(rates, MAX_RATE))
         rates = np.where(codes == MISSING_CODE, np.nan, codes * CODE_MM_H)
         dataset = xr.Dataset({RAIN: ((LEAD_TIME, Y, X), rates)})
@@ -107,7 +113,7 @@ class Verification:
             if hour not in self.counts:
                 self.counts[hour] = self._no_counts()
             for lead, counts in found.items():
-                self.counts[hour][:, lead - 1] += counts
+                self.counts[hour][: len(counts), lead - 1] += counts
         self.scored[int(seconds_of(time))] = len(found)
         return len(found)
 
@@ -173,7 +179,7 @@ class Verification:
         return self.references / f"{forecast_name(init_time).replace('forecast', 'references')}.nc"
 
     def _said(self, init_time: np.datetime64, lead: int) -> npt.NDArray[np.float32] | None:
-        """What each of `METHODS` said, (3, H, W) in mm/h; None where not all of them did."""
+        """What each of `METHODS` said, (3 or, with S-PROG, 4, H, W) in mm/h; None where not all of them did."""
         published = self.forecasts / f"{forecast_name(init_time)}.nc"
         if not (published.exists() and self.remembers(init_time)):
             return None
@@ -183,11 +189,12 @@ class Verification:
                     return None
                 forecast = file[RAIN][lead - 1].values
             with _open(self._reference(init_time)) as file:
-                persistence, extrapolation = file[RAIN][0].values, file[RAIN][lead].values
+                numbers = [0, *range(lead, file.sizes[LEAD_TIME], self.lead_steps)]
+                references = file[RAIN][numbers].values
         except (OSError, ValueError, KeyError, IndexError) as error:
             log.warning("Not scored: %s cannot be read (%s).", published.name, error)
             return None
-        return np.stack([forecast, persistence, extrapolation])
+        return np.concatenate([forecast[None], references])
 
     def _count(self, said: npt.NDArray[np.float32], rain: npt.NDArray[np.float32]) -> Counts:
         """(method, threshold, 4), over the pixels that were observed and forecast."""

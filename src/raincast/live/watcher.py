@@ -19,7 +19,6 @@ from raincast.live.settings import Settings
 from raincast.live.site import Site
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
-from raincast.schema import INIT_TIME
 from raincast.system.files import Sight
 from raincast.system.lock import held
 from raincast.version import __version__
@@ -28,6 +27,8 @@ log = logging.getLogger(__name__)
 
 STATE, STATUS, LOCK = ".state.json", "status.json", ".watch.lock"
 STATE_FORMAT = 2
+SHOWN_AGAIN_S = 15.0
+"""After so long a page that could not be written is tried again."""
 MOST_TRIES = 8
 """How often a forecast that failed is tried again, waiting twice as long each time."""
 DONE, WITH_ERRORS = 0, 3
@@ -76,6 +77,7 @@ class Watcher:
             thresholds=settings.thresholds,
             hours=settings.skill_hours,
             checkpoint=str(pipeline.attrs.get("checkpoint_sha256", "unknown")),
+            sprog_pixels=settings.sprog_pixels,
         )
         self.started = self.clock.now()
         self._refused: dict[np.datetime64, int] = {}
@@ -89,6 +91,7 @@ class Watcher:
         self._taken_over: set[np.datetime64] = set()
         self._state_written: float | None = None
         self._verified: int | None = None
+        self._shown_again_at = 0.0
         self._saved: tuple[int, int] | None = None
 
     @property
@@ -120,6 +123,7 @@ class Watcher:
         if self.stop.is_set():
             return
         self._forecast_due()
+        self._show_newest()
         self._verify()
         self._retain()
 
@@ -228,19 +232,30 @@ class Watcher:
             "" if in_time else f": the deadline of {self.settings.deadline_s:g} s is missed",
         )
         self._unverified[time] = frames["rain_rate"].values
-        if self.site is not None and seconds_of(time) == self.record.newest_forecast:
-            self._show(self.site, forecast, written["forecast"])
+        self._show_newest()
         self._save(WORKING)
 
-    def _show(self, site: Site, forecast: xr.Dataset, file: Path) -> None:
-        """Put a forecast, the newest that there is, on the page."""
-        recent, init_time = self.intake.recent, forecast[INIT_TIME].values
-        past = {time: recent.frame(time).rain for time in recent.times if time <= init_time}
+    def _show_newest(self) -> None:
+        """Put the newest forecast on the page where it is not there yet: it was just made, or could not be shown.
+
+        What is shown is what the file holds, so that the page, `forecast.json` and `/at` agree.
+        """
+        newest, now = self.record.newest_forecast, self.clock.now()
+        waits = now < self._shown_again_at <= now + SHOWN_AGAIN_S
+        if self.site is None or newest is None or waits or self.site.shown == newest:
+            return
+        time, recent = time_of(newest), self.intake.recent
+        if time not in recent or not self.intake.is_fresh(time, now) or not self._is_there(time):
+            return
+        past = {t: recent.frame(t).rain for t in recent.times if t <= time}
         skill = self.verification.summary() if self.settings.verify else None
         try:
-            site.update(forecast, past, file=file, skill=skill)
+            with xr.open_dataset(self._path(time), engine="netcdf4", decode_timedelta=True) as file:
+                forecast = file.load()
+            self.site.update(forecast, past, file=self._path(time), skill=skill)
         except Exception as error:  # the forecast is there all the same
-            self.record.fail("site", f"{type(error).__name__}: {error}", self.clock.now())
+            self._shown_again_at = now + SHOWN_AGAIN_S
+            self.record.fail("site", f"{type(error).__name__}: {error}", now)
             log.error("the page is not up to date: %s", error)
 
     def _refuse(self, time: np.datetime64, error: ValueError) -> None:

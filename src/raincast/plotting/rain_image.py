@@ -46,7 +46,8 @@ def rain_colours() -> tuple[Colormap, BoundaryNorm]:
 
 def rain_classes(rain: Rain) -> npt.NDArray[np.uint8]:
     """Class numbers, same shape: 0 for dry, k from boundary k - 1 on, `MISSING_CLASS` for NaN."""
-    classes = np.digitize(rain, np.array(RAIN_BOUNDARIES, np.float32)).astype(np.uint8)
+    # in float64 0.1 is less than the boundary in float32
+    classes = np.digitize(np.asarray(rain, np.float32), np.array(RAIN_BOUNDARIES, np.float32)).astype(np.uint8)
     classes[np.isnan(rain)] = MISSING_CLASS
     return classes
 
@@ -159,6 +160,13 @@ def resample(rain: Rain, height: int, width: int) -> Rain:
     """
     if rain.shape == (height, width):
         return rain
+    if height >= rain.shape[0] and width >= rain.shape[1]:
+        # each pixel as it is: a mean of one value is that value but for rounding, which may change its class
+        rows, columns = (
+            ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+            for new, old in zip((height, width), rain.shape, strict=True)
+        )
+        return rain[np.ix_(rows, columns)].astype(np.float32)
     present = np.isfinite(rain)
     sums = _box(np.where(present, rain, 0.0), height, width)
     share = _box(present, height, width)
