@@ -151,5 +151,5 @@ def test_references_are_small_and_exact_to_a_code(tmp_path: Path) -> None:
     scored = verification(tmp_path)
     scored.remember(START, observed)
     with xr.open_dataset(next((tmp_path / ".references").glob("*.nc"))) as file:
-        assert file["rain_rate"].shape == (1 + LEADS, 24, 20)
+        assert file["rain_rate"].shape == (1 + 2 * LEADS, 24, 20)
         check_encoded(file["rain_rate"][0], rates_of(Persistence(), observed[None, :, None], 1)[0, 0, 0])
