@@ -74,7 +74,7 @@ def test_without_a_checkpoint_there_is_none_and_without_a_whole_one_an_error(tmp
     assert newest_whole(last, previous) is None
     last.write_bytes(b"PK")
     previous.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"No checkpoint in .* is whole.*begins anew"):
+    with pytest.raises(ValueError, match=r"No checkpoint in .* is undamaged.*starts from scratch"):
         newest_whole(last, previous)
     assert newest_whole(last, previous) is None
 
@@ -176,9 +176,9 @@ def test_what_is_random_follows_from_where_the_run_is() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every_minutes": 0}, r"callbacks\.last\.every_minutes=0: give a number over 0"),
+        ({"every_minutes": 0}, r"callbacks\.last\.every_minutes=0: give a number above 0"),
         ({"every_n_train_steps": -1}, r"callbacks\.last\.every_n_train_steps=-1"),
-        ({"signals": ["SIGTREM"]}, r"SIGTREM is no signal here\. Take SIGTERM"),
+        ({"signals": ["SIGTREM"]}, r"Unknown signal SIGTREM: use SIGTERM"),
     ],
 )
 def test_keys_that_make_no_sense_are_refused(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_schedules_are_the_published_ones() -> None:
         (lambda: Constant(1.5), r"value=1\.5 is a probability, from 0 to 1"),
         (lambda: Linear(1.0, -0.1, 0, 10), r"last=-0\.1 is a probability"),
         (lambda: Linear(1.0, 0.0, 10, 10), r"begin=10 and end=10 are optimiser steps"),
-        (lambda: Approach(0.5, 0, 10, 0), r"scale=0 must be over 0"),
-        (lambda: GrowingLead(0), r"curriculum\.lead\.first=0: give a whole number from 1 up"),
+        (lambda: Approach(0.5, 0, 10, 0), r"scale=0 must be above 0"),
+        (lambda: GrowingLead(0), r"curriculum\.lead\.first=0: give a whole number of at least 1"),
     ],
 )
 def test_numbers_that_make_no_sense_are_refused(make: Any, message: str) -> None:

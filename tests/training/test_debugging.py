@@ -78,7 +78,7 @@ def test_profile_leaves_a_trace_and_says_where_the_time_goes(
     whole = float(rows[-1][0])
     assert sum(float(row[0]) for row in rows[:-1]) == pytest.approx(whole, rel=0.02, abs=0.05)
     assert whole > 0 and "_Sequence" in operators and "2 ×" not in rows
-    assert "Milliseconds a step, of 2:" in caplog.text
+    assert "Milliseconds per step, of 2:" in caplog.text
     with caplog.at_level("WARNING", logger="raincast"):
         run(
             tiny_archive,

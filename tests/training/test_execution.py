@@ -295,5 +295,5 @@ def test_the_network_is_compiled(
 
 
 def test_an_unknown_way_to_compile_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"compile=fast is no mode .*reduce-overhead"):
+    with pytest.raises(ValueError, match=r"compile=fast is not a mode .*reduce-overhead"):
         execution.prepare(torch.nn.Identity(), compile="fast", recompute=False, tf32=True)

@@ -81,10 +81,13 @@ def test_gradients_are_looked_at_before_the_step() -> None:
 
     step(1.0, 4.0)
     with pytest.raises(
-        NotFinite, match=r"The loss is finite, but its gradient is not.*these give one: .* of data/b\."
+        NotFinite,
+        match=r"The loss is finite, but its gradient is not.*these cause it on their own: .* of data/b\.",
     ):
         step(1.0, 0.0, 4.0)
-    with pytest.raises(NotFinite, match=r"Of the 2 windows of the step each gives one alone.*Lower optimizer\.lr"):
+    with pytest.raises(
+        NotFinite, match=r"Of the 2 windows of the step, each causes it on its own.*Lower optimizer\.lr"
+    ):
         step(0.0, 0.0)
     trainer.precision_plugin.scaler = object()
     step(0.0, 1.0)  # the scaler leaves such a step out
@@ -110,7 +113,7 @@ def test_a_run_ends_with_the_window_and_the_checkpoint_before(
     with pytest.raises(NotFinite, match="The loss is nan") as raised:
         train(compose_config("train", tmp_path, *TINY, f"data.archive={tiny_archive}"))
     message = str(raised.value)
-    assert "in epoch 2 after step 10. Alone, of the 4 windows of the step, these give one: " in message
+    assert "in epoch 2 after step 10. Of the 4 windows of the step, these cause it on their own: " in message
     assert f"y={bad['y']}, x={bad['x']} of {tiny_archive}." in message and message.count("UTC") == 1
     kept = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 6  # of the first epoch

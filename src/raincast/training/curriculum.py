@@ -1,4 +1,4 @@
-"""Curricula: growing lead times, and scheduled sampling, in which a network reads fewer true frames with time."""
+"""Curricula: growing lead times, and scheduled sampling, which replaces true frames by forecasts over time."""
 
 import math
 from collections.abc import Callable
@@ -11,27 +11,27 @@ from torch import Tensor, nn
 from raincast.transforms import Transform
 
 Schedule = Callable[[int], float]
-"""Optimiser step → probability."""
+"""A function of the optimiser step that returns a probability."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The same at every step."""
+    """The same probability at every step."""
 
     value: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability."""
+        """Raise ValueError unless `value` is a probability."""
         _check_probability(value=self.value)
 
     def __call__(self, step: int) -> float:
-        """`value`."""
+        """Return `value`."""
         return self.value
 
 
 @dataclass(frozen=True)
 class Linear:
-    """`first` up to step `begin`, then a straight line to `last` at step `end`."""
+    """`first` up to step `begin`, then linear in the step to `last` at step `end`."""
 
     first: float
     last: float
@@ -39,12 +39,12 @@ class Linear:
     end: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability, and an end before the beginning."""
+        """Raise ValueError unless `first` and `last` are probabilities and `begin` is before `end`."""
         _check_probability(first=self.first, last=self.last)
         _check_order(self.begin, self.end)
 
     def __call__(self, step: int) -> float:
-        """On the line."""
+        """Return the probability at `step`."""
         done = min(1.0, max(0.0, (step - self.begin) / (self.end - self.begin)))
         return self.first + done * (self.last - self.first)
 
@@ -59,14 +59,14 @@ class Approach:
     scale: float
 
     def __post_init__(self) -> None:
-        """Refuse what is no probability, an end before the beginning, and a scale that is none."""
+        """Raise ValueError unless `first` is a probability, `begin` is before `end` and `scale` is above 0."""
         _check_probability(first=self.first)
         _check_order(self.begin, self.end)
         if not self.scale > 0:
-            raise ValueError(f"curriculum: scale={self.scale} must be over 0, in steps.")
+            raise ValueError(f"curriculum: scale={self.scale} must be above 0, in steps.")
 
     def __call__(self, step: int) -> float:
-        """On the curve."""
+        """Return the probability at `step`."""
         if step < self.begin:
             return self.first
         return 1.0 if step >= self.end else 1 - (1 - self.first) * math.exp(-(step - self.begin) / self.scale)
@@ -81,38 +81,39 @@ def _check_probability(**values: float) -> None:
 def _check_order(begin: int, end: int) -> None:
     if not 0 <= begin < end:
         raise ValueError(
-            f"curriculum: begin={begin} and end={end} are optimiser steps, the first before the other."
+            f"curriculum: begin={begin} and end={end} are optimiser steps: begin must come before end."
         )
 
 
 @dataclass(frozen=True)
 class GrowingLead:
-    """Forecasts of `first` steps to begin with, of `by` more each `every_n_epochs`, up to those of the data."""
+    """Growing lead times: `first` steps at first, `by` more every `every_n_epochs`, up to those of the data."""
 
     first: int
     by: int = 1
     every_n_epochs: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
+        """Raise ValueError for numbers below 1."""
         for name, value in vars(self).items():
             if value < 1:
-                raise ValueError(f"curriculum.lead.{name}={value}: give a whole number from 1 up.")
+                raise ValueError(f"curriculum.lead.{name}={value}: give a whole number of at least 1.")
 
     def steps(self, epoch: int, lead_steps: int) -> int:
-        """The number of `lead_steps` that are trained on in `epoch`, counted from 0."""
+        """Return how many of `lead_steps` are trained on in `epoch`, counted from 0."""
         return min(lead_steps, self.first + self.by * (epoch // self.every_n_epochs))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames a network that reads its own forecasts is given in training: the true one, or its own.
+    """Choice between the true frame and the network's own forecast as its next input.
 
-    `context` and `forecast` are the probabilities of the true frame, drawn for each sample and step, within the
-    input (behind its first frame) and behind it. Scheduled sampling (Bengio et al. 2015), as in PredRNN (Wang et
-    al. 2017), lets `forecast` fall; reverse scheduled sampling (Wang et al. 2021, arXiv 2103.09504) lets `context`
-    rise. At the end the context is true and the forecast is read from itself, as in validation and in use.
-    `context_loss` also trains the one-step forecasts of the input's frames, as the papers do.
+    `context` and `forecast` are the probabilities of the true frame, drawn for each sample and step: `context`
+    within the input (after its first frame), `forecast` after it. Scheduled sampling (Bengio et al. 2015), as in
+    PredRNN (Wang et al. 2017), decreases `forecast`; reverse scheduled sampling (Wang et al. 2021, arXiv
+    2103.09504) increases `context`. At the end of both, the network reads true frames within the input and its own
+    forecasts after it, as in validation and in use. `context_loss` also trains the one-step forecasts of the input
+    frames, as the papers do.
     """
 
     context: Schedule
@@ -120,14 +121,17 @@ class Sampling:
     context_loss: bool = True
 
     def draw(self, step: int, batch: int, input_steps: int, lead_steps: int, device: torch.device) -> Tensor:
-        """(B, input_steps + lead_steps − 2) bool: True where the frame after each of the first is the true one."""
+        """Draw a bool tensor (B, input_steps + lead_steps − 2): True where the network reads the true frame.
+
+        Entry t stands for frame t + 1, since the first frame is always true.
+        """
         chances = [self.context(step)] * (input_steps - 1) + [self.forecast(step)] * (lead_steps - 1)
         return torch.rand(batch, len(chances), device=device) < torch.tensor(chances, device=device)
 
     def answer(
         self, network: Any, transform: Transform, frames: Tensor, batch: Any, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output for `frames` (network units), target, and mask of the target."""
+        """Return the output for `frames` (network units), the target and its mask."""
         truth, mask = transform.forward(batch["target"]), batch["target_mask"]
         B, T, S = len(frames), frames.shape[1], truth.shape[1]
         output = network.unroll(frames, truth, self.draw(step, B, T, S, frames.device))
@@ -143,13 +147,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """The lead times and the true frames of a training step; validation is of what is asked in the end."""
+    """The lead times and true frames of a training step; validation always uses the final setting."""
 
     lead: GrowingLead | None = None
     sampling: Sampling | None = None
 
     def check(self, network: nn.Module) -> None:
-        """ValueError where `network` has nothing to sample: it reads no forecast of its own."""
+        """Raise ValueError if `sampling` is set but `network` does not read its own forecasts."""
         if self.sampling is not None and not hasattr(network, "unroll"):
             raise ValueError(
                 f"curriculum.sampling chooses between the true frame and the network's own forecast, but "
@@ -158,7 +162,7 @@ class Curriculum:
             )
 
     def shorten(self, batch: Any, epoch: int) -> Any:
-        """The batch with the lead times of `epoch` alone."""
+        """Return the batch with only the lead times of `epoch`."""
         if self.lead is None:
             return batch
         steps = self.lead.steps(epoch, batch["target"].shape[1])
@@ -166,7 +170,7 @@ class Curriculum:
         return {**batch, **cut}
 
     def in_force(self, step: int, epoch: int, lead_steps: int) -> dict[str, float]:
-        """The present settings, for the log."""
+        """Return the current settings, for the log."""
         told: dict[str, float] = {}
         if self.lead is not None:
             told["train/lead_steps"] = float(self.lead.steps(epoch, lead_steps))

@@ -1,7 +1,4 @@
-"""The execution of a network: compilation, recomputation, precision, averaged weights.
-
-What it computes stands elsewhere.
-"""
+"""How a network is run: compilation, recomputation, precision, averaged weights. None changes what is computed."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -19,7 +16,7 @@ COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-
 
 
 def units(network: nn.Module) -> Iterator[nn.Module]:
-    """The layers that a network calls one by one: its children, and those in its lists."""
+    """Yield the layers that a network calls one by one: its children with parameters, and those in its lists."""
     for child in network.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -28,27 +25,27 @@ def units(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def prepare(network: nn.Module, *, compile: str | None, recompute: bool, tf32: bool) -> None:
-    """Make `network` run so; ValueError for a mode that torch.compile does not know."""
+    """Apply these settings to `network`; raises ValueError for an unknown mode of torch.compile."""
     if compile is not None and compile not in COMPILE_MODES:
-        raise ValueError(f"compile={compile} is no mode of torch.compile: null, {', '.join(COMPILE_MODES)}.")
+        raise ValueError(f"compile={compile} is not a mode of torch.compile: null, {', '.join(COMPILE_MODES)}.")
     keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     if recompute:
         for unit in units(network):
-            # of the instance: the names of the weights stay what they are
+            # set on the instance, so that the names of the weights do not change
             unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
     if compile is not None:
         network.compile(mode=compile)
 
 
 def recomputes(network: nn.Module) -> int:
-    """The number of units of `network` that recompute their activations in the backward."""
+    """Return how many units of `network` recompute their activations in the backward pass."""
     forwards = (getattr(unit, "forward", None) for unit in units(network))
     return sum(isinstance(forward, functools.partial) and forward.func is checkpoint for forward in forwards)
 
 
 def used(trainer: L.Trainer, network: nn.Module) -> dict[str, Any]:
-    """The settings in force, read back from the Trainer and the network; None if one does not apply."""
+    """Return the settings in force, read from the Trainer and the network; None if one does not apply."""
     plugin = trainer.precision_plugin
     scaler = getattr(plugin, "scaler", None)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
@@ -71,27 +68,27 @@ def used(trainer: L.Trainer, network: nn.Module) -> dict[str, Any]:
 
 
 class AveragedWeights(WeightAveraging):
-    """An exponential moving average of the weights: validated, put into checkpoints, and the network in the end.
+    """An exponential moving average of the weights, used for validation, checkpoints and the final network.
 
-    After step n (from 1) the average keeps min(decay, (1 + n) / (10 + n)) of itself: the weights of the beginning
-    are forgotten whatever the length of the run. Checkpoints hold the average as `state_dict`, and beside it the
-    weights that training goes on with.
+    After step n (from 1) the average keeps min(decay, (1 + n) / (10 + n)) of itself, so that the initial weights
+    are forgotten however short the run is. Checkpoints hold the average as `state_dict` and, separately, the
+    weights with which training continues.
     """
 
     def __init__(self, decay: float) -> None:
-        """ValueError unless 0 < decay < 1."""
+        """Raise ValueError unless 0 < decay < 1."""
         if not 0 < decay < 1:
             raise ValueError(
-                f"ema={decay} is the share that the average keeps in a step: over 0, below 1 (0.999)."
+                f"ema={decay} is the share that the average keeps per step: above 0 and below 1 (0.999)."
             )
         super().__init__(use_buffers=True, multi_avg_fn=self._average)
         self.decay = decay
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The average goes where the weights are: Lightning makes it before it moves them to a GPU.
+        """Move the average to the weights' device: Lightning creates it before it moves them to a GPU.
 
-        It would stay in main memory, and every step would copy all weights there. The count of steps does stay: to
-        ask a GPU for it would wait for it.
+        It would stay in main memory, and every step would copy all weights there. The count of steps does stay:
+        reading it from a GPU would wait for the GPU.
         """
         assert self._average_model is not None
         self._average_model.module.to(module.device)
@@ -100,7 +97,7 @@ class AveragedWeights(WeightAveraging):
         assert self._average_model is not None
         n = int(self._average_model.n_averaged)
         kept = min(self.decay, (1 + n) / (10 + n))
-        if averages[0].is_floating_point():  # they come in lists of one dtype
+        if averages[0].is_floating_point():  # all tensors of a list have one dtype
             torch._foreach_lerp_(list(averages), list(weights), 1.0 - kept)
-        else:  # a count, as batch norms keep one
+        else:  # a count, such as that of batch norm
             torch._foreach_copy_(list(averages), list(weights))

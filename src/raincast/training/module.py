@@ -1,4 +1,4 @@
-"""The LightningModule: how a network is trained, validated and put into a checkpoint; its optimiser."""
+"""The LightningModule: training, validation and checkpoints of a network; its optimiser."""
 
 import math
 import warnings
@@ -23,20 +23,20 @@ from raincast.training.skill import Scores, validation_scores
 from raincast.transforms import Transform
 
 CHECKPOINT_KEY = "raincast"
-"""The key of a checkpoint under which the plain data that describe it are stored."""
+"""The key under which a checkpoint stores the plain data that describe it."""
 
 OptimizerFactory = Callable[[Iterable[Parameter], int], tuple[Optimizer, LRScheduler]]
 
 
 class NowcastModule(L.LightningModule):
-    """Trains `network` on the network's scale, and scores its forecasts in mm/h.
+    """Train `network` in network units and score its forecasts in mm/h.
 
-    `head` says what the network's channels mean: `loss` compares what it makes of them, and validation scores its
-    rates. ValueError where the loss is another head's (it compares `loss.num_channels`, 1 if it does not say).
-    `inputs` lists its input channels, `curriculum` what is asked of it first. `optimizer` takes
-    (parameters, number of steps of the run). `metadata` is plain data (text, numbers, lists and dicts of them)
-    that goes into every checkpoint under "raincast". Validation logs CSI by threshold, averaged over lead times,
-    from counts pooled over all windows and ranks.
+    `head` defines the meaning of the network's channels: `loss` compares its prediction, and validation scores its
+    rates. `inputs` lists the input channels; `curriculum` sets lead times and true frames during training.
+    `optimizer` takes (parameters, number of steps of the run). `metadata` is plain data (text, numbers, lists and
+    dicts of them) that is stored in every checkpoint under "raincast". Validation logs the CSI of each threshold,
+    averaged over lead times, from counts pooled over all windows and ranks. Raises ValueError if the loss belongs
+    to another head (it compares `loss.num_channels`, 1 by default).
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class NowcastModule(L.LightningModule):
         self.references = references or {}
         self.metadata = metadata
         self.val_scores = RainScores(thresholds, lead_steps)
-        # Lightning's own mean rounds the count of a rank's windows; a loss of NaN stays one ("disable" would
-        # do without the weights)
+        # Lightning's own mean rounds the count of a rank's windows; a NaN loss stays NaN ("disable" would ignore
+        # the weights)
         self.val_loss = MeanMetric(nan_strategy=math.nan).set_dtype(torch.float64)
 
     def forward(
@@ -81,7 +81,7 @@ class NowcastModule(L.LightningModule):
         future: Tensor | None = None,
         scale: Tensor | None = None,
     ) -> Tensor:
-        """Rain (B, T_in, C, H, W) in mm/h with NaN for missing → (B, lead_steps, 1, H, W) in mm/h.
+        """Forecast (B, lead_steps, 1, H, W) in mm/h from rain (B, T_in, C, H, W) in mm/h with NaN for missing.
 
         `past`, `future` and `scale` are as in a `Sample`.
         """
@@ -98,7 +98,7 @@ class NowcastModule(L.LightningModule):
         )
 
     def loss_of(self, batch: Sample) -> Tensor:
-        """The loss of a training step, on the network's scale."""
+        """Return the loss of a training step, in network units."""
         batch = self.curriculum.shorten(batch, self.current_epoch)
         if self.curriculum.sampling is not None:
             frames = self.inputs.frames(self.transform, batch["input"], covariates_of(batch))
@@ -119,15 +119,15 @@ class NowcastModule(L.LightningModule):
         return loss
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """One loss, logged."""
+        """Return and log the loss of a batch."""
         loss = self.loss_of(batch)
-        # of all processes: their batches are equally large
+        # the mean over all processes: their batches have the same size
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["input"]), sync_dist=True)
         self.log_dict(self.curriculum.in_force(self.global_step, self.current_epoch, self.lead_steps))
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Add the batch to the loss and to the score sums."""
+        """Add the batch to the loss and the sums of scores."""
         output = predict_output(
             self.network,
             self.transform,
@@ -142,7 +142,7 @@ class NowcastModule(L.LightningModule):
         self.val_scores.update(self.head.rates(output, self.transform), target, mask)
 
     def on_validation_epoch_end(self) -> None:
-        """Ratios of the pooled sums, the same on every rank."""
+        """Log scores computed from the pooled sums, the same on every rank."""
         scores = self.val_scores.compute()
         self.log("val/loss", self.val_loss.compute().float())
         self.val_scores.reset()
@@ -157,16 +157,16 @@ class NowcastModule(L.LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimiser, its schedule stepped after every batch."""
+        """Build the optimiser and its schedule, which advances after every batch."""
         total = int(self.trainer.estimated_stepping_batches)
         optimizer, scheduler = self.optimizer_factory(self.network.parameters(), total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        """After a resume: the optimiser's settings and the schedule are those of this run, not the checkpoint's.
+        """After a resume, apply this run's optimiser settings and schedule instead of the checkpoint's.
 
-        The schedule is built anew for the steps done and those that remain, and stands at the step reached. With
-        unchanged settings that is bit for bit the state that was saved.
+        The schedule is rebuilt for the steps done and those that remain, and advanced to the current step. With
+        unchanged settings the result is bit for bit the saved state.
         """
         step = self.trainer.global_step
         if not step:
@@ -181,21 +181,21 @@ class NowcastModule(L.LightningModule):
         self.trainer.lr_scheduler_configs[0].scheduler.load_state_dict(schedule.state_dict())
 
     def _remaining_steps(self) -> int:
-        """Optimiser steps from here to the end of the run; 0 where the run is over."""
+        """Return the optimiser steps from here to the end of the run; 0 if the run is over."""
         trainer, loop = self.trainer, self.trainer.fit_loop
         epochs: Any = loop.epoch_progress.current  # the types of Lightning's trackers name no counts
         batches: Any = loop.epoch_loop.batch_progress.current
         limits = [float(trainer.max_steps - trainer.global_step)] if trainer.max_steps != -1 else []
         if trainer.max_epochs is not None and trainer.max_epochs != -1:
             per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-            # batches of an epoch that was broken off
+            # batches of an epoch that was interrupted
             done = batches.processed if epochs.started > epochs.processed else 0
             left = per_epoch * (trainer.max_epochs - epochs.processed) - done // trainer.accumulate_grad_batches
             limits.append(left)
         return max(0, int(min(limits)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what describes the run, as plain data."""
+        """Add the metadata of the run, as plain data."""
         checkpoint[CHECKPOINT_KEY] = self.metadata
 
 
@@ -203,8 +203,8 @@ def _check_loss(loss: nn.Module, head: Head) -> None:
     compared = getattr(loss, "num_channels", 1)
     if compared != head.num_channels:
         raise ValueError(
-            f"{type(loss).__name__} compares {compared} channels, {head} gives {head.num_channels}: they do not "
-            "belong together. Choose the head with head=… and leave loss=… out: each head brings its own."
+            f"{type(loss).__name__} compares {compared} channels, but {head} gives {head.num_channels}. "
+            "Choose the head with head=… and leave loss=… out: each head sets its own loss."
         )
 
 
@@ -218,9 +218,9 @@ def adamw_warmup_cosine(
     warmup_fraction: float = 0.05,
     final_fraction: float = 0.01,
 ) -> tuple[Optimizer, LRScheduler]:
-    """AdamW whose rate rises linearly to `lr`, then falls by a cosine to `final_fraction` of it.
+    """Build AdamW whose learning rate rises linearly to `lr`, then falls by a cosine to `final_fraction` of it.
 
-    `warmup_fraction` is the share of `total_steps` (optimiser steps of the whole run) that rises.
+    `warmup_fraction` is the share of `total_steps` (optimiser steps of the whole run) during which it rises.
     """
     optimizer = AdamW(params, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]))
     warmup = max(1, round(warmup_fraction * total_steps))

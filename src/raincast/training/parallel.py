@@ -1,4 +1,4 @@
-"""Training on processes that share the weights out (FSDP); for copies in each (DDP) nothing of ours is needed."""
+"""Training on processes that each hold a shard of the weights (FSDP); replicas (DDP) need no code of ours."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,34 +13,43 @@ from raincast.training.module import NowcastModule
 
 
 class Sharded(ModelParallelStrategy):
-    """Every process holds its share of weights, gradients and optimiser state; checkpoints are whole."""
+    """Every process holds its shard of weights, gradients and optimiser state.
+
+    Checkpoints hold the whole state.
+    """
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        """All processes share; Lightning would let only nodes do so."""
+        """Shard over all processes; Lightning would shard only over nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
 
 class ShardedModule(NowcastModule):
-    """The module that `Sharded` trains: its network's parts are whole while they compute."""
+    """The module trained by `Sharded`: layers are gathered while they compute."""
 
     def configure_model(self) -> None:
-        """Lightning calls this on every process once they know each other, and again for each further stage."""
+        """Shard the network.
+
+        Lightning calls this on every process once they are connected, and again at each stage.
+        """
         if not any(self._shared()):
             shard(self.network, self.device_mesh["data_parallel"])  # type: ignore[index]
 
     def on_validation_start(self) -> None:
-        """Whole for all of validation: who has a window less would leave the others waiting for its share."""
+        """Gather all weights for validation.
+
+        A process with fewer windows would otherwise leave the others waiting for its shard.
+        """
         super().on_validation_start()
         for part in self._shared():
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
 
     def on_validation_end(self) -> None:
-        """Shared out again."""
+        """Shard the weights again."""
         super().on_validation_end()
         for part in self._shared():
             part.set_reshard_after_forward(True, recurse=False)
@@ -51,9 +60,9 @@ class ShardedModule(NowcastModule):
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Share the weights of each unit of `network`, and of what is left, out over the processes of `mesh`."""
+    """Shard the weights of each unit of `network`, and the remaining ones, over the processes of `mesh`."""
     for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()  # shares are cut along the first axis
+        parameter.data = parameter.data.contiguous()  # shards are cut along the first axis
     options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True}
     for unit in units(network):
         fully_shard(unit, **options)

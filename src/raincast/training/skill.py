@@ -1,4 +1,4 @@
-"""Logged scores of a validation, and skill against baselines."""
+"""Scores that validation logs, and skill against baselines."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,21 +8,21 @@ from torch import Tensor
 from raincast.metrics.registry import SCORES
 
 Scores = Mapping[str, Tensor]
-"""As `RainScores.compute` gives them: csi, hss … (K thresholds, T leads), mae, rmse … (T), undefined NaN."""
+"""Scores from `RainScores.compute`: csi, hss … (K thresholds, T leads), mae, rmse … (T), NaN if undefined."""
 
 MEANS = {"csi": "csi", "hss": "hss", "pod": "pod", "far": "far", "bias": "frequency_bias"}
-"""Logged name → categorical score."""
+"""Logged name → name of the categorical score."""
 
 
 def validation_scores(
     scores: Scores, references: Mapping[str, Scores], *, thresholds: Sequence[float], step_minutes: float
 ) -> dict[str, float]:
-    """Everything that a validation logs of `scores`, by name, but for the loss.
+    """Return everything that validation logs of `scores` except the loss, by name.
 
-    By threshold the means over lead times; `bias_error`, 1 − min(bias, 1/bias), 0 at best; by threshold and lead
-    time the CSI (`lead/csi_1mm_030min`). Against each of the `references`, baselines on the same windows:
-    `skill_csi_1mm_NAME`, the mean over lead times of (CSI − its CSI) / (1 − its CSI); `useful_lead_1mm_NAME`, in
-    minutes, see `useful_lead`; `ahead_1mm_NAME`, the share of lead times at which the CSI is above its CSI;
+    For each threshold: means over lead times, `bias_error` (1 − min(bias, 1/bias), 0 at best) and the CSI at each
+    lead time (`lead/csi_1mm_030min`). Against each of the `references`, baselines on the same windows:
+    `skill_csi_1mm_NAME`, the mean over lead times of (CSI − its CSI) / (1 − its CSI); `useful_lead_1mm_NAME` in
+    minutes (see `useful_lead`); `ahead_1mm_NAME`, the share of lead times with a CSI above its CSI;
     `skill_mse_NAME`, the mean over lead times of 1 − MSE / its MSE.
     """
     named = {"val/mae": _mean(scores["mae"]), "val/rmse": _mean(scores["rmse"])}
@@ -43,7 +43,7 @@ def validation_scores(
 def score_names(
     baselines: Sequence[str], *, thresholds: Sequence[float], lead_steps: int, step_minutes: float
 ) -> list[str]:
-    """The names of everything that a validation logs, for who has to choose one."""
+    """Return the names of everything that validation logs, from which a goal can be chosen."""
     grid, leads = torch.zeros(len(thresholds), lead_steps), torch.zeros(lead_steps)
     scores = dict.fromkeys(MEANS.values(), grid) | {"mae": leads, "rmse": leads}
     named = validation_scores(
@@ -53,9 +53,9 @@ def score_names(
 
 
 def better(name: str) -> str | None:
-    """Whether the score logged as `name` is better the higher ("max") or the lower ("min"); None for neither.
+    """Return "max" if the score logged as `name` is better when higher, "min" when lower, None for neither.
 
-    A frequency bias is best at 1, so it orders no checkpoints; `val/bias_error_…` does.
+    A frequency bias is best at 1, so it cannot rank checkpoints; `val/bias_error_…` can.
     """
     if name.startswith(("val/loss", "val/bias_error_")):
         return "min"
@@ -73,7 +73,7 @@ def check_goal(
     lead_steps: int,
     step_minutes: float,
 ) -> None:
-    """ValueError unless validation logs the score `goal`, and it gets better in direction `mode`: max or min."""
+    """Raise ValueError unless validation logs the score `goal` and it improves towards its `mode` (max or min)."""
     names = score_names(baselines, thresholds=thresholds, lead_steps=lead_steps, step_minutes=step_minutes)
     if goal not in names:
         raise ValueError(
@@ -83,16 +83,17 @@ def check_goal(
     direction = better(goal)
     if direction is None:
         raise ValueError(
-            f"metrics.goal={goal} orders nothing, it is best at 1: take {goal.replace('bias', 'bias_error')}."
+            f"metrics.goal={goal} is best at 1 and cannot rank checkpoints: take "
+            f"{goal.replace('bias', 'bias_error')}."
         )
     if mode != direction:
         raise ValueError(f"metrics.goal={goal} is better at its {direction}: set metrics.goal_mode={direction}.")
 
 
 def useful_lead(own: Tensor, other: Tensor, step_minutes: float) -> float:
-    """Minutes until the CSI `own` (T,) falls to that of a baseline: the last lead before, 0 if it begins there.
+    """Return the last lead time in minutes before the CSI `own` (T,) falls to a baseline's; 0 if it starts there.
 
-    Lead times at which one of them is undefined are passed over; NaN where all are.
+    Lead times at which either is undefined are skipped; NaN if all are.
     """
     defined = own.isfinite() & other.isfinite()
     if not defined.any():
@@ -124,5 +125,5 @@ def _text(threshold: float) -> str:
 
 
 def _mean(per_lead: Tensor) -> float:
-    """Mean over the lead times at which the score is defined; NaN where it is at none."""
+    """Return the mean over the lead times at which the score is defined; NaN if there are none."""
     return float(torch.nanmean(per_lead))

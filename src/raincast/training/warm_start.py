@@ -1,4 +1,4 @@
-"""A network that begins with another's weights, as far as they fit."""
+"""Initialisation of a network with another's weights, as far as they fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The fate of each weight, by name. `partly` lists weights whose input channels differ, and the treatment.
+    """What happened to each weight, by name.
 
-    `other_shape` and `new` start as without a warm start; `unused` stand in the checkpoint alone.
+    `partly` lists weights with other input channels, and what was copied. `other_shape` and `new` start as without
+    a warm start; `unused` exist only in the checkpoint.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -23,9 +24,9 @@ class WarmStart:
     num_loaded: int = 0
 
     def __str__(self) -> str:
-        """A line for each kind, the weights that are not loaded by name."""
+        """Return one line per kind; weights that are not loaded are named."""
         share = self.num_loaded / max(1, self.num_values)
-        lines = [f"loaded {len(self.loaded)} weights as they are; {share:.1%} of all {self.num_values} numbers"]
+        lines = [f"loaded {len(self.loaded)} weights unchanged; {share:.1%} of all {self.num_values} numbers"]
         for names, what in (
             (self.partly, "loaded in part"),
             (self.other_shape, "not loaded, of another shape"),
@@ -45,11 +46,11 @@ def warm_start(
     old_channels: Sequence[str] = ("rain",),
     channels: Sequence[str] = ("rain",),
 ) -> WarmStart:
-    """Give `network` those of `weights` (by name, without a prefix) that fit; ValueError where none does.
+    """Load into `network` those of `weights` (by name, without a prefix) that fit; raises ValueError if none does.
 
-    `old_channels` and `channels` name what the two networks see, in order. The kernel that reads the frames gets,
-    of each channel that both have, the old values; those of further channels become 0, so that the network begins
-    by answering as the old one did.
+    `old_channels` and `channels` name the input channels of the two networks, in order. The kernel that reads the
+    frames keeps the old values of each channel that both have; those of other channels become 0, so that the
+    network first gives the same output as the old one.
     """
     found = WarmStart()
     other_channels = list(old_channels) != list(channels)
@@ -75,16 +76,16 @@ def warm_start(
             found.other_shape.append(f"{name} {_size(old)} there, {_size(value)} here")
     found.unused.extend(name for name in weights if name not in own)
     if not found.loaded and not found.partly:
-        why = ", ".join(found.other_shape) or "no name is the same"
+        why = ", ".join(found.other_shape) or "no names match"
         raise ValueError(
-            f"No weight of the checkpoint fits this network: {why}. Take the model= and widths that it was "
-            "trained with."
+            f"No weight of the checkpoint fits this network: {why}. Use the model= and widths with which it was "
+            "trained."
         )
     return WarmStart(**{**vars(found), "num_values": count, "num_loaded": loaded})
 
 
 def _reads_frames(network: nn.Module, value: Tensor, old: Tensor, num: int, old_num: int) -> bool:
-    """Whether this is the kernel (out, channels · patch², …) over the frames, which comes first."""
+    """Return True for the kernel (out, channels · patch², …) over the frames, which comes first."""
     pixels = int(getattr(network, "patch", 1)) ** 2
     if value.ndim < 2 or old.ndim != value.ndim:
         return False
@@ -93,7 +94,7 @@ def _reads_frames(network: nn.Module, value: Tensor, old: Tensor, num: int, old_
 
 
 def _by_channel(value: Tensor, old: Tensor, channels: Sequence[str], old_channels: Sequence[str]) -> str:
-    """Copy channel by channel; what was done, in words."""
+    """Copy channel by channel and return a description of what was done."""
     parts = dict(zip(old_channels, old.chunk(len(old_channels), dim=1), strict=True))
     kept, fresh = [], []
     for name, part in zip(channels, value.chunk(len(channels), dim=1), strict=True):

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no finite number ends the run, and the windows that caused it are named."""
+"""A guard that ends the run at a loss or gradient that is not finite, and names the windows that caused it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -10,22 +10,22 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 Loss = Callable[[Any], Tensor]
-"""A batch → its loss."""
+"""A function of a batch that returns its loss."""
 MAX_LISTED = 8
-"""Windows in the message."""
+"""Largest number of windows in the message."""
 
 
 class NotFinite(FloatingPointError):
-    """Training cannot go on from here; what was kept is from before."""
+    """Training cannot continue; the saved state is from before."""
 
 
 class FiniteGuard(Callback):
-    """Looks at each loss, and at the gradients before each step of the optimiser, so that no weight is touched.
+    """Check each loss, and the gradients before each step of the optimiser, so that no weight is changed.
 
-    Where one is NaN or infinite, the windows of the batch are tried one by one, and those that give such a
-    loss or gradient alone are named: time of the newest input frame, first pixel and archive. On a GPU each look
-    waits for it: `every_n_steps` above 1 looks seldomer, and what was kept before is sound all the same.
-    With a scaled loss (16-mixed) gradients are the scaler's affair: it leaves such steps out.
+    If one is NaN or infinite, the windows of the batch are tried one by one. Those that give such a loss or
+    gradient alone are named: time of the newest input frame, first pixel and archive. On a GPU each check waits
+    for the device. `every_n_steps` above 1 checks less often; states saved before are sound in either case. With a
+    scaled loss (16-mixed) gradients are left to the scaler, which skips such steps.
     """
 
     def __init__(self, every_n_steps: int = 1) -> None:
@@ -36,17 +36,17 @@ class FiniteGuard(Callback):
         self._batches: list[Any] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, *_: Any) -> None:
-        """Note the windows of this step."""
+        """Remember the windows of this step."""
         self._batch = batch
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
-        """The loss of the batch."""
+        """Check the loss of the batch."""
         if self._is_due(trainer) and not bool(torch.isfinite(loss)):
             self._stop(trainer, module, f"The loss is {float(loss.detach()):g}", [self._batch])
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        """The gradients of all batches since the last step."""
+        """Check the gradients of all batches since the last step."""
         batches, self._batches = self._batches, []
         if not self._is_due(trainer) or getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
@@ -61,7 +61,7 @@ class FiniteGuard(Callback):
         archives = [str(source.archive.path) for source in trainer.datamodule.sources]  # type: ignore[attr-defined]
         parameters = [weight for weight in module.parameters() if weight.requires_grad]
         if any(hasattr(weight, "to_local") for weight in parameters):
-            # one process alone cannot compute with shared-out weights
+            # one process alone cannot compute with sharded weights
             loss_of, parameters = (lambda batch: torch.tensor(torch.nan)), []
         else:
             loss_of = module.loss_of
@@ -69,20 +69,20 @@ class FiniteGuard(Callback):
         tried = sum(len(batch["input"]) for batch in batches)
         listed = "; ".join(named[:MAX_LISTED]) + ("; …" if len(named) > MAX_LISTED else "")
         if 0 < len(named) < tried:
-            cause = f"Alone, of the {tried} windows of the step, these give one: {listed}."
-            remedy = "Look at these frames; leave them out by data.split, or ingest them anew."
-        else:  # it is not the data, if the step had several
-            cause = f"Of the {tried} windows of the step {'each' if named else 'none'} gives one alone"
+            cause = f"Of the {tried} windows of the step, these cause it on their own: {listed}."
+            remedy = "Check these frames; exclude them with data.split, or ingest them again."
+        else:  # not the data, if the step had several windows
+            cause = f"Of the {tried} windows of the step, {'each' if named else 'none'} causes it on its own"
             cause += f": {listed}." if named else "."
             remedy = "Lower optimizer.lr or trainer.gradient_clip_val, or take trainer.precision=32-true."
         raise NotFinite(
             f"{what}, in epoch {trainer.current_epoch + 1} after step {trainer.global_step}. {cause} {remedy} "
-            "The last checkpoint is from before that: go on from it with resume=auto or checkpoint=…."
+            "The last checkpoint is from before that. Continue from it with resume=auto or checkpoint=…."
         )
 
 
 def culprits(batch: Any, loss_of: Loss, parameters: Sequence[Tensor], archives: Sequence[str]) -> Iterator[str]:
-    """The windows of `batch` whose loss or gradient, taken alone, is not finite, as text."""
+    """Yield the windows of `batch` whose loss or gradient, taken alone, is not finite, as text."""
     for number in range(len(batch["input"])):
         alone = {key: value[number : number + 1] for key, value in batch.items()}
         with torch.enable_grad():
@@ -98,7 +98,8 @@ def culprits(batch: Any, loss_of: Loss, parameters: Sequence[Tensor], archives: 
 
 def _all_finite(tensors: Sequence[Tensor]) -> bool:
     local: list[Tensor] = [getattr(tensor, "to_local", lambda tensor=tensor: tensor)() for tensor in tensors]
-    # their norm is one pass, several times faster; only where it is none, or overflows, is each value asked
+    # the norm takes one pass, several times faster; values are checked one by one only if it is not finite or
+    # overflows
     if not local or bool(torch.nn.utils.get_total_norm(local).isfinite()):
         return True
     return all(bool(torch.isfinite(tensor).all()) for tensor in local)

@@ -1,4 +1,4 @@
-"""Speed of training, its waiting for data, and its memory."""
+"""Training speed, time spent waiting for data, and memory."""
 
 import contextlib
 import time
@@ -13,11 +13,12 @@ from raincast.system.provenance import peak_memory_gib
 
 
 class Pace(Callback):
-    """Logs of each epoch how fast it was.
+    """Log the training speed of each epoch.
 
-    `train/data_wait`: the share of the time in which training waited for its next batch. `train/windows_per_s`: of
-    all processes together, validation left out. `train/memory_gib`: the most that was held, on a GPU by its
-    tensors, else by the process since its start. `train/gpu_use`, per cent, where NVIDIA's library says it.
+    `train/data_wait`: share of the time in which training waited for its next batch. `train/windows_per_s`:
+    windows per second of all processes together, validation excluded. `train/memory_gib`: peak memory, on a GPU of
+    its tensors, otherwise of the process since its start. `train/gpu_use`: utilisation in per cent, if NVIDIA's
+    library reports it.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class Pace(Callback):
         self._use: list[int] = []
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """The first batch is waited for, too."""
+        """Start the clock: waiting for the first batch counts, too."""
         self._waited = self._away = 0.0
         self._num_windows = 0
         self._use = []
@@ -36,29 +37,29 @@ class Pace(Callback):
             torch.cuda.reset_peak_memory_stats(device)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """The batch is there, and on its device."""
+        """Add the time waited for this batch, which is now on its device."""
         self._waited += time.monotonic() - self._ready
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        """The next one is asked for."""
+        """Count the windows and start waiting for the next batch."""
         self._num_windows += len(batch["input"])
         device = trainer.strategy.root_device
         if device.type == "cuda" and _logs(trainer):
-            # NVIDIA's library has errors of its own, on part of a card (MIG) for one: no reason to end a run
+            # NVIDIA's library has errors of its own, on part of a card (MIG) for example: no reason to end a run
             with contextlib.suppress(Exception):
                 self._use.append(torch.cuda.utilization(device))
         self._ready = time.monotonic()
 
     def on_validation_end(self, *_: Any) -> None:
-        """Validation within an epoch is no waiting, and no training."""
+        """Exclude validation within an epoch: it is neither waiting nor training."""
         now = time.monotonic()
         self._away += now - self._ready
         self._ready = now
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """The last batch's end, or that of a validation after it, is the end of training."""
+        """Log the speed; training ends with the last batch, or with a validation after it."""
         whole = self._ready - self._began - self._away
         if whole <= 0:
             return
@@ -71,12 +72,12 @@ class Pace(Callback):
 
 
 class GradientNorm(Callback):
-    """Logs `train/grad_norm`, the norm of all gradients before they are clipped, as often as the loss."""
+    """Log `train/grad_norm`, the norm of all gradients before clipping, as often as the loss."""
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Gradients are averaged over the processes by now, and rid of their loss scale."""
+        """Log the norm; by now gradients are averaged over the processes and free of the loss scale."""
         if not _logs(trainer):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -85,7 +86,7 @@ class GradientNorm(Callback):
 
 
 def _logs(trainer: L.Trainer) -> bool:
-    """True if this step's values are logged."""
+    """Return True if this step's values are logged."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by its logger connector
     return (trainer.global_step + 1) % max(1, every) == 0
 

@@ -1,4 +1,4 @@
-"""Pictures of the same validation windows during training."""
+"""Pictures of fixed validation windows during training."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from raincast.plotting.rain_image import credit
 
 
 class ValidationPictures(Callback):
-    """Draws the wettest validation window of each of `num_windows` days into `folder`, observed above forecast.
+    """Draw the wettest validation window of each of `num_windows` days into `folder`, observation above forecast.
 
-    After every `every_n_epochs`-th epoch and after the last one that is validated; PNG files, which also go to
-    wandb and TensorBoard. 0 epochs or windows: never.
+    Draws after every `every_n_epochs`-th epoch and after the last one that is validated. The PNG files also go to
+    wandb and TensorBoard. 0 epochs or windows disable it.
     """
 
     def __init__(self, folder: str | Path, *, every_n_epochs: int = 5, num_windows: int = 2) -> None:
@@ -34,7 +34,7 @@ class ValidationPictures(Callback):
         self._places: list[Place] | None = None
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Forecast on all processes, as some strategies need; the first draws."""
+        """Forecast on all processes, as some strategies require; the first one draws."""
         if not self._is_due(trainer):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

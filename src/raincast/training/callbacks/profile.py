@@ -1,4 +1,4 @@
-"""Profile of training."""
+"""Profile of training steps."""
 
 import logging
 import time
@@ -15,15 +15,16 @@ log = logging.getLogger(__name__)
 
 NUM_OPERATORS = 15
 NEXT_BATCH = "enumerate(DataLoader)"
-"""The profiler's name of the wait for a batch, without the loader's class."""
+"""The profiler's name for waiting for a batch, without the loader's class."""
 
 
 class Profile(Callback):
-    """Profiles `steps` training steps after the first `skip`, on the first process.
+    """Profile `steps` training steps after the first `skip`, on the first process.
 
-    Writes into `folder` a trace for Perfetto (trace.json) and two tables (tables.txt), which it also logs: the
-    parts of a step, and the operators that take longest themselves. A GPU is waited for after each part, or its
-    work would be counted where somebody waits for it; so these steps are slower than others.
+    Writes into `folder` a trace for Perfetto (trace.json) and two tables (tables.txt), which are also logged: the
+    parts of a step, and the operators with the most time of their own. The GPU is synchronised after each part;
+    otherwise its work would be attributed to whatever waits for it. Profiled steps are therefore slower than
+    others.
     """
 
     def __init__(self, folder: str | Path, *, skip: int, steps: int) -> None:
@@ -36,19 +37,19 @@ class Profile(Callback):
         self._done = 0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """The batch is there, and on its device."""
+        """Attribute the time before a batch is on its device."""
         self._add("between steps")
 
     def on_before_zero_grad(self, *_: Any) -> None:
-        """Gradients are cleared after the forward."""
+        """Attribute the forward pass, after which gradients are cleared."""
         self._add("forward and loss")
 
     def on_after_backward(self, *_: Any) -> None:
-        """Gradients are there, averaged over the processes."""
+        """Attribute the backward pass; gradients are now averaged over the processes."""
         self._add("backward")
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """A step is over: the next may be the first to look at, or this one was the last."""
+        """End a step: start the profiler after the skipped steps, and stop it after the last."""
         self._add("clipping and optimiser")
         self._done += 1
         if self._done == self.skip and trainer.is_global_zero:
@@ -59,10 +60,10 @@ class Profile(Callback):
             self._finish()
 
     def on_train_end(self, *_: Any) -> None:
-        """There may have been fewer steps."""
+        """Finish the profile if there were fewer steps."""
         self._finish()
         if self._done <= self.skip:
-            log.warning("Nothing was profiled: %d steps, and the first %d are skipped.", self._done, self.skip)
+            log.warning("Nothing was profiled: of %d steps the first %d are skipped.", self._done, self.skip)
 
     def on_exception(self, *_: Any) -> None:
         """Write the profile so far."""
@@ -88,7 +89,7 @@ class Profile(Callback):
         tables = f"{_parts(dict(self._parts), profiler, num_steps)}\n\n{_operators(profiler, num_steps)}"
         (self.folder / "tables.txt").write_text(tables + "\n", encoding="utf-8")
         log.info(
-            "\nMilliseconds a step, of %d:\n%s\n\ntrace       %s", num_steps, tables, self.folder / "trace.json"
+            "\nMilliseconds per step, of %d:\n%s\n\ntrace       %s", num_steps, tables, self.folder / "trace.json"
         )
 
 
@@ -97,7 +98,7 @@ def _activities() -> list[ProfilerActivity]:
 
 
 def _parts(parts: dict[str, float], profiler: profile, num_steps: int) -> str:
-    """A step's parts; of the time between steps, what was waiting for a batch is told apart."""
+    """Format the parts of a step; waiting for a batch is separated from the other time between steps."""
     averages: Any = profiler.key_averages()
     waiting = sum(event.cpu_time_total for event in averages if event.key.startswith(NEXT_BATCH)) / 1e6
     between = parts.pop("between steps", 0.0)
@@ -105,11 +106,11 @@ def _parts(parts: dict[str, float], profiler: profile, num_steps: int) -> str:
     parts["logging, callbacks, to the device"] = max(between - waiting, 0.0)
     whole = sum(parts.values())
     rows = [f"{1e3 * seconds / num_steps:9.2f}  {seconds / whole:4.0%}  {part}" for part, seconds in parts.items()]
-    return "\n".join([*rows, f"{1e3 * whole / num_steps:9.2f}        a step"])
+    return "\n".join([*rows, f"{1e3 * whole / num_steps:9.2f}        per step"])
 
 
 def _operators(profiler: profile, num_steps: int) -> str:
-    """The operations with the most time of their own, without callees; on a GPU by GPU time."""
+    """Format the operators with the most time of their own, without callees; on a GPU by GPU time."""
     averages: Any = profiler.key_averages()
     own = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     found = [event for event in averages if not event.key.startswith("ProfilerStep")]

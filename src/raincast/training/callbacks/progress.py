@@ -24,11 +24,11 @@ COLUMNS = (
     TextColumn("left"),
 )
 BESIDE = 8 + 4 + 7 + 4 + 4
-"""Characters beside the description: bar, percentage, time left, its word, spaces."""
+"""Characters next to the description: bar, percentage, time left, its word, spaces."""
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run: epoch, loss, the goal score, time left; a logged line after each epoch."""
+    """One bar for the whole run: epoch, loss, goal score, time left. Logs a line after each epoch."""
 
     def __init__(self, goal: str) -> None:
         super().__init__()
@@ -40,11 +40,11 @@ class RunProgress(ProgressBar):
         self._began = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A live terminal does not travel to other processes."""
+        """Drop the live terminal, which cannot be sent to other processes."""
         return self.__dict__ | {"_bar": None, "_task": None}
 
     def disable(self) -> None:
-        """Called on all ranks but the first."""
+        """Hide the bar; called on all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -52,7 +52,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Start at the step that is resumed from."""
+        """Start at the step from which the run resumes."""
         self._began = time.monotonic()
         if not self._enabled:
             return
@@ -62,14 +62,14 @@ class RunProgress(ProgressBar):
         self._task = self._bar.add_task("training", total=total, completed=trainer.global_step)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        """Move the bar."""
+        """Update the bar."""
         if self._bar is None or self._task is None or trainer.global_step % 5:
             return
         self._loss = float(outputs["loss"])
         self._bar.update(self._task, completed=trainer.global_step, description=self._describe(trainer))
 
     def _describe(self, trainer: L.Trainer) -> str:
-        """Epoch, loss and goal, as far as the terminal has room beside the bar."""
+        """Return epoch, loss and goal, as far as they fit on the terminal next to the bar."""
         assert self._bar is not None
         begin = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self._loss:.4f}"
         goal = trainer.callback_metrics.get(self.goal)
@@ -83,7 +83,7 @@ class RunProgress(ProgressBar):
         return fitting(texts, self._bar.console.width - BESIDE)
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """One line for the log; validation of this epoch is over by now."""
+        """Log one line; validation of this epoch is over by now."""
         if not self._enabled:
             return
         metrics = trainer.callback_metrics
@@ -93,7 +93,7 @@ class RunProgress(ProgressBar):
         log.info("epoch %d/%s  %s  %.0f s", trainer.current_epoch + 1, trainer.max_epochs, shown, elapsed)
 
     def on_train_end(self, *_: Any) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._stop()
 
     def on_exception(self, *_: Any) -> None:
@@ -107,13 +107,13 @@ class RunProgress(ProgressBar):
 
 
 class EarlyStop(EarlyStopping):
-    """Lightning's early stopping; a run that goes on takes `patience` from its config, not from the checkpoint.
+    """Lightning's early stopping, but a resumed run takes `patience` from its config, not from the checkpoint.
 
-    With more patience than it took to stop, training goes on.
+    If the new patience is larger than the count that ended the run, training continues.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the count of validations without a rise, and whether they were too many."""
+        """Restore the count of validations without improvement, and whether it ended the run."""
         patience = self.patience
         super().load_state_dict(state_dict)
         self.patience = patience
@@ -126,48 +126,48 @@ class EarlyStop(EarlyStopping):
 
 
 class InterruptNotice(Callback):
-    """Says, on Ctrl-C, which checkpoint is kept and how to go on."""
+    """On Ctrl-C, log which checkpoint is saved and how to continue."""
 
     def __init__(self, last: Path) -> None:
         self.last = last
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Only for Ctrl-C; errors speak for themselves."""
+        """Log for Ctrl-C only; errors have messages of their own."""
         if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
             return
         if self.last.exists():
             log.warning(
-                "Stopped. What was kept last is there to go on with: the same command and checkpoint=%s", self.last
+                "Stopped. To continue from the last checkpoint, add to the same command: checkpoint=%s", self.last
             )
         else:
             log.warning("Stopped in the first epoch: there is no checkpoint yet.")
 
 
 class LearntByHeart(Callback):
-    """Ends training in an error unless its loss fell, to `share` of what it was in the first step or below.
+    """End training with an error unless its loss fell to `share` of the first step's loss or below.
 
-    For runs that see one batch again and again. ValueError for a share outside 0 to 1.
+    For runs that see one batch again and again. Raises ValueError for a share outside 0 to 1.
     """
 
     def __init__(self, share: float) -> None:
         if not 0 < share < 1:
-            raise ValueError(f"callbacks.by_heart.share={share} is a part of the first loss: over 0, below 1.")
+            raise ValueError(f"callbacks.by_heart.share={share} is a share of the first loss: above 0, below 1.")
         self.share = share
         self.first = self.last = float("nan")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        """The first loss and the newest."""
+        """Remember the first loss and the newest."""
         self.last = float(outputs["loss"]) * trainer.accumulate_grad_batches
-        if self.first != self.first:  # NaN: there was none
+        if self.first != self.first:  # NaN: not set yet
             self.first = self.last
 
     def on_train_end(self, *_: Any) -> None:
-        """Say what became of the loss."""
+        """Raise ValueError if the loss did not fall far enough; log it otherwise."""
         fell = f"The loss of the one batch went from {self.first:.4g} to {self.last:.4g}"
         if not self.last <= self.share * self.first:
             raise ValueError(
                 f"{fell}, which is more than {self.share:g} of it: the network does not learn it by heart. "
-                "Give it longer (trainer.max_epochs) or another optimizer.lr; if that does not help, look for a "
-                "mistake in the network, its head or loss, or in what the batch holds."
+                "Train longer (trainer.max_epochs) or with another optimizer.lr. If that does not help, look for "
+                "a mistake in the network, its head or loss, or in the content of the batch."
             )
         log.info("%s, %.1f %% of it: learnt by heart.", fell, 100 * self.last / self.first)

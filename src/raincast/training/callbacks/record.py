@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class RunRecord(Callback):
-    """Writes `facts` and what training adds to them as JSON to `path`: at the start, each epoch, and at the end.
+    """Write `facts` and training progress as JSON to `path`: at the start, after each epoch and at the end.
 
-    Added are: status (running, finished, or what stopped it), when it began and ended (UTC), epochs and steps, the
-    windows trained on, hours (of this and of the runs it goes on from), GPU hours, and the last logged scores. The
-    file is replaced whole. wandb's summary gets the same numbers at the end.
+    Added are: status (running, finished, or what stopped it), begin and end (UTC), epochs and steps, the windows
+    trained on, hours (of this run and those it continues), GPU hours, and the last logged scores. The file is
+    replaced atomically. wandb's summary gets the same numbers at the end.
     """
 
     def __init__(self, path: str | Path, facts: Mapping[str, Any] | None = None) -> None:
@@ -54,11 +54,11 @@ class RunRecord(Callback):
         self._write(trainer, "running")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        """Count the windows of all processes; each takes as many."""
+        """Count the windows of all processes; each has the same number."""
         self.num_windows += len(batch["input"]) * trainer.world_size
 
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Write the record: a killed run leaves that of its last whole epoch."""
+        """Write the record: a killed run leaves that of its last complete epoch."""
         self._write(trainer, "running")
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -109,7 +109,7 @@ class RunRecord(Callback):
 
 
 def gpus() -> list[str]:
-    """The names of the GPUs that this process sees."""
+    """Return the names of the GPUs visible to this process."""
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
@@ -119,4 +119,4 @@ def _now() -> str:
 
 def _plain(value: torch.Tensor) -> float | None:
     number = float(value)
-    return number if math.isfinite(number) else None  # NaN is no JSON
+    return number if math.isfinite(number) else None  # JSON has no NaN

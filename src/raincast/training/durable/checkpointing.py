@@ -1,4 +1,7 @@
-"""The state of a run after its newest step, kept twice so that a killed run goes on; signals that end a run."""
+"""The state of a run after its newest step, saved twice so that a killed run can resume.
+
+Signals that end a run.
+"""
 
 import logging
 import os
@@ -23,12 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves after every epoch, every `every_n_train_steps` optimiser steps and every `every_minutes`, if given.
+    """Save after every epoch, every `every_n_train_steps` optimiser steps and every `every_minutes`, if given.
 
     The file is `dirpath`/`filename`.ckpt, the one before it previous.ckpt. A state is saved only where a run can
-    go on from it exactly: with no gradients half gathered, and not between the last step of an epoch and its
-    validation. One of `signals` saves at the end of the step that runs and ends the process with exit code 75;
-    during validation it ends at once, and the state saved before is gone on from.
+    resume from it exactly: with no gradients partly accumulated, and not between the last step of an epoch and its
+    validation. One of `signals` saves at the end of the current step and ends the process with exit code 75.
+    During validation it ends the process at once, and the run resumes from the last saved state.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class LastCheckpoint(Checkpoint):
         super().__init__()
         for name, value in (("every_n_train_steps", every_n_train_steps), ("every_minutes", every_minutes)):
             if value is not None and not value > 0:
-                raise ValueError(f"callbacks.last.{name}={value}: give a number over 0, or null for none.")
+                raise ValueError(f"callbacks.last.{name}={value}: give a number above 0, or null to disable it.")
         self.path = Path(dirpath) / f"{filename}.ckpt"
         self.every_n_train_steps = every_n_train_steps
         self.every_minutes = every_minutes
@@ -56,10 +59,10 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let the best checkpoints lie in the folder where the run is now, wherever it was saved.
+        """Point the best checkpoints to the folder in which the run is now, wherever it was saved.
 
-        Lightning would forget the best score of a run folder that was moved, and delete whatever a checkpoint
-        calls its worst.
+        Lightning would forget the best score of a run folder that was moved, and delete the file that a checkpoint
+        names as its worst.
         """
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint.get("callbacks", {}).get(getattr(callback, "state_key", None), {})
@@ -83,24 +86,24 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, or if a signal came."""
+        """Save if it is due or a signal came."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
         if batch_idx + 1 >= trainer.num_training_batches or self._step == trainer.max_steps:
-            return  # validation follows, and then the epoch's end
+            return  # validation follows, and then the end of the epoch
         stop, due = self._agreed(trainer, self.signals.received is not None), self._agreed(trainer, self._is_due())
         if stop or due:
             self._save(trainer)
         self._leaving = stop
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Leave, if the step before was the last: by now it is logged, too."""
+        """Leave if the previous step was the last: by now it is logged, too."""
         if self._leaving:
             self._leave(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Leave at once on a signal; several processes, which have unequal windows, leave at the epoch's end."""
+        """Leave at once on a signal; several processes have unequal windows and leave at the end of the epoch."""
         if self.signals.received is not None and trainer.world_size == 1 and _fits(trainer):
             self._leave(trainer)
 
@@ -110,12 +113,12 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """The same between epochs."""
+        """Leave between epochs if a signal came."""
         if self._leaving:
             self._leave(trainer)
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """The same before the scores of the best are computed."""
+        """Leave before the best checkpoint is scored if a signal came."""
         if self._leaving:
             self._leave(trainer)
 
@@ -125,7 +128,7 @@ class LastCheckpoint(Checkpoint):
         return bool(self.every_minutes) and time.monotonic() - self._saved_at >= 60 * (self.every_minutes or 0)
 
     def _agreed(self, trainer: L.Trainer, wanted: bool) -> bool:
-        """Whether any process wants it."""
+        """Return True if any process wants it."""
         if trainer.world_size == 1:
             return wanted
         return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
@@ -133,7 +136,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if self._agreed(trainer, not _is_finite(trainer.lightning_module)):
             raise FloatingPointError(
-                f"The network's weights are no finite numbers any more. {self._kept()} Lower optimizer.lr."
+                f"The network's weights are no longer finite. {self._kept()} Lower optimizer.lr."
             )
         new = self.path.with_name(f".{self.path.name}.new")
         trainer.save_checkpoint(new)
@@ -146,26 +149,26 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _kept(self) -> str:
-        return f"{self.path} is from before that." if self.path.exists() else "Nothing was kept yet."
+        return f"{self.path} is from before that." if self.path.exists() else "Nothing was saved yet."
 
     def _leave(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
-            raise Stopped(0)  # the exit code is the first process's to give
+            raise Stopped(0)  # the first process sets the exit code
         name = self.signals.received.name if self.signals.received else "a signal to another process"
         if self.path.exists():
             log.warning(
-                "Stopped by %s. The state is kept; go on with the same command and resume=auto, or checkpoint=%s",
+                "Stopped by %s. State saved. Continue with the same command and resume=auto, or checkpoint=%s",
                 name,
                 self.path,
             )
         else:
-            log.warning("Stopped by %s before anything was kept: the same command begins anew.", name)
+            log.warning("Stopped by %s before anything was saved: the same command starts from scratch.", name)
         self.signals.put_back()
         raise Stopped(EXIT_CODE)
 
 
 def _inside(folder: Path, path: str) -> str:
-    """The file called so in `folder`; nothing stays nothing."""
+    """Return the path of the file of this name in `folder`; an empty path stays empty."""
     return str(folder / Path(path).name) if path else path
 
 
@@ -174,13 +177,13 @@ def _fits(trainer: L.Trainer) -> bool:
 
 
 def _is_finite(module: L.LightningModule) -> bool:
-    """Whether all weights are, of those that this process holds."""
+    """Return True if all weights that this process holds are finite."""
     own = (getattr(weight, "to_local", lambda weight=weight: weight)() for weight in module.parameters())
     return all(bool(torch.isfinite(weight).all()) for weight in own)
 
 
 EXIT_CODE = 75
-"""EX_TEMPFAIL of sysexits.h: saved, and to be started again."""
+"""EX_TEMPFAIL of sysexits.h: the state is saved, and the command is to be started again."""
 
 
 class Stopped(SystemExit):
@@ -188,36 +191,36 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Notes that one of the signals `names` came; what is to be done waits for the end of a step.
+    """Record that one of the signals `names` came; the reaction waits for the end of a step.
 
-    On SLURM, SIGUSR1 (`#SBATCH --signal=SIGUSR1@120`) also puts the job back into the queue, if `requeue`.
+    On SLURM, SIGUSR1 (`#SBATCH --signal=SIGUSR1@120`) also requeues the job, if `requeue` is set.
     """
 
     def __init__(self, names: Sequence[str] = ("SIGTERM", "SIGUSR1"), *, requeue: bool = True) -> None:
         unknown = [name for name in names if name not in signal.Signals.__members__]
         if unknown:
-            raise ValueError(f"{', '.join(unknown)} is no signal here. Take SIGTERM, SIGUSR1, SIGUSR2, SIGHUP.")
+            raise ValueError(f"Unknown signal {', '.join(unknown)}: use SIGTERM, SIGUSR1, SIGUSR2, SIGHUP.")
         self.signals = [signal.Signals[name] for name in names]
         self.requeue = requeue
         self.received: signal.Signals | None = None
 
     def install(self, trainer: L.Trainer) -> None:
-        """Take the place of Lightning's handlers, which save in mid-step; it puts back those before its own."""
+        """Replace Lightning's handlers, which save in mid-step; Lightning restores the handlers before its own."""
         self.received = signal.SIGTERM if trainer.received_sigterm else None
         if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may
+            return  # only the main thread may set handlers
 
         def note(number: int, _: Any) -> None:
             first, self.received = self.received is None, signal.Signals(number)
             launcher: Any = trainer.strategy.launcher
             if first and hasattr(launcher, "kill"):
-                launcher.kill(number)  # the processes of the other ranks, on this machine
+                launcher.kill(number)  # the processes of the other ranks on this machine
 
         for number in self.signals:
             signal.signal(number, note)
 
     def put_back(self) -> None:
-        """Ask SLURM to start this job again, where it was SLURM that asked it to leave."""
+        """Ask SLURM to requeue this job if SLURM asked it to stop."""
         if self.received is not signal.SIGUSR1 or not self.requeue or "SLURM_JOB_ID" not in os.environ:
             return
         job = os.environ["SLURM_JOB_ID"]
@@ -225,10 +228,10 @@ class StopSignals:
             job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         command = shutil.which("scontrol")
         if command is None:
-            log.warning("There is no scontrol here, so job %s is not put back into the queue.", job)
+            log.warning("scontrol was not found, so job %s is not requeued.", job)
             return
         asked = subprocess.run([command, "requeue", job], capture_output=True, text=True, check=False)
         if asked.returncode:
             log.warning("scontrol requeue %s failed: %s", job, asked.stderr.strip())
         else:
-            log.info("Job %s is put back into the queue.", job)
+            log.info("Job %s is requeued.", job)

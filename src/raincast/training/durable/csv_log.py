@@ -1,4 +1,4 @@
-"""metrics.csv of a run that goes on: as one never stopped would have written it."""
+"""metrics.csv of a resumed run: the same as that of an uninterrupted run."""
 
 import csv
 import logging
@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Goes on with the file that is there: rows of the first `step` steps stay, later ones come again.
+    """Continue an existing file: rows of the first `step` steps stay, later ones are written again.
 
-    Every row is written when it is logged: what a killed process held back would be missing.
+    Every row is written when it is logged; a buffer would be lost if the process were killed.
     """
 
     def __init__(self, save_dir: str | Path, *, name: str, step: int) -> None:
@@ -27,7 +27,7 @@ class ContinuedCSVLogger(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The file's writer, on the first process."""
+        """Return the file's writer, on the first process."""
         if self._experiment is None:
             Path(self.root_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Writer(self.log_dir, self.step)
@@ -35,7 +35,7 @@ class ContinuedCSVLogger(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
-    """As Lightning's, but for the file that is there, a file that is replaced in one step, and a full disk."""
+    """Lightning's writer, but it continues an existing file, replaces it atomically and tolerates a full disk."""
 
     def __init__(self, log_dir: str, step: int) -> None:
         super().__init__(log_dir)
@@ -50,10 +50,10 @@ class _Writer(ExperimentWriter):
                 self._path.unlink()
 
     def _check_log_dir_exists(self) -> None:
-        """Lightning removes the file here."""
+        """Do nothing: Lightning removes the file here."""
 
     def save(self) -> None:
-        """Write what was logged; a disk that is full does not end the run here, but at its next checkpoint."""
+        """Write what was logged; a full disk ends the run at its next checkpoint, not here."""
         try:
             super().save()
         except OSError as error:
@@ -72,7 +72,7 @@ class _Writer(ExperimentWriter):
 
 
 def _whole_rows(path: Path) -> list[dict[str, str]]:
-    """Rows with all their columns: a kill may have cut the last one."""
+    """Return the complete rows: a kill may have truncated the last one."""
     with path.open(newline="") as file:
         text = file.read()
     lines = text[: text.rfind("\n") + 1].splitlines()

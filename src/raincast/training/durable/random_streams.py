@@ -1,4 +1,4 @@
-"""Randomness of a training step follows from the run's position, not from what ran before."""
+"""Random numbers of a training step that depend only on the run's position, not on what ran before."""
 
 import random
 from typing import Any
@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import Callback
 
 
 class RandomStreams(Callback):
-    """Seeds torch (on all devices), NumPy and Python before each training step from (seed, rank, epoch, batch).
+    """Seed torch (on all devices), NumPy and Python before each training step from (seed, rank, epoch, batch).
 
-    So a run that goes on in mid-epoch drops out what one never stopped does, whatever validation, loaders
-    or loggers drew between, and no state of a generator has to be kept.
+    A run resumed in mid-epoch therefore draws the same dropout masks as an uninterrupted one, whatever validation,
+    loaders or loggers drew in between, and no generator's state has to be saved.
     """
 
     def __init__(self, seed: int) -> None:
@@ -22,11 +22,11 @@ class RandomStreams(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Just before anything of the step is drawn."""
+        """Seed the generators just before the step draws anything."""
         where = (self.seed, trainer.global_rank, trainer.current_epoch, batch_idx)
         for_torch, for_numpy, for_python = np.random.SeedSequence(where).generate_state(3).tolist()
         _seed_torch(for_torch, trainer.strategy.root_device)
-        np.random.seed(for_numpy)  # noqa: NPY002 (whoever draws from it)
+        np.random.seed(for_numpy)  # noqa: NPY002 (for code that draws from it)
         random.seed(for_python)
 
 
@@ -34,7 +34,7 @@ def _seed_torch(seed: int, device: torch.device) -> None:
     if device.type not in ("cpu", "cuda"):
         torch.manual_seed(seed)
         return
-    # that seeds all kinds of devices, and writes down the stack for each that is not in use: a millisecond
+    # manual_seed seeds all types of devices and records the stack for each unused one, which takes a millisecond
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed_all(seed)
