@@ -480,3 +480,26 @@ def test_far_from_thresholds_the_error_is_half_a_code():
     error = np.abs(nearest_codes(rates) * CODE_MM_H - rates)
     assert error[~near].max() <= 0.005 + 1e-9
     assert nearest_codes(np.array([np.nan, 0.0])).tolist() == [-32768, 0]
+
+
+@pytest.mark.parametrize("writer", [PartWriter, ZarrPartWriter])
+@pytest.mark.parametrize(("methods", "attrs", "minutes"), [
+    ("time: mean", {}, 5), ("time: mean", {schema.ACCUMULATION_MINUTES: 15.0}, 15), ("time: point", {}, None),
+])  # fmt: skip
+def test_means_have_time_bounds_and_momentary_rates_have_none(tmp_path, writer, methods, attrs, minutes):
+    mock = schema.mock_archive(4, 6, 5, missing=(2,))
+    path = tmp_path / ("a.nc" if writer is PartWriter else "a.zarr")
+    with writer(path, schema.grid_of(mock), step_minutes=5.0, cell_methods=methods, attrs=attrs) as part:
+        for time, frame in zip(mock["time"].values, mock["rain_rate"].values, strict=True):
+            part.add(time, frame)
+    with xr.open_dataset(path, engine="zarr" if writer is ZarrPartWriter else "netcdf4") as read:
+        assert read["crs"].attrs["long_name"]
+        if minutes is None:
+            assert "bounds" not in read["time"].attrs and "time_bounds" not in read.variables
+        else:
+            start, end = read[read["time"].attrs["bounds"]].values.T
+            np.testing.assert_array_equal(end, mock["time"])
+            np.testing.assert_array_equal(end - start, np.timedelta64(minutes, "m"))
+    archive = Archive.open(path)
+    np.testing.assert_array_equal(archive.times, mock["time"])
+    assert archive.meaning.minutes == minutes

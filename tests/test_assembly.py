@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import xarray as xr
 from running import compose_config
 
 from raincast import assembly
 from raincast.assembly import run
+from raincast.commands import report, run_log
 from raincast.models.layers.convlstm import ConvLSTM
 from raincast.transforms import DbzScaling
 
@@ -79,3 +81,33 @@ def test_a_resumed_run_keeps_its_wandb_id(tmp_path: Path) -> None:
     config = compose_config("train", tmp_path, "logger=wandb")
     node = run._wandb_node(config.logger.wandb, "abc123")
     assert (node["id"], node["resume"]) == ("abc123", "allow")
+
+
+def test_a_logger_whose_package_is_not_there_is_refused_with_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    for name in ("mlflow", "tensorboard"):
+        with pytest.raises(ValueError, match=rf'needs the package {name}: pip install -e "\.\[{name}\]", or take'):
+            assembly.check_machine(compose_config("train", tmp_path, f"logger={name}"))
+
+
+def test_mlflow_keeps_what_a_run_logs_and_a_resumed_run_goes_on_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = compose_config("train", tmp_path / "run", "logger=mlflow", f"paths.output_dir={tmp_path}/outputs")
+    _, logger = assembly.loggers(config, {}, 0)
+    logger.log_metrics({"val/csi_1mm": 0.5}, 1)
+    ids = run_log.logger_ids([logger])
+    _, again = assembly.loggers(config, ids, 1)
+    again.log_metrics({"val/csi_1mm": 0.6}, 2)
+    (tmp_path / "forecast.png").write_bytes(b"a picture")
+    (tmp_path / "scores.nc").write_bytes(b"scores")
+    report.log_results(again, xr.Dataset(), tmp_path / "forecast.png", None)
+    (found,) = again.experiment.search_runs([again.experiment_id])
+    assert found.info.run_id == ids["mlflow"] and found.data.metrics["val/csi_1mm"] == 0.6
+    kept = {file.path for file in again.experiment.list_artifacts(found.info.run_id)}
+    assert kept == {"forecast.png", "scores.nc"} and (tmp_path / "outputs" / "mlflow.db").is_file()

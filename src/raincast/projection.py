@@ -17,6 +17,7 @@ def mapping_attrs(crs_wkt: str) -> dict[str, Any]:
     crs = _crs(crs_wkt)
     # to_cf knows a few projections by their CF name; crs_wkt stands in for all the others
     attrs = {k: v for k, v in _cf_attrs(crs).items() if v is not None} | {
+        "long_name": "coordinate reference system",
         "crs_wkt": crs_wkt,
         "spatial_ref": crs.to_wkt("WKT1_GDAL") if _has_wkt1(crs) else crs_wkt,
     }

@@ -22,6 +22,7 @@ INIT_TIME, LEAD_TIME = "init_time", "lead_time"
 RAIN, CRS, MISSING_TIMES, COVERAGE = "rain_rate", "crs", "missing_times", "coverage"
 EXCEEDANCE, THRESHOLD = "rain_rate_exceedance", "threshold"
 STEP_MINUTES = "step_minutes"
+TIME_BOUNDS, BOUNDS = "time_bounds", "bounds"  # a variable (time, bounds), of rates that are means
 REGULAR_START = "consistent_timestep_start"  # of the mlcast specification: before it the step was another
 CAPPED_PIXELS, SETTINGS, WET_SHARE = "capped_pixels", "raincast_config", "wet_share"
 ACCUMULATION_MINUTES = "accumulation_minutes"  # of means over another period than the step

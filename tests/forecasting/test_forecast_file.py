@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import netCDF4
 import numpy as np
@@ -20,6 +21,8 @@ from raincast.forecasting.files.dataset import (
 )
 from raincast.forecasting.files.geotiff import write_geotiffs
 from raincast.forecasting.files.netcdf import write_forecast, write_zarr
+from raincast.forecasting.files.webmap import MISSING_ALPHA, write_pngs
+from raincast.plotting.rain_image import MISSING_CLASS, rain_classes
 from raincast.schema import Grid
 
 INIT = np.datetime64("2026-01-01T12:00")
@@ -440,3 +443,33 @@ def test_geotiffs_lie_where_they_belong(rain, grid, tmp_path):
         assert np.isnan(values).sum() == np.isnan(rain[3]).sum() and np.isnan(gdal.nodata)
         assert gdal.transform.e < 0 and gdal.units == ("mm h-1",)
         assert gdal.tags()["valid_time"] == "2026-01-01T12:20:00Z"
+        assert gdal.tags()["init_time"] == "2026-01-01T12:00:00Z"
+        assert gdal.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+
+
+def test_pngs_lie_where_they_belong_on_a_web_map(rain, grid, tmp_path):
+    folder = write_pngs(flagged(rain, grid), tmp_path, "forecast_x")
+    about = json.loads((folder / "map.json").read_text(encoding="utf-8"))
+    assert [one["lead_minutes"] for one in about["maps"]] == [5, 10, 15, 20, 25, 30]
+    assert about["maps"][3]["valid_time"] == "2026-01-01T12:20:00Z"
+    (south, west), (north, east) = about["bounds"]
+    to_degrees = Transformer.from_crs(CRS.from_wkt(grid.crs_wkt), 4326, always_xy=True)
+    with rasterio.open(folder / about["maps"][3]["file"]) as gdal:
+        assert gdal.crs.to_epsg() == 3857
+        corners = rasterio.warp.transform("EPSG:4326", gdal.crs, [west, east], [north, south])
+        edges = gdal.bounds
+        np.testing.assert_allclose(
+            np.ravel(corners), [edges.left, edges.right, edges.top, edges.bottom], rtol=1e-6
+        )
+        shown, colours = gdal.read(1), gdal.colormap(1)
+        seen = set()
+        for row, column in np.ndindex(rain[3].shape):
+            lon, lat = to_degrees.transform(grid.x[column], grid.y[row])
+            place = gdal.index(
+                *(value[0] for value in rasterio.warp.transform("EPSG:4326", gdal.crs, [lon], [lat]))
+            )
+            number = int(shown[place])
+            assert number == rain_classes(rain[3])[row, column]
+            seen.add(number)
+    assert colours[0][3] == 0 and colours[MISSING_CLASS][3] == MISSING_ALPHA and colours[3][3] == 255
+    assert {0, MISSING_CLASS} < seen

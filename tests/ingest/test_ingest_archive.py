@@ -53,6 +53,7 @@ def test_what_is_read_back_equals_what_the_reader_read(files: list[Path], tmp_pa
     assert archive.rain_attrs["cell_methods"] == "time: mean"
     attrs = archive.attrs
     assert attrs["raincast_version"] == raincast.__version__
+    assert attrs["history"].startswith(f"raincast {raincast.__version__} ingest: ")
     assert json.loads(attrs["raincast_config"])["source"]["_target_"] == "raincast.ingest.readers.knmi.KNMI"
     assert attrs["source"] == "KNMI"
     assert (report.num_written, report.num_present, report.missing_times) == (24, 0, ())

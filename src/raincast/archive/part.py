@@ -17,7 +17,20 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import CHUNKS, CODE_MM_H, MISSING_CODE, TIME_UNITS, encode
 from raincast.archive.series import Archive
-from raincast.schema import CONVENTIONS, COVERAGE, CRS, MISSING_TIMES, RAIN, STEP_MINUTES, TIME, Grid, X, Y
+from raincast.schema import (
+    BOUNDS,
+    CONVENTIONS,
+    COVERAGE,
+    CRS,
+    MISSING_TIMES,
+    RAIN,
+    STEP_MINUTES,
+    TIME,
+    TIME_BOUNDS,
+    Grid,
+    X,
+    Y,
+)
 from raincast.system.faults import naming_disk
 from raincast.system.files import flush
 
@@ -199,12 +212,21 @@ class PartWriter:
         # frames are appended along time, so it has chunks: one for a day of any radar
         frames = file.createVariable(TIME, "i8", (TIME,), chunksizes=(1024,))
         frames.setncatts(schema.TIME_ATTRS | TIME_CODES)
-        if "mean" in self.cell_methods:
-            frames.comment = f"the end of the {self.step_minutes:g} minutes that a mean is over"
         frames[:] = in_seconds(times)
+        if (bounds := self._time_bounds(times)) is not None:
+            frames.bounds = TIME_BOUNDS
+            file.createDimension(BOUNDS, 2)
+            file.createVariable(TIME_BOUNDS, "i8", (TIME, BOUNDS), chunksizes=(1024, 2))[:] = bounds
         absent = file.createVariable(MISSING_TIMES, "i8", (MISSING_TIMES,))
         absent.setncatts({"long_name": "times of the step that have no frame"} | TIME_CODES)
         absent[:] = in_seconds(missing)
+
+    def _time_bounds(self, times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64] | None:
+        """When the mean of each frame begins and ends, (T, 2) by `TIME_CODES`; None of momentary rates."""
+        minutes = schema.meaning_of(self.cell_methods, self.attrs, self.step_minutes).minutes
+        if minutes is None:
+            return None
+        return np.stack([in_seconds(times - schema.step_timedelta(minutes)), in_seconds(times)], axis=1)
 
     def _write_coverage(self) -> None:
         height, width = self.grid.shape

@@ -20,6 +20,7 @@ from raincast.archive.codes import CODE_MM_H, MISSING_CODE, bands
 from raincast.archive.part import COVERAGE_ATTRS, TIME_CODES, PartWriter, in_seconds
 from raincast.archive.series import Archive
 from raincast.schema import (
+    BOUNDS,
     CONVENTIONS,
     COVERAGE,
     CRS,
@@ -28,6 +29,7 @@ from raincast.schema import (
     REGULAR_START,
     STEP_MINUTES,
     TIME,
+    TIME_BOUNDS,
     Grid,
     X,
     Y,
@@ -111,7 +113,7 @@ class ZarrPartWriter(PartWriter):
 
         degrees = self._write_coordinates()
         self._write(COVERAGE, self._observed.astype(np.int8), (Y, X), COVERAGE_ATTRS)
-        self._write_times()
+        has_bounds = self._write_times()
         names = {"grid_mapping": CRS, "cell_methods": self.cell_methods}
         self._rain.attrs.put(RAIN_ATTRS | names | {"coordinates": " ".join([CRS, COVERAGE, *degrees])})
         own = {
@@ -119,6 +121,8 @@ class ZarrPartWriter(PartWriter):
             STEP_MINUTES: float(self.step_minutes),
             REGULAR_START: str(self.times[0].astype("datetime64[s]")),
         }
+        if has_bounds:  # for xarray: to the specification each variable that is no coordinate is data
+            own["coordinates"] = TIME_BOUNDS
         others = {name: value for name, value in self.attrs.items() if name not in own}
         self._file.attrs.put(_plain(own | others))
         with warnings.catch_warnings():  # the specification of Zarr 3 has no word on it yet; xarray asks for it
@@ -147,17 +151,18 @@ class ZarrPartWriter(PartWriter):
             self._write(name, values, (Y, X), attrs, fill_value=np.nan)
         return list(degrees)
 
-    def _write_times(self) -> None:
+    def _write_times(self) -> bool:
+        """The times of the frames, those that have none, and bounds, whether there are any."""
         times = np.array(self.times, "datetime64[ns]")
         missing = schema.missing_times(times, schema.step_timedelta(self.step_minutes))
-        comment = (
-            {"comment": f"the end of the {self.step_minutes:g} minutes that a mean is over"}
-            if "mean" in self.cell_methods
-            else {}
-        )
-        self._write(TIME, in_seconds(times), (TIME,), schema.TIME_ATTRS | TIME_CODES | comment)
+        bounds = self._time_bounds(times)
+        named = {} if bounds is None else {"bounds": TIME_BOUNDS}
+        self._write(TIME, in_seconds(times), (TIME,), schema.TIME_ATTRS | TIME_CODES | named)
+        if bounds is not None:
+            self._write(TIME_BOUNDS, bounds, (TIME, BOUNDS), {})
         attrs = {"long_name": "times of the step that have no frame"} | TIME_CODES
         self._write(MISSING_TIMES, in_seconds(missing), (MISSING_TIMES,), attrs)
+        return bounds is not None
 
     def _check_whole(self) -> None:
         """Another writer of this part may have taken the first frames away."""

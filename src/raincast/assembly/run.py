@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_TENSORBOARD = (
-    'logger=tensorboard needs the package tensorboard: pip install -e ".[tensorboard]", or take logger=csv or '
-    "logger=wandb."
-)
+EXTRAS = ("tensorboard", "mlflow")
+"""Loggers that need a package of their name, which an extra of that name installs."""
 
 
 def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
@@ -90,8 +88,12 @@ def is_sharded(cfg: DictConfig) -> bool:
 
 def check_machine(cfg: DictConfig) -> None:
     """ValueError where the run names an accelerator or a logger that this machine does not have."""
-    if "tensorboard" in cfg.logger and importlib.util.find_spec("tensorboard") is None:
-        raise ValueError(NO_TENSORBOARD)
+    for name in EXTRAS:
+        if name in cfg.logger and importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f'logger={name} needs the package {name}: pip install -e ".[{name}]", or take logger=csv or '
+                "logger=wandb."
+            )
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
     wanted = cfg.trainer.accelerator
@@ -145,7 +147,8 @@ def last_checkpoint(cfg: DictConfig) -> Path:
 def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Logger]":
     """CSV always, and those of `cfg.logger`.
 
-    `resumed` holds the wandb run id of the run gone on with, after `step` steps of which its CSV file goes on.
+    `resumed` holds the ids at wandb and MLflow of the run gone on with, after `step` steps of which its CSV file
+    goes on.
     """
     from raincast.training.durable.csv_log import ContinuedCSVLogger
 
@@ -153,6 +156,8 @@ def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Log
     for name, node in cfg.logger.items():
         if name == "wandb":
             node = _wandb_node(node, resumed.get("wandb"))
+        elif name == "mlflow":
+            node = _mlflow_node(node, resumed.get("mlflow"))
         built.append(make(node))
         if name == "wandb":
             # wandb warns of a setting that Lightning passes and that has no effect
@@ -169,6 +174,17 @@ def _wandb_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
         values["offline"] = True
     Path(str(values["save_dir"])).mkdir(parents=True, exist_ok=True)
     return values | ({"id": run_id, "resume": "allow"} if run_id else {})
+
+
+def _mlflow_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of each table that it makes
+    values = mapping(OmegaConf.to_container(node, resolve=True))
+    values["log_model"] = False  # Lightning would add what it calls the best; ours goes at the end
+    uri = str(values["tracking_uri"])
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return values | ({"run_id": run_id} if run_id else {})
 
 
 def _wandb_unreachable() -> str | None:

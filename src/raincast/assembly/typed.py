@@ -62,7 +62,7 @@ SETTINGS: dict[str, Any] = {
     "sweep.space": Node,
     # evaluate
     "compare": Names | None,
-    "split": Literal["test", "val", "train"],
+    "split": Literal["test", "val", "train", "all"],
     "calibrate": bool,
     "rates_by": Names | Literal["area", "csi", "mean", "matched"] | None,
     "members": int | None,
@@ -94,7 +94,7 @@ SETTINGS: dict[str, Any] = {
     "tile_overlap": int,
     "channels": Node,
     "precision": Literal["float32", "bf16"],
-    "formats": Sequence[Literal["netcdf", "zarr", "geotiff"]],
+    "formats": Sequence[Literal["netcdf", "zarr", "geotiff", "png"]],
     "for_pysteps": bool,
     "animation": Literal["gif", "mp4", False],
     "pictures": bool,

@@ -121,9 +121,12 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
 
 
 def log_results(logger: Any, scores: "xr.Dataset", picture: Path, checkpoint: Path | None) -> None:
-    """The picture, the score table and, if it is given, the checkpoint to wandb; others hold scalars only."""
-    from lightning.pytorch.loggers import WandbLogger
+    """Picture, scores and, if it is given, the checkpoint to wandb and MLflow; others hold scalars only."""
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
+    if isinstance(logger, MLFlowLogger):
+        for path in (picture, picture.with_name("scores.nc"), *([checkpoint] if checkpoint else [])):
+            logger.experiment.log_artifact(logger.run_id, str(path))
     if not isinstance(logger, WandbLogger):
         return
     columns = ["forecaster", "threshold_mm_h", "lead_minutes", "csi", "pod", "far", "frequency_bias", "hss"]

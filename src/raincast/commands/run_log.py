@@ -39,8 +39,8 @@ def silence_libraries() -> None:
 
 
 def logger_ids(loggers: "list[Logger]") -> dict[str, str]:
-    """The ids by which a later process goes on with the runs of `loggers`; those of wandb have one."""
-    from lightning.pytorch.loggers import WandbLogger
+    """The ids by which a later process goes on with the runs of `loggers`; those of wandb and MLflow have one."""
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
     ids = {}
     for logger in loggers:
@@ -48,6 +48,8 @@ def logger_ids(loggers: "list[Logger]") -> dict[str, str]:
             run_id = getattr(logger.experiment, "id", None)  # on ranks but the first there is no run
             if isinstance(run_id, str):
                 ids["wandb"] = run_id
+        elif isinstance(logger, MLFlowLogger) and logger.run_id is not None:
+            ids["mlflow"] = logger.run_id
     return ids
 
 

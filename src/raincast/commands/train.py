@@ -145,7 +145,7 @@ def _finish(
         data.trainer = None  # its loaders now serve this process alone
         scores = report.after_training(
             best, data, Path(cfg.paths.run_dir), assembly.metrics(cfg, data), loggers, references,
-            artifact=bool(OmegaConf.select(cfg, "logger.wandb.log_model")),
+            artifact=any(OmegaConf.select(cfg, f"logger.{name}.log_model") for name in ("wandb", "mlflow")),
         )  # fmt: skip
         report.next_command(best, cfg.data.archive)
         resuming.note_finished(cfg, metrics, best=best, last=last)

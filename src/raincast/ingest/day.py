@@ -18,6 +18,7 @@ from raincast.ingest.scan import BadFileError, Offers, reason
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError, naming_disk
 from raincast.system.pool import Tick
+from raincast.version import __version__
 
 CAPPED = schema.CAPPED_PIXELS
 READ_BYTES = 2**25
@@ -119,7 +120,7 @@ class _Day:
             if old:
                 self._copy_old(old.num_times)
             capped = result.num_capped + int(old.attrs.get(CAPPED, 0) if old else 0)
-            part.attrs = {**(self.attrs or {}), **self.task.attrs, CAPPED: capped}
+            part.attrs = {**with_history(self.attrs or {}), **self.task.attrs, CAPPED: capped}
             part.cell_methods = self.cell_methods or part.cell_methods
             result.num_frames = len(part.times)
         return result
@@ -254,3 +255,13 @@ class _Day:
             raise ValueError(f"{path} changed while it was ingested: it is on another grid now")
         values = rain.values[:, *turn]
         return {int(i): _Frame(values[i - low], dict(dataset.attrs), cell_methods) for i in offers.indices}
+
+
+def with_history(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """`attrs` with this ingest as the last line of its history.
+
+    Without the time of day, which CF recommends: the same frames give the same bytes.
+    """
+    line = f"raincast {__version__} ingest: radar frames to an archive of rain rates, as {schema.SETTINGS} says"
+    before = str(attrs.get("history", "")).splitlines()
+    return {**attrs, "history": "\n".join([*before, line] if before[-1:] != [line] else before)}

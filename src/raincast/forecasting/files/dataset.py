@@ -11,10 +11,23 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import MAX_RATE
-from raincast.schema import CRS, EXCEEDANCE, INIT_TIME, LEAD_TIME, RAIN, STEP_MINUTES, THRESHOLD, TIME, Grid, X, Y
+from raincast.schema import (
+    BOUNDS,
+    CRS,
+    EXCEEDANCE,
+    INIT_TIME,
+    LEAD_TIME,
+    RAIN,
+    STEP_MINUTES,
+    THRESHOLD,
+    TIME,
+    TIME_BOUNDS,
+    Grid,
+    X,
+    Y,
+)
 from raincast.version import __version__
 
-TIME_BOUNDS = "time_bounds"
 NO_LEAPS = "leap_seconds: none"  # as computers count time
 INIT_TIME_ATTRS = {
     "standard_name": "forecast_reference_time",
@@ -224,4 +237,4 @@ def _with_bounds(dataset: xr.Dataset, minutes: float) -> xr.Dataset:
     ends = dataset[TIME].values
     starts = ends - schema.step_timedelta(minutes)
     dataset[TIME].attrs["bounds"] = TIME_BOUNDS
-    return dataset.assign_coords({TIME_BOUNDS: ((LEAD_TIME, "bounds"), np.stack([starts, ends], axis=1))})
+    return dataset.assign_coords({TIME_BOUNDS: ((LEAD_TIME, BOUNDS), np.stack([starts, ends], axis=1))})

@@ -1,4 +1,4 @@
-"""A forecast as GeoTIFFs, one per lead time."""
+"""A forecast as cloud-optimised GeoTIFFs (COG), one per lead time."""
 
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,13 @@ def write_geotiffs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
         for key in ("source", "checkpoint_sha256", "license")
         if key in forecast.attrs
     }
+    tags["init_time"] = f"{np.datetime_as_string(forecast[schema.INIT_TIME].values, unit='s')}Z"
     for number, minutes in enumerate(lead_minutes_of(forecast)):
         path = target / f"{name}_+{minutes:03g}min.tif"
         valid = np.datetime_as_string(forecast[schema.TIME].values[number], unit="s")
         with atomic(path) as partial, rasterio.open(
-            partial, "w", driver="GTiff", dtype="float32", nodata=np.nan, count=1, crs=wkt,
-            transform=transform, height=y.size, width=x.size, compress="deflate", predictor=3,
+            partial, "w", driver="COG", dtype="float32", nodata=np.nan, count=1, crs=wkt, transform=transform,
+            height=y.size, width=x.size, compress="deflate", predictor="yes", overview_resampling="average",
         ) as file:  # fmt: skip
             file.write(forecast[schema.RAIN].values[number][rows, columns], 1)
             file.update_tags(**tags, valid_time=f"{valid}Z", lead_minutes=f"{minutes:g}")

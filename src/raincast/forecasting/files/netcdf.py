@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 from raincast.archive import CODE_MM_H, MISSING_CODE, TIME_UNITS, nearest_codes
-from raincast.forecasting.files.dataset import LAT, LON, MEMBER, MEMBERS, TIME_BOUNDS
-from raincast.schema import CRS, INIT_TIME, LEAD_TIME, RAIN, RAIN_ATTRS, TIME, X, Y
+from raincast.forecasting.files.dataset import LAT, LON, MEMBER, MEMBERS
+from raincast.schema import CRS, INIT_TIME, LEAD_TIME, RAIN, RAIN_ATTRS, TIME, TIME_BOUNDS, X, Y
 from raincast.system.files import atomic
 
 PYSTEPS_RAIN, PYSTEPS_CRS = "precip_intensity", "polar_stereographic"

@@ -14,14 +14,14 @@ from raincast.forecasting.files.netcdf import write_forecast
 from raincast.forecasting.gaps import on_times, past_of
 from raincast.forecasting.series import Series
 
-FORMATS = ("netcdf", "zarr", "geotiff")
+FORMATS = ("netcdf", "zarr", "geotiff", "png")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
     """The files to write for a forecast.
 
-    `formats`: netcdf always; zarr adds a store, geotiff a folder with a file for each lead time.
+    `formats`: netcdf always; zarr adds a store, geotiff and png a folder with a file for each lead time.
     `for_pysteps`: the netCDF with the names that pysteps' importer looks for. `animation`: gif, or mp4;
     `pictures`: a PNG for each lead time; both show local times of `time_zone`, and coasts with `coastlines`.
     `places`: a table of the points and polygons in a file (`files.places`).
@@ -110,6 +110,10 @@ def write_outputs(
         from raincast.forecasting.files.geotiff import write_geotiffs
 
         written["geotiff"] = write_geotiffs(forecast, folder, path.stem)
+    if "png" in outputs.formats:
+        from raincast.forecasting.files.webmap import write_pngs
+
+        written["web map"] = write_pngs(forecast, folder, path.stem)
     if outputs.places is not None:
         from raincast.forecasting.files.locations import read_places
         from raincast.forecasting.files.places import write_place_members, write_places

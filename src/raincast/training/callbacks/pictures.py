@@ -7,7 +7,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from raincast.data.sampler import Place
 from raincast.models.inputs import covariates_of
@@ -19,7 +19,7 @@ class ValidationPictures(Callback):
     """Draw the wettest validation window of each of `num_windows` days into `folder`, observation above forecast.
 
     Draws after every `every_n_epochs`-th epoch and after the last one that is validated. The PNG files also go to
-    wandb and TensorBoard. 0 epochs or windows disable it.
+    wandb, TensorBoard and MLflow. 0 epochs or windows disable it.
     """
 
     def __init__(self, folder: str | Path, *, every_n_epochs: int = 5, num_windows: int = 2) -> None:
@@ -77,6 +77,8 @@ class ValidationPictures(Callback):
 def _log_picture(logger: Any, name: str, path: Path, step: int) -> None:
     if isinstance(logger, WandbLogger):
         logger.log_image(name, images=[str(path)])
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_artifact(logger.run_id, str(path), "pictures")
     elif isinstance(logger, TensorBoardLogger):
         from PIL import Image
 
