@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from raincast.api import open_sample, sample_path
+from raincast.api import open_sample
 from raincast.synthetic import build_builtin_archive
+from raincast.system.conf import sample_path
 from raincast.version import __version__
 
 SMALL = ["data.eval_stride=6", "baselines=[persistence,extrapolation]"]

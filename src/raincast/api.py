@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +73,10 @@ def open_archive(path: str | Path) -> "xr.Dataset":
     return Archive.open(path).lazy()
 
 
-def sample_path() -> Path:
-    """The file of the event that comes with raincast."""
-    return Path(str(files("raincast") / "sample" / "2016-07-11.nc"))
-
-
 def open_sample() -> "xr.Dataset":
     """Real rain that comes with raincast, in mm/h: thunderstorms over Switzerland. Source: MeteoSwiss."""
+    from raincast.system.conf import sample_path
+
     return open_archive(sample_path())
 
 

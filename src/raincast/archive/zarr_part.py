@@ -113,7 +113,7 @@ class ZarrPartWriter(PartWriter):
 
         degrees = self._write_coordinates()
         self._write(COVERAGE, self._observed.astype(np.int8), (Y, X), COVERAGE_ATTRS)
-        has_bounds = self._write_times()
+        self._write_times()
         names = {"grid_mapping": CRS, "cell_methods": self.cell_methods}
         self._rain.attrs.put(RAIN_ATTRS | names | {"coordinates": " ".join([CRS, COVERAGE, *degrees])})
         own = {
@@ -121,7 +121,9 @@ class ZarrPartWriter(PartWriter):
             STEP_MINUTES: float(self.step_minutes),
             REGULAR_START: str(self.times[0].astype("datetime64[s]")),
         }
-        if has_bounds:  # for xarray: to the specification each variable that is no coordinate is data
+        if (
+            TIME_BOUNDS in self._file
+        ):  # for xarray: to the specification each variable that is no coordinate is data
             own["coordinates"] = TIME_BOUNDS
         others = {name: value for name, value in self.attrs.items() if name not in own}
         self._file.attrs.put(_plain(own | others))
@@ -151,8 +153,7 @@ class ZarrPartWriter(PartWriter):
             self._write(name, values, (Y, X), attrs, fill_value=np.nan)
         return list(degrees)
 
-    def _write_times(self) -> bool:
-        """The times of the frames, those that have none, and bounds, whether there are any."""
+    def _write_times(self) -> None:
         times = np.array(self.times, "datetime64[ns]")
         missing = schema.missing_times(times, schema.step_timedelta(self.step_minutes))
         bounds = self._time_bounds(times)
@@ -162,7 +163,6 @@ class ZarrPartWriter(PartWriter):
             self._write(TIME_BOUNDS, bounds, (TIME, BOUNDS), {})
         attrs = {"long_name": "times of the step that have no frame"} | TIME_CODES
         self._write(MISSING_TIMES, in_seconds(missing), (MISSING_TIMES,), attrs)
-        return bounds is not None
 
     def _check_whole(self) -> None:
         """Another writer of this part may have taken the first frames away."""

@@ -8,8 +8,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import schema
-from raincast.api import sample_path
 from raincast.commands import report
+from raincast.system.conf import sample_path
 
 if TYPE_CHECKING:
     import xarray as xr

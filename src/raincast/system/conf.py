@@ -1,4 +1,4 @@
-"""Where the configs lie."""
+"""Where the files lie that come with raincast."""
 
 from pathlib import Path
 
@@ -10,3 +10,8 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parents[1]
     checkout = package.parents[1] / "conf"
     return checkout if (checkout / "train.yaml").is_file() else package / "conf"
+
+
+def sample_path() -> Path:
+    """The event of real radar that comes with raincast."""
+    return Path(__file__).resolve().parents[1] / "sample" / "2016-07-11.nc"
