@@ -183,7 +183,7 @@ def test_forecasters_are_scored_on_a_dataset_as_on_its_archive(folder: Path) -> 
     for wrong, what in (
         ({"forecasters": ["sprong"]}, r"'sprong' is neither a file nor one of anvil, box"),
         ({"forecasters": []}, "one at least"),
-        ({"lead_steps": 40}, r"No 46 frames in a row .* lower lead_steps"),
+        ({"lead_steps": 40}, r"No 46 consecutive frames .* lower lead_steps"),
         ({"forecasters": [object()]}, "is no forecaster: it needs name, gives and predict"),
         ({"frames": frames["rain_rate"]}, "frames is a DataArray: give a Dataset"),
     ):

@@ -97,7 +97,7 @@ def test_merged_sums_are_those_of_their_hours() -> None:
     assert days["num_windows"].values.tolist() == [24, 6]
     np.testing.assert_array_equal(days["sum_hits"][:, 0], scores["sum_hits"][:, :24].sum("event"))
     assert days["sum_hits"].dims == scores["sum_hits"].dims and days["sum_hits"].dtype == np.int64
-    with pytest.raises(ValueError, match="Events of 24 h cannot be merged to 36 h"):
+    with pytest.raises(ValueError, match="Events of 24 h cannot be merged into events of 36 h"):
         blocks.merged(days, 36)
 
 

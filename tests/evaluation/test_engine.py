@@ -66,7 +66,7 @@ def test_killed_and_resumed_scores_each_window_once_and_as_if_never_killed(
     monkeypatch.setattr(engine, "MOST_WINDOWS", 6)
     killed = work(data, tmp_path / "cut", {"persistence": partial(Counting, asked, 13)})
     with pytest.raises(
-        ValueError, match=r"persistence stops at windows \d+ to \d+: out of memory.*same command resumes"
+        ValueError, match=r"persistence failed at windows \d+ to \d+: out of memory.*same command resumes"
     ):
         engine.run(killed, PLACES, workers=1)
     done = len(asked)
@@ -107,7 +107,7 @@ def _loader(data, batch_size: int):
 def test_what_fails_in_one_forecaster_keeps_the_others(data, tmp_path):
     asked: list[int] = []
     makers = {"good": partial(Counting, asked, name="good"), "bad": partial(Counting, [], 0, name="bad")}
-    with pytest.raises(ValueError, match="bad stops at windows"):
+    with pytest.raises(ValueError, match="bad failed at windows"):
         engine.run(work(data, tmp_path, makers), PLACES, workers=1)
     before = len(asked)
     assert before > 0

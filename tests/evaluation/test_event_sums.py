@@ -29,7 +29,7 @@ def test_values_come_back(value):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -(2.0**52)])
 def test_what_is_no_number_or_too_large_is_refused(value):
-    with pytest.raises(ValueError, match=r"no finite number below 2\^52"):
+    with pytest.raises(ValueError, match=r"not a finite number below 2\^52"):
         FixedPoint.of(np.array([1.0, value]))
 
 

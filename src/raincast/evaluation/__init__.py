@@ -1,7 +1,7 @@
-"""Score forecasters on windows.
+"""Scoring of forecasters on windows.
 
-All forecasters are scored on the same windows and the same mask: the observed pixels. Sums are kept by event, a
-block of hours by the newest input frame, and added up last.
+All forecasters are scored on the same windows and the same mask: the observed pixels. Sums are kept per event, a
+block of hours that is defined by the newest input frame, and added up last.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -53,13 +53,12 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> xr.Dataset:
-    """Score every forecaster on every window, in this process; `progress` gets the number of windows of each
-    batch.
+    """Score every forecaster on every window, in this process.
 
-    `settings` are those of `Metrics`: `thresholds` at least. `grid` is the image that the windows were cut from,
-    and `pixel_km` the size of its pixels, for forecasters and scores that need them. The Dataset has sums by
-    (forecaster, event, …) and scores from the sums of all events. ValueError where two forecasters share a name or
-    no window came.
+    `progress` receives the number of windows of each batch. `settings` are those of `Metrics`, at least
+    `thresholds`. `grid` is the grid from which the windows were cut, and `pixel_km` its pixel size, for
+    forecasters and scores that need them. The Dataset has sums by (forecaster, event, …) and the scores of the
+    sums of all events. Raises ValueError if two forecasters share a name or there are no windows.
     """
     return score_windows(
         forecasters,
@@ -84,7 +83,7 @@ def score_windows(
     grid: Grid | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> xr.Dataset:
-    """As `evaluate`, with a `Metrics`."""
+    """Score as `evaluate` does, with the settings of a `Metrics` object."""
     check_names([f.name for f in forecasters])
     scoring = Scoring(metrics, step_minutes, pixel_km)
     scored = [Scored(forecaster, scoring, lead_steps=lead_steps, grid=grid) for forecaster in forecasters]
@@ -97,13 +96,13 @@ def score_windows(
         for one in scored:
             scoring.add(sums[one.forecaster.name], one.predict(batch), batch)
         if progress:
-            progress(len(batch["time"]))  # type: ignore[arg-type]  # a batch has several
+            progress(len(batch["time"]))  # type: ignore[arg-type]  # a batch has several times
     if shape == (0, 0):
         raise ValueError("There is no window to score.")
     return to_dataset(sums, scoring, lead_steps=lead_steps, shape=shape)
 
 
 def check_names(names: Sequence[str]) -> None:
-    """ValueError if two forecasters share a name."""
+    """Raise ValueError if two forecasters share a name."""
     if len(set(names)) != len(names):
         raise ValueError(f"Two forecasters share a name: {list(names)}.")

@@ -1,9 +1,9 @@
 """The length of an event, chosen from the autocorrelation of the differences between forecasters.
 
-Sums are kept by short blocks of time. Neighbouring blocks share their weather, so the bootstrap must draw blocks
-that are longer than the memory of the paired differences (Künsch 1989). The memory is the integral time scale
-1 + 2 Σ r(k) of the differences' autocorrelation, summed up to its first value that is not positive, after the
-correction of its bias in short series (Kendall 1954). An event lasts 1.5 times that.
+Sums are kept per short block of time. Neighbouring blocks share their weather, so the bootstrap must draw blocks
+longer than the memory of the paired differences (Künsch 1989). The memory is the integral time scale 1 + 2 Σ r(k)
+of the differences' autocorrelation, summed up to its first non-positive value after a correction of its bias in
+short series (Kendall 1954). An event lasts 1.5 times that.
 """
 
 import itertools
@@ -20,49 +20,54 @@ Floats = npt.NDArray[np.float64]
 HOURS = (1, 2, 3, 4, 6, 8, 12, 24)
 """Lengths of an event in hours, up to one day; longer ones are whole days."""
 MOST_BLOCKS = 1000
-"""The most blocks for which sums are kept."""
+"""Largest number of blocks for which sums are kept."""
 TIME_SCALES = 1.5
-"""The length of an event in integral time scales. With 1.5 and expanded percentiles, simulated series without a
-true difference (24 to 480 values, autocorrelation 0 to .9) were called different in 4 to 13 % of all cases; with
-the rule of Politis and White (2004) in up to 36 %."""
+"""Length of an event in integral time scales.
+
+With 1.5 and expanded percentiles, simulated series without a true difference (24 to 480 values, autocorrelation 0
+to .9) were called different in 4 to 13 % of all cases; with the rule of Politis and White (2004) in up to 36 %.
+"""
 LEAST_PAIRS = 4
 
 
 def lengths() -> Iterator[int]:
-    """All permitted lengths of an event, in hours, ascending."""
+    """Yield all permitted lengths of an event in hours, in ascending order."""
     yield from HOURS
     yield from itertools.count(48, 24)
 
 
 def at_least(hours: float) -> int:
-    """The shortest length of at least `hours`."""
+    """Return the shortest permitted length of at least `hours`."""
     return next(length for length in lengths() if length >= hours)
 
 
 def event_name(time: np.datetime64, hours: int) -> str:
-    """The name of the block of `hours` that holds `time`: its first day, or hour, in UTC."""
+    """Return the name of the block of `hours` that contains `time`: its first day or hour, in UTC."""
     start = np.datetime64(int(time.astype("datetime64[h]").astype(np.int64)) // hours * hours, "h")
     return str(start.astype("datetime64[D]")) if hours % 24 == 0 else str(start)
 
 
 def kept_hours(newest: npt.NDArray[np.datetime64]) -> int:
-    """The length of the blocks for the sums of windows whose newest inputs are at the times `newest`."""
+    """Return the block length in hours for windows whose newest input frames are at the times `newest`."""
     hours = newest.astype("datetime64[h]").astype(np.int64)
     return next(length for length in lengths() if np.unique(hours // length).size <= MOST_BLOCKS)
 
 
 def automatic(scores: xr.Dataset) -> xr.Dataset:
-    """Merge the short blocks of `scores` to events of the length that the differences of CSI require."""
+    """Merge the short blocks of `scores` into events of the length that the differences of CSI require."""
     return merged(scores, independent_hours(scores)).assign_attrs(event_hours_from="autocorrelation")
 
 
 def merged(scores: xr.Dataset, hours: int) -> xr.Dataset:
-    """Merge the sums of `scores` to events of `hours`, a multiple of their length; pooled scores stay."""
+    """Merge the sums of `scores` into events of `hours`, a multiple of their length; pooled scores are kept.
+
+    Raises ValueError if `hours` is not a multiple.
+    """
     had = int(scores.attrs["event_hours"])
     if hours == had:
         return scores
     if hours % had:
-        raise ValueError(f"Events of {had} h cannot be merged to {hours} h: choose a multiple.")
+        raise ValueError(f"Events of {had} h cannot be merged into events of {hours} h: choose a multiple.")
     starts = scores["event_start"].values
     names = np.array([event_name(start, hours) for start in starts])
     kept, number = np.unique(names, return_inverse=True)
@@ -87,12 +92,12 @@ def merged(scores: xr.Dataset, hours: int) -> xr.Dataset:
 
 
 def independent_hours(scores: xr.Dataset) -> int:
-    """The length of events, in hours, from which on differences between forecasters are about independent.
+    """Return the event length in hours from which differences between forecasters are nearly independent.
 
-    The differences are those of CSI between the first forecaster and each other one, at the thresholds that were
-    reached in half of the blocks (of one forecaster alone, its own CSI); their autocorrelations are averaged,
-    since each by itself is noisy. The length is never below the longest lead time: windows that begin closer
-    together share what they are compared with.
+    The differences are those of CSI between the first forecaster and each other one, at thresholds reached in at
+    least half of the blocks (with one forecaster, its CSI). Their autocorrelations are averaged, since each alone
+    is noisy. The length is never below the longest lead time, since windows closer together share verifying
+    frames.
     """
     had = int(scores.attrs["event_hours"])
     minutes = scores[LEAD_TIME].values.astype("timedelta64[m]" if scores[LEAD_TIME].dtype.kind == "m" else float)
@@ -105,9 +110,9 @@ def independent_hours(scores: xr.Dataset) -> int:
 
 
 def _differences(scores: xr.Dataset) -> Floats:
-    """The contributions of the events to the differences of CSI, (pair and threshold, event).
+    """Return the contributions of the events to the differences of CSI, (pair and threshold, event).
 
-    CSI is a ratio of sums, S = H / D; to first order event e moves it by (H_e − S·D_e) / D.
+    CSI is a ratio of sums, S = H / D; to first order event e changes it by (H_e − S·D_e) / D.
     """
     parts = {
         name: scores[f"sum_{name}"].transpose("threshold", "forecaster", "event", LEAD_TIME).values.astype(float)
@@ -131,9 +136,9 @@ def _differences(scores: xr.Dataset) -> Floats:
 
 
 def time_scale(places: npt.NDArray[np.int64], series: Floats) -> float:
-    """The integral time scale of `series` (n, event), in units of `places`, which are whole and ascending.
+    """Return the integral time scale of `series` (n, event), in units of `places` (ascending integers).
 
-    Autocorrelations are averaged over the n series. Events may be missing: only those count that are so far apart.
+    Autocorrelations are averaged over the n series. Events may be missing: each lag uses the pairs that exist.
     """
     if places.size < 2 * LEAST_PAIRS:
         return 1.0

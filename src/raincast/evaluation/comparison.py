@@ -1,4 +1,4 @@
-"""Join the scores of several evaluations: forecasters are compared on events with the same observed pixels."""
+"""Joining the scores of several evaluations, restricted to events with the same observed pixels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,13 @@ REMEDY = "Evaluate both with the same metrics, data.archive, split, data.eval_st
 
 
 def join(each: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Sums and scores of all forecasters of `each` (label → scores.nc), over the events that all files share.
+    """Join sums and scores of all forecasters of `each` (label → scores.nc), over the events that all files share.
 
     Events of different lengths are merged to their least common multiple. An event is shared if all files counted
-    the same pixels, and as many of them wet. Thresholds, lead times and scales that a file lacks are left out. The
-    first forecaster of each file comes first. A forecaster that is the same in several files appears once;
-    different ones of one name get the label of their file. ValueError if nothing is left.
+    the same number of pixels and of wet pixels. Thresholds, lead times and scales that any file lacks are left
+    out. The first forecaster of each file comes first. A forecaster that is the same in several files appears
+    once; different forecasters of one name get the label of their file appended. Raises ValueError if nothing is
+    left.
     """
     _check(each)
     hours = math.lcm(*(int(scores.attrs["event_hours"]) for scores in each.values()))
@@ -51,7 +52,7 @@ def join(each: Mapping[str, xr.Dataset]) -> xr.Dataset:
 
 
 def _sums_of(label: str, scores: xr.Dataset, names: Mapping[tuple[str, str], str]) -> xr.Dataset:
-    """The sums of the forecasters that come from this file, under their new names."""
+    """Select the sums of the forecasters taken from this file, under their new names."""
     own = [name for name in map(str, scores["forecaster"].values) if (label, name) in names]
     kept = [str(name) for name, values in scores.data_vars.items() if "forecaster" in values.dims]
     kept = [name for name in kept if name.startswith((SUMS, HOURS))]
@@ -65,7 +66,10 @@ def _check(each: Mapping[str, xr.Dataset]) -> None:
 
 
 def _common_coords(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """`each` at the coordinates that all have; sums along a dimension that is not shared are dropped."""
+    """Restrict `each` to the coordinates that all files have.
+
+    Sums along a dimension that is not shared are dropped.
+    """
     found = dict(each)
     dims = dict.fromkeys(str(dim) for scores in found.values() for dim in scores.dims)
     for dim in dims:
@@ -79,7 +83,7 @@ def _common_coords(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
                     label: scores.isel({dim: [_places(scores[dim].values, value)[0] for value in common]})
                     for label, scores in found.items()
                 }
-                # coordinates that differ by rounding alone become one
+                # coordinates that differ only by rounding become one
                 found = {label: scores.assign_coords({dim: common}) for label, scores in found.items()}
                 continue
         elif len({scores.sizes.get(dim) for scores in found.values()}) == 1:
@@ -111,7 +115,7 @@ def _shared_events(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
 
 
 def _observed(scores: xr.Dataset) -> xr.DataArray:
-    """The number of observed pixels and of those that reached each threshold, equal for all forecasters."""
+    """Count the observed pixels and those that reached each threshold; the same for all forecasters."""
     one = scores.isel(forecaster=0, drop=True)
     reached = one[f"{SUMS}hits"] + one[f"{SUMS}misses"]
     all_pixels = reached + one[f"{SUMS}false_alarms"] + one[f"{SUMS}correct_negatives"]
@@ -119,7 +123,7 @@ def _observed(scores: xr.Dataset) -> xr.DataArray:
 
 
 def _names(each: Mapping[str, xr.Dataset]) -> dict[tuple[str, str], str]:
-    """(label, forecaster) → its name in the joined scores; repetitions of a forecaster are left out."""
+    """Map (label, forecaster) to its name in the joined scores; repetitions of a forecaster are left out."""
     found: dict[tuple[str, str], str] = {}
     for label, scores in each.items():
         for name in map(str, scores["forecaster"].values):
@@ -132,7 +136,7 @@ def _names(each: Mapping[str, xr.Dataset]) -> dict[tuple[str, str], str]:
 
 
 def _same(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
-    """Whether a forecaster has the same counts of pixels in both."""
+    """Return True if a forecaster has the same pixel counts in both files."""
     own, others = (scores.sel(forecaster=name) for scores in (one, other))
     return all(
         np.array_equal(own[f"{SUMS}{key}"].values, others[f"{SUMS}{key}"].values)
@@ -141,7 +145,7 @@ def _same(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
 
 
 def _leading(each: Mapping[str, xr.Dataset], names: Mapping[tuple[str, str], str]) -> Sequence[str]:
-    """The joined names, the first of each file before all others."""
+    """Return the joined names, the first forecaster of each file before all others."""
     heads = {(label, str(scores["forecaster"].values[0])) for label, scores in each.items()}
     return [name for key, name in names.items() if key in heads] + [
         name for key, name in names.items() if key not in heads

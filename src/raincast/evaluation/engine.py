@@ -1,4 +1,4 @@
-"""Score many windows and several forecasters on all cores. After an interruption, the same call resumes."""
+"""Scoring of many windows and several forecasters on all cores; after an interruption, the same call resumes."""
 
 import logging
 import shutil
@@ -18,7 +18,7 @@ from raincast.system.pool import Progress, num_cores
 log = logging.getLogger(__name__)
 
 MOST_WINDOWS = 64
-"""The most windows of a task, so that all cores stay busy to the end."""
+"""Largest number of windows per task, so that all cores stay busy to the end."""
 
 
 def run(
@@ -30,16 +30,16 @@ def run(
     progress: Progress | None = None,
     cost: Cost | None = None,
 ) -> dict[str, EventSums]:
-    """The sums of each forecaster of `work` over `places`.
+    """Return the sums of each forecaster of `work` over `places`.
 
-    `progress(done, total)` counts windows × forecasters. With `workers=None` scoring begins in this process, and
+    `progress(done, total)` counts windows × forecasters. With `workers=None` scoring begins in this process and
     continues in one process per core if it takes long; `workers=1` stays in this process. Forecasters in `here`
     (those on a GPU) run in this process while others run the rest. Sums are kept in the folders of `work` until
-    `clear`, so finished windows are never scored again. `cost` records time and memory. ValueError if another
-    process scores the same windows, or a forecaster fails.
+    `clear`, so finished windows are never scored again. `cost` records time and memory. Raises ValueError if
+    another process scores the same windows, or a forecaster fails.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers} must be a whole number from 1, or null for one per core.")
+        raise ValueError(f"workers={workers} must be a whole number of at least 1, or null for one per core.")
     with ExitStack() as stack:
         for name, folder in work.folders.items():
             refusal = (
@@ -61,16 +61,16 @@ def run(
 
 
 def clear(work: ScoringWork) -> None:
-    """Remove the kept sums, once the scores are written."""
+    """Remove the kept sums after the scores are written."""
     for folder in work.folders.values():
         shutil.rmtree(folder, ignore_errors=True)
         folder.with_suffix(".lock").unlink(missing_ok=True)
-        with suppress(OSError):  # others are being scored, or it is gone
+        with suppress(OSError):  # others are being scored, or it is already gone
             folder.parent.rmdir()
 
 
 def _plan(work: ScoringWork, places: Sequence[Place], workers: int) -> tuple[list[Task], int]:
-    """The tasks that are left, and the number of windows done. Forecasters take turns, as any may be slowest."""
+    """Return the tasks left and the number of windows done. Forecasters take turns, as any may be the slowest."""
     size, todo, done = work.batch_size, [], 0
     num_batches = -(-len(places) // size)
     most = max(1, min(MOST_WINDOWS // size, -(-num_batches // (4 * workers))))
@@ -88,7 +88,7 @@ def _plan(work: ScoringWork, places: Sequence[Place], workers: int) -> tuple[lis
 
 
 def _runs(numbers: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of runs of consecutive numbers, each of at most `most`."""
+    """Yield (first, end) of runs of consecutive numbers, each of at most `most` numbers."""
     start = 0
     for k in range(1, len(numbers) + 1):
         if k == len(numbers) or numbers[k] != numbers[k - 1] + 1 or k - start == most:
@@ -119,7 +119,7 @@ def _explained(task: Task, error: Exception) -> Exception:
     if isinstance(error, (KeyboardInterrupt, MemoryError)):
         return error
     return ValueError(
-        f"{task.forecaster} stops at windows {task.first} to {task.first + len(task.places) - 1}: "
+        f"{task.forecaster} failed at windows {task.first} to {task.first + len(task.places) - 1}: "
         f"{error or type(error).__name__}. Finished windows are kept: fix the cause, and the same command resumes."
     )
 

@@ -1,4 +1,4 @@
-"""Exact sums by event: the result does not depend on the order of the additions."""
+"""Exact sums per event, independent of the order of addition."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ FINE_BITS = 60
 
 @dataclass(eq=False)
 class FixedPoint:
-    """A float64 array as integer multiples of 2⁻¹⁰ and of 2⁻⁶⁰. Additions are exact.
+    """A float64 array as integer multiples of 2⁻¹⁰ and 2⁻⁶⁰, whose additions are exact.
 
-    So sums do not depend on the order of the terms, nor on how they were grouped. Parts below 2⁻⁶⁰ are lost; the
-    largest value is ±2⁵².
+    Sums therefore do not depend on the order or grouping of the terms. Parts below 2⁻⁶⁰ are lost; the largest
+    value is ±2⁵².
     """
 
     coarse: npt.NDArray[np.int64]
@@ -26,21 +26,21 @@ class FixedPoint:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float64]) -> "FixedPoint":
-        """From finite values; ValueError if one is not finite or too large."""
-        if not (np.abs(values) < 2.0**52).all():  # NaN is not
-            raise ValueError(f"A sum of {np.abs(values).max():g} is no finite number below 2^52.")
+        """Convert values; raises ValueError if one is not finite or too large."""
+        if not (np.abs(values) < 2.0**52).all():  # False for NaN
+            raise ValueError(f"A sum of {np.abs(values).max():g} is not a finite number below 2^52.")
         coarse = np.floor(np.ldexp(values, COARSE_BITS))
         rest = values - np.ldexp(coarse, -COARSE_BITS)  # exact
         return cls(coarse.astype(np.int64), np.rint(np.ldexp(rest, FINE_BITS)).astype(np.int64))
 
     def __add__(self, other: "FixedPoint") -> "FixedPoint":
-        """Element by element."""
+        """Add element by element."""
         fine = self.fine + other.fine
         carry = fine >> (FINE_BITS - COARSE_BITS)
         return FixedPoint(self.coarse + other.coarse + carry, fine - (carry << (FINE_BITS - COARSE_BITS)))
 
     def values(self) -> npt.NDArray[np.float64]:
-        """The nearest float64."""
+        """Return the nearest float64 values."""
         return np.ldexp(self.coarse.astype(np.float64), -COARSE_BITS) + np.ldexp(
             self.fine.astype(np.float64), -FINE_BITS
         )
@@ -48,12 +48,12 @@ class FixedPoint:
 
 Exact = npt.NDArray[np.int64] | FixedPoint
 WINDOWS = "windows"
-"""The name of the sum that every event has: the number of its windows."""
+"""Name of the sum that every event has: its number of windows."""
 
 
 @dataclass(eq=False)
 class EventSums:
-    """event → name of the sum → its value. Counts stay integers."""
+    """Sums by event and name; counts stay integers."""
 
     sums: dict[str, dict[str, Exact]] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class EventSums:
             own[name] = _plus(own[name], exact) if name in own else exact
 
     def merge(self, other: "EventSums") -> None:
-        """Add all of `other`."""
+        """Add all sums of `other`."""
         for event, named in other.sums.items():
             own = self.sums.setdefault(event, {})
             for name, exact in named.items():
@@ -73,11 +73,11 @@ class EventSums:
 
     @property
     def num_windows(self) -> int:
-        """The number of windows of all events."""
+        """Number of windows of all events."""
         return sum(int(_values(own[WINDOWS])) for own in self.sums.values())
 
     def stacked(self, name: str, events: Iterable[str]) -> Array:
-        """The sum of each event along the first axis; 0 if an event has none."""
+        """Stack the sum `name` of each event along the first axis; 0 for an event without it."""
         values = {event: _values(own[name]) for event, own in self.sums.items() if name in own}
         none = np.zeros_like(next(iter(values.values())))
         stacked: Array = np.stack([values.get(event, none) for event in events])
@@ -85,11 +85,11 @@ class EventSums:
 
     @property
     def names(self) -> list[str]:
-        """The names of the sums, in the order in which they were first added."""
+        """Names of the sums, in the order in which they were first added."""
         return list(dict.fromkeys(name for own in self.sums.values() for name in own))
 
     def arrays(self) -> dict[str, npt.NDArray[np.int64]]:
-        """Plain arrays, for a file."""
+        """Return plain arrays for a file."""
         flat: dict[str, npt.NDArray[np.int64]] = {}
         for event, named in self.sums.items():
             for name, exact in named.items():
@@ -102,7 +102,7 @@ class EventSums:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.int64]]) -> "EventSums":
-        """The inverse of `arrays`."""
+        """Rebuild the sums from `arrays()`."""
         made = cls()
         for key, values in arrays.items():
             event, name, *half = key.split("|")

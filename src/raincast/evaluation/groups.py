@@ -1,4 +1,4 @@
-"""Groups of sums: their dimensions, and the scores of the registry computed from them."""
+"""Groups of sums: their dimensions, and the registry's scores computed from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

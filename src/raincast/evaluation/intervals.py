@@ -1,10 +1,10 @@
-"""Confidence intervals of scores, by resampling events; all forecasters are scored on the same draws.
+"""Confidence intervals of scores by resampling events; all forecasters are scored on the same draws.
 
 Windows of one storm are not independent; events are (`blocks` chooses their length). Each of many trials draws as
 many events as there are, with replacement, and computes the score of their sums (block bootstrap). Forecasters are
-compared on the same draws, since a hard event is hard for all. The interval lies between quantiles of the trials,
-those that give a mean of few normal values its t interval (expanded percentiles, Hesterberg 2015): plain
-percentiles of six events are too narrow by 30 %.
+compared on the same draws, since a hard event is hard for all. The interval lies between those quantiles of the
+trials that would give the mean of a few normal values its t interval (expanded percentiles, Hesterberg 2015):
+plain percentiles of six events are too narrow by 30 %.
 """
 
 import math
@@ -34,14 +34,17 @@ LEFT_OUT = (
 
 @dataclass(frozen=True)
 class Resampling:
-    """`resamples` trials, drawn by `seed`; `confidence` is the share of them within an interval."""
+    """Settings of the bootstrap: `resamples` trials drawn with `seed`.
+
+    `confidence` is the share within an interval.
+    """
 
     resamples: int = 1000
     confidence: float = 0.95
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse an impossible confidence."""
+        """Raise ValueError for an impossible confidence or too few resamples."""
         if not 0 < self.confidence < 1 or self.resamples < 2 / (1 - self.confidence):
             raise ValueError(
                 f"confidence={self.confidence} must lie between 0 and 1, and resamples={self.resamples} be at "
@@ -50,7 +53,7 @@ class Resampling:
 
     @property
     def least_events(self) -> int:
-        """The fewest events with which a difference can be shown: six for 95 %.
+        """Fewest events with which a difference can be shown: six for 95 %.
 
         All of n events favour one forecaster by chance in 2·½ⁿ of all cases. Below six that is more than 5 %.
         """
@@ -58,11 +61,14 @@ class Resampling:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """The lower and upper end of an interval, as probabilities."""
+        """Lower and upper end of an interval, as probabilities."""
         return (1 - self.confidence) / 2, (1 + self.confidence) / 2
 
     def quantiles(self, num_events: int) -> tuple[float, float]:
-        """The quantiles of the trials at which the interval ends; for many events, `bounds`."""
+        """Return the quantiles of the trials at which the interval ends.
+
+        For many events they approach `bounds`.
+        """
         if num_events < 2:
             return self.bounds
         factor = math.sqrt(num_events / (num_events - 1))
@@ -73,11 +79,11 @@ class Resampling:
 def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
     """Add confidence intervals to `scores`, which has sums by event.
 
-    For a score S, and for S_mean, its mean over the lead times where it is defined: S_interval (bound, forecaster,
-    …), and S_difference_interval (bound, forecaster, reference, …) of forecaster minus reference. Where more or
-    less is better, also S_better (forecaster, reference, …): 1 where the forecaster is better than the reference,
-    −1 where it is worse, 0 where no difference is shown: the interval holds 0 or is undefined, or there are too
-    few events (`Resampling.least_events`).
+    For a score S, and for S_mean, its mean over the lead times where it is defined, it adds S_interval (bound,
+    forecaster, …) and S_difference_interval (bound, forecaster, reference, …) of forecaster minus reference. If
+    higher or lower is better, it also adds S_better (forecaster, reference, …): 1 if the forecaster is better than
+    the reference, −1 if worse, 0 if no difference is shown: the interval contains 0 or is undefined, or there are
+    too few events (`Resampling.least_events`).
     """
     num_events = scores.sizes["event"]
     rng = np.random.default_rng(how.seed)
@@ -122,7 +128,7 @@ def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
 def _scores_of(
     group: groups.Group, sums: list[npt.NDArray[Any]], draws: Floats
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Scores (forecaster, …) of all events, and (forecaster, trial, …) of each trial."""
+    """Return scores (forecaster, …) of all events, and (forecaster, trial, …) of each trial."""
 
     def finished(of: list[Any]) -> dict[str, Floats]:
         own = group.sums(*(torch.from_numpy(values) for values in of))
@@ -130,7 +136,7 @@ def _scores_of(
 
     whole = finished([values.sum(axis=1) for values in sums])
     trials: dict[str, list[Floats]] = {name: [] for name in group.scores}
-    for forecaster in range(sums[0].shape[0]):  # one after the other: their trials are large
+    for forecaster in range(sums[0].shape[0]):  # one at a time: their trials are large
         drawn = [np.tensordot(draws, values[forecaster].astype(np.float64), 1) for values in sums]
         for name, values in finished(drawn).items():
             trials[name].append(values)
@@ -145,7 +151,7 @@ def _described(
     how: Resampling,
     num_events: int,
 ) -> dict[str, Any]:
-    """The variables with the intervals of `key`."""
+    """Return the variables with the intervals of `key`."""
     num = trials.shape[0]
     bounds, enough = how.quantiles(num_events), num_events >= how.least_events
     interval = np.zeros((2, num, num, *trials.shape[2:]))
@@ -170,9 +176,9 @@ def _described(
 
 
 def _quantiles(trials: Floats, at: tuple[float, ...]) -> Floats:
-    """Quantiles along the first axis, linear between defined trials; NaN if fewer than half are defined.
+    """Return quantiles along the first axis, linear between defined trials; NaN if fewer than half are defined.
 
-    As numpy's nanquantile, which is many times slower.
+    Equivalent to numpy's nanquantile, which is many times slower.
     """
     ordered = np.sort(trials, axis=0)  # NaN last
     defined = np.isfinite(trials).sum(axis=0)
@@ -187,7 +193,7 @@ def _quantiles(trials: Floats, at: tuple[float, ...]) -> Floats:
 
 
 def _lead_mean(values: Floats) -> Floats:
-    """The mean of the defined values along the last axis; NaN if there are none."""
+    """Return the mean of the defined values along the last axis; NaN if there are none."""
     defined = np.isfinite(values)
     count = defined.sum(axis=-1)
     total = np.where(defined, values, 0.0).sum(axis=-1)

@@ -28,29 +28,29 @@ from raincast.metrics.categorical import Contingency, check_thresholds
 from raincast.metrics.frames import over_frames, reaching
 
 HOURS = "hour "
-"""The prefix of an hour of day among the keys of `EventSums`, whose other keys are events."""
+"""Prefix of an hour of day among the keys of `EventSums`; all other keys are events."""
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The scores to compute; rates and thresholds in mm/h.
 
-    Counts and errors of pixels are always computed. The others cost time (`benchmarks/evaluation.py`):
+    Counts and errors of pixels are always computed. The others take time (`benchmarks/evaluation.py`):
 
     balanced: HKO-7's weighted errors.
-    pools: sides in pixels of squares, whose highest rates are counted.
+    pools: sides, in pixels, of squares whose highest rates are counted.
     scales: sides in km of the boxes of the fractions skill score; `fss_boundary` is "zero" or "inside".
     spectrum: radially averaged power.
-    accumulations: periods in minutes, multiples of the step; `amounts`: thresholds of the amounts in them, in mm.
+    accumulations: periods in minutes, multiples of the step; `amounts`: thresholds of their amounts in mm.
     sal: structure, amplitude and location of rain areas in each frame; needs scikit-image.
-    onset: whether the beginning of rain is forecast to within a step.
-    probabilities: scores of ensembles and probabilities, in `probability_bins`. Those of members are also computed
-    of accumulations and spectra, where these are wanted.
-    areal_scales: sides in km of boxes side by side, whose mean rates are scored as ensembles.
+    onset: whether the onset of rain is forecast to within one step.
+    probabilities: scores of ensembles and probabilities, in `probability_bins`. Scores of members also cover
+    accumulations and spectra, if these are computed.
+    areal_scales: sides in km of adjacent boxes, whose mean rates are scored as ensembles.
     ignored_between: observed rates between these two are ignored as noise.
     protocol: a published protocol (`protocols.PROTOCOLS`); all settings must then be its own.
     event_hours: the length of an event in hours, counted from 0 UTC, by the newest input frame. Intervals resample
-    events. None: sums are kept by the hour, and `blocks.automatic` chooses the length.
+    events. None: sums are kept per hour, and `blocks.automatic` chooses the length.
     """
 
     thresholds: Sequence[float]
@@ -71,14 +71,14 @@ class Metrics:
     event_hours: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings before any forecast is made."""
+        """Raise ValueError for impossible settings before any forecast is made."""
         check_thresholds(self.thresholds)
         if self.accumulations and (not self.amounts or any(a >= b for a, b in pairwise((0.0, *self.amounts)))):
             raise ValueError(f"metrics.amounts={list(self.amounts)} must be above 0 and increasing, in mm.")
         for name, most in {"pools": 1, "scales": 0, "accumulations": 0, "areal_scales": 0}.items():
             values = list(getattr(self, name))
             if len(set(values)) != len(values) or any(value <= most for value in values):
-                raise ValueError(f"metrics.{name}={values}: each above {most}, and none twice.")
+                raise ValueError(f"metrics.{name}={values}: each must be above {most}, and none may repeat.")
         if self.sal:
             objects.require()
         if self.fss_boundary not in ("zero", "inside"):
@@ -92,18 +92,21 @@ class Metrics:
         if self.protocol is not None:
             protocols.check(self.protocol, self)
         if self.event_hours is not None and self.event_hours < 1:
-            raise ValueError(f"metrics.event_hours={self.event_hours} must be a whole number from 1, or null.")
+            raise ValueError(f"metrics.event_hours={self.event_hours} must be null or a whole number above 0.")
 
     def boxes(self, pixel_km: float | None) -> list[int]:
-        """The sides of the boxes of `scales` in pixels; ValueError if the size of a pixel is unknown."""
+        """Return the sides of the boxes of `scales` in pixels; raises ValueError if the pixel size is unknown."""
         return _boxes("scales", self.scales, pixel_km)
 
     def areal_boxes(self, pixel_km: float | None) -> list[int]:
-        """Those of `areal_scales`."""
+        """Return the sides of the boxes of `areal_scales` in pixels.
+
+        Raises ValueError if the pixel size is unknown.
+        """
         return _boxes("areal_scales", self.areal_scales, pixel_km)
 
     def periods(self, step_minutes: float) -> list[int]:
-        """The accumulations in steps; ValueError if one is no multiple of the step."""
+        """Return the accumulations in steps; raises ValueError if one is not a multiple of the step."""
         steps = [minutes / step_minutes for minutes in self.accumulations]
         if any(count != round(count) for count in steps):
             raise ValueError(
@@ -113,36 +116,36 @@ class Metrics:
         return [round(count) for count in steps]
 
     def event_of(self, time: np.datetime64) -> str:
-        """The name of the event of a window whose newest input is at `time`: its first day or hour, UTC."""
+        """Return the event of a window whose newest input frame is at `time`: its first day or hour, UTC."""
         return blocks.event_name(time, self.event_hours or 1)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """`metrics` on windows of a given step and pixel."""
+    """`metrics` applied to windows with a given time step and pixel size."""
 
     metrics: Metrics
     step_minutes: float
     pixel_km: float | None = None
 
     def check(self, lead_steps: int, shape: tuple[int, int]) -> None:
-        """ValueError if forecasts of so many steps and pixels do not have these scores."""
+        """Raise ValueError if forecasts of this length and size cannot have these scores."""
         self.metrics.boxes(self.pixel_km)
         self.metrics.areal_boxes(self.pixel_km)
         longest = max(self.metrics.periods(self.step_minutes), default=0)
         if longest > lead_steps:
             raise ValueError(
                 f"metrics.accumulations={list(self.metrics.accumulations)} min: forecasts are of "
-                f"{lead_steps * self.step_minutes:g} min only. Leave the longer ones out."
+                f"{lead_steps * self.step_minutes:g} min only. Remove longer accumulations."
             )
         if max(self.metrics.pools, default=1) > min(shape):
-            raise ValueError(f"metrics.pools={list(self.metrics.pools)}: the windows have {shape} pixels only.")
+            raise ValueError(f"metrics.pools={list(self.metrics.pools)}: the windows have only {shape} pixels.")
 
     def add(self, sums: EventSums, prediction: Prediction, batch: Sample) -> None:
-        """Add every window of a batch to its event and to its hour."""
+        """Add every window of a batch to its event and its hour."""
         times = np.asarray(batch["time"]).astype("datetime64[s]")
         for row, time in enumerate(times):
-            # each window alone, so that its sums do not depend on the others of the batch, to the last bit
+            # each window alone, so that its sums do not depend on the rest of the batch, to the last bit
             one = slice(row, row + 1)
             target, mask, newest = batch["target"][one], batch["target_mask"][one], batch["input"][one, -1, :1]
             if between := self.metrics.ignored_between:
@@ -172,7 +175,7 @@ class Scoring:
             named |= groups.ONSET.named(users.onset_sums(rain, target, mask, newest, thresholds))
         if wanted.sal:
             named |= groups.AREAS.named(objects.sal_sums(rain, target, mask))
-        if prediction.members is not None and prediction.members.shape[2] > 1:  # one member is no ensemble
+        if prediction.members is not None and prediction.members.shape[2] > 1:  # one member is not an ensemble
             named |= self._ensemble(torch.from_numpy(prediction.members).to(target.device), target, mask)
         stated = (groups.PROBABILITIES, prediction.probabilities), (groups.UNCALIBRATED, prediction.uncalibrated)
         for group, values in stated:
@@ -184,7 +187,7 @@ class Scoring:
         return named
 
     def _ensemble(self, members: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The sums of members: of pixels, boxes, accumulations and spectra."""
+        """Return the sums of members: of pixels, boxes, accumulations and spectra."""
         wanted, T = self.metrics, members.shape[1]
         named = _with_ranks(groups.MEMBERS, _member_parts(members, target, mask))
         if sizes := wanted.areal_boxes(self.pixel_km):
@@ -203,7 +206,7 @@ class Scoring:
         return named
 
     def _pixels(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Counts and errors of pixels in one pass."""
+        """Return counts and errors of pixels, computed in one pass."""
         thresholds, balanced = self.metrics.thresholds, self.metrics.balanced
         least = min(thresholds[0], continuous.least_rate()) if balanced else thresholds[0]
 
@@ -226,7 +229,7 @@ class Scoring:
         return groups.POOLED.named(_stacked(tables))
 
     def _accumulated(self, rain: Tensor, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The sums of each period at the lead time at which it ends; 0 at the others."""
+        """Return the sums of each period at the lead time at which it ends; 0 at the others."""
         tables, errors = [], []
         for steps in self.metrics.periods(self.step_minutes):
             amounts = users.accumulate(rain, target, mask, num_steps=steps, step_minutes=self.step_minutes)
@@ -241,12 +244,12 @@ def _boxes(name: str, scales: Sequence[float], pixel_km: float | None) -> list[i
     if not scales:
         return []
     if pixel_km is None:
-        raise ValueError(f"{name}={list(scales)} in km: state pixel_km, the size of a pixel, or none.")
+        raise ValueError(f"{name}={list(scales)} in km: give pixel_km, the size of a pixel, or remove them.")
     return [spatial.box_size(scale, pixel_km) for scale in scales]
 
 
 def _member_parts(members: Tensor, target: Tensor, mask: Tensor) -> list[Tensor]:
-    """The sums of an ensemble (B, T), and its ranks (B, T, M + 1) last."""
+    """Return the sums of an ensemble (B, T), and last its ranks (B, T, M + 1)."""
     return [*ensemble.ensemble_sums(members, target, mask), ensemble.rank_histogram(members, target, mask)]
 
 
@@ -255,12 +258,12 @@ def _with_ranks(group: groups.Group, parts: Sequence[Tensor]) -> dict[str, Tenso
 
 
 def _stacked(sums: Sequence[Iterable[Tensor]]) -> list[Tensor]:
-    """Sums of several scales, periods … along a new second axis."""
+    """Stack sums of several scales or periods along a new second axis."""
     return [torch.stack(part, dim=1) for part in zip(*sums, strict=True)]
 
 
 def _spread(values: Tensor, num_leads: int, ends: slice, *, dim: int = -1) -> Tensor:
-    """`values` at the lead times `ends` along `dim`, and 0 at the others."""
+    """Place `values` at the lead times `ends` along `dim`, and 0 at the others."""
     values = values.movedim(dim, -1)
     whole = torch.zeros(*values.shape[:-1], num_leads, dtype=values.dtype, device=values.device)
     whole[..., ends] = values

@@ -17,22 +17,22 @@ from raincast.metrics import continuous
 from raincast.schema import LEAD_TIME
 
 HKO7_NOISE = (0.01682827, 0.30370341)
-"""mm/h; observed rates in between are ignored: pixel values 0 to 0.28, dBZ −10 to 9.6 (`HKO7_PIXEL`)."""
+"""Observed rates in mm/h between these two are ignored: pixel values 0 to 0.28, dBZ −10 to 9.6 (`HKO7_PIXEL`)."""
 
 SEVIR_THRESHOLDS = (0.4, 2.3488, 12.3398, 26.36, 47.58, 138.5)
-"""VIL codes 16, 74, 133, 160, 181, 219 as the archive of `source=sevir` holds them, in nominal mm/h."""
+"""VIL codes 16, 74, 133, 160, 181, 219 in the nominal mm/h of an archive with `source=sevir`."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """The `settings` of `Metrics` that it requires, and the scores of the sums of all events."""
+    """The `settings` of `Metrics` that a protocol requires, and its scores from the sums of all events."""
 
     settings: Mapping[str, Any]
     scores: Callable[[xr.Dataset], dict[str, xr.DataArray]]
 
 
 def _lead_mean(values: xr.DataArray) -> xr.DataArray:
-    """The mean over all lead times; NaN if the score is undefined at one."""
+    """Return the mean over all lead times; NaN if the score is undefined at one."""
     return values.mean(LEAD_TIME, skipna=False)
 
 
@@ -52,7 +52,7 @@ def _hko7(sums: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _shi2015(sums: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Pool over all sequences, then average over lead times: the paper leaves the order open."""
+    """Pool over all sequences, then average over lead times; the paper leaves the order open."""
     scores = groups.finish(sums)
     made = {f"shi2015_{name}": _lead_mean(scores[name].sel(threshold=0.5)) for name in ("csi", "far", "pod")}
     made["shi2015_rainfall_mse"] = _lead_mean(scores["rmse"] ** 2)
@@ -61,7 +61,7 @@ def _shi2015(sums: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def _sevir(sums: xr.Dataset) -> dict[str, xr.DataArray]:
-    """Pool counts over all sequences and lead times, one ratio per threshold; CSI-M is their mean."""
+    """Pool counts over all sequences and lead times, with one ratio per threshold; CSI-M is their mean."""
     counted = [name for group in (groups.PIXELS, groups.POOLED) for name in group.names()]
     scores = groups.finish(sums[[f"sum_{name}" for name in counted]].sum(LEAD_TIME))
     return {
@@ -82,7 +82,7 @@ PROTOCOLS = {
 
 
 def check(name: str, metrics: object) -> None:
-    """ValueError if the protocol is unknown, or `metrics`, a `Metrics`, has other settings."""
+    """Raise ValueError if the protocol is unknown, or `metrics` (a `Metrics`) has other settings."""
     if name not in PROTOCOLS:
         raise ValueError(f"metrics.protocol={name} is unknown; there are {', '.join(PROTOCOLS)}.")
     for key, published in PROTOCOLS[name].settings.items():
@@ -108,7 +108,7 @@ def published(name: str, sums: xr.Dataset) -> dict[str, xr.DataArray]:
 
 
 def describe(scores: xr.Dataset) -> str:
-    """The scores of the protocol as text; empty if there is none."""
+    """Return the scores of the protocol as text; empty if there is none."""
     name = scores.attrs.get("protocol")
     if not name:
         return ""

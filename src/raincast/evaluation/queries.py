@@ -1,4 +1,4 @@
-"""Turns windows into queries, and asks forecasters for what scoring needs."""
+"""Conversion of windows to queries, and the predictions that scoring needs."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ def query_of(
     thresholds: Sequence[float] = (),
     members: bool = False,
 ) -> Query:
-    """The query of a batch of windows, which were cut from `grid`."""
+    """Return the query of a batch of windows that were cut from `grid`."""
     return Query.for_steps(
         batch["input"].cpu().numpy(),
         lead_steps,
@@ -44,9 +44,9 @@ def query_of(
 
 
 class Scored:
-    """A forecaster and the queries of scoring: they ask for members and probabilities if it gives them.
+    """A forecaster with its scoring queries, which ask for members and probabilities if it gives them.
 
-    After a `ThresholdError` they ask for rates alone.
+    After a `ThresholdError` they ask for rates only.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Scored:
         self._probabilities = scoring.metrics.probabilities
 
     def predict(self, batch: Sample) -> Prediction:
-        """The prediction of a batch of windows; ValueError if a shape is wrong."""
+        """Return the prediction of a batch of windows; raises ValueError if a shape is wrong."""
         gives = self.forecaster.gives
         query = query_of(
             batch,
@@ -73,7 +73,7 @@ class Scored:
         try:
             prediction = self.forecaster.predict(query)
         except ThresholdError as error:
-            log.warning("No probabilities of %s are scored: %s", self.forecaster.name, error)
+            log.warning("Probabilities of %s are not scored: %s", self.forecaster.name, error)
             self._probabilities = False
             return self.predict(batch)
         prediction.check(query, self.forecaster.name)
@@ -83,7 +83,7 @@ class Scored:
 def rates_by_name(
     forecasters: Iterable[Forecaster], sample: Sample, *, lead_steps: int, step_minutes: float, grid: Grid
 ) -> dict[str, Rain]:
-    """The rates of one window by the forecasters' names, (L, H, W) mm/h; NaN where nothing was observed."""
+    """Return the rates of one window by forecaster name, (L, H, W) in mm/h; NaN where nothing was observed."""
     batch: Any = default_collate([sample])
     query = query_of(batch, lead_steps=lead_steps, step_minutes=step_minutes, grid=grid)
     never = np.isnan(query.rain[0, :, 0]).all(axis=0)

@@ -1,4 +1,4 @@
-"""From the sums of several forecasters to the Dataset of `scores.nc`."""
+"""Conversion of the sums of several forecasters to the Dataset of `scores.nc`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from raincast.schema import LEAD_TIME
 def to_dataset(
     sums: Mapping[str, EventSums], scoring: Scoring, *, lead_steps: int, shape: tuple[int, int]
 ) -> xr.Dataset:
-    """Sums and scores of all forecasters, on the same windows of `shape` (H, W) pixels."""
+    """Return sums and scores of all forecasters on the same windows of `shape` (H, W) pixels."""
     keys = {key for own in sums.values() for key in own.sums}
     events = sorted(key for key in keys if not key.startswith(HOURS))
     made = {f"sum_{name}": _stack(sums, name, events, "event") for name in _names(sums, events) if name != WINDOWS}
@@ -46,13 +46,16 @@ def _names(sums: Mapping[str, EventSums], keys: list[str]) -> list[str]:
 
 
 def _stack(sums: Mapping[str, EventSums], name: str, keys: list[str], dim: str) -> xr.DataArray:
-    """(forecaster, event or hour, …); 0 if a forecaster lacks the sum, which makes its score undefined."""
+    """Stack sums as (forecaster, event or hour, …).
+
+    0 if a forecaster lacks one, so that its score is undefined.
+    """
     own = [each.stacked(name, keys) if _has(each, name, keys) else None for each in sums.values()]
     shape = np.max([values.shape for values in own if values is not None], axis=0)
     kind = next(values.dtype for values in own if values is not None)
     whole = np.zeros((len(own), *shape), dtype=kind)
     for row, values in zip(whole, own, strict=True):
-        if values is not None:  # an ensemble of fewer members has fewer ranks
+        if values is not None:  # a smaller ensemble has fewer ranks
             row[tuple(slice(size) for size in values.shape)] = values
     return xr.DataArray(whole, dims=("forecaster", dim, *groups.DIMS[name]))
 

@@ -1,4 +1,4 @@
-"""The comparison of a forecaster with its rivals in words: one for each rival, and a sentence for all.
+"""The comparison of a forecaster with its rivals in words: one word per rival, and one sentence for all.
 
 `scores` is the Dataset of an evaluation with intervals (`intervals.with_intervals`).
 """
@@ -13,7 +13,7 @@ _ORDER = ("better", "worse", UNDECIDED)
 
 
 def verdict(scores: xr.Dataset, reference: str, threshold: float, *, score: str = "csi") -> str:
-    """Whether the first forecaster is better than `reference` at one threshold; if undecided, the reason."""
+    """Compare the first forecaster with `reference` at one threshold: the result in words."""
     events, least = scores.sizes["event"], int(scores.attrs["least_events"])
     if events < least:
         return f"too few events to decide ({events}; at least {least} are needed)"
@@ -27,7 +27,7 @@ def verdict(scores: xr.Dataset, reference: str, threshold: float, *, score: str 
 
 
 def sentence(scores: xr.Dataset, *, score: str = "csi") -> str:
-    """One sentence: at which thresholds the first forecaster is better or worse than each other one."""
+    """Return one sentence on the thresholds at which the first forecaster is better or worse than each rival."""
     first, *others = (str(name) for name in scores["forecaster"].values)
     if not others or f"{score}_mean_better" not in scores:
         return f"{first} was scored alone: there is nothing to compare it with."
@@ -48,14 +48,14 @@ def sentence(scores: xr.Dataset, *, score: str = "csi") -> str:
 
 
 def events_text(scores: xr.Dataset) -> str:
-    """The number of events, their length, and the origin of that length."""
+    """Return the number of events, their length, and how that length was chosen."""
     events, hours = scores.sizes["event"], int(scores.attrs["event_hours"])
     how = "from the autocorrelation of the differences" if "event_hours_from" in scores.attrs else "as configured"
     return f"{events} event{'s' * (events != 1)} of {hours} h ({how})"
 
 
 def _against(scores: xr.Dataset, other: str, score: str) -> str:
-    """Like `better than {} at 1 and 2 mm/h, undecided at 5 mm/h`."""
+    """Return text such as `better than {} at 1 and 2 mm/h, undecided at 5 mm/h`."""
     thresholds = [float(t) for t in scores["threshold"].values]
     said = {t: verdict(scores, other, t, score=score) for t in thresholds}
     words = {word: [t for t in thresholds if said[t] == word] for word in _ORDER}

@@ -12,16 +12,16 @@ from raincast.data.windows import frame_slots, window_starts
 
 
 def newest_frames(frames: xr.Dataset, *, input_steps: int, lead_steps: int, every: int = 1) -> list[int]:
-    """The numbers of the newest input frames of every `every`-th window that lacks no frame.
+    """Return the indices of the newest input frames of every `every`-th window without missing frames.
 
-    ValueError where there is none.
+    Raises ValueError if there is none.
     """
     times, step_minutes = frames[schema.TIME].values, schema.find_step_minutes(frames)
     step, num_frames = schema.step_timedelta(step_minutes), input_steps + lead_steps
     starts = window_starts(times, step, num_frames)[::every]
     if not starts.size:
         raise ValueError(
-            f"No {num_frames} frames in a row ({input_steps} to forecast from, {lead_steps} to compare with), "
+            f"No {num_frames} consecutive frames ({input_steps} to forecast from, {lead_steps} to compare with), "
             f"{step_minutes:g} min apart, are among the {times.size} from {times[0]} to {times[-1]}: lower "
             "lead_steps, or give more frames."
         )
@@ -29,7 +29,7 @@ def newest_frames(frames: xr.Dataset, *, input_steps: int, lead_steps: int, ever
 
 
 def windows_of(frames: xr.Dataset, newest: list[int], *, input_steps: int, lead_steps: int) -> Iterator[Sample]:
-    """The windows around the frames `newest`, ascending, each a batch of one; every frame is read once."""
+    """Yield the windows around the frames `newest` (ascending), each a batch of one; every frame is read once."""
     rain, times = frames[schema.RAIN].transpose(schema.TIME, schema.Y, schema.X), frames[schema.TIME].values
     scale = torch.tensor([[schema.find_step_minutes(frames), schema.grid_of(frames).pixel_km]])
     read: dict[int, torch.Tensor] = {}
@@ -47,7 +47,7 @@ def windows_of(frames: xr.Dataset, newest: list[int], *, input_steps: int, lead_
             target_mask=~target.isnan(),
             filled=torch.zeros((1, len(wanted)), dtype=torch.bool),
             scale=scale,
-            time=torch.tensor([int(times[last].astype("datetime64[s]").astype(np.int64))]),  # type: ignore[typeddict-item]  # as a batch has them
+            time=torch.tensor([int(times[last].astype("datetime64[s]").astype(np.int64))]),  # type: ignore[typeddict-item]  # as in a batch
             y=torch.zeros(1, dtype=torch.int64),  # type: ignore[typeddict-item]
             x=torch.zeros(1, dtype=torch.int64),  # type: ignore[typeddict-item]
             source=torch.zeros(1, dtype=torch.int64),  # type: ignore[typeddict-item]

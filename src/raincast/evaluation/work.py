@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 20.0
-"""The scoring time whose sums go into one file, and the most that an interruption loses."""
+"""Scoring time per file of sums, and the most that an interruption can lose."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoringWork:
-    """All that a process needs to score. It is sent to other processes, which open data and forecasters once.
+    """Everything that a process needs to score.
 
-    `makers` and the `folders` of sums are by the forecasters' names. `batch_size` windows, cut from `grid`, are
-    forecast at once.
+    It is sent to other processes, which open data and forecasters once. `makers` and the `folders` of sums are
+    keyed by forecaster name. `batch_size` windows, cut from `grid`, are forecast at once.
     """
 
     key: str
@@ -53,7 +53,7 @@ class ScoringWork:
 
 @dataclass(frozen=True)
 class Task:
-    """Consecutive windows for one forecaster, from number `first` of all, at which a batch begins."""
+    """Consecutive windows for one forecaster; `first` is the number of the first, at which a batch begins."""
 
     work: ScoringWork
     forecaster: str
@@ -90,7 +90,7 @@ def close() -> None:
 
 @dataclass(frozen=True)
 class Spent:
-    """Processor seconds of a task, imports included, and the peak memory of its process so far."""
+    """CPU seconds of a task, imports included, and the peak memory of its process so far."""
 
     process: int
     cpu_seconds: float
@@ -105,9 +105,9 @@ class Cost:
     wall_seconds: float = 0.0
     windows: dict[str, int] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
-    """by forecaster, as `windows`"""
+    """Keyed by forecaster, as `windows` is."""
     peaks: dict[int, float] = field(default_factory=dict)
-    """GiB by process"""
+    """GiB, keyed by process."""
 
     def add(self, task: Task, spent: Spent) -> None:
         """Add a task."""
@@ -122,7 +122,7 @@ class Cost:
         self.peaks[os.getpid()] = peak_memory_gib()
 
     def attrs(self) -> dict[str, Any]:
-        """Attributes of scores.nc. Shared libraries count once in each process."""
+        """Return attributes for scores.nc. Shared libraries are counted once per process."""
         each = (f"{name} {self.cpu_seconds[name] / number:.3g}" for name, number in self.windows.items())
         return {
             "wall_seconds": round(self.wall_seconds, 1),
@@ -133,7 +133,7 @@ class Cost:
 
 
 def score(task: Task, tick: Callable[[int], None]) -> Spent:
-    """Score the windows of a task and keep their sums in its folder; `tick` gets the size of each batch."""
+    """Score the windows of a task and keep their sums in its folder; `tick` receives the size of each batch."""
     global _opened
     before = time.process_time()
     if _opened is None or _opened.key != task.work.key:
@@ -153,7 +153,7 @@ def score(task: Task, tick: Callable[[int], None]) -> Spent:
 
 
 def _batches(data: "RadarDataModule", task: Task) -> Iterator[tuple[int, Sample]]:
-    """Batches hold the same windows wherever a task begins: a network's last bits may depend on its batch."""
+    """Yield batches that hold the same windows wherever a task begins, as results may depend on the batch."""
     size = task.work.batch_size
     for offset in range(0, len(task.places), size):
         stored = data.dataset.batch(task.places[offset : offset + size])
@@ -174,13 +174,13 @@ def one_thread() -> Iterator[None]:
 def keep(sums: EventSums, folder: Path, first: int, end: int) -> None:
     """Write the sums of windows `first` to before `end` atomically."""
     with atomic(folder / f"{first:09}-{end:09}.npz", durable=True) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **sums.arrays())  # type: ignore[arg-type]  # its own flag is no name of ours
+        np.savez_compressed(file, **sums.arrays())  # type: ignore[arg-type]  # no sum has the name of its own flag
 
 
 def kept(folder: Path) -> dict[tuple[int, int], Path]:
-    """The files of `folder` by (first, end) of their windows.
+    """Return the files of `folder` by (first, end) of their windows.
 
-    A file that cannot be read, as after a power cut, is removed with a warning: its windows are scored again.
+    An unreadable file (after a power cut, say) is removed with a warning, and its windows are scored again.
     """
     found = {}
     for path in sorted(folder.glob("*-*.npz")):
@@ -196,6 +196,6 @@ def kept(folder: Path) -> dict[tuple[int, int], Path]:
 
 
 def read(path: Path) -> EventSums:
-    """Read a file that `keep` wrote."""
+    """Read a file written by `keep`."""
     with np.load(path) as arrays:
         return EventSums.from_arrays(dict(arrays))

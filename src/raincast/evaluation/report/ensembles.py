@@ -1,4 +1,4 @@
-"""The section of the page about members: of pixels, boxes and accumulations; empty if there are none."""
+"""The section of the page about members: pixels, boxes and accumulations; empty if there are none."""
 
 from collections.abc import Mapping
 
@@ -18,13 +18,13 @@ Floats = npt.NDArray[np.float64]
 
 RANKS = "ensemble_ranks"
 SPREAD_NOTE = (
-    "Spread of the members over the error of their mean. A ratio below 1 says that the members differ less than "
-    "they err: they are too sure."
+    "Spread of the members divided by the error of their mean. Below 1 the ensemble is underdispersive: the "
+    "members differ less than they err."
 )
 
 
 def ensembles(scores: xr.Dataset) -> list[Block]:
-    """Table, curves, rank histograms and spectra of all forecasters that have members."""
+    """Return table, curves, rank histograms and spectra of all forecasters that have members."""
     if f"sum_{RANKS}" not in scores:
         return []
     numbers = {str(name): number for number, name in enumerate(scores["forecaster"].values)}
@@ -43,7 +43,7 @@ def ensembles(scores: xr.Dataset) -> list[Block]:
 
 
 def _of(members: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
-    """A score of members at pixels, in boxes and of accumulations, by what it is of; those that there are."""
+    """Return a score of members by its subject (pixels, box sizes, accumulations), as far as it exists."""
     before = "sum_" if name == RANKS else ""
     pixels, areal, accumulated = (f"{before}{of}{name}" for of in ("", "areal_", "accumulated_"))
     found = {"pixels": members[pixels]} if pixels in members else {}
@@ -58,7 +58,7 @@ def _of(members: xr.Dataset, name: str) -> dict[str, xr.DataArray]:
 
 
 def _table(members: xr.Dataset) -> list[Block]:
-    """Means over lead times, side by side."""
+    """Return means over lead times, one column per score."""
     columns = []
     for name in (
         "crps",
@@ -74,9 +74,9 @@ def _table(members: xr.Dataset) -> list[Block]:
     if not columns:
         return []
     note = (
-        "Means over the lead times. CRPS takes the members for the distribution; fair CRPS does not favour large "
-        "ensembles. Columns of so many km are of mean rates of boxes side by side, those in mm of amounts. "
-        "Energy and variogram score judge all boxes of a map at once: whether it rains together where it should."
+        "Means over the lead times. CRPS takes the members as the distribution; fair CRPS does not favour large "
+        "ensembles. Columns in km are mean rates of adjacent boxes, those in mm are amounts. Energy and variogram "
+        "score judge all boxes of a map at once: whether it rains together where it should."
     )
     return [tables.score_table(members, columns), Text(note, note=True)]
 
@@ -109,7 +109,7 @@ def _curves(members: xr.Dataset, numbers: Mapping[str, int]) -> list[Block]:
 
 
 def _ranks(members: xr.Dataset, numbers: Mapping[str, int]) -> list[Block]:
-    """Histograms of pixels; those of boxes and accumulations are folded away."""
+    """Return histograms of pixels; those of boxes and accumulations are collapsed."""
     note = "All lead times. High ends: the observation often lies outside all members."
     pixels, *others = [
         shown(
@@ -123,7 +123,7 @@ def _ranks(members: xr.Dataset, numbers: Mapping[str, int]) -> list[Block]:
 
 
 def rank_counts(ranks: xr.DataArray) -> dict[str, Floats]:
-    """The rank histogram of each forecaster, all lead times and events together, up to its own last rank."""
+    """Return each forecaster's rank histogram over all lead times and events, up to its own last rank."""
     total = ranks.sum([dim for dim in ranks.dims if dim not in ("forecaster", "rank")])
     counts = {
         str(name): total.sel(forecaster=name).values.astype(np.float64) for name in total["forecaster"].values

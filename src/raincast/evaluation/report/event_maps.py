@@ -1,7 +1,7 @@
 """Maps of an event for the page: the observation next to each forecast, with one slider for the lead time.
 
-The frames of a forecaster are one tall picture, which the slider moves behind a window of one frame. Colours are
-palette numbers, one per class of rain, as in the animations.
+The frames of a forecaster are one tall image, which the slider moves behind a window of one frame. Colours are
+palette indices, one per rain class, as in the animations.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from raincast.schema import Grid
 
 LONGEST_SIDE = 420  # pixels of a map: three events of six forecasters stay within a few megabytes
 _SVG_SIDE = 400.0
-_WIDEST, _HIGHEST = 276, 360  # on the page: four maps beside each other
+_WIDEST, _HIGHEST = 276, 360  # on the page: four maps in a row
 _BAR_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -43,8 +43,8 @@ _BAR_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 class EventMaps:
     """One window of an event: (lead, y, x) in mm/h, NaN for missing; lead 0 is one step after `init_time`.
 
-    `last_seen` is the newest input, (y, x). `title` and `note` name the event and why it was chosen, `credit`
-    whose data they are.
+    `last_seen` is the newest input frame, (y, x). `title` and `note` name the event and why it was chosen;
+    `credit` names the data provider.
     """
 
     title: str
@@ -59,7 +59,7 @@ class EventMaps:
 
     @cached_property
     def labels(self) -> list[str]:
-        """The label of each position of the slider; the newest input is the first."""
+        """Label of each slider position; the newest input frame comes first."""
         step = schema.step_timedelta(self.step_minutes)
         return [f"newest input, {utc_text(self.init_time)}"] + [
             f"+{k * self.step_minutes:g} min, valid {utc_text(self.init_time + k * step)}"
@@ -67,7 +67,7 @@ class EventMaps:
         ]
 
     def block(self) -> Block:
-        """The maps and their slider, which starts at the middle lead time."""
+        """Return the maps and their slider, which starts at the middle lead time."""
         start = (len(self.labels) + 1) // 2
         rows = {"observed": self.observed} | dict(self.forecasts)
         whole = {name: np.concatenate([self.last_seen[None], rain]) for name, rain in rows.items()}
@@ -90,7 +90,7 @@ class EventMaps:
 
 
 def sprite(frames: Rain, view: MapView) -> bytes:
-    """(n, y, x) mm/h as one PNG with the frames stacked vertically, north up; missing is transparent."""
+    """Render (n, y, x) in mm/h as one PNG with the frames stacked vertically, north up; missing is transparent."""
     shown = view.north_up(frames)
     height, width = view.fit(LONGEST_SIDE)
     if max(shown.shape[1:]) > LONGEST_SIDE:
@@ -104,14 +104,14 @@ def sprite(frames: Rain, view: MapView) -> bytes:
 
 
 def legend() -> Block:
-    """The legend: colours and their rates."""
+    """Return the legend: colours and their rates."""
     steps = [(f"{rate:g}", colour) for rate, colour in zip(RAIN_BOUNDARIES, RAIN_COLOURS, strict=True)]
     steps = [(f"below {RAIN_BOUNDARIES[0]:g}", DRY_COLOUR), *steps]
     return render("legend.html", steps=steps, hatch=rain_image.HATCH_COLOUR, missing=MISSING_COLOUR)
 
 
 def _shapes(view: MapView, title: str) -> dict[str, Any]:
-    """Coasts, meridians and parallels with their degrees, and a scale bar in km, as SVG over the maps."""
+    """Return coasts, meridians and parallels with labels, and a scale bar in km, as SVG over the maps."""
     width, height = _SVG_SIDE, _SVG_SIDE * view.height_per_width
     graticule = Graticule.of(view)
 
@@ -158,7 +158,7 @@ def _text(text: str, x: float, y: float, anchor: str) -> dict[str, str]:
 
 
 def _scale_bar(per_km: float, width: float) -> dict[str, Any] | None:
-    """The longest of the lengths that takes at most 30 % of the map's width."""
+    """Return the longest bar length that takes at most 30 % of the map's width."""
     fitting = [length for length in _BAR_LENGTHS if length * per_km <= 0.3 * width]
     if not fitting:
         return None

@@ -22,7 +22,7 @@ COLUMNS = (
     *("crps", "fair_crps", "spread_error_ratio", "brier", "brier_reliability", "brier_resolution", "roc_area"),
     *("onset_csi", "fss", "effective_resolution", "sal_abs_structure", "sal_abs_amplitude", "sal_location"),
 )
-"""The scores that have a column, in this order."""
+"""Scores that have a column, in this order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,18 +37,18 @@ class Column:
 
     @classmethod
     def of(cls, scores: xr.Dataset, name: str, *, heading: str = "", **at: float) -> "Column":
-        """The column of score `name` at the coordinates `at` that it has."""
+        """Return the column of score `name` at those coordinates of `at` that it has."""
         score = SCORES[name]
         values = scores[name]
         chosen = {dim: value for dim, value in at.items() if dim in values.dims}
-        means = values.sel(chosen).mean(LEAD_TIME)  # skips what is undefined
+        means = values.sel(chosen).mean(LEAD_TIME)  # skips undefined lead times
         ends: list[Floats | None] = [None, None]
         if f"{name}_mean_interval" in scores:
             ends = list(scores[f"{name}_mean_interval"].sel(chosen).values)
         return cls(heading or score.heading, score.badness, means.values.astype(np.float64), *ends)
 
     def cells(self) -> list[Cell]:
-        """One cell per forecaster. The best is bold, with all that round to the same, unless all do."""
+        """Return one cell per forecaster; the best is bold, with all that round to the same, unless all do."""
         texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in self.means]
         with np.errstate(divide="ignore", invalid="ignore"):
             bad = np.where(np.isfinite(self.means), self.badness(self.means), np.nan)
@@ -64,7 +64,7 @@ class Column:
 
 
 def by_threshold(scores: xr.Dataset, name: str) -> list[Column]:
-    """One column per threshold."""
+    """Return one column per threshold."""
     heading = SCORES[name].label
     return [
         Column.of(scores, name, heading=f"{heading} ≥ {t:g} mm/h", threshold=t) for t in scores["threshold"].values
@@ -72,7 +72,7 @@ def by_threshold(scores: xr.Dataset, name: str) -> list[Column]:
 
 
 def at_threshold(scores: xr.Dataset, threshold: float) -> list[Column]:
-    """One column per score other than CSI; scores by scale have one column per scale."""
+    """Return one column per score other than CSI; scores by scale have one column per scale."""
     columns = []
     for name in COLUMNS:
         if name == "csi" or name not in scores:
@@ -88,7 +88,7 @@ def at_threshold(scores: xr.Dataset, threshold: float) -> list[Column]:
 
 
 def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> Table:
-    """One row per forecaster."""
+    """Return a table with one row per forecaster."""
     cells = [column.cells() for column in columns]
     names = map(str, scores["forecaster"].values)
     rows = [[Cell(name), *(column[k] for column in cells)] for k, name in enumerate(names)]
@@ -96,9 +96,9 @@ def score_table(scores: xr.Dataset, columns: Sequence[Column]) -> Table:
 
 
 def difference_tables(scores: xr.Dataset, threshold: float) -> list[Table]:
-    """CSI of the first forecaster minus each other one; none without intervals or other forecasters.
+    """Return tables of the CSI of the first forecaster minus each other one; empty without intervals or rivals.
 
-    It says "better" or "worse" only if the interval of the difference excludes 0, else why not.
+    They say "better" or "worse" only if the interval of the difference excludes 0, otherwise the reason.
     """
     if "csi_mean_difference_interval" not in scores or scores.sizes["forecaster"] < 2:
         return []
@@ -116,5 +116,5 @@ def difference_tables(scores: xr.Dataset, threshold: float) -> list[Table]:
 
 
 def signed(value: float) -> str:
-    """The value with its sign; the minus is a true one."""
+    """Format a value with its sign, using a true minus."""
     return f"{value:+.3f}".replace("-", "−") if np.isfinite(value) else UNDEFINED

@@ -26,7 +26,7 @@ class Evaluation:
     """The content of the page.
 
     `threshold` (mm/h) is that of single-threshold figures. `by_event` and `by_hour` hold a few scores and
-    `num_windows` by `event` or `hour`; `facts` are rows by heading; `config` is the resolved config of the
+    `num_windows` by `event` or `hour`. `facts` are rows by heading; `config` is the resolved config of the
     training.
     """
 
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 def write_report(evaluation: Evaluation, path: Path, *, title: str) -> Path:
-    """report.html: opens from disk, asks no network, and says everything in one file, the verdict first."""
+    """Write report.html: one file that opens from disk and needs no network, with the verdict first."""
     extra = {"style": "event_maps.css", "script": "event_maps.js"} if evaluation.maps else {}
     return page.write_page(
         path, title=title, lead=sentence(evaluation.scores), sections=_sections(evaluation), **extra
@@ -48,7 +48,7 @@ def write_report(evaluation: Evaluation, path: Path, *, title: str) -> Path:
 
 
 def _sections(evaluation: Evaluation) -> Iterator[page.Section]:
-    """In the order of reading."""
+    """Yield the sections in reading order."""
     scores, threshold = evaluation.scores, evaluation.threshold
     made = {
         "Scores": sections.table(scores, threshold),

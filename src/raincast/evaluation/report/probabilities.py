@@ -18,12 +18,12 @@ BINS = "sum_probability_"
 
 
 def probabilities(scores: xr.Dataset) -> list[Block]:
-    """Reliability and discrimination."""
+    """Return the figures of reliability and discrimination."""
     return reliability(scores) + roc(scores)
 
 
 def reliability(scores: xr.Dataset) -> list[Block]:
-    """Observed frequency against forecast probability."""
+    """Return the figure of observed frequency against forecast probability."""
     curves = reliability_curves(scores)
     if not curves:
         return []
@@ -43,7 +43,7 @@ def reliability(scores: xr.Dataset) -> list[Block]:
 
 
 def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, Floats, Floats]]]:
-    """Panels of `figures.reliability_diagram`, all lead times and events together."""
+    """Return the panels of `figures.reliability_diagram`, all lead times and events together."""
     curves: dict[str, dict[str, tuple[Floats, Floats, Floats]]] = {}
     for label, prefix in {"": BINS, BEFORE: "sum_uncalibrated_probability_"}.items():
         names = [f"{prefix}{name}" for name in ("probability", "events", "forecasts")]
@@ -55,7 +55,7 @@ def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, 
             for name in scores["forecaster"].values:
                 at = {"forecaster": name, "threshold": t}
                 count = number.sel(at).values
-                if count.sum() == 0:  # one that states no probabilities
+                if count.sum() == 0:  # gives no probabilities
                     continue
                 with np.errstate(invalid="ignore", divide="ignore"):
                     panel[f"{name}{label}"] = (
@@ -67,7 +67,7 @@ def reliability_curves(scores: xr.Dataset) -> dict[str, dict[str, tuple[Floats, 
 
 
 def roc(scores: xr.Dataset) -> list[Block]:
-    """The ROC at the middle lead time; those at the first and the last are folded away."""
+    """Return the ROC at the middle lead time; those at the first and the last are collapsed."""
     if any(f"{BINS}{name}" not in scores for name in ("forecasts", "events", "probability")):
         return []
     numbers = {str(name): number for number, name in enumerate(scores["forecaster"].values)}
@@ -83,14 +83,14 @@ def roc(scores: xr.Dataset) -> list[Block]:
     middle = drawn(
         last // 2,
         "Each point warns at another probability: from never (lower left) to always. The further to the "
-        "upper left, the better it separates events from the rest; on the dashed line it does not.",
+        "upper left, the better the forecaster separates events from non-events; on the dashed line it does not.",
     )
     others = [block for lead in sorted({0, last} - {last // 2}) for block in drawn(lead)]
     return [*middle, *([Folded("at the first and the last lead time", others)] if others else [])]
 
 
 def roc_curves(scores: xr.Dataset, lead: int) -> RocPanels:
-    """Panels of `probability_figures.roc_diagram` at lead index `lead`, all events together."""
+    """Return the panels of `probability_figures.roc_diagram` at lead index `lead`, all events together."""
     import torch
 
     from raincast.metrics import probabilistic
@@ -104,7 +104,7 @@ def roc_curves(scores: xr.Dataset, lead: int) -> RocPanels:
         for name in map(str, scores["forecaster"].values):
             at = {"forecaster": name, "threshold": t}
             forecasts, events = (torch.tensor(part.sel(at).values) for part in summed.values())
-            if not forecasts.any():  # one that states no probabilities
+            if not forecasts.any():  # gives no probabilities
                 continue
             unused = torch.zeros(forecasts.shape, dtype=torch.float64)
             sums = probabilistic.BinSums(forecasts, events, unused, unused)

@@ -25,10 +25,10 @@ Floats = npt.NDArray[np.float64]
 def reliability_diagram(
     curves: Mapping[str, Mapping[str, tuple[Floats, Floats, Floats]]], *, looks: Mapping[str, Mapping[str, Any]]
 ) -> Figure:
-    """Observed frequency against forecast probability, and below it how often each was forecast.
+    """Plot observed frequency against forecast probability, and below it how often each was forecast.
 
-    `curves` maps titles of panels to names to (mean forecast probability, observed frequency, count) by bin;
-    `looks` holds the style of each name.
+    `curves` maps panel titles to names to (mean forecast probability, observed frequency, count) by bin; `looks`
+    holds the style of each name.
     """
     columns = min(MOST_COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
@@ -54,7 +54,7 @@ def reliability_diagram(
         upper.set_ylabel("observed frequency", fontsize=8)
         lower.set_yscale("log")
         lower.set_ylabel("pixels", fontsize=8)
-        lower.set_xlabel("stated probability", fontsize=8)
+        lower.set_xlabel("forecast probability", fontsize=8)
         tidy(upper)
         tidy(lower)
     for axis in set(grid.ravel()) - set(used):
@@ -65,10 +65,10 @@ def reliability_diagram(
 def roc_diagram(
     curves: Mapping[str, Mapping[str, tuple[Floats, Floats, float]]], *, numbers: Mapping[str, int]
 ) -> Figure:
-    """POD against false alarm rate, for warnings at each probability; one panel per title of `curves`.
+    """Plot POD against false alarm rate for warnings at each probability; one panel per title of `curves`.
 
     Each panel maps names to (false alarm rate, probability of detection, area). `numbers` are the forecasters'
-    numbers, for their colours.
+    numbers, which set their colours.
     """
     figure, axes = panel_grid(len(curves), height=3.5)
     for (title, panel), axis in zip(curves.items(), axes, strict=True):
@@ -88,9 +88,9 @@ def roc_diagram(
 
 
 def rank_histograms(counts: Mapping[str, Floats], *, numbers: Mapping[str, int], unit: str = "pixels") -> Figure:
-    """Rank of the observation among the members, one panel per ensemble; a flat histogram (the line) is right.
+    """Plot the rank of the observation among the members, one panel per ensemble; a calibrated one is flat (line).
 
-    `counts` are by rank, of `unit`; `numbers` are the forecasters' numbers, for their colours.
+    `counts` are by rank, in `unit`; `numbers` are the forecasters' numbers, which set their colours.
     """
     figure, axes = panel_grid(len(counts), height=2.4)
     for (name, count), axis in zip(counts.items(), axes, strict=True):

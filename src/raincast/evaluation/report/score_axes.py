@@ -1,6 +1,6 @@
 """Common parts of score figures: panels, legend, line styles, and embedding into HTML.
 
-A forecaster has the same colour, marker and dash in every figure.
+A forecaster has the same colour, marker and dash pattern in every figure.
 """
 
 import io
@@ -22,12 +22,12 @@ MOST_COLUMNS = 3
 
 
 def shown(figure: Figure, alt: str, note: str = "") -> Picture:
-    """A figure on a page, below a note."""
+    """Return a figure as a picture for a page, below a note."""
     return Picture(svg(figure), alt, note)
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, with the same bytes for the same figure."""
+    """Render the figure as SVG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "raincast"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -35,17 +35,17 @@ def svg(figure: Figure) -> bytes:
 
 
 def look(number: int) -> dict[str, Any]:
-    """The style of forecaster `number`."""
+    """Return the style of forecaster `number`."""
     return {
         "color": CURVE_COLOURS[number % len(CURVE_COLOURS)],
         "marker": CURVE_MARKERS[number % len(CURVE_MARKERS)],
-        # more forecasters than colours: the next round is dashed
+        # with more forecasters than colours, the next round is dashed
         "linestyle": ("-", "--", ":")[number // len(CURVE_COLOURS) % 3],
     }
 
 
 def panel_grid(num_panels: int, *, height: float = 2.7) -> tuple[Figure, list[Axes]]:
-    """A figure with so many panels in rows, each `height` inches high."""
+    """Return a figure with `num_panels` panels in rows, each `height` inches high."""
     columns = 4 if num_panels == 4 else min(MOST_COLUMNS, num_panels)
     rows = -(-num_panels // columns)
     figure = Figure(figsize=(1.0 + 3.6 * columns, 0.8 + height * rows), layout="constrained")
@@ -64,7 +64,7 @@ def spaced(figure: Figure) -> None:
 
 
 def tidy(axis: Axes) -> None:
-    """Thin grid, small labels, no frame at the top and right."""
+    """Set a thin grid, small labels, and no frame at the top and right."""
     axis.grid(color=GRID_COLOUR, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

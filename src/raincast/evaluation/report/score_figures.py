@@ -43,10 +43,10 @@ def lead_curves(
     bands: Mapping[str, tuple[xr.DataArray, xr.DataArray]] | None = None,
     numbers: Mapping[str, int] | None = None,
 ) -> Figure:
-    """Curves against lead time; one panel for each title of `panels`, each (forecaster, lead_time).
+    """Plot curves against lead time; one panel per title of `panels`, each (forecaster, lead_time).
 
-    `bands` are ends of intervals by the same titles, drawn as shades. `numbers` are the forecasters' numbers, for
-    their styles if not all are drawn.
+    `bands` are ends of intervals by the same titles, drawn as shades. `numbers` are the forecasters' numbers,
+    which set their styles if not all are drawn.
     """
     figure, axes = panel_grid(len(panels))
     minutes = lead_minutes(scores)
@@ -70,10 +70,10 @@ def lead_curves(
 
 
 def csi_plot(scores: xr.Dataset, path: str | Path) -> Path:
-    """CSI against lead time as a PNG: one panel per threshold, one line per forecaster.
+    """Write CSI against lead time as a PNG: one panel per threshold, one line per forecaster.
 
-    `scores` has `csi` with dimensions (forecaster, threshold, lead_time), NaN where it is undefined, and its
-    `lead_time` in minutes or as timedelta64.
+    `scores` has `csi` with dimensions (forecaster, threshold, lead_time), NaN where undefined, and `lead_time` in
+    minutes or as timedelta64.
     """
     csi = scores["csi"]
     panels = {
@@ -83,9 +83,9 @@ def csi_plot(scores: xr.Dataset, path: str | Path) -> Path:
 
 
 def performance_diagram(scores: xr.Dataset, thresholds: Sequence[float]) -> Figure:
-    """POD against success ratio (Roebber 2009): one panel per threshold, one line of lead times per forecaster.
+    """Plot POD against success ratio (Roebber 2009): a panel per threshold, a line of lead times per forecaster.
 
-    The large marker is the first lead time. Curved lines are of equal CSI, straight ones of equal bias.
+    The large marker is the first lead time. Curved lines have equal CSI, straight ones equal bias.
     """
     figure, axes = panel_grid(len(thresholds), height=3.5)
     for threshold, axis in zip(thresholds, axes, strict=True):
@@ -121,7 +121,7 @@ def _performance_lines(axis: Axes) -> None:
 
 
 def sharp_leads(scores: xr.Dataset) -> list[int]:
-    """Indices of the lead times of the spectra: the middle and the last."""
+    """Return the indices of the lead times of the spectra: the middle and the last."""
     num_leads = scores.sizes[LEAD_TIME]
     return sorted({max(0, round(share * num_leads) - 1) for share in (0.5, 1.0)})
 
@@ -129,10 +129,10 @@ def sharp_leads(scores: xr.Dataset) -> list[int]:
 def spectra(
     scores: xr.Dataset, leads: Sequence[int], *, prefix: str = "", numbers: Mapping[str, int] | None = None
 ) -> Figure:
-    """Power against wavelength at lead indices `leads`, and the effective resolution.
+    """Plot power against wavelength at lead indices `leads`, and the effective resolution.
 
-    `scores` has `spectrum` and `observed_spectrum` by (forecaster, wavelength, lead_time), after `prefix`.
-    `numbers` are the forecasters' numbers, for their styles if not all are drawn.
+    `scores` has `spectrum` and `observed_spectrum` by (forecaster, wavelength, lead_time), with `prefix`.
+    `numbers` are the forecasters' numbers, which set their styles if not all are drawn.
     """
     resolution = f"{prefix}effective_resolution"
     looks = {
@@ -175,7 +175,7 @@ def spectra(
 def dots(
     values: xr.DataArray, dim: str, *, title: str, support: npt.NDArray[np.float64] | None = None, unit: str = ""
 ) -> Figure:
-    """One score (forecaster, `dim`) as dots at each label of `dim`, and `support` below it."""
+    """Plot one score (forecaster, `dim`) as dots at each label of `dim`, and `support` below it."""
     return dot_panels({title: values}, dim, support=support, unit=unit)
 
 
@@ -187,9 +187,9 @@ def dot_panels(
     support: npt.NDArray[np.float64] | None = None,
     unit: str = "",
 ) -> Figure:
-    """Scores (forecaster, `dim`) by title, one above the other, as dots at each label of `dim`.
+    """Plot scores (forecaster, `dim`) by title, one above the other, as dots at each label of `dim`.
 
-    `ratios` lists the titles of scores that are best at 1. `support`, by the same labels, is the lowest panel.
+    `ratios` lists the titles of scores that are best at 1. `support`, with the same labels, is the lowest panel.
     """
     first = next(iter(scores.values()))
     labels = [str(label) for label in first[dim].values]

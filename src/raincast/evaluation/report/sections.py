@@ -1,6 +1,6 @@
 """Sections of the page about rates: tables, curves, diagrams; empty if the scores are missing.
 
-`scores` is the Dataset of an evaluation, `threshold` (mm/h) that of single-threshold figures.
+`scores` is the Dataset of an evaluation; `threshold` (mm/h) is that of single-threshold figures.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ AT_A_GLANCE = ("csi", "frequency_bias", "fss", "rmse")
 
 
 def table(scores: xr.Dataset, threshold: float) -> list[Block]:
-    """Scores of all forecasters and their differences."""
+    """Return the scores of all forecasters and their differences."""
     note = "Means over the lead times at which a score is defined; the best of each column is bold."
     if "confidence" in scores.attrs and scores.sizes["event"] > 1:  # one event has no interval
         note += (
@@ -48,7 +48,7 @@ def table(scores: xr.Dataset, threshold: float) -> list[Block]:
 
 
 def curves(scores: xr.Dataset) -> list[Block]:
-    """CSI, bias and errors against lead time."""
+    """Return CSI, bias and errors against lead time."""
     parts: list[Block] = [
         _lead_curves(scores, "csi", "CSI", "1 is perfect. Shades are the intervals of the table."),
         _lead_curves(
@@ -67,7 +67,7 @@ def curves(scores: xr.Dataset) -> list[Block]:
 
 
 def _lead_curves(scores: xr.Dataset, name: str, title: str, note: str) -> Block:
-    """One panel per threshold."""
+    """Return curves with one panel per threshold."""
     at = {f"{title}, rain ≥ {t:g} mm/h": t for t in scores["threshold"].values}
     bands = {}
     if f"{name}_interval" in scores:
@@ -85,7 +85,7 @@ def _bands(scores: xr.Dataset, names: Mapping[str, str]) -> dict[str, tuple[xr.D
 
 
 def performance(scores: xr.Dataset) -> list[Block]:
-    """POD against success ratio."""
+    """Return POD against success ratio."""
     if "pod" not in scores or "far" not in scores:
         return []
     return [
@@ -99,7 +99,7 @@ def performance(scores: xr.Dataset) -> list[Block]:
 
 
 def users(scores: xr.Dataset, threshold: float) -> list[Block]:
-    """Scores that tolerate displacement, scores of amounts, and scores of the onset of rain."""
+    """Return scores that tolerate displacement, scores of amounts, and scores of the onset of rain."""
     panels = {}
     if "pooled_csi" in scores:
         for pool in scores["pool"].values:
@@ -123,7 +123,7 @@ def users(scores: xr.Dataset, threshold: float) -> list[Block]:
 
 
 def scales(scores: xr.Dataset, threshold: float) -> list[Block]:
-    """FSS by scale, and spectra."""
+    """Return FSS by scale, and spectra."""
     parts: list[Block] = []
     if "fss" in scores:
         fss = {
@@ -134,7 +134,7 @@ def scales(scores: xr.Dataset, threshold: float) -> list[Block]:
             shown(
                 score_figures.lead_curves(scores, fss),
                 "fractions skill score against lead time, by scale",
-                "Agreement of the shares of wet pixels in boxes of so many km.",
+                "Agreement of the fractions of wet pixels in boxes of this size.",
             )
         )
     if "spectrum" in scores:
@@ -150,7 +150,7 @@ def scales(scores: xr.Dataset, threshold: float) -> list[Block]:
 
 
 def by(scores: xr.Dataset | None, dim: str, threshold: float) -> list[Block]:
-    """A few scores by `dim`, event or hour, over all lead times, above their numbers of windows."""
+    """Return a few scores by `dim`, event or hour, over all lead times, above the numbers of windows."""
     if scores is None or scores.sizes[dim] < 2:
         return []
     said = {"event": "Events in time order", "hour": "Hours of the newest input frame, UTC"}[dim]
@@ -164,7 +164,7 @@ def by(scores: xr.Dataset | None, dim: str, threshold: float) -> list[Block]:
 
 
 def by_figure(scores: xr.Dataset, dim: str, threshold: float) -> Figure:
-    """The scores of `AT_A_GLANCE` that exist; FSS at the middle scale."""
+    """Plot the scores of `AT_A_GLANCE` that exist; FSS at the middle scale."""
     panels, ratios = {}, []
     for name in AT_A_GLANCE:
         if name not in scores:

@@ -1,7 +1,7 @@
 """Tables of scores for the terminal and for text files.
 
 `scores` is the Dataset of the evaluation: `csi`, `pod`, `far`, `frequency_bias` and `hss` with dimensions
-(forecaster, threshold, lead_time), `mae` and `rmse` in mm/h with (forecaster, lead_time); NaN is undefined.
+(forecaster, threshold, lead_time), `mae` and `rmse` in mm/h with (forecaster, lead_time); NaN means undefined.
 """
 
 import io
@@ -25,11 +25,11 @@ UNDEFINED = "–"
 
 
 SUMMARY = ("csi", "pod", "far", "frequency_bias", "hss", "mae", "rmse")
-"""The scores of the table of means, in this order."""
+"""Scores of the table of means, in this order."""
 
 
 def lead_minutes(scores: xr.Dataset) -> npt.NDArray[np.float64]:
-    """The lead times of `scores` in minutes, whether they are stored as minutes or as timedelta64."""
+    """Return the lead times of `scores` in minutes, whether stored as minutes or as timedelta64."""
     leads = scores[LEAD_TIME].values
     if np.issubdtype(leads.dtype, np.timedelta64):
         leads = leads / np.timedelta64(1, "m")
@@ -37,9 +37,9 @@ def lead_minutes(scores: xr.Dataset) -> npt.NDArray[np.float64]:
 
 
 def score_table(scores: xr.Dataset, *, threshold: float, score: str = "csi", max_columns: int = 12) -> Table:
-    """One score at one threshold (mm/h): a row per forecaster, a column per lead time, the best in bold.
+    """Tabulate one score at one threshold (mm/h): a row per forecaster, a column per lead time, the best in bold.
 
-    More lead times than `max_columns` are thinned evenly, the first and the last kept.
+    More lead times than `max_columns` are thinned evenly; the first and the last are kept.
     """
     values = _at_threshold(scores, score, threshold)
     minutes = lead_minutes(scores)
@@ -53,10 +53,10 @@ def score_table(scores: xr.Dataset, *, threshold: float, score: str = "csi", max
 
 
 def summary_table(scores: xr.Dataset) -> Table:
-    """Means over lead times: a row per threshold and forecaster, a column per score.
+    """Tabulate means over lead times: a row per threshold and forecaster, a column per score.
 
-    The best forecaster of each threshold is bold in each column. Lead times at which a score is undefined do
-    not count. MAE and RMSE are over all pixels, so they repeat from threshold to threshold.
+    The best forecaster of each threshold is bold in each column. Lead times at which a score is undefined do not
+    count. MAE and RMSE are over all pixels, so they repeat for each threshold.
     """
     names = [name for name in SUMMARY if name in scores]
     table = _empty_table("Means over lead times", ["threshold", "forecaster"], [SCORES[n].heading for n in names])
@@ -70,7 +70,7 @@ def summary_table(scores: xr.Dataset) -> Table:
 
 
 def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
-    """Differences between the first forecaster and each other one, means over lead times.
+    """Tabulate differences between the first forecaster and each other one, means over lead times.
 
     `scores` has intervals. The table says "better" or "worse" only if the interval of the difference excludes 0;
     with too few events it says so.
@@ -104,7 +104,7 @@ def _signed(value: float) -> str:
 
 
 def table_text(table: Table) -> str:
-    """The table as plain text, without colours or escape codes, for logs and files."""
+    """Format the table as plain text, without colours or escape codes, for logs and files."""
     console = Console(
         file=io.StringIO(),
         width=240,  # wider than any table here: nothing wraps
@@ -118,7 +118,7 @@ def table_text(table: Table) -> str:
 
 
 def _at_threshold(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
-    """(forecaster, lead) values of `score`, which need not have thresholds."""
+    """Return (forecaster, lead) values of `score`, which need not have thresholds."""
     if score not in scores or score not in SUMMARY:
         raise ValueError(f"No score '{score}'. Choose one of: {', '.join(n for n in SUMMARY if n in scores)}.")
     values = scores[score]
@@ -135,7 +135,7 @@ def _at_threshold(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArr
 
 
 def _mean_over_leads(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
-    """(forecaster,) means over the leads at which the score is defined; NaN if there are none."""
+    """Return (forecaster,) means over the lead times at which the score is defined; NaN if there are none."""
     values = _at_threshold(scores, score, threshold)
     defined = np.isfinite(values)
     count = defined.sum(axis=1)
@@ -144,7 +144,7 @@ def _mean_over_leads(scores: xr.Dataset, score: str, threshold: float) -> npt.ND
 
 
 def _spread(num: int, at_most: int) -> list[int]:
-    """At most `at_most` of the numbers 0 to `num`, evenly spread, with the first and the last."""
+    """Return at most `at_most` of the numbers below `num`, evenly spread, with the first and the last."""
     return [int(k) for k in np.unique(np.linspace(0, num - 1, min(num, at_most)).round())]
 
 
@@ -158,14 +158,14 @@ def _empty_table(title: str, labels: Sequence[str], numbers: Sequence[str]) -> T
 
 
 def _best_bold(values: npt.NDArray[np.float64], score: str) -> list[Text]:
-    """One column as texts. The best is bold, with all that round to the same, unless there is only one."""
+    """Format one column; the best is bold, with all that round to the same, unless all do or it is alone."""
     texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in values]
     badness = np.where(np.isfinite(values), SCORES[score].badness(values), np.nan)
     if np.isfinite(badness).sum() < 2:
         return [Text(text) for text in texts]
     best = texts[int(np.nanargmin(badness))]
     if all(text == best for text, bad in zip(texts, badness, strict=True) if np.isfinite(bad)):
-        return [Text(text) for text in texts]  # nobody is ahead
+        return [Text(text) for text in texts]  # none is ahead
     return [Text(text, style="bold" if text == best else "") for text in texts]
 
 
@@ -173,13 +173,13 @@ COLUMNS = ("forecaster", "score", "threshold", LEAD_TIME)
 """The first columns; further dimensions of a score follow."""
 NUMBERS = ("value", "low", "high")
 NO_SCORE = ("sum_", "hourly_"), ("_interval", "_better")
-"""Prefixes and suffixes of variables without rows of their own: sums by event and hour stay in scores.nc."""
+"""Prefixes and suffixes of variables without rows of their own; sums by event and hour stay in scores.nc."""
 
 
 def score_frame(scores: xr.Dataset) -> pd.DataFrame:
-    """Scores as rows: forecaster, score, threshold (mm/h), lead_time (minutes) …, value, low, high.
+    """Return scores as rows: forecaster, score, threshold (mm/h), lead_time (minutes) …, value, low, high.
 
-    `low` and `high` are the ends of the score's interval, if it has one; NaN is undefined.
+    `low` and `high` are the ends of the score's interval, if it has one; NaN means undefined.
     """
     rows = []
     for name in map(str, scores.data_vars):
@@ -199,7 +199,7 @@ def score_frame(scores: xr.Dataset) -> pd.DataFrame:
 
 
 def write_csv(scores: xr.Dataset, path: Path) -> Path:
-    """Write scores.csv: 6 digits, empty for dimensions that a score lacks, "nan" if undefined."""
+    """Write scores.csv with 6 digits; empty for dimensions that a score lacks, "nan" if undefined."""
     frame = score_frame(scores)
     ends = {column: frame[column].map(_text).replace("nan", "") for column in NUMBERS[1:] if column in frame}
     frame.assign(value=frame["value"].map(_text), **ends).to_csv(path, index=False, lineterminator="\n")
