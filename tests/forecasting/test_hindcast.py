@@ -37,7 +37,7 @@ def test_init_times():
     ("text", "every", "message"),
     [
         ("2026-01-01T01:00/2026-01-01T00:00", 1, "ends before it begins"),
-        ("2026-01-01T00:01/2026-01-01T00:02", 1, "holds no time of the step of 5 min"),
+        ("2026-01-01T00:01/2026-01-01T00:02", 1, r"contains no time step of the input \(5 min\)"),
         ("yesterday/", 1, "write latest or"),
         ("/", 0, "every=0"),
     ],

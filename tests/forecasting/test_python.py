@@ -100,7 +100,7 @@ def test_what_an_exported_network_is_not_for(exported, frames, tmp_path):
     with pytest.raises(FileNotFoundError, match="no exported network"):
         raincast.load_forecaster(tmp_path / "a.onnx")
     (tmp_path / "a.pt2").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="no exported network, or damaged"):
+    with pytest.raises(ValueError, match="not an exported network, or it is damaged"):
         raincast.load_forecaster(tmp_path / "a.pt2")
     with pytest.raises(ValueError, match="run on the CPU"):
         raincast.load_forecaster(exported, device="cuda")

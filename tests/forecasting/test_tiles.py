@@ -127,7 +127,7 @@ def test_memory_decides_on_tiles(network):
     assert "that share 32" in (small.last or "")
     rows, columns = tiling.num_tiles((800, 700))
     assert rows * columns > 1
-    with pytest.raises(ValueError, match=r"takes .* GiB at least, tile by tile; .* memory_gib="):
+    with pytest.raises(ValueError, match=r"needs at least .* GiB, tile by tile; .* memory_gib="):
         Memory(0.001).tiling(footprint, (800, 700), 3, 0)
     with pytest.raises(ValueError, match="memory_gib=0"):
         Memory(0)

@@ -154,9 +154,7 @@ def test_a_file_replaced_after_it_was_looked_at_is_read_by_its_times(tmp_path: P
     later.replace(path)
     np.testing.assert_array_equal(series.read(minutes(10, 15))[schema.RAIN][:, 0, 0], [1, 2])
     write(tmp_path / "c.nc", minutes(20)).replace(path)
-    with pytest.raises(
-        ValueError, match=r"a\.nc was written anew and no longer has the frame of 2020-06-01T00:05"
-    ):
+    with pytest.raises(ValueError, match=r"a\.nc was replaced and no longer has the frame of 2020-06-01T00:05"):
         series.read(minutes(5))
 
 

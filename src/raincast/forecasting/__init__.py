@@ -1,4 +1,4 @@
-"""A forecast from its input to its files: radar frames as a series, a loaded network, a CF file and pictures."""
+"""Forecasting from input to files: radar frames as a series, a loaded network, a CF file and pictures."""
 
 from raincast.forecasting.files.outputs import Outputs, forecast_name, forecast_path, what_came, write_outputs
 from raincast.forecasting.gaps import NoInput

@@ -1,4 +1,4 @@
-"""A network in a file that `export.py` wrote, ONNX or torch.export, as a `Forecaster`. Lightning stays out."""
+"""A network in a file written by `export.py`, ONNX or torch.export, as a `Forecaster`; Lightning is not needed."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ SUFFIXES = (".onnx", ".pt2")
 class ExportedForecaster:
     """A network in a file, described by its metadata; it runs on the CPU.
 
-    It gives as many steps as it was exported with, or fewer, and rates only: the file holds no probabilities.
+    It forecasts as many steps as it was exported with, or fewer, and rates only: the file holds no probabilities.
     """
 
     name = "network"
     gives = Gives()
 
     def __init__(self, path: str | Path) -> None:
-        """FileNotFoundError or ValueError if `path` is no exported network."""
+        """Open `path`; raises FileNotFoundError or ValueError if it is not an exported network."""
         self.path = Path(path)
         self._run, self.metadata = _opened(self.path)
         try:
@@ -34,14 +34,14 @@ class ExportedForecaster:
             self.step_minutes = float(self.metadata["step_minutes"])
             self._grid = self.metadata["grid"]
             self.channels: Mapping[str, Any] = json.loads(self.metadata.get("channel_config", "{}"))
-            """The files of its covariates in training, as in `data.channels`."""
+            """Files of its covariates in training, as in `data.channels`."""
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{path} was not written by export.py: it does not state {error}.") from error
+            raise ValueError(f"{path} was not written by export.py: its metadata lack {error}.") from error
         groups = {name: self.metadata.get(f"{name}_channels", "") for name in ("past", "future")}
         self._groups = {name: listed.split(", ") for name, listed in groups.items() if listed}
         numbers = [int(number) for number in re.findall(r"\d+", self._grid)]
         self._fixed = tuple(numbers) if "only" in self._grid else None
-        self.stride = 1 if self._fixed else numbers[0] - 1  # it takes grids from stride + 1 pixels up
+        self.stride = 1 if self._fixed else numbers[0] - 1  # it takes grids of at least stride + 1 pixels
 
     @property
     def trained(self) -> Trained:
@@ -58,7 +58,7 @@ class ExportedForecaster:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """The origin of its forecasts, as global attributes."""
+        """Origin of its forecasts, as global attributes."""
         known = ("raincast_version", "checkpoint_sha256", "network", "head", "transform")
         return {key: self.metadata[key] for key in known if key in self.metadata} | {
             "exported_network": str(self.path),
@@ -66,7 +66,10 @@ class ExportedForecaster:
         }
 
     def predict(self, query: Query) -> Prediction:
-        """Rates only; ValueError for a step, frames, lead times, grid or covariates unknown to the file."""
+        """Return rates only.
+
+        Raises ValueError for a step, frames, lead times, grid or covariates unknown to the file.
+        """
         check_step(query.step_minutes, self.step_minutes, "the query")
         rates = query.at_lead_times(self._rates(query.rain, query.num_steps, query.covariates))
         return Prediction(rates, done=(NETWORK,) * len(rates))
@@ -89,7 +92,7 @@ class ExportedForecaster:
         return rates[:, :num_steps, :, :H, :W]
 
     def _group(self, covariates: Covariates, name: str) -> Rain:
-        """The covariates past or future."""
+        """Return the covariates of group `name`, past or future."""
         found = covariates[name].shape[2] if name in covariates else "none"
         if found != len(self._groups[name]):
             raise ValueError(
@@ -99,7 +102,7 @@ class ExportedForecaster:
         return covariates[name]
 
     def _padded(self, maps: Rain, num_steps: int) -> Rain:
-        """Padded with missing values to so many steps, and to the smallest grid that the file takes."""
+        """Pad with missing values to `num_steps` steps, and to the smallest grid that the file takes."""
         B, T, C, H, W = maps.shape
         padded = np.full((B, num_steps, C, max(H, self.stride + 1), max(W, self.stride + 1)), np.nan, np.float32)
         padded[:, :T, :, :H, :W] = maps
@@ -115,6 +118,6 @@ def _opened(path: Path) -> tuple[Any, dict[str, str]]:
         return export.read_onnx(path) if path.suffix == ".onnx" else export.read_torch(path)
     except ImportError as error:
         raise ValueError(f'{path} needs the package onnxruntime: pip install -e ".[export]"') from error
-    except Exception as error:  # each of the two runtimes has errors of its own
+    except Exception as error:  # each of the two runtimes has its own errors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is no exported network, or damaged: {reason}") from error
+        raise ValueError(f"{path} is not an exported network, or it is damaged: {reason}") from error

@@ -16,7 +16,7 @@ from raincast.schema import Grid
 log = logging.getLogger(__name__)
 
 PIXEL_TOLERANCE = 0.05
-"""Relative difference allowed between pixel sizes: the scale of a projection varies as much."""
+"""Relative difference allowed between pixel sizes: the scale of a projection varies by as much."""
 METRES_PER_DEGREE = 111_195.0
 
 
@@ -24,10 +24,11 @@ METRES_PER_DEGREE = 111_195.0
 class Trained:
     """The data that a forecaster was trained on, or is made for.
 
-    It takes `input_steps` frames, `step_minutes` apart, and forecasts `lead_steps` by default. `grid_spacing`: (y,
-    x) of its pixels in metres, or degrees; empty where it is not known. `cell_methods`: of its rates;
-    `max_missing`: the most frames that its windows lacked. With `physical` it takes any step and pixels: then
-    `step_minutes` and `lead_steps` follow the last input, and the longest lead time stays the same.
+    It takes `input_steps` frames, `step_minutes` apart, and forecasts `lead_steps` by default. `grid_spacing` is
+    the pixel size (y, x) in metres or degrees, empty if unknown. `cell_methods` is that of its rates;
+    `max_missing` is the largest number of frames missing from its training windows. A `physical` forecaster takes
+    any step and pixels: `step_minutes` and `lead_steps` then follow the last input, while the longest lead time
+    stays the same.
     """
 
     input_steps: int
@@ -40,7 +41,7 @@ class Trained:
 
     @classmethod
     def of(cls, info: Mapping[str, Any], max_missing: int, *, physical: bool = False) -> "Trained":
-        """From the description in a checkpoint."""
+        """Read the description in a checkpoint."""
         return cls(
             input_steps=info["input_steps"],
             lead_steps=info["lead_steps"],
@@ -52,7 +53,7 @@ class Trained:
         )
 
     def at_step(self, found: float, source: str) -> "Trained":
-        """The same for frames that are `found` minutes apart; ValueError if it does not take that step."""
+        """Adapt to frames `found` minutes apart; raises ValueError if the forecaster does not take that step."""
         if not self.physical:
             check_step(found, self.step_minutes, source)
             return self
@@ -62,9 +63,9 @@ class Trained:
         return replace(self, step_minutes=found, lead_steps=lead_steps)
 
     def compare(self, frames: xr.Dataset, grid: Grid, *, other_grid: bool) -> dict[str, Any]:
-        """Differences of `frames` from training, as attributes of the forecast.
+        """Return how `frames` differ from training, as attributes of the forecast.
 
-        ValueError for other pixels unless `other_grid`.
+        Raises ValueError for other pixels unless `other_grid`.
         """
         attrs: dict[str, Any] = {}
         spacing = pixel_size(grid, like=self.grid_spacing)
@@ -84,14 +85,14 @@ class Trained:
         meaning = schema.meaning_of(methods, frames.attrs, self.step_minutes)
         if meaning.attrs(self.step_minutes):
             warn_once(
-                f"The input holds {meaning}, a frame each {self.step_minutes:g} min, and so does the forecast: "
-                f"{schema.ACCUMULATION_MINUTES} in its file says it"
+                f"The input holds {meaning}, one frame every {self.step_minutes:g} min, and so does the forecast: "
+                f"see {schema.ACCUMULATION_MINUTES} in its file"
             )
         return attrs
 
 
 def pixel_size(grid: Grid, *, like: tuple[float, ...]) -> tuple[float, float] | None:
-    """Size (y, x) of the pixels in the unit of `like`, metres or degrees; None if they cannot be compared."""
+    """Return the pixel size (y, x) in the unit of `like`, metres or degrees; None if they cannot be compared."""
     if len(like) != 2 or min(like) <= 0 or min(grid.shape) < 2:
         return None
     y, x = (float(abs(axis[-1] - axis[0]) / (axis.size - 1)) for axis in (grid.y, grid.x))
@@ -104,7 +105,7 @@ def pixel_size(grid: Grid, *, like: tuple[float, ...]) -> tuple[float, float] | 
 
 
 def check_step(found: float, trained: float, source: str) -> None:
-    """ValueError if the frames have another step than the network."""
+    """Raise ValueError if the frames have a different step from the network's."""
     if abs(found - trained) > 1e-6:
         raise ValueError(
             f"The network was trained on steps of {trained:g} min, {source} has {found:g} min. Take input of "
@@ -113,7 +114,7 @@ def check_step(found: float, trained: float, source: str) -> None:
 
 
 def as_rain(frames: xr.Dataset) -> xr.Dataset:
-    """Convert the rain of `frames` to mm/h under its usual name; ValueError if there is no rain rate."""
+    """Convert the rain of `frames` to mm/h under its usual name; raises ValueError if there is no rain rate."""
     name = schema.find_rain_variable(frames)
     factor = schema.mm_h_per(frames[name].attrs["units"])
     if name == schema.RAIN and factor == 1.0:
@@ -127,7 +128,7 @@ def as_rain(frames: xr.Dataset) -> xr.Dataset:
 
 
 def parse_init_time(text: str | np.datetime64) -> np.datetime64:
-    """Parse a time in UTC; ValueError for anything else."""
+    """Parse a time in UTC; raises ValueError for anything else."""
     try:
         return np.datetime64(str(text).removesuffix("Z"), "ns")
     except ValueError as error:

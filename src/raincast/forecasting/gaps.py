@@ -11,7 +11,7 @@ from raincast.forecaster import Rain
 from raincast.forecasting.series import Times
 
 DRY_BELOW = 0.01
-"""mm/h: input that never exceeds it is dry. It is the smallest rate that archives and forecast files hold."""
+"""Input whose rates in mm/h never exceed this is dry; the smallest rate that archives and forecast files hold."""
 
 
 class NoInput(ValueError):
@@ -22,7 +22,7 @@ class NoInput(ValueError):
 class Past:
     """Input frames, (T, H, W) in mm/h with NaN for missing.
 
-    `absent`, (T,): frames that do not exist or have no observed pixel.
+    `absent` (T,) marks frames that do not exist or have no observed pixel.
     """
 
     rain: Rain
@@ -31,27 +31,30 @@ class Past:
 
     @property
     def num_absent(self) -> int:
-        """The number of missing frames."""
+        """Number of missing frames."""
         return int(self.absent.sum())
 
     @property
     def dry(self) -> bool:
-        """Whether there is no rain in any frame."""
+        """True if there is no rain in any frame."""
         return not (self.rain > DRY_BELOW).any()
 
     def fits(self, max_missing: int) -> bool:
-        """Whether at most `max_missing` frames are missing, and not the newest."""
+        """Return True if at most `max_missing` frames are missing, and not the newest."""
         return self.num_absent <= max_missing and not self.absent[-1]
 
     def newest(self) -> Rain:
-        """Each pixel's last observation, (H, W) mm/h; NaN where nothing was observed."""
+        """Return each pixel's last observation, (H, W) in mm/h; NaN where nothing was observed."""
         newest: Rain = self.rain[-1].copy()
         for frame in self.rain[-2::-1]:
             np.copyto(newest, frame, where=np.isnan(newest))
         return newest
 
     def filled(self) -> Rain:
-        """Fill gaps as training does: a missing frame repeats the frame before; a missing first one stays so."""
+        """Fill gaps as in training: a missing frame repeats the previous one.
+
+        Missing first frames stay missing.
+        """
         if not self.num_absent:
             return self.rain
         filled = self.rain.copy()
@@ -62,7 +65,7 @@ class Past:
 
 
 def past_of(frames: xr.Dataset) -> Past:
-    """The `Past` of `frames`, which have a frame at each step."""
+    """Return the `Past` of `frames`, which have a frame at each step."""
     rain = frames[schema.RAIN].values
     absent = ~np.array([np.isfinite(frame).any() for frame in rain])
     return Past(rain, absent, frames[schema.TIME].values)

@@ -16,12 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def init_times(text: str, times: Times, step_minutes: float, every: int = 1) -> Times:
-    """The init times that `text` names: latest, a time, or a range A/B with both ends, in every `every`-th step.
+    """Parse init times: latest, a time, or a range A/B with both ends, in every `every`-th step.
 
-    Either end of a range may be left out; it is then the first or last frame of the series.
+    Either end of a range may be omitted; it is then the first or last frame of the series. Raises ValueError for a
+    range without a time.
     """
     if every < 1:
-        raise ValueError(f"every={every}: give a whole number of steps from 1 up.")
+        raise ValueError(f"every={every}: give a whole number of steps, at least 1.")
     if not times.size:
         raise ValueError("The input holds no frame.")
     if text == "latest":
@@ -34,18 +35,18 @@ def init_times(text: str, times: Times, step_minutes: float, every: int = 1) -> 
     if start > stop:
         raise ValueError(f"init_time={text}: the range ends before it begins.")
     step = schema.step_timedelta(step_minutes)
-    # counted from the frames of the series, whatever minute the range begins at
+    # counted from the frames of the series, at whatever minute the range begins
     first_step = -((times[0] - start) // step)
     due = np.arange(times[0] + first_step * step, stop + np.timedelta64(1, "ns"), every * step)
     if not due.size:
-        raise ValueError(f"init_time={text} holds no time of the step of {step_minutes:g} min of the input.")
+        raise ValueError(f"init_time={text} contains no time step of the input ({step_minutes:g} min).")
     return due
 
 
 def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> bool:
-    """Whether `path` is a complete forecast by this network, with as many leads.
+    """Return True if `path` is a complete forecast by this network, over as many lead steps.
 
-    ValueError if it is by another network: continuing would mix them.
+    Raises ValueError if it is by another network: continuing would mix them.
     """
     if not path.exists():
         return False
@@ -58,8 +59,8 @@ def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> b
         return False
     if theirs != checkpoint_sha256 or leads != lead_steps:
         raise ValueError(
-            f"{path} is a forecast by another network or over {leads} steps. Take another folder=…, or replace "
-            "what lies there with overwrite=true."
+            f"{path} is a forecast by another network or over {leads} steps. Choose another folder=…, or replace "
+            "the existing forecasts with overwrite=true."
         )
     return True
 
@@ -74,7 +75,10 @@ def forecast_one(
     source: str,
     overwrite: bool = False,
 ) -> tuple[xr.Dataset, dict[str, Path]]:
-    """Make a forecast and write its files; returns it and the paths by kind. NoInput if all input is missing."""
+    """Make a forecast and write its files; return it and the paths by kind.
+
+    Raises NoInput if all input is missing.
+    """
     frames = pipeline.frames(series, init_time, source=source)
     forecast = pipeline(frames)
     observed = what_came(series, forecast) if outputs.shows_observed else None

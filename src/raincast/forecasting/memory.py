@@ -1,4 +1,4 @@
-"""The part of a grid that fits into memory at once."""
+"""The largest part of a grid that fits into memory at once."""
 
 import contextlib
 import logging
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBE = 128
-"""Side in pixels of the grid on which a network's memory is estimated."""
+"""Side in pixels of the grid for which a network's memory is estimated."""
 SLACK = 1.5
-"""Memory that allocators hold, relative to the memory in use."""
+"""Memory held by allocators, relative to the memory in use."""
 UNKNOWN_BYTES = 4096
 """Bytes per pixel assumed for a forecaster without an estimate, such as an exported network."""
 BASE_GIB = 0.5
 """Memory of Python and its libraries."""
 GIB = 2**30
 LEAST_OVERLAP = 32
-"""Pixels that tiles share at least, however little memory there is."""
+"""Smallest overlap of tiles in pixels, however little memory there is."""
 
 
 def _unknown_bytes(lead_steps: int) -> float:
@@ -49,7 +49,7 @@ class Footprint:
 
     @classmethod
     def of_network(cls, forecaster: "NetworkForecaster") -> "Footprint":
-        """An estimate without running the network, made on first use: it takes a second or two."""
+        """Estimate without running the network, on first use, which takes a second or two."""
         stride = int(getattr(forecaster.network, "stride", 1))
         side = -(-PROBE // stride) * stride
         kind: Literal["cpu", "cuda"] = "cpu" if forecaster.device.type == "cpu" else "cuda"
@@ -71,24 +71,24 @@ class Footprint:
 
     @classmethod
     def of_box(cls, forecaster: "NetworkForecaster") -> "Footprint":
-        """That of the network in the box, which is known."""
+        """Return the known footprint of the bundled network."""
         from raincast.models.weights import box_bytes_per_pixel
 
         return replace(cls.of_network(forecaster), bytes_per_pixel=box_bytes_per_pixel)
 
 
 class Memory:
-    """Tiles for grids that do not fit within `gib` (by default half of what is free) in one pass.
+    """Tiles for grids that do not fit within `gib` (by default half of the free memory) in one pass.
 
-    Tiles share `overlap` pixels, or fewer, with a warning, where memory is too small for that. `last` describes
-    the tiles of the last forecast. `kept_bytes` is the memory that the input series keeps.
+    Tiles share `overlap` pixels, or fewer, with a warning, if memory is too small. `last` describes the tiles of
+    the last forecast. `kept_bytes` is the memory that the input series keeps.
     """
 
     def __init__(self, gib: float | None = None, *, overlap: int = 192) -> None:
         if gib is not None and not gib > 0:
             raise ValueError(f"memory_gib={gib}: give the GiB that a forecast may take, above 0.")
         if overlap < 0:
-            raise ValueError(f"tile_overlap={overlap}: give pixels, 0 or more.")
+            raise ValueError(f"tile_overlap={overlap}: give a number of pixels, 0 or more.")
         self.gib = gib
         self.overlap = overlap
         self.kept_bytes = 0
@@ -98,9 +98,9 @@ class Memory:
     def tiling(
         self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_maps: int
     ) -> Tiling | None:
-        """The tiles for a grid of `shape` (H, W); None if one pass fits.
+        """Return the tiles for a grid of `shape` (H, W); None if one pass fits.
 
-        ValueError if not even one tile fits.
+        Raises ValueError if not even one tile fits.
         """
         H, W = shape
         self.last = None
@@ -108,7 +108,7 @@ class Memory:
         per_pixel = self._bytes_per_pixel(footprint, lead_steps)
         arrays = _array_bytes(footprint, shape, lead_steps, num_maps) + self.kept_bytes
         on_host = device == "cpu"
-        # of what is free Python has taken its own already
+        # Python's own share is already gone from the free memory
         allowed = self.gib or free_gib(device) / 2 + BASE_GIB * on_host
         available = allowed * GIB - (arrays if on_host else 0)
         if per_pixel * H * W <= available:
@@ -119,14 +119,14 @@ class Memory:
         if overlap < (least := min(wanted, -(-LEAST_OVERLAP // stride) * stride)):
             needed = (arrays * on_host + per_pixel * (2 * least + stride) ** 2) / GIB
             raise ValueError(
-                f"A forecast of {H}×{W} pixels takes {needed:.1f} GiB at least, tile by tile; there are "
+                f"A forecast of {H}×{W} pixels needs at least {needed:.1f} GiB, tile by tile; it may take "
                 f"{allowed:.1f}. Allow more with memory_gib=…, or crop the input (python ingest.py … grid.crop=…)."
             )
         if overlap < wanted:
             needed = (arrays * on_host + per_pixel * (2 * wanted + stride) ** 2) / GIB
             log.warning(
-                "%.1f GiB of memory are too few for tiles that share tile_overlap=%d pixels: they share %d. Near "
-                "edges the forecast may differ from that of the whole grid. memory_gib=%.1f would do.",
+                "%.1f GiB of memory are not enough for tiles that share tile_overlap=%d pixels: they share %d. "
+                "Near tile edges the forecast may differ from that of the whole grid. memory_gib=%.1f is enough.",
                 *(allowed, self.overlap, overlap, needed),
             )
         height, width = (min(int(side), -(-n // stride) * stride) for n in shape)
@@ -137,9 +137,9 @@ class Memory:
         return tiling
 
     def in_one_pass(self, footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_maps: int) -> float:
-        """GiB of a process that forecasts a grid of `shape` (H, W) on the CPU without tiles.
+        """Return the GiB of a process that forecasts a grid of `shape` (H, W) on the CPU without tiles.
 
-        The larger of the forecaster and the extrapolation, and the memory that the series keeps.
+        It is the larger of the forecaster's and the extrapolation's, plus the memory that the series keeps.
         """
         by_forecaster = self._bytes_per_pixel(footprint, lead_steps) * shape[0] * shape[1]
         most = max(by_forecaster, extrapolation_bytes(shape))
@@ -153,13 +153,13 @@ class Memory:
 
 
 def _array_bytes(footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_maps: int) -> float:
-    """Bytes of the input (as read, concatenated and filled), of the prediction and its file, and of Python."""
+    """Return the bytes of the input (read, concatenated and filled), prediction, output file, and Python."""
     maps = 3 * footprint.input_steps + lead_steps * (3 + 2 * num_maps)
     return shape[0] * shape[1] * 4 * maps + BASE_GIB * GIB
 
 
 def free_gib(device: str) -> float:
-    """Free memory in GiB, of the machine or of a GPU."""
+    """Return the free memory of the machine or of a GPU in GiB."""
     if device != "cpu":
         import torch
 
@@ -177,7 +177,7 @@ def _free_of_machine() -> float:
 
 
 def _free_of_container(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """GiB that control groups leave, by either version; infinite where none limits the memory."""
+    """Return the GiB that control groups (v1 or v2) leave; infinite if none limits the memory."""
     free = math.inf
     try:
         lines = own.read_text().splitlines()
@@ -191,7 +191,7 @@ def _free_of_container(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/p
             folder, most, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        # within a container its own group is mounted as the root; a limit above holds for those below
+        # a container mounts its own group as the root; limits of parent groups apply, too
         inside = folder / path.lstrip("/")
         for group in (inside, *inside.parents):
             with contextlib.suppress(OSError, ValueError):
@@ -203,6 +203,6 @@ def _free_of_container(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/p
 
 
 def _cache_bytes(group: Path) -> int:
-    """Files that a control group has read, which count as used and are dropped when memory is needed."""
+    """Return the bytes of a group's file cache, which counts as used but is dropped when memory is needed."""
     said = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     return int(said.get("total_inactive_file", said.get("inactive_file", 0)))

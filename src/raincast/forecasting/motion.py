@@ -1,6 +1,6 @@
-"""Extrapolation on grids of any size, and the quality flags that follow from its motion.
+"""Extrapolation on grids of any size, and quality flags that follow from the motion.
 
-pysteps needs more than a kilobyte per pixel to find motion, so it is sought on a coarser grid.
+pysteps needs more than a kilobyte per pixel to estimate motion, so motion is estimated on a coarser grid.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from raincast.forecasting.files.dataset import FILLED, MISSING, OUTSIDE_REACH
 from raincast.forecasting.gaps import Past
 
 MOTION_PIXELS = 800
-"""The longest side in pixels of the grid on which motion is estimated."""
+"""Longest side in pixels of the grid on which motion is estimated."""
 MOTION_BYTES = 1300
 """Bytes per pixel of that grid: distances to the 20 nearest features, their indices, weights and two components"""
 ADVECTION_BYTES = 300
@@ -31,22 +31,22 @@ class Fallback:
     gives = Gives()
 
     def predict(self, query: Query) -> Prediction:
-        """Rates only; ValueError for lead times that are no multiples of the step."""
+        """Return rates only; raises ValueError for lead times that are not multiples of the step."""
         made = [_moved_on(frames, query.num_steps) for frames in query.rain[:, :, 0]]
         rates = np.stack([rates for rates, _ in made])[:, :, None]
         return Prediction(query.at_lead_times(rates), done=tuple(done for _, done in made))
 
     def frames_used(self, frames: Rain, done: str) -> npt.NDArray[np.intp]:
-        """The indices of the frames, of (T, H, W), that were used for a forecast made as `done` says.
+        """Return the indices of the frames (T, H, W) that were used for a forecast made as `done` says.
 
-        Extrapolation uses those that show the motion and moves the last one; persistence uses the last one.
+        Extrapolation uses those that show the motion and advects the last one; persistence uses the last one.
         """
         numbers, _ = evenly_spaced(frames, MOTION_FRAMES)
         return numbers if done == EXTRAPOLATION else numbers[-1:]
 
 
 def _moved_on(frames: Rain, num_steps: int) -> tuple[Rain, str]:
-    """(T, H, W) → (num_steps, H, W) in mm/h, and how it was made."""
+    """Forecast (T, H, W) → (num_steps, H, W) in mm/h; also return the method."""
     numbers, spacing = evenly_spaced(frames, MOTION_FRAMES)
     motion, size = coarse_motion(frames[numbers], MOTION_PIXELS, spacing=spacing)
     if motion is None:
@@ -59,7 +59,7 @@ def _moved_on(frames: Rain, num_steps: int) -> tuple[Rain, str]:
 
 
 def _advect_by_blocks(rain: Rain, motion: npt.NDArray[np.float64], size: int, num_steps: int) -> Rain:
-    """(H, W) → (num_steps, H, W): each pixel's displacement is interpolated between those of the blocks."""
+    """Advect (H, W) → (num_steps, H, W); pixel displacements are interpolated between those of the blocks."""
     from scipy.ndimage import map_coordinates
 
     with quiet():
@@ -74,23 +74,23 @@ def _advect_by_blocks(rain: Rain, motion: npt.NDArray[np.float64], size: int, nu
         for rows in bands((H, W)):
             places = np.mgrid[rows, 0:W].astype(np.float64)
             between = (places + 0.5) / size - 0.5
-            for axis, component in enumerate(back[::-1]):  # x comes first there
+            for axis, component in enumerate(back[::-1]):  # pysteps puts x first
                 places[axis] += size * map_coordinates(component, between, order=1, mode="nearest")
             map_coordinates(rain, places, output=moved[step, rows], order=1, mode="constant", cval=0.0)
     return moved
 
 
 def extrapolation_bytes(shape: tuple[int, ...]) -> float:
-    """The most bytes that the fallback takes on a grid of `shape` (H, W)."""
+    """Return the peak memory in bytes of the fallback on a grid of `shape` (H, W)."""
     size = _block_size(shape, MOTION_PIXELS)
     return shape[0] * shape[1] * (MOTION_BYTES / size**2 + (ADVECTION_BYTES if size == 1 else 0))
 
 
 def coarse_motion(frames: Rain, longest: int, *, spacing: int = 1) -> tuple[npt.NDArray[np.float64] | None, int]:
-    """Estimate the motion in `frames` (T, H, W), `spacing` steps apart, on at most `longest` blocks along a side.
+    """Estimate the motion in `frames` (T, H, W), `spacing` steps apart, on at most `longest` blocks per side.
 
-    Returns (2, rows, columns) in blocks per step, x first, or None if there is nothing to track; and the size of a
-    block in pixels.
+    Returns (2, rows, columns) in blocks per step, x first, or None if there is nothing to track; and the block
+    size in pixels.
     """
     size = _block_size(frames.shape[1:], longest)
     if size > 1:
@@ -103,7 +103,7 @@ def _block_size(shape: tuple[int, ...], longest: int) -> int:
 
 
 def block_means(frame: Rain, size: int) -> Rain:
-    """(H, W) → means of the observed pixels of blocks of `size`² pixels; NaN if there are none."""
+    """Average the observed pixels of an (H, W) frame in blocks of `size`² pixels; NaN if there are none."""
     H, W = frame.shape
     rows, columns = np.arange(0, H, size), np.arange(0, W, size)
 
@@ -118,13 +118,13 @@ def block_means(frame: Rain, size: int) -> Rain:
 
 
 COARSE_PIXELS = 200
-"""The longest side in pixels of the grid on which the motion for the reach is estimated."""
+"""Longest side in pixels of the grid on which the motion for the reach is estimated."""
 
 
 def quality_flags(past: Past, lead_steps: int, *, pixel_km: float, reach: bool = True) -> npt.NDArray[np.uint8]:
-    """The bits of the quality flag (`files.dataset`), (lead, H, W).
+    """Return the bits of the quality flag (`files.dataset`), (lead, H, W).
 
-    `FILLED`: some of the pixel's input was missing. `MISSING`: all of it was. `OUTSIDE_REACH`: traced back along
+    `FILLED`: part of the pixel's input was missing. `MISSING`: all of it was. `OUTSIDE_REACH`: traced back along
     the motion of the newest frames, the pixel comes from where nothing was observed; never set with `reach=False`.
     """
     observed = np.isfinite(past.rain)
@@ -139,7 +139,7 @@ def quality_flags(past: Past, lead_steps: int, *, pixel_km: float, reach: bool =
 def _outside_reach(
     past: Past, seen: npt.NDArray[np.bool_], lead_steps: int, pixel_km: float
 ) -> npt.NDArray[np.bool_]:
-    """(lead, H, W), by the motion of the default network: pysteps would take seconds to import."""
+    """Return a mask (lead, H, W), by the default network's motion: importing pysteps would take seconds."""
     import torch
 
     from raincast.models.lagrangian import motion

@@ -21,7 +21,7 @@ from raincast.transforms import Transform
 
 
 def box_forecaster() -> "NetworkForecaster":
-    """The weights that come with raincast, on the CPU, under the name `box`."""
+    """Return the bundled network on the CPU, under the name `box`."""
     from raincast.models.weights import box
     from raincast.transforms import RateScaling
 
@@ -42,17 +42,17 @@ def box_forecaster() -> "NetworkForecaster":
 
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-"""Precisions of a network's convolutions; transform and head are float32."""
+"""Precisions of a network's convolutions; transform and head always use float32."""
 
 Maps = npt.NDArray[np.float32]
 
 
 class NetworkForecaster:
-    """A trained network as a `Forecaster`. It refuses another number of frames or step than in training.
+    """A trained network as a `Forecaster`; it accepts only the number of frames and the step of its training.
 
-    `head` gives its output channels their meaning, `inputs` lists its input channels, `calibration` is applied to
-    its probabilities. `precision` is one of `PRECISIONS`: bf16 is faster where the processor multiplies in it, and
-    less exact. `with_members` makes it give members.
+    A physical network accepts any of them. `head` defines the meaning of the output channels, `inputs` lists the
+    input channels, and `calibration` is applied to the probabilities. `precision` is one of `PRECISIONS`: bf16 is
+    less exact, and faster on processors that multiply in it. `with_members` makes it give members.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class NetworkForecaster:
 
     @property
     def gives(self) -> Gives:
-        """Probabilities if its head has them or they were calibrated; rules of a head that decides rates."""
+        """Probabilities if the head has them or they were calibrated; rules of a head that decides rates."""
         return Gives(
             members=self.num_members > 0,
             probabilities=self.head.probabilistic or self.calibration is not None,
@@ -97,22 +97,22 @@ class NetworkForecaster:
 
     @property
     def physical(self) -> bool:
-        """Whether it takes any time step, pixel size and number of frames."""
+        """True if the network takes any time step, pixel size and number of frames."""
         return isinstance(self.network, PhysicalNetwork)
 
     @torch.inference_mode()
     def predict(self, query: Query) -> Prediction:
-        """Rates, and probabilities where it gives them, from one run of the network.
+        """Return rates, and probabilities if it gives them, from one run of the network.
 
-        ValueError for a step, frames or covariates that it was not trained on; ThresholdError for thresholds that
-        its head or its calibration does not know.
+        Raises ValueError for a step, frames or covariates that it was not trained on; ThresholdError for
+        thresholds that its head or calibration does not know.
         """
         if self.physical:
             return self._predict_observed(query)
         return self._predict(query)
 
     def _predict_observed(self, query: Query) -> Prediction:
-        """As `_predict`, on the smallest rectangle with all observed pixels; 0 elsewhere."""
+        """Predict on the smallest rectangle that contains all observed pixels; the result is 0 elsewhere."""
         observed = np.asarray(np.isfinite(query.rain).any(axis=(0, 1, 2)))
         rows, columns = np.flatnonzero(observed.any(axis=1)), np.flatnonzero(observed.any(axis=0))
         if not rows.size or observed.shape == (rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]):
@@ -195,15 +195,15 @@ class NetworkForecaster:
         return made
 
     def as_ensemble(self, num_members: int) -> "NetworkForecaster":
-        """The same network under the name NAME_members: rates and probabilities are those of its members."""
+        """Return the same network, named NAME_members, whose rates and probabilities are those of its members."""
         other = self.with_members(num_members)
         other.ensemble, other.name = True, f"{self.name}_members"
         return other
 
     def with_members(self, num_members: int, seed: int = 0) -> "NetworkForecaster":
-        """The same network, which also gives members; ValueError if it has none."""
+        """Return the same network with members; raises ValueError if it cannot give them."""
         if not (isinstance(self.head, DistributionHead) and isinstance(self.network, LagrangianForecaster)):
-            raise ValueError(f"members={num_members}: {self.name} has none. Take model=lagrangian, or the box.")
+            raise ValueError(f"members={num_members}: {self.name} gives no members. Use model=lagrangian, or box.")
         if num_members < 2:
             raise ValueError(f"members={num_members}: an ensemble has at least 2.")
         other = copy.copy(self)
@@ -211,7 +211,10 @@ class NetworkForecaster:
         return other
 
     def by_rule(self, rule: str) -> "NetworkForecaster":
-        """The same network under the name NAME_RULE, whose rates are decided by `rule`; ValueError if unknown."""
+        """Return the same network under the name NAME_RULE, with rates by `rule`.
+
+        Raises ValueError if it is unknown.
+        """
         other = copy.copy(self)
         other.head, other.name = self._head_by(rule), f"{self.name}_{rule}"
         return other
@@ -223,13 +226,16 @@ class NetworkForecaster:
         return replace(self.head, rates_by=rule)
 
     def _scale(self, query: Query) -> Tensor:
-        """Time step in minutes and pixel size in km of each sample; ValueError if the latter is unknown."""
+        """Return each sample's time step in minutes and pixel size in km.
+
+        Raises ValueError if the size is unknown.
+        """
         if query.pixel_km is None:
-            raise ValueError(f"{self.name} works in physical units: give the query grid or pixel_km.")
+            raise ValueError(f"{self.name} works in physical units: the query needs grid or pixel_km.")
         return torch.tensor([[query.step_minutes, query.pixel_km]] * len(query.rain), device=self.device)
 
     def _probabilities(self, output: Tensor, thresholds: Sequence[float]) -> tuple[Maps, Maps | None]:
-        """(B, num_steps, K, H, W) of the head, and the calibrated ones if there is a calibration."""
+        """Return the head's probabilities (B, num_steps, K, H, W), and the calibrated ones, if any."""
         try:
             stated = self.head.exceedance(output, thresholds, self.transform).cpu().numpy()
             return stated, None if self.calibration is None else self.calibration.apply(stated, thresholds)

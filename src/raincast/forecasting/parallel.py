@@ -1,7 +1,7 @@
-"""Forecasts from many init times, over processes and devices. After an interruption, the same call resumes.
+"""Forecasts from many init times, over processes and devices; after an interruption, the same call resumes.
 
-Finished forecasts are files in the folder, each written atomically; nothing else is kept. The processes are
-those of `system.pool`: they take one init time after the other, and none outlives the one that started them.
+Finished forecasts are files in the folder, each written atomically; no other state is kept. The processes are
+those of `system.pool`: they take one init time after the other, and none outlives the process that started them.
 """
 
 import ctypes
@@ -32,18 +32,19 @@ from raincast.system.pool import ProcessDied, Progress, Tick, num_cores, worker_
 log = logging.getLogger(__name__)
 
 TRIES_AT_START = 3
-"""The number of failures before the first success after which the cause is not a single file."""
+"""Number of failures before the first success after which the cause is not a single file."""
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors that end all: disk full, quota exceeded, read-only."""
+"""Errors that end all forecasts: disk full, quota exceeded, read-only."""
 LOCK = ".forecast.lock"
 
 
 @dataclass(frozen=True, eq=False)
 class HindcastWork:
-    """All that a process needs to forecast. It is sent to other processes, which open network and series once.
+    """Everything that a process needs to forecast.
 
-    `pipeline(device, gib)` loads the network for a device and the memory that a forecast may take; `source` is
-    the name of the series. Process number n works on `devices[n % len(devices)]`.
+    It is sent to other processes, which open network and series once. `pipeline(device, gib)` loads the network
+    for a device and the memory that a forecast may take; `source` is the name of the series. Process number n
+    works on `devices[n % len(devices)]`.
     """
 
     pipeline: Callable[[str, float | None], ForecastPipeline]
@@ -58,9 +59,9 @@ class HindcastWork:
 
 @dataclass
 class HindcastOutcome:
-    """The results of init times: the methods of forecasts that were made, and the reasons for others.
+    """Results by init time: the methods of the forecasts that were made, and the reasons for the others.
 
-    `without` any input frame there is no forecast; those `failed` should have one.
+    `without` has the times without any input frame; `failed` has those that should have a forecast.
     """
 
     methods: dict[np.datetime64, str] = field(default_factory=dict)
@@ -69,7 +70,7 @@ class HindcastOutcome:
     failed: dict[np.datetime64, Exception] = field(default_factory=dict)
 
     def note(self, init_time: np.datetime64, result: str | Exception) -> None:
-        """Record a method or an error; raises errors that would end all other forecasts, too."""
+        """Record a method or an error; re-raise errors that would end all other forecasts, too."""
         if isinstance(result, str):
             self.methods[init_time] = result
         elif isinstance(result, NoInput):
@@ -95,9 +96,9 @@ def forecast_all(
 
     With `workers=None` this process begins, with `pipeline` and `series`; if it takes long, one process per core
     or GPU continues. `workers=1` stays in this process. On a CPU the processes share its threads, and there are
-    only as many as need no smaller tiles within `work.gib` than one alone. If one init time fails, the others are
-    still forecast. ValueError if another process forecasts into the folder; the error itself if the first ones all
-    fail, or the disk is full.
+    only as many as fit into `work.gib` without smaller tiles than one alone would need. If one init time fails,
+    the others are still forecast. Raises ValueError if another process forecasts into the folder; raises the error
+    itself if the first ones all fail, or the disk is full.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be a whole number from 1, or null for one per core.")
@@ -130,7 +131,7 @@ def forecast_all(
 
 
 def devices_of(device: str) -> tuple[str, ...]:
-    """The devices that auto, cpu, cuda or cuda:1 names: all visible GPUs, or one of them."""
+    """Return the devices named by auto, cpu, cuda or cuda:1: all visible GPUs, or one of them."""
     if device not in ("auto", "cuda"):
         return (device,)
     import torch
@@ -151,7 +152,7 @@ def _num_processes(
     fitting = max(1, int((gib - BASE_GIB) / one))
     if fitting < asked:
         log.info(
-            "%d×%d pixels take %.1f GiB a process, there are %.1f: %d at a time (memory_gib=…).",
+            "%d×%d pixels take %.1f GiB per process, %.1f are allowed: %d at a time (memory_gib=…).",
             *shape, one, gib, fitting,
         )  # fmt: skip
     return min(asked, fitting)
@@ -174,7 +175,7 @@ def _run_there(
     import torch
 
     if work.devices == ("cpu",):
-        # this process waits and keeps what it has loaded; the rest is for the others
+        # this process only waits and keeps what it has loaded; the rest of the memory is for the others
         work = replace(work, gib=(_gib_of(work) - BASE_GIB) / number)
     threads = max(1, torch.get_num_threads() // number)
     _give_back_memory()
@@ -193,7 +194,7 @@ _opened: tuple[ForecastPipeline, Series] | None = None
 
 
 def _forecast_there(task: _Task, tick: Tick) -> str | Exception:
-    """Make a forecast in a process of the pool; returns its method or an error."""
+    """Make a forecast in a process of the pool; return its method or an error."""
     global _opened
     work = task.work
     if _opened is None:
@@ -236,7 +237,7 @@ def _share_threads(number: int) -> None:
 
 
 def _give_back_memory() -> None:
-    """Return freed memory to the system: glibc keeps all that a forecast took."""
+    """Return freed memory to the system: glibc keeps everything that a forecast took."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

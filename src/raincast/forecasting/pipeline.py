@@ -1,4 +1,4 @@
-"""From a Dataset of radar frames to a Dataset of the forecast, by any forecaster."""
+"""Conversion of a Dataset of radar frames to a forecast Dataset, by any forecaster."""
 
 import hashlib
 import logging
@@ -45,9 +45,9 @@ KEPT_ATTRS = ("license", "institution", "references", schema.ACCUMULATION_MINUTE
 class Products:
     """Further variables of a forecast (`forecasting.files.products`).
 
-    `accumulations`: depths over so many minutes, and `amounts`: the probability that they reach so many mm, by
-    members; `onset`: times until so many mm/h begin and end; `matched`: rates with the distribution of the newest
-    observation.
+    `accumulations`: depths over these periods in minutes. `amounts`: depths in mm whose probability of exceedance
+    is computed from the members. `onset`: a rate in mm/h whose times of onset and end are given. `matched`: rates
+    with the distribution of the newest observation.
     """
 
     accumulations: Sequence[float] = ()
@@ -56,7 +56,7 @@ class Products:
     matched: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse amounts without a period, or out of order."""
+        """Raise ValueError for amounts without a period or out of order."""
         amounts = [float(amount) for amount in self.amounts]
         if any(not low < high for low, high in pairwise((0.0, *amounts))):
             raise ValueError(f"products.amounts={amounts}: give mm above 0, increasing.")
@@ -74,20 +74,19 @@ class Products:
 
 
 NEIGHBOURHOOD = "share of pixels around that reach the threshold, in a square of 1 km per minute of lead time"
-"""How probabilities are made of a forecast that has none: `share_around`."""
+"""How probabilities are computed for a forecaster that gives none: see `share_around`."""
 
 
 class ForecastPipeline:
-    """Turns frames into a forecast Dataset, by any forecaster.
+    """Conversion of frames to a forecast Dataset, by any forecaster.
 
     `pipeline(frames)` forecasts. `predict` is the forecaster's own, so a pipeline is scored like any forecaster.
-    `thresholds` (mm/h, increasing) ask for probabilities; `attrs` become global attributes of every forecast.
-    `trained` states the data that the forecaster is made for. If more than `max_missing` frames are missing, or
-    the newest is, the rain is extrapolated instead; the default is that of training. `reach` flags pixels whose
-    rain comes from where nothing was observed, `other_grid` allows other pixels than in training, `products` adds
-    variables. `members` is how many the forecaster gives, if they are wanted. `channels` are its covariates,
-    `footprint` is the memory that it takes, and `calibrated_on` describes the data that its probabilities were
-    calibrated on.
+    `thresholds` (mm/h, increasing) request probabilities; `attrs` become global attributes of every forecast.
+    `trained` describes the data that the forecaster is made for. If more than `max_missing` frames are missing (by
+    default the number in training), or the newest is, the rain is extrapolated instead. `reach` flags pixels whose
+    rain comes from where nothing was observed, `other_grid` allows other pixels than in training, and `products`
+    adds variables. `members` is the number of members, if wanted. `channels` are the forecaster's covariates,
+    `footprint` is its memory, and `calibrated_on` describes the data on which its probabilities were calibrated.
     """
 
     def __init__(
@@ -109,10 +108,10 @@ class ForecastPipeline:
         calibrated_on: str | None = None,
     ) -> None:
         if lead_steps is not None and lead_steps < 1:
-            raise ValueError(f"lead_steps={lead_steps}: give a whole number from 1 up.")
+            raise ValueError(f"lead_steps={lead_steps}: give a whole number of at least 1.")
         if thresholds and not forecaster.gives.probabilities:
             log.warning(
-                "%s gives no probabilities. Those of exceedance=… are the %s.", forecaster.name, NEIGHBOURHOOD
+                "%s gives no probabilities. Those for exceedance=… are the %s.", forecaster.name, NEIGHBOURHOOD
             )
         if products is not None and products.amounts and not members:
             raise ValueError(
@@ -142,32 +141,32 @@ class ForecastPipeline:
 
     @property
     def gives(self) -> Gives:
-        """The outputs that the forecaster has."""
+        """The outputs that the forecaster gives."""
         return self.forecaster.gives
 
     def predict(self, query: Query) -> Prediction:
-        """The forecaster's own prediction."""
+        """Return the forecaster's own prediction."""
         return self.forecaster.predict(query)
 
     @property
     def lead_steps(self) -> int:
-        """The number of steps to forecast."""
+        """Number of steps to forecast."""
         return self._lead_steps or self.trained.lead_steps
 
     @property
     def num_maps(self) -> int:
-        """Maps of probabilities, members and depths at each lead time that memory holds besides the rates."""
+        """Number of maps per lead time that memory holds besides rates: probabilities, members and depths."""
         depths = len(self.products.accumulations) * (1 + len(self.products.amounts))
         return len(self.thresholds) + (self.members or 0) + depths
 
     @property
     def input_steps(self) -> int:
-        """The number of input frames."""
+        """Number of input frames."""
         return self.trained.input_steps
 
     @property
     def step_minutes(self) -> float:
-        """Time between frames."""
+        """Time between frames in minutes."""
         return self.trained.step_minutes
 
     def frames(
@@ -178,11 +177,10 @@ class ForecastPipeline:
         source: str = "the input",
         gaps: bool = True,
     ) -> xr.Dataset:
-        """Read the input frames of a forecast from `init_time` (or the newest) from `series`; missing ones are
-        NaN.
+        """Read the input frames of a forecast from `init_time` (or the newest) from `series`.
 
-        `source` is the name of the series. ValueError if its step is not the forecaster's; NoInput if it has none
-        of the frames, or with `gaps=False` if it lacks one.
+        Missing ones are NaN. `source` is the name of the series in messages. Raises ValueError if its step is not
+        the forecaster's; raises NoInput if it has none of the frames or, with `gaps=False`, lacks one.
         """
         self.trained = self.trained.at_step(series.step_minutes, source)
         self.memory.kept_bytes = series.kept_bytes
@@ -204,7 +202,7 @@ class ForecastPipeline:
         return on_times(series.read(there), wanted, self.step_minutes)
 
     def wanted_times(self, times: Times, init_time: str | np.datetime64) -> Times:
-        """The times of the input frames of a forecast from `init_time`, or from the last of `times`."""
+        """Return the times of the input frames of a forecast from `init_time`, or from the last of `times`."""
         last = (
             times[-1] if isinstance(init_time, str) and init_time == "latest" else fit.parse_init_time(init_time)
         )
@@ -212,10 +210,10 @@ class ForecastPipeline:
         return wanted
 
     def __call__(self, frames: xr.Dataset, init_time: str | np.datetime64 = "latest") -> xr.Dataset:
-        """Forecast from frames of rain; returns a Dataset as `files.netcdf` writes it.
+        """Forecast from frames of rain; return a Dataset as `files.netcdf` writes it.
 
-        `frames` keeps the archive contract: a part of an archive, or the result of `self.frames` or of a reader.
-        If there are more frames than the forecaster takes, those up to `init_time` count. The attribute
+        `frames` follows the archive contract: a part of an archive, or the result of `self.frames` or of a reader.
+        If there are more frames than the forecaster takes, the last ones up to `init_time` are used. The attribute
         `forecast_method` states how the forecast was made: network, extrapolation, persistence or dry.
         """
         frames = fit.as_rain(frames)
@@ -257,7 +255,7 @@ class ForecastPipeline:
         return self.products.add_to(dataset, past)
 
     def _forecast(self, past: Past, frames: xr.Dataset, grid: Grid) -> tuple[Prediction, dict[str, str]]:
-        """The prediction, with probabilities if there are thresholds, and attributes about its making."""
+        """Return the prediction, with probabilities if there are thresholds, and attributes on how it was made."""
         query = Query.for_steps(
             past.rain[None, :, None],
             self.lead_steps,
@@ -267,7 +265,7 @@ class ForecastPipeline:
             thresholds=self.thresholds,
             members=bool(self.members),
         )
-        if past.dry and self.channels is None:  # with covariates, a weather model may know of rain to come
+        if past.dry and self.channels is None:  # with covariates, a weather model may announce rain
             zeros = np.zeros((1, self.lead_steps, 1, *past.rain.shape[1:]), np.float32)
             members = np.repeat(zeros, self.members, axis=2) if self.members else None
             prediction, made = Prediction(zeros, members, done=(DRY,)), {}
@@ -278,7 +276,7 @@ class ForecastPipeline:
             if not _is_finite(prediction, past):
                 prediction, made = self._by_fallback(query, past)
                 log.error(
-                    "%s gives values that are no finite numbers from this input: the forecast is %s.",
+                    "%s gives values that are not finite for this input: the forecast is %s.",
                     self.name, prediction.done[0],
                 )  # fmt: skip
         else:
@@ -333,19 +331,22 @@ class ForecastPipeline:
 
 
 def _is_finite(prediction: Prediction, past: Past) -> bool:
-    """Whether rates and probabilities are finite wherever anything was observed; a broken network gives NaN."""
+    """Return True if rates and probabilities are finite wherever anything was observed.
+
+    A broken network gives NaN.
+    """
     observed = np.isfinite(past.rain).any(axis=0)
     given = (prediction.rates, prediction.probabilities)
     return all(bool(np.isfinite(maps[..., observed]).all()) for maps in given if maps is not None)
 
 
 def _own(maps: Rain, source: Rain) -> Rain:
-    """`maps`, or a copy if they are read-only or share memory with the input `source`."""
+    """Return `maps`, or a copy if they are read-only or share memory with the input `source`."""
     return maps if maps.flags.writeable and not np.may_share_memory(maps, source) else maps.copy()
 
 
 def _digest(rain: Rain) -> str:
-    """The hash of the input frames in mm/h, as float32 from the first to the last pixel."""
+    """Return the hash of the input frames in mm/h, as float32 from the first to the last pixel."""
     digest = hashlib.sha256()
     for frame in rain:
         for rows in bands(frame.shape):

@@ -24,16 +24,16 @@ Times = npt.NDArray[np.datetime64]
 
 
 class Series(Protocol):
-    """Frames of rain by time: `times` ascending (UTC), `step_minutes` apart."""
+    """Rain frames by time: `times` in UTC, ascending, `step_minutes` apart."""
 
     @property
     def times(self) -> Times:
-        """The times of the frames, (T,)."""
+        """Times of the frames, (T,)."""
         ...
 
     @property
     def step_minutes(self) -> float:
-        """Time between frames; ValueError if it is unknown."""
+        """Time between frames in minutes; raises ValueError if it is unknown."""
         ...
 
     @property
@@ -44,13 +44,13 @@ class Series(Protocol):
     def read(self, wanted: Times) -> xr.Dataset:
         """Read the frames at `wanted`, which must all exist, as `schema.rain_dataset` makes them.
 
-        If it is known which pixels are ever observed, they are in the variable `coverage`.
+        If the set of pixels that are ever observed is known, it is in the variable `coverage`.
         """
         ...
 
 
 def open_series(source: str | Path | Sequence[str | Path], reader: Reader) -> Series:
-    """Open an archive, or radar files that `reader` understands: one file, a folder, a glob, or a list of them."""
+    """Open an archive, or radar files that `reader` understands: a file, a folder, a glob, or a list of them."""
     if isinstance(source, str | Path):
         with suppress(ValueError, FileNotFoundError):
             return ArchiveSeries(Archive.open(source))
@@ -65,12 +65,12 @@ class ArchiveSeries:
 
     @property
     def times(self) -> Times:
-        """The times of the frames, (T,)."""
+        """Times of the frames, (T,)."""
         return self.archive.times
 
     @property
     def step_minutes(self) -> float:
-        """Time between frames."""
+        """Time between frames in minutes."""
         return self.archive.step_minutes
 
     @property
@@ -92,7 +92,7 @@ class FileSeries:
     """Radar files as one series, which may grow. Only the requested frames are read.
 
     The frames of the last `read` are kept, since the next forecast of a range needs most of them again. Unreadable
-    files, and files on another grid than the newest, are left out with a warning, so that their frames are
+    files, and files on a different grid from the newest, are left out with a warning, so that their frames are
     missing; if no file is readable, the first error is raised. Rows and columns follow the order of the newest
     file.
     """
@@ -113,7 +113,7 @@ class FileSeries:
                 self.add(file)
             except MachineError:
                 raise
-            except Exception as error:  # any error of a library
+            except Exception as error:  # libraries may raise anything
                 if not accompanies(file) or reader.recognises(file):
                     bad[file] = error
         if files and not self.heads:
@@ -125,9 +125,9 @@ class FileSeries:
             )
 
     def add(self, file: Path) -> Head:
-        """Add a file; ValueError if it cannot be read.
+        """Add a file; raises ValueError if it cannot be read.
 
-        Of frames with the same time the one of better quality stays, otherwise the one added last.
+        Of frames with the same time, the one of better quality is kept, otherwise the one added last.
         """
         head = self.reader.scan(file)
         self.where = {time: place for time, place in self.where.items() if place[0] != file}
@@ -142,13 +142,13 @@ class FileSeries:
 
     @property
     def times(self) -> Times:
-        """The times of the frames, (T,)."""
+        """Times of the frames, (T,)."""
         return np.array(sorted(self._on_one_grid()), dtype="datetime64[ns]")
 
     @property
     def step_minutes(self) -> float:
         """The step that the files state, or the most common time between frames."""
-        times = self.times  # first: it finds out which files are foreign
+        times = self.times  # first, since it finds out which files are foreign
         ours = (head for file, head in self.heads.items() if file not in self._foreign)
         stated = {head.step_minutes for head in ours if head.step_minutes}
         if len(stated) == 1:
@@ -156,7 +156,7 @@ class FileSeries:
         gaps, counts = np.unique(np.diff(times), return_counts=True)
         if gaps.size == 0:
             raise ValueError(
-                f"One frame only, {times[0]}: give as many files as the network needs frames."
+                f"There is only one frame, {times[0]}: give as many files as the network needs frames."
                 if times.size
                 else "There is no frame yet."
             )
@@ -169,7 +169,7 @@ class FileSeries:
         self._kept = {time: self._frame(time, step_minutes) for time in wanted.astype("datetime64[ns]")}
         pieces = list(self._kept.values())
         newest = pieces[-1]
-        # also the periods that become known with the step
+        # including the periods that become known with the step
         if len(kinds := {str(_meaning(piece, step_minutes)) for piece in pieces}) > 1:
             raise ValueError(f"The frames mix {' and '.join(sorted(kinds))}: give files of one kind.")
         grid = schema.grid_of(newest)
@@ -195,19 +195,19 @@ class FileSeries:
         file, number = self._on_one_grid()[time]
         frame = self._read(file, number, step_minutes)
         if not _is_of(frame, time):  # the file was replaced since it was scanned
-            log.warning("%s was written anew: its frames are looked up by their times again.", file)
+            log.warning("%s was replaced: its frames are looked up by their times again.", file)
             self.add(file)
             file, number = self._on_one_grid().get(time, (file, number))
             frame = self._read(file, number, step_minutes)
             if not _is_of(frame, time):
-                raise ValueError(f"{file} was written anew and no longer has the frame of {time}.")
+                raise ValueError(f"{file} was replaced and no longer has the frame of {time}.")
         return frame
 
     def _read(self, file: Path, number: int, step_minutes: float) -> xr.Dataset:
         return self.reader.read(file, slice(number, number + 1), step_minutes=step_minutes)
 
     def _on_one_grid(self) -> dict[np.datetime64, tuple[Path, int]]:
-        """The frames whose files are on the grid of the newest; the others are reported once."""
+        """Return the frames whose files are on the grid of the newest; the others are reported once."""
         if self._fitting is None:
             newest = self.heads[self.where[max(self.where)][0]] if self.where else None
             foreign = {file for file, head in self.heads.items() if newest and not _fits(head, newest)}
@@ -226,14 +226,14 @@ class FileSeries:
 
 
 def _fits(head: Head, newest: Head) -> bool:
-    """Whether the frames of two files can form one series: same pixels, and rates of the same meaning."""
+    """Return True if the frames of two files can form one series: same pixels, and rates of the same meaning."""
     if head.grid.turn_to(newest.grid) is None:
         return False
     one, other = head.meaning, newest.meaning
     if one is None or other is None:
         return True
     if one.is_averaged and other.is_averaged and (one.minutes is None or other.minutes is None):
-        return True  # the period is asked for elsewhere
+        return True  # the period is requested elsewhere
     return one.same_as(other)
 
 
@@ -247,7 +247,7 @@ def _is_of(frame: xr.Dataset, time: np.datetime64) -> bool:
 
 
 def _turned(frame: xr.Dataset, grid: Grid) -> npt.NDArray[np.float32]:
-    """The frame's rain (1, H, W) in the row and column order of `grid`."""
+    """Return the frame's rain (1, H, W) in the row and column order of `grid`."""
     turn = schema.grid_of(frame).turn_to(grid)
     if turn is None:
         raise ValueError(f"The frame of {frame[schema.TIME].values[0]} is on another grid than the newest.")

@@ -14,7 +14,7 @@ Predict = Callable[[Query], Prediction]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of at most `size`, (y, x) pixels, that share `overlap` pixels; both multiples of `stride`.
+    """Tiles of at most `size` (y, x) pixels that share `overlap` pixels; both are multiples of `stride`.
 
     Every tile begins at a multiple of the network's stride, so that its coarse pixels are those of the whole grid.
     """
@@ -24,7 +24,7 @@ class Tiling:
     stride: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes and overlaps that do not fit each other."""
+        """Raise ValueError for sizes and overlaps that do not fit each other."""
         if self.overlap % self.stride or any(n % self.stride for n in self.size):
             raise ValueError(
                 f"Tiles of {self.size} pixels that share {self.overlap}: not multiples of {self.stride}."
@@ -33,7 +33,7 @@ class Tiling:
             raise ValueError(f"Tiles of {self.size} pixels are no larger than their overlap of {self.overlap}.")
 
     def spans(self, length: int, axis: int) -> list[slice]:
-        """The tiles along an axis of `length` pixels."""
+        """Return the tiles along an axis of `length` pixels."""
         size = self.size[axis]
         if length <= size:
             return [slice(0, length)]
@@ -43,16 +43,16 @@ class Tiling:
         return [slice(first, min(first + size, length)) for first in firsts]
 
     def num_tiles(self, shape: tuple[int, int]) -> tuple[int, int]:
-        """The number of tiles along y and x."""
+        """Return the number of tiles along y and x."""
         return len(self.spans(shape[0], 0)), len(self.spans(shape[1], 1))
 
 
 def in_tiles(predict: Predict, query: Query, tiling: Tiling) -> Prediction:
-    """As `predict(query)`, tile by tile: memory holds the whole prediction and the work of one tile.
+    """Predict tile by tile: memory holds the whole prediction and the work of one tile.
 
-    Where tiles overlap, their predictions are averaged, with weights that add up to 1 and are 0 up to three
-    eighths of the overlap from a tile's edge, where a network is worst. ValueError for members: those of two tiles
-    are unrelated.
+    Where tiles overlap, their predictions are averaged. The weights add up to 1 and are 0 within three eighths of
+    the overlap from a tile's edge, where a network is worst. Raises ValueError for members: those of two tiles are
+    unrelated.
     """
     if query.members:
         raise ValueError("Members cannot be forecast in tiles: allow more with memory_gib=…, or crop the input.")
@@ -79,7 +79,7 @@ def in_tiles(predict: Predict, query: Query, tiling: Tiling) -> Prediction:
 
 
 def _weights(spans: list[slice], length: int, overlap: int) -> list[npt.NDArray[np.float64]]:
-    """The weights of each tile along one axis; they add up to 1 everywhere."""
+    """Return the weights of each tile along one axis; they add up to 1 everywhere."""
     raw = []
     total = np.zeros(length)
     for span in spans:
@@ -95,6 +95,6 @@ def _weights(spans: list[slice], length: int, overlap: int) -> list[npt.NDArray[
 
 
 def _ramp(distance: npt.NDArray[np.float64], overlap: int) -> npt.NDArray[np.float64]:
-    """0 up to three eighths of the overlap, 1 from five eighths on."""
+    """Return 0 up to three eighths of the overlap, 1 from five eighths on, linear in between."""
     ramp: npt.NDArray[np.float64] = np.clip((distance - 3 / 8 * overlap) / max(overlap / 4, 1.0), 0.0, 1.0)
     return ramp
