@@ -95,7 +95,7 @@ def test_help_shows_the_comments_of_the_configs() -> None:
     assert any(line.startswith("name: null  # of the run") or "# of the run: its folder" in line for line in lines)
     samples = next(number for number, line in enumerate(lines) if line.startswith("  samples_per_epoch: 128"))
     about = " ".join(line.strip(" #") for line in lines[samples - 2 : samples + 1])
-    assert "crops drawn an epoch" in about and "(here: short epochs, so that progress is seen" in about
+    assert "crops drawn per epoch" in about and "(here: short epochs, so that progress is seen" in about
     assert any(line.startswith("    every_minutes: 10  # the same by the clock") for line in lines)
     assert any(re.match(r"  model=convlstm_small +The default's shape", line) for line in lines)
     assert any(line.strip() == "experiment=radar" or line.startswith("  experiment=radar ") for line in lines)

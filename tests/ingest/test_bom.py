@@ -115,8 +115,8 @@ def test_values_and_place_as_pysteps_reads_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"units": "dBZ"}, "precipitation is in dBZ: known are mm, kg m-2"),
-        ({"minutes": 0}, "no accumulation over a time"),
+        ({"units": "dBZ"}, "precipitation is in dBZ: raincast knows mm, kg m-2"),
+        ({"minutes": 0}, "not a valid accumulation period"),
         ({"minutes": None}, "it has no start_time"),
         ({"name": "reflectivity"}, "it holds neither precipitation nor rain_rate, but"),
         ({"grid_mapping_name": "no_such"}, "pyproj knows no projection"),

@@ -240,7 +240,7 @@ def test_choice_of_the_variable(tmp_path: Path) -> None:
     assert CF(variable="other").read(path)[schema.RAIN].shape == RAIN.shape
     with pytest.raises(ValueError, match=r"no variable rain; found: precip"):
         CF(variable="rain").scan(path)
-    with pytest.raises(ValueError, match="'mm/h' is no accumulation"):
+    with pytest.raises(ValueError, match="'mm/h': not a unit of accumulation"):
         CF(variable="other", quantity="accumulation").scan(path)
     only_wind = to_file(dataset[["wind"]], tmp_path / "wind.nc")
     with pytest.raises(ValueError, match=r"no variable on \(time, y, x\) is rain.*wind"):

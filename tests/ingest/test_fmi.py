@@ -137,12 +137,12 @@ def test_pgm_lies_between_its_corners(tmp_path: Path) -> None:
     ("header", "reason"),
     [
         ({"time": "2016-09-28"}, "observation time '2016-09-28' is not like"),
-        ({"param": "PrecipitationRate"}, "it holds PrecipitationRate: of PGM only reflectivity"),
+        ({"param": "PrecipitationRate"}, "it holds PrecipitationRate: raincast reads only reflectivity"),
         ({"kind": "gnomonic"}, "its projection is gnomonic"),
         ({"topright": "18.6 57.93"}, "span no image"),
         ({"topright": "north"}, "could not convert"),
         ({"height": 5}, "it ends early: 6 bytes of 5 × 3 pixels"),
-        ({"largest": 99}, "it has the grey value 255, but says that 99 is the largest"),
+        ({"largest": 99}, "it has the grey value 255, but states 99 as the largest"),
         ({"largest": 70000}, "largest grey value is 70000"),
         ({"width": -3}, r"are \[-3, 2, 255\]"),
     ],
@@ -179,7 +179,7 @@ def test_geotiff_rate_and_depth(tmp_path: Path) -> None:
     assert depth[schema.RAIN].attrs["cell_methods"] == "time: mean"
     with pytest.raises(ValueError, match="Accumulation time is absent"):
         FMI().scan(write_tiff(tmp_path / "c.tif", unit="mm", **settings))
-    with pytest.raises(ValueError, match="it holds Echo top in km: read are dBZ, mm/h, mm"):
+    with pytest.raises(ValueError, match="it holds Echo top in km: raincast reads dBZ, mm/h, mm"):
         FMI().scan(write_tiff(tmp_path / "d.tif", unit="km", quantity="Echo top", **settings))
 
 

@@ -195,7 +195,7 @@ def test_polar_files_are_refused_with_the_way_to_grid_them(tmp_path: Path, kind:
         for call in (reader.scan, reader.read):
             with pytest.raises(ValueError, match=rf"a\.bin \({named}\) holds rays.*source=cf"):
                 call(path)
-    with pytest.raises(ValueError, match=r"b\.nc is no polar file that raincast knows: take source=auto"):
+    with pytest.raises(ValueError, match=r"b\.nc is not a polar file that raincast knows: use source=auto"):
         Polar().scan(write_cf(tmp_path / "b.nc"))
     assert check_reads_or_names(Polar(), path, spoilt(path.read_bytes(), num=10)) > 0
 

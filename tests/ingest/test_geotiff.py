@@ -157,7 +157,7 @@ def test_times_that_nobody_can_know(tmp_path: Path, name: str, settings: dict[st
 
 @pytest.mark.parametrize(
     ("time_format", "reason"),
-    [("%d%b%Y", "known are %Y, .*, not %b"), ("%H%M", "names no day"), ("%Y%", "not %.")],
+    [("%d%b%Y", "use %Y, .*, not %b"), ("%H%M", "has no date"), ("%Y%", "not %.")],
 )
 def test_time_formats(time_format: str, reason: str) -> None:
     with pytest.raises(ValueError, match=rf"source.time_format={time_format}.* {reason}"):
@@ -169,7 +169,7 @@ def test_bands_are_chosen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="it has 2 bands: choose one with source.band=1"):
         read(path)
     np.testing.assert_array_equal(read(path, band=2)[1], [101, 201, 8])
-    with pytest.raises(ValueError, match="it has no band 3, but 2"):
+    with pytest.raises(ValueError, match="it has no band 3, only 2"):
         read(path, band=3)
 
 
@@ -177,8 +177,8 @@ def test_bands_are_chosen(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         ({"crs": None}, "names no projection"),
-        ({"transform": rasterio.Affine(1000, 500, 0, 500, -1000, 0)}, "do not run along x"),
-        ({"pixels": PIXELS.astype("complex64"), "nodata": None}, "complex64, no numbers of rain"),
+        ({"transform": rasterio.Affine(1000, 500, 0, 500, -1000, 0)}, "not parallel to x"),
+        ({"pixels": PIXELS.astype("complex64"), "nodata": None}, "complex64, not integers or floats"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

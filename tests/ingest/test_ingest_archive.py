@@ -140,7 +140,7 @@ def test_bad_files_are_reported_or_raised(files: list[Path], tmp_path: Path) -> 
 def test_all_bad_leaves_no_archive(files: list[Path], write_knmi: WriteKNMI, tmp_path: Path) -> None:
     for path in files:
         path.write_bytes(b"no radar")
-    with pytest.raises(ValueError, match=r"Not one of 24 files could be read: .*KNMI HDF5"):
+    with pytest.raises(ValueError, match=r"None of 24 files could be read: .*KNMI HDF5"):
         ingest(files, tmp_path / "out", KNMI())
     empty = [write_knmi(time, np.full((6, 5), 65535)) for time in MIDNIGHT[:3]]
     with pytest.raises(ValueError, match="3 frames with every pixel missing"):
@@ -168,12 +168,12 @@ def test_another_grid_or_step_leaves_the_archive_untouched(
     later = "2020-01-05T00:00"
     with pytest.raises(ValueError, match=r"another grid \(6 × 5 pixels"):
         ingest([write_knmi(later, column_offset=7)], out, KNMI())
-    with pytest.raises(ValueError, match="depths over 60 min, .* means over 5 min. They do not mix"):
+    with pytest.raises(ValueError, match="depths over 60 min, .* means over 5 min. They cannot be mixed"):
         ingest([write_knmi(later, minutes=60)], out, KNMI())
     others = ["2020-01-05T00:00", "2020-01-05T00:10", "2020-01-05T00:20"]
     with pytest.raises(ValueError, match="two grids"):
         ingest([*files, *(write_knmi(t, np.zeros((3, 3))) for t in others)], tmp_path / "new", KNMI())
-    with pytest.raises(ValueError, match="depths over 5 min, .* depths over 10 min. They do not mix"):
+    with pytest.raises(ValueError, match="depths over 5 min, .* depths over 10 min. They cannot be mixed"):
         ingest([*files, *(write_knmi(t, minutes=10) for t in others)], tmp_path / "new", KNMI())
     assert content(out) == before and not (tmp_path / "new").exists()
 
@@ -214,7 +214,7 @@ def test_step_from_the_gaps_across_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"source\.step_minutes"):
         ingest(paths[:1], tmp_path / "one", CF())
     # every tenth minute of a five-minute archive: gaps, or another step? The user says.
-    with pytest.raises(ValueError, match=r"10 min are the spacing.*step by source\.step_minutes=…"):
+    with pytest.raises(ValueError, match=r"10 min are the spacing.*step with source\.step_minutes=…"):
         ingest([tmp_path / f"{i}.nc" for i in (1, 2, 4)], tmp_path / "out", CF())
 
 
@@ -251,7 +251,7 @@ def test_archive_must_be_a_folder_of_days(files: list[Path], tmp_path: Path) -> 
     out = tmp_path / "out"
     out.mkdir()
     (out / "january.nc").write_text("")
-    with pytest.raises(ValueError, match=r"january\.nc, which is no day file"):
+    with pytest.raises(ValueError, match=r"january\.nc, which is not a day file"):
         ingest(files, out, KNMI())
 
 

@@ -88,7 +88,7 @@ def test_an_archive_has_one_format(files: list[Path], tmp_path: Path) -> None:
     ingest(files[:3], tmp_path / "zarr", KNMI(), format="zarr")
     ingest(files[:3], tmp_path / "netcdf", KNMI())
     with pytest.raises(
-        ValueError, match="is an archive in zarr: go on with format=zarr, or choose another folder"
+        ValueError, match="is an archive in zarr. Continue with format=zarr, or choose another folder"
     ):
         ingest(files, tmp_path / "zarr", KNMI())
     with pytest.raises(ValueError, match="is an archive in netcdf"):
@@ -96,7 +96,7 @@ def test_an_archive_has_one_format(files: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="format=hdf is none of netcdf, zarr"):
         ingest(files, tmp_path / "hdf", KNMI(), format="hdf")  # type: ignore[arg-type]
     (tmp_path / "other/january.zarr").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"january\.zarr, which is no day file"):
+    with pytest.raises(ValueError, match=r"january\.zarr, which is not a day file"):
         ingest(files, tmp_path / "other", KNMI(), format="zarr")
 
 
@@ -168,7 +168,7 @@ def test_what_is_no_archive_is_said(files: list[Path], tmp_path: Path) -> None:
     schema.mock_archive(3).drop_vars("crs").to_netcdf(tmp_path / "nowhere.nc", engine="netcdf4")
     with pytest.raises(ValueError, match=r"(?s)nowhere\.nc is no archive that raincast can read.*grid_mapping"):
         rewrite(tmp_path / "nowhere.nc", tmp_path / "out")
-    with pytest.raises(ValueError, match="Not one of 1 files could be read"):
+    with pytest.raises(ValueError, match="None of 1 files could be read"):
         rewrite(files[0], tmp_path / "out")
 
 

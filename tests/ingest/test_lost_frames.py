@@ -52,15 +52,15 @@ def turned(grid: Grid) -> Grid:
         ),
         (
             minutes(*range(0, 60, 5), 3, 28),
-            "Two products, or .* only those of one\\.",
+            "Files of two products .* only those of one\\.",
         ),
         (
             minutes(0, 10, 20, 25, 35, 45, 55, 60, 70),
-            "Two products, or .* only those of one, or state the finer step: 5 min",
+            "Files of two products .* only those of one, or state the finer step: 5 min",
         ),
         (  # ends of scans, a minute early to a minute late
             minutes(-1, 4, 9, 16, 19, 24, 29, 36, 39, 44, 49, 56),
-            "up to 2 min off it, each alone .*source.valid_time=nominal",
+            "up to 2 min off it, one near each .*source.valid_time=nominal",
         ),
     ],
 )
@@ -82,7 +82,7 @@ def test_an_archive_is_not_continued_by_frames_that_are_all_off_its_step(tmp_pat
         ValueError, match=r"4 of 4 frames are off the step .* All of them are 2 min off the archive's"
     ):
         ingest(later, tmp_path / "out", CF())
-    with pytest.raises(ValueError, match=r"Not one frame of 1 files could be used\. 4 frames off the step"):
+    with pytest.raises(ValueError, match=r"No frame of 1 files could be used\. 4 frames off the step"):
         ingest(later, tmp_path / "out", CF(), max_off_step=1)
     assert Archive.open(tmp_path / "out").num_times == 4
 
@@ -164,7 +164,7 @@ def test_accompanying_files_are_one_line_and_no_problem(tmp_path: Path) -> None:
         (tmp_path / "in" / name).write_text("not radar")
     report = ingest(tmp_path / "in", tmp_path / "out", CF(), on_bad_file="raise")
     assert report.problems == 0 and len(report.accompanying) == 4
-    assert "4 files that are no radar data (README, a.nc.md5, b.nc.part …)" in str(report)
+    assert "4 files without radar data (README, a.nc.md5, b.nc.part …)" in str(report)
     assert open_series(tmp_path / "in", CF()).times.size == 3
     assert open_series([f"{tmp_path}/in/a*", tmp_path / "in/README"], CF()).times.size == 3
     with pytest.raises(FileNotFoundError, match=r"No file matches input=.*so that the shell leaves it: input="):
@@ -185,7 +185,7 @@ def test_a_changed_file_differs_from_the_archive_and_replaces_it_when_asked(
     before = part.read_bytes()
     report = ingest(path, tmp_path / "out", CF())
     assert [text[:16] for text in report.differing] == ["2020-06-01T00:05", "2020-06-01T00:15"]
-    assert "a.nc differs from the archive, set replace=true" in caplog.text and part.read_bytes() == before
+    assert "2 frames differ from the archive, set replace=true" in caplog.text and part.read_bytes() == before
     report = ingest(path, tmp_path / "out", CF(), replace=True)
     assert (report.num_replaced, report.num_written, report.num_present) == (2, 0, 4)
     np.testing.assert_array_equal(Archive.open(tmp_path / "out").read(0, 4), new)

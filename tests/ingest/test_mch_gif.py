@@ -90,12 +90,12 @@ def test_colours_in_another_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"stamp": "RZC200610005"}, "product RZC, which has another scale; read are AQC, CPC"),
-        ({"minutes": 60}, "gathers over 60 minutes: only depths of 5 min"),
-        ({"stamp": "AQC203670005"}, "day 367, 0:5 is no time of 2020"),
-        ({"stamp": "AQC193660005"}, "day 366, 0:5 is no time of 2019"),
-        ({"stamp": "AQC200002460"}, "day 0, 24:60 is no time"),
-        ({"shape": (10, 300)}, "it is 10 × 300 pixels: the Swiss composite.* is 640 × 710"),
+        ({"stamp": "RZC200610005"}, "product RZC, on another scale: raincast reads AQC, CPC"),
+        ({"minutes": 60}, "accumulates over 60 min: raincast reads depths over 5 min"),
+        ({"stamp": "AQC203670005"}, "day 367, 0:5 is not a time in 2020"),
+        ({"stamp": "AQC193660005"}, "day 366, 0:5 is not a time in 2019"),
+        ({"stamp": "AQC200002460"}, "day 0, 24:60 is not a time"),
+        ({"shape": (10, 300)}, "it has 10 × 300 pixels, the Swiss composite 640 × 710"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, settings: dict[str, Any], reason: str) -> None:
@@ -109,7 +109,7 @@ def test_a_gif_of_somebody_else(tmp_path: Path) -> None:
     image_of([1], (10, 10)).save(tmp_path / "a.gif")
     assert not MCHGif().recognises(tmp_path / "a.gif")
     grey = [c for code in range(256) for c in (code, code, code)]
-    with pytest.raises(ValueError, match="its pixels are L, not colours"):
+    with pytest.raises(ValueError, match="its pixels have mode L, not a palette"):
         read(write(tmp_path / "b.gif", range(256), palette=grey))
 
 
@@ -163,6 +163,6 @@ def test_a_damaged_beginning_is_told_the_same_each_time(tmp_path: Path) -> None:
     path = write(tmp_path / "AQC200610000_00005.gif", np.arange(250))
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(
-        ValueError, match=r"00005\.gif cannot be read .*: it is no GIF, or its beginning is damaged$"
+        ValueError, match=r"00005\.gif cannot be read .*: it is not a GIF, or its beginning is damaged$"
     ):
         MCHGif().scan(path)

@@ -51,7 +51,7 @@ def cf(path: Path, start: str, *, step: int = 5, cell_methods: str = "time: poin
 
 def test_rates_and_depths_are_refused_with_both_named(tmp_path: Path) -> None:
     days(tmp_path / "in")
-    both = r"depths over 60 min \(ACRR\), .*momentary rates \(RATE\)\. They do not mix"
+    both = r"depths over 60 min \(ACRR\), .*momentary rates \(RATE\)\. They cannot be mixed"
     with pytest.raises(ValueError, match=both):
         ingest(tmp_path / "in", tmp_path / "out", ODIM())
     assert not (tmp_path / "out").exists()

@@ -237,7 +237,7 @@ def test_spoilt_sizes_are_refused_before_anything_is_loaded(tmp_path: Path, clai
         for name, content in members.items():
             file.writestr(name, content)
     for call in (MeteoNet().scan, MeteoNet().read):
-        with pytest.raises(ValueError, match=r"a\.npz .*data says .* but 36 bytes are there"):
+        with pytest.raises(ValueError, match=r"a\.npz .*data states .* but has 36 bytes"):
             call(path)
 
 

@@ -188,7 +188,7 @@ def test_a_tar_with_several_fields_in_a_member(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        ({"units": "dBZ"}, "its unit is dBZ: read are mm/h"),
+        ({"units": "dBZ"}, "its unit is dBZ: raincast reads mm/h"),
         ({"units": ""}, "its unit is not stated"),
         ({"units": "mm/h*0"}, r"its unit is mm/h\*0"),
         ({"e12": 3}, "its pixels are of type 3 of 2 bytes"),
@@ -198,12 +198,12 @@ def test_a_tar_with_several_fields_in_a_member(tmp_path: Path) -> None:
         ({"e16": 0}, "it has 0 × 4 pixels"),
         ({"e16": 32767, "e17": 32767}, "it claims an image of 32767 × 32767 pixels"),
         ({"e35": 0}, "its pixels are 0 by 1000 m"),
-        ({"e36": float("nan")}, "no place"),
+        ({"e36": float("nan")}, "not a valid grid"),
         ({"e40": 3}, r"have the offset 3 \(element 40\)"),
         ({"time": "0-02-07T00:05:00"}, "its year is 0"),
         ({"time": "2020-13-07T00:05:00"}, "13"),
         ({"record_bytes": 15}, "15 bytes"),
-        ({"record_bytes": -1}, "has -1 bytes"),
+        ({"record_bytes": -1}, "a length of -1 bytes"),
     ],
 )
 def test_what_cannot_be(tmp_path: Path, header: dict[str, Any], reason: str) -> None:
@@ -217,8 +217,8 @@ def test_what_is_cut_or_spoilt(tmp_path: Path) -> None:
     path = tmp_path / "a.dat"
     for content, reason in (
         (field()[:-2], "ends early: 2 of 4"),
-        (field()[:-4] + b"abcd", "does not end where it says"),
-        (field() + b"\0\0", "no NIMROD header"),
+        (field()[:-4] + b"abcd", "does not end where it should"),
+        (field() + b"\0\0", "not a NIMROD header"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=reason):
@@ -262,12 +262,12 @@ def test_sizes_that_a_spoilt_header_claims_take_no_memory(tmp_path: Path) -> Non
             r"field code 63 \(Maximum rain .*by its title",
         ),
         ({"title": "Rain rate", "e19": 63, "e31": 8192, "e26": 60}, "an extreme over 60 min"),
-        ({"title": "Precip accumulation"}, "by its title no rain rate"),
+        ({"title": "Precip accumulation"}, "not a rain rate, by its title"),
     ],
 )
 def test_other_fields_of_rain_are_refused_by_name(tmp_path: Path, header: dict[str, Any], reason: str) -> None:
     path = write(tmp_path / "a.dat", **header)
-    with pytest.raises(ValueError, match=rf"a\.dat .*{reason}.*Take the composites of rain rates"):
+    with pytest.raises(ValueError, match=rf"a\.dat .*{reason}.*Use the composites of rain rates"):
         NIMROD().scan(path)
 
 

@@ -124,7 +124,7 @@ def test_accumulation_is_a_mean_over_its_interval(tmp_path: Path) -> None:
     assert dataset[schema.RAIN].attrs["cell_methods"] == "time: mean"
     assert dataset[schema.TIME].values[0] == np.datetime64("2024-11-26T00:30")
     np.testing.assert_allclose(read(path, accumulation_minutes=5)[0], [0, 6, 300])
-    with pytest.raises(ValueError, match="no accumulation over a time"):
+    with pytest.raises(ValueError, match="not a valid accumulation period"):
         read(write(tmp_path / "b.h5", images, levels={"dataset1": {"starttime": "010000"}}))
 
 
@@ -241,7 +241,7 @@ def test_nominal_time_or_the_end_of_the_scan(tmp_path: Path) -> None:
         ODIM().scan(path)
     without = write(tmp_path / "b.h5", nominal={})
     assert ODIM().scan(without).times[0] == np.datetime64("2024-11-26T01:00")
-    with pytest.raises(ValueError, match="endtime=noon is no time like"):
+    with pytest.raises(ValueError, match="endtime=noon is not a time like"):
         ODIM().scan(write(tmp_path / "c.h5", levels={"dataset1": {"endtime": "noon"}}))
 
 
@@ -325,7 +325,7 @@ def test_projection_in_km_and_lat_lon(tmp_path: Path) -> None:
         ({"LL_lon": None, "UL_lon": None}, r"too few corners \(UR, LR\)"),
         ({"xscale": 1000.0}, r"apart in x, but xsize × xscale"),
         ({"xsize": 5}, r"apart in x, but xsize × xscale"),
-        ({"ysize": 0}, "are no image"),
+        ({"ysize": 0}, "are not an image"),
     ],
 )
 def test_where_that_cannot_be(tmp_path: Path, change: dict[str, Any], reason: str) -> None:

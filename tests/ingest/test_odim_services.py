@@ -144,7 +144,7 @@ def test_dwd_runs_become_an_archive_of_what_was_seen(tmp_path: Path) -> None:
 def test_a_forecast_alone_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "composite_rv_20260805_0625_005-hd5"
     path.write_bytes(dwd(CODES, "2026-08-05T06:25", 5))
-    with pytest.raises(ValueError, match=r"_005-hd5 cannot be read as ODIM HDF5: it holds forecasts alone \(1\)"):
+    with pytest.raises(ValueError, match=r"_005-hd5 cannot be read as ODIM HDF5: it holds only forecasts \(1\)"):
         ODIM().scan(path)
     path.write_bytes(dwd(CODES, "2026-08-05T06:25", 0))
     assert ODIM().scan(path).times[0] == np.datetime64("2026-08-05T06:25")
@@ -173,7 +173,7 @@ def test_a_damaged_member_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.tar cannot be read as ODIM HDF5: c-hd5 in it: .*truncated"):
         ODIM().scan(path)
     path = pack(tmp_path / "d.tar", {"b-hd5": good, "README": b"of the files"})
-    with pytest.raises(ValueError, match=r"d\.tar cannot be read as ODIM HDF5: README in it: .*no HDF5"):
+    with pytest.raises(ValueError, match=r"d\.tar cannot be read as ODIM HDF5: README in it: .*not HDF5"):
         ODIM().scan(path)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"d\.tar cannot be read as ODIM HDF5"):

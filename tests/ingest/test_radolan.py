@@ -282,7 +282,7 @@ def test_forecasts(tmp_path: Path, small: None) -> None:
     (tmp_path / "c").write_bytes(products["005"])
     for name in ("b.tar", "c"):
         assert RADOLAN().recognises(tmp_path / name)
-        with pytest.raises(ValueError, match=rf"{name} .*holds forecasts alone \(VV 5 min and more\)"):
+        with pytest.raises(ValueError, match=rf"{name} .*holds only forecasts \(VV 5 min and more\)"):
             RADOLAN().scan(tmp_path / name)
 
 
@@ -316,16 +316,16 @@ def test_ingest_of_a_tar_and_files(tmp_path: Path, small: None) -> None:
     report = ingest(str(tmp_path / "in/*"), tmp_path / "archive", RADOLAN())
     assert report.num_written == 4 and not report.missing_times
     (reason,) = report.bad_files.values()
-    assert "day/2 in it: it begins with b'no radar': no RADOLAN header" in reason
+    assert "day/2 in it: it begins with b'no radar': not a RADOLAN header" in reason
 
 
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        ({"product": "RE"}, "it is the product RE: read are RX, WX"),
+        ({"product": "RE"}, "it is the product RE: raincast reads RX, WX"),
         ({"product": "SF", "interval": 1440}, "it is the product SF"),
-        ({"site": "10132"}, "it is of the radar 10132: only composites"),
-        ({"grid": " 900x 901"}, r"its grid is 900x901 \(GP\): known are 900x900, 1100x900"),
+        ({"site": "10132"}, "it is from the radar 10132: raincast reads only composites"),
+        ({"grid": " 900x 901"}, r"its grid is 900x901 \(GP\): raincast knows 900x900, 1100x900"),
         ({"precision": "E+09"}, r"its precision is E\+09"),
         ({"interval": 0}, "its interval is 0"),
         ({"interval": 1440}, "its interval is 1440, unit 0"),
@@ -355,14 +355,14 @@ def test_tars_of_other_things(tmp_path: Path, small: None) -> None:
     with pytest.raises(ValueError, match=r"a\.tar .*it is a tar without files"):
         RADOLAN().scan(path)
     path.write_bytes(tar({"1": content(CODES), "2": content(CODES, product="YW")}))
-    with pytest.raises(ValueError, match=r"day/2 in it: it is YW, 2x4, 5 min, .*, where the first is RY"):
+    with pytest.raises(ValueError, match=r"day/2 in it: it is YW, 2x4, 5 min, .*, but the first is RY"):
         RADOLAN().scan(path)
     path.write_bytes(tar({"1": tar({"2": content(CODES)})}))
     assert not RADOLAN().recognises(path)
     with pytest.raises(ValueError, match=r"day/1 in it: it begins with b'day"):
         RADOLAN().scan(path)
     path.write_bytes(content(CODES) + b"\n")
-    with pytest.raises(ValueError, match="it goes on after its last pixel"):
+    with pytest.raises(ValueError, match="it continues after its last pixel"):
         RADOLAN().read(path)
 
 

@@ -229,8 +229,8 @@ def test_weights_are_made_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"spacing": 1000}, r"grid\.spacing=1000 is of another projection: say which with grid\.reproject"),
-        ({"bounds": (0, 1, 0, 1)}, r"grid\.bounds=.* is of another projection"),
+        ({"spacing": 1000}, r"grid\.spacing=1000 needs another projection: name it with grid\.reproject"),
+        ({"bounds": (0, 1, 0, 1)}, r"grid\.bounds=.* needs another projection"),
         ({"reproject": EUROPE}, r"grid\.spacing=None must be over 0"),
         ({"reproject": EUROPE, "spacing": -1}, r"grid\.spacing=-1 must be over 0"),
         ({"reproject": "EPSG:1", "spacing": 1}, "pyproj knows no projection"),
@@ -249,7 +249,7 @@ def test_spacings_of_other_units_are_refused() -> None:
         target_grid(source, "EPSG:4326", 2000)
     with pytest.raises(ValueError, match="at most 1e"):
         target_grid(source, ALPS, 0.01)
-    with pytest.raises(ValueError, match="lie nowhere on the projection"):
+    with pytest.raises(ValueError, match="lie outside the projection"):
         target_grid(source, "+proj=geos +h=35785831 +lon_0=180", 1000)
 
 

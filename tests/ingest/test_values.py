@@ -314,7 +314,7 @@ def test_the_files_own_zr_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert [without.attrs[key] for key in ("zr_a", "zr_b", "zr_from")] == [200, 1.6, "the default"]
     ingest([path], tmp_path / "archive", CF())
     assert Archive.open(tmp_path / "archive").attrs["zr_from"] == "the file"
-    with pytest.raises(ValueError, match="zr_a=-1.0, zr_b=1.4 are no Z-R relation: set source.zr_a=200"):
+    with pytest.raises(ValueError, match="zr_a=-1.0, zr_b=1.4 are not a Z-R relation: set source.zr_a=200"):
         CF().read(cf_file(tmp_path / "c.nc", RAIN, attrs=dbz | {"zr_a": -1.0, "zr_b": 1.4}))
 
 
@@ -348,7 +348,7 @@ def test_a_file_without_units_names_the_key_that_states_them(tmp_path: Path) -> 
     for remedy, factor in (("mm/h", 1), ("mm", 2)):
         read = Auto({"cf": CF(units=remedy)}).read(path)
         np.testing.assert_allclose(read[schema.RAIN], factor * RAIN, rtol=1e-6)
-    with pytest.raises(ValueError, match="source.units=furlongs is no unit of rain"):
+    with pytest.raises(ValueError, match="source.units=furlongs is not a unit of rain"):
         CF(units="furlongs")
 
 
@@ -359,7 +359,7 @@ def test_a_wrong_unit_is_replaced_where_the_variable_is_named(
     path = cf_file(tmp_path / "a.nc", attrs={"units": "mm"}, minutes=5 * np.arange(6))
     read = CF(variable="rain", units="mm/h").read(path)
     np.testing.assert_array_equal(read[schema.RAIN], RAIN)
-    assert "rain is read in mm/h by source.units, though the file says mm" in caplog.text
+    assert "rain is read in mm/h, as source.units states; the file states mm" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_knmis_other_products_are_refused_by_name(write_knmi: Any) -> None:
         with h5py.File(path, "r+") as file:
             file["image1"].attrs["image_geo_parameter"] = np.bytes_(quantity)
         for read in (KNMI().scan, KNMI().read):
-            with pytest.raises(ValueError, match=rf"holds {re.escape(quantity.decode())} .*Take RAD_NL25_RAC"):
+            with pytest.raises(ValueError, match=rf"holds {re.escape(quantity.decode())} .*Use RAD_NL25_RAC"):
                 read(path)
 
 
@@ -430,5 +430,5 @@ def test_an_odim_files_own_zr_and_a_gain_of_zero(tmp_path: Path, caplog: pytest.
             if group in file:
                 file[group].attrs["gain"] = 0.0
     for call in (ODIM().scan, ODIM().read):
-        with pytest.raises(ValueError, match="its gain is 0 and its offset -32: no values follow"):
+        with pytest.raises(ValueError, match="its gain is 0 and its offset -32: values cannot be computed"):
             call(path)

@@ -1,4 +1,4 @@
-"""One UTC day of an archive: its frames, from files and from what is there, into a part, a block at a time."""
+"""Write one UTC day of an archive: merge frames from files with those of the existing part, block by block."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,14 +22,15 @@ from raincast.version import __version__
 
 CAPPED = schema.CAPPED_PIXELS
 READ_BYTES = 2**25
-"""How much of a file is read at once, in float32, at least a frame: opening it costs more than small frames."""
+"""Bytes of float32 read from a file at once, at least one frame: opening a file costs more than small frames."""
 
 
 @dataclass(frozen=True, eq=False)
 class DayTask:
-    """What a process needs to write a day. `source` is the service's own grid, `files` number `paths`.
+    """All that a process needs to write a day. `source` is the service's grid; the files of offers index `paths`.
 
-    `changed` are frames that the part has, from files that changed since; `replace` takes those that differ.
+    `changed` are frames that the part already has, from files that changed since. With `replace`, those that
+    differ replace the part's frames.
     """
 
     part: Path
@@ -56,13 +57,13 @@ class DayTask:
 
 @dataclass(eq=False)
 class DayResult:
-    """What became of a day's frames; `num_frames` is 0 where none was new, and the part stayed as it was."""
+    """The outcome of a day. `num_frames` is 0 if no frame was new and the part was left unchanged."""
 
     written: list[np.datetime64] = field(default_factory=list)
     empty: list[np.datetime64] = field(default_factory=list)
     bad_files: dict[str, str] = field(default_factory=dict)
     differing: list[tuple[np.datetime64, int]] = field(default_factory=list)
-    """Time and file of the frames that are not those of the part."""
+    """Time and file of each frame that differs from the part's."""
     num_replaced: int = 0
     num_capped: int = 0
     num_frames: int = 0
@@ -70,7 +71,7 @@ class DayResult:
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """One frame as a reader gave it, in mm/h (H, W)."""
+    """One frame as read, (H, W) in mm/h."""
 
     rain: npt.NDArray[np.float32]
     attrs: dict[str, Any]
@@ -78,7 +79,7 @@ class _Frame:
 
 
 def write_day(task: DayTask, tick: Tick) -> DayResult:
-    """Write the day's part anew if any of the offered frames is new and good; ticks once a time offered."""
+    """Rewrite the day's part if any offered frame is new and valid. Calls `tick` once per offered time."""
     old = Archive.open(task.part) if task.part.exists() else None
     writer = writer_of(task.part)
     with (
@@ -89,7 +90,7 @@ def write_day(task: DayTask, tick: Tick) -> DayResult:
 
 
 class _Day:
-    """A day while it is written: frames in the order of time, those of the old part between the new."""
+    """A day being written: new frames and those of the old part, merged in order of time."""
 
     def __init__(self, task: DayTask, tick: Tick, old: Archive | None, part: PartWriter) -> None:
         self.task, self.tick, self.old, self.part = task, tick, old, part
@@ -104,7 +105,7 @@ class _Day:
         result, old, part = self.result, self.old, self.part
         known = old.times if old else np.array([], "datetime64[ns]")
         there = np.isin(self.task.offers.times, known)
-        # none, but for a process that died between writing the day and saying so: it counts all the same
+        # frames that a worker wrote before it died without reporting them; they count as written
         result.written = list(np.unique(self.task.offers.times[there]))
         self.tick(len(result.written))
         offers = self.task.offers.take(~there)
@@ -126,7 +127,7 @@ class _Day:
         return result
 
     def _batches(self, offers: Offers) -> Iterator[list[range]]:
-        """The candidates of each time; times whose first candidates lie close together in a file go together."""
+        """Yield batches of times, each as its range of candidates, whose first candidates one read can cover."""
         most = max(1, READ_BYTES // (4 * self.task.shape[0] * self.task.shape[1]))
         firsts = np.flatnonzero(~offers.repeats())
         batch: list[range] = []
@@ -153,7 +154,7 @@ class _Day:
             self.tick(1)
 
     def _add_time(self, offers: Offers, candidates: range, read: dict[int, _Frame | None]) -> None:
-        """Add the first candidate that is good and not all missing."""
+        """Add the first candidate that can be read and is not entirely missing."""
         time = offers.times[candidates.start]
         for number in candidates:
             index = int(offers.indices[number])
@@ -171,13 +172,13 @@ class _Day:
             self.result.empty.append(time)
 
     def _on_our_grid(self, frame: _Frame) -> tuple[npt.NDArray[np.float32], int]:
-        """The cleaned rain on the archive's grid, and how many pixels were capped."""
+        """Return the cleaned rain on the archive's grid and the number of capped pixels."""
         window = self.task.region.window(self.task.shape)
         clean, num_capped = self.task.quality.clean(frame.rain[window], window)
         return self.task.region.rain(clean, self.task.source, self.task.grid), num_capped
 
     def _compare(self, old: Archive) -> None:
-        """Note which of the `changed` frames are not those of the old part."""
+        """Record which of the `changed` frames differ from the old part."""
         changed = self.task.changed
         for number in np.flatnonzero(~changed.repeats()):
             time, file = changed.times[number], int(changed.files[number])
@@ -192,7 +193,7 @@ class _Day:
     def _add(self, time: np.datetime64, rain: npt.NDArray[np.float32], frame: _Frame) -> None:
         if self.old:
             self._copy_old(int(np.searchsorted(self.old.times, time)))
-        if self.attrs is None:  # of the part's first frame, whoever came first
+        if self.attrs is None:  # attributes come from the day's earliest frame, new or old
             self.attrs = {name: v for name, v in frame.attrs.items() if name != schema.STEP_MINUTES}
         self.cell_methods = frame.cell_methods
         self.part.add(time, rain)
@@ -202,10 +203,10 @@ class _Day:
             self.result.written.append(time)
 
     def _copy_old(self, stop: int) -> None:
-        """Old frames wait until a new one follows: a day without a new one is not written again."""
+        """Copy the old frames up to `stop`. This waits for a new frame, so a day without one is not rewritten."""
         assert self.old is not None
         first = self.num_copied
-        for number in range(first, stop + 1):  # runs between frames that are replaced
+        for number in range(first, stop + 1):  # copy the runs between replaced frames
             if number == stop or self.old.times[number] in self.replaced:
                 if number > first:
                     if self.attrs is None:
@@ -215,19 +216,19 @@ class _Day:
         self.num_copied = max(self.num_copied, stop)
 
     def _read(self, file: int, offers: Offers) -> dict[int, _Frame | None]:
-        """Frames of one file by their number in it, None for bad ones; a bad file is noted."""
+        """Return frames of one file by their index, None for bad ones, and record a bad file."""
         path = self.task.paths[file]
         try:
             return self._try(path, offers)
         except MachineError:
             raise
-        except Exception as error:  # whatever a library throws at one file, the others go on
+        except Exception as error:  # a library may raise anything; the other files continue
             if self.task.raise_bad:
                 raise BadFileError(reason(path, error)) from error
             if len(offers) == 1:
                 self.result.bad_files.setdefault(str(path), reason(path, error))
                 return {int(offers.indices[0]): None}
-        # one damaged frame does not take those beside it along
+        # read frame by frame, so that a damaged frame does not lose its neighbours
         frames: dict[int, _Frame | None] = {}
         for number in range(len(offers)):
             frames |= self._read(file, offers.take(slice(number, number + 1)))
@@ -242,7 +243,7 @@ class _Day:
         if rain.shape != (high - low + 1, *task.shape):
             raise ValueError(f"{path} holds {rain.shape}, not {(high - low + 1, *task.shape)} (time, y, x)")
         if (dataset[schema.TIME].values[offers.indices - low] != offers.times).any():
-            raise ValueError(f"{path} changed while it was ingested: its times are others now")
+            raise ValueError(f"{path} changed during the ingest: its times are different now")
         meaning = schema.meaning_of(cell_methods, dataset.attrs, task.step_minutes)
         if self.meaning is None:
             self.meaning = meaning
@@ -252,7 +253,7 @@ class _Day:
             )
         turn = schema.grid_of(dataset).turn_to(task.source)
         if turn is None:
-            raise ValueError(f"{path} changed while it was ingested: it is on another grid now")
+            raise ValueError(f"{path} changed during the ingest: it is on another grid now")
         values = rain.values[:, *turn]
         return {int(i): _Frame(values[i - low], dict(dataset.attrs), cell_methods) for i in offers.indices}
 

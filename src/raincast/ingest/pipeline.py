@@ -1,4 +1,4 @@
-"""Files → archive: one netCDF file a UTC day, resumable, with a report of what was left out and why."""
+"""Ingest radar files into an archive: one part per UTC day, resumable, with a report of all frames left out."""
 
 import itertools
 import json
@@ -31,8 +31,8 @@ from raincast.version import __version__
 
 log = logging.getLogger(__name__)
 
-LARGE_PIXELS = 2 * 10**8  # about 10 s of work for one process: less is not worth starting others
-LEAST_FILLED = 0.5  # share of the times of a step that have a frame, from which on it may be the step of the files
+LARGE_PIXELS = 2 * 10**8  # about 10 s of work for one process; below this, more processes do not pay off
+LEAST_FILLED = 0.5  # a step is plausible if at least this share of its times has a frame
 Progress = Callable[[int, int], None]
 
 
@@ -62,25 +62,28 @@ def ingest(
     progress: Progress | None = None,
     scan_progress: Progress | None = None,
 ) -> IngestReport:
-    """Add the frames of `files` (patterns or paths) to the folder `archive`, a part a day as `PartLayout` says.
+    """Add the frames of `files` (patterns or paths) to the folder `archive`, one part per day (see `PartLayout`).
 
-    Frames that are there already stay; an interrupted ingest is continued by running it again, and ends with the
-    same bytes of data as if it had not been. Of frames with the same time that of the better quality wins, else
-    the first in the order of `files`, by name within a pattern. Files that changed since their frames were
-    ingested are compared with the archive; `replace` takes those that differ. `max_off_step` is the share of
-    frames that may be left out for being off the step.
-    `max_rate` and `min_rate` are in mm/h, see `Quality`; `clutter_maps` and `clutter_share` say which pixels never
-    count, see `Clutter`; `crop` to `bounds` choose the grid, see `Region`; `encoding` packs netCDF; `attrs` are
-    attributes of all parts, instead of the source's; `workers` processes write a day each, see `Pool`, or as many
-    of the dask cluster at `scheduler`, see `Cluster`.
-    `progress` is called with the frames done and to do, `scan_progress` with the files. ValueError, with the
-    archive untouched, for other settings, grid or step than the archive's, where the step is unclear or more
-    frames are off it, where another process writes it, and where no frame at all can be used.
+    Frames that are already in the archive stay. Run an interrupted ingest again to continue it: the result has the
+    same bytes of data as an uninterrupted one. If several frames have the same time, the one with the highest
+    quality is taken, then the first in the order of `files` (by name within a pattern). Files that changed since
+    they were ingested are compared with the archive; with `replace`, frames that differ are replaced.
+    `max_off_step` is the share of frames that may be left out because their times are off the step.
+
+    `max_rate` and `min_rate` are in mm/h, see `Quality`. `clutter_maps` and `clutter_share` select the pixels that
+    are always missing, see `Clutter`. `crop` to `bounds` define the grid, see `Region`. `encoding` is the
+    compression of netCDF. `attrs` override the source's attributes in all parts. `workers` processes write one day
+    each, see `Pool`; with `scheduler` they are workers of that dask cluster, see `Cluster`.
+    `progress` is called with the numbers of frames done and in total, `scan_progress` with those of files.
+
+    Raises ValueError and leaves the archive untouched if settings, grid or step differ from the archive's, if the
+    step is unclear or too many frames are off it, if another process is writing the archive, or if no frame can
+    be used.
     """
     started = time.monotonic()
     if on_bad_file not in ("report", "raise"):
         raise ValueError(f"on_bad_file={on_bad_file} is neither report nor raise.")
-    # workers elsewhere stand in other folders
+    # workers on a cluster have other working directories
     place_of = Path.absolute if scheduler else Path
     clutter = Clutter(place_of(Path(clutter_maps)), clutter_share) if clutter_maps else None
     quality = Quality(max_rate, min_rate, speck_pixels, clutter)
@@ -103,7 +106,7 @@ def ingest(
         job.fit(found, existing)
         report = job.run(found, existing, pool, progress, started)
         if not report.num_written and not report.num_present:
-            raise ValueError(f"Not one frame of {len(paths)} files could be used. {report.reasons()}")
+            raise ValueError(f"No frame of {len(paths)} files could be used. {report.reasons()}")
         if report.num_written or report.num_replaced or report.problems or not report.path.exists():
             report.save()
     log.info("%s", report)
@@ -111,7 +114,7 @@ def ingest(
 
 
 class _Job:
-    """One ingest: what is the same for all its days."""
+    """One ingest: the state that all its days share."""
 
     def __init__(
         self,
@@ -140,12 +143,12 @@ class _Job:
         }
 
     def fit(self, found: Found, existing: Archive | None) -> None:
-        """Settle step and grid, and refuse files that do not fit the archive that is there."""
+        """Determine the step and the grid. Raises ValueError if the files do not fit the existing archive."""
         step = found.step_minutes or _most_frequent_gap(found.offers)
         if step is None and existing:
             step = existing.step_minutes
         if step is None:
-            raise ValueError(f"The step is unknown: one or two frames do not show it. Set {self._step_key()}=5")
+            raise ValueError(f"The step is unknown: it takes three frames to find it. Set {self._step_key()}=5")
         if not found.step_minutes and not existing and (gaps := unclear_gaps(found.offers.times, step)):
             raise ValueError(
                 f"The step is unclear: frames are {gaps} apart. State it, e.g. {self._step_key()}={step:g}"
@@ -178,7 +181,7 @@ class _Job:
         self.grid = existing.grid
 
     def _find_meaning(self, found: Found, existing: Archive | None) -> Meaning | None:
-        """What all rates are over time, None where nobody says it; ValueError where files or archive differ."""
+        """Return what the rates are over time, None if unknown. Raises ValueError if files or archive differ."""
         before, where = (existing.meaning, existing.path) if existing else (None, None)
         meanings = found.meanings or self._meaning_of_first(found)
         for file, meaning in sorted(meanings.items()):
@@ -186,29 +189,29 @@ class _Job:
             if before is not None and not own.same_as(before):
                 guessed = own != meaning and found.step_minutes is None
                 remedy = (
-                    f" The {self.step_minutes:g} min are the spacing of the frames, the file states no period: if "
-                    f"frames are missing, state the service's own step by {self._step_key()}=…"
+                    f" The file states no period, and {self.step_minutes:g} min are the spacing of the frames. If "
+                    f"frames are missing, set the service's own step with {self._step_key()}=…"
                 )
                 raise ValueError(
-                    f"{self.paths[file]} holds {own}, {where} holds {before}. They do not mix: ingest each kind "
-                    f"into its own archive.{remedy if guessed else ''}"
+                    f"{self.paths[file]} holds {own}, {where} holds {before}. They cannot be mixed: ingest each "
+                    f"kind into its own archive.{remedy if guessed else ''}"
                 )
             if before is None:
                 before, where = own, self.paths[file]
         return before
 
     def _meaning_of_first(self, found: Found) -> dict[int, Meaning]:
-        """From the first frame, for readers that do not state it before they read."""
+        """Return the first file's meaning from its first frame, for readers whose heads do not state it."""
         file, index = int(found.offers.files[0]), int(found.offers.indices[0])
         try:
             dataset = self.reader.read(self.paths[file], slice(index, index + 1), step_minutes=self.step_minutes)
-        except Exception:  # whatever a library throws: what is wrong with the file is told when its day is read
+        except Exception:  # a library may raise anything; the error is reported when the file's day is read
             return {}
         methods = dataset[schema.RAIN].attrs.get("cell_methods")
         return {file: schema.meaning_of(methods, dataset.attrs, self.step_minutes)}
 
     def _turn_to(self, grid: Grid) -> None:
-        """Take images with rows or columns the other way round, if they then lie as in the archive."""
+        """Flip the rows or columns of the source grid if that makes it match the archive's `grid`."""
         assert self.source is not None
         for rows, columns in itertools.product((schema.FORWARD, schema.BACKWARD), repeat=2):
             source = Grid(self.source.y[rows], self.source.x[columns], self.source.crs_wkt)
@@ -217,11 +220,11 @@ class _Job:
                 return
 
     def _step_key(self) -> str:
-        """The key that states the step; among several readers that of the one that reads the first file."""
+        """Return the config key of the step, for the reader of the first file."""
         return key_of(self.reader, self.paths[0], "step_minutes")
 
     def _check_period(self, found: Found) -> None:
-        """Ask for the period of depths that state none, where the step does not show it."""
+        """Raise ValueError if depths state no period and the step is no evidence of it (see `check_period`)."""
         unstated = [number for number, meaning in found.meanings.items() if meaning.lacks_period]
         if unstated:
             number = min(unstated)
@@ -265,7 +268,7 @@ class _Job:
         return self._report(found, offers, off_step, present, days, failed, time.monotonic() - started)
 
     def _check_off_step(self, offers: Offers, off_step: Offers, existing: Archive | None) -> None:
-        """ValueError, with the likely cause, where more frames than are allowed are off the step."""
+        """Raise ValueError with the likely cause if too many frames are off the step."""
         if len(off_step) <= self.max_off_step * len(offers):
             return
         listed = ", ".join(self._text(off_step, number) for number in range(min(3, len(off_step))))
@@ -276,14 +279,15 @@ class _Job:
         raise ValueError(
             f"{len(off_step)} of {len(offers)} frames are off the step of {self.step_minutes:g} min{counted} and "
             f"would be lost, the first: {listed}. {cause} "
-            "To leave them out, set max_off_step=1 (the share that may be lost). Nothing was written."
+            "To leave them out, set max_off_step=1 (the share of frames that may be lost). Nothing was written."
         )
 
     def _is_changed(self, offers: Offers, quality: Mapping[int, float]) -> npt.NDArray[np.bool_]:
-        """Of each frame whether it may be another than that of the part of its day.
+        """Return a mask of the frames that may differ from those in their day's part.
 
-        Its file is newer than the part, and no other file has the frame in a better quality. Where there are
-        several qualities the best may have come with the old date of its making: what counts is when it came.
+        Such a frame's file is newer than the part, and no other file has the frame at a higher quality. If files
+        of several qualities exist, the best one may have arrived later with its old modification time; then the
+        later of its modification and change times counts.
         """
         if not len(offers):
             return np.zeros(0, bool)
@@ -292,7 +296,7 @@ class _Job:
         made, came = np.array([_changed_ns(self.paths[file]) for file in files], np.int64).T
         part_times = np.array([_changed_ns(self.layout.part(day))[0] for day in days], np.int64)
         own = np.array([quality.get(int(file), 0.0) for file in files])[of_file]
-        # the best of a time comes first
+        # offers are sorted: the best quality of each time comes first
         _, first, of_time, count = np.unique(
             offers.times, return_index=True, return_inverse=True, return_counts=True
         )
@@ -361,8 +365,8 @@ class _Job:
         texts = [f"{time.astype('datetime64[s]')} in {task.paths[file]}" for time, file in result.differing]
         self.differing += texts
         if texts:
-            remedy = "and was replaced" if self.replace else "set replace=true to take that of the file"
-            log.warning("%d frames: %s differs from the archive, %s", len(texts), texts[0], remedy)
+            remedy = "and were replaced" if self.replace else "set replace=true to replace them"
+            log.warning("%d frames differ from the archive, %s. The first: %s", len(texts), remedy, texts[0])
 
     def _duplicates(self, offers: Offers) -> list[str]:
         numbers = np.flatnonzero(offers.repeats())
@@ -381,16 +385,16 @@ def _texts(times: Times) -> tuple[str, ...]:
 
 
 def _changed_ns(path: Path) -> tuple[int, int]:
-    """When its content was made, and when the file came to its place, as copying may keep the first."""
+    """Return the file's modification and change times in ns; a copy may keep the former. (0, 0) if unreadable."""
     try:
         status = path.stat()
-    except OSError:  # on a cluster the files may lie where only its workers see them
+    except OSError:  # on a cluster only the workers may see the files
         return 0, 0
     return status.st_mtime_ns, status.st_ctime_ns
 
 
 def unclear_gaps(times: Times, step_minutes: float) -> str:
-    """The commonest gaps in words where fewer than half of them are the step; '' where the step is clear."""
+    """Describe the most frequent gaps if fewer than half of all gaps equal the step; '' if the step is clear."""
     gaps, counts = np.unique(np.diff(np.unique(times)), return_counts=True)
     if 2 * counts[gaps == schema.step_timedelta(step_minutes)].sum() >= counts.sum():
         return ""
@@ -399,44 +403,44 @@ def unclear_gaps(times: Times, step_minutes: float) -> str:
 
 
 def off_step_cause(times: Times, off: Times, step_minutes: float, start: np.datetime64 | None = None) -> str:
-    """The likely cause why the times `off`, some or all of `times`, are off the step, counted from `start`."""
+    """Describe why the times `off`, a subset of `times`, are probably off the step, counted from `start`."""
     step = schema.step_timedelta(step_minutes)
     on = np.setdiff1d(times, off)
     first = on[0] if start is None else start
     distance = np.minimum((off - first) % step, (first - off) % step)
     if distance.max() < np.timedelta64(1, "m"):
         return (
-            "They are less than a minute off it: the times are those of scans, which begin and end at other "
-            "seconds each time. Take nominal times (source=odim: source.valid_time=nominal)."
+            "They are less than a minute off it: these are times of scans, which begin and end at different "
+            "seconds. Use nominal times (source=odim: source.valid_time=nominal)."
         )
     minutes = distance[0] / np.timedelta64(1, "m")
     if np.unique(distance).size == 1 and not on.size:
         return (
-            f"All of them are {minutes:g} min off the archive's: they are of another product, or the service "
-            "changed what the time of a file means. Choose another archive for them."
+            f"All of them are {minutes:g} min off the archive's: they belong to another product, or the service "
+            "changed the meaning of a file's time. Choose another archive for them."
         )
     if np.unique(distance).size == 1 and (off.max() < on.min() or off.min() > on.max()):
         return (
             f"All frames {'before' if off.max() < on.min() else 'after'} the others are {minutes:g} min off: the "
-            "service changed what the time of a file means, for example from the start to the end of its interval."
+            "service changed the meaning of a file's time, for example from the start to the end of its interval."
         )
     different = np.unique(times)
     nearest = np.rint((different - first) / step)
     if np.unique(nearest).size == different.size:
         return (
-            f"They are up to {distance.max() / np.timedelta64(1, 'm'):g} min off it, each alone near a time of "
-            "the step: the times are those of scans, which begin and end earlier or later each time. Take nominal "
-            "times (source=odim: source.valid_time=nominal)."
+            f"They are up to {distance.max() / np.timedelta64(1, 'm'):g} min off it, one near each time of the "
+            "step: these are times of scans, which begin and end earlier or later each time. Use nominal times "
+            "(source=odim: source.valid_time=nominal)."
         )
     common = np.gcd.reduce(np.diff(different).astype(np.int64)) / 60e9
-    # frames of two products fill few times of the step that divides all their gaps
+    # frames of two products fill only a few times of the finer step that divides all gaps
     fills = different.size >= LEAST_FILLED * ((different[-1] - different[0]) / schema.step_timedelta(common) + 1)
     finer = f", or state the finer step: {common:g} min" if fills and 1 <= common < step_minutes else ""
-    return f"Two products, or files of two services, may lie together: give only those of one{finer}."
+    return f"Files of two products or two services may be mixed: give only those of one{finer}."
 
 
 def _most_frequent_gap(offers: Offers) -> float | None:
-    """The step in minutes as the times show it; None for fewer than three, where a gap would pass for it."""
+    """Return the most frequent gap in minutes; None for fewer than three times, where a gap could pass for it."""
     times = np.unique(offers.times)
     if times.size < 3:
         return None

@@ -1,4 +1,4 @@
-"""Which rates an archive takes over: missing, too small, too large, specks, static clutter."""
+"""Quality control of rates before they are archived: limits, specks and static clutter."""
 
 import functools
 import hashlib
@@ -21,52 +21,51 @@ log = logging.getLogger(__name__)
 
 
 MUCH = 0.05
-"""Mountains, masts and wind farms are a few pixels in a hundred: more is weather, of too short an archive."""
+"""Clutter above this share is suspicious: mountains, masts and wind farms are a few percent of the pixels."""
 
 
 @dataclass(frozen=True)
 class Clutter:
-    """Pixels that were wet in more than `share` of the frames that observed them, from the file `maps`.
+    """Static clutter: pixels that were wet in more than `share` of the frames that observed them.
 
-    `maps` is what `ingest.py inspect=ARCHIVE` wrote, of an archive on the service's own grid: clutter is of the
-    radar's pixels, before they are cropped or averaged. The choice is a file of its own so that every frame of
-    an archive, of whichever day and process, loses the same pixels.
+    `maps` is the file that `ingest.py inspect=ARCHIVE` wrote for an archive on the service's own grid, because
+    clutter belongs to the radar's pixels before they are cropped or averaged. A separate file makes sure that
+    every frame of an archive loses the same pixels, whichever day and process it belongs to.
     """
 
     maps: Path
     share: float = 0.9
 
     def __post_init__(self) -> None:
-        """Refuse a share that is none, and a file that holds no such map."""
+        """Raise ValueError for a share outside (0, 1) or a file without this map."""
         if not 0 < self.share < 1:
             raise ValueError(f"clutter_share={self.share} must be between 0 and 1: a share of the frames.")
         _load(self.maps)
 
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """Where there is clutter, (H, W) of the service's images."""
+        """Return the mask of clutter, (H, W) of the service's images."""
         return _mask(self.maps, self.share)
 
     @property
     def identity(self) -> str:
-        """A short hash of the mask: the same pixels are the same clutter, wherever the file lies."""
+        """Return a short hash of the mask, which does not depend on the file's path."""
         return hashlib.sha256(np.packbits(self.mask).tobytes()).hexdigest()[:16]
 
     def check(self, grid: Grid) -> None:
-        """ValueError where the maps are of another grid than the service's; a warning where much is clutter."""
+        """Raise ValueError if the maps are on another grid than the service's; warn if there is much clutter."""
         share, own = _load(self.maps)
         if not own.same_as(grid):
             raise ValueError(
-                f"clutter_maps={self.maps} is on a grid of {own.shape}, the files on one of {grid.shape} or "
-                "elsewhere. Inspect an archive that was made of the service's whole images: grid.crop=null "
-                "grid.coarsen=1"
+                f"clutter_maps={self.maps} is on a grid of {own.shape}, the files on another of {grid.shape}. "
+                "Inspect an archive that was made from the service's whole images: grid.crop=null grid.coarsen=1"
             )
         lost = self.mask.sum() / max(1, np.isfinite(share).sum())
         log.info("Clutter: %.2f %% of the pixels ever observed are missing in every frame", 100 * lost)
         if lost > MUCH:
             log.warning(
                 "clutter_share=%g of clutter_maps=%s takes %.0f %% of the pixels for clutter. The archive "
-                "inspected is short or wet: inspect one of some weeks, or raise clutter_share.",
+                "inspected is too short or too wet: inspect one of several weeks, or raise clutter_share.",
                 self.share,
                 self.maps,
                 100 * lost,
@@ -75,12 +74,12 @@ class Clutter:
 
 @functools.cache
 def _mask(maps: Path, share: float) -> npt.NDArray[np.bool_]:
-    return _load(maps)[0] > share  # never observed is NaN, and no clutter
+    return _load(maps)[0] > share  # False for NaN: a pixel never observed is not clutter
 
 
 @functools.cache
 def _load(maps: Path) -> tuple[npt.NDArray[np.float32], Grid]:
-    """The share of wet frames, (H, W), and its grid."""
+    """Return the share of wet frames, (H, W), and its grid."""
     if not maps.is_file():
         raise FileNotFoundError(
             f"There is no file clutter_maps={maps}. Write one: python ingest.py inspect=ARCHIVE"
@@ -102,11 +101,11 @@ EVERYWHERE = slice(None), slice(None)
 
 @dataclass(frozen=True)
 class Quality:
-    """Rates over `max_rate` mm/h become `max_rate`; rates below `min_rate` mm/h become 0 (0: none do).
+    """Limits on rates: those above `max_rate` mm/h become `max_rate`, those below `min_rate` become 0 (0: off).
 
-    Hail and clutter make reflectivities that a Z-R relation turns into thousands of mm/h. Rain areas of fewer
-    than `speck_pixels` pixels become 0, see `drop_specks`; pixels of `clutter` become missing. All of it is done
-    on the service's own pixels.
+    A Z-R relation turns the reflectivity of hail and clutter into thousands of mm/h. Rain areas of fewer than
+    `speck_pixels` pixels become 0, see `drop_specks`; pixels of `clutter` become missing. All of this is done on
+    the service's own pixels.
     """
 
     max_rate: float = 300.0
@@ -115,11 +114,11 @@ class Quality:
     clutter: Clutter | None = None
 
     def __post_init__(self) -> None:
-        """Refuse limits that the archive cannot hold."""
+        """Raise ValueError for limits that the archive cannot represent."""
         if not 0 < self.max_rate <= MAX_RATE:
             raise ValueError(
                 f"max_rate={self.max_rate} mm/h must be over 0 and at most {MAX_RATE}, the largest rate "
-                "that an archive's int16 code holds."
+                "that an archive's int16 codes can represent."
             )
         if not 0 <= self.min_rate < self.max_rate:
             raise ValueError(
@@ -127,16 +126,16 @@ class Quality:
             )
         if not isinstance(self.speck_pixels, int) or self.speck_pixels < 0:
             raise ValueError(
-                f"speck_pixels={self.speck_pixels} must be a whole number from 0 (off): smaller areas of rain go."
+                f"speck_pixels={self.speck_pixels} must be a whole number from 0 (off): smaller areas become 0."
             )
 
     def clean(
         self, rain: npt.NDArray[np.float32], window: tuple[slice, slice] = EVERYWHERE
     ) -> tuple[npt.NDArray[np.float32], int]:
-        """`rain` in mm/h (H, W) within the limits, and the number of capped pixels.
+        """Return `rain` (H, W) in mm/h within the limits, and the number of capped pixels.
 
-        What cannot be rain (`archive.absurd`) is missing (NaN). `window` says which part of the service's image
-        it is.
+        Values that cannot be rain (`archive.absurd`) become missing (NaN). `window` is the part of the service's
+        image that `rain` covers.
         """
         clean = np.empty(rain.shape, np.float32)
         clutter = None if self.clutter is None else self.clutter.mask[window]
@@ -157,10 +156,10 @@ class Quality:
 
 
 def drop_specks(rain: npt.NDArray[np.float32], num_pixels: int) -> None:
-    """Set areas of fewer than `num_pixels` pixels with rain to 0 in `rain` (H, W), in place.
+    """Set rain areas of fewer than `num_pixels` pixels to 0 in `rain` (H, W), in place.
 
-    Pixels with rain are of one area if they touch, if only at a corner. An area that touches a missing pixel or
-    the image's edge may be larger than what is seen of it: it stays.
+    Wet pixels that touch, even at a corner, belong to one area. An area that touches a missing pixel or the edge
+    of the image is kept, because it may extend further.
     """
     from scipy import ndimage
 
@@ -169,7 +168,7 @@ def drop_specks(rain: npt.NDArray[np.float32], num_pixels: int) -> None:
     if not num_areas:
         return
     small = np.bincount(areas.ravel(), minlength=num_areas + 1) < num_pixels
-    small[0] = False  # no rain is no area
+    small[0] = False  # label 0 is the dry background
     beside_missing = ndimage.binary_dilation(np.isnan(rain), structure=touching)
     small[np.unique(areas[beside_missing])] = False
     for edge in (areas[0], areas[-1], areas[:, 0], areas[:, -1]):
@@ -179,21 +178,21 @@ def drop_specks(rain: npt.NDArray[np.float32], num_pixels: int) -> None:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The frames of `reader` within the limits of `quality`: what has no archive between it and the network."""
+    """A reader whose frames are cleaned by `quality`, for files that go to a network without an archive."""
 
     reader: Reader
     quality: Quality
 
     def recognises(self, path: Path) -> bool:
-        """As the reader does."""
+        """Delegate to the reader."""
         return self.reader.recognises(path)
 
     def scan(self, path: Path) -> Head:
-        """As the reader does."""
+        """Delegate to the reader."""
         return self.reader.scan(path)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """Frames as the reader gives them, with what `Quality.clean` makes of their rates."""
+        """Read frames with the reader and clean their rates with `Quality.clean`."""
         dataset = self.reader.read(path, frames, step_minutes=step_minutes)
         rain = dataset[schema.RAIN]
         clean = np.stack([self.quality.clean(frame)[0] for frame in rain.values])

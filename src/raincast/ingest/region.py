@@ -1,4 +1,4 @@
-"""The archive's grid: the service's as it is, or a part of it, or its area means, also on another projection."""
+"""The archive's grid: the service's own, optionally cropped, averaged to larger pixels, or reprojected."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ from raincast.schema import Grid
 
 @dataclass(frozen=True)
 class Region:
-    """First cropped, then coarsened, then reprojected; by default none of it.
+    """Crop, coarsen and reproject, in this order; the default does none of them.
 
-    `crop` is [y0, y1, x0, x1] in pixels of the service's images, counted from 0 and without the last: rows y0
-    to y1 − 1 in the order of the file, whichever way its axes run. `coarsen` is how many pixels along each axis
-    become one; rows and columns at the far ends that do not fill a pixel are left out. `reproject` is what pyproj
-    takes for a projection (EPSG:3035, a proj string, WKT), with square pixels of `spacing` within `bounds`
-    [y0, y1, x0, x1], both in its units; without bounds they reach over the whole image.
+    `crop` is [y0, y1, x0, x1] in pixels of the service's images, counted from 0, end excluded: it keeps rows y0
+    to y1 − 1 in the order of the file, whichever way its axes run. `coarsen` is the number of pixels along each
+    axis that become one; rows and columns at the far ends that do not fill a pixel are dropped. `reproject` is any
+    projection that pyproj accepts (EPSG:3035, a PROJ string, WKT). Its pixels are squares of `spacing` within
+    `bounds` [y0, y1, x0, x1], both in the projection's units; without bounds they cover the whole image.
     """
 
     crop: tuple[int, int, int, int] | None = None
@@ -29,11 +29,11 @@ class Region:
     bounds: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is wrong for every grid."""
+        """Raise ValueError for arguments that no grid can fulfil."""
         given = self.crop
         if given is not None:
             crop = tuple(self.crop) if isinstance(self.crop, list | tuple) else ()
-            object.__setattr__(self, "crop", crop)  # a list where it comes from YAML
+            object.__setattr__(self, "crop", crop)  # YAML gives a list
             numbers = len(crop) == 4 and all(isinstance(number, int) for number in crop)
             if not numbers or not (0 <= crop[0] < crop[1] and 0 <= crop[2] < crop[3]):
                 raise ValueError(
@@ -42,8 +42,8 @@ class Region:
                 )
         if not isinstance(self.coarsen, int) or self.coarsen < 1:
             raise ValueError(
-                f"grid.coarsen={self.coarsen} must be a whole number from 1: how many pixels along each axis "
-                "become one. 1 leaves the grid as it is."
+                f"grid.coarsen={self.coarsen} must be a whole number from 1: the number of pixels along each axis "
+                "that become one. 1 leaves the grid as it is."
             )
         self._check_projection()
 
@@ -54,13 +54,13 @@ class Region:
             for name, value in (("spacing", self.spacing), ("bounds", self.bounds)):
                 if value is not None:
                     raise ValueError(
-                        f"grid.{name}={value} is of another projection: say which with grid.reproject=EPSG:3035, "
-                        "or leave it out. grid.crop and grid.coarsen are in the service's own pixels."
+                        f"grid.{name}={value} needs another projection: name it with grid.reproject=EPSG:3035, or "
+                        "leave this key out. grid.crop and grid.coarsen are in the service's own pixels."
                     )
             return
         if not isinstance(self.spacing, int | float) or not self.spacing > 0:
             raise ValueError(
-                f"grid.spacing={self.spacing} must be over 0: how long a pixel is in the units of "
+                f"grid.spacing={self.spacing} must be over 0: the side of a pixel in the units of "
                 f"grid.reproject={self.reproject}, e.g. grid.spacing=1000 for metres, 0.01 for degrees."
             )
         crs_in_metres(self.reproject)
@@ -73,12 +73,12 @@ class Region:
                 raise ValueError(
                     f"grid.bounds={self.bounds} must be [y0,y1,x0,x1] in units of "
                     f"grid.reproject={self.reproject}, y0 < y1 and x0 < x1 (x0 > x1 for degrees across the date "
-                    "line). null reaches over the whole image."
+                    "line). null covers the whole image."
                 )
             object.__setattr__(self, "bounds", bounds)
 
     def window(self, shape: tuple[int, int]) -> tuple[slice, slice]:
-        """The rows and columns that are used, of images of `shape`; ValueError where they reach beyond."""
+        """Return the rows and columns used of an image of `shape`. Raises ValueError if they exceed it."""
         y0, y1, x0, x1 = self.crop or (0, shape[0], 0, shape[1])
         if y1 > shape[0] or x1 > shape[1]:
             raise ValueError(
@@ -87,12 +87,12 @@ class Region:
         height, width = ((n // self.coarsen) * self.coarsen for n in (y1 - y0, x1 - x0))
         if not height or not width:
             raise ValueError(
-                f"grid.coarsen={self.coarsen} leaves no pixel of {y1 - y0} × {x1 - x0}. Take a smaller one."
+                f"grid.coarsen={self.coarsen} leaves no pixel of {y1 - y0} × {x1 - x0}. Choose a smaller value."
             )
         return slice(y0, y0 + height), slice(x0, x0 + width)
 
     def grid(self, source: Grid) -> Grid:
-        """The archive's grid for images on `source`; `source` itself where all is kept."""
+        """Return the archive's grid for images on `source`; `source` itself if nothing changes."""
         own = self._own_grid(source)
         if self.reproject is None:
             return own
@@ -100,12 +100,12 @@ class Region:
         return target_grid(own, str(self.reproject), self.spacing, self.bounds)
 
     def rain(self, rain: npt.NDArray[np.float32], source: Grid, grid: Grid) -> npt.NDArray[np.float32]:
-        """Rates on the archive's `grid` of `rain`, the `window` of an image on `source`; mm/h, NaN for missing."""
+        """Map `rain`, the `window` of an image on `source`, to the archive's `grid`; mm/h, NaN for missing."""
         means = self.mean(rain)
         return means if self.reproject is None else weights_between(self._own_grid(source), grid).mean(means)
 
     def _own_grid(self, source: Grid) -> Grid:
-        """The grid on the service's own projection."""
+        """Return the cropped and coarsened grid in the service's own projection."""
         if self.crop is None and self.coarsen == 1:
             return source
         y, x = (
@@ -115,10 +115,10 @@ class Region:
         return Grid(y=y, x=x, crs_wkt=source.crs_wkt)
 
     def mean(self, rain: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The area means of `rain` (H, W), a multiple of `coarsen` each way.
+        """Return area means of `rain` (H, W); H and W are multiples of `coarsen`.
 
-        A mean is over the observed pixels; it is missing where fewer than half of them were observed. Pixels
-        count alike: on a grid in degrees, those of one mean differ in area by less than 0.1 %.
+        A mean covers the observed pixels; it is missing if fewer than half of them were observed. All pixels have
+        the same weight: on a grid in degrees, the areas within one mean differ by less than 0.1 %.
         """
         k = self.coarsen
         if k == 1:

@@ -1,4 +1,4 @@
-"""What an ingest did: returned, logged, and written beside the day files."""
+"""The report of an ingest, which is returned, logged and written next to the day files."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ from raincast.system.files import write_text
 
 NAME = "ingest_report.json"
 MOST_LISTED = 10_000
-"""Missing times that are told one by one: between one file of a wrong year and the others there are millions."""
+"""Limit on missing times listed one by one: a single file with a wrong year causes millions."""
 BLOCK = 2**16
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Counts of frames, and each frame or file that was left out with its reason.
+    """Counts of frames, and each frame or file that was left out, with the reason.
 
-    `num_present` frames were offered and in the archive before; `num_capped` counts pixels. `duplicates` and
-    `off_step` say time and file. `num_missing` times are due between the first and the last frame offered and not
-    in the archive, `missing_times` are the first `MOST_LISTED` of them; `empty_times` are those whose frame had
-    every pixel missing. `failed_days` were not written, for want of disk or memory say, and are as they were: run
-    the same ingest again. `differing` frames changed since they were ingested, `num_replaced` of them were taken;
-    `accompanying` files are READMEs, checksums and the like.
+    `num_present` counts offered frames that were in the archive before; `num_capped` counts pixels. `duplicates`
+    and `off_step` give time and file. `num_missing` counts the times between the first and the last offered frame
+    that are not in the archive; `missing_times` lists the first `MOST_LISTED` of them. `empty_times` had a frame
+    with every pixel missing. `failed_days` could not be written (disk or memory was full, for example) and are
+    unchanged: run the same ingest again. `differing` frames changed since they were ingested, and `num_replaced`
+    of them were replaced. `accompanying` files are READMEs, checksums and the like.
     """
 
     archive: Path
@@ -47,21 +47,21 @@ class IngestReport:
 
     @property
     def path(self) -> Path:
-        """Where `save` writes it."""
+        """Return the path that `save` writes to."""
         return self.archive / NAME
 
     @property
     def problems(self) -> int:
-        """How many files were bad and days failed."""
+        """Return the number of bad files and failed days."""
         return len(self.bad_files) + len(self.failed_days)
 
     def save(self) -> None:
-        """Write it as JSON beside the day files."""
+        """Write the report as JSON next to the day files."""
         content = dataclasses.asdict(self) | {"archive": str(self.archive)}
         write_text(self.path, json.dumps(content, indent=2) + "\n", sole=True)
 
     def reasons(self) -> str:
-        """Why frames were left out, in one line."""
+        """Return why frames were left out, in one line."""
         counts = {
             f"{len(self.failed_days)} days failed": self.failed_days,
             f"{len(self.bad_files)} bad files": self.bad_files,
@@ -77,21 +77,17 @@ class IngestReport:
 
     def _differ(self) -> str:
         what = f"{len(self.differing)} frames differ from the archive"
-        return (
-            f"{what} and were replaced" if self.num_replaced else f"{what}: replace=true takes those of the files"
-        )
+        return f"{what} and were replaced" if self.num_replaced else f"{what}: replace=true replaces them"
 
     def _accompany(self) -> str:
         names = ", ".join(Path(name).name for name in self.accompanying[:3])
-        return (
-            f"{len(self.accompanying)} files that are no radar data ({names}{' …' * (len(self.accompanying) > 3)})"
-        )
+        return f"{len(self.accompanying)} files without radar data ({names}{' …' * (len(self.accompanying) > 3)})"
 
     def __str__(self) -> str:
-        """One line for the user."""
+        """Return a summary for the user, in one line."""
         reasons = self.reasons()
         return (
-            f"{self.archive}: {self.num_written} frames written, {self.num_present} were there, "
+            f"{self.archive}: {self.num_written} frames written, {self.num_present} already there, "
             f"{self.num_missing} times missing, {self.seconds:.1f} s" + (f" ({reasons})" if reasons else "")
         )
 
@@ -99,7 +95,7 @@ class IngestReport:
 def missing_times(
     first: np.datetime64, last: np.datetime64, kept: Times, step: np.timedelta64
 ) -> tuple[int, Times]:
-    """How many times from `first` to `last` are due and not in `kept`, and the first `MOST_LISTED` of them."""
+    """Return how many times from `first` to `last` are not in `kept`, and the first `MOST_LISTED` of them."""
     num_due = int((last - first) // step) + 1
     kept = kept[(kept >= first) & (kept <= last)]
     found = [kept[:0]]

@@ -1,4 +1,4 @@
-"""Rain on another projection, by area means: what fell on a new pixel, from the old pixels that it covers."""
+"""Reproject rain by area means: each new pixel gets the mean over the old pixels that it covers."""
 
 import functools
 import itertools
@@ -17,23 +17,23 @@ Axis = tuple[float, float, int]
 GridKey = tuple[str, Axis, Axis]
 
 LEAST_POINTS = 4
-"""Points along each axis of a new pixel, at least: shares of its area are known to a sixteenth."""
+"""Minimum sampling points along each axis of a new pixel: area shares are resolved to a sixteenth."""
 POINTS_PER_PIXEL = 2
-"""Points along each axis of an old pixel, at least: each counts by its area to about a quarter."""
+"""Minimum sampling points along each axis of an old pixel: its area is resolved to about a quarter."""
 TILE_POINTS = 2**20
-"""Points placed at once: some 50 MB."""
+"""Points transformed at once, about 50 MB."""
 MOST_PIXELS = 10**8
-_LATTICE = 400  # points along each axis, where a few tell about all
+_LATTICE = 400  # points along each axis where a sample of the grid is enough
 _SLACK = 0.05
-"""So much of a new pixel may stick out of the grid: else coordinates restated by a metre could move its edge."""
+"""Share of a new pixel that may exceed the area, so that shifting coordinates by a metre does not add a row."""
 
 
 def target_grid(source: Grid, crs: str, spacing: float, bounds: tuple[float, ...] | None = None) -> Grid:
-    """A grid of the projection `crs` with square pixels of `spacing`, y descending, both in units of `crs`.
+    """Return a grid in the projection `crs` with square pixels of `spacing` and descending y.
 
-    It reaches over `bounds`, [y0, y1, x0, x1] from low to high; longitudes may cross the date line, x1 below x0.
-    Without, it reaches over all of `source`, with edges at multiples of the spacing. Metres come out where `crs`
-    has others. ValueError for what makes no grid.
+    `bounds` are [y0, y1, x0, x1], from low to high; x1 < x0 in degrees crosses the date line. Without bounds the
+    grid covers all of `source`, with edges at multiples of the spacing. `spacing` and `bounds` are in units of
+    `crs`; the grid is in metres or degrees. Raises ValueError for fewer than 2 × 2 pixels, or too many.
     """
     wkt, factor = crs_in_metres(crs)
     size = spacing * factor
@@ -54,30 +54,30 @@ def target_grid(source: Grid, crs: str, spacing: float, bounds: tuple[float, ...
             f"{area[1]:g} and x={area[2]:g} to {area[3]:g}. Choose another: at least 2 × 2 pixels, at most "
             f"{MOST_PIXELS:.0e} in all."
         )
-    # halves are exact, so that these are the numbers one would write
+    # halves are exact in floating point, so the coordinates are round numbers
     y: Floats = high_y - size * np.arange(0.5, height)
     x: Floats = low_x + size * np.arange(0.5, width)
     return Grid(y=y, x=x, crs_wkt=wkt)
 
 
 def _extent(source: Grid, crs_wkt: str) -> tuple[float, float, float, float]:
-    """From where to where `source` reaches along y and x of another projection."""
+    """Return the extent of `source` in another projection: lowest and highest y, lowest and highest x."""
     frame = _Frame.of(source)
     y, x = (np.linspace(0, n, min(n, _LATTICE) + 1) for n in source.shape)
     own_x, own_y = np.meshgrid(frame.x0 + frame.dx * x, frame.y0 + frame.dy * y)
     new_x, new_y = _transform(own_x, own_y, source.crs_wkt, crs_wkt)
     if is_geographic(crs_wkt):
-        # on either side of 180° E it goes on counting
+        # keep longitudes continuous across 180°
         new_x = _turned(new_x, new_x[new_x.shape[0] // 2, new_x.shape[1] // 2])
     known = np.isfinite(new_x) & np.isfinite(new_y)
     if not known.any():
-        raise ValueError("The images lie nowhere on the projection grid.reproject. Choose one of their region.")
+        raise ValueError("The images lie outside the projection grid.reproject. Choose one for their region.")
     new_y, new_x = new_y[known], new_x[known]
     return float(new_y.min()), float(new_y.max()), float(new_x.min()), float(new_x.max())
 
 
 def weights_between(source: Grid, target: Grid) -> "Weights":
-    """The weights from one grid to another: the last ones are kept, for all frames and days of a process."""
+    """Return the weights from one grid to another. The most recent ones are cached in each process."""
     return _weights(_key(source), _key(target))
 
 
@@ -94,7 +94,7 @@ def _weights(source: GridKey, target: GridKey) -> "Weights":
 
 @dataclass(frozen=True, eq=False)
 class _Tile:
-    """A part of the new grid: which pixels of the old part `used` count for each pixel, with how many points."""
+    """Weights of a part of the new grid, in CSR form: point counts of the pixels of the old window `used`."""
 
     part: tuple[slice, slice]
     used: tuple[slice, slice]
@@ -104,19 +104,19 @@ class _Tile:
 
 
 class Weights:
-    """Area means on `target` of images on `source`, prepared once for all frames.
+    """Weights for area means on `target` of images on `source`, prepared once for all frames.
 
-    A new pixel's rate is the mean over a square lattice of points in it, each with the rate of the old pixel that
-    it lies in. So a constant stays what it is, images on their own grid stay what they are, and the total rain
-    stays, up to what the lattice misses of an area: tenths of a percent where there are some hundred pixels.
-    Points count that were observed; a pixel is missing where fewer than half of its points were.
+    The rate of a new pixel is the mean over a square lattice of points within it; each point has the rate of the
+    old pixel that contains it. A constant field stays constant, an image on its own grid stays the same, and total
+    rain is conserved up to the lattice's error in areas: tenths of a percent for some hundred pixels. Only
+    observed points count; a pixel is missing if fewer than half of its points were observed.
     """
 
     def __init__(self, source: Grid, target: Grid) -> None:
         self.shape = target.shape
         self.source = _Frame.of(source)
         self.points = _num_points(self.source, target)
-        # both nearly square, or parts of the old image would be large where the new one is turned or bent
+        # tiles are nearly square: on a rotated or curved grid long ones would need large windows of the old image
         length = max(1, math.isqrt(TILE_POINTS // self.points**2))
         rows, columns = (_slices(size, length) for size in self.shape)
         tiles = (self._tile(target, part) for part in itertools.product(rows, columns))
@@ -124,11 +124,11 @@ class Weights:
 
     @property
     def nbytes(self) -> int:
-        """Memory in bytes."""
+        """Return the size of the weights in bytes."""
         return sum(tile.counts.nbytes + tile.indices.nbytes + tile.starts.nbytes for tile in self._tiles)
 
     def mean(self, rain: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """`rain` (H, W) in mm/h on the source's grid → its means on the target's; NaN for missing in both."""
+        """Map `rain` (H, W) in mm/h from the source grid to means on the target grid; NaN for missing in both."""
         from scipy.sparse import csr_array
 
         means = np.full(self.shape, np.nan, np.float32)
@@ -136,7 +136,7 @@ class Weights:
             rates = rain[tile.used].ravel()
             observed = ~np.isnan(rates)
             size = tile.starts.size - 1, rates.size
-            # counts are whole and small, so that sums of them in float32 are exact
+            # counts are small integers, so their float32 sums are exact
             count = csr_array((tile.counts.astype(np.float32), tile.indices, tile.starts), shape=size)
             weight = count @ observed.astype(np.float32)
             total = count @ np.where(observed, rates, np.float32(0))
@@ -146,13 +146,13 @@ class Weights:
         return means
 
     def _tile(self, target: Grid, part: tuple[slice, slice]) -> _Tile | None:
-        """None where no point lies in any old pixel."""
+        """Return the weights of a part; None if no point lies in an old pixel."""
         y, x = (
             axis[of_part.start : of_part.stop + 1]
             for axis, of_part in zip(_Frame.of(target).corners(), part, strict=True)
         )
         pixels = _pixels(*self.source.places(target.crs_wkt, y, x), self.points, self.source.shape)
-        # points of a pixel side by side by the old pixel that they lie in: each run is one weight
+        # sort each pixel's points by the old pixel that contains them: each run is one weight
         pixels.sort(axis=1)
         begins = np.ones(pixels.shape, bool)
         begins[:, 1:] = pixels[:, 1:] != pixels[:, :-1]
@@ -176,24 +176,24 @@ def _slices(size: int, length: int) -> list[slice]:
 def _window(
     rows: npt.NDArray[np.int32], columns: npt.NDArray[np.int32]
 ) -> tuple[tuple[slice, slice], npt.NDArray[np.int32]]:
-    """The smallest window with these pixels, and their numbers within it."""
+    """Return the smallest window that contains these pixels, and their flat indices in it."""
     used = slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
     width = used[1].stop - used[1].start
     return used, ((rows - used[0].start) * width + columns - used[1].start).astype(np.int32)
 
 
 def _pixels(row: Floats, column: Floats, points: int, shape: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """In which old pixel each point lies, by its number, −1 for none: (new pixels, points²).
+    """Return the flat index of the old pixel that contains each point, −1 for none: (new pixels, points²).
 
-    `row` and `column` (h + 1, w + 1) are the places of the corners. Between them, a projection is straight to
-    a fraction of a pixel: for pixels of 2 km it strays by 0.1 m (2 km squared, by eight Earth radii).
+    `row` and `column` (h + 1, w + 1) are the fractional positions of the corners. Points between corners are
+    interpolated linearly; for pixels of 2 km the error is 0.1 m (2 km squared, divided by eight Earth radii).
     """
     height, width = row.shape[0] - 1, row.shape[1] - 1
     pixels = np.empty((points**2, height * width), np.int32)
     for number in range(points**2):
         down, right = ((part + 0.5) / points for part in divmod(number, points))
         at_row, at_column = (_between(corner, down, right) for corner in (row, column))
-        inside = (at_row >= 0) & (at_row < shape[0]) & (at_column >= 0) & (at_column < shape[1])  # not NaN either
+        inside = (at_row >= 0) & (at_row < shape[0]) & (at_column >= 0) & (at_column < shape[1])  # False for NaN
         numbers = np.full(inside.shape, -1, np.int32)
         numbers[inside] = at_row[inside].astype(np.int32) * shape[1] + at_column[inside].astype(np.int32)
         pixels[number] = numbers.ravel()
@@ -201,7 +201,7 @@ def _pixels(row: Floats, column: Floats, points: int, shape: tuple[int, int]) ->
 
 
 def _between(corners: Floats, down: float, right: float) -> Floats:
-    """Values at a point in each pixel, from those at its corners, by its shares of the way down and right."""
+    """Interpolate bilinearly to one point in each pixel, at the fractions `down` and `right` of its sides."""
     upper = (1 - right) * corners[:-1, :-1] + right * corners[:-1, 1:]
     lower = (1 - right) * corners[1:, :-1] + right * corners[1:, 1:]
     return (1 - down) * upper + down * lower
@@ -209,7 +209,7 @@ def _between(corners: Floats, down: float, right: float) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """A grid by its corner: row 0 reaches from y0 to y0 + dy, row 1 on from there; columns likewise."""
+    """A grid given by its outer corner: row 0 covers y0 to y0 + dy, row 1 the next dy; columns likewise."""
 
     y0: float
     dy: float
@@ -224,25 +224,25 @@ class _Frame:
         return cls(float(grid.y[0]) - dy / 2, dy, float(grid.x[0]) - dx / 2, dx, grid.shape, grid.crs_wkt)
 
     def corners(self) -> tuple[Floats, Floats]:
-        """Where the rows begin, and the last one ends; the columns likewise: (H + 1,) and (W + 1,)."""
+        """Return the edges of the rows (H + 1,) and of the columns (W + 1,)."""
         height, width = self.shape
         y = self.y0 + self.dy * np.arange(height + 1, dtype=np.float64)
         x = self.x0 + self.dx * np.arange(width + 1, dtype=np.float64)
         return y, x
 
     def places(self, crs_wkt: str, y: Floats, x: Floats) -> tuple[Floats, Floats]:
-        """Rows and columns, with fractions, of the lattice of `y` and `x` of `crs_wkt`; NaN for nowhere."""
+        """Return the fractional rows and columns of the lattice `y` × `x` in `crs_wkt`; NaN if undefined."""
         own_x, own_y = _transform(*np.meshgrid(x, y), crs_wkt, self.crs_wkt)
         if is_geographic(self.crs_wkt):
             own_x = _turned(own_x, self.x0 + self.dx * self.shape[1] / 2)
-            # a pixel whose corners are on both sides of the seam would reach around the Earth
+            # a pixel with corners on both sides of the seam would span the Earth
             own_x[:, 1:][np.abs(np.diff(own_x, axis=1)) > 180] = np.nan
             own_x[1:][np.abs(np.diff(own_x, axis=0)) > 180] = np.nan
         return (own_y - self.y0) / self.dy, (own_x - self.x0) / self.dx
 
 
 def _transform(x: Floats, y: Floats, from_wkt: str, to_wkt: str) -> tuple[Floats, Floats]:
-    """Coordinates of another projection, NaN where there are none."""
+    """Transform coordinates to another projection; NaN where that is undefined."""
     if from_wkt == to_wkt:
         return x, y
     new = _transformer(from_wkt, to_wkt).transform(x, y)
@@ -259,19 +259,19 @@ def _transformer(from_wkt: str, to_wkt: str) -> Any:
 
 
 def _turned(longitude: Floats, middle: float) -> Floats:
-    """Longitudes as the numbers within 180° of `middle`."""
+    """Wrap longitudes to within 180° of `middle`."""
     turned: Floats = (longitude - middle + 180) % 360 - 180 + middle
     return turned
 
 
 def _spacing(axis: Floats, other: Floats) -> float:
-    """Signed; that of the other axis for an axis of one pixel."""
+    """Return the signed spacing; an axis of one pixel takes that of the other."""
     longer = axis if axis.size > 1 else other
     return float(longer[-1] - longer[0]) / (longer.size - 1) if longer.size > 1 else 1.0
 
 
 def _num_points(source: _Frame, target: Grid) -> int:
-    """How many points along each axis of a new pixel: by how many old pixels long it is."""
+    """Return the number of points along each axis of a new pixel, from its length in old pixels."""
     steps = [max(1, n // _LATTICE) for n in target.shape]
     y, x = (axis[::step] for axis, step in zip(_Frame.of(target).corners(), steps, strict=True))
     row, column = source.places(target.crs_wkt, y, x)

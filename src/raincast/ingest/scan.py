@@ -1,4 +1,4 @@
-"""What the files offer, before any frame is read: times, grid and step; and which files are bad."""
+"""Scan files before any frame is read: their times, grid and step, and which files are bad."""
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,10 +20,10 @@ Times = npt.NDArray[np.datetime64]
 
 @dataclass(frozen=True, eq=False)
 class Offers:
-    """Frames by time, quality, file, then place in the file: of those with the same time the first is preferred.
+    """Frames on offer, sorted by time, quality, file and index; among equal times the first is preferred.
 
-    `times` (N,) are valid times in ns, `files` (N,) number the files in the order they were given, `indices`
-    (N,) the frames within their file.
+    `times` (N,) are valid times in ns, `files` (N,) file numbers in the order given, `indices` (N,) frame numbers
+    within the file.
     """
 
     times: Times
@@ -32,7 +32,7 @@ class Offers:
 
     @classmethod
     def of_files(cls, times: dict[int, Times], quality: dict[int, float] | None = None) -> "Offers":
-        """All frames of files, by their number; at least one frame. A `quality` that is not given is 0."""
+        """Return all frames, given times and `quality` (default 0) by file number; needs at least one frame."""
         files = np.concatenate([np.full(of_file.size, file) for file, of_file in times.items()])
         indices = np.concatenate([np.arange(of_file.size) for of_file in times.values()])
         joined = np.concatenate(list(times.values())).astype("datetime64[ns]")
@@ -43,7 +43,7 @@ class Offers:
 
     @classmethod
     def joined(cls, one: "Offers", other: "Offers") -> "Offers":
-        """Both, in the order of time; of the same time those of `one` come first."""
+        """Merge both in order of time; at equal times those of `one` come first."""
         times, files, indices = (
             np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("times", "files", "indices")
         )
@@ -55,11 +55,11 @@ class Offers:
         return int(self.times.size)
 
     def take(self, which: npt.NDArray[np.bool_] | slice) -> "Offers":
-        """Some of them, in the same order."""
+        """Return a subset, in the same order."""
         return Offers(self.times[which], self.files[which], self.indices[which])
 
     def split_by_step(self, step_minutes: float, start: np.datetime64 | None) -> tuple["Offers", "Offers"]:
-        """Those on the step, and those off it: counted from `start`, or where that is None by the commonest."""
+        """Split into frames on and off the step, counted from `start` (None: from the most frequent phase)."""
         step = schema.step_timedelta(step_minutes).astype(np.int64)
         phases = self.times.astype(np.int64) % step
         if start is not None:
@@ -70,29 +70,29 @@ class Offers:
         return self.take(phases == phase), self.take(phases != phase)
 
     def repeats(self) -> npt.NDArray[np.bool_]:
-        """Which have the time of the one before."""
+        """Return a mask of the frames with the same time as the one before."""
         repeats = np.zeros(len(self), bool)
         repeats[1:] = self.times[1:] == self.times[:-1]
         return repeats
 
     def by_day(self) -> list[tuple[np.datetime64, "Offers"]]:
-        """UTC days that have frames, and their frames."""
+        """Return the UTC days that have frames, each with its frames."""
         days, starts = np.unique(self.times.astype("datetime64[D]"), return_index=True)
         bounds = [*starts, len(self)]
         return [(day, self.take(slice(bounds[i], bounds[i + 1]))) for i, day in enumerate(days)]
 
 
 FILES_PER_TASK = 32
-MANY_FILES = 1000  # a process takes 2 s to start, a head some milliseconds to read
+MANY_FILES = 1000  # a process takes 2 s to start; a head is read in a few milliseconds
 
 
 class BadFileError(ValueError):
-    """A file that cannot be used, where the user wants to stop at the first."""
+    """A file cannot be used, and the user asked to stop at the first such file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """All frames of all good files; the grid is that of the earliest frame, and all files are on it.
+    """All frames of all usable files. All are on `grid`, the grid of the earliest frame.
 
     `accompanying` are READMEs, checksums and the like.
     """
@@ -102,15 +102,15 @@ class Found:
     step_minutes: float | None
     bad_files: dict[str, str]
     meanings: dict[int, Meaning]
-    """What each file's rates are over time, by its number; absent for readers that do not say it."""
+    """What the rates are over time, by file number; absent if the reader's head does not state it."""
     quality: dict[int, float]
-    """Of each file, by its number; 0 where none is stated."""
+    """Quality by file number; 0 if none is stated."""
     accompanying: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
 class _Heads:
-    """What a few files say of themselves, by their number; each grid once."""
+    """The heads of several files, by file number, with each distinct grid stored once."""
 
     times: dict[int, Times] = field(default_factory=dict)
     steps: dict[int, float | None] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class _Heads:
         self.grid_of[number] = self._number_of(head.grid)
 
     def leave_out(self, number: int, why: str) -> None:
-        """A file that is bad after all."""
+        """Move a file from the good ones to the bad ones."""
         del self.times[number], self.steps[number], self.grid_of[number]
         self.meanings.pop(number, None)
         self.bad[number] = why
@@ -159,7 +159,7 @@ def _equal(one: Grid, other: Grid) -> bool:
 
 
 def reason(path: Path, error: Exception) -> str:
-    """Why a file is bad, in words that name it."""
+    """Return why a file is bad, as a message that names it."""
     text = str(error)
     return (
         text if isinstance(error, ValueError) and str(path) in text else f"{path}: {type(error).__name__}: {text}"
@@ -174,10 +174,10 @@ def scan(
     raise_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Found:
-    """Look at all files; ValueError for no frame, and for two grids or steps, which no single archive can hold.
+    """Scan all files and check that they fit into one archive.
 
-    Of a few files on another grid or step than the rest (`_few`) each is bad: its header is damaged, or it is
-    of another product.
+    A few files whose grid or step differs from the rest (`_few`) count as bad: their headers are damaged, or they
+    belong to another product. Raises ValueError if there is no frame, or if the files have two grids or steps.
     """
     tasks = [
         (reader, first, list(paths[first : first + FILES_PER_TASK]), raise_bad)
@@ -190,11 +190,11 @@ def scan(
             raise heads
         parts[number] = heads
     found = _Heads()
-    for number in range(len(tasks)):  # in the order of the files, whichever process was first
+    for number in range(len(tasks)):  # in the order of the files, not of completion
         found.update(parts.pop(number))
     if not found.times:
         reasons = "; ".join(list(found.bad.values())[:3])
-        raise ValueError(f"Not one of {len(paths)} files could be read: {reasons or 'they hold no frames'}")
+        raise ValueError(f"None of {len(paths)} files could be read: {reasons or 'they hold no frames'}")
     bad_before = set(found.bad)
     _keep_one_grid(found, paths)
     _keep_one_meaning(found, paths)
@@ -216,7 +216,7 @@ def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads
             head = reader.scan(path)
         except MachineError:
             raise
-        except Exception as error:  # whatever a library throws at one file, the others go on
+        except Exception as error:  # a library may raise anything; the other files continue
             if accompanies(path) and not reader.recognises(path):
                 heads.accompanying.append(number)
             elif raise_bad:
@@ -230,7 +230,7 @@ def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads
 
 
 def _keep_one_grid(found: _Heads, paths: Sequence[Path]) -> None:
-    kinds: list[int] = []  # the first of the grids that are the same, of each, whatever the order of their rows
+    kinds: list[int] = []  # of each grid the first that is equal to it, up to the direction of rows and columns
     for number, grid in enumerate(found.grids):
         same = (kinds[k] for k in range(number) if kinds[k] == k and grid.turn_to(found.grids[k]) is not None)
         kinds.append(next(same, number))
@@ -241,7 +241,7 @@ def _keep_one_grid(found: _Heads, paths: Sequence[Path]) -> None:
         for file, name in zip(odd, names[1:], strict=True):
             found.leave_out(file, f"{name}, another grid than that of the others: {names[0]}")
     elif odd:
-        raise ValueError(f"The files are of two grids: {names[0]}, {names[1]}. Ingest each into its own archive.")
+        raise ValueError(f"The files have two grids: {names[0]}, {names[1]}. Ingest each into its own archive.")
 
 
 def _keep_one_step(found: _Heads, paths: Sequence[Path]) -> float | None:
@@ -254,16 +254,16 @@ def _keep_one_step(found: _Heads, paths: Sequence[Path]) -> float | None:
             )
     elif odd:
         raise ValueError(
-            f"The files are of two steps: {step_minutes} min in {paths[main[0]]}, {found.steps[odd[0]]} min in "
+            f"The files have two steps: {step_minutes} min in {paths[main[0]]}, {found.steps[odd[0]]} min in "
             f"{paths[odd[0]]}. Ingest each into its own archive."
         )
     return step_minutes
 
 
 def _keep_one_meaning(found: _Heads, paths: Sequence[Path]) -> None:
-    """ValueError for momentary rates beside averages, and for two periods.
+    """Raise ValueError if the files mix momentary rates with averages, or averages over two periods.
 
-    Averages whose period is not stated fit others: it is settled with the step.
+    Averages without a stated period are compatible with all others; their period follows from the step.
     """
     periods = {file: meaning.minutes if meaning.is_averaged else 0.0 for file, meaning in found.meanings.items()}
     stated = {file: round(minutes, 3) for file, minutes in periods.items() if minutes is not None}
@@ -275,13 +275,13 @@ def _keep_one_meaning(found: _Heads, paths: Sequence[Path]) -> None:
     names = [f"{paths[file]} holds {found.meanings[file]}" for file in (main[0], *odd)]
     if _few(odd, main):
         for file, name in zip(odd, names[1:], strict=True):
-            found.leave_out(file, f"{name}; {names[0]}, as most do")
+            found.leave_out(file, f"{name}; {names[0]}, as do most")
     elif odd:
-        raise ValueError(f"{names[0]}, {names[1]}. They do not mix: ingest each kind into its own archive.")
+        raise ValueError(f"{names[0]}, {names[1]}. They cannot be mixed: ingest each kind into its own archive.")
 
 
 def _most(kind_of: Mapping[int, Hashable]) -> tuple[list[int], list[int]]:
-    """The files of the commonest kind, of the earliest file's among equals, and the others; by number."""
+    """Return the files of the most frequent kind (ties: that of the first file) and the others, by number."""
     counts = Counter(kind_of[file] for file in sorted(kind_of))
     commonest = counts.most_common(1)[0][0]
     main = [file for file in sorted(kind_of) if kind_of[file] == commonest]
@@ -289,10 +289,10 @@ def _most(kind_of: Mapping[int, Hashable]) -> tuple[list[int], list[int]]:
 
 
 def _few(odd: Sequence[int], main: Sequence[int]) -> bool:
-    """Whether the odd ones are rather damaged than of another kind: one among three, or one in ten of the rest."""
+    """True if the odd files are probably damaged: at most one, or a tenth of the others, and at least 3 others."""
     return 0 < len(odd) <= max(1, len(main) // 10) and len(main) >= 3
 
 
 def place(grid: Grid) -> str:
-    """A grid in a few words."""
+    """Describe a grid in a few words."""
     return f"{grid.shape[0]} × {grid.shape[1]} pixels from y={grid.y[0]:g}, x={grid.x[0]:g}"

@@ -1,4 +1,4 @@
-"""What made an archive, as plain data in its files; and the refusal to go on with something else."""
+"""The settings that made an archive, stored in its files as plain data, and the check that they stay the same."""
 
 import dataclasses
 import json
@@ -21,14 +21,14 @@ _OWN_ATTRS = (
     "Conventions",
     "raincast_version",
 )
-# told by the files or by the user, but checked as the archive's step either way
+# comes from the files or the user; either way it is compared with the archive's step elsewhere
 _CHECKED_ELSEWHERE = ("step_minutes",)
 
 
 def describe(
     reader: Reader, quality: Quality, region: Region, attrs: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All that decides what frames become, by the keys of conf/ingest.yaml, as JSON can hold it."""
+    """Return all settings that affect the archived frames, by the keys of conf/ingest.yaml, as JSON types."""
     settings = {
         "source": _plain(reader.reader if isinstance(reader, Limited) else reader),
         "max_rate": quality.max_rate,
@@ -45,26 +45,26 @@ def describe(
 
 
 def check_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that are given (not None); ValueError for one that the ingest sets itself."""
+    """Return the attributes that are not None. Raises ValueError for one that ingest sets itself."""
     given = {name: value for name, value in attrs.items() if value is not None}
     for name, value in given.items():
         if name in _OWN_ATTRS or not isinstance(value, str | int | float):
             raise ValueError(
-                f"attrs.{name}={value} cannot be given: attributes are texts and numbers, and "
-                f"{', '.join(_OWN_ATTRS)} are what the ingest itself says."
+                f"attrs.{name}={value} cannot be given: attributes are strings or numbers, and ingest sets "
+                f"{', '.join(_OWN_ATTRS)} itself."
             )
     return given
 
 
 def check_same(archive: Archive, settings: Mapping[str, Any]) -> None:
-    """ValueError, with each difference, where `archive` was made with other settings.
+    """Raise ValueError with a list of the differences if `archive` was made with other settings.
 
-    Of a source that tells formats by content only those are compared that the archive's source knows too.
+    For a source that combines several readers, only the readers that both sources have are compared.
     """
     try:
         before = json.loads(archive.attrs.get(ATTR, ""))
     except ValueError:
-        return  # not made by an ingest that says how
+        return  # the archive has no record of its settings
     (sources, others), (old_sources, old_others) = _by_reader(settings), _by_reader(before)
     differences = _differences(old_others, others)
     for name in old_sources.keys() & sources.keys():
@@ -80,22 +80,22 @@ def check_same(archive: Archive, settings: Mapping[str, Any]) -> None:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """A line for each key that both have, and differently: versions of raincast may know more keys or fewer."""
+    """Return one line per key that both have with different values; raincast versions may differ in their keys."""
     both = [key for key in before if key in now and key not in _CHECKED_ELSEWHERE]
     return [
         f"{prefix}{key}: {_text(before[key])} in the archive, {_text(now[key])} now"
         for key in both
         if before[key] != now[key]
-        and _text(before[key]) != _text(now[key])  # NaN is no number, but the same setting
+        and _text(before[key]) != _text(now[key])  # NaN != NaN, but it is the same setting
     ]
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # as one writes it in YAML: null, true
+    return json.dumps(value, ensure_ascii=False)  # spelled as in YAML: null, true
 
 
 def _by_reader(settings: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """The settings of each reader by its class, alone or among others, and all other settings; flat."""
+    """Return the flattened settings of each reader, by class name, and all other settings, flattened."""
     readers = {str(r.get("_target_")).rpartition(".")[2]: r for r in _readers(settings.get("source", {}))}
     sources = {name: dict(_flat({k: v for k, v in r.items() if k != "_target_"})) for name, r in readers.items()}
     return sources, dict(_flat({key: value for key, value in settings.items() if key != "source"}))
@@ -118,7 +118,7 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """A dataclass as its class and fields, and what they hold likewise."""
+    """Convert a dataclass to a dict of its class and fields, recursively."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"_target_": f"{type(value).__module__}.{type(value).__qualname__}", **fields}

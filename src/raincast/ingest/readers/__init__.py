@@ -1,7 +1,7 @@
-"""Readers: one file a format, each with one class that keeps the `Reader` protocol.
+"""Readers: one module per format, each with one class that implements the `Reader` protocol.
 
-A new format is a file here, a `conf/source/NAME.yaml` that names its class and lists its arguments, and a
-line in `conf/source/auto.yaml`.
+To add a format, add a module here, a `conf/source/NAME.yaml` with its class and arguments, and a line in
+`conf/source/auto.yaml`.
 """
 
 import logging
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 ALL = slice(None)
 _OWN_KEY = re.compile(r"\bsource\.(?!readers\.)(?=[a-z_]+\b)")
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# what libraries throw at damaged files; sizes out of a spoilt header ask for any amount of memory
+# errors that libraries raise for damaged files; a size in a damaged header may ask for any amount of memory
 _DAMAGE = (
     OSError,
     LookupError,
@@ -44,12 +44,12 @@ _DAMAGE = (
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What a file says before its frames are read.
+    """Metadata of a file, known before its frames are read.
 
-    `times` are the valid times (UTC) in the order of the file, not necessarily ascending; `step_minutes` is
-    None where the file does not state the time between frames. `meaning` is what its rates are over time: None
-    where the reader does not say it before a frame is read. Of frames with the same time in several files that of
-    the highest `quality` is taken; 0 where nothing is stated.
+    `times` are the valid times (UTC) in the order of the file, not necessarily ascending. `step_minutes` is None
+    if the file does not state the time between frames. `meaning` is what the rates are over time, None if the
+    reader knows it only after reading a frame. If several files have a frame of the same time, the one with the
+    highest `quality` is taken; `quality` is 0 if none is stated.
     """
 
     times: npt.NDArray[np.datetime64]
@@ -60,42 +60,42 @@ class Head:
 
 
 class Reader(Protocol):
-    """A format. Damaged or unsuitable files end in a ValueError that names the file and the reason."""
+    """Reads one format. Raises ValueError with the file and the reason for damaged or unsuitable files."""
 
     def recognises(self, path: Path) -> bool:
-        """Whether the content of `path`, not its name, is of this format; cheap, and never an error."""
+        """Return True if the content of `path` is in this format, whatever its name. Cheap, and never raises."""
         ...
 
     def scan(self, path: Path) -> Head:
-        """Times, grid and step, without the frames."""
+        """Return the times, grid and step without reading the frames."""
         ...
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The frames numbered `frames` in mm/h, as `schema.rain_dataset` makes them.
+        """Read the frames numbered `frames` in mm/h, as a Dataset made by `schema.rain_dataset`.
 
-        `step_minutes` helps where the file itself does not state its step.
+        `step_minutes` is used if the file does not state its step.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Auto:
-    """Any of `readers` (by name of the format): the first that recognises the content of a file reads it."""
+    """A reader for all formats of `readers` (by name): the first that recognises a file's content reads it."""
 
     readers: Mapping[str, Reader]
 
     def recognises(self, path: Path) -> bool:
-        """Whether any of the formats is recognised."""
+        """Return True if any of the readers recognises `path`."""
         return any(reader.recognises(path) for reader in self.readers.values())
 
     def scan(self, path: Path) -> Head:
-        """As the reader that recognises `path`."""
+        """Scan with the reader that recognises `path`. Raises ValueError if none does."""
         name, reader = self._reader_of(path)
         with _in_keys_of(name):
             return reader.scan(path)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """As the reader that recognises `path`."""
+        """Read with the reader that recognises `path`. Raises ValueError if none does."""
         name, reader = self._reader_of(path)
         with _in_keys_of(name):
             return reader.read(path, frames, step_minutes=step_minutes)
@@ -104,18 +104,18 @@ class Auto:
         for name, reader in self.readers.items():
             if reader.recognises(path):
                 return name, reader
-        raise_if_handles()  # what cannot be opened is not recognised
+        raise_if_handles()  # without file handles no reader recognises anything
         raise ValueError(
             f"{path} ({_content(path)}) is none of the formats raincast knows: {', '.join(self.readers)}. "
-            "If it should be one of them, ask that one for its reason, e.g. source=cf."
+            "If it should be one of them, select that reader to see its reason, e.g. source=cf."
         )
 
 
 @contextmanager
 def _in_keys_of(name: str) -> Iterator[None]:
-    """Give the keys in errors of the reader `name` as they are typed with source=auto.
+    """Rewrite config keys in the errors of the reader `name` to those of source=auto.
 
-    source.variable=R is then source.readers.cf.variable=R, unless the message changes the source as well.
+    source.variable=R becomes source.readers.cf.variable=R, unless the message also sets another source.
     """
     try:
         yield
@@ -127,8 +127,8 @@ def _in_keys_of(name: str) -> Iterator[None]:
 
 
 def key_of(reader: Reader, path: Path, name: str) -> str:
-    """The key that sets the argument `name` of the reader that reads `path`, as a user types it."""
-    while (inner := getattr(reader, "reader", None)) is not None:  # limits and quality stand around it
+    """Return the config key that sets the argument `name` of the reader that reads `path`."""
+    while (inner := getattr(reader, "reader", None)) is not None:  # unwrap Limited and Cleaned
         reader = inner
     readers = reader.readers if isinstance(reader, Auto) else {}
     own = next((own for own, each in readers.items() if each.recognises(path)), "NAME")
@@ -138,9 +138,10 @@ def key_of(reader: Reader, path: Path, name: str) -> str:
 def check_period(
     reader: Reader, path: Path, meaning: Meaning | None, times: npt.NDArray[np.datetime64], step_minutes: float
 ) -> None:
-    """Take a depth's period, where the source does not state it, for the step; with a warning.
+    """Warn that a depth without a stated period is taken to cover the step.
 
-    ValueError where frames are missing from `times` (ascending): then the step is no evidence of the period.
+    Raises ValueError if frames are missing from `times` (ascending), because then the step is no evidence of the
+    period.
     """
     if meaning is None or not meaning.lacks_period:
         return
@@ -153,38 +154,38 @@ def check_period(
             f"{key}={step_minutes:g}."
         )
     log.warning(
-        "%s holds depths and does not state their period: taken as the step, %g min. If that is wrong, set %s.",
+        "%s holds depths and does not state their period: taken as the step, %g min. If this is wrong, set %s.",
         *(path, step_minutes, key),
     )
 
 
 @dataclass(frozen=True)
 class Limited:
-    """The files of `reader`, none with an image of more than `max_megapixels` (`archive.limits`).
+    """A reader that refuses images of more than `max_megapixels` (`archive.limits`).
 
-    Values that cannot be rain (`archive.absurd`) are missing, and named.
+    Values that cannot be rain (`archive.absurd`) become missing, with a warning.
     """
 
     reader: Reader
     max_megapixels: float = DEFAULT_MEGAPIXELS
 
     def __post_init__(self) -> None:
-        """Refuse a limit that no image keeps."""
+        """Raise ValueError for a limit of 0 or less."""
         if not self.max_megapixels > 0:
-            raise ValueError(f"max_megapixels={self.max_megapixels} must be above 0: million pixels of an image.")
+            raise ValueError(f"max_megapixels={self.max_megapixels} must be above 0 (million pixels of an image).")
 
     def recognises(self, path: Path) -> bool:
-        """As the reader does."""
+        """Delegate to the reader."""
         with limited(self.max_megapixels):
             return self.reader.recognises(path)
 
     def scan(self, path: Path) -> Head:
-        """As the reader does, within the limit."""
+        """Scan with the reader, within the limit."""
         with limited(self.max_megapixels):
             return self.reader.scan(path)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """As the reader does, within the limit."""
+        """Read with the reader, within the limit, and set absurd values to NaN."""
         with limited(self.max_megapixels):
             dataset = self.reader.read(path, frames, step_minutes=step_minutes)
         rates = dataset[schema.RAIN].values
@@ -196,7 +197,7 @@ class Limited:
 
 
 def starts_with(path: Path, *signatures: bytes) -> bool:
-    """Whether the first bytes of the file `path` are one of `signatures`; False where it cannot be opened."""
+    """Return True if the file begins with one of `signatures`; False if it cannot be opened."""
     try:
         with path.open("rb") as file:
             return file.read(max(map(len, signatures))).startswith(signatures)
@@ -206,7 +207,7 @@ def starts_with(path: Path, *signatures: bytes) -> bool:
 
 @contextmanager
 def naming(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a library throws at a damaged file into a ValueError that names `path`."""
+    """Turn any error that a library raises for a damaged file into a ValueError that names `path`."""
     try:
         yield
     except _DAMAGE as error:
@@ -218,7 +219,7 @@ def naming(path: Path, what: str) -> Iterator[None]:
 
 
 def _content(path: Path) -> str:
-    """A few words on what a file that nobody recognises looks like."""
+    """Describe the content of a file that no reader recognises."""
     if path.is_dir():
         return "a folder"
     size = path.stat().st_size if path.exists() else 0
@@ -233,7 +234,7 @@ def _content(path: Path) -> str:
 
 
 def _packed_in(path: Path) -> str:
-    """Which packing a file is of, as KNMI's and BoM's days and years of files are; '' for none."""
+    """Return the container type of a file, such as KNMI's and BoM's bundles of a day or year; '' for none."""
     import tarfile
     import zipfile
 

@@ -1,4 +1,4 @@
-"""Archives: parts of ours, and any CF netCDF or Zarr that keeps the archive contract, to be written anew."""
+"""Reader of archives: raincast's own, and any CF netCDF or Zarr that fulfils the archive contract."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from raincast.ingest.readers.cf import CF
 
 FORMAT = "an archive"
 BEFORE = "rewritten_from"
-"""The attribute with the settings that made the archive that was read, and those before it, a line each."""
+"""The attribute with the settings of the archive that was read and of its predecessors, one per line."""
 _OF_THE_FILE = (
     "Conventions",
     schema.STEP_MINUTES,
@@ -28,23 +28,23 @@ _OF_THE_FILE = (
 
 @dataclass(frozen=True)
 class ArchiveReader:
-    """Frames of an archive as they are: rates, times, `cell_methods`, projection, the attributes of its source.
+    """Reads the frames of an archive unchanged: rates, times, `cell_methods`, projection and source attributes.
 
-    Where `CF` finds out what a file may mean, this takes what keeps the contract (`schema.check_archive`), so
-    that codes of 0.01 mm/h come out as they went in.
+    `CF` interprets arbitrary files. This reader accepts only archives that fulfil the contract
+    (`schema.check_archive`), so codes of 0.01 mm/h come out unchanged.
     """
 
     def recognises(self, path: Path) -> bool:
-        """CF netCDF or a Zarr store; whether it is an archive too is seen when it is read."""
+        """Return True for CF netCDF or a Zarr store; the contract is checked on reading."""
         return CF().recognises(path)
 
     def scan(self, path: Path) -> Head:
-        """Times, grid and step of a part."""
+        """Return the times, grid and step of a part."""
         archive = self._open(path)
         return Head(archive.times, archive.grid, archive.step_minutes, archive.meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The frames numbered `frames`: only they are loaded."""
+        """Read the frames numbered `frames`; only these are loaded."""
         archive = self._open(path)
         start, stop, _ = frames.indices(archive.num_times)
         with naming(path, FORMAT):
@@ -60,7 +60,7 @@ class ArchiveReader:
 
 
 def _attrs(archive: Archive) -> dict[str, Any]:
-    """What the archive says of its source, and how it was made itself."""
+    """Return the archive's attributes about its source, and the settings that made it."""
     attrs = {name: value for name, value in archive.attrs.items() if name not in _OF_THE_FILE}
     made_by = [attrs.pop(name) for name in (schema.SETTINGS, BEFORE) if name in attrs]
     return attrs | ({BEFORE: "\n".join(made_by)} if made_by else {})

@@ -1,9 +1,9 @@
 """BoM netCDF: Rainfields 3 of the Australian Bureau of Meteorology, single radars and the national composite.
 
-Layout as pysteps (`import_bom_rf3`) and public users of the archive at NCI read it: one image (y, x) a file;
-`precipitation` in mm (prcp-c5, prcp-c10 and others) gathered from `start_time` to `valid_time`, or `rain_rate` in
-mm/h (prcp-crate); `x` and `y` in km of the Albers projection that the variable `proj` describes. Missing pixels
-hold the fill value or a negative one: some products have −1 as fill, others −32768.
+The layout follows pysteps (`import_bom_rf3`) and public users of the archive at NCI: one image (y, x) per file;
+`precipitation` in mm (prcp-c5, prcp-c10 and others) accumulated from `start_time` to `valid_time`, or `rain_rate`
+in mm/h (prcp-crate); `x` and `y` in km of the Albers projection that the variable `proj` describes. Missing pixels
+have the fill value or a negative value: the fill value is −1 in some products and −32768 in others.
 """
 
 from collections.abc import Iterator
@@ -38,16 +38,16 @@ PROJECTIONS = ("proj", "albers_conical_equal_area")
 
 @dataclass(frozen=True)
 class BoM:
-    """One frame a file, depth or rate → mm/h; conf/source/bom.yaml says what the arguments do.
+    """Reads one frame per file, depth or rate, in mm/h; conf/source/bom.yaml documents the arguments.
 
-    A depth becomes the mean rate from its start to its valid time.
+    A depth becomes the mean rate from its start time to its valid time.
     """
 
     step_minutes: float | None = None
     source: str = "Bureau of Meteorology"
 
     def recognises(self, path: Path) -> bool:
-        """NetCDF with the rain, its valid time and its projection under Rainfields' names."""
+        """Return True for netCDF with rain, valid time and projection under Rainfields' names."""
         import netCDF4
 
         if not starts_with(path, HDF5_SIGNATURE, *NETCDF3_SIGNATURES):
@@ -62,14 +62,14 @@ class BoM:
             return False
 
     def scan(self, path: Path) -> Head:
-        """Time, grid and step; a rate states no step."""
+        """Return the time, grid and step; files with rates do not state a step."""
         with self._open(path) as (dataset, field):
             meaning = _meaning(dataset, field)
             step = self.step_minutes or meaning.minutes
             return Head(np.array([_time(dataset, END)]), _grid(dataset, field), step, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The file's one frame (`frames` may leave none)."""
+        """Read the file's single frame, or none if `frames` is empty."""
         with self._open(path) as (dataset, field):
             meaning = _meaning(dataset, field)
             step = self.step_minutes or meaning.minutes or step_minutes
@@ -86,7 +86,7 @@ class BoM:
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[xr.Dataset, xr.DataArray]]:
-        """The dataset with its times decoded, and its rain on y and x, not yet loaded, as it is packed."""
+        """Yield the dataset with decoded times, and its rain (y, x), still packed and on disk."""
         with naming(path, FORMAT):
             check_whole(path)
             check_unpacking(path)
@@ -114,7 +114,7 @@ def _grid(dataset: xr.Dataset, field: xr.DataArray) -> Grid:
 
 @lru_cache(maxsize=16)
 def _projection(said: tuple[tuple[str, tuple[Any, ...]], ...]) -> str:
-    """The WKT of a projection's CF attributes: pyproj takes a quarter of a second to make it."""
+    """Return the WKT of a projection's CF attributes; cached because pyproj takes a quarter of a second."""
     return crs_in_metres({key: values[0] if len(values) == 1 else list(values) for key, values in said})[0]
 
 
@@ -129,25 +129,25 @@ def _time(dataset: xr.Dataset, name: str) -> np.datetime64:
 
 
 def _meaning(dataset: xr.Dataset, field: xr.DataArray) -> Meaning:
-    """Momentary rates, or depths from their start to their valid time."""
+    """Return momentary for rates, or depth over the minutes from start time to valid time."""
     if field.name != DEPTH:
         return MOMENTARY
     start, end = _time(dataset, START), _time(dataset, END)
     if start >= end:
-        raise ValueError(f"it starts at {start} and ends at {end}: no accumulation over a time")
+        raise ValueError(f"it starts at {start} and ends at {end}: not a valid accumulation period")
     return Meaning("depth", float((end - start) / np.timedelta64(1, "m")))
 
 
 def _rates(field: xr.DataArray, interval: float | None) -> npt.NDArray[np.float32]:
-    """(H, W) in mm/h, NaN where missing; a few rows at a time, for in float64 an image takes much room."""
+    """Return the rates (H, W) in mm/h, NaN for missing, computed in blocks of rows to limit float64 memory."""
     quantity, said = QUANTITIES[str(field.name)], field.attrs.get("units")
     unit = units.unit_of(said, quantity)
     if unit is None:
         known = ", ".join(units.EXAMPLES[quantity])
-        raise ValueError(f"{field.name} is in {said or 'no unit'}: known are {known} and the like")
+        raise ValueError(f"{field.name} is in {said or 'no unit'}: raincast knows {known} and similar units")
     codes = field.load().transpose(Y, X).values
     if codes.dtype.kind not in "iuf":
-        raise ValueError(f"{field.name} is {codes.dtype}, no numbers")
+        raise ValueError(f"{field.name} is {codes.dtype}, not integers or floats")
     packing = Packing.of(field)
     rates = np.empty(codes.shape, np.float32)
     for rows in bands(codes.shape):

@@ -29,7 +29,7 @@ FORMAT = "CF netCDF or Zarr"
 NETCDF3_SIGNATURES = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 ZARR_METADATA = ("zarr.json", ".zgroup")
 ToRate = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
-"""From values in a file's unit to mm/h."""
+"""A function from values in a file's unit to mm/h."""
 
 STANDARD_NAMES: dict[str, tuple[str, ...]] = {
     RATE: schema.RAIN_STANDARD_NAMES,
@@ -44,14 +44,14 @@ STANDARD_NAMES: dict[str, tuple[str, ...]] = {
 RAIN_WORDS = re.compile(r"rain|prec|pcp|qpe|acc|rr|\btp\b")
 OTHER_WORDS = re.compile(r"\bvil\b|liquid|snow|evap|vapou?r|soil|runoff|wind|height")
 NOT_RATE = re.compile(r"maxim|minim|(?<![a-z0-9])max|quality|error|uncertain|spread|std|prob|flag|index")
-"""In the names of a variable without a standard_name of rain, whose unit could be one of rain."""
+"""Words in the name of a variable that is not rain, although its unit could be one of rain."""
 
 _KEPT_ATTRS = ("title", "institution", "source", "license", "licence", "references", "doi", "comment")
 
 
 @dataclass(frozen=True)
 class CF:
-    """Any CF netCDF or Zarr → mm/h; conf/source/cf.yaml says what the arguments do."""
+    """Reads any CF netCDF or Zarr in mm/h; conf/source/cf.yaml documents the arguments."""
 
     variable: str | None = None
     quantity: str = "auto"
@@ -64,14 +64,14 @@ class CF:
     crs: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown quantity or unit."""
+        """Raise ValueError for an unknown quantity or unit."""
         if self.quantity not in ("auto", *STANDARD_NAMES):
             raise ValueError(f"source.quantity={self.quantity} is none of auto, {', '.join(STANDARD_NAMES)}.")
         if self.units is not None and parse_unit(self.units) is None:
-            raise ValueError(f"source.units={self.units} is no unit of rain: {_known_units()}.")
+            raise ValueError(f"source.units={self.units} is not a unit of rain: {_known_units()}.")
 
     def recognises(self, path: Path) -> bool:
-        """A Zarr folder, netCDF-3, or HDF5 with the dimension scales of netCDF-4 at its root."""
+        """Return True for a Zarr folder, netCDF-3, or HDF5 with netCDF-4 dimension scales at its root."""
         if path.is_dir():
             return any((path / name).exists() for name in ZARR_METADATA)
         if starts_with(path, HDF5_SIGNATURE):
@@ -79,9 +79,9 @@ class CF:
         return starts_with(path, *NETCDF3_SIGNATURES)
 
     def scan(self, path: Path) -> Head:
-        """Times, grid and step of a file."""
+        """Return the times, grid and step of the file."""
         with self._open(path) as (dataset, field, quantity):
-            Packing.of(field)  # refuses what no number follows from
+            Packing.of(field)  # raises ValueError for invalid packing attributes
             return Head(
                 _valid_times(dataset, field, quantity)[0],
                 find_grid(dataset, field, self.crs),
@@ -90,7 +90,7 @@ class CF:
             )
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The frames numbered `frames`: only they are loaded."""
+        """Read the frames numbered `frames`; only these are loaded."""
         with self._open(path) as (dataset, field, quantity):
             times = _valid_times(dataset, field, quantity)[0][frames]
             step = self._step(dataset) or step_minutes or _step_of(dataset, field)
@@ -109,7 +109,7 @@ class CF:
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[xr.Dataset, xr.DataArray, str]]:
-        """The dataset, its rain as lazy (time, y, x), and the quantity that this is."""
+        """Yield the dataset, its rain as a lazy array (time, y, x), and the rain's quantity."""
         with naming(path, FORMAT):
             check_whole(path)
             check_unpacking(path)
@@ -122,7 +122,7 @@ class CF:
             yield dataset, field, quantity
 
     def _choose(self, dataset: xr.Dataset) -> tuple[str, str]:
-        """The rain variable and its quantity: as told, else by standard_name, else by units alone."""
+        """Return the rain variable and its quantity: as configured, by standard_name, or by units alone."""
         if self.variable is not None:
             if self.variable not in dataset.data_vars:
                 raise ValueError(f"no variable {self.variable}; found: {_listing(dataset)}")
@@ -139,7 +139,7 @@ class CF:
                 if found:
                     raise ValueError(
                         f"{len(found)} variables are a {quantity} of rain: {', '.join(found)}. "
-                        "Choose with source.variable=NAME"
+                        "Choose one with source.variable=NAME"
                     )
         without = [
             str(name)
@@ -150,17 +150,17 @@ class CF:
             raise _no_units(without)
         raise ValueError(
             f"no variable on (time, y, x) is rain by its standard_name, or by its units and name; found: "
-            f"{_listing(dataset)}. Name it with source.variable=NAME, and state its unit, if the file's is wrong, "
-            "with source.units=mm/h"
+            f"{_listing(dataset)}. Name it with source.variable=NAME. If its unit is wrong in the file, also set "
+            "source.units=mm/h"
         )
 
     def _units(self, array: xr.DataArray) -> str:
-        """The unit of a variable: the user's, where the file has none or the user names the variable."""
+        """Return a variable's unit: the configured one if the file has none or the variable is configured."""
         stated = str(array.attrs.get("units", "")).strip()
         return stated if self.units is None or (stated and self.variable is None) else self.units
 
     def _fits(self, array: xr.DataArray, quantity: str, *, by_name: bool) -> bool:
-        """Whether a variable is rain by its unit, and by its standard_name or by nothing that tells otherwise."""
+        """Return True if a variable is rain by unit and standard_name (`by_name`), or by unit and other words."""
         unit = unit_of(self._units(array), quantity)
         if unit is None:
             return False
@@ -174,7 +174,7 @@ class CF:
         said = f"{array.name} {array.attrs.get('long_name', '')} {standard_name}".lower()
         if quantity == REFLECTIVITY:
             return not OTHER_WORDS.search(said)
-        # of "kg m-2" are many things
+        # many quantities are in "kg m-2"
         needs_rain = OTHER_WORDS.search(said) or (quantity == ACCUMULATION and "kg" in self._units(array).lower())
         return not NOT_RATE.search(said) and bool(not needs_rain or RAIN_WORDS.search(said))
 
@@ -185,21 +185,21 @@ class CF:
         unit = parse_unit(text)
         if unit is None:
             raise ValueError(
-                f"{array.name} has units {text!r}, none of rain: {_known_units()}. If the file is wrong, set "
-                "source.units=mm/h"
+                f"{array.name} has units {text!r}, not a unit of rain: {_known_units()}. If the file is wrong, "
+                "set source.units=mm/h"
             )
         if self.quantity not in ("auto", unit.quantity):
             raise ValueError(
-                f"{array.name} in {text!r} is no {self.quantity} ({', '.join(EXAMPLES[self.quantity])}), but a "
-                f"{unit.quantity}. Set source.quantity={unit.quantity}, or source.units if the file is wrong"
+                f"{array.name} in {text!r}: not a unit of {self.quantity} ({', '.join(EXAMPLES[self.quantity])}), "
+                f"but of {unit.quantity}. Set source.quantity={unit.quantity}, or source.units if it is wrong"
             )
         stated = array.attrs.get("units")
         if stated and self.units is not None and parse_unit(stated) != unit:
-            warn_once(f"{array.name} is read in {self.units} by source.units, though the file says {stated}")
+            warn_once(f"{array.name} is read in {self.units}, as source.units states; the file states {stated}")
         return unit.quantity
 
     def _rates(self, path: Path, field: xr.DataArray, frames: slice, to_rate: ToRate) -> npt.NDArray[np.float32]:
-        """The rates of `frames` in mm/h, a few rows at a time: in float64 a large image takes much room."""
+        """Return the rates of `frames` in mm/h, computed in blocks of rows to limit float64 memory."""
         raw, packing = _stored(field, frames), Packing.of(field)
         rates = np.empty(raw.shape, np.float32)
         for frame, of_frame in zip(rates, raw, strict=True):
@@ -214,7 +214,7 @@ class CF:
     def _to_rate(
         self, dataset: xr.Dataset, field: xr.DataArray, unit: Unit, minutes: float
     ) -> tuple[ToRate, dict[str, Any]]:
-        """What makes mm/h of mm/h, of mm over `minutes`, or of dBZ; and what an archive says of it."""
+        """Return the conversion of a rate, a depth over `minutes` or dBZ to mm/h, and attributes about it."""
         if unit.quantity == REFLECTIVITY:
             zr, attrs = choose_zr({**dataset.attrs, **field.attrs}, self.zr_a, self.zr_b)
             return zr.to_rate, attrs
@@ -223,7 +223,7 @@ class CF:
         return lambda values: values * unit.factor, {}
 
     def _meaning(self, dataset: xr.Dataset, field: xr.DataArray, quantity: str) -> Meaning:
-        """What its rates are over time; the period is None where neither the file nor the user states it."""
+        """Return what the rates are over time; the period is None if neither the file nor the user states it."""
         name = str(field.name)
         schema.check_cell_methods(field.attrs.get("cell_methods"), name)
         averaged = "time: mean" in str(field.attrs.get("cell_methods"))
@@ -240,7 +240,7 @@ class CF:
 
     def _attrs(self, dataset: xr.Dataset, field: xr.DataArray) -> dict[str, Any]:
         attrs = {name: dataset.attrs[name] for name in _KEPT_ATTRS if name in dataset.attrs}
-        if "comment" in field.attrs:  # often the Z-R relation of the service
+        if "comment" in field.attrs:  # often states the service's Z-R relation
             attrs["comment"] = field.attrs["comment"]
         return {"source": f"CF variable {field.name}"} | attrs
 
@@ -250,18 +250,18 @@ def _has_dimension_scales(path: Path) -> bool:
 
     try:
         with h5py.File(path) as file:
-            members = [member for member in file.values() if member is not None]  # None is a damaged one
+            members = [member for member in file.values() if member is not None]  # None: a damaged member
             return any(member.attrs.get("CLASS") == b"DIMENSION_SCALE" for member in members)
     except (OSError, RuntimeError, KeyError, TypeError, ValueError):
         return False
 
 
 def _known_units() -> str:
-    return "known are " + "; ".join(f"{quantity}: {', '.join(units)}" for quantity, units in EXAMPLES.items())
+    return "raincast knows " + "; ".join(f"{quantity}: {', '.join(units)}" for quantity, units in EXAMPLES.items())
 
 
 def _no_units(names: list[str]) -> ValueError:
-    """The error for rain without a unit, with a remedy that works when it is typed."""
+    """Return the error for rain without a unit, with a remedy to copy."""
     which = "" if len(names) == 1 else " together with source.variable=NAME"
     return ValueError(
         f"{', '.join(names)} states no units: set source.units=mm/h for a rain rate, source.units=mm for a depth "
@@ -272,7 +272,7 @@ def _no_units(names: list[str]) -> ValueError:
 def _valid_times(
     dataset: xr.Dataset, field: xr.DataArray, quantity: str
 ) -> tuple[npt.NDArray[np.datetime64], float | None]:
-    """Valid times, and the minutes that a value covers. A depth has a period whatever its cell_methods say."""
+    """Return the valid times and the minutes that a value covers; depths always have a period."""
     return valid_times(dataset, field, is_depth=quantity == ACCUMULATION)
 
 
@@ -291,7 +291,7 @@ def _step_of(dataset: xr.Dataset, field: xr.DataArray) -> float:
 
 
 def _stored(field: xr.DataArray, frames: slice) -> npt.NDArray[Any]:
-    """The numbers of `frames` as they are stored, (time, y, x)."""
+    """Return the stored numbers of `frames`, (time, y, x)."""
     if TIME in field.dims:
         values: npt.NDArray[Any] = field.isel({TIME: frames}).load().transpose(TIME, Y, X).values
         return values

@@ -1,10 +1,10 @@
 """FMI: composites of the Finnish radar network as PGM (gzipped or plain) and as GeoTIFF.
 
 PGM: metadata in the comments of the header (SmartMet qdtools, docs/pgm2qd.md: obstime, param, projection,
-multiplier and offset); the largest grey value is no data. The scale of 0.5·v − 32 dBZ where the header states none
-is that of FMI's open data manual; the Earth's radius that of pysteps, `import_fmi_pgm`: with it the corners are
-the stated metersperpixel apart. GeoTIFF: Observation time, Quantity, Gain, Offset, Nodata, Undetect and
-Accumulation time as XML in the tag GDAL_METADATA.
+multiplier and offset); the largest grey value is no data. The default scale, 0.5·v − 32 dBZ, is from FMI's open
+data manual. The Earth's radius is from pysteps, `import_fmi_pgm`; with it the distance of the corners agrees with
+the stated metersperpixel. GeoTIFF: Observation time, Quantity, Gain, Offset, Nodata, Undetect and Accumulation
+time as XML in the tag GDAL_METADATA.
 """
 
 import re
@@ -31,15 +31,15 @@ from raincast.transforms import ZR, accumulation_to_rate
 
 FORMAT = "FMI PGM or GeoTIFF"
 EARTH_RADIUS = 6_371_288.0  # m
-GAIN, OFFSET = 0.5, -32.0  # dBZ of a grey value
+GAIN, OFFSET = 0.5, -32.0  # from grey values to dBZ
 UNITS = {"dbz": "dBZ", "mm/h": "mm/h", "mm": "mm"}
-ZR_RAIN = ZR(223.0, 1.53)  # FMI's own for rain
+ZR_RAIN = ZR(223.0, 1.53)  # FMI's relation for rain
 _HEADER_BYTES = 8192
 
 
 @dataclass(frozen=True)
 class _Image:
-    """What a file says of its one image: `codes` is (H, W) or None, `unit` that of offset + gain · code."""
+    """The single image of a file: `codes` is (H, W) or None, `unit` is the unit of offset + gain · code."""
 
     time: np.datetime64
     grid: Grid
@@ -61,7 +61,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class FMI:
-    """One frame a file, reflectivity, rate or depth → mm/h; conf/source/fmi.yaml says what the arguments do."""
+    """Reads one frame per file (reflectivity, rate or depth) in mm/h; conf/source/fmi.yaml has the arguments."""
 
     step_minutes: float | None = None
     zr_a: float | None = None
@@ -69,19 +69,19 @@ class FMI:
     source: str = "FMI"
 
     def recognises(self, path: Path) -> bool:
-        """A PGM with an observation time in its header, or a TIFF with one in its GDAL metadata."""
+        """Return True for a PGM with an observation time in its header, or a TIFF with one in GDAL metadata."""
         start = first_bytes(path, _HEADER_BYTES)
         is_pgm = start.startswith(b"P5") and b"obstime" in start
         return is_pgm or "Observation time" in find_items(path)
 
     def scan(self, path: Path) -> Head:
-        """Time and grid; the format does not state the time between frames."""
+        """Return the time and the grid. The format does not state the time between frames."""
         with naming(path, FORMAT):
             image = _read(path, pixels=False)
             return Head(np.array([image.time]), image.grid, self.step_minutes, image.meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The file's one frame (`frames` may leave none)."""
+        """Read the file's single frame, or none if `frames` is empty."""
         with naming(path, FORMAT):
             image = _read(path, pixels=True)
             step = self.step_minutes or step_minutes or image.accumulation_minutes
@@ -100,7 +100,7 @@ class FMI:
 
 
 def _rates(image: _Image, zr: ZR) -> npt.NDArray[np.float32]:
-    """(H, W) in mm/h, NaN where missing."""
+    """Return the rates (H, W) in mm/h, NaN for missing."""
     assert image.codes is not None
     if image.codes.dtype.kind != "u" or image.codes.dtype.itemsize > 2 or image.codes.shape != image.grid.shape:
         raise ValueError(
@@ -110,7 +110,7 @@ def _rates(image: _Image, zr: ZR) -> npt.NDArray[np.float32]:
     codes = np.arange(np.iinfo(image.codes.dtype).max + 1)
     values = image.offset + image.gain * codes
     if image.unit == "dBZ":
-        with np.errstate(over="ignore"):  # of codes that no image has
+        with np.errstate(over="ignore"):  # codes that do not occur may overflow
             values = zr.to_rate(values).astype(np.float32)
     elif image.accumulation_minutes is not None:
         values = accumulation_to_rate(values, image.accumulation_minutes)
@@ -133,17 +133,17 @@ def _read_pgm(path: Path) -> _Image:
     content = all_bytes(path)
     said, (width, height, largest), first = _pgm_header(content)
     if "reflectivity" not in said.get("param", "").lower():
-        found = said.get("param", "something that its header does not name (param)")
-        raise ValueError(f"it holds {found}: of PGM only reflectivity is read")
+        found = said.get("param", "a quantity that its header does not name (param)")
+        raise ValueError(f"it holds {found}: raincast reads only reflectivity from PGM")
     if not 0 < largest < 65536:
-        raise ValueError(f"its largest grey value is {largest}: 1 to 65535 are possible")
+        raise ValueError(f"its largest grey value is {largest}, not 1 to 65535")
     check_image(height, width)
     kind = np.dtype(">u2" if largest > 255 else "u1")
     if len(content) - first < width * height * kind.itemsize:
         raise ValueError(f"it ends early: {len(content) - first} bytes of {height} × {width} pixels")
     codes = np.frombuffer(content, kind, width * height, first).reshape(height, width)
     if codes.max() > largest:
-        raise ValueError(f"it has the grey value {codes.max()}, but says that {largest} is the largest")
+        raise ValueError(f"it has the grey value {codes.max()}, but states {largest} as the largest")
     return _Image(
         time=_parse_time(said.get("obstime", "none")),
         grid=_pgm_grid(tuple(said.get(name, "") for name in _PROJECTION), (height, width)),
@@ -158,7 +158,7 @@ def _read_pgm(path: Path) -> _Image:
 
 
 def _pgm_header(content: bytes) -> tuple[dict[str, str], list[int], int]:
-    """The comments as key → rest of the line; width, height and largest value; where the pixels begin."""
+    """Return the comments by key, the numbers width, height and largest value, and the offset of the pixels."""
     said: dict[str, str] = {}
     numbers: list[int] = []
     end = content.index(b"\n") + 1
@@ -182,12 +182,12 @@ _PROJECTION = ("type", "centrallongitude", "centrallatitude", "truelatitude", "b
 
 @lru_cache(maxsize=16)
 def _pgm_grid(projection: tuple[str, ...], shape: tuple[int, int]) -> Grid:
-    """The grid between two outer corners, which come as longitude and latitude on the sphere."""
+    """Return the grid between two outer corners, given as longitude and latitude on the sphere."""
     from pyproj import Proj
 
     said = dict(zip(_PROJECTION, projection, strict=True))
     if said["type"] != "stereographic":
-        raise ValueError(f"its projection is {said['type'] or 'not stated'}: only stereographic is read")
+        raise ValueError(f"its projection is {said['type'] or 'not stated'}: raincast reads only stereographic")
     proj4 = (
         f"+proj=stere +lat_0={float(said['centrallatitude'])} +lat_ts={float(said['truelatitude'])} "
         f"+lon_0={float(said['centrallongitude'])} +R={EARTH_RADIUS} +units=m"
@@ -235,27 +235,27 @@ def _tiff_unit(said: Mapping[str, str]) -> str:
     unit = said.get("Quantity unit", "").strip().lower()
     if unit not in UNITS:
         found, known = said.get("Quantity unit", "no unit"), ", ".join(UNITS.values())
-        raise ValueError(f"it holds {said['Quantity']} in {found}: read are {known}")
+        raise ValueError(f"it holds {said['Quantity']} in {found}: raincast reads {known}")
     return UNITS[unit]
 
 
 def _tiff_minutes(said: Mapping[str, str]) -> float:
-    """What a depth gathers over."""
+    """Return the accumulation period of a depth in minutes."""
     minutes_per = {"h": 60.0, "hour": 60.0, "min": 1.0, "minutes": 1.0}
     unit = said.get("Accumulation time unit", "")
     if "Accumulation time" not in said or unit not in minutes_per:
         raise ValueError(
             f"its Accumulation time is {said.get('Accumulation time', 'absent')} in {unit or 'no unit'}: "
-            f"known are {', '.join(minutes_per)}"
+            f"raincast knows {', '.join(minutes_per)}"
         )
     minutes = float(said["Accumulation time"]) * minutes_per[unit]
     if minutes <= 0:
-        raise ValueError(f"its Accumulation time is {minutes:g} min: no accumulation over a time")
+        raise ValueError(f"its Accumulation time is {minutes:g} min: not a valid accumulation period")
     return minutes
 
 
 def _parse_time(text: str) -> np.datetime64:
-    """'201609281445' → datetime64."""
+    """Parse '201609281445' to datetime64."""
     match = re.fullmatch(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)", text)
     if match is None:
         raise ValueError(f"the observation time {text!r} is not like 201609281445")

@@ -1,6 +1,6 @@
-"""GeoTIFF: a series of plain rasters of rain rate, depth or reflectivity, one frame a file.
+"""GeoTIFF: a series of plain rasters of rain rate, depth or reflectivity, one frame per file.
 
-Such files do not say what their numbers are, and say when in their names: both are the user's to state.
+Such files do not state their quantity, and have their time in the file name: the user configures both.
 """
 
 import re
@@ -28,15 +28,15 @@ from raincast.units import parse_unit
 FORMAT = "GeoTIFF"
 RATE, ACCUMULATION, REFLECTIVITY = "rate", "accumulation", "reflectivity"
 QUANTITIES = (RATE, ACCUMULATION, REFLECTIVITY)
-GEO_KEYS = 34735  # the tag GeoKeyDirectory (OGC GeoTIFF 1.1): what makes a TIFF a GeoTIFF
+GEO_KEYS = 34735  # the tag GeoKeyDirectory (OGC GeoTIFF 1.1), which every GeoTIFF has
 DIRECTIVES = {"Y": r"\d{4}", "j": r"\d{3}"} | dict.fromkeys("mdHMSy", r"\d{2}")
-"""Digits of each directive of a time format: words (%b) would depend on the user's language."""
-YEARS = range(1900, 2200)  # other digits count something else
+"""Pattern of each directive of a time format; names of months (%b) would depend on the locale."""
+YEARS = range(1900, 2200)  # digits that give other years are not a time
 
 
 @dataclass(frozen=True)
 class GeoTIFF:
-    """One raster a file → mm/h; conf/source/geotiff.yaml says what the arguments do."""
+    """Reads one raster per file in mm/h; conf/source/geotiff.yaml documents the arguments."""
 
     quantity: str | None = None
     time_format: str = "%Y%m%d%H%M"
@@ -54,24 +54,24 @@ class GeoTIFF:
     source: str = "GeoTIFF"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown quantity, and a time format that no digits could fill."""
+        """Raise ValueError for an unknown quantity or a time format that cannot give a date."""
         if self.quantity not in (None, *QUANTITIES):
             raise ValueError(f"source.quantity={self.quantity} is none of {', '.join(QUANTITIES)}.")
         _time_pattern(self.time_format)
 
     def recognises(self, path: Path) -> bool:
-        """A TIFF, gzipped or plain, that knows where it lies, and not one of FMI's or OPERA's."""
+        """Return True for a georeferenced TIFF, gzipped or plain, that is not FMI's or OPERA's."""
         others = FMI(), OperaTiff()
         return GEO_KEYS in tiff_directory(path) and not any(reader.recognises(path) for reader in others)
 
     def scan(self, path: Path) -> Head:
-        """Time and grid; the format does not state the time between frames."""
+        """Return the time and the grid. The format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
             meaning = self._meaning(self._quantity(dataset))
             return Head(np.array([self._time(path, dataset)]), raster_grid(dataset), self.step_minutes, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The file's one frame (`frames` may leave none)."""
+        """Read the file's single frame, or none if `frames` is empty."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
             quantity = self._quantity(dataset)
             step = self.step_minutes or step_minutes or self.accumulation_minutes
@@ -92,7 +92,7 @@ class GeoTIFF:
             )
 
     def _quantity(self, dataset: Any) -> str:
-        """As told, or as the unit of the band says; ValueError where neither does, or where they differ."""
+        """Return the quantity, configured or by the band's unit. Raises ValueError if unknown or contradictory."""
         text = dataset.units[self._band(dataset) - 1]
         unit = parse_unit(text)
         if unit is not None and self.quantity not in (None, unit.quantity):
@@ -104,17 +104,17 @@ class GeoTIFF:
             return unit.quantity
         if self.quantity is None:
             raise ValueError(
-                "it does not say what its values are (mm/h, mm or dBZ): set "
+                "it does not state what its values are (mm/h, mm or dBZ): set "
                 f"source.quantity={'|'.join(QUANTITIES)}"
             )
         return self.quantity
 
     def _meaning(self, quantity: str) -> Meaning:
-        """What the values are over time; of depths only the user can say the period."""
+        """Return what the values are over time; only the user knows the period of depths."""
         return Meaning("depth", self.accumulation_minutes) if quantity == ACCUMULATION else MOMENTARY
 
     def _time(self, path: Path, dataset: Any) -> np.datetime64:
-        """The valid time: of the tag that is named, else of the file's name."""
+        """Return the valid time from the configured tag, or from the file's name."""
         text = path.name
         if self.time_tag is not None:
             tags = dataset.tags()
@@ -126,12 +126,12 @@ class GeoTIFF:
             found = " and ".join(map(str, times)) or "none"
             raise ValueError(
                 f"{text!r} should hold one time like source.time_format={self.time_format}, found: {found}. "
-                "Set one that fits, with what stands beside it if need be: source.time_format='rain_%Y%m%d_%H%M'"
+                "Set a format that fits, with the text around it if needed: source.time_format='rain_%Y%m%d_%H%M'"
             )
         return np.datetime64(times[0] + timedelta(minutes=self.time_offset_minutes), "ns")
 
     def _rates(self, dataset: Any, quantity: str, interval: float) -> npt.NDArray[np.float32]:
-        """(H, W) in mm/h, NaN where missing; a few rows at a time, for in float64 an image takes much room."""
+        """Return the rates (H, W) in mm/h, NaN for missing, computed in blocks of rows to limit float64 memory."""
         band = self._band(dataset)
         scale = dataset.scales[band - 1] if self.scale is None else self.scale
         offset = dataset.offsets[band - 1] if self.offset is None else self.offset
@@ -141,10 +141,10 @@ class GeoTIFF:
         factor = 1.0 if unit is None else unit.factor
         pixels = dataset.read(band)
         if pixels.dtype.kind not in "iuf":
-            raise ValueError(f"its pixels are {pixels.dtype}, no numbers of rain")
+            raise ValueError(f"its pixels are {pixels.dtype}, not integers or floats")
         zr = self._zr(dataset)[0] if quantity == REFLECTIVITY else ZR()
         rates = np.empty(pixels.shape, np.float32)
-        with np.errstate(over="ignore"):  # of fill values that nobody stated: infinite is missing in an archive
+        with np.errstate(over="ignore"):  # undeclared fill values may overflow; infinite is missing in an archive
             for rows in bands(pixels.shape):
                 values = (offset + scale * pixels[rows].astype(np.float64)) * factor
                 if quantity == REFLECTIVITY:
@@ -161,16 +161,16 @@ class GeoTIFF:
         if self.band is None and dataset.count != 1:
             raise ValueError(f"it has {dataset.count} bands: choose one with source.band=1")
         if not 1 <= band <= dataset.count:
-            raise ValueError(f"it has no band {band}, but {dataset.count}: set source.band")
+            raise ValueError(f"it has no band {band}, only {dataset.count}: set source.band")
         return band
 
     def _zr(self, dataset: Any) -> tuple[ZR, dict[str, Any]]:
-        """The Z-R relation of a reflectivity, and what an archive says of it."""
+        """Return the Z-R relation for reflectivity, and the attributes that record it in the archive."""
         return choose_zr(zr_items(dataset), self.zr_a, self.zr_b)
 
 
 def _time_pattern(time_format: str) -> str:
-    """The regular expression of a time format like %Y%m%d%H%M; ValueError for other than digits."""
+    """Return the regex of a time format like %Y%m%d%H%M. Raises ValueError for directives other than digits."""
     pattern, named = "", set()
     for match in re.finditer(r"%(.?)|([^%]+)", time_format):
         directive, literal = match.groups()
@@ -180,23 +180,21 @@ def _time_pattern(time_format: str) -> str:
             pattern += DIRECTIVES[directive]
             named.add(directive)
         else:
-            raise ValueError(
-                f"source.time_format={time_format}: known are %{', %'.join(DIRECTIVES)}, not %{directive}."
-            )
+            raise ValueError(f"source.time_format={time_format}: use %{', %'.join(DIRECTIVES)}, not %{directive}.")
     if not named & {"Y", "y"} or not ("j" in named or {"m", "d"} <= named):
-        raise ValueError(f"source.time_format={time_format} names no day: write it like %Y%m%d%H%M.")
+        raise ValueError(f"source.time_format={time_format} has no date: write it like %Y%m%d%H%M.")
     return pattern
 
 
 def _find_times(text: str, time_format: str) -> list[datetime]:
-    """The different times in `text`: those that no digit touches, or else the first."""
+    """Return the distinct times in `text` that no further digit touches; if there is none, the first of all."""
     pattern = _time_pattern(time_format)
     for before, after in ((r"(?<!\d)", r"(?!\d)"), ("", "")):
         times: list[datetime] = []
-        for match in re.finditer(rf"(?={before}({pattern}){after})", text):  # they may overlap
+        for match in re.finditer(rf"(?={before}({pattern}){after})", text):  # matches may overlap
             try:
                 time = datetime.strptime(match[1], time_format)
-            except ValueError:  # digits that are no date
+            except ValueError:  # digits that are not a date
                 continue
             if time not in times and time.year in YEARS:
                 times.append(time)

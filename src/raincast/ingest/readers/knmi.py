@@ -29,9 +29,9 @@ _LENGTHS = ("a", "b", "x_0", "y_0")
 
 @dataclass(frozen=True)
 class KNMI:
-    """Files with one accumulation in mm each → mean rate in mm/h over the interval that ends at the time.
+    """Reads one accumulation per file as the mean rate in mm/h over the interval that ends at its time.
 
-    Pixels with the code of missing data or of out-of-image are missing.
+    Pixels with the code for missing data or for out-of-image are missing.
     """
 
     image: str = "image1"
@@ -39,7 +39,7 @@ class KNMI:
     source: str = "KNMI"
 
     def recognises(self, path: Path) -> bool:
-        """HDF5 with KNMI's groups."""
+        """Return True for HDF5 with KNMI's groups."""
         import h5py
 
         if not starts_with(path, HDF5_SIGNATURE):
@@ -51,7 +51,7 @@ class KNMI:
             return False
 
     def scan(self, path: Path) -> Head:
-        """Time, grid and step of one file."""
+        """Return the time, grid and step of the file."""
         with naming(path, FORMAT), open_hdf5(path) as file:
             _check_product(file, self.image)
             start, end = _interval(file)
@@ -60,7 +60,7 @@ class KNMI:
             return Head(np.array([end]), _file_grid(file), self.step_minutes or interval, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The file's one frame (`frames` may leave none); the file states its own step."""
+        """Read the file's single frame, or none if `frames` is empty. The file states its own step."""
         with naming(path, FORMAT), open_hdf5(path) as file:
             _check_product(file, self.image)
             start, end = _interval(file)
@@ -79,7 +79,7 @@ class KNMI:
 
 
 def _value(group: Any, name: str) -> Any:
-    """An attribute as a scalar: KNMI writes some as arrays of one."""
+    """Return an attribute as a scalar; KNMI writes some as arrays of one element."""
     if name not in group.attrs:
         raise ValueError(f"the group {group.name} has no attribute {name}")
     return np.ravel(group.attrs[name])[0]
@@ -91,40 +91,40 @@ def _text(group: Any, name: str) -> str:
 
 
 def _check_product(file: Any, name: str) -> None:
-    """ValueError for what is no depth: reflectivity (PCP), echo tops (ETH); and for a nowcast.
+    """Raise ValueError for nowcasts and for products other than depths: reflectivity (PCP), echo tops (ETH).
 
-    A nowcast (RAD_NL25_RAC_FM) has a depth a lead time, while the file's times are the run's.
+    A nowcast (RAD_NL25_RAC_FM) has one depth per lead time, while the file's times are those of the run.
     """
     quantity = _text(file[name], "image_geo_parameter")
     if "[MM]" not in quantity.upper():
         overview = file["overview"]
         product = _text(overview, "product_group_name") if "product_group_name" in overview.attrs else "not named"
         raise ValueError(
-            f"{file[name].name} holds {quantity} (product {product}): of KNMI accumulations in [MM] are "
-            "read. Take RAD_NL25_RAC or RAD_NL25_RAP"
+            f"{file[name].name} holds {quantity} (product {product}): raincast reads KNMI's accumulations in "
+            "[MM]. Use RAD_NL25_RAC or RAD_NL25_RAP"
         )
     images = [file[name] for name in file if re.fullmatch(r"image\d+", name)]
     valid = [image.name for image in images if "image_datetime_valid" in image.attrs]
     if len(valid) > 1:
         raise ValueError(
-            f"it holds {len(valid)} images with times of their own: forecasts, rain that was not observed"
+            f"it holds {len(valid)} images with their own valid times: these are forecasts, not observed rain"
         )
 
 
 def _interval(file: Any) -> tuple[np.datetime64, np.datetime64]:
-    """Start and end of the accumulation."""
+    """Return the start and end of the accumulation."""
     overview = file["overview"]
     start, end = (_parse_time(_text(overview, f"product_datetime_{name}")) for name in ("start", "end"))
     if start >= end:
-        raise ValueError(f"it starts at {start} and ends at {end}: no accumulation over a time")
+        raise ValueError(f"it starts at {start} and ends at {end}: not a valid accumulation period")
     return start, end
 
 
 def _parse_time(text: str) -> np.datetime64:
-    """'26-AUG-2010;07:35:00.000' → datetime64; by our own table, for %b depends on the user's language."""
+    """Parse '26-AUG-2010;07:35:00.000' to datetime64. A table has the months, because %b depends on the locale."""
     match = re.fullmatch(r"(\d+)-([A-Z]{3})-(\d{4});(\d\d:\d\d:\d\d(?:\.\d+)?)", text.upper())
     if match is None or match[2] not in _MONTHS:
-        raise ValueError(f"{text!r} is no time like 26-AUG-2010;07:35:00.000")
+        raise ValueError(f"{text!r} is not a time like 26-AUG-2010;07:35:00.000")
     month = _MONTHS.index(match[2]) + 1
     return np.datetime64(f"{match[3]}-{month:02d}-{int(match[1]):02d}T{match[4]}", "ns")
 
@@ -134,7 +134,7 @@ def _minutes(start: np.datetime64, end: np.datetime64) -> float:
 
 
 def _rates(image: Any, interval_minutes: float) -> npt.NDArray[np.float32]:
-    """(H, W) in mm/h, NaN where missing."""
+    """Return the rates (H, W) in mm/h, NaN for missing."""
     data = image["image_data"]
     if data.dtype not in (np.uint8, np.uint16) or data.ndim != 2:
         raise ValueError(f"image_data is {data.ndim}-D {data.dtype}, not 2-D uint8 or uint16")
@@ -142,7 +142,7 @@ def _rates(image: Any, interval_minutes: float) -> npt.NDArray[np.float32]:
     codes = data[()]
     calibration = image["calibration"]
     scale, offset = _parse_formula(_text(calibration, "calibration_formulas"))
-    # each code in float64 once: the float32 nearest 0.12 mm/h, so that a rate at a threshold is at it
+    # compute in float64, then round to the nearest float32, so that a rate equal to a threshold reaches it
     depth_mm = np.arange(np.iinfo(codes.dtype).max + 1) * scale + offset
     table: npt.NDArray[np.float32] = accumulation_to_rate(depth_mm, interval_minutes).astype(np.float32)
     for name in ("missing_data", "out_of_image"):
@@ -152,7 +152,7 @@ def _rates(image: Any, interval_minutes: float) -> npt.NDArray[np.float32]:
 
 
 def _parse_formula(text: str) -> tuple[float, float]:
-    """'GEO=0.01*PV+0.0' → (0.01, 0.0)."""
+    """Parse 'GEO=0.01*PV+0.0' to (0.01, 0.0)."""
     number = r"[-+]?[\d.]+(?:[eE][-+]?\d+)?"
     match = re.fullmatch(rf"GEO=({number})\*PV(?:\+?({number}))?", text.replace(" ", ""))
     if match is None:
@@ -166,7 +166,7 @@ def _file_grid(file: Any) -> Grid:
     geographic = file["geographic"]
     units = _text(geographic, "geo_dim_pixel").upper().split(",")
     if not set(units) <= set(_METRES):
-        raise ValueError(f"geo_dim_pixel is {units}: known are {', '.join(_METRES)}")
+        raise ValueError(f"geo_dim_pixel is {units}: raincast knows {', '.join(_METRES)}")
     axes = tuple(
         (
             float(_value(geographic, f"geo_{line}_offset")),
@@ -182,14 +182,14 @@ def _file_grid(file: Any) -> Grid:
 
 @lru_cache(maxsize=16)
 def _grid(axes: tuple[tuple[float, float, int], ...], corner: float, proj4: str) -> Grid:
-    """The grid in metres; offsets count pixels from the projection's origin to the first one's `corner`."""
+    """Return the grid in metres. Offsets count pixels from the projection's origin to the first one's `corner`."""
     y, x = (size * (offset + corner + np.arange(number, dtype=np.float64)) for offset, size, number in axes)
     return Grid(y=y, x=x, crs_wkt=crs_in_metres(_proj4_in_metres(proj4))[0])
 
 
 def _proj4_in_metres(proj4: str) -> str:
-    """KNMI gives the Earth's radii in km, so that PROJ's coordinates come in km: turn both to metres."""
-    # some products write 'y_0=0' without its plus
+    """Convert a PROJ string to metres; KNMI gives the Earth's radii in km, so its coordinates are in km too."""
+    # some products write 'y_0=0' without the plus
     pairs = (word.lstrip("+").partition("=") for word in proj4.split())
     parameters = {name: value for name, _, value in pairs if name}
     parameters.pop("units", None)

@@ -1,7 +1,7 @@
 """MRMS GRIB2: PrecipRate of NOAA's Multi-Radar/Multi-Sensor System, gzipped or plain.
 
-Meaning of the values: NSSL's table of the local GRIB2 parameters (UserTable_MRMS), discipline 209, category 6,
-number 1: PrecipRate in mm/h, −3 no coverage, −1 missing.
+Values: NSSL's table of local GRIB2 parameters (UserTable_MRMS), discipline 209, category 6, number 1: PrecipRate
+in mm/h, −3 no coverage, −1 missing.
 """
 
 import re
@@ -23,34 +23,34 @@ FORMAT = "MRMS GRIB2"
 PRECIP_RATE = (209, 6, 1)  # discipline, category, number
 CATEGORIES = {2: "lightning", 3: "convection", 6: "precipitation", 8: "quality", 9: "reflectivity"}
 CATEGORIES |= {10: "reflectivity", 11: "reflectivity"}
-"""What MRMS' own categories hold, beside PrecipRate depths (QPE) and classes (PrecipFlag) in 6."""
+"""Contents of MRMS' own categories. Category 6 also has depths (QPE) and classes (PrecipFlag)."""
 ANGLE_DECIMALS = 6  # GRIB2 states corners and spacing in 1e-6 degrees
 
 
 @dataclass(frozen=True)
 class MRMS:
-    """PrecipRate → mm/h, one frame a GRIB message; conf/source/mrms.yaml says what the arguments do.
+    """Reads PrecipRate in mm/h, one frame per GRIB message; conf/source/mrms.yaml documents the arguments.
 
-    What the radars do not cover, or miss, is missing. A frame of the whole United States takes 100 MB, and
-    200 MB more while GDAL unpacks it.
+    Pixels without coverage are missing. A frame of the whole United States takes 100 MB, and 200 MB more while
+    GDAL unpacks it.
     """
 
     step_minutes: float | None = None
     source: str = "NOAA MRMS"
 
     def recognises(self, path: Path) -> bool:
-        """GRIB edition 2 of MRMS' own discipline."""
+        """Return True for GRIB edition 2 with MRMS' own discipline."""
         start = first_bytes(path, 8)
         return len(start) == 8 and start.startswith(b"GRIB") and (start[6], start[7]) == (PRECIP_RATE[0], 2)
 
     def scan(self, path: Path) -> Head:
-        """Times and grid; the format does not state the time between frames."""
+        """Return the times and the grid. The format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GRIB") as dataset:
             times = [_time(dataset, band) for band in _bands(path, dataset)]
             return Head(_as_times(times), raster_grid(dataset, ANGLE_DECIMALS), self.step_minutes, MOMENTARY)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The messages numbered `frames`: only they are unpacked."""
+        """Read the messages numbered `frames`; only these are unpacked."""
         with naming(path, FORMAT), open_raster(path, "GRIB") as dataset:
             step = self.step_minutes or step_minutes
             if step is None:
@@ -67,30 +67,30 @@ class MRMS:
 
 
 def _bands(path: Path, dataset: Any) -> list[int]:
-    """The numbers of the messages that hold rain rates; ValueError where there are none."""
+    """Return the numbers of the messages with rain rates. Raises ValueError if there is none."""
     parameters = {band: _parameter(dataset, band) for band in dataset.indexes}
     wanted = [band for band, parameter in parameters.items() if parameter == PRECIP_RATE]
     if not wanted:
         found = {f"{CATEGORIES.get(p[1], 'no rain')} {p}" for p in parameters.values()}
         product = re.search(r"([A-Za-z][A-Za-z0-9_]*?)_\d\d\.\d\d_", path.name.removeprefix("MRMS_"))
-        named = f" By its name it is {product[1]}." if product else ""
+        named = f" By its file name it is {product[1]}." if product else ""
         raise ValueError(
-            f"it holds no PrecipRate {PRECIP_RATE}; found: {', '.join(sorted(found)) or 'nothing'}.{named} Take "
+            f"it holds no PrecipRate {PRECIP_RATE}; found: {', '.join(sorted(found)) or 'nothing'}.{named} Use "
             "the rain rates: MRMS_PrecipRate_00.00_*.grib2"
         )
     return wanted
 
 
 def _parameter(dataset: Any, band: int) -> tuple[int, ...]:
-    """Discipline, category and number of a message."""
+    """Return the discipline, category and number of a message."""
     tags = dataset.tags(band)
-    # the product definition begins with category and number
+    # the product definition template begins with category and number
     words = [tags["GRIB_DISCIPLINE"], *tags["GRIB_PDS_TEMPLATE_NUMBERS"].split()[:2]]
     return tuple(map(int, words))
 
 
 def _time(dataset: Any, band: int) -> np.datetime64:
-    """The valid time; GDAL gives seconds since 1970, older releases with a unit behind."""
+    """Return the valid time. GDAL gives seconds since 1970; older releases append a unit."""
     seconds = int(dataset.tags(band)["GRIB_VALID_TIME"].split()[0])
     return np.datetime64(seconds, "s")
 
@@ -100,7 +100,7 @@ def _as_times(times: list[np.datetime64]) -> npt.NDArray[np.datetime64]:
 
 
 def _rates(dataset: Any, bands: list[int]) -> npt.NDArray[np.float32]:
-    """(T, H, W) in mm/h, NaN where missing."""
+    """Return the rates (T, H, W) in mm/h, NaN for missing."""
     rates = np.empty((len(bands), dataset.height, dataset.width), np.float32)
     for frame, band in zip(rates, bands, strict=True):
         dataset.read(band, out=frame)

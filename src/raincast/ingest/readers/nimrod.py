@@ -1,6 +1,6 @@
-"""UK Met Office NIMROD: rain-rate composites, as big-endian Fortran records of a header and of the pixels.
+"""UK Met Office NIMROD: rain-rate composites, as big-endian Fortran records of a header and the pixels.
 
-Format: Met Office, NIMROD file format 2.6-4 (at CEDA, with the data): 'element' is its numbering, from 1.
+Format: Met Office, NIMROD file format 2.6-4 (at CEDA, with the data), which numbers the header's elements from 1.
 """
 
 import re
@@ -31,34 +31,34 @@ from raincast.schema import Grid, Meaning
 
 FORMAT = "NIMROD"
 RAIN_RATE = (213, 63)  # field codes: radar composite, and rate of precipitation
-MAXIMUM, MINIMUM, AVERAGED = 8192, 4096, 128  # bits of element 31: how a field is processed over time
+MAXIMUM, MINIMUM, AVERAGED = 8192, 4096, 128  # bits of element 31: processing over time
 OTHER_TITLES = re.compile(r"\b(max|min|prob|accum|total|depth|type|fraction)", re.IGNORECASE)
 NATIONAL_GRID, CRS_CODE = 0, "EPSG:27700"
 TYPES = {(0, 4): ">f4", (1, 1): ">i1", (1, 2): ">i2", (1, 4): ">i4", (2, 1): ">i1"}
-"""Of pixels, by kind (real, integer, byte) and length."""
+"""Dtypes of pixels by kind (real, integer, byte) and length in bytes."""
 
 _HEADER_BYTES = 512
-_MARKER = struct.Struct(">i")  # a Fortran record has its length before and behind it
-_START_BYTES = _HEADER_BYTES + 3 * _MARKER.size  # the header's record, and the length of the pixels'
+_MARKER = struct.Struct(">i")  # the length of a Fortran record, written before and after it
+_START_BYTES = _HEADER_BYTES + 3 * _MARKER.size  # the header's record, and the length of the pixels' record
 
 
 @dataclass(frozen=True)
 class NIMROD:
-    """Rates of one field a file, several in a row, or a tar of files with one each → mm/h.
+    """Reads rain rates in mm/h from files with one field, several fields, or a tar of files with one field each.
 
-    Negative pixels and those of the header's missing value are missing. Fields of something else, and forecasts,
-    are left out; a file that holds nothing else is refused. conf/source/nimrod.yaml says what the arguments do.
+    Negative pixels and those with the header's missing value are missing. Other quantities and forecasts are left
+    out; a file without observed rain rates is refused. conf/source/nimrod.yaml documents the arguments.
     """
 
     step_minutes: float | None = None
     source: str = "UK Met Office"
 
     def recognises(self, path: Path) -> bool:
-        """A record of 512 bytes, and another behind it."""
+        """Return True if a record of 512 bytes is followed by another record."""
         return any(_is_header(start) for start in first_bytes_inside(path, _START_BYTES))
 
     def scan(self, path: Path) -> Head:
-        """Times and grid; the format does not state the time between frames."""
+        """Return the times and the grid. The format does not state the time between frames."""
         with naming(path, FORMAT), unpacked(path) as files:
             headers = [header for _, header, _ in _fields(files)]
             return Head(
@@ -69,7 +69,7 @@ class NIMROD:
             )
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The fields numbered `frames`; pixels of others are passed over."""
+        """Read the fields numbered `frames`; the pixels of others are skipped."""
         with naming(path, FORMAT), unpacked(path) as files:
             step = self.step_minutes or step_minutes
             if step is None:
@@ -92,12 +92,12 @@ class NIMROD:
 
 
 _Place = tuple[tuple[float, float, int], tuple[float, float, int]]
-"""Centre of the first pixel, signed spacing and number of pixels, along y and along x."""
+"""Centre of the first pixel, signed spacing and number of pixels, along y and x."""
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a header says of the field behind it; a pixel divided by `per_unit` is in mm/h."""
+    """The header of a field. A pixel divided by `per_unit` is in mm/h."""
 
     time: np.datetime64
     place: _Place
@@ -117,11 +117,13 @@ class _Header:
 
 
 class _Elements:
-    """The elements of a header by their number; ValueError where the records are not those of a field."""
+    """The elements of a header by number. Raises ValueError if `start` is not the start of a field."""
 
     def __init__(self, start: bytes) -> None:
         if not _is_header(start):
-            raise ValueError(f"it begins with {start[:8]!r}: no NIMROD header, a record of {_HEADER_BYTES} bytes")
+            raise ValueError(
+                f"it begins with {start[:8]!r}: not a NIMROD header, a record of {_HEADER_BYTES} bytes"
+            )
         self._numbers = struct.unpack_from(">31h28f", start, _MARKER.size)
         self.units, self.source, self.title = (
             text.decode("latin-1").split("\0")[0].strip()
@@ -129,7 +131,7 @@ class _Elements:
         )
         (self.record_bytes,) = _MARKER.unpack_from(start, _START_BYTES - _MARKER.size)
         if self.record_bytes < 0:
-            raise ValueError(f"its record of pixels says that it has {self.record_bytes} bytes")
+            raise ValueError(f"its record of pixels states a length of {self.record_bytes} bytes")
 
     def integer(self, element: int) -> int:
         return int(self._numbers[element - 1])
@@ -138,7 +140,7 @@ class _Elements:
         return float(self._numbers[element - 1])
 
     def time(self, element: int, num: int) -> np.datetime64:
-        """Year, month and so on, `num` numbers from `element` on."""
+        """Parse a time from the `num` numbers year, month, … from `element` on."""
         year, *rest = (self.integer(element + i) for i in range(num))
         if not 1970 <= year < 2200:
             raise ValueError(f"its year is {year}")
@@ -154,9 +156,9 @@ def _is_header(start: bytes) -> bool:
 
 
 def _fields(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header, Stream]]:
-    """The fields of observed rain, each with its stream at the first pixel; ValueError for none.
+    """Yield fields of observed rain, each with its stream at the first pixel. Raises ValueError if there is none.
 
-    Of the members of a tar only the first is looked for: to look behind it would be to unpack all of them.
+    Only the first field of each member of a tar is read, because a second one can be found only by unpacking it.
     """
     first: _Header | None = None
     left_out: list[str] = []
@@ -173,9 +175,9 @@ def _fields(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header,
                     header = _header(elements)
                     first = first or header
                     if header.place != first.place:
-                        raise ValueError("its fields are on more than one grid: split it")
+                        raise ValueError("its fields are on more than one grid: split the file")
                     if not header.meaning.same_as(first.meaning):
-                        raise ValueError(f"its fields are {first.meaning} and {header.meaning}: split it")
+                        raise ValueError(f"its fields are {first.meaning} and {header.meaning}: split the file")
                     yield name, header, stream
                 if name:
                     break
@@ -184,13 +186,13 @@ def _fields(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header,
                     _check_end(stream, elements.record_bytes)
     if first is None:
         raise ValueError(
-            f"it holds no observed rain rates, but {', '.join(sorted(set(left_out))) or 'nothing'}. Take "
+            f"it holds no observed rain rates, but {', '.join(sorted(set(left_out))) or 'nothing'}. Use "
             "the composites of rain rates: …_nimrod_ng_radar_rainrate_composite_1km_UK"
         )
 
 
 def _why_not(elements: _Elements) -> str | None:
-    """Why a field is left out, in few words; None for one to read."""
+    """Return why a field is left out, in a few words; None if it is to be read."""
     code, processing = elements.integer(19), max(elements.integer(31), 0)  # negative where it is not stated
     name = f"field code {code} ({elements.title or 'no title'})"
     if code not in RAIN_RATE:
@@ -198,10 +200,10 @@ def _why_not(elements: _Elements) -> str | None:
     if processing & (MAXIMUM | MINIMUM):
         return f"{name}: an extreme over {elements.integer(26)} min"
     if OTHER_TITLES.search(elements.title):
-        return f"{name}: by its title no rain rate"
+        return f"{name}: not a rain rate, by its title"
     try:
         is_forecast = bool(elements.time(7, 5) < elements.time(1, 6))
-    except ValueError:  # without the time of its data it is taken for what radars saw
+    except ValueError:  # without a data time it counts as observed
         return None
     return "forecasts" if is_forecast else None
 
@@ -210,7 +212,7 @@ def _header(elements: _Elements) -> _Header:
     kind = elements.integer(12), elements.integer(13)
     if kind not in TYPES:
         known = ", ".join(f"{a} of {b}" for a, b in TYPES)
-        raise ValueError(f"its pixels are of type {kind[0]} of {kind[1]} bytes: known are {known}")
+        raise ValueError(f"its pixels are of type {kind[0]} of {kind[1]} bytes: raincast reads {known}")
     header = _Header(
         time=elements.time(1, 6),
         place=_place(elements),
@@ -227,12 +229,12 @@ def _header(elements: _Elements) -> _Header:
             f"bytes take {header.num_bytes}"
         )
     if elements.real(40) not in (0.0, -32767.0):
-        raise ValueError(f"its pixels have the offset {elements.real(40):g} (element 40): read is 0 alone")
+        raise ValueError(f"its pixels have the offset {elements.real(40):g} (element 40): raincast reads only 0")
     return header
 
 
 def _meaning(elements: _Elements) -> Meaning:
-    """Momentary rates, or means over the period of element 26, where element 31 says that they are averaged."""
+    """Return momentary, or mean over the period of element 26 if element 31 marks the field as averaged."""
     minutes = elements.integer(26)
     if elements.integer(31) > 0 and elements.integer(31) & AVERAGED and 0 < minutes < 32767:
         return Meaning("mean", float(minutes), elements.title)
@@ -240,36 +242,36 @@ def _meaning(elements: _Elements) -> Meaning:
 
 
 def _per_unit(units: str) -> float:
-    """'mm/h*32' → 32: as the service scales; element 39, a scale too, is 0 in its composites."""
+    """Parse the scale from the unit: 'mm/h*32' gives 32. Element 39, also a scale, is 0 in the composites."""
     match = re.fullmatch(r"mm/hr?(?:\*([1-9]\d*))?", units)
     if match is None:
-        raise ValueError(f"its unit is {units or 'not stated'}: read are mm/h and multiples such as mm/h*32")
+        raise ValueError(f"its unit is {units or 'not stated'}: raincast reads mm/h and multiples such as mm/h*32")
     return float(match[1] or 1)
 
 
 def _place(elements: _Elements) -> _Place:
     grid, origin = elements.integer(15), elements.integer(24)
     if grid != NATIONAL_GRID:
-        raise ValueError(f"its grid is of type {grid} (element 15): read is the British National Grid, type 0")
+        raise ValueError(f"its grid is of type {grid} (element 15), not type 0, the British National Grid")
     if origin not in (0, 1):
-        raise ValueError(f"it begins in corner {origin} (element 24): read are 0, top left, and 1, bottom left")
+        raise ValueError(f"it begins in corner {origin} (element 24), not 0, top left, or 1, bottom left")
     height, width = elements.integer(16), elements.integer(17)
     if min(height, width) < 1:
-        raise ValueError(f"it has {height} × {width} pixels: no image")
+        raise ValueError(f"it has {height} × {width} pixels: not an image")
     check_image(height, width)
     north, dy, east, dx = (elements.real(i) for i in (34, 35, 36, 37))
     if not np.isfinite([north, east]).all() or not (0 < dy < 1e6 and 0 < dx < 1e6):
-        raise ValueError(f"its pixels are {dy:g} by {dx:g} m from {north:g}, {east:g} on: no place")
+        raise ValueError(f"its pixels are {dy:g} by {dx:g} m from {north:g}, {east:g} on: not a valid grid")
     return (north, dy if origin else -dy, height), (east, dx, width)
 
 
 def _check_end(stream: Stream, num_bytes: int) -> None:
     if read_exactly(stream, _MARKER.size) != _MARKER.pack(num_bytes):
-        raise ValueError("its record of pixels does not end where it says: it is damaged")
+        raise ValueError("its record of pixels does not end where it should: the file is damaged")
 
 
 def _rates(name: str, header: _Header, stream: Stream) -> npt.NDArray[np.float32]:
-    """(H, W) in mm/h, NaN where missing."""
+    """Return the rates (H, W) in mm/h, NaN for missing."""
     with in_member(name):
         content = read_exactly(stream, header.num_bytes)
         _check_end(stream, header.num_bytes)

@@ -1,7 +1,7 @@
 """ODIM HDF5: composites of OPERA, DMI, DWD, MeteoSwiss, RMI, SMHI and others, versions 2.0 to 2.4.
 
 Format: EUMETNET OPERA weather radar information model for implementation with the HDF5 file format,
-versions 2.0.1 (2010) to 2.4 (2021): the attributes of what and where, and the table of quantities.
+versions 2.0.1 (2010) to 2.4 (2021), sections on the attributes of what and where, and the table of quantities.
 """
 
 from collections import Counter
@@ -36,18 +36,18 @@ from raincast.transforms import ZR, accumulation_to_rate
 FORMAT = "ODIM HDF5"
 RATE, ACCUMULATION = "RATE", "ACRR"
 QUANTITIES = {RATE: "mm/h", ACCUMULATION: "mm", "DBZH": "dBZ", "TH": "dBZ"}
-"""The quantities that are read, in the order of choice, and their units."""
-MAP_OBJECTS = ("COMP", "IMAGE")  # the objects that are pixels on a map
+"""Supported quantities, in order of preference, and their units."""
+MAP_OBJECTS = ("COMP", "IMAGE")  # objects on a map grid
 
 Convert = Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
-"""From stored values to mm/h, of any shape."""
+"""A function from stored values to mm/h, of any shape."""
 
-_BLOCK_ROWS = 512  # of an image that is not stored in chunks
+_BLOCK_ROWS = 512  # rows read at once from an image without chunks
 
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """An image to read: `name` in the HDF5 file number `file`; `nominal` is that file's own time."""
+    """An image to read: `name` in the HDF5 file number `file`; `nominal` is the nominal time of that file."""
 
     file: int
     name: str
@@ -62,10 +62,10 @@ class _Frame:
 
 @dataclass(frozen=True)
 class ODIM:
-    """Composites → mm/h; conf/source/odim.yaml says what the arguments do.
+    """Reads composites in mm/h; conf/source/odim.yaml documents the arguments.
 
-    Undetected is 0, nodata is missing. A file may hold one image of the quantity for each of several times, a tar
-    several files. Forecasts are left out; a file that holds nothing else is refused.
+    `undetect` becomes 0, `nodata` missing. A file may hold images of several times, a tar several files. Forecasts
+    are left out, and a file that holds only forecasts is refused.
     """
 
     quantity: str = "auto"
@@ -78,25 +78,25 @@ class ODIM:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown quantity or time."""
+        """Raise ValueError for an unknown quantity or kind of time."""
         if self.quantity not in ("auto", *QUANTITIES):
             raise ValueError(f"source.quantity={self.quantity} is none of auto, {', '.join(QUANTITIES)}.")
         if self.valid_time not in ("end", "nominal"):
             raise ValueError(f"source.valid_time={self.valid_time} is neither end nor nominal.")
 
     def recognises(self, path: Path) -> bool:
-        """HDF5 with an ODIM object that is not polar; plain, gzipped, bzipped or in a tar."""
+        """Return True for HDF5 with an ODIM object that is not polar; plain, gzipped, bzipped or in a tar."""
         return is_odim(path, without=POLAR_OBJECTS)
 
     def scan(self, path: Path) -> Head:
-        """Times and grid; the format does not state the time between frames."""
+        """Return the times and the grid. The format does not state the time between frames."""
         with naming(path, FORMAT):
             frames = self._frames(path)
             quality = quality_in_name(path.name)
             return Head(_times(frames), frames[0].grid, self.step_minutes, frames[0].meaning, quality)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The frames numbered `frames`; a block of rows at a time, for continental images come as float64."""
+        """Read the frames numbered `frames`, in blocks of rows because continental images are float64."""
         with naming(path, FORMAT):
             listed = self._frames(path)
             first, wanted = listed[0], listed[frames]
@@ -121,7 +121,7 @@ class ODIM:
             )
 
     def _frames(self, path: Path) -> list[_Frame]:
-        """What is to be read, in the order of the file; of a tar it is remembered."""
+        """Return the frames to read, in the order of the file; the list of a packed file is cached."""
         if starts_with(path, HDF5_SIGNATURE):
             return self._list(path)
         status = path.stat()
@@ -140,20 +140,18 @@ class ODIM:
                         for image, time in zip(chosen, self._times(chosen), strict=True)
                         if not image.is_forecast
                     ]
-        # files of one run have the time of its start: what ends later was not seen then
+        # files of one model run share the nominal time of its start: images that end later are forecasts
         runs = Counter(nominal for _, nominal in {(frame.file, frame.nominal) for frame in frames})
         frames = [f for f in frames if f.nominal is None or runs[f.nominal] == 1 or f.end <= f.nominal]
         if not frames:
             raise ValueError(
-                f"it holds forecasts alone ({num_images}): rain that was not observed"
-                if num_images
-                else "it is empty"
+                f"it holds only forecasts ({num_images}), not observed rain" if num_images else "it is empty"
             )
         kinds = sorted({f"{frame.meaning} on {frame.grid.shape}" for frame in frames})
         if len(kinds) > 1 or any(frame.grid is not frames[0].grid for frame in frames):
             names = ", ".join(dict.fromkeys(frame.name for frame in frames))
             raise ValueError(
-                f"{names} are of different grids or kinds ({', '.join(kinds)}). Choose with "
+                f"{names} have different grids or kinds ({', '.join(kinds)}). Choose one with "
                 f"source.dataset={names.split('/')[0]}"
             )
         return frames
@@ -174,7 +172,7 @@ class ODIM:
         )
 
     def _choose(self, path: Path, file: Any) -> list[Image]:
-        """The images of the quantity that is wanted, as told, else the first in the order of QUANTITIES."""
+        """Return the images of the configured quantity, or of the first in QUANTITIES that the file holds."""
         kind = attributes(file, "what").get("object")
         if kind in POLAR_OBJECTS:
             refuse(path, f"{FORMAT}, object {kind}")
@@ -193,9 +191,9 @@ class ODIM:
         raise ValueError(f"it holds no {wanted}; found: {listing or 'no images'}. raincast reads {known}")
 
     def _times(self, found: list[Image]) -> list[np.datetime64]:
-        """The time of each image of a file; ValueError where two have the same."""
+        """Return the time of each image of a file. Raises ValueError if two are equal."""
         times = [self._time(image) for image in found]
-        if len(set(times)) < len(times):  # the nominal time is that of the file: their intervals tell them apart
+        if len(set(times)) < len(times):  # they share the file's nominal time: use the ends of their intervals
             times = [
                 end if (end := image.time("end")) is not None else time
                 for image, time in zip(found, times, strict=True)
@@ -204,12 +202,12 @@ class ODIM:
             listing = ", ".join(f"{image.name} ({image.what.get('product')})" for image in found)
             raise ValueError(
                 f"{len(found)} images of {found[0].quantity} have the same time: {listing}. "
-                f"Choose with source.dataset={found[0].name.split('/')[0]}"
+                f"Choose one with source.dataset={found[0].name.split('/')[0]}"
             )
         return times
 
     def _time(self, image: Image) -> np.datetime64:
-        """The nominal time, or the end of the interval where that is wanted or nothing else stated."""
+        """Return the nominal time, or the end of the interval if configured or if no nominal time is stated."""
         time = image.time("end") if self.valid_time == "end" else None
         if time is None:
             time = nominal_time(image.what, is_depth=image.quantity == ACCUMULATION)
@@ -218,7 +216,7 @@ class ODIM:
         return time
 
     def _meaning(self, image: Image) -> Meaning:
-        """Momentary rates, or depths over the time from their start to their end."""
+        """Return momentary, or for ACRR depth over the configured minutes or those from start to end."""
         if image.quantity != ACCUMULATION:
             return Meaning("momentary", quantity=image.quantity)
         if self.accumulation_minutes is not None:
@@ -226,19 +224,19 @@ class ODIM:
         start, end = image.time("start"), image.time("end")
         if start is None or end is None:
             raise ValueError(
-                f"{image.name} does not say over what time it gathers. Give it with source.accumulation_minutes=60"
+                f"{image.name} does not state its accumulation period. Set source.accumulation_minutes=60"
             )
         if start >= end:
-            raise ValueError(f"{image.name} starts at {start} and ends at {end}: no accumulation over a time")
+            raise ValueError(f"{image.name} starts at {start} and ends at {end}: not a valid accumulation period")
         return Meaning("depth", float((end - start) / np.timedelta64(1, "m")), image.quantity)
 
     def _fill(self, frame: npt.NDArray[np.float32], image: Image, interval: float | None) -> None:
-        """Put the image, in mm/h, into `frame` (H, W)."""
+        """Write the image in mm/h into `frame` (H, W)."""
         data = image.data
         if data.dtype.kind not in "iuf" or data.shape != frame.shape:
             raise ValueError(
-                f"{image.name}/data is {data.shape} of {data.dtype}: numbers in {frame.shape} (ysize, xsize) "
-                "are expected"
+                f"{image.name}/data is {data.shape} of {data.dtype}: expected numbers in {frame.shape} "
+                "(ysize, xsize)"
             )
         convert = self._converter(image, interval)
         if data.dtype.kind in "iu" and data.dtype.itemsize <= 2:
@@ -248,7 +246,7 @@ class ODIM:
             frame[top : top + num_rows] = convert(data[top : top + num_rows])
 
     def _converter(self, image: Image, interval: float | None) -> Convert:
-        """A function from stored values (any shape) to mm/h."""
+        """Return the function from stored values (any shape) to mm/h."""
         gain, offset = _gain_and_offset(image)
         nodata, undetect = image.what.get("nodata"), image.what.get("undetect")
         is_dbz = QUANTITIES[image.quantity] == "dBZ"
@@ -256,12 +254,12 @@ class ODIM:
 
         def convert(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
             missing, undetected = equals(raw, nodata), equals(raw, undetect)
-            if not is_nan(undetect) or is_nan(nodata):  # NaN is missing, unless it says no echo and only that
+            if not is_nan(undetect) or is_nan(nodata):  # NaN is missing unless it only means undetect
                 missing |= raw != raw
             measured = ~(missing | undetected)
             rates = np.zeros(raw.shape, np.float32)
             rates[missing] = np.nan
-            with np.errstate(over="ignore"):  # what is too large to be true is the quality limits' to cut
+            with np.errstate(over="ignore"):  # `Quality` caps values that are too large
                 values = raw[measured].astype(np.float64) * gain + offset
                 if is_dbz:
                     values = zr.to_rate(values)
@@ -285,7 +283,7 @@ class ODIM:
 
 
 def _gain_and_offset(image: Image) -> tuple[float, float]:
-    """As stated, else what the format has for absent ones; ValueError for a gain of 0."""
+    """Return gain and offset, 1 and 0 if not stated. Raises ValueError for a gain of 0."""
     gain, offset = float(image.what.get("gain", 1.0)), float(image.what.get("offset", 0.0))
     check_gain(gain, offset)
     return gain, offset
@@ -297,12 +295,12 @@ def _times(frames: list[_Frame]) -> npt.NDArray[np.datetime64]:
 
 @lru_cache(maxsize=4)
 def _listed(reader: ODIM, path: Path, size: int, changed: int) -> list[_Frame]:
-    """The frames of a file of this `size` that was `changed` then."""
+    """Return the frames of a file; `size` and `changed` (its modification time) are cache keys."""
     return reader._list(path)
 
 
 def _by_table(convert: Convert, dtype: np.dtype[Any]) -> Convert:
-    """`convert` for integers of at most 16 bits: each code once."""
+    """Return `convert` as a lookup table, for integers of at most 16 bits."""
     lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
     table = convert(np.arange(lowest, highest + 1).astype(dtype))
     return lambda codes: table[codes.astype(np.intp) - lowest]

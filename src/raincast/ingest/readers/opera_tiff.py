@@ -1,9 +1,9 @@
-"""OPERA's composites as cloud-optimised GeoTIFF: those of ODIM HDF5, with ODIM's attributes as GDAL's metadata.
+"""OPERA's composites as cloud-optimised GeoTIFF: as in ODIM HDF5, with ODIM's attributes as GDAL metadata.
 
-Layout, as public readers of EUMETNET's 24 h cache (2026) describe it: band 1 is the quantity that its
-description names (CIRRUS: DBZH, NIMBUS: RATE, ACRR), band 2 its quality; pixels are −9999000 where no radar looks
-and NaN where one saw nothing (`undetect`). The stated corner is half a pixel too far north-west, as if ODIM's were
-the centre of a pixel: OPERA's grid has a corner at 0, 0 and pixels of 1 or 2 km.
+Layout, from public readers of EUMETNET's 24 h cache (2026): the description of band 1 names its quantity (CIRRUS:
+DBZH, NIMBUS: RATE, ACRR), band 2 is its quality. Pixels are −9999000 without coverage and NaN where a radar
+detected nothing (`undetect`). The stated corner is half a pixel too far north-west, as if ODIM's corner were the
+centre of a pixel: OPERA's grid has a corner at 0, 0 and pixels of 1 or 2 km.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ FORMAT = "OPERA GeoTIFF"
 
 @dataclass(frozen=True)
 class OperaTiff:
-    """One composite a file, reflectivity, rate or depth → mm/h; conf/source/opera_tiff.yaml has the arguments."""
+    """Reads a composite (reflectivity, rate or depth) in mm/h; conf/source/opera_tiff.yaml has the arguments."""
 
     step_minutes: float | None = None
     zr_a: float | None = None
@@ -38,19 +38,19 @@ class OperaTiff:
     source: str = "EUMETNET OPERA"
 
     def recognises(self, path: Path) -> bool:
-        """A TIFF whose GDAL metadata are those of a composite of OPERA."""
+        """Return True for a TIFF with the GDAL metadata of an OPERA composite."""
         said = find_items(path)
         return said.get("object") == "COMP" and "OPERA" in said.get("prodname", "")
 
     def scan(self, path: Path) -> Head:
-        """Time and grid; the format does not state the time between frames."""
+        """Return the time and the grid. The format does not state the time between frames."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
             quantity = _quantity(dataset)
             times = np.array([_time(dataset, quantity)])
             return Head(times, _grid(dataset), self.step_minutes, _meaning(dataset, quantity))
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The file's one frame (`frames` may leave none)."""
+        """Read the file's single frame, or none if `frames` is empty."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
             quantity = _quantity(dataset)
             time, meaning = _time(dataset, quantity), _meaning(dataset, quantity)
@@ -70,15 +70,15 @@ class OperaTiff:
             )
 
     def _rates(self, dataset: Any, quantity: str, minutes: float | None) -> npt.NDArray[np.float32]:
-        """(H, W) in mm/h, NaN where missing; a few rows at a time, for in float64 an image takes much room."""
+        """Return the rates (H, W) in mm/h, NaN for missing, computed in blocks of rows to limit float64 memory."""
         pixels = dataset.read(1)
         if pixels.dtype.kind != "f":
             raise ValueError(f"its pixels are {pixels.dtype}, not floats")
         nodata, undetect = dataset.nodata, float(_item(dataset, "undetect"))
         if nodata is None:
-            raise ValueError("it does not say which pixels nobody looked at (GDAL_NODATA)")
+            raise ValueError("it does not state the value of pixels without coverage (GDAL_NODATA)")
         rates = np.empty(pixels.shape, np.float32)
-        with np.errstate(over="ignore"):  # what is too large to be true is the quality limits' to cut
+        with np.errstate(over="ignore"):  # `Quality` caps values that are too large
             for rows in bands(pixels.shape):
                 part = pixels[rows]
                 values = part.astype(np.float64)
@@ -92,12 +92,12 @@ class OperaTiff:
         return rates
 
     def _zr(self, dataset: Any) -> tuple[ZR, dict[str, Any]]:
-        """The Z-R relation of a composite, and what an archive says of it."""
+        """Return the Z-R relation for the composite, and the attributes that record it in the archive."""
         return choose_zr(zr_items(dataset), self.zr_a, self.zr_b)
 
 
 def _item(dataset: Any, name: str) -> str:
-    """An item of GDAL's metadata, of the first band or of all."""
+    """Return an item of GDAL's metadata, of the first band or else of the file."""
     for tags in (dataset.tags(1), dataset.tags()):
         if name in tags:
             return str(tags[name])
@@ -107,7 +107,7 @@ def _item(dataset: Any, name: str) -> str:
 def _quantity(dataset: Any) -> str:
     quantity = str((dataset.descriptions or ("",))[0])
     if quantity not in QUANTITIES:
-        raise ValueError(f"its first band is {quantity or 'not named'}: read are {', '.join(QUANTITIES)}")
+        raise ValueError(f"its first band is {quantity or 'not named'}: raincast reads {', '.join(QUANTITIES)}")
     return quantity
 
 
@@ -125,7 +125,7 @@ def _time(dataset: Any, quantity: str) -> np.datetime64:
 
 
 def _what(dataset: Any) -> dict[str, str]:
-    """The items that say when; those of the first band before those of all."""
+    """Return the items with dates and times; those of the first band take precedence over the file's."""
     said = dataset.tags() | dataset.tags(1)
     return {
         name: said[name]
@@ -138,9 +138,9 @@ def _what(dataset: Any) -> dict[str, str]:
 def _minutes(dataset: Any) -> float:
     start, end = (stated_time(_what(dataset), which) for which in ("start", "end"))
     if start is None or end is None:
-        raise ValueError("it does not say over what time it gathers (startdate, enddate)")
+        raise ValueError("it does not state its accumulation period (startdate, enddate)")
     if end <= start:
-        raise ValueError(f"it gathers from {start} to {end}: no accumulation over a time")
+        raise ValueError(f"it accumulates from {start} to {end}: not a valid accumulation period")
     return float((end - start) / np.timedelta64(1, "m"))
 
 
@@ -149,7 +149,7 @@ def _grid(dataset: Any) -> Grid:
     axes = []
     for centres, pixel in ((grid.y, dataset.transform.e), (grid.x, dataset.transform.a)):
         edge = centres[0] - 0.5 * pixel
-        # where edges lie at halves of a pixel
+        # shifted if the edges lie at half pixels
         is_shifted = abs((edge / pixel) % 1.0 - 0.5) < 0.1
         axes.append(np.round(centres + (0.5 * pixel if is_shifted else 0.0)).astype(np.float64))
     return Grid(y=axes[0], x=axes[1], crs_wkt=grid.crs_wkt)

@@ -1,4 +1,4 @@
-"""Readers of other packages, found by the entry points that these declare."""
+"""Readers of other packages, found through their entry points."""
 
 import functools
 import logging
@@ -26,25 +26,26 @@ READER_ATTR = "reader"
 class Plugin:
     """The reader that another package declares as `name` in the entry-point group `raincast.readers`.
 
-    Without a name, any of them: the first, by name, that recognises a file reads it, made without arguments;
-    one that cannot be imported or made is left out with a warning. With a name it gets `arguments`, and whatever
-    is wrong with it is a ValueError. What it returns is checked: a mistake in it costs its files, not an ingest.
+    With a name, the reader is created with `arguments`, and any failure raises ValueError. Without a name, all
+    declared readers are created without arguments, and the first one (by name) that recognises a file reads it;
+    readers that cannot be imported or created are left out with a warning. Results are checked, so a faulty reader
+    fails for its own files and does not stop an ingest.
     """
 
     name: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a name that no package declares, or whose reader cannot be made."""
+        """Raise ValueError for a name that no package declares, or whose reader cannot be created."""
         if self.name is not None:
             assert self._readers
         elif self.arguments:
             raise ValueError(
-                f"source.arguments={dict(self.arguments)} are for one reader: say source.name=…, too."
+                f"source.arguments={dict(self.arguments)} are for one reader: set source.name=… as well."
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the readers behind: each process makes its own."""
+        """Leave the readers out of the pickle: each process creates its own."""
         return {"name": self.name, "arguments": self.arguments}
 
     @functools.cached_property
@@ -52,11 +53,11 @@ class Plugin:
         return _all() if self.name is None else (_named(self.name, **self.arguments),)
 
     def recognises(self, path: Path) -> bool:
-        """Whether the reader, or any of them, does."""
+        """Return True if the named reader, or any reader, recognises `path`."""
         return self._find(path) is not None
 
     def scan(self, path: Path) -> Head:
-        """What the reader says of `path`."""
+        """Scan `path` with its reader and check the result."""
         entry, reader = self._reader_of(path)
         with naming(path, _words(entry)):
             head = reader.scan(path)
@@ -65,11 +66,11 @@ class Plugin:
                     f"scan returned {type(head).__name__}, not a raincast.ingest.readers.Head on a Grid"
                 )
             if not np.issubdtype(np.asarray(head.times).dtype, np.datetime64) or np.ndim(head.times) != 1:
-                raise TypeError("the times of its head are no 1-D array of datetime64")
+                raise TypeError("the times of its head are not a 1-D array of datetime64")
             return head
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The frames that the reader gives; the attribute `reader` says whose they are."""
+        """Read frames with the reader of `path`; the attribute `reader` names it."""
         entry, reader = self._reader_of(path)
         with naming(path, _words(entry)):
             dataset = reader.read(path, frames, step_minutes=step_minutes)
@@ -84,16 +85,16 @@ class Plugin:
         found = self._find(path)
         if found is None:
             names = ", ".join(sorted(entry.name for entry in _entries())) or "none is installed"
-            raise ValueError(f"{path} is recognised by no reader of another package ({names}). Take source=auto")
+            raise ValueError(f"{path} is recognised by no reader of another package ({names}). Use source=auto")
         return found
 
     def _find(self, path: Path) -> tuple[EntryPoint, Reader] | None:
-        """The reader that recognises `path`; None where none does."""
+        """Return the reader that recognises `path`, or None."""
         for entry, reader in self._readers:
             try:
                 if reader.recognises(path):
                     return entry, reader
-            except (Exception, SystemExit) as error:  # someone else's mistake; others may know the file
+            except (Exception, SystemExit) as error:  # another package's fault; other readers may know the file
                 _warn_once(entry, f"fails at recognising {path.name}: {type(error).__name__}: {error}")
         return None
 
@@ -110,7 +111,7 @@ def _check_rain(dataset: xr.Dataset) -> None:
 
 @functools.cache
 def _entries() -> tuple[EntryPoint, ...]:
-    """What is declared, by name."""
+    """Return the declared entry points, sorted by name."""
     return tuple(sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)))
 
 
@@ -129,7 +130,7 @@ def _named(name: str, **arguments: Any) -> tuple[EntryPoint, Reader]:
     entry = _entry(name)
     try:
         return entry, _make(entry, **arguments)
-    except (Exception, SystemExit) as error:  # of any kind: the code is another package's
+    except (Exception, SystemExit) as error:  # another package's code may raise anything
         raise ValueError(
             f"source.name={name}: {_words(entry)} is broken: {type(error).__name__}: {error}"
         ) from error
@@ -137,12 +138,12 @@ def _named(name: str, **arguments: Any) -> tuple[EntryPoint, Reader]:
 
 @functools.cache
 def _all() -> tuple[tuple[EntryPoint, Reader], ...]:
-    """Every reader that can be made, once a process."""
+    """Return every reader that can be created, once per process."""
     readers = []
     for entry in _entries():
         try:
             readers.append((entry, _make(entry)))
-        except (Exception, SystemExit) as error:  # of any kind: the code is another package's
+        except (Exception, SystemExit) as error:  # another package's code may raise anything
             _warn_once(entry, f"is broken and left out: {type(error).__name__}: {error}")
     return tuple(readers)
 
@@ -157,7 +158,7 @@ def _make(entry: EntryPoint, **arguments: Any) -> Reader:
 
 @functools.cache
 def _warn_once(entry: EntryPoint, what: str) -> None:
-    if multiprocessing.parent_process() is None:  # workers would say it all again
+    if multiprocessing.parent_process() is None:  # workers would repeat the warning
         log.warning("%s %s", _words(entry), what)
 
 

@@ -1,4 +1,4 @@
-"""Polar volumes and sweeps: recognised, and refused with the way to grid them."""
+"""Polar volumes and sweeps, which are recognised and refused with a hint on how to grid them."""
 
 import re
 import struct
@@ -25,27 +25,27 @@ POLAR_OBJECTS = ("PVOL", "SCAN", "RAY", "AZIM", "ELEV")  # what/object of ODIM_H
 
 @dataclass(frozen=True)
 class Polar:
-    """ODIM volumes and scans, CfRadial, NEXRAD levels 2 and 3, SIGMET, Rainbow, DX; gzipped or plain: never read.
+    """Refuses ODIM volumes and scans, CfRadial, NEXRAD levels 2 and 3, SIGMET, Rainbow and DX, gzipped or plain.
 
-    raincast forecasts fields on a map; how rays become one (height, beam blockage, overlap) is a choice that
-    the tools made for it should make.
+    raincast forecasts gridded fields. Gridding rays involves choices (height, beam blockage, overlap) that belong
+    to specialised tools.
     """
 
     def recognises(self, path: Path) -> bool:
-        """One of these formats."""
+        """Return True for one of these formats."""
         return polar_kind(path) is not None
 
     def scan(self, path: Path) -> Head:
-        """Never returns: ValueError that says how to grid the file."""
+        """Raise ValueError, which explains how to grid the file."""
         refuse(path, polar_kind(path))
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """Never returns: ValueError that says how to grid the file."""
+        """Raise ValueError, which explains how to grid the file."""
         refuse(path, polar_kind(path))
 
 
 def polar_kind(path: Path) -> str | None:
-    """Which polar format `path` is; None for none or where it cannot be read."""
+    """Return the polar format of `path`; None if it is not polar or cannot be read."""
     start = first_bytes(path, 256)
     if start.startswith(NEXRAD_SIGNATURES):
         return "NEXRAD level 2"
@@ -63,13 +63,13 @@ def polar_kind(path: Path) -> str | None:
 
 
 def refuse(path: Path, kind: str | None) -> NoReturn:
-    """ValueError that names the file, its format and the remedy."""
+    """Raise ValueError with the file, its format and the remedy."""
     if kind is None:
-        raise ValueError(f"{path} is no polar file that raincast knows: take source=auto")
+        raise ValueError(f"{path} is not a polar file that raincast knows: use source=auto")
     raise ValueError(
         f"{path} ({kind}) holds rays, not a map: raincast reads composites and other gridded fields. Grid it "
         "first, e.g. with pyart.map.grid_from_radars or wradlib.comp, write reflectivity or rain on (time, y, x) "
-        "with its projection as CF netCDF, and take source=cf"
+        "with its projection as CF netCDF, and use source=cf"
     )
 
 

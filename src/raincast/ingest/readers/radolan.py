@@ -1,7 +1,7 @@
 """DWD RADOLAN and RADVOR composites in their binary format: an ASCII header up to ETX, then the pixels.
 
-Format: DWD, RADOLAN/RADVOR-OP Kompositformat, as wradlib (Heistermann et al. 2013) and its RADOLAN guide give it.
-Grids and the two models of the Earth: DWD, Radarkomposits - Projektionen und Gitter, 1.01 (2022).
+Format: DWD, RADOLAN/RADVOR-OP Kompositformat, as documented by wradlib (Heistermann et al. 2013) and its RADOLAN
+guide. Grids and the two Earth models: DWD, Radarkomposits - Projektionen und Gitter, 1.01 (2022).
 """
 
 import re
@@ -34,15 +34,15 @@ FORMAT = "DWD RADOLAN"
 REFLECTIVITY = ("RX", "WX", "EX", "WN")
 DEPTH = (*("RY", "RZ", "YW", "RV", "EY", "EZ"), *("RW", "RH", "RB", "RL", "RU", "RQ", "EW", "EH", "EB"))
 ZR_DWD = ZR(256.0, 1.42)
-COMPOSITE = "10000"  # where other products have the WMO number of a radar
+COMPOSITE = "10000"  # in the field that has a radar's WMO number in other products
 
-# bits of two bytes; those below are the value. Bit 13, from a second source (gauges in RW), makes no difference.
+# masks of a two-byte pixel; bit 13 (from a second source, such as gauges in RW) is ignored
 VALUE, NO_DATA, NEGATIVE, CLUTTER = 0x0FFF, 0x2000, 0x4000, 0x8000
-CLUTTER_CODE = 2490  # stands for the value where clutter has none
-CODES_OF_A_BYTE = 249  # from here on: clutter, no data, not used
+CLUTTER_CODE = 2490  # the value of clutter pixels without a measurement
+CODES_OF_A_BYTE = 249  # one-byte codes from here on are clutter, no data or unused
 
-# rows and columns of pixels of 1 km: how many lie south and west of the reference point
-REFERENCE = 9.0, 51.0  # longitude and latitude, on both models
+# (rows, columns) of 1 km pixels → how many of them are south and west of the reference point
+REFERENCE = 9.0, 51.0  # longitude and latitude, the same on both Earth models
 GRIDS = {(900, 900): (450, 450), (1100, 900): (550, 370), (1200, 1100): (600, 470), (1500, 1400): (800, 600)}
 PIXEL = 1000.0
 SPHERE, WGS84 = "+R=6370040", "+datum=WGS84"
@@ -60,11 +60,11 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class RADOLAN:
-    """One product a file, or several in a tar: depth or reflectivity → mm/h; conf/source/radolan.yaml says more.
+    """Reads a depth or reflectivity product per file, or several in a tar, in mm/h; see conf/source/radolan.yaml.
 
-    The header's time is the end of what a depth gathers over. Depths over an hour may come every 10 min: their
-    rates are running means, longer than the step, and `accumulation_minutes` of the archive says so. Forecasts
-    (VV above 0) in a tar are left out; a file that holds nothing else is refused.
+    The header's time is the end of a depth's period. Hourly depths may come every 10 min: their rates are running
+    means over more than the step, which the archive's `accumulation_minutes` records. Forecasts (VV above 0) in a
+    tar are left out; a file that holds only forecasts is refused.
     """
 
     step_minutes: float | None = None
@@ -74,11 +74,11 @@ class RADOLAN:
     source: str = "DWD"
 
     def recognises(self, path: Path) -> bool:
-        """A RADOLAN header at the beginning, or at that of a member of a tar."""
+        """Return True if the file, or a member of a tar, begins with a RADOLAN header."""
         return any(_START.match(start) for start in first_bytes_inside(path, 32))
 
     def scan(self, path: Path) -> Head:
-        """Times and grid; the step is that of 5 min products, and not known for depths over an hour."""
+        """Return the times, the grid and the step; the step of hourly depths is unknown."""
         with naming(path, FORMAT), unpacked(path) as files:
             headers = [header for _, header, _ in _analyses(files)]
             return Head(
@@ -89,7 +89,7 @@ class RADOLAN:
             )
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The products numbered `frames`; a tar that is packed as a whole is unpacked up to the last of them."""
+        """Read the products numbered `frames`; a compressed tar is unpacked up to the last of them."""
         with naming(path, FORMAT), unpacked(path) as files:
             products = _analyses(files)
             first = next(products)
@@ -113,7 +113,7 @@ class RADOLAN:
 
 @dataclass(frozen=True)
 class _Header:
-    """What stands before the pixels, in `size` bytes; a value times `precision` is mm, or steps of 0.5 dBZ."""
+    """The header, `size` bytes before the pixels. A value times `precision` is in mm, or in steps of 0.5 dBZ."""
 
     product: str
     time: np.datetime64
@@ -137,12 +137,12 @@ class _Header:
 
     @property
     def kind(self) -> str:
-        """What products in one file must agree on."""
+        """Return the properties that all products in one file must share."""
         return f"{self.product}, {self.shape[0]}x{self.shape[1]}, {self.minutes:g} min, {self.earth}"
 
 
 def _analyses(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Header, Stream]]:
-    """The products that are no forecasts, each with its stream at the first pixel; ValueError for none."""
+    """Yield the products that are not forecasts, each with its stream at the first pixel. ValueError if none."""
     first: _Header | None = None
     leads = []
     for name, stream in files:
@@ -153,11 +153,11 @@ def _analyses(files: Iterator[tuple[str, Stream]]) -> Iterator[tuple[str, _Heade
                 continue
             first = first or header
             if header.kind != first.kind:
-                raise ValueError(f"it is {header.kind}, where the first is {first.kind}: split the tar")
+                raise ValueError(f"it is {header.kind}, but the first is {first.kind}: split the tar")
             stream.seek(header.size)
         yield name, header, stream
     if first is None and leads:
-        raise ValueError(f"it holds forecasts alone (VV {min(leads)} min and more): rain that was not observed")
+        raise ValueError(f"it holds only forecasts (VV {min(leads)} min and more), not observed rain")
     if first is None:
         raise ValueError("it is a tar without files")
 
@@ -167,7 +167,7 @@ def _parse(start: bytes) -> _Header:
     match = _HEADER.fullmatch(text.decode("ascii", "replace"))
     if match is None or not etx:
         raise ValueError(
-            f"it begins with {start[:40]!r}: no RADOLAN header, as in RW010050100000119BY1620130VS 3SW …"
+            f"it begins with {start[:40]!r}: not a RADOLAN header like RW010050100000119BY1620130VS 3SW …"
         )
     said = match.groupdict()
     product, shape = said["product"], (int(said["rows"]), int(said["columns"]))
@@ -187,38 +187,38 @@ def _parse(start: bytes) -> _Header:
 
 
 def _check(product: str, site: str, shape: tuple[int, int]) -> None:
-    """ValueError for what is no rain, no composite, or on a grid whose place is not known."""
+    """Raise ValueError for products other than rain, single radars, and unknown grids."""
     if product == "DX":
-        raise ValueError("it is a sweep of one radar (DX): take source=polar to see how such files are gridded")
+        raise ValueError("it is a sweep of one radar (DX): use source=polar to see how to grid such files")
     if product not in REFLECTIVITY + DEPTH:
-        raise ValueError(f"it is the product {product}: read are {', '.join(REFLECTIVITY + DEPTH)}")
+        raise ValueError(f"it is the product {product}: raincast reads {', '.join(REFLECTIVITY + DEPTH)}")
     if site != COMPOSITE:
-        raise ValueError(f"it is of the radar {site}: only composites ({COMPOSITE}) are read")
+        raise ValueError(f"it is from the radar {site}: raincast reads only composites ({COMPOSITE})")
     if shape not in GRIDS:
         known = ", ".join(f"{rows}x{columns}" for rows, columns in GRIDS)
-        raise ValueError(f"its grid is {shape[0]}x{shape[1]} (GP): known are {known}")
+        raise ValueError(f"its grid is {shape[0]}x{shape[1]} (GP): raincast knows {known}")
 
 
 def _precision(text: str) -> float:
-    """'E-01' → 0.1."""
+    """Parse 'E-01' to 0.1."""
     if text not in ("E+00", "E-00", "E-01", "E-02", "E-03"):
-        raise ValueError(f"its precision is {text} (PR): possible are E-00 to E-03")
+        raise ValueError(f"its precision is {text} (PR), not E-00 to E-03")
     return float(f"1{text}")
 
 
 def _minutes(interval: int, unit: str | None) -> float:
     if unit not in (None, "0") or not 0 < interval <= 60:
-        raise ValueError(f"its interval is {interval}, unit {unit or 0} (INT, U): read are up to 60 min")
+        raise ValueError(f"its interval is {interval}, unit {unit or 0} (INT, U): raincast reads up to 60 min")
     return float(interval)
 
 
 def _rates(name: str, header: _Header, stream: Stream, zr: ZR, keep_clutter: bool) -> npt.NDArray[np.float32]:
-    """(H, W) in mm/h, NaN where missing."""
+    """Return the rates (H, W) in mm/h, NaN for missing."""
     height, width = header.shape
     with in_member(name):
         content = read_exactly(stream, height * width * header.pixel_bytes)
         if not at_end(stream):
-            raise ValueError("it goes on after its last pixel")
+            raise ValueError("it continues after its last pixel")
     codes = np.frombuffer(content, f"<u{header.pixel_bytes}").reshape(header.shape)
     scale = header.precision, header.minutes if header.is_depth else None
     rates: npt.NDArray[np.float32] = _table(header.pixel_bytes, *scale, zr, keep_clutter)[codes]
@@ -229,7 +229,7 @@ def _rates(name: str, header: _Header, stream: Stream, zr: ZR, keep_clutter: boo
 def _table(
     pixel_bytes: int, precision: float, minutes: float | None, zr: ZR, keep_clutter: bool
 ) -> npt.NDArray[np.float32]:
-    """The rate of every code; without `minutes` codes are steps of 0.5 dBZ from −32.5 dBZ (RVP6)."""
+    """Return the rate of every code; without `minutes`, codes are steps of 0.5 dBZ from −32.5 dBZ (RVP6)."""
     codes = np.arange(256**pixel_bytes)
     values = codes & VALUE
     if minutes is None:
@@ -247,7 +247,7 @@ def _table(
 
 @lru_cache(maxsize=8)
 def _grid(shape: tuple[int, int], earth: str) -> Grid:
-    """The polar stereographic grid true at 60° N; rows from south to north, as in the files."""
+    """Return the polar stereographic grid, true at 60° N, with rows from south to north as in the files."""
     from pyproj import Proj
 
     proj4 = f"+proj=stere +lat_0=90 +lat_ts=60 +lon_0=10 {earth} +units=m"

@@ -1,21 +1,21 @@
-"""SEVIR HDF5: images of vertically integrated liquid (VIL) of some 20,000 storms and random places of the USA.
+"""SEVIR HDF5: vertically integrated liquid (VIL) of some 20,000 storms and random places in the USA.
 
 Layout (M. Veillette, S. Samsi, C. Mattioli 2020, NeurIPS; tutorial and display code of eie-sevir): `vil` (event,
-y from south to north, x, 49 frames) uint8 and `id` (event,); CATALOG.csv says when and where each event was.
+y from south to north, x, 49 frames) uint8 and `id` (event,). CATALOG.csv has the time and place of each event.
 
-**Nominal times and place.** Events overlap in time and lie anywhere, while an archive has one grid, and each time
-once. To drop what collides would lose most of SEVIR, and an archive for each event would be 20,000 archives. So
-each event gets eight hours of its own, in the order of the catalog's true times, from 2100 on: three events a day,
-their frames from 03:55, 11:55 and 19:55. Windows never cross events, for hours without frames lie between.
-Whole days hold whole events, so data/split=blocks splits by event, and an embargo of up to 235 min costs nothing.
-The slot follows from the catalog alone, whatever files are ingested. The grid is 1 km about the origin of SEVIR's
-projection. What is true of each event stands in the attribute `sevir_events` of its day. With `event` that event
-alone comes out as it was, at its true times and place.
+**Nominal times and place.** Events overlap in time and lie anywhere, but an archive has one grid and each time
+only once. Dropping events that collide would lose most of SEVIR, and one archive per event would make 20,000
+archives. Therefore each event gets eight nominal hours, in the order of the catalog's true times, from 2100 on:
+three events per day, with frames from 03:55, 11:55 and 19:55. Windows never cross events, because hours without
+frames separate them. A day contains whole events, so data/split=blocks splits by event, and an embargo of up to
+235 min costs nothing. The slot depends only on the catalog, not on the ingested files. The grid has 1 km pixels
+around the origin of SEVIR's projection. The attribute `sevir_events` of each day has the true times and places.
+With `event`, only that event is read, at its true times and place.
 
-**Nominal rates.** VIL is not rain at the ground. Code → kg/m² is SEVIR's; from there on: the liquid fills a column
-of `depth_m` evenly, M = 1000·VIL/depth in g/m³; M = 0.00344·Z^(4/7) (D. Greene and R. Clark 1972, Mon. Wea. Rev.
+**Nominal rates.** VIL is not rain at the ground. SEVIR defines code → kg/m². Then the liquid is spread evenly over
+a column of `depth_m`, M = 1000·VIL/depth in g/m³; M = 0.00344·Z^(4/7) (D. Greene and R. Clark 1972, Mon. Wea. Rev.
 100, 548-552); Z = a·R^b. With 5000 m, 200 and 1.6 this is R = 3.10·VIL^1.094: SEVIR's thresholds 16, 74, 133, 160,
-181 and 219 are 0.40, 2.3, 12.3, 26.4, 47.6 and 138 mm/h. Codes from 247 on are above 300 mm/h, ingest's max_rate.
+181 and 219 are 0.40, 2.3, 12.3, 26.4, 47.6 and 138 mm/h. Codes from 247 on exceed 300 mm/h, ingest's max_rate.
 """
 
 import json
@@ -41,20 +41,20 @@ from raincast.transforms import ZR
 
 FORMAT = "SEVIR HDF5"
 CATALOG = "CATALOG.csv"
-LEVELS_ABOVE = 4  # folders from data/vil/2019 up to where the catalog lies
+LEVELS_ABOVE = 4  # folders to search for the catalog, upwards from data/vil/2019
 STEP_MINUTES = 5.0
-FIRST_SLOT = np.datetime64("2100-01-01T03:55", "ns")  # far from the true years 2017 to 2019
+FIRST_SLOT = np.datetime64("2100-01-01T03:55", "ns")  # far from the true years, 2017 to 2019
 EVENTS_A_DAY = 3
 SLOT = np.timedelta64(24 // EVENTS_A_DAY, "h")
 MISSING = 255
-MAX_EVENT_BYTES, MAX_EVENTS = 2**26, 10**5  # SEVIR has 7 MB an event, 20,000 in all: more is a spoilt size
+MAX_EVENT_BYTES, MAX_EVENTS = 2**26, 10**5  # SEVIR has 20,000 events of 7 MB: more means a damaged header
 PROJ4 = "+proj=laea +lat_0=38 +lon_0=-98 +units=m +a=6370997.0 +ellps=sphere"
 PIXEL = 1000.0  # m
 
 
 @dataclass(frozen=True)
 class SEVIR:
-    """VIL → nominal mm/h, event by event; conf/source/sevir.yaml says what the arguments do."""
+    """Reads VIL as nominal rates in mm/h, event by event; conf/source/sevir.yaml documents the arguments."""
 
     catalog: str | None = None
     event: str | None = None
@@ -64,13 +64,13 @@ class SEVIR:
     source: str = "SEVIR VIL"
 
     def __post_init__(self) -> None:
-        """Refuse a column that holds nothing."""
+        """Raise ValueError for a column without depth or an invalid Z-R relation."""
         if self.depth_m <= 0:
             raise ValueError(f"source.depth_m={self.depth_m} must be the height of a column, e.g. 5000.")
         _ = ZR(self.zr_a, self.zr_b)
 
     def recognises(self, path: Path) -> bool:
-        """HDF5 with VIL in four dimensions and the names of its events."""
+        """Return True for HDF5 with a four-dimensional `vil` and event ids."""
         import h5py
 
         if not starts_with(path, HDF5_SIGNATURE):
@@ -82,14 +82,14 @@ class SEVIR:
             return False
 
     def scan(self, path: Path) -> Head:
-        """Times and grid of all events that the catalog lists; of none where `event` is in another file."""
+        """Return the times and grid of all events in the catalog; no times if `event` is in another file."""
         with self._open(path) as (vil, events):
             times = [self._times(event, vil.shape[3]) for event in events.values()]
             joined = np.concatenate([*times, np.array([], "datetime64[ns]")])
             return Head(joined, self._grid(events, vil.shape[1:3]), STEP_MINUTES, MOMENTARY)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """The frames numbered `frames`, counted through the events that `scan` gives: only they are loaded."""
+        """Read the frames numbered `frames`, counted over the events that `scan` lists; only these are loaded."""
         with self._open(path) as (vil, events):
             length = vil.shape[3]
             start, stop, _ = frames.indices(len(events) * length)
@@ -114,7 +114,7 @@ class SEVIR:
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[Any, dict[int, Event]]]:
-        """The codes, on disk, and the events of the file that are read, by their number in it."""
+        """Yield the codes, still on disk, and the selected events by their index in the file."""
         with naming(path, FORMAT), open_hdf5(path) as file:
             absent = [name for name in ("vil", "id") if name not in file]
             if absent:
@@ -130,7 +130,7 @@ class SEVIR:
             yield vil, self._choose(path, names)
 
     def _choose(self, path: Path, names: list[str]) -> dict[int, Event]:
-        """The catalog's entry of each event; those that it does not list are left out."""
+        """Return the catalog entries of the events by index; events that it does not list are left out."""
         known = events_by_name(*self._catalog(path))
         chosen: dict[int, Event] = {}
         for number, name in enumerate(names):
@@ -146,7 +146,7 @@ class SEVIR:
         return chosen
 
     def _catalog(self, path: Path) -> tuple[Path, int, int]:
-        """The catalog as told, else beside or above `path`; with what tells whether it changed."""
+        """Return the catalog, configured or found beside or above `path`, with its size and modification time."""
         if self.catalog is not None:
             found = Path(self.catalog).expanduser()
         else:
@@ -154,15 +154,15 @@ class SEVIR:
             found = next((f / CATALOG for f in folders if (f / CATALOG).is_file()), Path(CATALOG))
         if not found.is_file():
             raise ValueError(
-                f"when and where its events were stands in SEVIR's {CATALOG}, and there is none "
+                f"the times and places of its events are in SEVIR's {CATALOG}, which was not found "
                 f"{'beside or above it' if self.catalog is None else f'at {found}'}. "
-                f"Give it with source.catalog=PATH/{CATALOG}"
+                f"Set source.catalog=PATH/{CATALOG}"
             )
         status = found.stat()
         return found, status.st_size, status.st_mtime_ns
 
     def _times(self, event: Event, number: int) -> npt.NDArray[np.datetime64]:
-        """The times of an event's frames; SEVIR fills gaps by repeating frame and time: a duplicate then."""
+        """Return the times of an event's frames. SEVIR fills gaps with duplicates: it repeats frame and time."""
         if len(event.offsets) != number:
             raise ValueError(f"the catalog has {len(event.offsets)} minute_offsets of {event.name}, not {number}")
         offsets = np.array(event.offsets)
@@ -183,15 +183,15 @@ class SEVIR:
         return Grid(y=grid.y[::-1], x=grid.x, crs_wkt=grid.crs_wkt)
 
     def _rate_of_codes(self) -> npt.NDArray[np.float32]:
-        """mm/h of each code."""
+        """Return the rate of each code in mm/h, (256,)."""
         water = 1000.0 * vil_of_codes() / self.depth_m  # g/m³
-        with np.errstate(divide="ignore"):  # no liquid is −∞ dBZ, and 0 mm/h
+        with np.errstate(divide="ignore"):  # no liquid is −∞ dBZ, which becomes 0 mm/h
             dbz = 10.0 * 7.0 / 4.0 * np.log10(water / 3.44e-3)
         rates: npt.NDArray[np.float32] = ZR(self.zr_a, self.zr_b).to_rate(dbz).astype(np.float32)
         return rates
 
     def _neighbours(self, path: Path, used: list[Event]) -> list[Event]:
-        """All events of the days of `used`: the first frame of a day gives its file the attributes."""
+        """Return all events on the days of `used`, because the first frame of a day sets its file's attributes."""
         if self.event is not None:
             return used
         days = {event.slot // EVENTS_A_DAY for event in used}
@@ -223,15 +223,15 @@ class SEVIR:
 
 
 def _start(event: Event) -> np.datetime64:
-    """The nominal time of an event's first frame."""
+    """Return the nominal time of an event's first frame."""
     return FIRST_SLOT + event.slot * SLOT
 
 
 def vil_of_codes() -> npt.NDArray[np.float64]:
-    """kg/m² of each code 0 to 255, NaN for missing.
+    """Return VIL in kg/m² of the codes 0 to 255, NaN for missing.
 
-    The tutorial of SEVIR prints exp(X − 83.9)/38.9, which is 1e-30 beside the 0.18 that it continues: the
-    parentheses stand as in exp((X − 83.9)/38.9).
+    SEVIR's tutorial prints exp(X − 83.9)/38.9, which would be 1e-30 where the linear part ends at 0.18. The
+    correct formula is exp((X − 83.9)/38.9).
     """
     codes = np.arange(256, dtype=np.float64)
     vil = np.where(codes <= 18, (codes - 2.0) / 90.66, np.exp((codes - 83.9) / 38.9))
@@ -242,6 +242,6 @@ def vil_of_codes() -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=4)
 def _nominal_grid(shape: tuple[int, int]) -> Grid:
-    """1 km pixels around the origin of SEVIR's projection, from the south and west on."""
+    """Return a grid of 1 km pixels centred on the origin of SEVIR's projection, from south and west."""
     y, x = (PIXEL * (np.arange(number, dtype=np.float64) - 0.5 * (number - 1)) for number in shape)
     return Grid(y=y, x=x, crs_wkt=crs_in_metres(PROJ4)[0])

@@ -1,4 +1,4 @@
-"""What a CF file says of its coordinates: which are time, y and x, in what units, in which projection."""
+"""Coordinates of a CF file: which are time, y and x, their units, and the projection."""
 
 import warnings
 from typing import Any
@@ -28,7 +28,7 @@ _PROJ_ATTRS = (
 
 
 def _role(name: str, coordinate: xr.DataArray | None) -> str | None:
-    """Whether a dimension or coordinate is time, y or x: by axis or standard_name, units, then name."""
+    """Return time, y, x or None for a dimension or coordinate: by standard_name, dtype, axis, units, then name."""
     attrs = {} if coordinate is None else coordinate.attrs
     standard_name = attrs.get("standard_name")
     for role, words in _ROLE_WORDS.items():
@@ -45,8 +45,8 @@ def _role(name: str, coordinate: xr.DataArray | None) -> str | None:
 
 
 def _coordinate(array: xr.DataArray, dim: str) -> xr.DataArray | None:
-    """The 1-D coordinate along `dim`, whatever its name."""
-    if dim in array.coords:  # .get() would make one up
+    """Return the 1-D coordinate along `dim`, whatever its name."""
+    if dim in array.coords:  # .get() would create a default coordinate
         own: xr.DataArray = array.coords[dim]
         return own
     along = (c for c in array.coords.values() if c.dims == (dim,))
@@ -54,7 +54,7 @@ def _coordinate(array: xr.DataArray, dim: str) -> xr.DataArray | None:
 
 
 def find_roles(array: xr.DataArray) -> dict[str, str] | None:
-    """Which dimension (or scalar time coordinate) is time, y and x; None where any of them is absent."""
+    """Return the dimension (or scalar time coordinate) of time, y and x; None if any of them is absent."""
     roles: dict[str, str] = {}
     for dim in map(str, array.dims):
         role = _role(dim, _coordinate(array, dim))
@@ -65,7 +65,7 @@ def find_roles(array: xr.DataArray) -> dict[str, str] | None:
         if (name := next(scalars, None)) is None:
             return None
         roles[TIME] = name
-    if not {Y, X} & set(roles):  # dimensions without coordinates: ours to complain about, see in_our_words
+    if not {Y, X} & set(roles):  # dimensions without coordinates: in_our_words reports them
         rest = [str(dim) for dim in array.dims if dim not in roles.values() and array.sizes[dim] > 1]
         roles |= dict(zip((Y, X), rest[-2:], strict=False))
     extra = [dim for dim in array.dims if dim not in roles.values() and array.sizes[dim] > 1]
@@ -73,14 +73,15 @@ def find_roles(array: xr.DataArray) -> dict[str, str] | None:
 
 
 def in_our_words(array: xr.DataArray) -> xr.DataArray:
-    """`array` with 1-D coordinates time, y and x, in the file's order and still on disk.
+    """Return `array` with 1-D coordinates named time, y and x, in the file's order and still on disk.
 
-    `time` is a scalar where the file holds one frame without the dimension. Putting the dimensions in order
-    waits until the frames are loaded, for xarray loads a transposed array pixel by pixel.
+    `time` is a scalar if the file holds one frame without that dimension. Dimensions are put in order only after
+    loading, because xarray loads a transposed array pixel by pixel. Raises ValueError if the dimensions cannot be
+    identified, have no 1-D coordinates, or time cannot be decoded.
     """
     roles = find_roles(array)
     if roles is None:
-        raise ValueError(f"{array.name} has dimensions {array.dims}: cannot tell which are time, y and x")
+        raise ValueError(f"{array.name} has dimensions {array.dims}: cannot tell which ones are time, y and x")
     axes = {role: _coordinate(array, name) for role, name in roles.items()}
     absent = [roles[role] for role, axis in axes.items() if axis is None]
     if absent:
@@ -102,7 +103,7 @@ def in_our_words(array: xr.DataArray) -> xr.DataArray:
 
 def _no_coordinates(array: xr.DataArray, absent: list[str]) -> str:
     found = ", ".join(f"{name}{tuple(c.dims)}" for name, c in array.coords.items() if c.ndim == 2)
-    has = f" It has 2-D coordinates only ({found})." if found else ""
+    has = f" It has only 2-D coordinates ({found})." if found else ""
     return (
         f"{array.name} has no 1-D coordinate along {' and '.join(absent)}.{has} raincast needs the "
         "projection's own coordinates: add them and a grid_mapping to the file, or reproject it, "
@@ -111,7 +112,7 @@ def _no_coordinates(array: xr.DataArray, absent: list[str]) -> str:
 
 
 def find_grid(dataset: xr.Dataset, field: xr.DataArray, crs: str | None = None) -> Grid:
-    """Where `field` (with coordinates y and x) lies, in metres: by `crs`, else by what the file says."""
+    """Return the grid of `field` (coordinates y and x) in metres or degrees, by `crs` or the file's projection."""
     definition = crs or _crs_definition(dataset, field)
     in_degrees = [_axis_unit(field, axis).startswith("degree") for axis in (Y, X)]
     if definition is None and all(in_degrees):
@@ -119,14 +120,14 @@ def find_grid(dataset: xr.Dataset, field: xr.DataArray, crs: str | None = None) 
     if definition is None:
         raise ValueError(
             "it names no projection (no grid_mapping with crs_wkt, no proj_string). "
-            "Give it with source.crs=…, e.g. source.crs=EPSG:3035 or a proj4 string in quotes"
+            "Set source.crs=…, e.g. source.crs=EPSG:3035 or a proj4 string in quotes"
         )
     wkt, factor = crs_in_metres(definition)
     if any(in_degrees) is not is_geographic(wkt):
         units = ", ".join(repr(_axis_unit(field, axis)) for axis in (Y, X))
         raise ValueError(
             f"its coordinates are in {units}, but its projection is {wkt[:60]}… "
-            "Give the right one with source.crs=…"
+            "Set the right one with source.crs=…"
         )
     y, x = (field[axis].values * _metres_per(field, axis, factor) for axis in (Y, X))
     y, x = even_axis(y, Y), even_axis(np.unwrap(x, period=360) if all(in_degrees) else x, X)
@@ -134,7 +135,7 @@ def find_grid(dataset: xr.Dataset, field: xr.DataArray, crs: str | None = None) 
 
 
 def _crs_definition(dataset: xr.Dataset, field: xr.DataArray) -> Any:
-    """The projection that the file names: the variable's grid mapping, any other, or global attributes."""
+    """Return the file's projection: from the variable's grid mapping, any other one, or global attributes."""
     mapping = str(field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "")
     name = mapping.split(":")[0].split(" ")[0]
     others = [n for n in dataset.variables if n != name and dataset[n].ndim == 0]
@@ -152,7 +153,7 @@ def _crs_definition(dataset: xr.Dataset, field: xr.DataArray) -> Any:
 
 
 def _is_crs(text: Any) -> bool:
-    """Whether an attribute is a projection; one called `projection` often holds a mere title."""
+    """Return True if an attribute defines a projection; one called `projection` is often only a title."""
     return isinstance(text, str) and ("proj=" in text or "[" in text or text.upper().startswith("EPSG:"))
 
 
@@ -161,22 +162,22 @@ def _axis_unit(field: xr.DataArray, axis: str) -> str:
 
 
 def _metres_per(field: xr.DataArray, axis: str, of_crs: float) -> float:
-    """Metres per unit of a coordinate; degrees stay degrees; without units it is the projection's own."""
+    """Return metres per unit of a coordinate: 1 for degrees, `of_crs` if no unit is stated."""
     unit = _axis_unit(field, axis)
     if unit == "":
         return of_crs
     if unit.startswith("degree"):
         return 1.0
     if unit.removesuffix("s") not in _METRES:
-        raise ValueError(f"the coordinate {axis} is in {unit!r}; known are {', '.join(_METRES)} and degrees")
+        raise ValueError(f"the coordinate {axis} is in {unit!r}; raincast knows {', '.join(_METRES)} and degrees")
     return _METRES[unit.removesuffix("s")]
 
 
 def crs_in_metres(definition: Any) -> tuple[str, float]:
-    """The WKT of a projection with its axes in metres, and how many metres one of its own units is.
+    """Return the WKT of a projection with axes in metres, and the length of its original unit in metres.
 
-    `definition` is whatever pyproj takes (proj4, WKT, EPSG code, CF attributes as a dict). A geographic one
-    keeps its degrees, with factor 1.
+    `definition` is anything that pyproj accepts (proj4, WKT, EPSG code, CF attributes as a dict). A geographic CRS
+    keeps degrees, with factor 1. Raises ValueError for an unknown projection.
     """
     from pyproj import CRS
     from pyproj.exceptions import CRSError
@@ -186,29 +187,29 @@ def crs_in_metres(definition: Any) -> tuple[str, float]:
     except (CRSError, KeyError) as error:
         raise ValueError(f"pyproj knows no projection {definition!r}: {error}") from error
     if crs.is_compound:
-        crs = crs.sub_crs_list[0]  # heights say nothing of where a pixel lies
-    # the axes of a projection with a datum shift (+towgs84) are those of the projection inside
+        crs = crs.sub_crs_list[0]  # the vertical part does not matter for pixel positions
+    # the axes of a projection with a datum shift (+towgs84) are those of the projection inside it
     axes = (crs.source_crs if crs.is_bound and crs.source_crs else crs).axis_info
     # an axis of a derived geographic system (rotated pole) is in degrees too
     factor = 1.0 if crs.is_geographic or not axes else float(axes[0].unit_conversion_factor)
     if factor == 1.0:
         return str(crs.to_wkt()), 1.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a PROJ dict holds no names; the geometry stays
+        warnings.simplefilter("ignore", UserWarning)  # a PROJ dict loses names but keeps the geometry
         parameters = crs.to_dict()
     parameters.pop("to_meter", None)
     return str(CRS.from_dict(parameters | {"units": "m"}).to_wkt()), factor
 
 
 def is_geographic(crs_wkt: str) -> bool:
-    """Whether the coordinates are degrees."""
+    """Return True if the coordinates are in degrees."""
     from pyproj import CRS
 
     return bool(CRS.from_wkt(crs_wkt).is_geographic)
 
 
 def even_axis(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float64]:
-    """The axis with the rounding of its file removed; ValueError where the spacing is not constant."""
+    """Return the axis without the file's rounding. Raises ValueError if the spacing is not constant."""
     axis = values.astype(np.float64)
     even = np.linspace(axis[0], axis[-1], axis.size)
     spacing = abs(axis[-1] - axis[0]) / max(axis.size - 1, 1)

@@ -1,4 +1,4 @@
-"""A grid between corners that are known as longitude and latitude."""
+"""Grids that are defined by the longitudes and latitudes of their corners."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -12,26 +12,26 @@ from raincast.ingest.readers.common.axes import crs_in_metres, is_geographic
 from raincast.schema import Grid
 
 CORNERS = ("LL", "UL", "UR", "LR")
-"""Lower left and so on: how ODIM names them."""
+"""ODIM's names: lower left, upper left, upper right, lower right."""
 
 
 @lru_cache(maxsize=16)
 def grid_between(
     projdef: str, corners: tuple[tuple[str, float, float], ...], sizes: tuple[tuple[int, float], ...]
 ) -> Grid:
-    """The grid with `corners` (name, longitude, latitude); `sizes` are number and scale of the pixels of y and x.
+    """Return the grid with `corners` (name, longitude, latitude); `sizes` are number and scale of pixels in y, x.
 
-    ValueError for an unknown projection, too few corners, or corners that the sizes do not fit.
+    Raises ValueError for an unknown projection, too few corners, or corners that contradict the sizes.
     """
     from pyproj import Transformer
 
     wkt, _ = crs_in_metres(projdef)
-    # the format has longitudes and latitudes of WGS 84; PROJ shifts them if projdef says how (+towgs84)
+    # longitudes and latitudes are WGS 84; PROJ shifts the datum if projdef defines it (+towgs84)
     to_map = Transformer.from_crs("EPSG:4326", wkt, always_xy=True)
     places = {name: to_map.transform(lon, lat) for name, lon, lat in corners}
     (num_y, scale_y), (num_x, scale_x) = sizes
     check_image(num_y, num_x)
-    if is_geographic(wkt):  # across the date line the eastern corners have the smaller numbers
+    if is_geographic(wkt):  # across the date line the eastern corners have smaller longitudes
         west = max((x for name, (x, _) in places.items() if name[1] == "L"), default=-np.inf)
         places = {name: (x + 360 if name[1] == "R" and x < west else x, y) for name, (x, y) in places.items()}
     y = _centres(_edges(places, "U", 1), _edges(places, "L", 1), num_y, scale_y, "y")
@@ -40,12 +40,12 @@ def grid_between(
 
 
 def _edges(places: Mapping[str, tuple[float, float]], side: str, axis: int) -> Sequence[float]:
-    """The coordinates of a side (U, L of y; L, R of x): the mean of its corners, which come rounded, and each."""
+    """Return the coordinates of a side (U, L for y; L, R for x): the mean of its rounded corners, then each."""
     letter = 0 if axis else 1
     values = [place[axis] for name, place in places.items() if name[letter] == side]
     if not values or not np.isfinite(values).all():
         raise ValueError(
-            f"where states too few corners ({', '.join(places) or 'none'}): it takes LL and UR at least"
+            f"where states too few corners ({', '.join(places) or 'none'}): at least LL and UR are needed"
         )
     return float(np.mean(values)), *values
 
@@ -53,10 +53,10 @@ def _edges(places: Mapping[str, tuple[float, float]], side: str, axis: int) -> S
 def _centres(
     firsts: Sequence[float], lasts: Sequence[float], number: int, scale: float, axis: str
 ) -> npt.NDArray[np.float64]:
-    """Pixel centres between two edges; `scale` (0: not stated) must agree with them.
+    """Return pixel centres between two edges, which must agree with `scale` (0: not stated).
 
-    The corners are those of the image. Some services give the centres of the corner pixels: the scale tells. It
-    also tells which corner is wrong: DMI's lower right one is 15 km off. MeteoSwiss has stated it in km.
+    The corners should be those of the image, but some services give the centres of the corner pixels. The scale
+    shows which, and also which corner is wrong: DMI's lower right one is 15 km off. MeteoSwiss states it in km.
     """
     first, last = firsts[0], lasts[0]
     if scale > 0 and abs(abs(last - first) / (1000.0 * scale) / max(number, 1) - 1) <= 0.02:
@@ -67,7 +67,7 @@ def _centres(
         first, last = next(fits, (first, last))
     width = abs(last - first)
     if number < 1 or first == last:
-        raise ValueError(f"{axis}size={number} pixels from {first:g} to {last:g} are no image")
+        raise ValueError(f"{axis}size={number} pixels from {first:g} to {last:g} are not an image")
     steps = number if scale <= 0 else _steps(width, number, scale)
     if steps is None and abs(width / scale / number - 1) > 0.02:
         raise ValueError(
@@ -83,7 +83,7 @@ def _centres(
 
 
 def _steps(width: float, number: int, scale: float) -> int | None:
-    """How many pixels lie between the corners, all of them or one less; None where neither fits the scale."""
+    """Return the number of pixels between the corners, `number` or one less; None if neither fits the scale."""
     for steps in (number, number - 1):
         if abs(width / scale - steps) <= 0.1:
             return steps

@@ -1,7 +1,7 @@
-"""What lies in an ODIM HDF5 file, alone or with others in a tar: images, and what is said of each.
+"""Images and their metadata in ODIM HDF5 files, single or packed in a tar.
 
 Format: EUMETNET OPERA weather radar information model for implementation with the HDF5 file format, versions
-2.0.1 (2010) to 2.4 (2021). Services stray from it; whatever is read against it is named where it is done.
+2.0.1 (2010) to 2.4 (2021). Comments mark where services deviate from it and the reader follows them.
 """
 
 import io
@@ -26,7 +26,7 @@ _MOST_APART = np.timedelta64(5, "m")
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One data group; its own attributes stand before those of its dataset, these before the file's."""
+    """One data group. Its attributes override those of its dataset, which override those of the file."""
 
     name: str
     data: Any
@@ -36,26 +36,26 @@ class Image:
 
     @property
     def quantity(self) -> str:
-        """RATE and so on; '' where it is not stated."""
+        """Return the quantity, such as RATE; '' if not stated."""
         return str(self.what.get("quantity", ""))
 
     @property
     def is_forecast(self) -> bool:
-        """Whether the file says that it was made up, and its time is after the file's own: so DWD's nowcasts."""
+        """Return True if the image is marked as simulated and ends after the nominal time, as DWD's nowcasts."""
         nominal, end = self.time(""), self.time("end")
         is_later = nominal is not None and end is not None and bool(end > nominal)
         return is_later and str(self.how.get("simulated", "")).lower() in ("true", "1")
 
     def time(self, which: str) -> np.datetime64 | None:
-        """As `stated_time`."""
+        """Return the time of the attributes `which`date and `which`time, see `stated_time`."""
         return stated_time(self.what, which)
 
     def grid(self) -> Grid:
-        """Where it lies; DMI leaves the sizes out, which are those of the data."""
+        """Return the grid. Sizes default to the shape of the data, because DMI does not state them."""
         if "projdef" not in self.where:
-            raise ValueError("where has no projdef: nobody can say where the image lies")
+            raise ValueError("where has no projdef: the position of the image is unknown")
         if self.data.ndim != 2:
-            raise ValueError(f"{self.name}/data is {self.data.shape}: no image (y, x)")
+            raise ValueError(f"{self.name}/data is {self.data.shape}: not an image (y, x)")
         check_image(*self.data.shape)
         corners = tuple(
             (name, float(self.where[f"{name}_lon"]), float(self.where[f"{name}_lat"]))
@@ -70,9 +70,9 @@ class Image:
 
 
 def stated_time(what: Mapping[str, Any], which: str) -> np.datetime64 | None:
-    """The time of the attributes `which`date and `which`time; None where they are absent.
+    """Return the time of the attributes `which`date and `which`time; None if they are absent.
 
-    Some services state the second at which a scan ended: less than half a minute is rounded away.
+    Some services state the second at which a scan ended: deviations of less than half a minute are rounded.
     """
     exact = _exact_time(what, which)
     if exact is None:
@@ -83,10 +83,10 @@ def stated_time(what: Mapping[str, Any], which: str) -> np.datetime64 | None:
 
 
 def nominal_time(what: Mapping[str, Any], *, is_depth: bool) -> np.datetime64 | None:
-    """The nominal time (`date`, `time`), else the end of the interval; None where neither is stated.
+    """Return the nominal time (`date`, `time`), else the end of the interval; None if neither is stated.
 
-    Scans end seconds or minutes before or after the nominal time, differently each time. A depth is dated at the
-    end of its interval: the nominal time stands in for it where they are at most 5 min and less than half the
+    Scans end seconds or minutes before or after the nominal time, each by a different amount. The time of a depth
+    is the end of its interval; the nominal time replaces it if they are at most 5 min and less than half the
     interval apart.
     """
     nominal, start, end = (stated_time(what, which) for which in ("", "start", "end"))
@@ -99,7 +99,7 @@ def nominal_time(what: Mapping[str, Any], *, is_depth: bool) -> np.datetime64 | 
 
 
 def scan_attrs(what: Mapping[str, Any], time: np.datetime64) -> dict[str, float]:
-    """`scan_start_s` and `scan_end_s`, the stated interval in seconds from `time`; none where it is not stated."""
+    """Return `scan_start_s` and `scan_end_s`, the stated interval in seconds from `time`; empty if not stated."""
     exact = {which: _exact_time(what, which) for which in ("start", "end")}
     return {
         f"scan_{which}_s": float((found - time) / np.timedelta64(1, "s"))
@@ -113,13 +113,13 @@ def _exact_time(what: Mapping[str, Any], which: str) -> np.datetime64 | None:
     if date is None or time is None:
         return None
     if not re.fullmatch(r"\d{8}", str(date)) or not re.fullmatch(r"\d{6}", str(time)):
-        raise ValueError(f"what/{which}date={date}, {which}time={time} is no time like 20241126, 010500")
+        raise ValueError(f"what/{which}date={date}, {which}time={time} is not a time like 20241126, 010500")
     d, t = str(date), str(time)
     return np.datetime64(f"{d[:4]}-{d[4:6]}-{d[6:]}T{t[:2]}:{t[2:4]}:{t[4:]}", "s")
 
 
 def is_odim(path: Path, *, without: Collection[str] = ()) -> bool:
-    """Whether the content of `path`, or the first file packed in it, states an ODIM object, none of `without`."""
+    """Return True if `path`, or the first file packed in it, has an ODIM object that is not in `without`."""
     try:
         if not starts_with(path, HDF5_SIGNATURE) and not _holds_hdf5(path):
             return False
@@ -138,10 +138,10 @@ def _holds_hdf5(path: Path) -> bool:
 def h5py_files(
     path: Path, wanted: Container[int] | None = None, *, checked: bool = True
 ) -> Iterator[Iterator[tuple[int, str, Any]]]:
-    """The HDF5 files in `path` as (number, name, file): itself, named '', or what is packed in it.
+    """Yield the HDF5 files in `path` as (number, name, file): the file itself, named '', or those packed in it.
 
-    Of those in a tar only the numbers `wanted` are opened (None: all). ValueError, unless not to be `checked`, for
-    what `archive.limits` does not allow.
+    Only the files numbered `wanted` of a tar are opened (None: all). If `checked`, raises ValueError for files
+    that exceed `archive.limits`.
     """
     if starts_with(path, HDF5_SIGNATURE):
         with open_hdf5(path, checked=checked) as file:
@@ -160,17 +160,17 @@ def _unpacked_files(
         with in_member(name):
             content = read_all(stream)
             if not content.startswith(HDF5_SIGNATURE):
-                raise ValueError(f"it begins with {content[:8]!r}: no HDF5")
+                raise ValueError(f"it begins with {content[:8]!r}: not HDF5")
             with open_hdf5(io.BytesIO(content), checked=checked) as file:
                 yield number, name, file
 
 
 def images(file: Any) -> Iterator[Image]:
-    """The data groups, in the order of their numbers."""
+    """Yield the data groups in the order of their numbers."""
     for dataset in _numbered(file, "dataset"):
         for data in _numbered(file[dataset], "data"):
             groups = (file, file[dataset], file[dataset][data])
-            # DMI states the quantity at the group itself
+            # DMI states the quantity as an attribute of the group itself
             own = {"quantity": _scalar(groups[-1].attrs["quantity"])} if "quantity" in groups[-1].attrs else {}
             what, where, how = (
                 {k: v for group in groups for k, v in attributes(group, name).items()}
@@ -181,7 +181,7 @@ def images(file: Any) -> Iterator[Image]:
 
 
 def attributes(group: Any, name: str) -> dict[str, Any]:
-    """The attributes of a subgroup as scalars, texts as str; none where there is no such subgroup."""
+    """Return the attributes of a subgroup as scalars, text as str; empty if there is no such subgroup."""
     return {key: _scalar(value) for key, value in group[name].attrs.items()} if name in group else {}
 
 

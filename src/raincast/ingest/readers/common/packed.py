@@ -1,4 +1,4 @@
-"""The bytes of files that services send gzipped or plain."""
+"""Bytes of files that services send gzipped or plain."""
 
 import gzip
 import zlib
@@ -10,7 +10,7 @@ GZIP_SIGNATURE = b"\x1f\x8b"
 
 
 def first_bytes(path: Path, number: int) -> bytes:
-    """The first `number` bytes, unpacked; fewer or none where the file is shorter, damaged or absent."""
+    """Return the first `number` unpacked bytes; fewer or none if the file is shorter, damaged or absent."""
     try:
         with path.open("rb") as file:
             start = file.read(len(GZIP_SIGNATURE))
@@ -24,7 +24,7 @@ def first_bytes(path: Path, number: int) -> bytes:
 
 
 def all_bytes(path: Path) -> bytes:
-    """The whole content, unpacked; ValueError for a damaged gzip, and for more than `limits.max_bytes`."""
+    """Return the whole unpacked content. Raises ValueError for a damaged gzip or more than `limits.max_bytes`."""
     try:
         with path.open("rb") as file:
             packed = file.read(len(GZIP_SIGNATURE)) == GZIP_SIGNATURE

@@ -1,7 +1,7 @@
-"""Dates out of a pickle, which could run any code if it were simply loaded.
+"""Safe reading of dates from a pickle, which could run any code if it were simply loaded.
 
-Only the opcodes and names pass that an array of datetime.datetime takes (pickle protocols 2 to 5), and classes
-that do nothing stand in for NumPy's own.
+Only the opcodes and names that an array of datetime.datetime needs are allowed (pickle protocols 2 to 5), and
+inert classes replace NumPy's own.
 """
 
 import io
@@ -21,46 +21,46 @@ OPCODES = frozenset(_OPCODES.split())
 
 
 def unpickle_dates(content: bytes) -> list[datetime]:
-    """The dates of a pickled array of datetime.datetime; ValueError for anything else, without running it."""
+    """Return the dates of a pickled array of datetime.datetime. Raises ValueError for anything else, unrun."""
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name not in OPCODES:
             raise ValueError(f"its dates hold more than dates (the opcode {opcode.name}), which is not loaded")
-        # the number of a memo's entry is how much memory it takes
+        # the index of a memo entry determines how much memory the memo takes
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(content):
-            raise ValueError(f"its dates name a memo's entry {argument} in {len(content)} bytes")
+            raise ValueError(f"its dates use memo entry {argument} in {len(content)} bytes")
     array = _Unpickler(io.BytesIO(content)).load()
     if not isinstance(array, _Array):
-        raise ValueError(f"its dates are {type(array).__name__}, no array")
+        raise ValueError(f"its dates are {type(array).__name__}, not an array")
     odd = [item for item in array.items if type(item) is not datetime or item.tzinfo is not None]
     if odd:
-        raise ValueError(f"its dates hold {odd[0]!r}, which is no datetime.datetime in UTC")
+        raise ValueError(f"its dates hold {odd[0]!r}, which is not a naive datetime.datetime (UTC)")
     return array.items
 
 
 class _Array:
-    """Stands for numpy.ndarray, and keeps the objects of its state."""
+    """Stand-in for numpy.ndarray that keeps the objects of its state."""
 
     def __init__(self, *_: object) -> None:
         self.items: list[Any] = []
 
     def __setstate__(self, state: Any) -> None:
-        """The state is (version, shape, dtype, Fortran's order, objects)."""
+        """Keep the objects of the state (version, shape, dtype, Fortran order, objects)."""
         if isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], list):
             self.items = state[4]
 
 
 class _DType:
-    """Stands for numpy.dtype."""
+    """Stand-in for numpy.dtype."""
 
     def __init__(self, *_: object) -> None:
-        """Whatever its name."""
+        """Ignore the name."""
 
     def __setstate__(self, state: Any) -> None:
-        """Whatever its state."""
+        """Ignore the state."""
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Stands for _codecs.encode, by which old pickles write the bytes of a date."""
+    """Stand-in for _codecs.encode, with which old pickles write the bytes of a date."""
     return text.encode("latin1")
 
 
@@ -75,10 +75,10 @@ _NAMES: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the names that an array of dates takes, and no others."""
+    """Allows only the names that an array of dates needs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class or its stand-in; ValueError for any other name."""
+        """Return the class or its stand-in. Raises ValueError for any other name."""
         if (module, name) not in _NAMES:
-            raise ValueError(f"its dates name {module}.{name}, which is no date and is not loaded")
+            raise ValueError(f"its dates name {module}.{name}, which is not a date and is not loaded")
         return _NAMES[module, name]

@@ -1,4 +1,4 @@
-"""SEVIR's CATALOG.csv: when and where each event was, and its place in the order of all."""
+"""SEVIR's CATALOG.csv: time, place and nominal slot of each event."""
 
 import csv
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ import numpy as np
 
 CORNERS = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon")
 COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "minute_offsets", "proj", *CORNERS)
-MAX_EVENTS = 150_000  # eight nominal hours each from 2100 on: until 2236, for datetime64[ns] ends in 2262
+MAX_EVENTS = 150_000  # of eight nominal hours from 2100 on reach 2236; datetime64[ns] ends in 2262
 
 
 @dataclass(frozen=True)
 class Event:
-    """A row of the catalog: `slot` is its place in the order of true times, `offsets` are minutes from `time`."""
+    """A row of the catalog. `slot` is its rank in true time; `offsets` are minutes from `time`."""
 
     slot: int
     name: str
@@ -28,18 +28,18 @@ class Event:
 
 @lru_cache(maxsize=2)
 def events_by_name(catalog: Path, size: int, changed: int) -> dict[str, tuple[Event, ...]]:
-    """The VIL events of a catalog of this `size` that was `changed` then, by their id.
+    """Return the VIL events of a catalog by id; `size` and `changed` (its modification time) are cache keys.
 
-    Slots are in the order of true time, then of id, file and index.
+    Slots follow true time, then id, file and index.
     """
     with catalog.open(newline="", encoding="utf-8") as file:
         rows = csv.DictReader(file)
         missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
         if missing:
-            raise ValueError(f"{catalog} is no catalog of SEVIR: it has no column {', '.join(missing)}")
+            raise ValueError(f"{catalog} is not SEVIR's catalog: it has no column {', '.join(missing)}")
         entries = {_key(row): row for row in rows if row["img_type"] == "vil"}
     if len(entries) > MAX_EVENTS:
-        raise ValueError(f"{catalog} lists {len(entries)} events: at most {MAX_EVENTS} are read")
+        raise ValueError(f"{catalog} lists {len(entries)} events: raincast reads at most {MAX_EVENTS}")
     found: dict[str, tuple[Event, ...]] = {}
     for slot, key in enumerate(sorted(entries)):
         event = _event(catalog, slot, entries[key])

@@ -1,4 +1,4 @@
-"""Files that GDAL reads (GeoTIFF, GRIB2), through rasterio, which is an optional extra."""
+"""Files that GDAL reads (GeoTIFF, GRIB2), through rasterio, an optional dependency."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.packed import all_bytes
 from raincast.schema import Grid
 
-_CACHE_MB = 16  # GDAL would keep 5 % of the machine's memory in blocks that nobody reads twice
+_CACHE_MB = 16  # GDAL's default is 5 % of the memory, for blocks that are never read twice
 
 
 @contextmanager
 def open_raster(path: Path, driver: str) -> Iterator[Any]:
-    """The rasterio dataset of a file, gzipped or plain, read by GDAL's `driver` and no other.
+    """Yield the rasterio dataset of a file, gzipped or plain, opened with GDAL's `driver` only.
 
-    ValueError where rasterio is not installed, and for what GDAL says of a damaged file.
+    Raises ValueError if rasterio is not installed, or with GDAL's message if the file is damaged.
     """
     try:
         import rasterio  # type: ignore[import-untyped]
         from rasterio.errors import RasterioError  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ValueError('it takes rasterio to read it: pip install -e ".[gis]"') from error
+        raise ValueError('reading it needs rasterio: pip install -e ".[gis]"') from error
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
-        # without a place on Earth it is refused in raster_grid
+        # raster_grid refuses files without georeferencing
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         try:
             with rasterio.MemoryFile(all_bytes(path)) as memory, memory.open(driver=driver) as dataset:
@@ -39,7 +39,7 @@ def open_raster(path: Path, driver: str) -> Iterator[Any]:
 
 
 def _check_size(dataset: Any) -> None:
-    """ValueError for an image, or a block that GDAL unpacks at once, above the limit."""
+    """Raise ValueError if the image, or a block that GDAL unpacks at once, exceeds the limit."""
     check_image(dataset.height, dataset.width)
     together = dataset.count if dataset.profile.get("interleave") == "pixel" else 1
     for (height, width), dtype in zip(dataset.block_shapes, dataset.dtypes, strict=True):
@@ -47,15 +47,15 @@ def _check_size(dataset: Any) -> None:
 
 
 def raster_grid(dataset: Any, decimals: int | None = None) -> Grid:
-    """Where the pixels of a rasterio dataset lie; ValueError for a rotated one or one without a projection.
+    """Return the grid of a rasterio dataset. Raises ValueError if it is rotated or has no projection.
 
-    `decimals`, where the format states corner and spacing to so many places, takes GDAL's rounding out.
+    `decimals` is the number of decimal places of corner and spacing in the format; it removes GDAL's rounding.
     """
     transform = dataset.transform
     if dataset.crs is None:
         raise ValueError("it names no projection")
     if transform.b or transform.d:
-        raise ValueError("its rows do not run along x: reproject it first, e.g. with gdalwarp")
+        raise ValueError("its rows are not parallel to x: reproject it first, e.g. with gdalwarp")
     wkt, factor = crs_in_metres(dataset.crs.to_wkt())
     y, x = (
         factor * _centres(first, spacing, number, decimals)
@@ -75,6 +75,6 @@ def _centres(edge: float, spacing: float, number: int, decimals: int | None) -> 
 
 
 def zr_items(dataset: Any) -> dict[str, str]:
-    """The items zr_a and zr_b of GDAL's metadata, with or without ODIM's `how/`; those that are there."""
+    """Return the items zr_a and zr_b of GDAL's metadata, if present, with or without ODIM's prefix `how/`."""
     tags = {**dataset.tags(), **dataset.tags(1)}
     return {key.removeprefix("how/"): value for key, value in tags.items() if key.endswith(("zr_a", "zr_b"))}

@@ -1,4 +1,4 @@
-"""What stands in a TIFF beside its pixels, read without GDAL: tags, and the items that GDAL writes into one."""
+"""TIFF tags and GDAL's metadata items, read without GDAL."""
 
 import gzip
 import html
@@ -19,7 +19,7 @@ _DAMAGE = (OSError, EOFError, zlib.error, struct.error, OverflowError, ValueErro
 
 
 class Entry(NamedTuple):
-    """A tag's value: its number of values, and where the text begins, or the text itself where it is short."""
+    """A tag's value: the number of values, and the offset of the text, or the text itself if it is short."""
 
     num_values: int
     place: int
@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 
 def tiff_directory(path: Path) -> dict[int, Entry]:
-    """The tags of a TIFF's first directory, classic or big, gzipped or plain; none for other or damaged files."""
+    """Return the tags of a (Big)TIFF's first directory, gzipped or plain; empty for other or damaged files."""
     try:
         with _opened(path) as file:
             return _read_directory(file)
@@ -36,9 +36,10 @@ def tiff_directory(path: Path) -> dict[int, Entry]:
 
 
 def tiff_items(path: Path) -> dict[str, str]:
-    """The items of the tag GDAL_METADATA by name, and 'NAME unit' where one has a unit.
+    """Return the items of the tag GDAL_METADATA by name, plus 'NAME unit' for items with a unit.
 
-    FMI wraps the XML of the items in one item more: GDAL then writes it with its brackets escaped twice.
+    FMI wraps the XML of the items in another item, so GDAL escapes its brackets twice. Raises ValueError for a
+    damaged header.
     """
     try:
         with _opened(path) as file:
@@ -58,7 +59,7 @@ def tiff_items(path: Path) -> dict[str, str]:
 
 
 def find_items(path: Path) -> dict[str, str]:
-    """The same; none for other or damaged files."""
+    """Return the items as `tiff_items`; empty for other or damaged files."""
     try:
         return tiff_items(path)
     except ValueError:
@@ -72,7 +73,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _read_directory(file: IO[bytes]) -> dict[int, Entry]:
-    """TIFF 6.0 and BigTIFF: byte order, 42 or 43, where the directory begins; its entries begin with their tag."""
+    """Read the first directory of a TIFF 6.0 or BigTIFF; empty if the byte order or the version is unknown."""
     start = file.read(8)
     order = {b"II": "<", b"MM": ">"}.get(start[:2])
     if order is None:
@@ -82,7 +83,7 @@ def _read_directory(file: IO[bytes]) -> dict[int, Entry]:
         return {}
     big = version == 43
     (place,) = struct.unpack(order + ("Q" if big else "I"), file.read(8) if big else start[4:])
-    check_bytes(place)  # to go there, a gzip is unpacked
+    check_bytes(place)  # seeking in a gzip unpacks everything before
     file.seek(place)
     (number,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
     layout = struct.Struct(order + ("HHQ8s" if big else "HHI4s"))

@@ -1,4 +1,4 @@
-"""What lies in a file as services pack it: gzipped or bzipped, alone or with others in a tar."""
+"""Unpacking of files as services send them: gzipped, bzipped, or several in a tar."""
 
 import bz2
 import gzip
@@ -15,9 +15,9 @@ from raincast.ingest.readers.common.packed import GZIP_SIGNATURE
 
 BZIP2_SIGNATURE = b"BZh"
 Stream = io.BufferedReader | gzip.GzipFile | bz2.BZ2File
-"""A file inside, unpacked; going back in it is slow."""
+"""An unpacked file. Seeking backwards is slow."""
 
-# a spoilt or hostile tar may claim anything: a month of 5 min has 8928 files, and a header takes kilobytes
+# a damaged or hostile tar may claim any size: a month of 5 min frames has 8928 files, a header takes kilobytes
 _MOST_MEMBERS = 10_000
 _MOST_BYTES_AT_ONCE = 2**24
 _LOOKED_AT = 4
@@ -26,10 +26,10 @@ _DAMAGE = (ValueError, OSError, EOFError, zlib.error, tarfile.TarError)
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Iterator[tuple[str, Stream]]]:
-    """The files in `path`, as (name, stream) in their order: the members of a tar, or itself, with the name ''.
+    """Yield the files in `path` as (name, stream), in order: the members of a tar, or the file itself, named ''.
 
-    A stream is to be read before the next one is asked for. Whatever is packed in them is not unpacked again.
-    ValueError or OSError for damage, also while the streams are read.
+    Read each stream before requesting the next. Nested containers are not unpacked. Raises ValueError or OSError
+    for damage, also while the streams are read.
     """
     try:
         with path.open("rb") as file:
@@ -39,7 +39,7 @@ def unpacked(path: Path) -> Iterator[Iterator[tuple[str, Stream]]]:
 
 
 def first_bytes_inside(path: Path, number: int) -> list[bytes]:
-    """The first `number` bytes of the first files in `path`; none where it is damaged or absent."""
+    """Return the first `number` bytes of each of the first files in `path`; empty if it is damaged or absent."""
     try:
         with unpacked(path) as files:
             return [stream.read(number) for _, stream in itertools.islice(files, _LOOKED_AT)]
@@ -49,7 +49,7 @@ def first_bytes_inside(path: Path, number: int) -> list[bytes]:
 
 @contextmanager
 def in_member(name: str) -> Iterator[None]:
-    """Turn errors into ones that name the member of a tar, if it is one."""
+    """Add the name of a tar member to errors; '' leaves them unchanged."""
     try:
         yield
     except _DAMAGE as error:
@@ -59,7 +59,7 @@ def in_member(name: str) -> Iterator[None]:
 
 
 def read_exactly(stream: Stream, number: int) -> bytes:
-    """`number` bytes; ValueError where there are fewer, with no more memory than those take."""
+    """Read `number` bytes. Raises ValueError if there are fewer; memory is taken only for bytes that exist."""
     chunks, left = [], number
     while left and (chunk := stream.read(min(left, 2**20))):
         chunks.append(chunk)
@@ -70,12 +70,12 @@ def read_exactly(stream: Stream, number: int) -> bytes:
 
 
 def at_end(stream: Stream) -> bool:
-    """Whether nothing follows; at the end of what was packed its checksum is compared."""
+    """Return True at the end of the stream; reaching it also verifies the checksum of packed data."""
     return not stream.peek(1)
 
 
 class _Bounded(io.BufferedReader):
-    """Refuses the sizes that a spoilt header of a tar asks for."""
+    """Refuses the sizes that a damaged tar header may request."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _MOST_BYTES_AT_ONCE:
@@ -100,7 +100,7 @@ def _files(file: io.BufferedReader) -> Iterator[tuple[str, Stream]]:
             if content is not None:
                 yield member.name, _unzipped(content)  # type: ignore[arg-type]
             last = member.name
-        # tarfile takes a damaged header for the end
+        # tarfile takes a damaged header for the end of the tar
         stream.seek(tar.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f"its tar is damaged, or ends early, after {last}")
@@ -114,19 +114,19 @@ def _unzipped(stream: Stream) -> Stream:
     return bz2.BZ2File(stream) if start == BZIP2_SIGNATURE else stream
 
 
-SIGNATURES = (b"CDF\x01", b"CDF\x02")  # classic and 64-bit offset; scipy knows no 64-bit data, CDF\x05
+SIGNATURES = (b"CDF\x01", b"CDF\x02")  # classic and 64-bit offset; scipy cannot read 64-bit data, CDF\x05
 
 
 def check_whole(path: Path) -> None:
-    """ValueError where a netCDF-3 file ends before its last variable; nothing for other files."""
+    """Raise ValueError if a netCDF-3 file ends before its last variable; ignore other files."""
     if not starts_with(path, *SIGNATURES):
         return
     from scipy.io import netcdf_file
 
     try:
-        # mapped: the header is read, and each variable's extent compared with the file's
+        # mmap reads the header and compares each variable's extent with the file size
         file = netcdf_file(path, "r", mmap=True)
     except (ValueError, TypeError, LookupError, AssertionError, OverflowError) as error:
         raise ValueError("its header is damaged, or it ends before its last variable") from error
-    file.variables.clear()  # or the map would stay open with them
+    file.variables.clear()  # they would keep the map open
     file.close()

@@ -1,4 +1,4 @@
-"""Codes of pixels without a number of their own, the numbers of packed ones, and the Z-R relation of a file."""
+"""Special pixel codes, gain and offset, and the Z-R relation of a file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +10,17 @@ from raincast.archive.packing import warn_once
 from raincast.transforms import ZR
 
 ZR_FROM = "zr_from"
-"""The attribute that says where an archive's Z-R relation comes from."""
+"""The attribute with the origin of an archive's Z-R relation."""
 
 
 def choose_zr(
     said: Mapping[str, Any], a: float | None, b: float | None, *, default: ZR | None = None
 ) -> tuple[ZR, dict[str, Any]]:
-    """The Z-R relation of a file, and what an archive says of it.
+    """Return the Z-R relation for a file, and the attributes that record it in the archive.
 
-    The configured one (`a`, `b`; None where the user does not say) comes before that of the file (zr_a and zr_b in
-    `said`), with a warning that names both where they differ; `default` is for neither. ValueError for a file's
-    relation that has no inverse.
+    The configured relation (`a`, `b`; None if not configured) takes precedence over that of the file (zr_a and
+    zr_b in `said`), with a warning if they differ; `default` applies if there is neither. Raises ValueError if the
+    file's relation has no inverse.
     """
     default = default or ZR()
     stated = None
@@ -29,8 +29,8 @@ def choose_zr(
             stated = ZR(*(float(np.ravel(said[name])[0]) for name in ("zr_a", "zr_b")))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"its zr_a={said['zr_a']}, zr_b={said['zr_b']} are no Z-R relation: set source.zr_a={default.a:g} "
-                f"source.zr_b={default.b:g}, or the right one"
+                f"its zr_a={said['zr_a']}, zr_b={said['zr_b']} are not a Z-R relation: set "
+                f"source.zr_a={default.a:g} source.zr_b={default.b:g}, or the right one"
             ) from error
     if a is None and b is None:
         zr, origin = (default, "the default") if stated is None else (stated, "the file")
@@ -46,20 +46,21 @@ def choose_zr(
 
 
 def check_gain(gain: float, offset: float) -> None:
-    """ValueError for a gain of 0, which would make every value the same, and for what is no finite number."""
+    """Raise ValueError for a gain of 0, which would make all values equal, or numbers that are not finite."""
     if gain == 0 or not np.isfinite([gain, offset]).all():
-        raise ValueError(f"its gain is {gain:g} and its offset {offset:g}: no values follow from these")
+        raise ValueError(f"its gain is {gain:g} and its offset {offset:g}: values cannot be computed from these")
 
 
 def is_nan(code: Any) -> bool:
-    """Whether a code is stated, and NaN."""
+    """Return True if a code is stated and is NaN."""
     return code is not None and bool(np.isnan(float(code)))
 
 
 def equals(raw: npt.NDArray[Any], code: Any) -> npt.NDArray[np.bool_]:
-    """Where `raw` has the value `code`, in the type of the file: −9999000 is no byte, and 1e30 is a float32.
+    """Return the mask where `raw` equals `code`, compared in the dtype of `raw`.
 
-    NaN is found where that is the code; nothing where it is None.
+    A code that an integer dtype cannot represent (−9999000 as a byte) matches nothing, and 1e30 is rounded to
+    float32. The code NaN matches NaN; None matches nothing.
     """
     no_such = np.zeros(raw.shape, bool)
     if code is None:
