@@ -85,7 +85,7 @@ def test_lead_times_of_baseline_files(unit: str, tmp_path: Path) -> None:
 def test_what_resolves_too_little_is_refused(tmp_path: Path) -> None:
     dataset = rain().assign_coords(time=START + np.timedelta64(6, "m") * np.arange(48))
     path = stored(dataset, tmp_path / "a.nc", "seconds since 1970-01-01", np.float32)
-    with pytest.raises(ValueError, match="resolves 128 s: the times cannot be told"):
+    with pytest.raises(ValueError, match="resolves 128 s: the exact times are unknown"):
         CF().scan(path)
 
 

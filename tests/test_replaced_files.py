@@ -49,12 +49,12 @@ def test_frames_keep_their_times(name: str, tmp_path: Path, caplog: pytest.LogCa
     assert archive.read(0, 3)[:, 0, 0].tolist() == [3, 4, 6]
     assert archive.read(1, 1)[:, 0, 0].tolist() == [4]
     assert (archive.read_codes(0, 3)[:, 0, 0] / 100).tolist() == [3, 4, 6]
-    assert caplog.text.count("was written anew while it was open") == 1
+    assert caplog.text.count("was rewritten while it was open") == 1
     replace(path, day(3, 4, 6, add=20))  # the same times and chunks, other rain
     assert archive.read(0, 3)[:, 0, 0].tolist() == [23, 24, 26]
     replace(path, day(3, 4))
     with pytest.raises(
-        ValueError, match="was written anew while it was open, and lacks the frame of 2026-01-01T00:30"
+        ValueError, match="was rewritten while it was open, and lacks the frame of 2026-01-01T00:30"
     ):
         archive.read(0, 1)
 
@@ -70,7 +70,7 @@ def test_a_part_that_is_first_opened_after_it_was_replaced(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="and has another grid, variable or meaning"):
         archive.read(0, 1)
     (tmp_path / "a.nc").unlink()
-    with pytest.raises(ValueError, match=r"a\.nc is gone"):
+    with pytest.raises(ValueError, match=r"a\.nc was removed"):
         archive.read(0, 1)
 
 

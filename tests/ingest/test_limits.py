@@ -174,7 +174,7 @@ def test_what_claims_too_much_is_refused_with_the_key_and_without_the_memory(
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert str(raised.value).endswith("give a larger max_megapixels=…")
+    assert str(raised.value).endswith("set a larger max_megapixels=…")
     assert peak < 4 * MOST
 
 

@@ -104,7 +104,7 @@ def test_an_unstated_period_is_asked_for_where_frames_are_missing(
 
 @pytest.mark.parametrize("attrs", [{"accum_time_h": 0.0}, {"accumulation_period": "PT0H"}])
 def test_a_period_of_no_time_is_refused(tmp_path: Path, attrs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="no period over 0 min"):
+    with pytest.raises(ValueError, match="not a period over 0 min"):
         CF().scan(cf_file(tmp_path / "a.nc", attrs=DEPTH | attrs))
 
 

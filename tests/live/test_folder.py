@@ -88,7 +88,7 @@ def test_what_is_no_regular_file_is_not_seen(tmp_path: Path) -> None:
 def test_a_store_with_a_fifo_inside_is_refused(tmp_path: Path) -> None:
     zarr.open_group(tmp_path / "a.zarr", mode="w").create_array("rain", shape=(2, 2), dtype="f4")
     os.mkfifo(tmp_path / "a.zarr" / "rain" / "c")
-    with pytest.raises(ValueError, match=r"rain/c is no regular file"):
+    with pytest.raises(ValueError, match=r"rain/c is not a regular file"):
         CF().scan(tmp_path / "a.zarr")
 
 

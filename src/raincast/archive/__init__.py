@@ -1,8 +1,8 @@
-"""An archive on disk: a folder of netCDF files (one a day), a single CF netCDF file, or a Zarr store.
+"""Archives on disk: a folder of netCDF files (one per day), a single CF netCDF file, or a Zarr store.
 
-`Archive` reads windows fast and without dask; `PartWriter`, and `write_part` by it, is the one place that
-decides how rain lies on disk. Rates are int16 codes of 0.01 mm/h in chunks of (8, 64, 64), zstd 3: a
-window of 24 frames of 256² then reads about 7 × faster than from the usual one-frame zlib chunks.
+`Archive` reads windows fast and without dask. `PartWriter`, which `write_part` uses, alone defines the encoding on
+disk: int16 codes of 0.01 mm/h in chunks of (8, 64, 64), compressed with zstd 3. A window of 24 frames of 256²
+reads about 7 × faster than from the usual one-frame zlib chunks.
 """
 
 from raincast.archive.codes import CHUNKS, CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS, encode, nearest_codes

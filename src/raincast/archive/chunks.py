@@ -1,7 +1,7 @@
-"""The chunks of a netCDF file in our codes, unpacked past netCDF4 and straight into the memory of a batch.
+"""Read the chunks of a netCDF file with h5py and zstandard directly into the memory of a batch.
 
-h5py opens a file much faster than netCDF4; one decompressor serves all chunks, where HDF5's filter makes one for
-each; and no window is copied before it is turned and stacked.
+This bypasses netCDF4 for speed: h5py opens files much faster, one decompressor serves all chunks while HDF5's
+filter creates one for each, and a window is not copied before it is rotated and stacked.
 """
 
 import functools
@@ -24,17 +24,17 @@ from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 from raincast.archive.head import DAMAGE
 
 ZSTD_FILTER = 32015
-"""Its number among the filters of HDF5: github.com/HDFGroup/hdf5_plugins, RegisteredFilterPlugins."""
+"""HDF5's filter number of zstd: github.com/HDFGroup/hdf5_plugins, RegisteredFilterPlugins."""
 CODES = np.dtype("<i2")
 Codes = npt.NDArray[np.int16]
 MOST_OPEN = 128
 OWN_HANDLES = 24
-"""What a process needs for other things: its standard streams, pipes to workers, logs, what it writes."""
+"""File handles reserved for other purposes: standard streams, pipes to workers, logs, outputs."""
 UNREADABLE = (*DAMAGE, OSError, zstandard.ZstdError)
 
 
 def most_open() -> int:
-    """How many files each of two caches may keep open, so that both fit into what the process may have."""
+    """Return how many files each of two caches may keep open within the limit of the process."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -45,12 +45,12 @@ def most_open() -> int:
 
 @functools.cache
 def open_files() -> LRUCache[Any, Any]:
-    """The files of archives that are kept open, those that were used last."""
+    """Return the LRU cache of open archive files."""
     return LRUCache(most_open(), on_evict=lambda _, file: file.close())
 
 
 class Unpacked:
-    """What a process keeps unpacked of an archive: `limit` bytes of the chunks that were used last."""
+    """LRU cache of an archive's unpacked chunks in a process, at most `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -60,14 +60,14 @@ class Unpacked:
         self._chunks: OrderedDict[tuple[int, int, int, int], Codes] = OrderedDict()
 
     def get(self, key: tuple[int, int, int, int]) -> Codes | None:
-        """The chunk, if it is kept."""
+        """Return the chunk if it is cached, else None."""
         chunk = self._chunks.get(key)
         if chunk is not None:
             self._chunks.move_to_end(key)
         return chunk
 
     def keep(self, key: tuple[int, int, int, int], chunk: Codes) -> None:
-        """In the place of those that were unused for longest."""
+        """Add a chunk and evict the least recently used ones."""
         self._chunks[key] = chunk
         self.num_bytes += chunk.nbytes
         while self.num_bytes > self.limit:
@@ -76,10 +76,9 @@ class Unpacked:
 
 @dataclass(frozen=True, eq=False)
 class ChunkedCodes:
-    """Codes (T, H, W) in chunks that are packed by zstd and nothing else.
+    """Codes (T, H, W) in chunks that are compressed with zstd only.
 
-    An error of `read`, of whatever kind, says no more than that netCDF4 should be asked: chunks that were never
-    written are for it to fill, and it has the words for damage.
+    On any error of `read`, use netCDF4 instead: it fills chunks that were never written, and reports damage.
     """
 
     number: int
@@ -91,30 +90,30 @@ class ChunkedCodes:
 
     @classmethod
     def of(cls, path: Path, variable: str, unpacked: Unpacked) -> "ChunkedCodes | None":
-        """None for a variable that lies there in another way."""
+        """Open the variable; return None if it has another layout."""
         files: CachingFileManager[Any] = CachingFileManager(
             h5py.File, str(path), lock=NETCDF4_PYTHON_LOCK, cache=open_files()
         )
         with NETCDF4_PYTHON_LOCK:
             try:
                 found = files.acquire(needs_lock=False)[variable]
-            except OSError:  # netCDF in its classic format
+            except OSError:  # netCDF in the classic format
                 return None
             layout = found.id.get_create_plist()
             filters = [layout.get_filter(number)[0] for number in range(layout.get_nfilters())]
             if found.ndim != 3 or found.dtype != CODES or filters != [ZSTD_FILTER]:
                 files.close(needs_lock=False)
                 return None
-            # a file that took the place of another is not to be given its chunks
+            # a new number per opened file, so that a replaced file does not get cached chunks of the old one
             return cls(next(unpacked.numbers), variable.encode(), files, found.shape, found.chunks, unpacked)
 
     def read(self, *window: slice, out: Codes | None = None) -> Codes:
-        """The codes of a window of times, rows and columns: in `out`, a view of any strides, if it is given."""
+        """Return the codes of a window of times, rows and columns, in `out` (a view with any strides) if given."""
         ranges = [range(*part.indices(size)) for part, size in zip(window, self.shape, strict=True)]
         if out is None:
             out = np.empty([len(wanted) for wanted in ranges], np.int16)
         times, rows, columns = (list(_pieces(*pair)) for pair in zip(ranges, self.chunk, strict=True))
-        with NETCDF4_PYTHON_LOCK:  # or a file that another thread opens could close ours
+        with NETCDF4_PYTHON_LOCK:  # otherwise another thread's open could evict and close this file
             dataset = h5py.h5d.open(self.files.acquire(needs_lock=False).id, self.variable)
             for t, time, to_time in times:
                 for y, row, to_row in rows:
@@ -124,14 +123,14 @@ class ChunkedCodes:
         return out
 
     def _chunk(self, dataset: Any, origin: tuple[int, int, int]) -> Codes:
-        """The whole chunk whose first pixel is `origin`."""
+        """Return the whole chunk that begins at `origin`."""
         key = (self.number, *origin)
         kept = self.unpacked.get(key)
         if kept is not None:
             return kept
         num_bytes = CODES.itemsize * math.prod(self.chunk)
         unfiltered, packed = dataset.read_direct_chunk(origin)
-        # a damaged frame may say any size, and that much would be allocated
+        # check the stated size first: a damaged zstd frame may state any size, which would be allocated
         if not unfiltered and zstandard.frame_content_size(packed) == num_bytes:
             packed = self.unpacked.decompressor.decompress(packed)
         if len(packed) != num_bytes:
@@ -142,7 +141,7 @@ class ChunkedCodes:
 
 
 def _pieces(wanted: range, length: int) -> Iterator[tuple[int, slice, slice]]:
-    """Of the pixels `wanted`, chunk by chunk: where it begins, which of its own they are, which of `wanted`."""
+    """Yield, for each chunk along an axis, its origin, the slice within it and the slice within `wanted`."""
     assert wanted.step == 1, f"a step of {wanted.step} in a window"
     for origin in range(wanted.start - wanted.start % length, wanted.stop, length):
         low, high = max(wanted.start, origin), min(wanted.stop, origin + length)

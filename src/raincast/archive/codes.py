@@ -1,4 +1,4 @@
-"""Rates as int16 codes, and how to go through a large frame without large temporaries."""
+"""Encode rates as int16 codes, and iterate over large frames in bands to avoid large temporaries."""
 
 import math
 from collections.abc import Iterator
@@ -10,32 +10,32 @@ from raincast.archive.packing import Packing
 
 CODE_MM_H = 0.01
 MISSING_CODE = -32768
-MAX_RATE = 327.0  # the largest rate an int16 code of 0.01 mm/h holds, rounded down
+MAX_RATE = 327.0  # the largest rate that an int16 code of 0.01 mm/h can represent, rounded down
 CODES = Packing(np.dtype(np.int16), scale=CODE_MM_H, fills=(float(MISSING_CODE),))
-"""How rates lie in archives of ours."""
+"""Packing of rates in raincast's archives."""
 CHUNKS = (8, 64, 64)
 TIME_UNITS = "seconds since 1970-01-01"
-BAND_PIXELS = 2**18  # 2 MB in float64: stays in a core's cache
+BAND_PIXELS = 2**18  # 2 MB in float64, which fit into a core's cache
 
 
 def bands(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of the first axis of `shape`, in order, of at most about `BAND_PIXELS` pixels each."""
+    """Yield slices of the first axis of `shape`, in order, of about `BAND_PIXELS` pixels at most."""
     rows = max(1, BAND_PIXELS // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield slice(start, min(start + rows, shape[0]))
 
 
 THRESHOLDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""mm/h, those of the scores: no rate comes to lie on the other side of one, or on it, by being encoded."""
+"""Thresholds of the scores in mm/h. Encoding never moves a rate onto or across one of them."""
 _IS_THRESHOLD = np.zeros(2**16, bool)
 _IS_THRESHOLD[[round(threshold / CODE_MM_H) for threshold in THRESHOLDS]] = True
 
 
 def nearest_codes(rates: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
-    """Rates of 0 to `MAX_RATE` mm/h, NaN for missing → the nearest codes that keep them apart from `THRESHOLDS`.
+    """Return the nearest codes of rates (0 to `MAX_RATE` mm/h, NaN for missing), on the same side of `THRESHOLDS`.
 
-    0.098 mm/h becomes 0.09 and 0.102 mm/h becomes 0.11; only what is 0.1 as a float32 becomes 0.1. So the error is
-    at most 0.005 mm/h, and at most 0.01 mm/h within 0.005 mm/h of a threshold.
+    0.098 mm/h becomes 0.09, 0.102 mm/h becomes 0.11, and only the float32 nearest to 0.1 becomes 0.1. The error is
+    at most 0.005 mm/h, or 0.01 mm/h within 0.005 mm/h of a threshold.
     """
     numbers = np.rint(rates / np.float64(CODE_MM_H))
     missing = np.isnan(numbers)
@@ -48,9 +48,9 @@ def nearest_codes(rates: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
 
 
 def encode(rain: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
-    """Rates in mm/h, NaN for missing, of any shape → codes, as `nearest_codes`.
+    """Encode rates in mm/h, NaN for missing, of any shape, like `nearest_codes`.
 
-    ValueError for rates above `MAX_RATE` mm/h, which do not fit, and for negative ones, which are none.
+    Raises ValueError for rates above `MAX_RATE` mm/h and for negative rates.
     """
     codes = np.empty(rain.shape, np.int16)
     for rows in bands(rain.shape):

@@ -1,4 +1,4 @@
-"""Which files the user means, from patterns, and which of them only accompany radar files."""
+"""Find the files that patterns match, and tell files that only accompany radar files."""
 
 import glob
 import re
@@ -26,19 +26,19 @@ _NAMES = frozenset(
 
 
 def accompanies(path: Path) -> bool:
-    """Whether a file is, by its name, a README, a checksum or the like, or not completely transferred."""
+    """Return True if a file is, by its name, a README, a checksum or the like, or an incomplete transfer."""
     return path.suffix.lower() in _SUFFIXES or path.stem.lower() in _NAMES
 
 
 def find_files(files: str | Path | Sequence[str | Path], key: str = "files") -> list[Path]:
-    """The files and Zarr folders of patterns and paths, without repeats: by name within each pattern.
+    """Return the files and Zarr stores that match patterns and paths, without repeats, sorted within each pattern.
 
-    A folder stands for the visible files and Zarr stores in it. As in a shell, a wildcard meets no hidden files;
-    `**` follows symbolic links, too, and gives each file once. A text that nothing matches may be several
-    patterns, separated by commas or spaces.
+    A folder stands for the visible files and Zarr stores in it. As in a shell, wildcards do not match hidden
+    files. `**` follows symbolic links and gives each file once. A string that matches nothing is split at commas
+    and spaces into several patterns.
 
-    FileNotFoundError, with the contents of the nearest folder, for a pattern or path that nothing matches; `key`
-    is the setting that gave it.
+    Raises FileNotFoundError, with the contents of the nearest folder, for a pattern that matches nothing; `key` is
+    the config key that gave it.
     """
     patterns = [files] if isinstance(files, str | Path) else files
     return list(dict.fromkeys(path for pattern in patterns for path in _match_any(pattern, key)))
@@ -75,9 +75,9 @@ def _match(pattern: str | Path, key: str) -> list[Path]:
         names = glob.iglob(str(rest), root_dir=folder, recursive=True) if folder.is_dir() else ()  # noqa: PTH207
         matches = sorted({folder / name for name in names})
     stores = {match for match in matches if match.is_dir() and is_zarr(match)}
-    # a pattern with ** also meets the chunks inside a store
+    # a pattern with ** also matches the chunks inside a store
     found = [m for m in matches if m in stores or (m.is_file() and not stores & set(m.parents))]
-    if "**" in path.parts:  # symbolic links may lead to one file in several ways
+    if "**" in path.parts:  # symbolic links may give several paths to one file
         found = list({match.resolve(): match for match in reversed(found)}.values())[::-1]
     if not found:
         near = path if path.is_dir() else folder
@@ -86,7 +86,7 @@ def _match(pattern: str | Path, key: str) -> list[Path]:
 
 
 def _split(path: Path) -> tuple[Path, Path]:
-    """The folder before the first wildcard, and the pattern from there. A folder may itself be called `[0-2]`."""
+    """Split into the folder before the first wildcard and the pattern. A folder may itself be called `[0-2]`."""
     parts = path.parts
     wild = (i for i, part in enumerate(parts) if _MAGIC & set(part) and not Path(*parts[: i + 1]).is_dir())
     first = next(wild, len(parts) - 1)

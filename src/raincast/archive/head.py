@@ -1,4 +1,4 @@
-"""Which files an archive has, and what each says of itself without its frames being read."""
+"""List the files of an archive and read their metadata without reading frames."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ IF_DAMAGED = "If it is damaged, remove it and ingest its frames again."
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What a file says without its frames being read."""
+    """Metadata of a file, known without reading its frames."""
 
     path: Path
     times: npt.NDArray[np.datetime64]
@@ -39,12 +39,12 @@ class Head:
 
     @property
     def meaning(self) -> Meaning:
-        """What its rates are over time."""
+        """Return what the rates are over time."""
         return schema.meaning_of(self.rain_attrs.get("cell_methods"), self.attrs, self.step_minutes)
 
 
 def archive_files(path: Path) -> list[Path]:
-    """The files of the archive at `path`, sorted; FileNotFoundError with the remedy where there are none."""
+    """Return the sorted files of the archive at `path`. Raises FileNotFoundError, with a remedy, for none."""
     if path.is_file() or path.suffix == ".zarr" or is_zarr(path):
         files = [path] if path.exists() else []
     else:
@@ -54,19 +54,19 @@ def archive_files(path: Path) -> list[Path]:
         near = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.is_dir() else []
         beside = f" Beside it: {', '.join(near[:8])}." if near else ""
         raise FileNotFoundError(
-            f"The archive {path} {what}.{beside} Make one from radar files with: "
+            f"The archive {path} {what}.{beside} Create one from radar files with: "
             f"python ingest.py source=auto files='…' archive={path}"
         )
     return files
 
 
 def engine_of(path: Path) -> str:
-    """The engine that reads the file or store."""
+    """Return the xarray engine for the file or store."""
     return "zarr" if path.suffix == ".zarr" or path.is_dir() else "netcdf4"
 
 
 def open_plain(path: Path, **options: Any) -> xr.Dataset:
-    """The file or store without dask, within `limits`; `options` are those of `xarray.open_dataset`."""
+    """Open a file or store without dask, within `limits`; `options` are passed to `xarray.open_dataset`."""
     check_file(path)
     engine = engine_of(path)
     if engine == "zarr":
@@ -75,12 +75,12 @@ def open_plain(path: Path, **options: Any) -> xr.Dataset:
 
 
 def open_packed(path: Path, variable: str, **options: Any) -> xr.Dataset:
-    """The same with the numbers of `variable` as they are stored, for `Packing` to decode; all else is decoded."""
+    """Open like `open_plain`, but leave `variable` packed, for `Packing` to decode."""
     return open_plain(path, mask_and_scale={variable: False}, **options)
 
 
 def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
-    """Without dask, and from where its step is regular; ValueError where it cannot be."""
+    """Open without dask, from where the step is regular. Raises ValueError if the file cannot be opened."""
     try:
         return schema.continuous_longitudes(schema.regular_part(open_plain(path, mask_and_scale=mask_and_scale)))
     except (OSError, KeyError, ValueError) as error:
@@ -89,13 +89,13 @@ def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr store."""
+    """Return True if a folder is a Zarr store."""
     return any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn whatever the libraries throw at a damaged file into a ValueError that names it."""
+    """Turn any error that libraries raise for a damaged file into a ValueError that names it."""
     try:
         yield
     except (*DAMAGE, OSError) as error:
@@ -109,12 +109,12 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def read_head(path: Path) -> Head:
-    """What the file says of itself, checked; ValueError lists what is wrong."""
+    """Read and check the metadata of a file. Raises ValueError with a list of all violations."""
     with naming(path):
         while True:
             sight = sight_of(path)
             head = _read_head(path, sight)
-            if sight_of(path) == sight:  # else another file took its place in between
+            if sight_of(path) == sight:  # else the file was replaced meanwhile
                 return head
 
 
@@ -149,7 +149,7 @@ def _read_head(path: Path, sight: int) -> Head:
 
 
 def read_coverage(path: Path) -> npt.NDArray[np.bool_] | None:
-    """The pixels that any frame observed, (H, W); None where the file does not say it."""
+    """Return the mask of pixels that any frame observed, (H, W); None if the file does not state it."""
     with naming(path), open_dataset(path, mask_and_scale=False) as dataset:
         if schema.COVERAGE not in dataset:
             return None
@@ -157,7 +157,7 @@ def read_coverage(path: Path) -> npt.NDArray[np.bool_] | None:
 
 
 def check_fits(first: Head, other: Head, path: Path) -> None:
-    """ValueError where two files of the archive `path` are not of one series."""
+    """Raise ValueError if two files of the archive `path` do not belong to one series."""
     if not first.grid.same_as(other.grid):
         raise ValueError(
             f"{path} mixes grids: {first.path.name} is {first.grid.shape}, {other.path.name} is "

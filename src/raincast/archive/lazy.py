@@ -1,4 +1,4 @@
-"""Frames as a Dataset whose rain is read when it is looked at."""
+"""Frames as a Dataset whose rain is read on access."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ from raincast import schema
 from raincast.schema import RAIN, TIME, Grid, X, Y
 
 ReadFrames = Callable[[slice, slice, slice], npt.NDArray[np.float32]]
-"""Frames, rows and columns, each a slice of step 1 → (T, H, W) in mm/h."""
+"""A function from frames, rows and columns, each a slice of step 1, to (T, H, W) in mm/h."""
 
-_LOCK = SerializableLock()  # an HDF5 library is not safe for threads
+_LOCK = SerializableLock()  # the HDF5 library is not thread-safe
 
 
 class _Frames(BackendArray):
-    """(time, y, x) as xarray asks for it."""
+    """The rain (time, y, x) as an xarray backend array."""
 
     def __init__(self, read: ReadFrames, shape: tuple[int, int, int]) -> None:
         self.read = read
@@ -28,7 +28,7 @@ class _Frames(BackendArray):
         self.dtype = np.dtype(np.float32)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        """What a key of xarray selects."""
+        """Return the values that an xarray indexer selects."""
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._selected)
 
     def _selected(self, key: tuple[int | slice, ...]) -> npt.NDArray[np.float32]:
@@ -61,7 +61,7 @@ def lazy_dataset(
     cell_methods: str,
     attrs: dict[str, Any],
 ) -> xr.Dataset:
-    """As `schema.rain_dataset`, with rain that `read` gives when it is asked for."""
+    """Return a Dataset like `schema.rain_dataset` whose rain is read by `read` on access."""
     frames = _Frames(read, (times.size, *grid.shape))
     like = schema.rain_dataset(
         np.empty((0, *grid.shape), np.float32),

@@ -1,8 +1,8 @@
-"""How much a file may claim: refused before the memory is taken.
+"""Limits on the sizes that a file may declare, checked before memory is allocated.
 
-A header or a compressed stream can ask for any amount: 10 MB of gzip unpack to 10 GB, and 55 kB of HDF5 declare an
-image of 75 GB. An image has at most `DEFAULT_MEGAPIXELS`, unless `limited` says otherwise, and one piece (an
-unpacked file, a chunk, a coordinate) at most 8 bytes for each of those pixels.
+A header or a compressed stream can request any amount: 10 MB of gzip unpack to 10 GB, and 55 kB of HDF5 declare an
+image of 75 GB. An image may have `DEFAULT_MEGAPIXELS`, unless `limited` sets another limit, and one piece (an
+unpacked file, a chunk, a coordinate) 8 bytes for each of those pixels.
 """
 
 import bz2
@@ -21,7 +21,7 @@ import h5py
 import zstandard
 
 DEFAULT_MEGAPIXELS = 50.0
-"""Twice the largest composite in service: MRMS, the United States in 0.01 degrees, has 24.5."""
+"""Twice the largest operational composite: MRMS (United States, 0.01 degrees) has 24.5."""
 PIXEL_BYTES = 8
 PIECE = 2**20
 _megapixels: ContextVar[float] = ContextVar("max_megapixels", default=DEFAULT_MEGAPIXELS)
@@ -33,7 +33,7 @@ class _Readable(Protocol):
 
 @contextmanager
 def limited(megapixels: float) -> Iterator[None]:
-    """Within the block an image has at most so many million pixels."""
+    """Limit images to `megapixels` million pixels within the block."""
     token = _megapixels.set(megapixels)
     try:
         yield
@@ -42,25 +42,25 @@ def limited(megapixels: float) -> Iterator[None]:
 
 
 def max_bytes() -> int:
-    """The size of the largest piece."""
+    """Return the largest allowed size of a piece in bytes."""
     return PIXEL_BYTES * _max_pixels()
 
 
 def check_image(*shape: int) -> None:
-    """ValueError where an image of `shape` is larger than the limit."""
+    """Raise ValueError if an image of `shape` exceeds the limit."""
     if min(shape, default=1) < 0 or math.prod(shape) > _max_pixels():
         size = " × ".join(map(str, shape))
         raise ValueError(f"it claims an image of {size} pixels, {_remedy()}")
 
 
 def check_bytes(number: int) -> None:
-    """ValueError where a piece of `number` bytes is larger than the limit."""
+    """Raise ValueError if a piece of `number` bytes exceeds the limit."""
     if number > max_bytes():
         raise ValueError(f"it claims {number} bytes in one piece, {_remedy()}")
 
 
 def read_all(stream: _Readable) -> bytes:
-    """The rest of a stream, however it is packed; ValueError, at the limit, where it is larger."""
+    """Read the rest of a stream, packed or not. Raises ValueError as soon as it exceeds the limit."""
     content = bytearray()
     while piece := stream.read(min(PIECE, max_bytes() + 1 - len(content))):
         content += piece
@@ -71,7 +71,7 @@ def read_all(stream: _Readable) -> bytes:
 
 @contextmanager
 def open_hdf5(source: Path | BinaryIO, *, checked: bool = True) -> Iterator[h5py.File]:
-    """An HDF5 file from anyone, checked by `check_hdf5` and `check_chunks`."""
+    """Open an untrusted HDF5 file, checked by `check_hdf5` and `check_chunks`."""
     with h5py.File(source) as file:
         if checked:
             check_hdf5(file)
@@ -80,9 +80,9 @@ def open_hdf5(source: Path | BinaryIO, *, checked: bool = True) -> Iterator[h5py
 
 
 def check_hdf5(file: h5py.File) -> None:
-    """ValueError where an HDF5 file points at other files, or declares pieces that are larger than the limit.
+    """Raise ValueError if an HDF5 file refers to other files or declares pieces above the limit.
 
-    An external link, external storage or a virtual dataset makes a stranger's file read any other file as rain.
+    With external links, external storage or virtual datasets, an untrusted file could read any other file as rain.
     """
     linked = file.id.links.visit(_other_file, info=True)
     if linked is not None:
@@ -90,19 +90,19 @@ def check_hdf5(file: h5py.File) -> None:
     for name, dataset in _datasets(file):
         layout = dataset.get_create_plist()
         if layout.get_external_count() or layout.get_layout() == h5py.h5d.VIRTUAL:
-            raise ValueError(f"{name} lies in another file, which is not read")
+            raise ValueError(f"{name} is stored in another file, which is not read")
         chunk = layout.get_chunk() if layout.get_layout() == h5py.h5d.CHUNKED else ()
         _check_declared(name, dataset.shape, chunk, dataset.get_type().get_size())
 
 
 def check_chunks(file: h5py.File) -> None:
-    """ValueError where a packed chunk unpacks to more than the limit, however little it declares."""
+    """Raise ValueError if a packed chunk unpacks to more than the limit, whatever size it declares."""
     for name, dataset in _datasets(file):
         layout = dataset.get_create_plist()
         filters = [layout.get_filter(number)[0] for number in range(layout.get_nfilters())]
         packers = [_PACKERS[number] for number in filters if number in _PACKERS]
         if len(packers) > 1:
-            raise ValueError(f"{name} is packed {len(packers)} times over, which is not read")
+            raise ValueError(f"{name} is compressed by {len(packers)} filters in a row, which is not read")
         for unpack, ratio in packers:
             if dataset.get_storage_size() * ratio > max_bytes():
                 for offset in _chunks_above(max_bytes() // ratio, dataset):
@@ -110,7 +110,7 @@ def check_chunks(file: h5py.File) -> None:
 
 
 def check_file(path: Path) -> None:
-    """`check_hdf5` of an HDF5 file, the same of a Zarr store; nothing for other files."""
+    """Apply `check_hdf5` to an HDF5 file, and the same checks to a Zarr store; ignore other files."""
     if path.is_dir():
         import zarr
 
@@ -123,26 +123,26 @@ def check_file(path: Path) -> None:
 
 
 def check_unpacking(path: Path) -> None:
-    """`check_chunks` of an HDF5 file; nothing for other files."""
+    """Apply `check_chunks` to an HDF5 file; ignore other files."""
     if path.is_file() and h5py.is_hdf5(path):
         with h5py.File(path) as file:
             check_chunks(file)
 
 
 def _check_regular(folder: Path) -> None:
-    """ValueError for a FIFO, device or socket in a store: who opens it may wait for ever."""
+    """Raise ValueError for a FIFO, device or socket in a store: opening one may block forever."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
                 _check_regular(Path(entry.path))
             elif not entry.is_file():
-                raise ValueError(f"{entry.path} is no regular file")
+                raise ValueError(f"{entry.path} is not a regular file")
 
 
 def _check_declared(name: str, shape: Sequence[int], chunk: Sequence[int], item_bytes: int) -> None:
-    """ValueError for a chunk above the limit, or an array of one axis, which is read whole.
+    """Raise ValueError for a chunk, or a one-dimensional array (which is read whole), above the limit.
 
-    Of an array with more axes its reader takes some images, and calls `check_image`.
+    Readers take single images of arrays with more dimensions, and call `check_image`.
     """
     piece = max(math.prod(chunk) if chunk else 0, shape[0] if len(shape) == 1 else 0)
     if piece * item_bytes > max_bytes():
@@ -150,7 +150,7 @@ def _check_declared(name: str, shape: Sequence[int], chunk: Sequence[int], item_
 
 
 class _Inflated:
-    """A zlib stream, read piece by piece."""
+    """A zlib stream that is read piece by piece."""
 
     def __init__(self, packed: bytes) -> None:
         self.unpacker, self.left = zlib.decompressobj(), packed
@@ -161,7 +161,7 @@ class _Inflated:
         return piece
 
 
-# by the number of the HDF5 filter: what unpacks it, and how much larger than packed its output is at most
+# HDF5 filter number → decompressor and maximum compression ratio
 _PACKERS: dict[int, tuple[Callable[[bytes], _Readable], int]] = {
     h5py.h5z.FILTER_DEFLATE: (_Inflated, 1032),
     307: (lambda packed: bz2.BZ2File(io.BytesIO(packed)), 2_000_000),
@@ -171,7 +171,7 @@ _PACKERS: dict[int, tuple[Callable[[bytes], _Readable], int]] = {
 
 def _check_unpacked(name: str, stream: _Readable) -> None:
     done = 0
-    with contextlib.suppress(zlib.error, zstandard.ZstdError, OSError, EOFError):  # HDF5 has the words for damage
+    with contextlib.suppress(zlib.error, zstandard.ZstdError, OSError, EOFError):  # HDF5 itself reports damage
         while piece := stream.read(PIECE):
             done += len(piece)
             if done > max_bytes():
@@ -190,14 +190,14 @@ def _datasets(file: h5py.File) -> list[tuple[str, Any]]:
 
 
 def _chunks_above(most: int, dataset: Any) -> list[tuple[int, ...]]:
-    """Where the chunks begin that take more than `most` bytes as they are packed."""
+    """Return the offsets of the chunks whose packed size exceeds `most` bytes."""
     found: list[tuple[int, ...]] = []
     dataset.chunk_iter(lambda chunk: found.append(chunk.chunk_offset) if chunk.size > most else None)
     return found
 
 
 def _other_file(name: bytes, info: Any) -> str | None:
-    """The name of a link that leaves the file."""
+    """Return the name of a link to another file, None for other links."""
     inside = info.type in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT)
     return None if inside else name.decode("utf-8", "replace")
 
@@ -208,6 +208,6 @@ def _max_pixels() -> int:
 
 def _remedy() -> str:
     return (
-        f"and max_megapixels={_megapixels.get():g} allows {max_bytes()} bytes: it is damaged, or made to take all "
-        "memory. If it is right, give a larger max_megapixels=…"
+        f"and max_megapixels={_megapixels.get():g} allows {max_bytes()} bytes: it is damaged, or made to exhaust "
+        "the memory. If it is correct, set a larger max_megapixels=…"
     )

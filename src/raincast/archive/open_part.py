@@ -21,17 +21,17 @@ from raincast.archive.head import engine_of, naming, open_dataset
 from raincast.archive.packing import Packing
 
 UNPACKED_BYTES = 2**29
-"""What may be kept unpacked of all files of an archive together, in a process."""
-UNPACKED_BYTES_OF_FILE = 2**26  # HDF5's default, which for the 128 files that xarray keeps open would be 8 GiB
-CHUNK_SLOTS = 10007  # a prime, ten times the chunks of 64 KiB in 64 MiB: two in one slot drive each other out
+"""Limit on unpacked chunks that a process caches for all files of an archive together."""
+UNPACKED_BYTES_OF_FILE = 2**26  # HDF5's default; for the 128 files that xarray keeps open it would be 8 GiB
+CHUNK_SLOTS = 10007  # a prime, ten times the 64 KiB chunks in 64 MiB: two chunks in one slot evict each other
 
 
 @dataclass(frozen=True, eq=False)
 class OpenPart:
-    """An open file, and what its numbers mean.
+    """An open file and the meaning of its numbers.
 
-    A netCDF file in our own codes is read chunk by chunk (`chunks`), or by netCDF4 itself (`codes`) what is packed
-    in another way; `array`, xarray, reads the others.
+    A netCDF file with the codes of `archive.codes` is read chunk by chunk (`chunks`), or with netCDF4 (`codes`) if
+    it is compressed in another way. Other files are read with xarray (`array`).
     """
 
     path: Path
@@ -52,9 +52,9 @@ class OpenPart:
         times: npt.NDArray[np.datetime64],
         num_parts: int = 1,
     ) -> "OpenPart":
-        """The rain `variable` of the file, one of `num_parts` of its archive, of which `unpacked` keeps chunks.
+        """Open the rain `variable` of a file, one of `num_parts` of its archive.
 
-        `times` are those of its frames.
+        `unpacked` caches its chunks, `times` are those of its frames.
         """
         dataset = open_dataset(path, mask_and_scale=False)
         array = dataset[variable].variable
@@ -70,11 +70,11 @@ class OpenPart:
 
     @property
     def is_coded(self) -> bool:
-        """Whether its numbers are the codes of `archive.codes`."""
+        """Return True if the stored numbers are the codes of `archive.codes`."""
         return self.packing == CODES and self.to_mm_h == 1
 
     def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.float32]:
-        """Rain rates in mm/h, NaN for missing: (T, H, W)."""
+        """Return rain rates (T, H, W) in mm/h, NaN for missing."""
         raw = self._read(time, y, x)
         if self._table is None:
             rates = self._decode(raw)
@@ -87,10 +87,10 @@ class OpenPart:
         return rates
 
     def read_codes(self, time: slice, y: slice, x: slice, *, out: npt.NDArray[np.int16]) -> None:
-        """The same in codes, (T, H, W) → `out`, a view of any strides."""
+        """Read codes (T, H, W) into `out`, a view with any strides."""
         if self.is_coded:
             self._read(time, y, x, out=out)
-            # negative codes, all but the one of missing, without a copy
+            # finds negative codes except MISSING_CODE, without a copy
             absurd = out.view(np.uint16) > np.uint16(2**15)
             if absurd.any():
                 self._name(absurd, out * CODE_MM_H, time, y, x)
@@ -107,7 +107,7 @@ class OpenPart:
     def _read(
         self, time: slice, y: slice, x: slice, *, out: npt.NDArray[np.int16] | None = None
     ) -> npt.NDArray[Any]:
-        """As it is stored, in `out` if it is given; ValueError names the file where that fails."""
+        """Return the stored numbers, in `out` if given. Raises ValueError with the file's name on failure."""
         if self.chunks is not None:
             with contextlib.suppress(*UNREADABLE):
                 return self.chunks.read(time, y, x, out=out)
@@ -124,31 +124,30 @@ class OpenPart:
 
     @cached_property
     def _table(self) -> npt.NDArray[np.float32] | None:
-        """Every code decoded once, where they are few, and none has to be counted."""
+        """Return a lookup table of all codes; None for types over 16 bits, or if a valid range must be checked."""
         dtype = self.packing.dtype
         if dtype.kind not in "iu" or dtype.itemsize > 2 or self.packing.has_limits:
             return None
-        # in float64: 50 × 0.01 is then exactly the float32 nearest 0.5, so a rate that stands at a threshold is at
-        # the threshold
+        # in float64, 50 × 0.01 rounds to the float32 nearest 0.5, so that a rate equal to a threshold reaches it
         info = np.iinfo(dtype)
         return self._decode(np.arange(info.min, info.max + 1).astype(dtype))
 
     def _decode(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         rates = self.packing.decode(raw, str(self.path), keep_infinite=True) * self.to_mm_h
-        with np.errstate(over="ignore"):  # what is too large for float32 cannot be rain either
+        with np.errstate(over="ignore"):  # values too large for float32 become infinite, which is absurd
             return rates.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class RawVariable:
-    """A variable of a netCDF file as it is stored; xarray's file manager closes the file longest unused."""
+    """A variable of a netCDF file, undecoded; xarray's file manager closes the least recently used file."""
 
     files: CachingFileManager[Any]
     variable: str
 
     @classmethod
     def of(cls, path: Path, variable: str, num_parts: int) -> "RawVariable":
-        """Of one of `num_parts` files, which together keep at most `UNPACKED_BYTES` unpacked."""
+        """Open a variable of one of `num_parts` files, whose chunk caches share `UNPACKED_BYTES`."""
         most = unpacked_bytes_of_file(num_parts)
         files: CachingFileManager[Any] = CachingFileManager(
             _open_raw, str(path), variable, most, lock=NETCDF4_PYTHON_LOCK, cache=open_files()
@@ -156,31 +155,31 @@ class RawVariable:
         return cls(files, variable)
 
     def read(self, *index: slice | int) -> npt.NDArray[Any]:
-        """What lies at `index`, one of them for each axis of the variable."""
-        with NETCDF4_PYTHON_LOCK:  # xarray's own, so that nobody else is within the library, which bears no two
+        """Return the values at `index`, one slice or number per axis of the variable."""
+        with NETCDF4_PYTHON_LOCK:  # xarray's lock: the library is not thread-safe
             file = self.files.acquire(needs_lock=False)
             found: npt.NDArray[Any] = file.variables[self.variable][index]
         return found
 
 
 def unpacked_bytes_of_file(num_parts: int) -> int:
-    """What is kept unpacked of each file, one of `num_parts` of its archive."""
+    """Return the cache size for unpacked chunks of one of `num_parts` files of an archive."""
     return min(UNPACKED_BYTES_OF_FILE, UNPACKED_BYTES // min(num_parts, MOST_OPEN))
 
 
 @functools.cache
 def _keep_few_open() -> None:
-    """Let xarray, which reads archives in other layouts, keep fewer files open where handles are few."""
+    """Lower the number of files that xarray keeps open if the process may open only few."""
     if most_open() < xr.get_options()["file_cache_maxsize"]:  # type: ignore[no-untyped-call]
         xr.set_options(file_cache_maxsize=most_open())  # type: ignore[no-untyped-call]
 
 
 def _open_raw(path: str, variable: str, most: int) -> Any:
-    """An open netCDF4.Dataset that keeps at most so many bytes of unpacked chunks."""
+    """Open a netCDF4.Dataset that caches at most `most` bytes of unpacked chunks."""
     import netCDF4
 
     file = netCDF4.Dataset(path)
     file.set_auto_maskandscale(False)
-    if file.data_model.startswith("NETCDF4"):  # the classic formats have neither chunks nor a cache of them
+    if file.data_model.startswith("NETCDF4"):  # classic formats have no chunks
         file.variables[variable].set_var_chunk_cache(most, CHUNK_SLOTS, 0.75)
     return file

@@ -1,7 +1,7 @@
-"""How the numbers of a netCDF or Zarr variable become values: the one decoder for ingest, archives and channels.
+"""Decode packed numbers of a netCDF or Zarr variable. Ingest, archives and channels all use this decoder.
 
-Conventions: CF 1.11, section 2.5.1 (missing data, valid range) and 8.1 (packing); `_Unsigned` of the NetCDF User's
-Guide (attribute conventions).
+Conventions: CF 1.11, sections 2.5.1 (missing data, valid range) and 8.1 (packing); `_Unsigned` from the NetCDF
+User's Guide (attribute conventions).
 """
 
 import logging
@@ -19,17 +19,17 @@ log = logging.getLogger(__name__)
 ATTRS = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
 VALID_ATTRS = ("valid_range", "valid_min", "valid_max")
 MOST_CODES_BEYOND = 10
-"""Different numbers beyond the valid range above which it is named: codes of missing are few, rain has many."""
+"""Warn above this number of distinct values outside the valid range: missing codes are few, rain rates many."""
 LOOKED_AT = 4096
 _said: set[str] = set()
 
 
 @dataclass(frozen=True)
 class Packing:
-    """value = scale · number + offset; numbers in `fills` or not in `low` to `high` are missing.
+    """value = scale · number + offset; numbers in `fills` or outside `low` to `high` are missing.
 
-    `dtype` is the numbers' type in the byte order of this machine, unsigned where `_Unsigned` says so. `fills`,
-    `low` and `high` are in packed numbers.
+    `dtype` is the type of the numbers in native byte order, with the signedness of `_Unsigned`. `fills`, `low` and
+    `high` are packed numbers.
     """
 
     dtype: np.dtype[Any]
@@ -41,14 +41,14 @@ class Packing:
 
     @classmethod
     def of(cls, array: xr.DataArray | xr.Variable) -> "Packing":
-        """That of a variable, whether xarray decodes it or not.
+        """Return the packing of a variable, whether xarray decodes it or not.
 
-        ValueError where it holds no numbers, or where its scale_factor or add_offset makes none of them.
+        Raises ValueError if it does not hold numbers, or if scale_factor or add_offset is invalid.
         """
         said = {**array.attrs, **{name: v for name, v in array.encoding.items() if name in (*ATTRS, "dtype")}}
         dtype = np.dtype(said.get("dtype", array.dtype)).newbyteorder("=")
         turned = str(said.get("_Unsigned")).lower()
-        if (dtype.kind, turned) in (("i", "true"), ("u", "false")):  # as files have it that know one kind only
+        if (dtype.kind, turned) in (("i", "true"), ("u", "false")):  # formats with only one kind of integer
             dtype = np.dtype(f"{'u' if turned == 'true' else 'i'}{dtype.itemsize}")
         if dtype.kind not in "iufb":
             raise ValueError(f"it holds {dtype}, not numbers")
@@ -56,7 +56,7 @@ class Packing:
             _number(said, name, default) for name, default in (("scale_factor", 1.0), ("add_offset", 0.0))
         )
         if scale == 0:
-            raise ValueError("its scale_factor is 0: every value would be the same. Mend the attribute")
+            raise ValueError("its scale_factor is 0: every value would be the same. Correct the attribute")
         fills = {
             _in_type(value, dtype)
             for name in ("_FillValue", "missing_value")
@@ -69,11 +69,11 @@ class Packing:
 
     @property
     def has_limits(self) -> bool:
-        """True if a valid range is stated."""
+        """Return True if a valid range is stated."""
         return self.low > -np.inf or self.high < np.inf
 
     def numbers(self, raw: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Stored numbers in the type that they stand for."""
+        """Return stored numbers in native byte order with the signedness of `_Unsigned`."""
         native = raw.astype(raw.dtype.newbyteorder("="), copy=False)
         turned = native.dtype.kind in "iu" and self.dtype.kind in "iu" and native.dtype != self.dtype
         return native.view(self.dtype) if turned else native
@@ -81,11 +81,10 @@ class Packing:
     def decode(
         self, raw: npt.NDArray[Any], name: str = "", *, keep_infinite: bool = False
     ) -> npt.NDArray[np.float64]:
-        """Stored numbers → values in the variable's unit, NaN for missing; of any shape.
+        """Return stored numbers (any shape) as values in the variable's unit, NaN for missing.
 
-        Infinite numbers are missing, unless they are kept for whoever names them (`absurd`).
-        A valid range that takes away most observed values, or many different ones, is named in a warning, once
-        for each `name`.
+        Infinite numbers are missing unless `keep_infinite`, for callers that report them (`absurd`). Warns, once
+        per `name`, if the valid range excludes most observed values or many distinct ones.
         """
         numbers = self.numbers(raw).astype(np.float64)
         missing = np.isnan(numbers) if keep_infinite else ~np.isfinite(numbers)
@@ -112,16 +111,16 @@ class Packing:
             return
         limits = sorted(number * self.scale + self.offset for number in (self.low, self.high))
         said = f"{name}: its valid_min, valid_max or valid_range ({limits[0]:g} to {limits[1]:g} in its unit)"
-        if said not in _said:  # the share is another in each frame
+        if said not in _said:  # keyed without the share, which differs from frame to frame
             _said.add(said)
             log.warning(
-                "%s leaves out %.3g%% of the observed values of a frame, %d different numbers among them. Check "
+                "%s leaves out %.3g%% of the observed values of a frame, with %d distinct numbers. Check "
                 "these attributes.", said, 100 * num_beyond / max(1, num_observed), num_codes,
             )  # fmt: skip
 
 
 def warn_once(text: str) -> None:
-    """A warning that a process gives once."""
+    """Log a warning once per process."""
     if text not in _said:
         _said.add(text)
         log.warning("%s.", text)
@@ -133,12 +132,12 @@ def _number(said: Mapping[str, Any], name: str, default: float) -> float:
     except (ValueError, TypeError):
         value = np.nan
     if not np.isfinite(value):
-        raise ValueError(f"its {name} is {said[name]}, no finite number")
+        raise ValueError(f"its {name} is {said[name]}, not a finite number")
     return value
 
 
 def _in_type(value: Any, dtype: np.dtype[Any]) -> float:
-    """A code as `dtype` holds it: −1 of unsigned bytes is 255, 1e20 of float32 is the float32 nearest to it."""
+    """Return a code as `dtype` represents it: −1 as an unsigned byte is 255, 1e20 becomes the nearest float32."""
     if dtype.kind == "u" and value < 0:
         return float(value) + 2.0 ** (8 * dtype.itemsize)
     if dtype.kind == "f":
@@ -150,10 +149,10 @@ def _in_type(value: Any, dtype: np.dtype[Any]) -> float:
 def _limits(
     said: Mapping[str, Any], dtype: np.dtype[Any], scale: float, offset: float, *, packed: bool
 ) -> tuple[float, float]:
-    """The lowest and the highest valid number, in packed numbers.
+    """Return the lowest and the highest valid packed number.
 
-    By CF the type of the attribute decides: that of the packed numbers, or that of the unpacked values. A text has
-    no type: its numbers may be either, and what is valid in one of the two readings counts.
+    In CF the type of the attribute decides: it is the type of the packed numbers or that of the unpacked values. A
+    string has no type, so both readings are tried, and a number valid in either of them is valid.
     """
     stated = {}
     for name, sides in (("valid_range", (0, 1)), ("valid_min", (0,)), ("valid_max", (1,))):
@@ -175,14 +174,14 @@ def _limits(
                 number = (float(value) - offset) / scale if as_value else _in_type(value, dtype)
                 # with a negative scale the lowest value is the highest number
                 found[1 - side if as_value and scale < 0 else side] = number
-        readings.append(sorted(found))  # some services give the range in the order of the values
+        readings.append(sorted(found))  # with a negative scale some services order the range by value
     low, high = min(reading[0] for reading in readings), max(reading[1] for reading in readings)
-    slack = 0.5 if dtype.kind in "iu" else 0.0  # for limits between two numbers, as 0.1 / 0.01 is
+    slack = 0.5 if dtype.kind in "iu" else 0.0  # limits may fall between two integers by rounding, like 0.1 / 0.01
     return low - slack, high + slack
 
 
 def _parse(said: Any) -> tuple[list[Any], bool]:
-    """The numbers of an attribute, each in its own type, and whether they are written as a text."""
+    """Return the numbers of an attribute, each in its own type, and whether the attribute is a string."""
     if isinstance(said, str | bytes):
         text = said.decode("ascii", "replace") if isinstance(said, bytes) else said
         words = re.findall(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", text)
@@ -192,7 +191,7 @@ def _parse(said: Any) -> tuple[list[Any], bool]:
 
 
 def _is_unpacked(value: Any, dtype: np.dtype[Any], said: Mapping[str, Any]) -> bool:
-    """Whether a limit of this type is one of unpacked values."""
+    """Return True if a limit of this type refers to unpacked values."""
     own = np.asarray(value).dtype
     if own.kind != "f":
         return False

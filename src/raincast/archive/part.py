@@ -1,4 +1,4 @@
-"""Writing a part of an archive (a day), frame by frame: the one place that decides how rain lies on disk."""
+"""Write a part of an archive (a day), frame by frame. Only this module defines the encoding of rain in netCDF."""
 
 import contextlib
 import glob
@@ -35,9 +35,9 @@ from raincast.system.faults import naming_disk
 from raincast.system.files import flush
 
 BLOCK_IN_MEMORY = 2**27
-"""Bytes. A larger block of frames (above 8 million pixels) waits in a file without a name instead."""
+"""Bytes. A larger block of frames (above 8 million pixels) is buffered in an unnamed file instead."""
 ENCODINGS = ("zstd", "zlib")
-"""How chunks are packed: zstd is smaller and faster, zlib is what every HDF5 program reads."""
+"""Compression of chunks: zstd is smaller and faster, zlib can be read by every HDF5 program."""
 TIME_CODES = {"units": TIME_UNITS, "calendar": "proleptic_gregorian"}
 COVERAGE_ATTRS: dict[str, Any] = {
     "standard_name": "status_flag",
@@ -49,13 +49,13 @@ COVERAGE_ATTRS: dict[str, Any] = {
 
 
 class PartWriter:
-    """A part of an archive, whole or not at all.
+    """Writes a part of an archive atomically.
 
-    Frames come in the order of time, by `add` and `copy`, and gather in blocks of 8, the length of a chunk: more
-    than one block is never held. `attrs` and `cell_methods` may be set until the end. Leaving the `with` block
-    writes the rest and puts the file at `path`, in place of what is there; an error, or no frame, leaves `path` as
-    it is. `encoding` is one of `ENCODINGS`. The same frames and attributes make the same bytes, whoever brought
-    them. Of two writers of one path the later wins, and the earlier ends in an OSError.
+    Append frames in order of time with `add` and `copy`. They are buffered in one block of 8 frames, the length of
+    a chunk. `attrs` and `cell_methods` may be set until the end. Leaving the `with` block writes the rest and
+    replaces the file at `path`; after an error, or without a frame, `path` stays unchanged. `encoding` is one of
+    `ENCODINGS`. The same frames and attributes always give the same bytes. Of two writers of one path the later
+    one wins, and the earlier one raises OSError.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class PartWriter:
         self.step_minutes = step_minutes
         self.cell_methods = cell_methods
         self.attrs = dict(attrs or {})
-        self._packed: dict[str, Any] = {"compression": encoding, "complevel": 3}  # netCDF4 shuffles for zlib alone
+        self._packed: dict[str, Any] = {"compression": encoding, "complevel": 3}  # netCDF4 shuffles only for zlib
         self.times: list[np.datetime64] = []
-        # by process: where two write the same part, neither writes into the other's file
+        # named by process, so that two writers of the same part have separate files
         self._partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
         self._file: Any = None
         self._num_in_block = 0
 
     def __enter__(self) -> "PartWriter":
-        """The file is made with the first frame."""
+        """Return the writer; the file is created with the first frame."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the file, or leave nothing of it behind."""
+        """Finish the file, or remove it after an error."""
         if self._file is None:
             return
         try:
@@ -97,7 +97,7 @@ class PartWriter:
             self._discard()
 
     def _discard(self) -> None:
-        """Leave nothing but the finished part behind."""
+        """Close and remove all temporary files."""
         self._block.close()
         with contextlib.suppress(OSError, RuntimeError):  # a full disk fails once more
             if self._file.isopen():
@@ -105,7 +105,7 @@ class PartWriter:
         self._partial.unlink(missing_ok=True)
 
     def add(self, time: np.datetime64, rain: npt.NDArray[np.floating]) -> None:
-        """Append a frame (H, W) in mm/h, NaN for missing; ValueError for rates that no code holds."""
+        """Append a frame (H, W) in mm/h, NaN for missing. Raises ValueError for rates that have no code."""
         assert rain.shape == self.grid.shape, f"{rain.shape} is not {self.grid.shape}"
         self._append(time, encode(rain))
 
@@ -116,10 +116,10 @@ class PartWriter:
         self._count([time])
 
     def copy(self, part: Archive, first: int, stop: int) -> None:
-        """Append the frames `first` to `stop` of another part, code by code and a few rows at a time."""
+        """Append the frames `first` to `stop` of another part as codes, in bands of rows."""
         self._begin()
         while first < stop:
-            # within a chunk of theirs and of ours, so that each is unpacked and packed as rarely as may be
+            # stay within one chunk of both files, so that each chunk is unpacked and packed only once
             num = min(stop - first, CHUNKS[0] - first % CHUNKS[0], CHUNKS[0] - self._num_in_block)
             for rows in self._chunk_rows():
                 codes = part.read_codes(first, num, y=rows)
@@ -137,13 +137,13 @@ class PartWriter:
             self._flush()
 
     def _put(self, place: int, row: int, codes: npt.NDArray[np.int16]) -> None:
-        """Lay rows of one frame, from `row` on, into the block."""
+        """Write rows of one frame, from `row` on, into the block."""
         height, width = self.grid.shape
         self._block.seek((place * height + row) * width * codes.itemsize)
         self._block.write(np.ascontiguousarray(codes).data)
 
     def _flush(self) -> None:
-        """Write the block: whole chunks at once, so that none is packed twice."""
+        """Write the block in whole chunks, so that each is packed only once."""
         height, width = self.grid.shape
         last = len(self.times)
         for rows in self._chunk_rows():
@@ -165,7 +165,7 @@ class PartWriter:
 
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(f".{glob.escape(self.path.name)}.*.partial"):  # of writers that were killed
+        for stale in folder.glob(f".{glob.escape(self.path.name)}.*.partial"):  # left by killed writers
             stale.unlink(missing_ok=True)
         height, width = self.grid.shape
         self._observed = np.zeros((height, width), np.bool_)
@@ -175,7 +175,7 @@ class PartWriter:
         self._define()
 
     def _define(self) -> None:
-        """Dimensions, coordinates and the empty rain: how many frames there will be is not known yet."""
+        """Create dimensions, coordinates and the empty rain variable; the number of frames is not known yet."""
         file = self._file
         height, width = self.grid.shape
         for name, size in ((TIME, None), (Y, height), (X, width)):
@@ -191,7 +191,7 @@ class PartWriter:
             variable[...] = values
 
     def _finish(self) -> None:
-        """The block that is left, and what is known at the end; then the file takes its place."""
+        """Write the last block and the remaining metadata, then move the file to `path`."""
         if self._num_in_block:
             self._flush()
         rain_attrs = {"grid_mapping": CRS, "cell_methods": self.cell_methods, "coordinates": CRS}
@@ -201,7 +201,7 @@ class PartWriter:
         own = {"Conventions": CONVENTIONS, STEP_MINUTES: float(self.step_minutes)}
         self._file.setncatts(own | self.attrs)
         self._file.close()
-        flush(self._partial)  # or a power cut could leave the name without the content
+        flush(self._partial)  # otherwise a power cut could leave the name without the content
         self._partial.replace(self.path)
 
     def _write_times(self) -> None:
@@ -209,7 +209,7 @@ class PartWriter:
         times = np.array(self.times, "datetime64[ns]")
         missing = schema.missing_times(times, schema.step_timedelta(self.step_minutes))
         file.createDimension(MISSING_TIMES, missing.size)
-        # frames are appended along time, so it has chunks: one for a day of any radar
+        # time is unlimited and therefore chunked: one chunk holds a day of any radar
         frames = file.createVariable(TIME, "i8", (TIME,), chunksizes=(1024,))
         frames.setncatts(schema.TIME_ATTRS | TIME_CODES)
         frames[:] = in_seconds(times)
@@ -237,15 +237,15 @@ class PartWriter:
 
 
 def in_seconds(times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
-    """Times as the numbers of `TIME_CODES`."""
+    """Return times as integers in the units of `TIME_CODES`."""
     return times.astype("datetime64[s]").astype(np.int64)
 
 
 def write_part(dataset: xr.Dataset, path: Path) -> None:
-    """Write one part of an archive (a day) in the archive's encoding, whole or not at all.
+    """Write one part of an archive (a day) atomically in the archive's encoding.
 
-    `dataset` keeps the contract (`schema.check_archive`), its rain in mm/h. Rates above `MAX_RATE` mm/h do not
-    fit the code, negative ones are none: ValueError, clean them before.
+    `dataset` must fulfil the contract (`schema.check_archive`), with rain in mm/h. Raises ValueError if it does
+    not, or if rates are negative or above `MAX_RATE` mm/h: clean them first.
     """
     schema.check_archive(dataset, path.name)
     rain = dataset[RAIN]

@@ -1,4 +1,4 @@
-"""`Archive`: the files of an archive as one series of frames, read by window, without dask."""
+"""`Archive`: the files of an archive as one series of frames, read by window without dask."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ Frames = TypeVar("Frames", npt.NDArray[np.float32], npt.NDArray[np.int16])
 
 
 class _Part(NamedTuple):
-    """One file as it was when the archive was opened; `first` is the number of its first frame in the whole."""
+    """One file as it was when the archive was opened; `first` is the index of its first frame in the archive."""
 
     path: Path
     first: int
@@ -39,7 +39,7 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """An open file. `numbers` are where it has the part's frames, None if they are at their own places."""
+    """An open file. `numbers` are the indices of the part's frames in it, None if they are unchanged."""
 
     part: OpenPart
     sight: int
@@ -50,8 +50,8 @@ class _Opened:
 class Archive:
     """The frames of an archive as one regular series.
 
-    Opened lazily in each process, so that it may be handed to data-loading workers. `times` is (T,),
-    ascending, UTC; frames that are due and absent are in `missing_times`.
+    Files are opened lazily in each process, so an archive can be passed to data-loading workers. `times` is (T,),
+    ascending, UTC; `missing_times` are the times of the step without a frame.
     """
 
     path: Path
@@ -63,13 +63,13 @@ class Archive:
     rain_attrs: dict[str, Any]
     parts: tuple[_Part, ...]
     coded: bool = False
-    """Whether all of it lies on disk in the codes of `archive.codes`."""
+    """True if all files store the codes of `archive.codes`."""
     _told: set[int] = field(default_factory=set, repr=False)
     _open: dict[tuple[int, Path], _Opened] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: str | Path) -> "Archive":
-        """Open and check `path`; FileNotFoundError or ValueError say what is wrong and how to mend it."""
+        """Open and check `path`. Raises FileNotFoundError or ValueError with the problem and its remedy."""
         path = Path(path)
         files = archive_files(path)
         heads = [read_head(file) for file in files]
@@ -98,7 +98,7 @@ class Archive:
         )
 
     def __repr__(self) -> str:
-        """One line: where, when, and on which grid."""
+        """Return path, frames, period and grid in one line."""
         first, last = (np.datetime_as_string(time, unit="m") for time in self.times[[0, -1]])
         return (
             f"Archive({str(self.path)!r}: {self.num_times} frames of {self.step_minutes:g} min, {first} to {last} "
@@ -106,11 +106,11 @@ class Archive:
         )
 
     def _repr_html_(self) -> str:
-        """As the Dataset of its frames, in a notebook."""
+        """Return the HTML of the archive as a Dataset, for notebooks."""
         return str(self.lazy()._repr_html_())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files and what was read of them behind: each process opens its own."""
+        """Leave open files and their caches out of the pickle: each process opens its own."""
         made_anew = ("_unpacked", "_firsts")
         return {name: value for name, value in self.__dict__.items() if name not in made_anew} | {"_open": {}}
 
@@ -121,27 +121,27 @@ class Archive:
 
     @property
     def num_times(self) -> int:
-        """Number of frames present."""
+        """Return the number of frames present."""
         return int(self.times.size)
 
     @property
     def meaning(self) -> Meaning:
-        """What its rates are over time."""
+        """Return what the rates are over time."""
         return schema.meaning_of(self.rain_attrs.get("cell_methods"), self.attrs, self.step_minutes)
 
     @property
     def step(self) -> np.timedelta64:
-        """Time between frames."""
+        """Return the time between frames."""
         return schema.step_timedelta(self.step_minutes)
 
     @cached_property
     def missing_times(self) -> npt.NDArray[np.datetime64]:
-        """Times between the first and the last frame at which a frame is due and absent."""
+        """Return the times of the step, between the first and the last frame, that have no frame."""
         return schema.missing_times(self.times, self.step)
 
     @cached_property
     def identity(self) -> str:
-        """A short hash of times, grid and step: changes when frames are added or another grid is used."""
+        """Return a short hash of times, grid and step, which changes when frames are added."""
         digest = hashlib.sha256()
         for array in (self.times.astype("datetime64[s]").astype(np.int64), self.grid.y, self.grid.x):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -150,23 +150,26 @@ class Archive:
 
     @cached_property
     def coverage(self) -> npt.NDArray[np.bool_] | None:
-        """The pixels that any frame observed, (H, W); None for an archive whose files do not say it."""
+        """Return the mask of pixels that any frame observed, (H, W); None if not all files state it."""
         masks = [read_coverage(part.path) for part in self.parts]
         seen = [mask for mask in masks if mask is not None]
         return np.logical_or.reduce(seen) if len(seen) == len(masks) else None
 
     @property
     def unpacked_bytes(self) -> int:
-        """What is kept unpacked of it in a process that has read all of it, but for the edges of chunks."""
+        """Return about how many bytes of unpacked chunks a process keeps after reading the whole archive."""
         parts = [part for part in self.parts if engine_of(part.path) != "zarr"]
         of_file = unpacked_bytes_of_file(len(self.parts)) if self.coded else UNPACKED_BYTES_OF_FILE
-        a_value = 2 if self.coded else 8  # bytes, of foreign ones at most
+        a_value = 2 if self.coded else 8  # bytes; 8 is the maximum for other archives
         return min(min(len(parts), MOST_OPEN) * of_file, self.num_times * math.prod(self.grid.shape) * a_value)
 
     def read(
         self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
     ) -> npt.NDArray[np.float32]:
-        """Rain rates in mm/h, NaN for missing, of frames `first` to `first + num_times`: (T, H, W)."""
+        """Return rain rates (T, H, W) in mm/h, NaN for missing, of frames `first` to `first + num_times`.
+
+        Raises IndexError if frames are outside the archive, ValueError if a file is damaged or was replaced.
+        """
         pieces = [
             self._read(part, window, lambda opened, frames: opened.read(frames, y, x))
             for part, window in self._windows(first, num_times)
@@ -182,9 +185,10 @@ class Archive:
         x: slice = slice(None),
         out: npt.NDArray[np.int16] | None = None,
     ) -> npt.NDArray[np.int16]:
-        """The same as codes of 0.01 mm/h, `codes.MISSING_CODE` for missing: as they lie on disk, if they do.
+        """Return the frames as codes of 0.01 mm/h (T, H, W), `codes.MISSING_CODE` for missing.
 
-        They are written into `out` (T, H, W), a view of any strides, if it is given.
+        Codes are read directly if the archive stores them, else encoded. If `out` (T, H, W) is given, a view with
+        any strides, they are written into it.
         """
         windows = self._windows(first, num_times)
         if out is None:
@@ -200,13 +204,13 @@ class Archive:
     def read_stored(
         self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
     ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
-        """Codes if the archive holds them (`coded`), else rain rates: what costs least to read and to carry."""
+        """Return codes if the archive stores them (`coded`), else rain rates: the cheapest form to read."""
         return (self.read_codes if self.coded else self.read)(first, num_times, y=y, x=x)
 
     def _windows(self, first: int, num_times: int) -> list[tuple[_Part, slice]]:
-        """The parts that hold the frames, and which of their own frames those are."""
+        """Return the parts that contain the frames, each with its slice of own frames. Raises IndexError."""
         windows = []
-        # a year has hundreds of parts: those before and behind are not looked at
+        # a year has hundreds of parts: skip those before and after by bisection
         begin, end = bisect_right(self._firsts, first) - 1, bisect_left(self._firsts, first + num_times)
         for part in self.parts[max(begin, 0) : end]:
             start, stop = max(first, part.first), min(first + num_times, part.first + part.num_times)
@@ -221,7 +225,7 @@ class Archive:
         return [part.first for part in self.parts]
 
     def to_dataset(self, first: int, num_times: int) -> xr.Dataset:
-        """Whole frames as a Dataset in the words of the archive contract."""
+        """Return whole frames as a Dataset that fulfils the archive contract."""
         return schema.rain_dataset(
             self.read(first, num_times),
             self.times[first : first + num_times],
@@ -232,9 +236,9 @@ class Archive:
         )
 
     def lazy(self) -> xr.Dataset:
-        """All frames as a Dataset in the words of the archive contract; they are read when they are looked at.
+        """Return all frames as a Dataset that fulfils the archive contract; they are read on access.
 
-        Give it `chunks` of your own (`.chunk({"time": 24})`) to work on it with dask.
+        To use dask, set chunks yourself: `.chunk({"time": 24})`.
         """
         return lazy_dataset(
             self._read_spans,
@@ -260,7 +264,7 @@ class Archive:
             out[...] = found
 
     def _read(self, part: _Part, window: slice, read: Callable[[OpenPart, slice], Frames]) -> Frames:
-        """`read` frames of a part, found by their times if its file was replaced since the archive was opened."""
+        """Call `read` on frames of a part. If its file was replaced since opening, frames are found by time."""
         while True:
             opened = self._part(part)
             if opened.numbers is None:
@@ -274,7 +278,7 @@ class Archive:
                 if self._is_current(part, opened):
                     raise
                 continue
-            if self._is_current(part, opened):  # else a file closed for others may have been opened as the new one
+            if self._is_current(part, opened):  # else the file manager may have reopened the path as the new file
                 whole = numbers is None or numbers.size == frames.stop - frames.start
                 return found if whole else found[numbers - frames.start]
 
@@ -301,7 +305,7 @@ class Archive:
         return opened
 
     def _numbers_in(self, head: Head, part: _Part) -> npt.NDArray[np.intp]:
-        """Where the frames of the part are in the file that took its place; ValueError where any is not."""
+        """Find the part's frames in the file that replaced it, by index. Raises ValueError if one is missing."""
         wanted = self.times[part.first : part.first + part.num_times]
         numbers = np.searchsorted(head.times, wanted)
         there = np.isin(wanted, head.times)
@@ -309,12 +313,12 @@ class Archive:
         same = same and head.meaning.same_as(self.meaning)
         if not (there.all() and same):
             lacks = f"lacks the frame of {wanted[~there][0]}" if same else "has another grid, variable or meaning"
-            raise ValueError(f"{part.path} was written anew while it was open, and {lacks}. Start again.")
+            raise ValueError(f"{part.path} was rewritten while it was open, and {lacks}. Start again.")
         if head.sight not in self._told:
             self._told.add(head.sight)
             log.warning(
-                "%s was written anew while it was open: its frames are found by their times. Frames that were "
-                "added count once the archive is opened again.", part.path,
+                "%s was rewritten while it was open: its frames are now found by time. Added frames are used "
+                "when the archive is opened again.", part.path,
             )  # fmt: skip
         return numbers
 
@@ -325,4 +329,4 @@ class Archive:
         try:
             return sight_of(part.path)
         except OSError as error:
-            raise ValueError(f"{part.path} is gone, or cannot be read any more: {error}") from error
+            raise ValueError(f"{part.path} was removed or cannot be read any more: {error}") from error

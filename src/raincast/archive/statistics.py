@@ -1,4 +1,4 @@
-"""What an archive holds, in numbers: one pass over its frames, a block at a time."""
+"""Statistics of an archive, computed in one pass over its frames, block by block."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from raincast.archive.series import Archive
 from raincast.schema import CAPPED_PIXELS
 
 WET_MM_H = 0.1
-"""A pixel is wet above this rate."""
+"""A pixel is wet above this rate in mm/h."""
 RATE_EDGES = (0.0, WET_MM_H, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
-"""Upper ends of the classes of rates in mm/h, themselves included: dry, drizzle, …; the last class has none."""
-BLOCK_PIXELS = 2**23  # of frames read at once: 32 MB in float32, a multiple of it while codes become rates
+"""Upper ends (inclusive) of the rate classes in mm/h: dry, drizzle, …; the last class is open."""
+BLOCK_PIXELS = 2**23  # pixels read at once: 32 MB in float32, and a multiple of it during decoding
 
 Counts = npt.NDArray[np.integer]
 Field = npt.NDArray[np.float64]
@@ -23,7 +23,7 @@ Field = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gap:
-    """Frames that are due and absent: `num_missing` after the time `after`."""
+    """A gap of `num_missing` frames after the time `after`."""
 
     after: np.datetime64
     num_missing: int
@@ -31,11 +31,12 @@ class Gap:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Counts over an archive's observed pixels; missing ones are neither dry nor wet.
+    """Counts over an archive's observed pixels; missing pixels are neither dry nor wet.
 
-    `observed_pixels` and `wet_pixels` are by frame, (T,). `observed_frames`, `wet_frames` and `rain_sum` (mm/h,
-    summed over frames) are by pixel, (H, W). `class_counts` has one more than `RATE_EDGES`. `largest` mm/h came
-    at `largest_time`; NaN and NaT where nothing was observed. `num_capped` is None where the files do not say it.
+    `observed_pixels` and `wet_pixels` are per frame, (T,). `observed_frames`, `wet_frames` and `rain_sum` (mm/h,
+    summed over frames) are per pixel, (H, W). `class_counts` has one class more than `RATE_EDGES`. `largest` is
+    the highest rate in mm/h, at `largest_time`; NaN and NaT if nothing was observed. `num_capped` is None if the
+    files do not state it.
     """
 
     archive: Archive
@@ -51,18 +52,18 @@ class Statistics:
 
     @property
     def num_due(self) -> int:
-        """Frames of the regular step from the first to the last, present or not."""
+        """Return the number of frames that a complete series from first to last would have."""
         times = self.archive.times
         return int((times[-1] - times[0]) / self.archive.step) + 1
 
     @property
     def num_missing(self) -> int:
-        """Frames that are due and absent."""
+        """Return the number of missing frames."""
         return self.num_due - self.archive.num_times
 
     @cached_property
     def gaps(self) -> list[Gap]:
-        """Every gap, the longest first, then the earliest."""
+        """Return all gaps, longest first, then earliest."""
         times = self.archive.times
         num_missing = np.diff(times) // self.archive.step - 1
         places = np.flatnonzero(num_missing > 0)
@@ -71,26 +72,26 @@ class Statistics:
 
     @property
     def mean_rain(self) -> Field:
-        """Mean rate of the observed frames in mm/h, (H, W); NaN where none was."""
+        """Return each pixel's mean rate over its observed frames in mm/h, (H, W); NaN if never observed."""
         return _share(self.rain_sum, self.observed_frames)
 
     @property
     def wet_share(self) -> Field:
-        """Share of the observed frames in which a pixel was wet, (H, W); NaN where none was."""
+        """Return each pixel's share of wet frames among its observed frames, (H, W); NaN if never observed."""
         return _share(self.wet_frames, self.observed_frames)
 
     @property
     def frame_coverage(self) -> Field:
-        """Share of the grid that each frame observed, (T,)."""
+        """Return the observed share of the grid in each frame, (T,)."""
         return self.observed_pixels / self.observed_frames.size
 
     @property
     def frame_wet_share(self) -> Field:
-        """Share of its observed pixels that was wet in each frame, (T,); NaN for a frame without any."""
+        """Return the wet share of the observed pixels in each frame, (T,); NaN for a frame without any."""
         return _share(self.wet_pixels, self.observed_pixels)
 
     def wet_share_by(self, unit: str) -> tuple[npt.NDArray[np.datetime64], Field, Counts]:
-        """Months (`unit` M) or days (D) that have frames, the wet share of each, and its number of frames."""
+        """Return the months (`unit` M) or days (D) with frames, and their wet shares and numbers of frames."""
         periods, which, num_frames = np.unique(
             self.archive.times.astype(f"datetime64[{unit}]"), return_inverse=True, return_counts=True
         )
@@ -102,15 +103,15 @@ class Statistics:
 
 
 def measure(archive: Archive, progress: Callable[[int, int], None] | None = None) -> Statistics:
-    """Read every frame of `archive` once; `progress` is told the frames done and to do.
+    """Compute the statistics of `archive`, reading every frame once.
 
-    Memory holds a block of frames, sums over the grid (16 bytes a pixel), and the times. A file that cannot be
-    read to its end is a ValueError that names it.
+    `progress` is called with the numbers of frames done and in total. Memory holds a block of frames, sums over
+    the grid (16 bytes per pixel) and the times. Raises ValueError with the name of a file that cannot be read.
     """
     sums = _Sums(archive)
     capped: list[int | None] = []
     for part in archive.parts:
-        # an archive of its own for each file, which is closed with it: a year's would keep gigabytes of chunks
+        # open each file as its own archive, so that its chunks are freed with it: a year's would take gigabytes
         file = Archive.open(part.path)
         capped.append(int(file.attrs[CAPPED_PIXELS]) if CAPPED_PIXELS in file.attrs else None)
         for first, num, rows in _blocks(file):
@@ -121,7 +122,7 @@ def measure(archive: Archive, progress: Callable[[int, int], None] | None = None
 
 
 def _blocks(file: Archive) -> Iterator[tuple[int, int, slice]]:
-    """First frame, number of frames and rows: whole chunks of our archives, each once."""
+    """Yield first frame, number of frames and rows of blocks made of whole chunks, each chunk once."""
     height, width = file.grid.shape
     step = CHUNKS[1] * max(1, BLOCK_PIXELS // (CHUNKS[0] * CHUNKS[1] * width))
     for first in range(0, file.num_times, CHUNKS[0]):
@@ -130,7 +131,7 @@ def _blocks(file: Archive) -> Iterator[tuple[int, int, slice]]:
 
 
 class _Sums:
-    """What `measure` adds up."""
+    """The running sums of `measure`."""
 
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
@@ -141,7 +142,7 @@ class _Sums:
         self.largest, self.largest_time = np.nan, np.datetime64("NaT", "ns")
 
     def add(self, first: int, rows: slice, rain: npt.NDArray[np.float32]) -> None:
-        """Rows of the frames from `first` on, (T, H, W) in mm/h."""
+        """Add rows of the frames from `first` on, (T, H, W) in mm/h."""
         frames = slice(first, first + len(rain))
         observed, wet = ~np.isnan(rain), rain > WET_MM_H
         self.observed_pixels[frames] += observed.sum(axis=(1, 2))
@@ -165,12 +166,12 @@ class _Sums:
             self.largest_time = self.archive.times[first + place // rain[0].size]
 
     def result(self, num_capped: int | None) -> Statistics:
-        """All of it."""
+        """Return the sums as `Statistics`."""
         return Statistics(**vars(self), num_capped=num_capped)
 
 
 def _share(part: npt.NDArray[np.number], whole: npt.NDArray[np.number]) -> Field:
-    """`part` / `whole`; NaN where that is 0."""
+    """Return `part` / `whole`, NaN where `whole` is 0."""
     share = np.full(part.shape, np.nan)
     np.divide(part, whole, out=share, where=whole > 0)
     return share

@@ -1,4 +1,4 @@
-"""The times of a file: rounded where they are floats, and the period that each value covers."""
+"""Times of a file, rounded if they are stored as floats, and the period that each value covers."""
 
 import re
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ from raincast.schema import TIME
 
 _MINUTE = 60 * 10**9
 _ROUND = (10**6, 10**7, 10**8, 10**9, 5 * 10**9, 10**10, 3 * 10**10, _MINUTE, 5 * _MINUTE)
-"""Candidates for the rounding in ns, each a whole number of the one before."""
+"""Candidates for the rounding in ns; each is a multiple of the one before."""
 
 
 PERIOD_ATTRS = {"accum_time_h": 60.0, "accutime": 1.0, "accumulation_minutes": 1.0}
-"""Attributes that state the period of a mean or a depth, and how many minutes one of their unit is."""
+"""Attributes that state the period of a mean or a depth, with their unit in minutes."""
 MINUTES_PER = {"second": 1 / 60, "sec": 1 / 60, "s": 1 / 60, "minute": 1.0, "min": 1.0}
 MINUTES_PER |= {"hour": 60.0, "hr": 60.0, "h": 60.0, "day": 1440.0, "d": 1440.0}
 
 
 def exact_times(dataset: xr.Dataset) -> xr.Dataset:
-    """`dataset` with its decoded times and durations rounded where the file stores them as floats.
+    """Return `dataset` with decoded times and durations rounded if the file stores them as floats.
 
-    "days since 1900" in float64 resolve 0.6 µs, "hours since 2020" in float32 up to 2 s: times that were written
-    on a step of 5 min come back off it. Each variable is rounded to the finest of 1 ms, 1 s … that is at least
-    twice what its numbers resolve. ValueError where they resolve less than half a minute and the times show no
+    "days since 1900" in float64 resolve 0.6 µs, "hours since 2020" in float32 only 2 s: times on a step of 5 min
+    are off it when they are read back. Each variable is rounded to the finest of 1 ms, 1 s … that is at least
+    twice its resolution. Raises ValueError if the resolution is coarser than half a minute and the times are not
     multiples of 5 min.
     """
     rounded = {
@@ -60,21 +60,21 @@ def _rounded(name: str, variable: xr.Variable) -> xr.Variable:
     if unit is None or (unit > _MINUTE and off.max(initial=0) > 0.51 * resolved):
         raise ValueError(
             f"{name} is stored as {variable.encoding['dtype']} in '{variable.encoding['units']}', which resolves "
-            f"{resolved / 1e9:g} s: the times cannot be told. Store it as int64 or float64"
+            f"{resolved / 1e9:g} s: the exact times are unknown. Store it as int64 or float64"
         )
     found = np.where(known, whole.view(values.dtype), values)
     return xr.Variable(variable.dims, found, variable.attrs, variable.encoding)
 
 
 def _resolved_ns(values: npt.NDArray[np.generic], variable: xr.Variable) -> float | None:
-    """The distance in ns between neighbouring numbers of the file's type at the largest of `values`."""
+    """Return the spacing in ns of the file's float type at the largest of `values`; None if unknown."""
     word, _, reference = str(variable.encoding.get("units", "")).strip().partition(" since ")
     date = re.match(r"\s*(\d+)-(\d+)-(\d+)", reference)
     if not values.size or (reference and date is None):
         return None
     ns = pd.Timedelta(1, "D" if word in ("d", "D") else word.lower()).as_unit("ns").value
     since = "{:0>4}-{:0>2}-{:0>2}".format(*date.groups()) if date else 0
-    # the origin may lie before what nanoseconds reach back to
+    # the reference date may be before the range of nanoseconds
     passed = values.astype(f"{values.dtype.kind}8[us]") - np.array(since, f"{values.dtype.kind}8[us]")
     largest = np.abs(passed / np.timedelta64(1, "us")).max() * 1e3 / ns
     spacing = float(np.spacing(np.asarray(largest, variable.encoding["dtype"])))
@@ -84,10 +84,10 @@ def _resolved_ns(values: npt.NDArray[np.generic], variable: xr.Variable) -> floa
 def valid_times(
     dataset: xr.Dataset, field: xr.DataArray, *, is_depth: bool = False
 ) -> tuple[npt.NDArray[np.datetime64], float | None]:
-    """Valid times of `field`, and the minutes that a value covers: both from the time bounds where there are any.
+    """Return the valid times of `field`, and the minutes that a value covers or None, from its time bounds.
 
-    `cell_methods` of "time: point" makes bounds meaningless, but not for a depth, which has a period. ValueError
-    where the bounds are of several lengths.
+    Without bounds, the times are the file's. `cell_methods` of "time: point" makes bounds meaningless, except for
+    a depth, which always has a period. Raises ValueError if the bounds have different lengths.
     """
     times = np.atleast_1d(field[TIME].values).astype("datetime64[ns]")
     bounds = dataset.variables.get(field[TIME].attrs.get("bounds", ""))
@@ -98,8 +98,8 @@ def valid_times(
     intervals = (end - start) / np.timedelta64(1, "m")
     if intervals.size and (intervals.min() <= 0 or np.ptp(intervals) > 0.1 * intervals.max()):
         raise ValueError(
-            f"the bounds of its times cover {intervals.min():g} to {intervals.max():g} min: frames of one file "
-            "need one period over 0. Split the file, or remove the bounds"
+            f"the bounds of its times cover {intervals.min():g} to {intervals.max():g} min: all frames of a file "
+            "need the same period over 0. Split the file, or remove the bounds"
         )
     return end, round(float(np.median(intervals)), 2) if intervals.size else None
 
@@ -107,12 +107,11 @@ def valid_times(
 def stated_minutes(
     field_attrs: Mapping[str, Any], attrs: Mapping[str, Any], *, is_depth: bool = False
 ) -> float | None:
-    """The period of a mean or a depth from the attributes of the variable or the file; None where none states it.
+    """Return the period in minutes of a mean or a depth from attributes of the variable or the file, else None.
 
-    In CF the interval in cell_methods is that of the samples that a mean is made of; files with depths state the
-    period there.
-
-    accumulation_period is PT1H in RMI's RADCLIM of the mlcast community; accum_time_h and accutime are pysteps'.
+    In CF the interval in cell_methods is that of the samples of a mean, but files with depths state the period
+    there. accumulation_period is PT1H in RMI's RADCLIM of the mlcast community; accum_time_h and accutime are
+    pysteps'. Raises ValueError for a period that is not over 0.
     """
     for own in (field_attrs, attrs):
         text = str(own.get("accumulation_period", ""))
@@ -133,5 +132,5 @@ def stated_minutes(
 
 def _positive(name: str, said: Any, minutes: float) -> float:
     if not 0 < minutes < np.inf:
-        raise ValueError(f"its {name} is {said}: no period over 0 min")
+        raise ValueError(f"its {name} is {said}: not a period over 0 min")
     return minutes

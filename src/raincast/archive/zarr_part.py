@@ -1,9 +1,9 @@
-"""Writing a part of an archive as a Zarr v3 store, by the dataset specification 0.2.0 of the mlcast community.
+"""Write a part of an archive as a Zarr v3 store, by the dataset specification 0.2.0 of the mlcast community.
 
-What it asks for (github.com/mlcast-community/mlcast-dataset-validator, source_data/radar_precipitation): floating
-point rates with NaN, a chunk a frame, zstd, `lat` and `lon` beside `y` and `x`, a `crs` whose WKT has its bounding
-box, `missing_times`, `consistent_timestep_start`. What it asks of who publishes (a licence, contacts, three years)
-comes from `attrs`, or from the data.
+The specification (github.com/mlcast-community/mlcast-dataset-validator, source_data/radar_precipitation) requires
+floating-point rates with NaN, one chunk per frame, zstd, `lat` and `lon` in addition to `y` and `x`, a `crs` whose
+WKT has a bounding box, `missing_times` and `consistent_timestep_start`. Requirements for publishers (a licence,
+contacts, three years of data) are met by `attrs` or the data.
 """
 
 import glob
@@ -40,14 +40,14 @@ LAT, LON = "lat", "lon"
 RAIN_ATTRS = schema.RAIN_ATTRS | {"standard_name": "rainfall_flux", "units": "kg m-2 h-1"}
 LEVEL = 3
 _DEGREE_PARTS = 2**14
-"""To how many parts of a degree `lat` and `lon` are rounded: 7 m, and two thirds of their size."""
+"""`lat` and `lon` are rounded to this fraction of a degree: 7 m, which reduces their size to two thirds."""
 
 
 class ZarrPartWriter(PartWriter):
-    """A part of an archive as a Zarr store, whole or not at all: as `PartWriter`, a frame at a time.
+    """Writes a part of an archive as a Zarr store atomically, like `PartWriter` but frame by frame.
 
-    Rates are the float32 nearest to their codes of 0.01 mm/h, so that either format turns into the other and
-    back without a change. Each frame is a chunk and a file: any frame is read alone, a crop reads whole frames.
+    Rates are the float32 nearest to their codes of 0.01 mm/h, so conversion between both formats is lossless. Each
+    frame is one chunk and one file: single frames can be read alone, but a crop reads whole frames.
     """
 
     def _discard(self) -> None:
@@ -73,7 +73,7 @@ class ZarrPartWriter(PartWriter):
 
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(f".{glob.escape(self.path.name)}.*.partial"):  # of writers that were killed
+        for stale in folder.glob(f".{glob.escape(self.path.name)}.*.partial"):  # left by killed writers
             shutil.rmtree(stale, ignore_errors=True)
         self._observed = np.zeros(self.grid.shape, np.bool_)
         self._file = zarr.create_group(self._partial, zarr_format=3)
@@ -82,7 +82,7 @@ class ZarrPartWriter(PartWriter):
     def _array(
         self, name: str, dtype: str, dims: tuple[str, ...], shape: tuple[int, ...], *, fill_value: Any = 0
     ) -> Any:
-        """A new array in chunks of one frame, or in one chunk where there is no time."""
+        """Create an array, in chunks of one frame for the rain, else in one chunk."""
         from zarr.codecs import ZstdCodec
 
         chunks = (1, *shape[1:]) if name == RAIN else tuple(max(1, size) for size in shape)
@@ -95,7 +95,7 @@ class ZarrPartWriter(PartWriter):
             filters=None,
             compressors=[ZstdCodec(level=LEVEL)] if shape else None,
             dimension_names=dims,
-            # a chunk of missing pixels, or of zeros, is a file like any other: their number is checked
+            # write chunks of only missing pixels or zeros too, because _check_whole counts the files
             config={"write_empty_chunks": True},
         )
 
@@ -108,7 +108,7 @@ class ZarrPartWriter(PartWriter):
             array[...] = values
 
     def _finish(self) -> None:
-        """What is known at the end; then the store takes its place."""
+        """Write the remaining metadata, then move the store to `path`."""
         import zarr
 
         degrees = self._write_coordinates()
@@ -127,16 +127,16 @@ class ZarrPartWriter(PartWriter):
             own["coordinates"] = TIME_BOUNDS
         others = {name: value for name, value in self.attrs.items() if name not in own}
         self._file.attrs.put(_plain(own | others))
-        with warnings.catch_warnings():  # the specification of Zarr 3 has no word on it yet; xarray asks for it
+        with warnings.catch_warnings():  # consolidation is not yet in the Zarr 3 specification; xarray wants it
             warnings.simplefilter("ignore")
             zarr.consolidate_metadata(self._file.store)
         self._check_whole()
         for path in self._partial.rglob("*"):
-            flush(path)  # or a power cut could leave the name without the content
+            flush(path)  # otherwise a power cut could leave the name without the content
         put_in_place(self._partial, self.path)
 
     def _write_coordinates(self) -> list[str]:
-        """y, x and the projection; lat and lon too, whose names are returned, where y and x are not they."""
+        """Write y, x and the projection; unless they are degrees, also lat and lon, whose names are returned."""
         coords = self.grid.to_coords()
         for name in (Y, X):
             dim, values, attrs = coords[name]
@@ -165,7 +165,7 @@ class ZarrPartWriter(PartWriter):
         self._write(MISSING_TIMES, in_seconds(missing), (MISSING_TIMES,), attrs)
 
     def _check_whole(self) -> None:
-        """Another writer of this part may have taken the first frames away."""
+        """Raise OSError if frames are absent because another writer of this part removed them."""
         num_files = sum(1 for _ in (self._partial / RAIN / "c").iterdir())
         if num_files != len(self.times):
             raise OSError(
@@ -174,7 +174,7 @@ class ZarrPartWriter(PartWriter):
 
 
 def _decode(codes: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
-    """The float32 nearest to each code's rate, as `Archive.read` gives it."""
+    """Return the float32 nearest to each code's rate, as `Archive.read` does."""
     rates = np.empty(codes.shape, np.float32)
     for rows in bands(codes.shape):
         rates[rows] = codes[rows] * np.float64(CODE_MM_H)
@@ -183,7 +183,7 @@ def _decode(codes: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
 
 
 def _lat_lon(grid: Grid) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Latitude and longitude of the pixels in degrees of WGS 84, (H, W) each."""
+    """Return latitude and longitude of the pixels in degrees of WGS 84, (H, W) each."""
     from pyproj import Transformer
 
     to_degrees = Transformer.from_crs(grid.crs_wkt, "EPSG:4326", always_xy=True)
@@ -196,9 +196,9 @@ def _lat_lon(grid: Grid) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float3
 
 
 def _with_bounds(crs_wkt: str, lat: npt.NDArray[np.float32], lon: npt.NDArray[np.float32]) -> str:
-    """The projection with the area of use that maps need, in degrees to two decimals outward.
+    """Return the projection with its area of use, in degrees rounded outward to two decimals.
 
-    West is greater than east where the area crosses 180° E.
+    West is greater than east if the area crosses 180° E.
     """
     from pyproj import CRS as ProjCRS
 
@@ -215,14 +215,14 @@ def _with_bounds(crs_wkt: str, lat: npt.NDArray[np.float32], lon: npt.NDArray[np
         "east_longitude": min(180.0, math.ceil(east * 100) / 100),
     }
     crs = ProjCRS.from_wkt(crs_wkt).to_json_dict()
-    inner = crs.get("source_crs", crs)  # of a projection with a datum shift
+    inner = crs.get("source_crs", crs)  # the projection inside one with a datum shift
     inner.pop("usages", None)
     inner |= {"scope": "Radar.", "area": "Radar composite.", "bbox": bounds}
     return str(ProjCRS.from_json_dict(crs).to_wkt())
 
 
 def _plain(attrs: dict[str, Any]) -> dict[str, Any]:
-    """Attributes as JSON can hold them."""
+    """Return attributes as JSON types."""
     return {
         name: value.tolist() if isinstance(value, np.ndarray | np.generic) else value
         for name, value in attrs.items()
