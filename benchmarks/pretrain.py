@@ -28,7 +28,7 @@ from raincast.archive import Archive
 from raincast.losses import DistributionLoss
 from raincast.models.lagrangian import LagrangianCore, Scale, motion
 from raincast.models.weights import write_weights
-from raincast.transforms import RateScaling
+from raincast.transforms import THRESHOLDS, RateScaling
 
 log = logging.getLogger(__name__)
 
@@ -324,7 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
     )
     info = {"networks": list(networks), "minutes": options.minutes}
-    write_weights(options.out, {f"core.{name}": value for name, value in state.items()}, info)
+    whole = {f"core.{name}": value for name, value in state.items()} | {"certainty": torch.ones(len(THRESHOLDS))}
+    write_weights(options.out, whole, info)
 
 
 if __name__ == "__main__":

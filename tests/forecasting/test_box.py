@@ -20,7 +20,7 @@ from raincast.forecaster import Query
 from raincast.forecasting.files.netcdf import write_forecast
 from raincast.forecasting.memory import Footprint
 from raincast.forecasting.network import box_forecaster
-from raincast.models.weights import box_bytes_per_pixel
+from raincast.models.weights import Scored, box, box_bytes_per_pixel, scores_like
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,13 @@ def test_rules_decide_the_rates() -> None:
         network.predict(Query.for_steps(rain, 2, step_minutes=5.0))
 
 
-def test_forecast_needs_no_checkpoint(tiny_archive: Path, tmp_path: Path) -> None:
-    path = forecast.run(compose_config("forecast", tmp_path, f"input={tiny_archive}", "animation=false"))
+def test_forecast_needs_no_checkpoint_and_says_how_good_its_weights_were(
+    tiny_archive: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        path = forecast.run(compose_config("forecast", tmp_path, f"input={tiny_archive}", "animation=false"))
+    assert "By the weights that come with raincast, trained on knmi, mch, fmi, opera, mrms." in caplog.text
+    assert "CSI at 1 mm/h after 30 min on the data most like these" in caplog.text
     with xr.open_dataset(path) as made:
         assert made.attrs["forecast_method"] == "network"
         assert "rain_rate_exceedance" in made
@@ -203,3 +208,33 @@ def test_a_forecast_by_the_box_imports_no_compiler_and_no_pysteps() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def rescaled(frames: xr.Dataset, pixel_km: float) -> xr.Dataset:
+    """The same frames with pixels of another size."""
+    grid = schema.grid_of(frames)
+    other = schema.Grid(grid.y * pixel_km, grid.x * pixel_km, grid.crs_wkt)
+    return schema.rain_dataset(
+        frames[schema.RAIN].values, frames["time"].values, other, step_minutes=5.0, cell_methods="time: point"
+    )
+
+
+def test_beyond_what_it_was_trained_on_it_forecasts_warns_and_says_so_in_the_file(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pipeline = raincast.load_forecaster(thresholds=[])
+    assert "outside_trained_range" not in pipeline(moving(4)).attrs and not caplog.text
+    coarse = pipeline(rescaled(moving(4), 5.0))
+    assert coarse.attrs["forecast_method"] == "network"
+    assert coarse.attrs["outside_trained_range"] == "pixels of 5 km (1 to 2 km)"
+    assert "Outside of what the network was trained on: pixels of 5 km (1 to 2 km)" in caplog.text
+    long = raincast.load_forecaster(lead_steps=30, thresholds=[])(moving(4))
+    assert long.attrs["outside_trained_range"] == "a lead time of 150 min (2 to 90 min)"
+
+
+def test_the_scores_most_like_the_data_are_named() -> None:
+    """By pixel size and share of wet pixels; all are of data that the weights have not seen."""
+    for one in (Scored(**found) for found in box()[1]["scores"]):
+        assert scores_like(one.pixel_km, one.wet_share) == one
+        assert 0 < one.csi["extrapolation"] < one.csi["raincast"] < 1
+    assert scores_like(1.0, 0.0) in [Scored(**found) for found in box()[1]["scores"]]

@@ -8,7 +8,7 @@ import torch
 
 from raincast.losses import DistributionLoss
 from raincast.models.distribution import DistributionHead
-from raincast.models.lagrangian import DRY, LagrangianForecaster, distribution, log_rate
+from raincast.models.lagrangian import DRY, PIVOT, LagrangianForecaster, distribution, log_rate
 from raincast.models.sprog import sprog
 from raincast.transforms import THRESHOLDS, UNKNOWN, RateScaling
 
@@ -194,3 +194,15 @@ def test_the_logarithm_of_no_rain_is_dry() -> None:
     assert log_rate(torch.tensor([0.0, 0.05, 0.1, 2.0])).tolist() == pytest.approx(
         [DRY, DRY, math.log(0.1), math.log(2.0)]
     )
+
+
+@torch.inference_mode()
+def test_certainty_moves_logits_away_from_the_pivot_and_keeps_it() -> None:
+    network, x = forecaster(), sample([storm(t, dx=2.0) for t in range(4)])
+    before = network(x, 2, scale())
+    network.certainty[: THRESHOLDS.index(2.0) + 1] = 1.2
+    after = network(x, 2, scale())
+    inner = (slice(None), slice(None), slice(0, THRESHOLDS.index(2.0) + 1), slice(16, -16), slice(16, -16))
+    torch.testing.assert_close(after[inner] - PIVOT, 1.2 * (before[inner] - PIVOT), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(after[:, :, -1], before[:, :, -1])
+    assert "certainty" not in dict(network.named_parameters()), "training leaves it"

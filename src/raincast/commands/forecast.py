@@ -14,6 +14,8 @@ import xarray as xr
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly, schema
+from raincast.archive.statistics import WET_MM_H
+from raincast.checkpoint import BOX
 from raincast.commands import demo, report
 from raincast.forecasting.files.netcdf import PYSTEPS_RAIN
 
@@ -51,6 +53,8 @@ def run(cfg: DictConfig) -> Path:
     for kind, path in written.items():
         log.info("%-10s %s", kind, report.short(path))
     _tell(forecast, written["forecast"], PYSTEPS_RAIN if cfg.for_pysteps else schema.RAIN)
+    if cfg.checkpoint == BOX and not in_the_box:
+        _tell_skill(forecast)
     if in_the_box:
         demo.compare(forecast, Path(cfg.folder) / "observed.png")
     return written["forecast"]
@@ -141,6 +145,21 @@ def _ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _tell_skill(forecast: xr.Dataset) -> None:
+    """Say which weights made a forecast, and how good they were on data most like it."""
+    from raincast.models.weights import box, scores_like
+
+    rain = forecast[schema.RAIN][0].values
+    wet_share = float((rain[np.isfinite(rain)] >= WET_MM_H).mean())
+    like = scores_like(schema.grid_of(forecast).pixel_km, wet_share)
+    networks, csi = ", ".join(box()[1]["networks"]), ", ".join(f"{who} {csi:.2f}" for who, csi in like.csi.items())
+    log.info(
+        "\nBy the weights that come with raincast, trained on %s. CSI at 1 mm/h after 30 min on the data most "
+        "like these that they have not seen, %s: %s.\nTo score them on your radar: python evaluate.py data.archive=…",
+        networks, like.data, csi,
+    )  # fmt: skip
 
 
 def _tell(forecast: xr.Dataset, path: Path, variable: str) -> None:

@@ -1,7 +1,7 @@
 """Checks whether frames suit a forecaster: their step, quantity and pixels."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 PIXEL_TOLERANCE = 0.05
 """Relative difference allowed between pixel sizes: the scale of a projection varies by as much."""
 METRES_PER_DEGREE = 111_195.0
+
+PIXELS_KM, STEPS_MINUTES, LEADS_MINUTES = (1.0, 2.0), (2.0, 15.0), (2.0, 90.0)
+"""Ranges on which the weights in the box were trained."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,19 @@ class Trained:
         lead_steps = max(1, round(self.lead_steps * self.step_minutes / found))
         return replace(self, step_minutes=found, lead_steps=lead_steps)
 
-    def compare(self, frames: xr.Dataset, grid: Grid, *, other_grid: bool) -> dict[str, Any]:
-        """Return how `frames` differ from training, as attributes of the forecast.
+    def compare(
+        self, frames: xr.Dataset, grid: Grid, *, other_grid: bool, lead_steps: int | None = None
+    ) -> dict[str, Any]:
+        """Return how `frames` and a forecast of `lead_steps` differ from training, as attributes of the forecast.
 
         Raises ValueError for other pixels unless `other_grid`.
         """
         attrs: dict[str, Any] = {}
+        if self.physical:
+            found = (grid.pixel_km, self.step_minutes, self.step_minutes * (lead_steps or self.lead_steps))
+            if beyond := list(_beyond(*found)):
+                attrs["outside_trained_range"] = "; ".join(beyond)
+                warn_once(f"Outside of what the network was trained on: {'; '.join(beyond)}. Expect less skill")
         spacing = pixel_size(grid, like=self.grid_spacing)
         if spacing and not np.allclose(spacing, self.grid_spacing, rtol=PIXEL_TOLERANCE):
             theirs, ours = (" × ".join(f"{n:g}" for n in size) for size in (spacing, self.grid_spacing))
@@ -89,6 +99,17 @@ class Trained:
                 f"see {schema.ACCUMULATION_MINUTES} in its file"
             )
         return attrs
+
+
+def _beyond(pixel_km: float, step_minutes: float, last_lead: float) -> Iterator[str]:
+    """Yield each quantity outside the range on which the weights in the box were trained."""
+    for name, value, (least, most), unit in (
+        ("pixels", pixel_km, PIXELS_KM, "km"),
+        ("a time step", step_minutes, STEPS_MINUTES, "min"),
+        ("a lead time", last_lead, LEADS_MINUTES, "min"),
+    ):
+        if not 0.9 * least <= value <= 1.15 * most:
+            yield f"{name} of {value:.3g} {unit} ({least:g} to {most:g} {unit})"
 
 
 def pixel_size(grid: Grid, *, like: tuple[float, ...]) -> tuple[float, float] | None:

@@ -221,7 +221,7 @@ class ForecastPipeline:
         wanted = self.wanted_times(frames[schema.TIME].values, init_time)
         frames = on_times(frames.sel({schema.TIME: slice(wanted[0], wanted[-1])}), wanted, self.step_minutes)
         grid = schema.grid_of(frames)
-        differs = self.trained.compare(frames, grid, other_grid=self.other_grid)
+        differs = self.trained.compare(frames, grid, other_grid=self.other_grid, lead_steps=self.lead_steps)
         past = past_of(frames)
         if past.absent.all():
             raise NoInput(f"All pixels of the frames from {_text(wanted[0])} to {_text(wanted[-1])} are missing.")

@@ -43,6 +43,9 @@ SMALLEST_SHARE = 1e-4
 FASTEST_KM_H = 150.0
 """Upper bound of the motion in km/h; nothing seen by weather radar moves faster."""
 
+PIVOT = -1.0
+"""Logit that `certainty` leaves as it is: a probability of 27 %. The expected area stays about the same."""
+
 MOST_FRAMES = 4
 """Number of past frames used: the newest ones."""
 
@@ -57,7 +60,9 @@ class LagrangianForecaster(PhysicalNetwork):
     advected to the time of the newest one. Growth and decay remain to be forecast: `core` gives the distribution
     in these coordinates, and its logits are advected forward once. The last channel is `UNKNOWN` at pixels whose
     rain comes from outside the grid or from where nothing was observed. The probability of rain from outside is
-    the share of the advected frame that reaches the threshold.
+    the share of the advected frame that reaches the threshold. The distances of logits from `PIVOT` are multiplied
+    by the `certainty` of each threshold, which no gradient changes: trained weights are too uncertain on other
+    radars.
 
     Takes frames of rain in mm/h (`transform=rate`) and a mask of observed pixels, on any grid, and `scale`: the
     time step in minutes and the pixel size in km of each sample.
@@ -92,6 +97,8 @@ class LagrangianForecaster(PhysicalNetwork):
         self.future_channels = 0
         self.core = LagrangianCore(stages=stages, features=features, hidden=hidden, cell=cell)
         self.stride = self.core.stride
+        self.certainty: Tensor
+        self.register_buffer("certainty", torch.ones(len(THRESHOLDS)))
         if weights is not None:
             self._begin_with(weights)
 
@@ -113,6 +120,7 @@ class LagrangianForecaster(PhysicalNetwork):
         check_frames(x, self.in_channels, num_steps)
         of = _followed(x, num_steps, scale)
         logits = self.core(of.past, of.seen, of.scale, longest=num_steps)
+        logits = PIVOT + (logits - PIVOT) * self.certainty[:, None, None]
         far = of.far.flatten(0, 1)
         moved = move(logits.flatten(0, 1), far, border=True)
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)

@@ -1,11 +1,12 @@
 """The bundled weights (`box`): trained on several radar networks, they forecast on any without training."""
 
 import json
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,28 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if info.get("format") != FORMAT:
         raise ValueError(f"{path} has format {info.get('format')}; this raincast reads {FORMAT}.")
     return state, info
+
+
+class Scored(NamedTuple):
+    """Scores of the weights in the box on data that they have not seen.
+
+    `csi` is the mean CSI at 1 mm/h after 30 minutes, by forecaster; `wet_share` counts pixels from 0.1 mm/h up.
+    """
+
+    data: str
+    pixel_km: float
+    wet_share: float
+    csi: dict[str, float]
+
+
+def scores_like(pixel_km: float, wet_share: float) -> Scored:
+    """The scores of the box on the data most like these, by pixel size and share of wet pixels."""
+    scored = [Scored(**one) for one in box()[1]["scores"]]
+
+    def distance(one: Scored) -> float:
+        return abs(math.log(one.pixel_km / pixel_km)) + abs(math.log(one.wet_share / max(wet_share, 1e-3)))
+
+    return min(scored, key=distance)
 
 
 @cache
