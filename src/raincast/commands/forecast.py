@@ -157,7 +157,8 @@ def _tell_skill(forecast: xr.Dataset) -> None:
     networks, csi = ", ".join(box()[1]["networks"]), ", ".join(f"{who} {csi:.2f}" for who, csi in like.csi.items())
     log.info(
         "\nBy the weights that come with raincast, trained on %s. CSI at 1 mm/h after 30 min on the data most "
-        "like these that they have not seen, %s: %s.\nTo score them on your radar: python evaluate.py data.archive=…",
+        "like these that they have not seen, %s: %s.\n"
+        "To score them on your radar: python evaluate.py data.archive=…",
         networks, like.data, csi,
     )  # fmt: skip
 
