@@ -182,7 +182,7 @@ def test_a_file_that_differs_is_not_kept(tiny_run: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(export, "trace_forecast", lambda *_, **__: None)
     monkeypatch.setattr(export, "write_torch", lambda _, path, __: path.write_text("wrong"))
     monkeypatch.setattr(export, "read_torch", lambda _: (lambda rain: (np.full_like(rain, 9.0),), {}))
-    with pytest.raises(RuntimeError, match="another forecast than the network"):
+    with pytest.raises(RuntimeError, match="different forecast from the network"):
         command.run(config(tiny_run, tmp_path, "format=torch", f"path={tmp_path}/a.pt2", "overwrite=true"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt2", "run"]
     assert (tmp_path / "a.pt2").read_text() == "the one before"
@@ -191,8 +191,8 @@ def test_a_file_that_differs_is_not_kept(tiny_run: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("format=tflite", "format=tflite: take one of onnx, torch"),
-        ("path=rain.pt2", r"format=onnx is written to a file \.onnx\. Say path=rain\.onnx"),
+        ("format=tflite", "format=tflite: choose one of onnx, torch"),
+        ("path=rain.pt2", r"format=onnx is written to a \.onnx file\. Use path=rain\.onnx"),
         ("size=256", r"size=256: .*size=\[256,256\]"),
         ("size=[0,4]", r"size=\[0, 4\]"),
         ("lead_steps=0", "lead_steps=0"),

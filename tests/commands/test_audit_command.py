@@ -17,7 +17,7 @@ def test_an_archive_is_audited_with_given_windows(tiny_archive: Path, tmp_path: 
     with caplog.at_level(logging.INFO):
         run(compose_config("ingest", tmp_path, f"audit={tiny_archive}", "data.input_steps=3", "data.lead_steps=3"))
     assert "No frame is in two splits; the nearest are" in caplog.text
-    assert "as checkpoints trained with these settings carry it" in caplog.text
+    assert "the same as in checkpoints trained with these settings" in caplog.text
 
 
 def test_a_checkpoint_is_audited_with_its_own(tiny_run: Path, tmp_path: Path, caplog) -> None:

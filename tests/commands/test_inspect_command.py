@@ -134,7 +134,7 @@ def test_single_files_and_stores(kind: str, tmp_path: Path) -> None:
     [
         (["inspect=nowhere"], "nowhere does not exist"),
         (["inspect=a", "files=b"], "leave out files"),
-        (["inspect=a", "report=page.pdf"], r"report=page\.pdf is to be a page"),
+        (["inspect=a", "report=page.pdf"], r"report=page\.pdf is an HTML page"),
         (["archive=a"], r"Not given: files\. .*inspect=data/NAME"),
         ([], "Not given: archive, files"),
     ],

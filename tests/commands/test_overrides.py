@@ -65,7 +65,7 @@ def test_what_the_grammar_knows_stays(monkeypatch: pytest.MonkeyPatch) -> None:
         ("train", ["data/split=events", "data.split.event=x"], [r"There is no key data\.split\.event\. Did you mean data\.split\.events.*"]),
         ("train", ["experiment=radar", "+x=1", "~name", "sweep=optuna", "sweep.trials=3"], []),
         ("train", ["hydra.run.dir=here", "xyzzy=1"], ["There is no key xyzzy."]),
-        ("forecast", ["data/knmi"], ["data/knmi is no key=value."]),
+        ("forecast", ["data/knmi"], ["data/knmi is not key=value."]),
         ("train", ["xyzzy=1"], ["There is no key xyzzy."]),
     ],
 )  # fmt: skip

@@ -31,12 +31,14 @@ def test_a_folder_is_one_process_s(tmp_path: Path) -> None:
 def test_the_name_of_another_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(ValueError, match=r"holds a run already\. resume=auto goes on with it; another name="):
+    with pytest.raises(ValueError, match=r"already holds a run\. resume=auto continues it; another name="):
         train(config(tmp_path, "name=mine"))
 
 
 def test_what_says_where_to_go_on_is_said_once(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"resume=last: give auto, or null\. A file to go on from is checkpoint="):
+    with pytest.raises(
+        ValueError, match=r"resume=last: give auto, or null\. To resume from a file, use checkpoint="
+    ):
         train(config(tmp_path / "a", "resume=last"))
     with pytest.raises(ValueError, match=r"checkpoint=x\.ckpt and resume=auto both say"):
         train(config(tmp_path / "b", "resume=auto", "checkpoint=x.ckpt"))
@@ -66,7 +68,7 @@ def test_the_damaged_newest_is_left_for_the_one_before(
     with caplog.at_level(logging.INFO):
         found = resuming.find(cfg)
     assert found is not None and found.path == folder / "previous.ckpt"
-    assert "last.ckpt is damaged" in caplog.text and "Going on after step" in caplog.text
+    assert "last.ckpt is damaged" in caplog.text and "Resuming after step" in caplog.text
     assert cfg.checkpoint == str(folder / "previous.ckpt")
 
 
@@ -79,7 +81,7 @@ def test_what_changed_since_is_said(
     resuming.check(cfg, old.info, old)
     assert not caplog.records
     resuming.check(config(tmp_path, f"data.archive={tiny_archive}", *same, "optimizer.lr=1e-5"), old.info, old)
-    assert "Other than when the run was begun: optimizer.lr 0.01, now 1e-05" in caplog.text
+    assert "Changed since the run was started: optimizer.lr 0.01, now 1e-05" in caplog.text
 
 
 def test_loggers_of_a_run_killed_before_its_first_checkpoint(tmp_path: Path) -> None:

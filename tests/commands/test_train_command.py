@@ -141,7 +141,7 @@ def test_a_run_cannot_end_before_where_it_is(tiny_run: Path, tiny_archive: Path,
     last = tiny_run / "checkpoints" / "last.ckpt"
     same = [*TINY, f"data.archive={tiny_archive}", "data.eval_stride=2", f"checkpoint={last}"]
     with pytest.raises(
-        ValueError, match=r"trainer\.max_epochs=20: the run of .*last\.ckpt has reached 30 already"
+        ValueError, match=r"trainer\.max_epochs=20: the run of .*last\.ckpt has already reached 30"
     ):
         train(compose_config("train", tmp_path, *same, "trainer.max_epochs=20"))
     with pytest.raises(ValueError, match=r"trainer\.max_steps=7: .* has reached 180 already"):

@@ -46,7 +46,7 @@ def test_the_first_signal_asks_and_the_second_has_its_usual_effect(number: signa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["watch=a", "input=b"], "input=b and watch=a: give one of them"),
+        (["watch=a", "input=b"], "input=b and watch=a: give only one of them"),
         (["watch=a", "init_time=2020-01-01T00:00"], "init_time=2020-01-01T00:00: with watch="),
         (["watch=a", "live.poll_s=0"], r"live\.poll_s=0"),
         (["watch=a", "for_pysteps=true"], r"for_pysteps=true .*live\.verify=false"),

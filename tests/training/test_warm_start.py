@@ -79,5 +79,5 @@ def test_a_run_begins_with_another_s_weights(
     assert "100.0% of all" in caplog.text and "another transform" in caplog.text
     assert "learned on steps of 5 minutes; here they are 10" in caplog.text
     cfg.checkpoint = str(last)
-    with pytest.raises(ValueError, match="checkpoint= goes on with a run, warm_start= begins one"):
+    with pytest.raises(ValueError, match="checkpoint= resumes a run, warm_start= starts one"):
         resuming.find(cfg)

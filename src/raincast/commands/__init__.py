@@ -1,1 +1,1 @@
-"""What each command does, from its config to its files."""
+"""The implementation of each command, from its config to its files."""

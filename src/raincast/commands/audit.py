@@ -1,4 +1,4 @@
-"""`python ingest.py audit=…`: the proof that an archive's train, val and test windows share no frame."""
+"""`python ingest.py audit=…`: a check that an archive's train, val and test windows share no frame."""
 
 import logging
 from pathlib import Path
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> "Audit":
-    """Audit an archive with the windows and split of `cfg.data`, or a checkpoint with its own.
+    """Audit an archive with the windows and split of `cfg.data`, or the archive of a checkpoint with its own.
 
-    Exit code 1 where a frame is in two splits, or the checkpoint was trained on another split.
+    Exits with code 1 if a frame is in two splits, or the checkpoint was trained on another split.
     """
     from raincast.data.audit import audit
     from raincast.data.windows import frame_slots
@@ -64,7 +64,7 @@ def _result(found: "Audit", data: "RadarDataModule") -> str:
 
 
 def _warn_of_same_times(data: "RadarDataModule") -> None:
-    """Of further archives: the same rain, seen by another radar, may be in train and in test."""
+    """Warn if another archive's training times are val or test times: two radars may see the same rain."""
     from raincast.data.audit import same_times, window_times
 
     main = data.sources[0]
@@ -74,7 +74,7 @@ def _warn_of_same_times(data: "RadarDataModule") -> None:
             number = same_times(times, window_times(main, data.windows.starts[name]), main.archive.step)
             if number:
                 log.warning(
-                    "%s: %d of its %d training times are times of %s too. If it sees the same rain, give it the "
+                    "%s: %d of its %d training times are also times of %s. If it sees the same rain, give it the "
                     "split (all:false) or leave it out.",
                     source.archive.path,
                     number,
@@ -85,13 +85,13 @@ def _warn_of_same_times(data: "RadarDataModule") -> None:
 
 def _compare(found: str, expected: str | None) -> bool:
     if expected is None:
-        log.info("Split %s, as checkpoints trained with these settings carry it.", found)
+        log.info("Split %s, the same as in checkpoints trained with these settings.", found)
         return True
     if found == expected:
         log.info("Split %s: the same as in the checkpoint.", found)
         return True
     log.error(
-        "Split %s, but the checkpoint carries %s: its archive or its split has changed since it was trained.",
+        "Split %s, but the checkpoint has %s: its archive or its split has changed since it was trained.",
         found,
         expected,
     )

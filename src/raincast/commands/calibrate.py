@@ -1,4 +1,4 @@
-"""`python evaluate.py calibrate=true`: fit the network's probabilities on the validation windows."""
+"""`python evaluate.py calibrate=true`: calibration of the network's probabilities on the validation windows."""
 
 import logging
 from pathlib import Path
@@ -29,9 +29,9 @@ def calibrate(
     split: str,
     run_dir: Path,
 ) -> assembly.Checkpoint:
-    """Fit, and return the copy of `checkpoint` in `run_dir` that holds the calibration; `network` has it, too.
+    """Fit the calibration and return the copy of `checkpoint` in `run_dir` that holds it; `network` gets it, too.
 
-    ValueError where the validation windows may be ones that the network was trained on, or are those to score.
+    Raises ValueError if the network may have been trained on the validation windows, or they are to be scored.
     """
     if split == "val":
         raise ValueError(
@@ -40,11 +40,11 @@ def calibrate(
         )
     if data.split_hash != checkpoint.info["split_hash"]:
         raise ValueError(
-            f"The windows here are not those that {checkpoint.path} was split by, so its training may have seen "
-            "the ones to calibrate on. Leave data.split out and give the archive that it was trained on; "
-            "evaluate.py without calibrate=true takes any archive."
+            f"These windows are not those that {checkpoint.path} was split by, so its training may have seen the "
+            "ones to calibrate on. Leave data.split out and give the archive that it was trained on; evaluate.py "
+            "without calibrate=true takes any archive."
         )
-    network.calibration = None  # an earlier one would be fitted again
+    network.calibration = None  # an earlier one would be calibrated again
     calibration = fit(network, data, thresholds)
     path = assembly.write_calibrated(checkpoint, calibration, run_dir / NAME)
     network.calibration = calibration
@@ -55,17 +55,18 @@ def calibrate(
     ]
     if left:
         log.warning(
-            "At %s mm/h the validation windows hold too little rain at some lead times: there the probabilities "
-            "stay as the network states them.",
+            "At %s mm/h the validation windows have too little rain at some lead times: there the probabilities "
+            "remain uncalibrated.",
             ", ".join(left),
         )
     return assembly.read_checkpoint(path)
 
 
 def fit(forecaster: "Forecaster", data: "RadarDataModule", thresholds: list[float]) -> "Calibration":
-    """The calibration of `forecaster`, which has none yet, on the validation windows of `data`.
+    """Fit the calibration of `forecaster`, which has none yet, on the validation windows of `data`.
 
-    A forecaster without probabilities states 1 where its rate reaches the threshold, and 0 elsewhere.
+    The probability of a forecaster without probabilities is 1 where its rate reaches the threshold, else 0. Raises
+    ValueError if there is no validation window.
     """
     import torch
 

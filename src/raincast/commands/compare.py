@@ -30,7 +30,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     how = Resampling(cfg.resamples, cfg.confidence, cfg.resampling_seed)
     joined = join(each)
     if any("event_hours_from" in scores.attrs for scores in each.values()):
-        joined = blocks.automatic(joined)  # the differences are others now
+        joined = blocks.automatic(joined)  # the differences have changed
     scores = with_intervals(joined, how).assign_attrs(compared=", ".join(map(str, paths)))
     _tell_of_events(each, scores)
     run_dir = Path(cfg.paths.run_dir)
@@ -52,7 +52,10 @@ def run(cfg: DictConfig) -> "xr.Dataset":
 
 
 def read(paths: Sequence[Path]) -> "dict[str, xr.Dataset]":
-    """scores.nc by label: the folder it lies in, with as many of those above as tell the files apart."""
+    """Read scores.nc files by label: the shortest end of the folder's path that tells the files apart.
+
+    Raises ValueError or FileNotFoundError for fewer than two, missing or unreadable files.
+    """
     import xarray as xr
 
     if len(paths) < 2:
@@ -64,12 +67,12 @@ def read(paths: Sequence[Path]) -> "dict[str, xr.Dataset]":
         try:
             found[label] = xr.load_dataset(path, engine="netcdf4")
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no scores.nc: {error}") from error
+            raise ValueError(f"{path} is not a scores.nc: {error}") from error
     return found
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the folders' paths that differ; the files' own where these are not called scores.nc."""
+    """Return the shortest distinct ends of the folders' paths; of the files' paths if not called scores.nc."""
     parts = [path.resolve().with_suffix("").parts[1:] for path in paths]
     parts = [own[:-1] if own[-1] == "scores" and len(own) > 1 else own for own in parts]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -84,7 +87,7 @@ def _tell_of_events(each: "dict[str, xr.Dataset]", scores: "xr.Dataset") -> None
     left = {label: int(own["num_windows"].sum()) - num for label, own in each.items()}
     if any(left.values()):
         log.warning(
-            "Compared are %d windows, in %d events, that all files scored on the same pixels; left out are %s.",
+            "Compared: %d windows, in %d events, that all files scored on the same pixels. Left out: %s.",
             num,
             scores.sizes["event"],
             ", ".join(f"{count} of {label}" for label, count in left.items() if count),
@@ -92,7 +95,7 @@ def _tell_of_events(each: "dict[str, xr.Dataset]", scores: "xr.Dataset") -> None
 
 
 def facts(scores: "xr.Dataset", path: Path) -> list[tuple[str, str]]:
-    """Where scores come from."""
+    """Return the origin of scores as rows of name and value."""
     attrs = scores.attrs
     kept = ("checkpoint", "checkpoint_sha256", "archive", "split", "split_hash", "num_windows")
     events = scores["event"].values

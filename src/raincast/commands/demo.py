@@ -1,4 +1,4 @@
-"""`python forecast.py` without input: a forecast of the event in the box, beside what was observed."""
+"""`python forecast.py` without input: a forecast of the bundled event, compared with the observation."""
 
 import logging
 from pathlib import Path
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAST = 4
-"""Frames of the event that are input; the others are what was observed."""
+"""Number of frames of the event that are input; the others are the verifying observation."""
 
 SCORED_MINUTES = (15, 30, 45, 60)
 SCORED_MM_H = 1.0
 
 
 def with_input(cfg: DictConfig) -> DictConfig:
-    """`cfg` with the event in the box as its input, and an init time from which there is something to compare."""
+    """Return `cfg` with the bundled event as its input, and an init time that leaves frames for verification."""
     archive = _event()
     log.info(
         "No input is given: this is %s. Source: MeteoSwiss.\n"
@@ -38,7 +38,7 @@ def with_input(cfg: DictConfig) -> DictConfig:
 
 
 def compare(made: "xr.Dataset", picture: Path) -> None:
-    """Draw the forecast beside extrapolation and what was observed, and log their CSI."""
+    """Draw the forecast next to extrapolation and the observation, and log their CSI."""
     archive = _event()
     from raincast.baselines import Extrapolation, Persistence
     from raincast.forecaster import Query

@@ -25,18 +25,21 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> "xr.Dataset":
-    """Score on `cfg.split`, and write report.html, scores.nc, scores.csv and pictures into the run folder."""
+    """Score on `cfg.split`, and write report.html, scores.nc, scores.csv and pictures into the run folder.
+
+    Raises ValueError for settings that do not fit together.
+    """
     if cfg.compare is not None:
         return compare.run(cfg)
     if cfg.checkpoint in (None, assembly.BOX) and cfg.data.archive is None:
         raise ValueError(
-            "Not given: data.archive. Say data.archive=data/NAME to score the weights in the box on it, "
+            "Not given: data.archive. Give data.archive=data/NAME to score the bundled weights on it, "
             "checkpoint=… to score a network on its own archive, or compare=[a/scores.nc,b/scores.nc]"
         )
     if cfg.checkpoint is None and (cfg.rates_by or cfg.members is not None):
-        raise ValueError("Without checkpoint=… there is no network: rates_by=[…] and members=… are of a network.")
+        raise ValueError("Without checkpoint=… there is no network: rates_by=[…] and members=… need one.")
     if cfg.checkpoint is None and (cfg.calibrate or not cfg.baselines):
-        raise ValueError("Without checkpoint=… there is no network: baselines=[…] names what to score.")
+        raise ValueError("Without checkpoint=… there is no network: give baselines=[…] to score.")
     from raincast.evaluation import engine
     from raincast.evaluation.report.score_figures import csi_plot
     from raincast.evaluation.work import Cost
@@ -90,7 +93,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
 
 
 def keep_common(data: "RadarDataModule", split: str, forecasters: "list[Forecaster]") -> None:
-    """Score all forecasters on the windows that each of them has a forecast of; ValueError where there is none."""
+    """Restrict scoring to windows that every forecaster has a forecast of; raises ValueError if there are none."""
     wanted = {data.newest(place.start) for place in data.eval_places(split)}
     step = schema.step_timedelta(data.archive.step_minutes)
     leads = frozenset(number * step for number in range(1, data.lead_steps + 1))
@@ -117,7 +120,7 @@ def keep_common(data: "RadarDataModule", split: str, forecasters: "list[Forecast
         first, last_time = min(wanted), max(wanted)
         raise ValueError(
             f"No init time of split={split} ({_minute(first)} to {_minute(last_time)} UTC) has a forecast of "
-            f"every forecaster.{lacking} list_windows=windows.csv writes the init times and areas that are wanted."
+            f"every forecaster.{lacking} list_windows=windows.csv writes the init times and areas to forecast."
         )
     if len(common) < len(wanted):
         data.common_times = frozenset(common)
@@ -128,7 +131,7 @@ def _minute(time: np.datetime64) -> str:
 
 
 def _list_windows(data: "RadarDataModule", split: str, path: Path) -> "xr.Dataset":
-    """A CSV of what is to be forecast: init times (UTC), leads, and the area in pixels of the archive's grid."""
+    """Write a CSV of the forecasts to make: init times (UTC), leads, and areas in pixels of the archive's grid."""
     import pandas as pd
     import xarray as xr
 
@@ -145,17 +148,17 @@ def _list_windows(data: "RadarDataModule", split: str, path: Path) -> "xr.Datase
 
 
 def _cost(scores: "xr.Dataset", seconds: float) -> str:
-    """For people: what the scores took, and how long all took until now."""
+    """Return the time and memory that the scores took, and the total time so far, for the log."""
     of = scores.attrs
     return (
-        f"{of['wall_seconds']:.0f} s for the scores, {seconds:.0f} s in all; "
+        f"{of['wall_seconds']:.0f} s for the scores, {seconds:.0f} s in total; "
         f"at most {of['peak_memory_gib']:.1f} GiB in {of['num_processes']} process(es); "
-        f"processor seconds a window: {of['cpu_seconds_per_window']}"
+        f"CPU seconds per window: {of['cpu_seconds_per_window']}"
     )
 
 
 def _data_settings(checkpoint: assembly.Checkpoint | None, cfg: DictConfig) -> dict[str, Any]:
-    """Those of the checkpoint, or the default ones, with what `cfg.data` states put over them; plain data."""
+    """Return the settings of the checkpoint, or the defaults, overridden by `cfg.data`; plain data."""
     own: Any = OmegaConf.to_container(cfg.data, resolve=True)
     stated = {key: value for key, value in own.items() if value is not None}
     settings = {} if checkpoint is None else checkpoint.config["data"]
@@ -167,7 +170,7 @@ def _data_settings(checkpoint: assembly.Checkpoint | None, cfg: DictConfig) -> d
 
 
 def _check_data(checkpoint: assembly.Checkpoint, data: "RadarDataModule") -> None:
-    """ValueError where the step is another than in training; a warning where the windows are."""
+    """Raise ValueError if the step differs from training; warn if the windows do."""
     if checkpoint.path.suffix == ".npz":
         log.info("The weights were trained on the radar networks %s.", checkpoint.info["archive"]["identity"])
         return

@@ -1,4 +1,4 @@
-"""What `python evaluate.py` leaves: scores.nc, scores.csv, report.html, scores.txt and pictures."""
+"""The outputs of `python evaluate.py`: scores.nc, scores.csv, report.html, scores.txt and pictures."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LEAST_RAIN = 0.1  # of the mean event's wet pixels, for an event to be drawn
-MOST_LOOKED_AT = 60  # windows of an event, to find its wettest
+LEAST_RAIN = 0.1  # share of the mean event's wet pixels that an event needs to be drawn
+MOST_LOOKED_AT = 60  # windows of an event that are searched for its wettest
 
 
 def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
-    """scores.nc, scores.csv and scores.txt: the text of the last, and the paths."""
+    """Write scores.nc, scores.csv and scores.txt; return the text of the last, and the paths."""
     from raincast.evaluation import describe_protocol
     from raincast.evaluation.report.tables import (
         difference_table,
@@ -59,7 +59,7 @@ def write_page(
     path: Path,
     settings: Mapping[str, Any],
 ) -> Path:
-    """report.html on the data of `settings`; the first forecaster chooses the events."""
+    """Write report.html; `settings` are those of the data. The first forecaster determines the events."""
     from raincast.evaluation.report.page import Evaluation, write_report
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
@@ -81,7 +81,7 @@ def write_page(
 
 
 def scores_by(scores: "xr.Dataset", dim: str) -> "xr.Dataset":
-    """What `AT_A_GLANCE` names, by `dim`, event or hour, over all lead times; `num_windows` and `wet`.
+    """Return the scores of `AT_A_GLANCE` by `dim` (event or hour) over all lead times, `num_windows` and `wet`.
 
     `wet` (`dim`, threshold) counts the pixels of all windows and lead times that were observed to reach it.
     """
@@ -106,12 +106,15 @@ def event_maps(
     split: str,
     bar: report.Bar,
 ) -> "list[EventMaps]":
-    """The wettest window of the first forecaster's best, median and worst event, of `by_event` at a threshold."""
+    """Return the wettest window of the first forecaster's best, median and worst event.
+
+    `by_event` holds its scores at one threshold.
+    """
     own = by_event.sel(forecaster=forecasters[0].name)
     events = [str(event) for event in own["event"].values]
     places = places_by_event(data, split, events)
     values = dict(zip(events, own["csi"].values.tolist(), strict=True))
-    # an event that is all but dry would be the worst of most networks, and shows nothing
+    # a nearly dry event would be the worst of most networks, and shows nothing
     rainy = dict(zip(events, own["wet"].values >= LEAST_RAIN * float(own["wet"].mean()), strict=True))
     ranked = [event for event in events if np.isfinite(values[event]) and rainy[event] and places[event]]
     ranked.sort(key=lambda event: -values[event])
@@ -133,7 +136,7 @@ def event_maps(
 
 
 def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "dict[str, list[Place]]":
-    """The windows of each event, which lasts until the next one begins, or less."""
+    """Return the windows of each event, which lasts at most until the next one begins."""
     places = data.eval_places(split)
     newest = np.array([data.sources[0].newest(place.start) for place in places], "datetime64[s]")
     starts = np.array([event.replace(" ", "T") for event in events], "datetime64[s]")
@@ -147,7 +150,7 @@ def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "
 
 
 def counted(number: int, noun: str) -> str:
-    """Like `1 window` or `3 windows`."""
+    """Return text such as `1 window` or `3 windows`."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
@@ -179,7 +182,7 @@ def _maps_of(
 def facts(
     scores: "xr.Dataset", data: "RadarDataModule", checkpoint: assembly.Checkpoint | None
 ) -> dict[str, list[tuple[str, str]]]:
-    """How the network was trained, if there is one, and what was scored: names and values by heading."""
+    """Return how the network was trained, if there is one, and what was scored: names and values by heading."""
     height, width = data.archive.grid.shape
     split = data.split_hash
     if checkpoint is not None:
@@ -220,9 +223,9 @@ def _trained(checkpoint: assembly.Checkpoint) -> list[tuple[str, str]]:
 
 
 def _took(attrs: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the scores took."""
+    """Return the time and memory that the scores took."""
     return [
         ("scored in", f"{attrs['wall_seconds']:.0f} s by {attrs['num_processes']} process(es)"),
-        ("memory held at most", f"{attrs['peak_memory_gib']:.2f} GiB, shared libraries once a process"),
-        ("processor seconds a window", str(attrs["cpu_seconds_per_window"])),
+        ("peak memory", f"{attrs['peak_memory_gib']:.2f} GiB, shared libraries counted once per process"),
+        ("CPU seconds per window", str(attrs["cpu_seconds_per_window"])),
     ]

@@ -27,21 +27,24 @@ log = logging.getLogger(__name__)
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": ()}
 METRES = 5.0
-"""Grid spacings above are metres, not degrees."""
+"""Grid spacings above this value are in metres, not degrees."""
 
 TOLERANCE = 1e-4
-"""How far the file's forecast may lie from the network's, on the transform's scale of 0 to 1."""
+"""Largest allowed difference between the file's forecast and the network's, on the transform's scale of 0 to 1."""
 
 
 def run(cfg: DictConfig) -> Path:
-    """Write the network of `cfg.checkpoint` to `cfg.path`, and compare the file with the network."""
+    """Write the network of `cfg.checkpoint` to `cfg.path`, and compare the file with the network.
+
+    Raises RuntimeError if they differ by more than `TOLERANCE`; the file is then not kept.
+    """
     from raincast import export
 
     path = _path(cfg)
     _check_packages(cfg.format)
     size = _size(cfg.size)
     if cfg.lead_steps is not None and cfg.lead_steps < 1:
-        raise ValueError(f"lead_steps={cfg.lead_steps}: give a whole number from 1 up.")
+        raise ValueError(f"lead_steps={cfg.lead_steps}: give a whole number of at least 1.")
     checkpoint = assembly.read_checkpoint(cfg.checkpoint)
     forecaster = assembly.forecaster_of(checkpoint, device="cpu")
     lead_steps = cfg.lead_steps or forecaster.lead_steps
@@ -70,7 +73,7 @@ def run(cfg: DictConfig) -> Path:
         difference = compare(run_file, forecaster, lead_steps, grids, scale)
         if not difference.scaled <= TOLERANCE:
             raise RuntimeError(
-                f"The {cfg.format} file gives another forecast than the network: {difference}, allowed are "
+                f"The {cfg.format} file gives a different forecast from the network's: {difference}, allowed is "
                 f"{TOLERANCE:g}. It was not kept. Try another format= or another version of the exporter."
             )
     _tell(path, metadata, difference, grids)
@@ -79,7 +82,7 @@ def run(cfg: DictConfig) -> Path:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far forecasts of a file and of its network lie apart, at most: on the transform's scale and in mm/h.
+    """Largest difference between forecasts of a file and of its network, on the transform's scale and in mm/h.
 
     `highest` is the highest rate (mm/h) that was forecast.
     """
@@ -89,7 +92,7 @@ class Difference:
     highest: float
 
     def __str__(self) -> str:
-        """One line."""
+        """Return the difference as one line."""
         return f"{self.scaled:.1e} of the network's scale, {self.rate:.1e} mm/h of up to {self.highest:.1f} mm/h"
 
 
@@ -100,9 +103,9 @@ def compare(
     grids: list[tuple[int, int]],
     physical_scale: tuple[float, float] | None = None,
 ) -> Difference:
-    """The largest difference between the file and the network on maps at random, on grids of (y, x) pixels.
+    """Return the largest difference between file and network for random maps on grids of (y, x) pixels.
 
-    On the transform's scale, since a transform may leap from 0 to its lowest rate in mm/h.
+    It is computed on the transform's scale, since a transform may jump from 0 to its lowest rate in mm/h.
     """
     from raincast.forecaster import Query
     from raincast.transforms import LogScaling
@@ -126,7 +129,7 @@ def compare(
 
 
 def random_rain(shape: tuple[int, ...], *, seed: int) -> npt.NDArray[np.float32]:
-    """Blots of rain, (B, T, C, H, W) in mm/h: half of them dry, up to some 100 mm/h, a corner missing."""
+    """Return random patches of rain, (B, T, C, H, W) in mm/h: half dry, up to some 100 mm/h, a corner missing."""
     generator = np.random.default_rng(seed)
     *lead, height, width = shape
     coarse = generator.lognormal(1.0, 1.5, (*lead, -(-height // 4), -(-width // 4)))
@@ -139,7 +142,10 @@ def random_rain(shape: tuple[int, ...], *, seed: int) -> npt.NDArray[np.float32]
 def random_covariates(
     inputs: "Inputs", shape: tuple[int, ...], lead_steps: int, *, seed: int
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Covariates for rain of `shape`, in their own units: 0 to 1 on the network's scale, a corner missing."""
+    """Return random covariates for rain of `shape`: 0 to 1 in network units, a corner missing.
+
+    They are converted to the unit of each channel.
+    """
     generator = np.random.default_rng(seed)
     batch, input_steps, _, *grid = shape
     covariates = {}
@@ -160,11 +166,11 @@ def describe(
     size: tuple[int, int] | None,
     smallest: int,
 ) -> dict[str, str]:
-    """What a user of the file has to know, as text: its metadata."""
+    """Return the metadata that a user of the file needs, as text."""
     info = checkpoint.info
     y, x = (str(n) for n in size) if size else ("y", "x")
     inputs = forecaster.inputs
-    told = "told from no rain" if inputs.observed else "taken for no rain"
+    told = "distinguished from no rain" if inputs.observed else "treated as no rain"
     covariates: dict[str, str] = {}
     for name, channels, steps in (
         ("past", inputs.past, forecaster.input_steps),
@@ -174,7 +180,7 @@ def describe(
             covariates[f"input_{name}"] = f"{name} (batch, {steps}, {len(channels)}, {y}, {x}) float32"
             covariates[f"{name}_channels"] = ", ".join(channel for channel, _ in channels)
     if covariates:
-        covariates["channel_units"] = "each in its own, NaN where missing; static ones repeated at each step"
+        covariates["channel_units"] = "each its own, NaN where missing; static channels repeated at each step"
         covariates["channel_config"] = json.dumps(assembly.declared_channels(checkpoint))
     return {
         "title": "Precipitation nowcast",
@@ -189,11 +195,11 @@ def describe(
         "axes": "batch, time, channel, y, x; frames from old to new",
         "grid": f"{y} x {x} pixels only" if size else f"any, from {smallest} x {smallest} pixels up",
         "units": "mm h-1",
-        "missing": f"NaN, {told}; the forecast has none: mask what was never observed",
+        "missing": f"NaN, {told}; the forecast has none: mask pixels that were never observed",
         "step_minutes": f"{forecaster.step_minutes:g}",
         "input_steps": str(forecaster.input_steps),
         "lead_steps": str(lead_steps),
-        "channels": ", ".join(["rain", *(name for name, _ in inputs.past)]),  # observed is made of rain
+        "channels": ", ".join(["rain", *(name for name, _ in inputs.past)]),  # observed is derived from rain
         "grid_spacing": ", ".join(f"{spacing:g}" for spacing in info["grid_spacing"]),
         "max_missing": str(checkpoint.config["data"]["max_missing"]),
         "cell_methods": str(info["archive"]["cell_methods"]),
@@ -201,33 +207,36 @@ def describe(
 
 
 def _largest(a: Any, b: Any) -> float:
-    # in float64, where a difference of infinities or NaN cannot pass for 0
+    # in float64, in which a difference of infinities or NaN cannot become 0
     return float(np.abs(np.asarray(a, dtype=np.float64) - b).max())
 
 
 def _scale(cfg: DictConfig, checkpoint: assembly.Checkpoint) -> tuple[float, float]:
-    """Minutes and km that a file of a physical network is for; ValueError for what it cannot be written as."""
+    """Return the step in minutes and pixel size in km of a physical network's file.
+
+    Raises ValueError for a format or size in which it cannot be written.
+    """
     if cfg.format != "torch":
         raise ValueError(
-            "format=onnx: torch.onnx cannot translate the Fourier transforms of this network. Take format=torch."
+            "format=onnx: torch.onnx cannot translate the Fourier transforms of this network. Use format=torch."
         )
     if cfg.size is None:
-        raise ValueError("size=null: a file of this network is for one grid. State its pixels: size=[256,256].")
+        raise ValueError("size=null: a file of this network is for one grid. Give its pixels: size=[256,256].")
     spacing = checkpoint.info["grid_spacing"]
     pixel_km = cfg.pixel_km or (spacing[0] / 1000.0 if spacing and spacing[0] > METRES else None)
     if pixel_km is None:
-        raise ValueError("pixel_km=null: the pixel size is not known from the checkpoint. State it: pixel_km=1.")
+        raise ValueError("pixel_km=null: the checkpoint does not state the pixel size. Give it: pixel_km=1.")
     return float(cfg.step_minutes or checkpoint.info["step_minutes"]), float(pixel_km)
 
 
 def _path(cfg: DictConfig) -> Path:
     if cfg.format not in SUFFIXES:
-        raise ValueError(f"format={cfg.format}: take one of {', '.join(SUFFIXES)}.")
+        raise ValueError(f"format={cfg.format}: choose one of {', '.join(SUFFIXES)}.")
     suffix = SUFFIXES[cfg.format]
     path = Path(cfg.paths.run_dir) / f"network{suffix}" if cfg.path is None else Path(cfg.path)
     if path.suffix != suffix:
         raise ValueError(
-            f"path={path}: format={cfg.format} is written to a file {suffix}. Say path={path.with_suffix(suffix)}"
+            f"path={path}: format={cfg.format} is written to a {suffix} file. Use path={path.with_suffix(suffix)}"
         )
     if path.exists() and not cfg.overwrite:
         raise FileExistsError(f"{path} exists. Choose another path, delete it, or allow it with overwrite=true.")
@@ -239,7 +248,7 @@ def _check_packages(fmt: str) -> None:
     if absent:
         raise ValueError(
             f"format={fmt} needs {', '.join(PACKAGES[fmt])}: pip install -e '.[export]' "
-            f"(missing: {', '.join(absent)}), or take format=torch."
+            f"(missing: {', '.join(absent)}), or use format=torch."
         )
 
 
@@ -259,4 +268,4 @@ def _tell(path: Path, metadata: dict[str, str], difference: Difference, grids: l
         if name in metadata:
             log.info("  %-15s %s", name, metadata[name])
     sizes = " and ".join(f"{y}×{x}" for y, x in grids)
-    log.info("largest difference from the network, on maps at random of %s pixels: %s", sizes, difference)
+    log.info("largest difference from the network, on random maps of %s pixels: %s", sizes, difference)

@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 MOST_NAMED = 10
 SOME_FAILED = 3
-"""Exit code, the same as a watcher's: the rest is done."""
+"""Exit code if some forecasts failed and the rest are done; the same as a watcher's."""
 
 
 def run(cfg: DictConfig) -> Path:
-    """Forecast from `cfg.input` at one init time or many; the path of the last netCDF file."""
+    """Forecast from `cfg.input` at one init time or many; return the path of the last netCDF file."""
     if cfg.watch is not None:
         from raincast.commands import watch
 
         return watch.run(cfg)
     if cfg.site is not None:
-        raise ValueError(f"site={cfg.site} is kept up to date by watch=FOLDER: give that, or leave site out.")
+        raise ValueError(f"site={cfg.site} needs watch=FOLDER, which updates it: give watch, or leave site out.")
     in_the_box = cfg.input is None
     if in_the_box:
         cfg = demo.with_input(cfg)
@@ -61,7 +61,7 @@ def run(cfg: DictConfig) -> Path:
 
 
 def _many(cfg: DictConfig, pipeline: "ForecastPipeline", series: "Series", due: Any) -> Path:
-    """A forecast from each time of `due`; those that are there already are left as they are."""
+    """Make a forecast from each time of `due`; existing forecasts are kept."""
     from raincast.forecasting import forecast_all, forecast_path
 
     work = _work(cfg, pipeline)
@@ -69,8 +69,8 @@ def _many(cfg: DictConfig, pipeline: "ForecastPipeline", series: "Series", due: 
         with _ended_by_sigterm(), report.Bar("forecasting") as bar:
             outcome = forecast_all(work, due, pipeline, series, workers=cfg.workers, progress=bar.update)
     except KeyboardInterrupt:
-        log.warning("Stopped. The forecasts that are written stay; the same command goes on with the others.")
-        raise SystemExit(130) from None  # as a shell counts Ctrl-C
+        log.warning("Stopped. The finished forecasts are kept; the same command makes the others.")
+        raise SystemExit(130) from None  # the shell's exit code for Ctrl-C
     _tell_of_many(outcome, work.folder, due.size)
     if outcome.failed:
         raise SystemExit(SOME_FAILED)
@@ -78,7 +78,7 @@ def _many(cfg: DictConfig, pipeline: "ForecastPipeline", series: "Series", due: 
 
 
 def _work(cfg: DictConfig, pipeline: "ForecastPipeline") -> "HindcastWork":
-    """What other processes need: the config without what it would have to be resolved with."""
+    """Return the work for other processes; its config is plain, so that it needs no resolver."""
     from raincast.forecasting import HindcastWork, devices_of
 
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -108,21 +108,24 @@ def _series(settings: Any) -> "Series":
 
 
 def _tell_of_many(outcome: "HindcastOutcome", folder: Path, num_due: int) -> None:
-    """How many there are, of which kind, and which are not; ValueError where there is none at all."""
+    """Log how many forecasts were made, of which kind, and which failed.
+
+    Raises ValueError if there is none at all.
+    """
     kinds = ", ".join(f"{number} {kind}" for kind, number in Counter(outcome.methods.values()).most_common())
     if outcome.methods or outcome.num_kept:
         log.info(
-            "%d forecasts in %s%s, and %d that were there",
+            "%d forecasts in %s%s; %d existed already",
             len(outcome.methods), report.short(folder), f" ({kinds})" if kinds else "", outcome.num_kept,
         )  # fmt: skip
     elif outcome.without and not outcome.failed:
         raise ValueError(
-            f"There is no forecast from any of {num_due} init times. Of the first: "
+            f"There is no forecast from any of {num_due} init times. The first: "
             f"{next(iter(outcome.without.values()))}"
         )
     if outcome.without:
         first = next(iter(outcome.without.values()))
-        log.warning("None from %d init times, which have no input. Of the first: %s", len(outcome.without), first)
+        log.warning("No forecast from %d init times without input. The first: %s", len(outcome.without), first)
     for init_time, error in list(outcome.failed.items())[:MOST_NAMED]:
         log.error(
             "failed     %s UTC: %s: %s", np.datetime_as_string(init_time, unit="m"), type(error).__name__, error
@@ -133,10 +136,10 @@ def _tell_of_many(outcome: "HindcastOutcome", folder: Path, num_due: int) -> Non
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends all processes, as Ctrl-C does, with the exit code that a shell counts for it."""
+    """End all processes on SIGTERM, as on Ctrl-C, with the shell's exit code for it."""
 
     def leave(*_: Any) -> None:
-        log.warning("SIGTERM. The forecasts that are written stay; the same command goes on with the others.")
+        log.warning("SIGTERM. The finished forecasts are kept; the same command makes the others.")
         raise SystemExit(128 + signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)

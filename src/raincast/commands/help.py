@@ -19,7 +19,10 @@ _KEY = re.compile(r"(?P<indent> *)(?P<item>- )?(?P<key>[\w.]+):(?P<rest>.*)")
 
 
 def help_text(command: str, what: str, arguments: Sequence[str], conf: Path, version_base: str) -> str:
-    """All that can be set, with values as `arguments` compose them; HydraException where they are refused."""
+    """Return everything that can be set, with the values that `arguments` compose.
+
+    Raises HydraException if Hydra refuses the arguments.
+    """
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     with initialize_config_dir(str(conf), version_base=version_base):
         cfg = compose(command, overrides)
@@ -33,7 +36,7 @@ def help_text(command: str, what: str, arguments: Sequence[str], conf: Path, ver
         prefix = "" if package in ("", "_global_") else f"{package}."
         for key, said in _comments(path.read_text(encoding="utf-8")):
             meaning = comments.get(f"{prefix}{key}")
-            # an experiment gives the reason for its value, not what the key means
+            # an experiment's comment gives the reason for its value, not the meaning of the key
             reason = path.parent.name in ("experiment", "debug") and meaning
             comments[f"{prefix}{key}"] = f"{meaning} (here: {said})" if reason else said
     header = _header(conf / f"{command}.yaml")
@@ -41,7 +44,7 @@ def help_text(command: str, what: str, arguments: Sequence[str], conf: Path, ver
     parts = [
         f"{what}\n",
         *(f"  {line}" for line in header),
-        "\nFlags: --help, -m (a run for each value of key=a,b,c), --cfg job (the composed config), --hydra-help\n",
+        "\nFlags: --help, -m (one run per value of key=a,b,c), --cfg job (the composed config), --hydra-help\n",
         "Choices (group=choice):",
         *(line for group in groups if not group.startswith((".", "hydra")) for line in _choices(conf, group)),
         "\nKeys (key=value, with a dot between levels: optimizer.lr=1e-4):",
@@ -51,21 +54,21 @@ def help_text(command: str, what: str, arguments: Sequence[str], conf: Path, ver
 
 
 def _all_groups(conf: Path, command: str) -> set[str]:
-    """Groups that the command's own file names, those without a choice as well."""
+    """Return the groups that the command's own file names, including those without a choice."""
     text = (conf / f"{command}.yaml").read_text(encoding="utf-8")
     named = re.findall(r"^  - (?:override )?/?([\w/]+)(?:@[\w.]+)?:", text, flags=re.MULTILINE)
     return {name for name in named if not name.startswith("hydra") and (conf / name).is_dir()}
 
 
 def _choices(conf: Path, group: str) -> Iterator[str]:
-    """A line for each file of a group, with the beginning of its header."""
+    """Yield a line for each file of a group, with the beginning of its header."""
     for path in sorted((conf / group).glob("*.yaml")):
         about = textwrap.shorten(" ".join(_header(path)), WIDTH - 37, placeholder=" …")
         yield f"  {f'{group}={path.stem}':<34} {about}".rstrip()
 
 
 def _header(path: Path) -> list[str]:
-    """The comment that a file begins with."""
+    """Return the comment at the beginning of a file."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -76,7 +79,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _comments(text: str) -> Iterator[tuple[str, str]]:
-    """Of each key of a YAML file its comment: behind it, and on the lines that follow."""
+    """Yield each key of a YAML file with its comment: after the value, and on the lines that follow."""
     key, comment = "", ""
     parents: list[tuple[int, str]] = []
     for line in text.splitlines():
@@ -95,7 +98,7 @@ def _comments(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _path(found: re.Match[str], parents: list[tuple[int, str]]) -> str:
-    """The dotted key of a line; `parents` are the keys that it stands under, with their indentation."""
+    """Return the dotted key of a line; `parents` are the enclosing keys with their indentation."""
     indent = len(found["indent"]) + len(found["item"] or "")
     while parents and parents[-1][0] >= indent:
         parents.pop()
@@ -104,7 +107,7 @@ def _path(found: re.Match[str], parents: list[tuple[int, str]]) -> str:
 
 
 def _annotated(node: Any, comments: dict[str, str]) -> Iterator[str]:
-    """The YAML of `node`; a comment stands behind its key where there is room, else above it."""
+    """Yield the YAML of `node`; a comment follows its key on the same line if there is room, else precedes it."""
     parents: list[tuple[int, str]] = []
     for line in yaml.dump(node, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000).splitlines():
         found = _KEY.match(line)
@@ -120,7 +123,7 @@ def _annotated(node: Any, comments: dict[str, str]) -> Iterator[str]:
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML has no types
-    """Lists of plain values in one line."""
+    """A dumper that writes lists of plain values in one line."""
 
 
 _Dumper.add_representer(

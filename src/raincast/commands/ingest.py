@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> None:
-    """Ingest `cfg.files`; exit code 1 where files were bad or days failed, after all others are in."""
+    """Ingest `cfg.files`; exits with code 1 if files were bad or days failed, after all others are ingested."""
     if cfg.inspect is not None:
         inspect.run(cfg)
         return
@@ -51,8 +51,8 @@ def run(cfg: DictConfig) -> None:
                 scan_progress=scan_bar.update,
             )
     except KeyboardInterrupt:
-        log.warning("Stopped. The days that are written stay; the same command goes on with the others.")
-        raise SystemExit(130) from None  # as a shell counts Ctrl-C
+        log.warning("Stopped. The finished days are kept; the same command continues with the others.")
+        raise SystemExit(130) from None  # the shell's exit code for Ctrl-C
     given = shlex.quote(f"data.archive={cfg.archive}")
     log.info("\nNext, train on it:\n  python train.py experiment=radar %s", given)
     if result.problems:
@@ -63,6 +63,6 @@ def _check_given(cfg: DictConfig) -> None:
     missing = [key for key in ("archive", "files") if cfg[key] is None]
     if missing:
         raise ValueError(
-            f"Not given: {', '.join(missing)}. Say, for example: files='radar/*.h5' archive=data/NAME, or look "
-            "into an archive with inspect=data/NAME or audit=data/NAME"
+            f"Not given: {', '.join(missing)}. For example: files='radar/*.h5' archive=data/NAME. To examine an "
+            "archive, give inspect=data/NAME or audit=data/NAME"
         )

@@ -1,4 +1,4 @@
-"""`python ingest.py inspect=ARCHIVE`: what an archive holds, on the terminal and as a page."""
+"""`python ingest.py inspect=ARCHIVE`: the contents of an archive, on the terminal and as a page."""
 
 import logging
 from pathlib import Path
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INPUT_STEPS, LEAD_STEPS = 6, 12  # of conf/data/radar.yaml, whose split by days is taken, too
+INPUT_STEPS, LEAD_STEPS = 6, 12  # of conf/data/radar.yaml, whose split by days is used, too
 PAGES = (".html", ".htm")
 
 
 def run(cfg: DictConfig) -> Path:
-    """Read the archive `cfg.inspect` once; returns the page's path, beside which the maps lie."""
+    """Read the archive `cfg.inspect` once; return the path of the page. The maps are next to it."""
     given = [key for key in ("files", "archive") if cfg[key] is not None]
     if given:
         raise ValueError(
-            f"inspect={cfg.inspect} looks into an archive and writes none: leave out {' and '.join(given)}."
+            f"inspect={cfg.inspect} reads an archive and writes none: leave out {' and '.join(given)}."
         )
     page = Path(cfg.report or Path(cfg.paths.run_dir) / "inspection.html")
     if page.suffix not in PAGES:
-        raise ValueError(f"report={cfg.report} is to be a page: let it end in {' or '.join(PAGES)}.")
+        raise ValueError(f"report={cfg.report} is an HTML page: its name must end in {' or '.join(PAGES)}.")
     from raincast.archive import Archive
     from raincast.archive.statistics import measure
     from raincast.plotting import archive_report
@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> Path:
 
 
 def windows(archive: "Archive") -> "Section":
-    """How many windows the default split gives to train, validation and test."""
+    """Return how many windows the default split gives to train, validation and test."""
     from raincast.data.windows import SPLITS, BlockSplit, split_windows
     from raincast.plotting.archive_report import Section
 

@@ -1,4 +1,4 @@
-"""The folder of a run; of several runs by one command (`-m`) what became of each, and a table at the end."""
+"""The folder of a run; for several runs of one command (`-m`) the outcome of each, and a table at the end."""
 
 import errno
 import json
@@ -24,16 +24,16 @@ SYSTEM_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR,
 )  # fmt: skip
-"""Errors of files that a person can do something about: no room, no permission, no such name."""
+"""File errors that a user can resolve: no space, no permission, no such name."""
 
 
 def one_of_several() -> bool:
-    """Whether this run is one of several that one command started."""
+    """Return True if this run is one of several started by one command."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def note(result: Any = None, *, error: str | None = None) -> None:
-    """Keep the outcome of this job in its folder: a number, if the command returns one, or why it failed."""
+    """Record the outcome of this job in its folder: a number, if the command returns one, or why it failed."""
     hydra = HydraConfig.get()
     outcome = {
         "job": hydra.job.num,
@@ -46,24 +46,24 @@ def note(result: Any = None, *, error: str | None = None) -> None:
 
 
 class OwnFolder(Callback):
-    """Gives a run that is called by the time a folder of its own: with a suffix where another run has taken it."""
+    """Give a run that is named by the time a folder of its own: with a suffix if another run has taken it."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Before Hydra writes anything into the run's folder."""
+        """Make the folder before Hydra writes anything into it."""
         _made(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """The same of the folder of several runs."""
+        """Make the folder of several runs."""
         _made(config, "sweep")
 
 
 def _made(config: DictConfig, kind: str) -> None:
-    """Make the folder; one line where that cannot be, which Hydra would end in a traceback."""
+    """Make the folder; an error becomes one line, where Hydra would end with a traceback."""
     try:
         _own(config, kind)
     except OSError as error:
         raise SystemExit(
-            f"Error: {said(error)}. Files of a run go there: choose another folder with paths.output_dir=…"
+            f"Error: {said(error)}. A run writes its files there: choose another folder with paths.output_dir=…"
         ) from error
 
 
@@ -72,22 +72,22 @@ def _own(config: DictConfig, kind: str) -> None:
     key, path = f"hydra.{kind}.dir", Path(config.hydra[kind].dir)
     given = any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
     if given or not re.fullmatch(r"\d\d-\d\d-\d\d", path.name):
-        run_folder.make(path)  # that of a name, or of the same command before
+        run_folder.make(path)  # the folder of a name, or of the same earlier command
         return
     with read_write(config.hydra), open_dict(config.hydra):
         config.hydra[kind].dir = str(run_folder.own(path))
-        # jobs compose their configs anew, from the overrides
+        # jobs compose their configs again, from the overrides
         config.hydra.overrides.hydra.append(f"{key}='{config.hydra[kind].dir}'")
 
 
 class JobTable(Callback):
-    """Logs one table of all jobs once the last has ended; exit code 1 where one of them failed.
+    """Log one table of all jobs once the last has ended; exits with code 1 if one of them failed.
 
-    It reads what the jobs noted in their folders, so it holds for jobs of any launcher.
+    It reads what the jobs recorded in their folders, so it works with any launcher.
     """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Outcomes that are older belong to another command."""
+        """Note the time: older outcomes belong to another command."""
         self._began = time.time()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -110,17 +110,17 @@ class JobTable(Callback):
 
 
 def said(error: BaseException | None) -> str:
-    """An error as one message: of one about a file, what is wrong and which file."""
+    """Return an error as one message: for a file error, the reason and the file."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {os.fsdecode(error.filename)}"
     return as_typed(str(error))
 
 
 class Formatter(logging.Formatter):
-    """A formatter of log records that names commands as this user types them."""
+    """A log formatter that names commands as this user types them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message."""
+        """Format the record."""
         return as_typed(super().format(record))
 
 
@@ -130,7 +130,7 @@ def _table(jobs: list[dict[str, Any]], goal: str | None) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    # what all have in common tells nothing apart
+    # common overrides do not distinguish the jobs
     common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
     scored = goal is not None and any(job["result"] is not None for job in jobs)
     table = Table("job", "overrides", goal if scored and goal else "outcome", "folder", box=SIMPLE_HEAD)

@@ -1,4 +1,4 @@
-"""What a person types: quotes where Hydra's grammar needs them, and keys that look like a mistyped one."""
+"""Command-line arguments: quotes where Hydra's grammar needs them, and suggestions for mistyped keys."""
 
 import difflib
 import re
@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 
 
 def quoted(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with quotes around each value that Hydra's grammar refuses.
+    """Return the arguments with quotes around each value that Hydra's grammar rejects.
 
-    Such values are paths with `=`, `(`, `[0-2]` or letters beyond ASCII. With -m a comma separates values, so a
-    value with a comma stays as it is.
+    Such values are paths with `=`, `(`, `[0-2]` or non-ASCII letters. With -m a comma separates values, so a value
+    with a comma is left unchanged.
     """
     several = not {"-m", "--multirun"}.isdisjoint(arguments)
     parser = OverridesParser.create()
@@ -42,23 +42,23 @@ def _parses(parser: OverridesParser, argument: str) -> bool:
 
 
 def suggestions(command: str, arguments: Sequence[str], conf: Path, version_base: str) -> Iterator[str]:
-    """After Hydra refused the arguments: for each key that there is not, those that look like it."""
+    """Yield, after Hydra has rejected the arguments, the keys that resemble each unknown one."""
     given = [argument for argument in arguments if not argument.startswith("-")]
     chosen = [argument for argument in given if _is_group(conf, argument.partition("=")[0])]
     with initialize_config_dir(str(conf), version_base=version_base):
         try:
             cfg = compose(command, chosen)
         except HydraException:
-            return  # Hydra has named the choices there are
+            return  # Hydra has already named the possible choices
     groups = [str(path.relative_to(conf)) for path in conf.rglob("*") if path.is_dir()]
     known = [*flat_keys(OmegaConf.to_container(cfg, resolve=False)), *groups]
     for argument in given:
         key = argument.partition("=")[0]
         if "=" not in argument:
             if not key.startswith("~"):
-                yield f"{argument} is no key=value."
+                yield f"{argument} is not key=value."
         elif key[:1] in ("+", "~") or key.startswith("hydra.") or key in known or _is_group(conf, key):
-            continue  # what is added, taken away, Hydra's own, or there
+            continue  # added, removed, Hydra's own, or known
         else:
             near = _near(key, known)
             yield f"There is no key {key}." + (f" Did you mean {' or '.join(near)}?" if near else "")
@@ -69,7 +69,7 @@ def _is_group(conf: Path, key: str) -> bool:
 
 
 def _near(key: str, known: Sequence[str]) -> list[str]:
-    """Up to three keys: first those that end with it (lr: optimizer.lr), then those spelled like it."""
+    """Return up to three keys: first those that end with it (lr: optimizer.lr), then those spelled similarly."""
     last = {name: name.rpartition(".")[2] for name in known}
     ending = [name for name in known if last[name] == key]
     spelled = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
@@ -79,7 +79,7 @@ def _near(key: str, known: Sequence[str]) -> list[str]:
 
 
 def flat_keys(node: Any, prefix: str = "") -> list[str]:
-    """The keys of all levels, with dots between them."""
+    """Return the keys of all levels, joined by dots."""
     if not isinstance(node, dict):
         return []
     keys: list[str] = []

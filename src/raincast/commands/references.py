@@ -1,4 +1,4 @@
-"""Baselines on the validation windows: scored once, kept, and set beside every validation of every run."""
+"""Baselines on the validation windows: scored once, cached, and compared with every validation of every run."""
 
 import contextlib
 import hashlib
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SOURCES = ("evaluation", "metrics", "baselines", "forecaster")
-"""The code that the scores depend on, besides windows and settings: when it changes, they are made anew."""
+"""The code on which the scores depend, besides windows and settings; if it changes, they are computed again."""
 
 
 def reference_scores(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset | None":
-    """The scores of `cfg.baselines` on the validation windows of `data`, or None where there are no baselines.
+    """Return the scores of `cfg.baselines` on the validation windows of `data`, or None without baselines.
 
-    From the cache where the same were scored before. Of several processes one scores, the others wait for it.
+    Scores that were computed before come from the cache. Of several processes one scores, and the others wait for
+    it.
     """
     names = list(cfg.baselines)
     if not names:
@@ -42,7 +43,7 @@ def reference_scores(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset | 
         path = cache_folder() / "references" / f"{_key(cfg, data)}.nc"
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        log.debug("The baselines' scores are not kept: %s", error)
+        log.debug("The baselines' scores are not cached: %s", error)
         return _score(cfg, data)
     with FileLock(path.with_suffix(".lock")):
         if (kept := _load(path)) is not None:
@@ -52,12 +53,12 @@ def reference_scores(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset | 
             with atomic(path, sole=True) as partial:
                 report.write_scores(scores, partial)
         except OSError as error:
-            log.warning("The baselines' scores could not be kept in %s: %s", path, error)
+            log.warning("The baselines' scores could not be cached in %s: %s", path, error)
     return scores
 
 
 def as_tensors(scores: "xr.Dataset | None") -> "Mapping[str, Mapping[str, Tensor]]":
-    """By baseline its CSI (K, T) and RMSE (T), for training."""
+    """Return each baseline's CSI (K, T) and RMSE (T), for training."""
     import torch
 
     if scores is None:

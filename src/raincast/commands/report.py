@@ -1,4 +1,4 @@
-"""What commands tell a person: progress, tables, pictures, the next command to type."""
+"""Reports of commands to the user: progress, tables, pictures, the next command."""
 
 import logging
 import shlex
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def score(
     forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, metrics: "Metrics"
 ) -> "xr.Dataset":
-    """Scores of all forecasters on the windows of `split`, with a progress bar."""
+    """Score all forecasters on the windows of `split`, with a progress bar."""
     from raincast.evaluation import score_windows
 
     with Bar(f"scoring {', '.join(f.name for f in forecasters)}") as bar:
@@ -42,14 +42,14 @@ def score(
 
 
 def write_scores(scores: "xr.Dataset", path: Path) -> Path:
-    """scores.nc: netCDF that any program reads."""
+    """Write scores.nc, netCDF that any program can read."""
     encoding = {str(name): {"zlib": True} for name in scores.data_vars if scores[name].ndim}
     scores.to_netcdf(path, engine="netcdf4", encoding=encoding)
     return path
 
 
 def goal_threshold(thresholds: Sequence[float]) -> float:
-    """The threshold of the table by lead time: 1 mm/h, or the nearest there is."""
+    """Return the threshold of the table by lead time: 1 mm/h, or the nearest."""
     return min(thresholds, key=lambda t: abs(t - 1.0))
 
 
@@ -63,9 +63,10 @@ def after_training(
     *,
     artifact: bool = False,
 ) -> "xr.Dataset":
-    """Score the best checkpoint on the validation windows; table, scores.nc, picture.
+    """Score the best checkpoint on the validation windows; write a table, scores.nc and a picture.
 
-    `references` are the scores of baselines on the same windows. `artifact`: the checkpoint goes to wandb, too.
+    `references` are the scores of baselines on the same windows. With `artifact` the checkpoint also goes to
+    wandb.
     """
     import xarray as xr
 
@@ -97,7 +98,7 @@ def after_training(
 
 
 def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, path: Path) -> Path:
-    """Draw the window of `split` with the most rain to come: what happened, and each forecast of it."""
+    """Draw the window of `split` with the most rain in the lead frames: the observation and each forecast."""
     from raincast.evaluation import rates_by_name
     from raincast.plotting.pictures import forecast_picture
     from raincast.plotting.rain_image import credit
@@ -121,7 +122,10 @@ def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", sp
 
 
 def log_results(logger: Any, scores: "xr.Dataset", picture: Path, checkpoint: Path | None) -> None:
-    """Picture, scores and, if it is given, the checkpoint to wandb and MLflow; others hold scalars only."""
+    """Log the picture, scores and, if given, the checkpoint to wandb and MLflow.
+
+    Other loggers hold only scalars.
+    """
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
     if isinstance(logger, MLFlowLogger):
@@ -151,8 +155,8 @@ def close_logger(logger: Any) -> None:
 
 
 def next_command(best: Path, archive: str | None) -> None:
-    """What to type next."""
+    """Log the next command to type."""
     given = [f"checkpoint={short(best)}", *([f"data.archive={archive}"] if archive else [])]
     log.info(
-        "\nNext, score it on the test windows beside optical flow:\n  python evaluate.py %s", shlex.join(given)
+        "\nNext, compare it with optical flow on the test windows:\n  python evaluate.py %s", shlex.join(given)
     )

@@ -1,4 +1,4 @@
-"""Which checkpoint a training run goes on from, and what makes sure that it is that run."""
+"""The checkpoint from which a training run resumes, and checks that it belongs to the same run."""
 
 import hashlib
 import json
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPARED = ("model", "head", "transform", "loss", "data.input_steps", "data.lead_steps", "data.crop")
-"""What must be as it was."""
+"""Settings that must not change."""
 NOT_COMPARED = ("checkpoint", "resume", "paths", "callbacks", "logger", "name")
-"""What may change without a word."""
+"""Settings that may change without a warning."""
 FINISHED = "finished.json"
 
 
 @contextmanager
 def alone(cfg: DictConfig) -> Iterator[None]:
-    """Keep a run folder that the same command finds again to this process; ValueError where another has it.
+    """Lock a run folder that the same command would use again; raises ValueError if another process has it.
 
-    The system takes the lock from a process that dies. ValueError also where `name` is taken by another run.
+    The system releases the lock of a process that dies. Raises ValueError also if `name` is taken by another run.
     """
     if not _has_own_folder(cfg) or _rank() > 0:
         yield
@@ -42,9 +42,9 @@ def alone(cfg: DictConfig) -> Iterator[None]:
     folder = Path(cfg.paths.run_dir)
     if cfg.resume is None and assembly.last_checkpoint(cfg).exists():
         raise ValueError(
-            f"{folder} holds a run already. resume=auto goes on with it; another name= begins another run."
+            f"{folder} already holds a run. resume=auto continues it; another name= starts another run."
         )
-    refusal = f"Another process is training in {folder}. Wait for its end, or give this run another name=."
+    refusal = f"Another process is training in {folder}. Wait until it ends, or give this run another name=."
     with held(folder / ".train.lock", refusal):
         yield
 
@@ -54,27 +54,28 @@ def _has_own_folder(cfg: DictConfig) -> bool:
 
 
 def _rank() -> int:
-    """Of this process among those that train together; 0 also before they were started."""
+    """Return this process's rank among those that train together; 0 also before they were started."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     return int(getattr(rank_zero_only, "rank", None) or 0)
 
 
 def find(cfg: DictConfig) -> assembly.Checkpoint | None:
-    """The checkpoint to go on from, or None; what is saved from now on goes beside it.
+    """Return the checkpoint to resume from, or None; later checkpoints are saved in its folder.
 
-    `resume=auto` takes the newest whole one of this run's folder, and begins where there is none.
+    `resume=auto` takes the newest undamaged one of this run's folder, and starts from scratch if there is none.
+    Raises ValueError for contradictory settings.
     """
     if cfg.resume not in (None, "auto"):
-        raise ValueError(f"resume={cfg.resume}: give auto, or null. A file to go on from is checkpoint=….")
+        raise ValueError(f"resume={cfg.resume}: give auto, or null. To resume from a file, use checkpoint=….")
     if cfg.checkpoint is not None and cfg.warm_start is not None:
         raise ValueError(
-            "checkpoint= goes on with a run, warm_start= begins one with the weights of another: give one of them."
+            "checkpoint= resumes a run, warm_start= starts one with the weights of another: give one of them."
         )
     if cfg.resume == "auto":
         if cfg.checkpoint is not None:
             raise ValueError(
-                f"checkpoint={cfg.checkpoint} and resume=auto both say where to go on: give one of them."
+                f"checkpoint={cfg.checkpoint} and resume=auto both say where to resume: give one of them."
             )
         from raincast.training.durable.checkpoint_io import newest_whole
 
@@ -83,14 +84,14 @@ def find(cfg: DictConfig) -> assembly.Checkpoint | None:
         cfg.checkpoint = str(newest) if newest else None
     if cfg.checkpoint is None:
         return None
-    checkpoint = assembly.read_checkpoint(cfg.checkpoint)  # says what is wrong with it
+    checkpoint = assembly.read_checkpoint(cfg.checkpoint)  # reports what is wrong with it
     cfg.callbacks.best.dirpath = str(checkpoint.path.parent)
-    log.info("Going on after step %d, from %s", checkpoint.step, checkpoint.path)
+    log.info("Resuming after step %d, from %s", checkpoint.step, checkpoint.path)
     return checkpoint
 
 
 def warm_start(cfg: DictConfig, net: "nn.Module", info: dict[str, Any]) -> None:
-    """Begin with the weights of `cfg.warm_start`, and say which; what may be wrong with them is warned of."""
+    """Load the weights of `cfg.warm_start`, log which, and warn of possible mismatches."""
     from raincast.training.warm_start import warm_start
 
     old = assembly.read_checkpoint(cfg.warm_start)
@@ -100,7 +101,7 @@ def warm_start(cfg: DictConfig, net: "nn.Module", info: dict[str, Any]) -> None:
     done = warm_start(net, weights, old_channels=seen[0], channels=seen[1])
     log.info("Warm start from %s:\n  %s", old.path, done)
     if old.config["transform"] != OmegaConf.to_container(cfg.transform, resolve=True):
-        log.warning("Its weights were learned with another transform: they mean other rates here.")
+        log.warning("Its weights were learned with another transform: they stand for other rates here.")
     if old.info["step_minutes"] != info["step_minutes"]:
         steps = (old.info["step_minutes"], info["step_minutes"])
         log.warning("Its weights were learned on steps of %g minutes; here they are %g.", *steps)
@@ -111,7 +112,7 @@ def _seen(inputs: "Inputs") -> list[str]:
 
 
 def check(cfg: DictConfig, info: dict[str, Any], old: assembly.Checkpoint | None) -> None:
-    """ValueError where this run would be another one than the checkpoint's; says what else changed."""
+    """Raise ValueError if this run differs from the checkpoint's in an essential setting; log other changes."""
     if old is None:
         return
     seen, given = old.inputs, assembly.inputs_of(info["channels"])
@@ -124,30 +125,30 @@ def check(cfg: DictConfig, info: dict[str, Any], old: assembly.Checkpoint | None
         differences.append("the windows of train, val and test (data.archive or data.split)")
     if differences:
         raise ValueError(
-            f"{cfg.checkpoint} cannot go on as this run: different are " + "; ".join(differences) + ". "
-            "Give the overrides that it was started with."
+            f"{cfg.checkpoint} cannot be resumed as this run. Different are: " + "; ".join(differences) + ". "
+            "Give the overrides with which it was started."
         )
     _check_length(cfg, old)
     changed = list(_changes(old.config, mine))
     if changed:
-        log.warning("Other than when the run was begun: %s", "; ".join(changed))
+        log.warning("Changed since the run was started: %s", "; ".join(changed))
 
 
 def _check_length(cfg: DictConfig, old: assembly.Checkpoint) -> None:
-    """ValueError where the run is to end before the point that it has reached."""
+    """Raise ValueError if the run would end before the point that it has reached."""
     for key, limit, reached in (
         ("max_epochs", cfg.trainer.max_epochs, old.epoch + 1),
         ("max_steps", cfg.trainer.max_steps, old.step),
     ):
         if limit not in (None, -1) and limit < reached:
             raise ValueError(
-                f"trainer.{key}={limit}: the run of {old.path} has reached {reached} already. "
+                f"trainer.{key}={limit}: the run of {old.path} has already reached {reached}. "
                 f"Give {reached} or more."
             )
 
 
 def _selected(config: Any, key: str) -> Any:
-    """The value at a dotted key of plain data; None where there is none."""
+    """Return the value at a dotted key of plain data; None if there is none."""
     for name in key.split("."):
         config = config.get(name) if isinstance(config, dict) else None
     return config
@@ -168,7 +169,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def logger_ids(cfg: DictConfig, old: assembly.Checkpoint | None) -> dict[str, str]:
-    """The loggers' runs to go on with: of the checkpoint, or of a run killed before its first one."""
+    """Return the ids of logger runs to continue: from the checkpoint, or from a run killed before its first."""
     if old is not None:
         ids: dict[str, str] = old.info["loggers"]
         return ids
@@ -177,45 +178,43 @@ def logger_ids(cfg: DictConfig, old: assembly.Checkpoint | None) -> dict[str, st
         return {}
     try:
         noted: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # cut by a kill
+    except ValueError:  # truncated by a kill
         return {}
     return noted
 
 
 def note_logger_ids(cfg: DictConfig, ids: dict[str, str]) -> None:
-    """Keep them for a run killed before its first checkpoint."""
+    """Save the ids for a run killed before its first checkpoint."""
     if _has_own_folder(cfg) and ids and _rank() == 0:
         (Path(cfg.paths.run_dir) / "loggers.json").write_text(json.dumps(ids), encoding="utf-8")
 
 
 def _identity(cfg: DictConfig) -> str:
-    """Changes with anything that the run is made of."""
+    """Return a hash that changes with anything that determines the run."""
     plain = {key: value for key, value in _plain(cfg).items() if key not in (*NOT_COMPARED, "hydra")}
     plain["callbacks"] = {key: value for key, value in _plain(cfg)["callbacks"].items() if key != "best"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def note_finished(cfg: DictConfig, metrics: dict[str, float], *, best: Path, last: Path) -> None:
-    """Leave word that nothing is left to do."""
+    """Record that nothing is left to do."""
     note = {"config": _identity(cfg), "metrics": metrics, "best": str(best), "last": str(last)}
     write_text(Path(cfg.paths.run_dir) / FINISHED, json.dumps(note, indent=1), sole=True)
 
 
 def finished(cfg: DictConfig) -> dict[str, Any] | None:
-    """What `note_finished` noted of this run, if it is over: it then is not trained again."""
+    """Return the record of `note_finished` if this run is over, so that it is not trained again; else None."""
     path = Path(cfg.paths.run_dir) / FINISHED
     if cfg.resume is None or not path.is_file():
         return None
     try:
         note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # cut by a kill or a power cut
+    except ValueError:  # truncated by a kill or a power cut
         return None
     if note["config"] != _identity(cfg):
         return None
     # the folder may have been moved since
     checkpoints = Path(cfg.callbacks.last.dirpath)
     note |= {key: str(checkpoints / Path(note[key]).name) for key in ("best", "last")}
-    log.info(
-        "This run is finished: %s. To train it once more give it another name=.", os.path.relpath(path.parent)
-    )
+    log.info("This run is finished: %s. To train it again, give it another name=.", os.path.relpath(path.parent))
     return note

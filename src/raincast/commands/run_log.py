@@ -1,4 +1,4 @@
-"""What a training run says and writes down of itself."""
+"""What a training run logs and records about itself."""
 
 import logging
 import warnings
@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 NOTHING_TO_MEND = (
     r".*LeafSpec.* is deprecated",  # Lightning's own use of a torch function
     r".*sync_dist=True.* when logging on epoch level",  # scores are pooled before they are logged
-    r".*Grad strides do not match bucket view strides",  # of 1×1 kernels: a copy of a few numbers
-    r"Checkpoint directory .* exists and is not empty",  # of a run that goes on
+    r".*Grad strides do not match bucket view strides",  # kernels of 1×1: a copy of a few numbers
+    r"Checkpoint directory .* exists and is not empty",  # of a resumed run
     r".*FSDP2-wrapped module .* returned a view tensor",  # nothing changes them in place
 )
-"""Warnings of libraries that a user can do nothing about."""
+"""Warnings of libraries about which a user can do nothing."""
 
 
 def silence_libraries() -> None:
-    """Leave out warnings that nobody can act on, greetings, and what processes but the first would repeat."""
+    """Suppress warnings that nobody can act on, greetings, and repetitions by processes other than the first."""
     from lightning.pytorch.utilities import rank_zero_only
 
     for message in NOTHING_TO_MEND:
@@ -39,13 +39,16 @@ def silence_libraries() -> None:
 
 
 def logger_ids(loggers: "list[Logger]") -> dict[str, str]:
-    """The ids by which a later process goes on with the runs of `loggers`; those of wandb and MLflow have one."""
+    """Return the ids by which a later process continues the runs of `loggers`.
+
+    Those of wandb and MLflow have one.
+    """
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
     ids = {}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            run_id = getattr(logger.experiment, "id", None)  # on ranks but the first there is no run
+            run_id = getattr(logger.experiment, "id", None)  # ranks other than the first have no run
             if isinstance(run_id, str):
                 ids["wandb"] = run_id
         elif isinstance(logger, MLFlowLogger) and logger.run_id is not None:
@@ -56,7 +59,7 @@ def logger_ids(loggers: "list[Logger]") -> dict[str, str]:
 def facts(
     cfg: DictConfig, trainer: "L.Trainer", net: Any, data: "RadarDataModule", info: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the run really is: read back from the trainer, the data and the machine, not from the config."""
+    """Return the actual facts of the run, read from the trainer, the data and the machine, not from the config."""
     from raincast.training import execution
     from raincast.training.callbacks.record import gpus
 
@@ -81,7 +84,7 @@ def facts(
 
 
 def log_facts(trainer: "L.Trainer", loggers: "list[Logger]", facts: dict[str, Any]) -> None:
-    """What is in force, on the terminal; all of it as hyperparameters of the loggers."""
+    """Log the settings in force on the terminal, and all facts as hyperparameters of the loggers."""
     used = {key: value for key, value in facts["used"].items() if value is not None}
     log.info("%s", ", ".join(f"{key} {value}" for key, value in used.items()))
     if not trainer.is_global_zero:

@@ -1,4 +1,4 @@
-"""The scoring of `python evaluate.py`: config → work for all cores, whose sums outlive a kill → scores."""
+"""The scoring of `python evaluate.py`: config → work for all cores, whose sums survive a kill → scores."""
 
 import functools
 import hashlib
@@ -35,10 +35,10 @@ def score(
     here: Collection[str] = (),
     cost: "Cost | None" = None,
 ) -> "xr.Dataset":
-    """Scores of all forecasters of `work` on `cfg.split`, by all cores; those in `here` stay in this process.
+    """Score all forecasters of `work` on `cfg.split` with all cores; those in `here` stay in this process.
 
-    Killed, the same command goes on with what is left: sums lie in `cfg.unfinished` until `engine.clear(work)`,
-    which is for when the scores are written. `cost` is told what it took.
+    After a kill, the same command continues: sums are in `cfg.unfinished` until `engine.clear(work)`, which is
+    called when the scores are written. `cost` records time and memory. Raises ValueError if there is no window.
     """
     from raincast.evaluation import Resampling, blocks, engine, to_dataset, with_intervals
 
@@ -63,7 +63,7 @@ def work_of(
     data: "RadarDataModule",
     metrics: "Metrics",
 ) -> "ScoringWork":
-    """The network of `checkpoint`, if there is one, and `cfg.baselines`, for all cores.
+    """Return the work for all cores: the network of `checkpoint`, if there is one, and `cfg.baselines`.
 
     `settings` (plain data) are those of `data`.
     """
@@ -80,7 +80,7 @@ def work_of(
         for name, how in made_how.items():
             makers[name] = functools.partial(network_of, checkpoint.path, cfg.device, **how)
         calibration = checkpoint.info.get("calibration")
-        # a calibrated copy is written anew by each run: its weights, not its bytes
+        # a calibrated copy is written again by each run, so its weights identify it, not its bytes
         weights = checkpoint.sha256 if calibration is None else _weights(checkpoint)
         own |= {name: (weights, calibration, how) for name, how in made_how.items()}
     baselines = assembly.baseline_makers(cfg)
@@ -106,13 +106,13 @@ def work_of(
 def network_of(
     path: Path, device: str, *, rule: str | None = None, members: int | None = None
 ) -> "NetworkForecaster":
-    """The network in a checkpoint, in whatever process it is asked for, as `variant` makes it."""
+    """Load the network of a checkpoint, in whichever process calls this, in the form that `variant` gives it."""
     network = assembly.forecaster_of(assembly.read_checkpoint(path), device=device)
     return variant(network, rule=rule, members=members)
 
 
 def variants(cfg: DictConfig) -> dict[str, dict[str, Any]]:
-    """The network and its other forms to score, by name: arguments of `variant`."""
+    """Return the network and its other variants to score, by name: arguments of `variant`."""
     rules = [cfg.rates_by] if isinstance(cfg.rates_by, str) else cfg.rates_by or []
     made: dict[str, dict[str, Any]] = {NETWORK: {}} | {f"{NETWORK}_{rule}": {"rule": rule} for rule in rules}
     if cfg.members is not None:
@@ -123,14 +123,14 @@ def variants(cfg: DictConfig) -> dict[str, dict[str, Any]]:
 def variant(
     network: "NetworkForecaster", *, rule: str | None = None, members: int | None = None
 ) -> "NetworkForecaster":
-    """The network as it is, with rates by another rule, or as an ensemble."""
+    """Return the network unchanged, with rates by another rule, or as an ensemble."""
     if members is not None:
         return network.as_ensemble(members)
     return network if rule is None else network.by_rule(rule)
 
 
 def _key(cfg: DictConfig, data: "RadarDataModule", scoring: Any) -> str:
-    """Changes with anything that any score follows from, this code included."""
+    """Return a hash that changes with anything that determines a score, including this code."""
     return _digest(
         (
             __version__,
@@ -145,7 +145,7 @@ def _key(cfg: DictConfig, data: "RadarDataModule", scoring: Any) -> str:
 
 
 def _settings_key(settings: Any) -> Any:
-    """The settings of a baseline, and what the files are that they name."""
+    """Return the settings of a baseline, and a key of the files that they name."""
     path = settings.get("path")
     return settings, part_key(Path(path)) if path and Path(path).exists() else None
 

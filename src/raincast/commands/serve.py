@@ -19,7 +19,7 @@ def run(cfg: DictConfig) -> None:
         log.info("http://%s:%s/\nhttp://%s:%s/health", *(host, port, host, port))
 
         def stop(number: int, _: FrameType | None) -> None:
-            # not from here: shutdown waits for the loop that this interrupts
+            # not in this thread: shutdown waits for the loop that this handler interrupts
             threading.Thread(target=server.shutdown, daemon=True).start()
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

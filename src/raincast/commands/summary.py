@@ -1,4 +1,4 @@
-"""`raincast summary`: what a network of the config costs at given sizes, before it is trained."""
+"""`raincast summary`: the cost of a network of the config at given sizes, before it is trained."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raincast.models.size.summary import LayerSummary, NetworkSummary
 
 WIDTH = 100
-"""Columns that the table needs."""
+"""Number of columns that the table needs."""
 
 SIZES = ("batch_size", "input_steps", "lead_steps", "height", "width")
 
@@ -22,12 +22,12 @@ def run(cfg: DictConfig) -> None:
     """Print the layers, parameters, FLOPs and memory of `cfg.model`."""
     summary, device = summarise(cfg)
     console = Console()
-    console.width = max(console.width, WIDTH)  # where the output is no terminal it would be 80
+    console.width = max(console.width, WIDTH)  # it would be 80 if the output is not a terminal
     console.print(layer_table(summary), totals(summary, device), sep="\n")
 
 
 def summarise(cfg: DictConfig) -> "tuple[NetworkSummary, str]":
-    """The summary of `cfg.model` at the sizes of `cfg`, and the device it is for (cpu or cuda)."""
+    """Return the summary of `cfg.model` at the sizes of `cfg`, and its device (cpu or cuda)."""
     import torch
 
     from raincast.models.size import summary
@@ -55,14 +55,14 @@ def _sizes(cfg: DictConfig) -> dict[str, int]:
     absent = [name for name in SIZES if cfg[name] is None]
     if absent:
         raise ValueError(
-            f"data.crop=null trains on whole frames, whose size the archive alone knows: "
-            f"say {' '.join(f'{name}=…' for name in absent)}"
+            f"data.crop=null trains on whole frames, whose size only the archive knows: "
+            f"give {' '.join(f'{name}=…' for name in absent)}"
         )
     return {name: cfg[name] for name in SIZES}
 
 
 def layer_table(summary: "NetworkSummary") -> Table:
-    """One row a layer."""
+    """Return a table with one row per layer."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", no_wrap=True)
     table.add_column("class", no_wrap=True)
@@ -86,7 +86,7 @@ def _cells(layer: "LayerSummary") -> tuple[str, ...]:
 
 
 def totals(summary: "NetworkSummary", device: str) -> Group:
-    """What it is a summary of, and the sums."""
+    """Return the sizes that the summary is for, and the totals."""
     s = summary
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
@@ -94,7 +94,7 @@ def totals(summary: "NetworkSummary", device: str) -> Group:
     table.add_column()
     table.add_row("parameters", f"{s.parameters:,}", "")
     table.add_row(
-        "forward pass", f"{s.forward_flops / 1e9:,.1f} GFLOP", "a multiplication and an addition are two"
+        "forward pass", f"{s.forward_flops / 1e9:,.1f} GFLOP", "a multiplication and an addition count as two"
     )
     table.add_row("training step", f"{s.training_step_flops / 1e9:,.1f} GFLOP", "forward and backward")
     for name, nbytes, remark in (
@@ -103,8 +103,8 @@ def totals(summary: "NetworkSummary", device: str) -> Group:
         ("  optimiser", s.optimizer_bytes, ""),
         ("  batch", s.batch_bytes, "input, target and mask"),
         ("  activations", s.activation_bytes, "kept from the forward to the backward pass"),
-        ("  training step", s.training_peak_bytes, f"at most at a time, on {device}"),
-        ("  forecast", s.forecast_peak_bytes, "the same for a forward pass without gradients"),
+        ("  training step", s.training_peak_bytes, f"peak, on {device}"),
+        ("  forecast", s.forecast_peak_bytes, "peak of a forward pass without gradients"),
     ):
         table.add_row(name, f"{mebibytes(nbytes)} MiB", remark)
     sizes = (
@@ -114,5 +114,5 @@ def totals(summary: "NetworkSummary", device: str) -> Group:
 
 
 def mebibytes(nbytes: int) -> str:
-    """MiB with one digit behind the point."""
+    """Format MiB with one decimal."""
     return f"{nbytes / 2**20:,.1f}"

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
-    """What a run leaves: checkpoints, the last validation's metrics, the validation scores of the best."""
+    """The result of a run: checkpoints, metrics of the last validation, scores of the best checkpoint."""
 
     best: Path
     last: Path
@@ -33,7 +33,7 @@ class TrainResult:
 
 
 def run(cfg: DictConfig) -> float:
-    """Train, and return the goal score of the best checkpoint; with `sweep=…`, be a worker of that sweep."""
+    """Train, and return the goal score of the best checkpoint; with `sweep=…`, run as a worker of that sweep."""
     if "sweep" in cfg:
         from raincast.sweeps import worker as sweep
 
@@ -42,7 +42,10 @@ def run(cfg: DictConfig) -> float:
 
 
 def train(cfg: DictConfig) -> TrainResult:
-    """Train on `cfg`; on all processes but the first, and of a run finished before, the result has no scores."""
+    """Train on `cfg`.
+
+    On processes other than the first, and for a run that is already finished, without scores.
+    """
     with resuming.alone(cfg):
         done = resuming.finished(cfg)
         if done is not None:
@@ -84,7 +87,7 @@ def _train(cfg: DictConfig) -> TrainResult:
     record.facts = run_log.facts(cfg, trainer, net, data, info)
     run_log.log_facts(trainer, loggers, record.facts)
 
-    # Lightning itself does this after it has read a checkpoint into it: 64-true would be rounded to float32
+    # Lightning does this only after it has read a checkpoint: 64-true would be rounded to float32
     trainer.precision_plugin.convert_module(module)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
     return _finish(cfg, trainer, data, loggers, references)
@@ -97,7 +100,7 @@ def _open_data(cfg: DictConfig) -> "RadarDataModule":
 
 
 def _check(cfg: DictConfig, data: "RadarDataModule", net: "nn.Module", info: dict[str, Any]) -> None:
-    """ValueError for what would fail after hours: crops, the goal, baselines and scores."""
+    """Raise ValueError for settings that would fail after hours: crops, the goal, baselines and scores."""
     from raincast.training.skill import check_goal
 
     assembly.check_crop(data, net, cfg.data.crop)
@@ -114,7 +117,7 @@ def _check(cfg: DictConfig, data: "RadarDataModule", net: "nn.Module", info: dic
 
 
 def _read_data(data: "RadarDataModule") -> None:
-    """Find the training crops, and say what there is to train on."""
+    """Find the training crops, and log what there is to train on."""
     with report.Bar("reading the training frames") as bar:
         data.progress = bar.update
         data.setup("fit")
@@ -123,7 +126,7 @@ def _read_data(data: "RadarDataModule") -> None:
     log.info("Archive %s: %d frames of %d×%d pixels", archive.path, archive.num_times, *archive.grid.shape)
     log.info("%s", data.windows.describe())
     for source, windows in zip(data.sources[1:], data.more_windows, strict=True):
-        log.info("and to train on, of %s: %d windows", source.archive.path, windows.starts["train"].size)
+        log.info("and to train on, from %s: %d windows", source.archive.path, windows.starts["train"].size)
 
 
 def _finish(

@@ -21,11 +21,14 @@ log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> Path:
-    """Watch `cfg.watch` until told to stop; the folder of forecasts. SystemExit(3) where something was wrong."""
+    """Watch `cfg.watch` until stopped; return the folder of forecasts.
+
+    Exits with code 3 if something was wrong.
+    """
     if cfg.input is not None:
-        raise ValueError(f"input={cfg.input} and watch={cfg.watch}: give one of them.")
+        raise ValueError(f"input={cfg.input} and watch={cfg.watch}: give only one of them.")
     if cfg.init_time != "latest":
-        raise ValueError(f"init_time={cfg.init_time}: with watch=… forecasts begin at the frames that arrive.")
+        raise ValueError(f"init_time={cfg.init_time}: with watch=… forecasts start from the frames that arrive.")
     if cfg.for_pysteps and (cfg.live.verify or cfg.site is not None):
         raise ValueError(
             "for_pysteps=true with watch=…: scores and the page are made of files with raincast's own names. Give "
@@ -45,15 +48,13 @@ def run(cfg: DictConfig) -> Path:
         )
         code = watcher.run()
     if code:
-        log.warning(
-            "Some files were bad, or a forecast that was due is missing: see %s", report.short(watcher.status)
-        )
+        log.warning("Some files were bad, or a due forecast is missing: see %s", report.short(watcher.status))
         raise SystemExit(code)
     return output
 
 
 def _site(cfg: DictConfig) -> "Site | None":
-    """The page that is kept up to date, if one is asked for."""
+    """Return the page that is kept up to date, if one is requested."""
     if cfg.site is None:
         return None
     from raincast.forecasting.files.locations import read_places
@@ -71,10 +72,10 @@ def _site(cfg: DictConfig) -> "Site | None":
 
 @contextmanager
 def stopped_by_signals(stop: Event) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop`, once: the second has its usual effect."""
+    """Set `stop` on the first SIGTERM or SIGINT; the second has its usual effect."""
 
     def ask(number: int, _: FrameType | None) -> None:
-        log.info("%s: the forecast at hand is finished, then this stops.", signal.Signals(number).name)
+        log.info("%s: stopping after the current forecast.", signal.Signals(number).name)
         signal.signal(number, before[signal.Signals(number)])
         stop.set()
 
