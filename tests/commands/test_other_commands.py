@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from running import TINY, compose_config, run_script
+from running import TINY, compose_config, run_forked, run_script
 
 from raincast import schema
 from raincast.archive import Archive
@@ -268,6 +268,6 @@ def test_the_commands_run_one_after_the_other_as_scripts(tiny_archive: Path, tmp
     for script in ("evaluate", "forecast"):
         assert output.returncode == 0, output.stderr[-3000:]
         line = next(line for line in output.stderr.splitlines() if f"python {script}.py" in line)
-        output = run_script(tmp_path, script, *line.split()[2:])
+        output = run_forked(tmp_path, script, *line.split()[2:])
     assert output.returncode == 0, output.stderr[-3000:]
     assert len(list(tmp_path.glob("outputs/forecast/*/*/forecast_*.nc"))) == 1

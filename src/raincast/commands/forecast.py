@@ -17,6 +17,7 @@ from raincast import assembly, schema
 from raincast.archive.statistics import WET_MM_H
 from raincast.checkpoint import BOX
 from raincast.commands import demo, report
+from raincast.forecaster import NETWORK
 from raincast.forecasting.files.netcdf import PYSTEPS_RAIN
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run(cfg: DictConfig) -> Path:
     for kind, path in written.items():
         log.info("%-10s %s", kind, report.short(path))
     _tell(forecast, written["forecast"], PYSTEPS_RAIN if cfg.for_pysteps else schema.RAIN)
-    if cfg.checkpoint == BOX and not in_the_box:
+    if cfg.checkpoint == BOX and not in_the_box and forecast.attrs["forecast_method"] == NETWORK:
         _tell_skill(forecast)
     if in_the_box:
         demo.compare(forecast, Path(cfg.folder) / "observed.png")
