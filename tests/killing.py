@@ -1,5 +1,6 @@
 """Training runs in processes that are killed: forked from one that has imported everything, so a start is cheap."""
 
+import importlib
 import os
 import signal
 import time
@@ -34,6 +35,29 @@ def run(
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     return process.exitcode
+
+
+def kill_command(
+    run_dir: Path, command: str, overrides: list[str], *, kill_after: float | None = None
+) -> int | None:
+    """`command` in a process of its own, killed after `kill_after` seconds if it lives so long; its exit code."""
+    process = server().Process(target=_command, args=(run_dir, command, overrides))
+    process.start()
+    process.join(kill_after)
+    if process.is_alive() and process.pid is not None:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    return process.exitcode
+
+
+def _command(run_dir: Path, command: str, overrides: list[str]) -> None:
+    from raincast.commands import evaluate, report
+    from raincast.evaluation.report import score_figures
+
+    # drawing takes longer than all else
+    report.example_picture = score_figures.csi_plot = lambda *args: args[-1]
+    evaluate.write_page = lambda *args: args[4]
+    importlib.import_module(f"raincast.commands.{command}").run(compose_config(command, run_dir, *overrides))
 
 
 def _written(path: Path) -> int | None:

@@ -96,7 +96,9 @@ def show(site: Site, init_time: np.datetime64 = INIT, absent: int | None = 2) ->
     made.to_netcdf(file)
     step = np.timedelta64(5, "m")
     past = {init_time - n * step: DRY for n in range(5) if n != absent}
-    site.update(made, past, file=file, skill=None)
+    csi = {"forecast": [0.5, 0.25], "persistence": [0.4, None], "extrapolation": [0.45, 0.2], "sprog": [0.44, 0.1]}
+    skill = {"hours": 24, "comparisons": 7, "threshold_mm_h": [0.5, 5], "mean_csi": csi}
+    site.update(made, past, file=file, skill=skill)
     script = (site.folder / "forecast.js").read_text()
     match = re.fullmatch(r"raincastForecast\((.*)\);\n", script)
     assert match is not None and "<" not in script
@@ -139,7 +141,7 @@ LOOK = """
   const seen = () => ({
     newest: by("newest").textContent, age: by("age").textContent, head: by("head").className, when: by("when").textContent,
     picture: by("picture").getAttribute("src"), none: by("none").hidden ? "" : by("none").textContent,
-    places: by("places").innerText, state: by("state").textContent, bold: document.querySelectorAll("b").length,
+    places: by("places").innerText, skill: by("skill").innerText, state: by("state").textContent, bold: document.querySelectorAll("b").length,
   });
   const move = (place) => { by("slider").value = place; by("slider").dispatchEvent(new Event("input")); };
   const first = seen();
@@ -154,6 +156,7 @@ LOOK = """
   const real = Date.now, said = {};
   next.init_time = "2020-01-01T12:00:00Z"; next.page.stale_minutes = null;
   next.valid_times = ["05", "10", "15", "20"].map((minute) => `2020-01-01T12:${minute}:00Z`);
+  next.method = "extrapolation";
   for (const minute of [-30, 1, 12, 16, 21]) {
     Date.now = () => Date.parse("2020-01-01T12:00:30Z") + 60000 * minute;
     raincastForecast(JSON.parse(JSON.stringify(next)));
@@ -187,17 +190,18 @@ def test_the_page_in_a_browser(site: Site) -> None:
         re.search(r"rain in ([2-9]|10) min, until about \d\d:\d\d, 80 %", first["places"]) and first["bold"] == 0
     )
     assert "outside" in first["places"]
+    assert "S-PROG\t0.44\t0.10" in first["skill"] and "persistence\t0.40\t–" in first["skill"]
     assert "forecast +10 min" in later["when"] and later["picture"].endswith("_010.png")
     assert chance["picture"].endswith("_010_p5.png")
     assert absent["none"] == "no data came for this time" and absent["picture"] is None
     # a new forecast, by the function that the script calls: without a reload, and stale
     assert changed["newest"] == "00:00 UTC" and changed["head"] == "stale"
-    assert "STALE" in changed["state"] and "missing: 2019-12-31T23:55" in changed["state"]
+    assert "STALE" in changed["state"] and "did not come: 23:55" in changed["state"]
     # no place is called dry, or wet, by data that are old
     assert "not known: no data since 00:00" in changed["places"] and "rain in" not in changed["places"]
     assert seen["wide"] <= 0
     said = seen["said"]
-    assert said["1"]["first"] == "rain in 9 min, until about 12:20, 80 %" and said["1"]["head"] == ""
+    assert said["1"]["first"] == "rain in 9 min, until about 12:20, 80 %" and said["1"]["head"] == "poor"
     assert said["12"]["first"] == "rain now, until about 12:20, 80 %"
     assert seen["unknown"] == "rain in 9 min, not known from 12:15, 80 %"
     # rain that has passed, a forecast that is over, a frame of the future

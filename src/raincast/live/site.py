@@ -38,6 +38,8 @@ FORECAST, NEWEST = "forecast.nc", ".newest.npz"
 SCRIPT = "forecast.js"
 LONGEST = 640
 """Pixels of the longer side of a map."""
+FORECASTS_KEPT = 2
+"""The newest, and that before it, which an open page shows until it looks again."""
 PAST_MINUTES = 60
 CHANCES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Classes of probabilities, in the colours of the rates."""
@@ -48,8 +50,8 @@ CLEAR, COAST = 0, rain_image.MISSING_CLASS + 1
 class Site:
     """The files in `folder`, made anew with each forecast.
 
-    `places` have their outlook in it. Maps of the last `hours` stay, for pages that are open. The page's head
-    turns red when the newest frame is older than `stale_minutes`; None: never.
+    `places` have their outlook in it. Maps of what was observed in the last `hours` stay. The page's head turns
+    red when the newest frame is older than `stale_minutes`; None: never.
     """
 
     def __init__(
@@ -163,11 +165,15 @@ class Site:
         return name
 
     def _forget(self, init_time: np.datetime64) -> None:
-        """Remove maps that are older than what is kept; their names hold their time."""
+        """Remove observations older than what is kept, and all forecasts but two; their names hold their time."""
         oldest = _stamp(init_time - np.timedelta64(round(60 * self.hours), "m"))
-        for path in (self.folder / MAPS).glob("*_*.png"):
-            if path.name.split("_")[1][: len(oldest)] < oldest:
-                path.unlink(missing_ok=True)
+        maps = self.folder / MAPS
+        old = [path for path in maps.glob("observed_*.png") if path.name.split("_")[1] < f"{oldest}.png"]
+        forecasts = list(maps.glob("forecast_*_*.png"))
+        stay = sorted({path.name.split("_")[1] for path in forecasts})[-FORECASTS_KEPT:]
+        old += [path for path in forecasts if path.name.split("_")[1] not in stay]
+        for path in old:
+            path.unlink(missing_ok=True)
 
 
 class _Canvas:
