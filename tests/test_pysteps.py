@@ -122,7 +122,7 @@ def test_probabilities_and_members(nowcast: Any) -> None:
     np.testing.assert_allclose(members[known], expected[known], rtol=1e-6)
     with pytest.raises(ValueError, match="asked gives 4 members"):
         nowcast(rain, None, 2, n_ens_members=5, checkpoint=Asked(members=4), **STEP)
-    with pytest.raises(ValueError, match=r"asked gives no members .*Take thresholds=.*get_method..steps"):
+    with pytest.raises(ValueError, match=r"asked gives no members .*Use thresholds=.*get_method..steps"):
         nowcast(rain, None, 2, n_ens_members=5, checkpoint=Asked(), **STEP)
     own, again, other = (nowcast(rain, None, 2, n_ens_members=3, seed=seed, **STEP) for seed in (0, 0, 1))
     assert own.shape == (3, 2, 48, 48) and not np.array_equal(own, other, equal_nan=True)
@@ -156,13 +156,13 @@ def test_velocity_is_named_as_unused_where_it_rains(nowcast: Any) -> None:
         ({"timestep": None, "kmperpixel": None}, "^timestep and kmperpixel must be given"),
         ({"kmperpixel": 0}, "must be above 0"),
         ({"timesteps": 0}, "timesteps=0: give the number"),
-        ({"timesteps": [2, 1]}, "whole numbers from 1 up that increase"),
+        ({"timesteps": [2, 1]}, "increasing list of whole numbers above 0"),
         ({"timesteps": [0.5, 1]}, "whole numbers"),
         ({"unit": "mm"}, "choose one of mm/h, dBR, dBZ"),
         ({"precip": np.zeros((8, 8))}, "at least two frames"),
         ({"precip": np.zeros((1, 8, 8))}, "at least two frames"),
-        ({"precip": np.full((2, 8, 8), -15.0)}, 'say unit="dBR"'),
-        ({"precip": np.full((2, 8, 8), np.nan)}, "none that is observed"),
+        ({"precip": np.full((2, 8, 8), -15.0)}, 'give unit="dBR"'),
+        ({"precip": np.full((2, 8, 8), np.nan)}, "no observed one"),
         ({"precip": np.full((2, 8, 8), np.inf)}, "infinite"),
         ({"thresholds": [1], "n_ens_members": 2}, "one of thresholds and n_ens_members"),
     ],

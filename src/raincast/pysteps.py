@@ -1,7 +1,7 @@
 """raincast inside pysteps: a nowcast method and an importer, both named "raincast" (docs/pysteps.md).
 
-`import raincast.pysteps` registers them. Where raincast is installed, `import pysteps` alone does, since the
-importer is an entry point of `pysteps.plugins.importers`. pysteps looks for no plugins among nowcast methods.
+`import raincast.pysteps` registers them. If raincast is installed, `import pysteps` alone does, since the importer
+is an entry point of `pysteps.plugins.importers`; pysteps has no plugins for nowcast methods.
 
 The interfaces are those of pysteps 1.21: `pysteps.nowcasts.interface`, `pysteps.io.importers` (Pulkkinen et al.
 2019, doi 10.5194/gmd-12-4185-2019).
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raincast.forecasting import ForecastPipeline
 
 DRY_RATE = 0.1
-"""mm/h below which it does not rain: the threshold of imported images, and of what comes in dBR or dBZ."""
+"""Rates below this value (mm/h) are dry: the threshold of imported images, and of input in dBR or dBZ."""
 
 Array = npt.NDArray[np.float64]
 
@@ -37,7 +37,10 @@ UNITS: dict[str, Callable[[Array], Array]] = {
     "dBR": _of_db,
     "dBZ": lambda values: np.asarray((_of_db(values) / 200.0) ** (1.0 / 1.6)),
 }
-"""What `precip` may be in → mm/h. dBZ is that of Marshall and Palmer, Z = 200·R^1.6, as by default in pysteps."""
+"""Conversion to mm/h from each unit that `precip` may have.
+
+dBZ follows Marshall and Palmer, Z = 200·R^1.6, pysteps' default.
+"""
 
 
 def forecast(
@@ -55,35 +58,36 @@ def forecast(
 ) -> Array:
     """Forecast as `pysteps.nowcasts.get_method("raincast")`: (L, H, W) in mm/h.
 
-    NaN is where nothing was observed in any frame, and where the rain comes from outside of what was observed.
+    Pixels are NaN where no frame observed anything, and where the rain comes from outside of what was observed.
 
     `precip`: (T, H, W) from the oldest to the newest frame, at least two, NaN or masked for missing; row 0 is the
-    northernmost, as in pysteps. The network in the box looks at the last four. `unit`: mm/h, or dBR (10·log10 of
-    mm/h) or dBZ, in which all below 0.1 mm/h is no rain.
-    `velocity`: (2, H, W) pixels per step, or None. It is not used, raincast finds the motion itself; one warning
-    says so where there is rain.
-    `timesteps`: the number L of steps, or a list of L whole numbers that increase.
-    `timestep`: minutes from frame to frame. `kmperpixel`: the size of a pixel. Both must be given.
-    `thresholds`: mm/h, increasing. Then the result is the probability of reaching them, (L, K, H, W).
-    `n_ens_members`: that many members, at least two, (n_ens_members, L, H, W): equally likely, coherent in space
-    and time. `seed` decides which.
-    `checkpoint`: that of a network of your own, a file of `export.py`, or any `raincast.forecaster.Forecaster`,
-    such as `raincast.load_forecaster()`, which then is loaded once for many forecasts. The default are the weights
-    that come with raincast. `settings` are `raincast.load_forecaster`'s, `device="cuda"` for example.
+    northernmost, as in pysteps. The bundled network uses the last four frames. `unit`: mm/h, or dBR (10·log10 of
+    mm/h) or dBZ, in which everything below 0.1 mm/h is no rain.
+    `velocity`: (2, H, W) pixels per step, or None. It is not used, as raincast estimates the motion itself; a
+    warning says so if there is rain.
+    `timesteps`: the number L of steps, or an increasing list of L whole numbers.
+    `timestep`: minutes between frames. `kmperpixel`: the pixel size. Both are required.
+    `thresholds`: mm/h, increasing. The result is then the probability of reaching them, (L, K, H, W).
+    `n_ens_members`: number of members, at least two; the result is (n_ens_members, L, H, W). They are equally
+    likely and coherent in space and time; `seed` selects them.
+    `checkpoint`: that of your own network, a file of `export.py`, or any `raincast.forecaster.Forecaster`, such as
+    `raincast.load_forecaster()`, which is then loaded once for many forecasts. The default is the bundled weights.
+    `settings` are those of `raincast.load_forecaster`, for example `device="cuda"`.
 
-    ValueError for input of another shape or unit, for a missing keyword, and for what the forecaster lacks.
+    Raises ValueError for input of another shape or unit, for a missing keyword, and for outputs that the
+    forecaster lacks.
     """
     if timestep is None or kmperpixel is None:
         absent = [name for name, given in (("timestep", timestep), ("kmperpixel", kmperpixel)) if given is None]
         raise ValueError(
-            f"{' and '.join(absent)} must be given: timestep=5 (minutes from frame to frame), kmperpixel=1. The "
+            f"{' and '.join(absent)} must be given: timestep=5 (minutes between frames), kmperpixel=1. The "
             "importer's metadata have xpixelsize, in metres."
         )
     if not (timestep > 0 and kmperpixel > 0):
         raise ValueError(f"timestep={timestep} and kmperpixel={kmperpixel} must be above 0.")
     reached = [] if thresholds is None else [float(threshold) for threshold in thresholds]
     if reached and n_ens_members:
-        raise ValueError("Give one of thresholds and n_ens_members: the result has either.")
+        raise ValueError("Give only one of thresholds and n_ens_members: the result has one or the other.")
     steps = _steps(timesteps)
     rain = _rates(precip, unit)
     if velocity is not None:
@@ -115,15 +119,15 @@ def import_raincast(
     """Import a radar file of any format that raincast reads: `pysteps.io.get_method("raincast", "importer")`.
 
     Returns precip, (H, W) in mm/h with NaN for missing and the northernmost row first; quality, None; and the
-    metadata that pysteps' importers give. Their threshold is 0.1 mm/h. Their accutime, in minutes, is the period
-    of means and depths, else the time between frames; it is absent where neither is known.
+    metadata of pysteps' importers. Its threshold is 0.1 mm/h. Its accutime, in minutes, is the period of means and
+    depths, otherwise the time between frames; it is absent if neither is known.
 
-    `time`: UTC, of a file with several frames; None: the newest. `timestep`: minutes from frame to frame, where
-    the file does not state it. `source` names a format of conf/source where it should not be recognised by
-    content, and `settings` are its own: source="cf", variable="R". `dtype` and `fillna` are those of all
-    importers of pysteps.
+    `time`: UTC, for a file with several frames; None: the newest. `timestep`: minutes between frames, if the file
+    does not state it. `source` names a format of conf/source if the format should not be recognised by content;
+    `settings` belong to that format: source="cf", variable="R". `dtype` and `fillna` are those of all importers of
+    pysteps.
 
-    FileNotFoundError, or ValueError that says what is wrong with the file, or which times it has.
+    Raises FileNotFoundError, or ValueError that says what is wrong with the file or which times it has.
     """
     import xarray as xr
 
@@ -143,7 +147,7 @@ def import_raincast(
     if step is not None:
         check_period(reader, path, head.meaning, np.unique(times), step)
     momentary = head.meaning is not None and not head.meaning.is_averaged
-    # rates of a moment do not depend on the step, of which readers ask to be told
+    # momentary rates do not depend on the step, which readers require
     frame = reader.read(path, slice(at, at + 1), step_minutes=5.0 if step is None and momentary else step)
     precip, metadata = _upright(frame)
     if step is not None or not momentary:
@@ -155,18 +159,18 @@ def import_raincast(
 
 
 def _steps(timesteps: int | Sequence[float]) -> npt.NDArray[np.int64]:
-    """(L,) the steps to forecast."""
+    """Return the steps to forecast, (L,); raises ValueError unless they are increasing whole numbers above 0."""
     given = np.arange(1, timesteps + 1) if np.ndim(timesteps) == 0 else np.asarray(timesteps)  # type: ignore[operator]
     steps = np.rint(given).astype(np.int64)
     if not steps.size or np.abs(given - steps).max() > 1e-6 or steps[0] < 1 or (np.diff(steps) < 1).any():
         raise ValueError(
-            f"timesteps={timesteps}: give the number of steps, or a list of whole numbers from 1 up that increase."
+            f"timesteps={timesteps}: give the number of steps, or an increasing list of whole numbers above 0."
         )
     return steps
 
 
 def _rates(precip: npt.ArrayLike, unit: str) -> npt.NDArray[np.float32]:
-    """mm/h, NaN for missing."""
+    """Convert `precip` to mm/h with NaN for missing; raises ValueError for a wrong shape, unit or value."""
     values: Array = np.ma.asarray(precip, np.float64).filled(np.nan)
     if values.ndim != 3 or len(values) < 2:
         raise ValueError(
@@ -175,12 +179,12 @@ def _rates(precip: npt.ArrayLike, unit: str) -> npt.NDArray[np.float32]:
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r}: choose one of {', '.join(UNITS)}.")
     if unit == "mm/h" and (values < 0).any():
-        raise ValueError('precip has values below 0: of what is in decibels, say unit="dBR" or unit="dBZ".')
+        raise ValueError('precip has values below 0: for decibels, give unit="dBR" or unit="dBZ".')
     rates = UNITS[unit](values)
     if unit != "mm/h":
         rates[rates < DRY_RATE * (1 - 1e-6)] = 0.0
     if np.isinf(rates).any() or np.isnan(rates).all():
-        raise ValueError("precip has infinite values, or none that is observed: NaN is for missing pixels.")
+        raise ValueError("precip has infinite values, or no observed one: NaN marks missing pixels.")
     return rates.astype(np.float32)
 
 
@@ -188,12 +192,12 @@ def _say_unused(shape: tuple[int, ...], rain: npt.NDArray[np.float32]) -> None:
     if shape != (2, *rain.shape[1:]):
         raise ValueError(f"velocity has shape {shape}: give {(2, *rain.shape[1:])}, or None.")
     if (rain >= DRY_RATE).any():
-        text = "raincast finds the motion itself and does not use velocity; None says that you know."
+        text = "raincast estimates the motion itself and does not use velocity; pass None to silence this."
         warnings.warn(text, stacklevel=3)
 
 
 def _dataset(rain: npt.NDArray[np.float32], timestep: float, kmperpixel: float) -> "xr.Dataset":
-    """The frames at some time and place: pysteps' methods are not told theirs."""
+    """Return the frames at an arbitrary time and place, since pysteps does not pass theirs to its methods."""
     from pyproj import CRS
 
     from raincast import schema
@@ -224,7 +228,7 @@ def _pipeline(
         return ForecastPipeline(checkpoint, any_input, **settings)
     pipeline = load_forecaster(checkpoint, **settings)
     if pipeline.channels is not None:
-        raise ValueError(f"{checkpoint} reads further channels, at times and places that pysteps does not know.")
+        raise ValueError(f"{checkpoint} reads covariates, at times and places that pysteps does not pass on.")
     needed = pipeline.input_steps
     if num_frames < needed and not pipeline.trained.physical:
         raise ValueError(f"precip has {num_frames} frames, {checkpoint} needs {needed}.")
@@ -233,10 +237,10 @@ def _pipeline(
 
 
 def _members(dataset: "xr.Dataset", name: str, number: int) -> Array:
-    """(number, lead_steps, H, W) mm/h."""
+    """Return the members (number, lead_steps, H, W) in mm/h; raises ValueError if there are not enough."""
     if "rain_rate_members" not in dataset:
         raise ValueError(
-            f"n_ens_members={number}: {name} gives no members for this input. Take thresholds=[…] for "
+            f"n_ens_members={number}: {name} gives no members for this input. Use thresholds=[…] for "
             'probabilities, or pysteps.nowcasts.get_method("steps").'
         )
     made = dataset["rain_rate_members"].transpose("member", ...).values
@@ -261,7 +265,7 @@ def _number(path: Path, times: npt.NDArray[np.datetime64], time: str | np.dateti
 
 
 def _upright(frame: "xr.Dataset") -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-    """The one image of `frame`, north up and west left, and its metadata in pysteps' words."""
+    """Return the single image of `frame`, north up and west left, and its metadata in pysteps' terms."""
     from pyproj import CRS
 
     from raincast import schema
@@ -273,7 +277,7 @@ def _upright(frame: "xr.Dataset") -> tuple[npt.NDArray[np.float32], dict[str, An
     )
     (x1, x2, dx), (y1, y2, dy) = _edges(grid.x), _edges(grid.y)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PROJ strings say less than WKT; pysteps knows nothing else
+        warnings.simplefilter("ignore")  # PROJ strings say less than WKT, but pysteps knows nothing else
         projection = CRS.from_wkt(grid.crs_wkt).to_proj4()
     metadata = {
         "projection": projection,
@@ -296,7 +300,7 @@ def _upright(frame: "xr.Dataset") -> tuple[npt.NDArray[np.float32], dict[str, An
 
 
 def _edges(centres: Array) -> tuple[float, float, float]:
-    """The lower and the upper edge of an axis, and the size of its pixels."""
+    """Return the lower and upper edge of an axis, and its pixel size."""
     low, high = float(centres.min()), float(centres.max())
     size = (high - low) / max(1, centres.size - 1)
     return low - size / 2, high + size / 2, size
@@ -315,4 +319,4 @@ def _register() -> None:
     importers.import_raincast = readers._importer_methods["raincast"]
 
 
-_register()  # last: where this comes before pysteps, pysteps looks for the importer as soon as it is imported
+_register()  # last: if this is imported before pysteps, pysteps looks for the importer as soon as it is imported

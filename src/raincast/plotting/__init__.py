@@ -1,1 +1,1 @@
-"""What leaves raincast: CF forecast files, pictures, animations and tables of scores."""
+"""Pictures, animations and HTML pages."""

@@ -1,7 +1,7 @@
-"""Past radar frames, then the forecast, as a GIF or an MP4.
+"""Animations of past radar frames and the forecast, as a GIF or an MP4.
 
-Frames are composed as palette numbers, without matplotlib: faster than drawing figures, and the GIF needs no
-second quantisation, so that a colour is exactly a class of rain.
+Frames are composed of palette indices, without matplotlib. That is faster than drawing figures, and the GIF needs
+no second quantisation, so each colour is exactly one rain class.
 """
 
 import importlib.util
@@ -29,10 +29,10 @@ Indices = npt.NDArray[np.uint8]
 _HATCH, _LINE, _COAST, _GREY = MISSING_CLASS + 1, MISSING_CLASS + 2, MISSING_CLASS + 3, MISSING_CLASS + 4
 _NUM_GREYS = 16  # enough for smooth letters
 _HEADER, _MARGIN, _BAR_WIDTH, _GAP, _FOOTER = 46, 8, 74, 10, 42
-_MIN_PANEL, _MIN_HEIGHT = 250, 230  # what the words above and the numbers of the colour bar need
+_MIN_PANEL, _MIN_HEIGHT = 250, 230  # minimum size for the text above and the numbers of the colour bar
 _FRAME_MS = 250
-_REST_REPEATS, _LAST_REPEATS = 3, 6  # where the forecast begins, and at the end
-_SMALLEST_MAP = 100  # pixels below which a coast would hide the rain
+_REST_REPEATS, _LAST_REPEATS = 3, 6  # how long the animation stops at the init time, and at the end
+_SMALLEST_MAP = 100  # in pixels; below it a coast would hide the rain
 _SCALES_KM = (1000, 500, 200, 100, 50, 20, 10, 5, 2, 1)
 
 
@@ -51,13 +51,13 @@ def forecast_animation(
     stills: Path | None = None,
     credit: str = "",
 ) -> Path:
-    """The past hour, then the forecast; with `observed`, what came runs beside it. A GIF that loops, or an .mp4.
+    """Animate the past hour and the forecast, next to `observed` if given, as a looping GIF or an .mp4.
 
-    All are (frame, y, x) in mm/h with NaN for missing. The last of `observed_input` is valid at `init_time`,
-    the first of `forecast` and `observed` one step later; `observed` may be shorter. The longer side of a map
-    has at most `max_pixels` pixels; several grid pixels in one are averaged. Valid times are also told in
-    `time_zone` (Europe/Amsterdam); in the folder `stills` each lead time becomes a PNG named after it. The maps
-    end where nothing was observed. `credit` says whose data they are.
+    Return the path. All are (frame, y, x) in mm/h with NaN for missing. The last frame of `observed_input` is
+    valid at `init_time`, the first of `forecast` and `observed` one step later; `observed` may be shorter. The
+    longer side of a map has at most `max_pixels` pixels; grid pixels that share one are averaged. Valid times are
+    also given in `time_zone` (Europe/Amsterdam). Each lead time becomes a PNG in the folder `stills`, named after
+    it. The maps end where nothing was observed. `credit` names the data provider.
     """
     given = {"observed_input": observed_input, "forecast": forecast, "observed": observed}
     rows = {name: rain for name, rain in given.items() if rain is not None}
@@ -92,7 +92,7 @@ def forecast_animation(
 def _panels_of(
     number: int, past: Rain, forecast: Rain, observed: Rain | None, step_minutes: float
 ) -> dict[str, Rain]:
-    """The maps to show `number` steps after init_time, by their labels."""
+    """Return the maps to show `number` steps after init_time, by label."""
     if number <= 0:
         frame = past[number - 1]
         return {"observed": frame} if observed is None else {"observed": frame, "observed ": frame}
@@ -105,7 +105,7 @@ def _panels_of(
 
 
 class _Canvas:
-    """Everything that stays the same from frame to frame: sizes, hatching, graticule, colour bar."""
+    """Everything that does not change between frames: sizes, hatching, graticule, colour bar."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class _Canvas:
         note: str = "",
     ) -> None:
         if max_pixels < 1:
-            raise ValueError(f"max_pixels={max_pixels} leaves no picture. Pass 100 to 1000.")
+            raise ValueError(f"max_pixels={max_pixels} leaves no picture. Use 100 to 1000.")
         self.view = view
         self.map_shape = view.fit(_map_pixels(max(shape), max_pixels))
         self.panel_width = max(self.map_shape[1], _MIN_PANEL)
@@ -136,7 +136,7 @@ class _Canvas:
         self.background = self._background()
 
     def frame(self, panels: Mapping[str, Rain], valid: str) -> Indices:
-        """One frame as palette numbers; `panels` are maps by label, from left to right."""
+        """Compose one frame as palette indices; `panels` are maps by label, from left to right."""
         frame = self.background.copy()
         words = Image.new("L", (frame.shape[1], _HEADER), 255)
         pen = ImageDraw.Draw(words)
@@ -161,7 +161,7 @@ class _Canvas:
         return np.where(self.labels, _GREY, classes).astype(np.uint8)
 
     def _labels(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        """Degrees at the lower and left edges of the map: where their letters are, and a rim around them."""
+        """Return masks of the degree labels at the lower and left edges: letters, and a halo around them."""
         height, width = self.map_shape
         letters, halo = (Image.new("1", (width, height)) for _ in range(2))
         if min(height, width) >= _SMALLEST_MAP:
@@ -199,7 +199,7 @@ class _Canvas:
         return frame
 
     def _draw_scale(self, pen: ImageDraw.ImageDraw, *, top: int) -> None:
-        """A bar of a round number of kilometres, at most a third of the map long, and that number."""
+        """Draw a bar of a round number of kilometres, at most a third of the map wide, and label it."""
         kilometres = self.view.width_km
         length = next((km for km in _SCALES_KM if km <= kilometres / 3), _SCALES_KM[-1])
         pixels = round(length / kilometres * self.map_shape[1])
@@ -210,7 +210,7 @@ class _Canvas:
 
 
 def _fitted(text: str, width: int) -> str:
-    """`text`, or as much of it as fits into `width` pixels."""
+    """Return `text`, shortened to fit into `width` pixels."""
     font = _font(11)
     while text and font.getlength(text) > width:
         text = f"{text[:-2]}…"
@@ -223,7 +223,7 @@ def _hatched(height: int, width: int) -> Indices:
 
 
 def _map_pixels(longest: int, max_pixels: int) -> int:
-    """The longer side of the map: small grids are enlarged by whole numbers, so that pixels look alike."""
+    """Return the longer side of the map; small grids are enlarged by a whole number, so that pixels look alike."""
     return max_pixels if longest >= max_pixels else max_pixels // longest * longest
 
 
@@ -244,7 +244,7 @@ def _palette() -> list[int]:
 
 
 def _image(frame: Indices) -> Image.Image:
-    image = Image.fromarray(frame)  # mode L, the same bytes: only the meaning of a number changes
+    image = Image.fromarray(frame)  # mode L, same bytes: only the meaning of the numbers changes
     image.putpalette(_palette())
     return image
 
@@ -264,20 +264,20 @@ def _save_gif(frames: list[Indices], path: Path, repeats: list[int]) -> Path:
 
 
 def check_installed() -> None:
-    """ValueError where imageio-ffmpeg is not there."""
+    """Raise ValueError if imageio-ffmpeg is not installed."""
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ValueError(
-            'animation=mp4 needs the package imageio-ffmpeg: pip install -e ".[video]", or take animation=gif.'
+            'animation=mp4 needs the package imageio-ffmpeg: pip install -e ".[video]", or use animation=gif.'
         )
 
 
 def save_mp4(
     frames: Sequence[Indices], path: Path, *, palette: Sequence[int], repeats: Sequence[int], frame_ms: int
 ) -> Path:
-    """Write frames (H, W), each shown `repeats` times for `frame_ms`, whole or not at all; returns the path.
+    """Write frames (H, W), each shown `repeats` times for `frame_ms`, atomically; return the path.
 
-    `palette` holds red, green and blue, 0 to 255, of one number after the other. H.264 takes even sizes: a row or
-    a column of the frame's last colours is added where needed.
+    `palette` holds red, green and blue, 0 to 255, of each index in turn. H.264 needs even sizes: a row or column
+    of the frame's last colours is added if necessary.
     """
     check_installed()
     import imageio_ffmpeg
@@ -286,7 +286,8 @@ def save_mp4(
     height, width = frames[0].shape
     odd = ((0, height % 2), (0, width % 2))
     size = (width + width % 2, height + height % 2)
-    # few colours, sharp edges: little is lost at this quality; the index first, so that browsers begin at once
+    # few colours, sharp edges: little is lost at this quality; the index comes first, so that browsers start at
+    # once
     options = ["-crf", "16", "-preset", "medium", "-tune", "animation", "-movflags", "+faststart", "-f", "mp4"]
     with atomic(path) as partial:
         writer = imageio_ffmpeg.write_frames(

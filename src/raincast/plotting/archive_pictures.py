@@ -1,4 +1,4 @@
-"""Pictures of an archive as PNG: maps of what fell and what was seen, months and days, classes of rates."""
+"""Pictures of an archive as PNG: maps of rain and coverage, months and days, rate classes."""
 
 import io
 import itertools
@@ -18,11 +18,11 @@ from raincast.plotting.rain_image import MISSING_COLOUR, MapView, Rain, credit, 
 
 BLUE, ORANGE = CURVE_COLOURS[:2]
 FEW_DAYS = 3
-LONGEST_SIDE = 800  # dots of a map: a page of three maps stays under a megabyte
+LONGEST_SIDE = 800  # pixels of a map: a page of three maps stays under a megabyte
 
 
 def pictures(statistics: Statistics) -> dict[str, bytes]:
-    """Each picture by what it shows."""
+    """Return each picture by its title."""
     makers: dict[str, Callable[[Statistics], Figure]] = {
         "Where it rained, and what was observed": _maps,
         "When it rained, and which frames are there": _days,
@@ -32,7 +32,7 @@ def pictures(statistics: Statistics) -> dict[str, bytes]:
 
 
 def _maps(statistics: Statistics) -> Figure:
-    """Mean rate, wet share and share of frames that observed each pixel, north up."""
+    """Draw mean rate, wet share and share of frames that observed each pixel, north up."""
     num_times = statistics.archive.num_times
     # one after the other: each is hundreds of megabytes on the largest grids
     fields: dict[str, tuple[Callable[[], Rain], str, float | None]] = {
@@ -84,13 +84,13 @@ def _fit(values: Rain, view: MapView) -> Rain:
 
 
 def _top(values: Rain) -> float:
-    """The end of the colours: a few pixels of clutter do not make all others pale."""
+    """Return the end of the colour scale, so that a few pixels of clutter do not make all others pale."""
     known = values[np.isfinite(values)]
     return max(float(np.quantile(known, 0.995)), 1e-3) if known.size else 1.0
 
 
 def _days(statistics: Statistics) -> Figure:
-    """Wet share by month and by day, and the frames of each day."""
+    """Draw the wet share by month and by day, and the frames of each day."""
     figure, panels = _figure(13.0, 3.2, columns=3)
     months, wet, _ = statistics.wet_share_by("M")
     names = [str(month) for month in months]
@@ -105,7 +105,7 @@ def _days(statistics: Statistics) -> Figure:
         (panels[1], 100 * wet, BLUE, "wet share by day (%)"),
         (panels[2], 100 * num_frames / full, ORANGE, "frames by day (% of a full day)"),
     ):
-        # bars of whole days: a day that is absent stays empty
+        # bars of whole days: a missing day stays empty
         panel.bar(
             days.astype("datetime64[s]"), values, width=np.timedelta64(86400, "s"), align="edge", color=colour
         )
@@ -123,7 +123,7 @@ def _days(statistics: Statistics) -> Figure:
 
 
 def _classes(statistics: Statistics) -> Figure:
-    """The share of observed pixels in each class of rates, on a logarithmic axis."""
+    """Draw the share of observed pixels in each rate class, on a logarithmic axis."""
     figure, (panel,) = _figure(8.0, 3.0, columns=1)
     share = 100 * statistics.class_counts / max(1, statistics.class_counts.sum())
     panel.bar(np.arange(share.size), share, color=BLUE, width=0.9)
@@ -136,7 +136,7 @@ def _classes(statistics: Statistics) -> Figure:
 
 
 def class_names() -> list[str]:
-    """What the classes of rates are called."""
+    """Return the names of the rate classes."""
     between = [f"{low:g}–{high:g}" for low, high in itertools.pairwise(RATE_EDGES)]
     return ["dry", *between, f"> {RATE_EDGES[-1]:g}"]
 

@@ -1,4 +1,4 @@
-"""What an archive holds, for people: lines for a terminal, one HTML page that needs nothing else, a map file."""
+"""A report on an archive's contents: lines for a terminal, one self-contained HTML page, a map file."""
 
 import json
 import warnings
@@ -23,14 +23,14 @@ ORIGIN = ("source", "institution", "title", "license", "licence", "references", 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, and what is told below it: name and value."""
+    """A heading and the rows below it: name and value."""
 
     title: str
     rows: Sequence[tuple[str, str]]
 
 
 def sections(statistics: Statistics) -> list[Section]:
-    """Everything but the pictures."""
+    """Return all sections except the pictures."""
     return [
         Section("Times", list(_times(statistics))),
         Section("Gaps", list(_gaps(statistics.gaps, statistics.archive.step_minutes))),
@@ -39,7 +39,7 @@ def sections(statistics: Statistics) -> list[Section]:
         Section(f"Wet share by month (> {WET_MM_H:g} mm/h, of observed pixels)", list(_months(statistics))),
         Section("Rates (mm/h, of observed pixels)", list(_classes(statistics))),
         Section("Grid", list(_grid(statistics.archive.grid))),
-        Section("Made from, by, with", list(_settings(statistics.archive.attrs))),
+        Section("Source and settings", list(_settings(statistics.archive.attrs))),
     ]
 
 
@@ -127,7 +127,7 @@ def _grid(grid: Grid) -> Iterator[tuple[str, str]]:
     for (row, column), name in np.ndenumerate(np.array(names)):
         yield f"{name} corner", f"{lon[row, column]:.4f}° E, {lat[row, column]:.4f}° N"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # proj4 cannot say everything; the archive's WKT can
+        warnings.simplefilter("ignore")  # proj4 cannot express everything; the archive's WKT can
         text = crs.to_proj4()
     yield "projection", text.replace(" +no_defs", "").replace(" +type=crs", "") or crs.name
 
@@ -158,7 +158,7 @@ def _percent(share: float) -> str:
 
 
 def text(told: Sequence[Section]) -> str:
-    """Lines for a terminal."""
+    """Return lines for a terminal."""
     lines = []
     for section in told:
         rows = section.rows
@@ -171,7 +171,7 @@ def text(told: Sequence[Section]) -> str:
 
 
 def write_page(statistics: Statistics, told: Sequence[Section], path: Path) -> Path:
-    """One HTML file with its pictures inside: it asks no network and no other file."""
+    """Write one HTML file that contains its pictures and needs neither network nor other files."""
     name = statistics.archive.path.resolve().name
     figures = [page.Section(title, [page.Picture(png, title)]) for title, png in pictures(statistics).items()]
     tables = [page.Section(section.title, [page.Facts(section.rows)]) for section in told]
@@ -179,8 +179,10 @@ def write_page(statistics: Statistics, told: Sequence[Section], path: Path) -> P
 
 
 def write_maps(statistics: Statistics, path: Path) -> Path:
-    """Mean rain, wet share and number of frames by pixel, as CF netCDF: other programs draw it, and
-    `ingest` takes static clutter from it."""
+    """Write mean rain, wet share and number of frames per pixel as CF netCDF.
+
+    Other programs can draw it, and `ingest` takes static clutter from it.
+    """
     fields = {
         "mean_rain_rate": (
             statistics.mean_rain.astype(np.float32),

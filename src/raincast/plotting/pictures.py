@@ -1,7 +1,7 @@
-"""Maps of forecasts, animations, and skill against lead time, as files.
+"""Maps of forecasts as files.
 
-Everything is drawn on objects of its own, never on pyplot's global state: pictures may be made in threads, in
-loops of thousands, and on machines without a screen.
+Everything is drawn on separate objects, never on pyplot's global state. Pictures may therefore be drawn in
+threads, in loops of thousands, and on machines without a screen.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from raincast.schema import Grid
 
 __all__ = ["forecast_animation", "forecast_picture"]
 
-# Okabe and Ito (2008), without yellow, which is lost on white: hues that stay apart for the colour-blind
+# Okabe and Ito (2008), without yellow, which is invisible on white: hues that colour-blind people can distinguish
 CURVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 CURVE_MARKERS = "osD^vPX"
 DOTS_PER_INCH = 120
@@ -45,12 +45,13 @@ def forecast_picture(
     graticule: bool = True,
     credit: str = "",
 ) -> Path:
-    """Forecasts below what came, as a PNG: a row a forecaster, a column a lead time, north up.
+    """Draw forecasts below the observation as a PNG: a row per forecaster, a column per lead time, north up.
 
     `observed` and each forecast are (lead, y, x) in mm/h, NaN for missing, the first lead one step after
-    `init_time`; `observed` may be shorter. `leads_minutes` are four spread ones by default. The axes are the
-    grid's projection in km (degrees for lat/lon), with coasts, borders and, where `graticule` is set, meridians
-    and parallels. The maps end where nothing was observed. `credit` says whose data they are.
+    `init_time`; `observed` may be shorter. `leads_minutes` defaults to at most four evenly spread ones. The axes
+    are the grid's projection in km (degrees for lat/lon), with coasts, borders and, if `graticule` is set,
+    meridians and parallels. The maps end where nothing was observed. `credit` names the data provider. Returns the
+    path.
     """
     rows = ({} if observed is None else {"observed": observed}) | dict(forecasts)
     rain_image.check_frames(rows, grid)
@@ -78,7 +79,7 @@ def forecast_picture(
 
 
 def _lead_numbers(minutes: Sequence[float] | None, num_leads: int, step_minutes: float) -> list[int]:
-    """Lead numbers, 1 for one step: those of `minutes`, or at most four that spread up to the last."""
+    """Return lead numbers, 1 for one step: those of `minutes`, or at most four, spread evenly up to the last."""
     if minutes is None:
         count = min(4, num_leads)
         return [int(num_leads * (k + 1) / count + 0.5) for k in range(count)]
@@ -90,7 +91,7 @@ def _lead_numbers(minutes: Sequence[float] | None, num_leads: int, step_minutes:
                 f"min from {step_minutes:g} to {num_leads * step_minutes:g}."
             )
     if not leads:
-        raise ValueError("leads_minutes is empty. Name at least one lead time, or leave it out.")
+        raise ValueError("leads_minutes is empty. Give at least one lead time, or leave it out.")
     return leads
 
 
@@ -107,7 +108,7 @@ def _panels(view: MapView, *, num_rows: int, num_columns: int) -> tuple[Figure, 
 
 
 def draw_graticule(panel: Axes, lines: Graticule) -> None:
-    """Thin lines over the map, with their degrees at its lower and left edges, away from the rain."""
+    """Draw thin lines over the map, with labels at its lower and left edges, away from the rain."""
     for degrees in (lines.lon, lines.lat):
         levels = rain_image.graticule_levels(degrees)
         if levels.size:
@@ -136,7 +137,7 @@ def _edge_label(panel: Axes, x: float, y: float, text: str, offset: tuple[float,
 def _draw_map(panel: Axes, rain: Rain, view: MapView, graticule: Graticule | None) -> AxesImage:
     colours, norm = rain_image.rain_colours()
     shown = view.north_up(rain)
-    # finer than the dots of the figure would let small showers fall between them
+    # with more pixels than the figure has dots, small showers would fall between them
     finest = view.fit(2 * DOTS_PER_INCH * 3)
     if shown.shape[0] > finest[0] or shown.shape[1] > finest[1]:
         shown = rain_image.resample(shown, *finest)
@@ -160,7 +161,7 @@ def _draw_map(panel: Axes, rain: Rain, view: MapView, graticule: Graticule | Non
 
 
 def draw_coasts(panel: Axes, view: MapView) -> None:
-    """Coasts and borders over a map, within its extent."""
+    """Draw coasts and borders over a map, within its extent."""
     lines = LineCollection(list(coast_lines(view)), colors=rain_image.COAST_COLOUR, linewidths=0.6)
     panel.add_collection(lines, autolim=False)
     panel.set(xlim=(view.left, view.right), ylim=(view.bottom, view.top))
@@ -174,7 +175,7 @@ def _add_colour_bar(figure: Figure, panels: npt.NDArray[np.object_], image: Axes
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write `figure` as a PNG; the folder is made if need be."""
+    """Write `figure` as a PNG; its folder is created if necessary."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH)

@@ -1,4 +1,4 @@
-"""What a map of rain needs, still or moving: colours, north-up pixels in km or degrees, and a graticule."""
+"""Common parts of rain maps, still or animated: colours, north-up pixels in km or degrees, and a graticule."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Rain = npt.NDArray[np.float32]
 Lines = npt.NDArray[np.float64]
 
 RAIN_BOUNDARIES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 50.0, 100.0)
-"""Class boundaries in mm/h: below the first is dry, from the last on is the last colour."""
+"""Class boundaries in mm/h; rates below the first are dry, rates from the last up have the last colour."""
 RAIN_COLOURS = (
     "#d0e9fa",
     "#a7d5f2",
@@ -28,7 +28,7 @@ RAIN_COLOURS = (
     "#670c41",
     "#3e071c",
 )
-"""Each darker than the one before: readable with any colour vision, and in grey print."""
+"""Each colour is darker than the one before: readable with any colour vision, and in grey print."""
 DRY_COLOUR, MISSING_COLOUR, HATCH_COLOUR, LINE_COLOUR = "#ffffff", "#e6e6e6", "#c6c6c6", "#9aa4ad"
 COAST_COLOUR = "#4d5961"
 DRY_CLASS, MISSING_CLASS = 0, len(RAIN_BOUNDARIES) + 1
@@ -37,7 +37,7 @@ _GRATICULE_DEGREES = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 30)
 
 
 def rain_colours() -> tuple[Colormap, BoundaryNorm]:
-    """The colour map and the norm for rates in mm/h; NaN is transparent, so that what lies below shows."""
+    """Return the colour map and norm for rates in mm/h; NaN is transparent and shows what is below."""
     colours = ListedColormap(RAIN_COLOURS[:-1], name="rain").with_extremes(
         under=DRY_COLOUR, over=RAIN_COLOURS[-1], bad="#00000000"
     )
@@ -45,8 +45,8 @@ def rain_colours() -> tuple[Colormap, BoundaryNorm]:
 
 
 def rain_classes(rain: Rain) -> npt.NDArray[np.uint8]:
-    """Class numbers, same shape: 0 for dry, k from boundary k - 1 on, `MISSING_CLASS` for NaN."""
-    # in float64 0.1 is less than the boundary in float32
+    """Return class numbers of the same shape: 0 for dry, k from boundary k - 1 up, `MISSING_CLASS` for NaN."""
+    # both in float32: a float64 rate of 0.1 would lie below the float32 boundary
     classes = np.digitize(np.asarray(rain, np.float32), np.array(RAIN_BOUNDARIES, np.float32)).astype(np.uint8)
     classes[np.isnan(rain)] = MISSING_CLASS
     return classes
@@ -54,10 +54,10 @@ def rain_classes(rain: Rain) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class MapView:
-    """How a grid is shown: north up, east right, in km of its projection, or in degrees.
+    """How a grid is shown: north up, east to the right, in km of its projection or in degrees.
 
-    `left`, `right`, `bottom` and `top` are the outer edges of the outer pixels. `y_stretch` is how much
-    longer a unit of y is on Earth than a unit of x: 1 but for lat/lon grids.
+    `left`, `right`, `bottom` and `top` are the outer edges of the outer pixels. `y_stretch` is the length on Earth
+    of a unit of y relative to a unit of x: 1 except for lat/lon grids.
     """
 
     left: float
@@ -72,14 +72,14 @@ class MapView:
 
     @classmethod
     def of(cls, grid: Grid) -> "MapView":
-        """The view of the whole of `grid`."""
+        """Return the view of the whole of `grid`."""
         from pyproj import CRS
 
         geographic = CRS.from_wkt(grid.crs_wkt).is_geographic
         unit = 1.0 if geographic else 1000.0
         bottom, top = _edges(grid.y / unit, grid.x / unit)
         left, right = _edges(grid.x / unit, grid.y / unit)
-        # not below 0.2: near a pole a true map would be a thread
+        # not below 0.2: a true map near a pole would be extremely narrow
         middle = np.cos(np.radians((bottom + top) / 2))
         return cls(
             left=left,
@@ -88,47 +88,47 @@ class MapView:
             top=top,
             y_stretch=1.0 / max(0.2, float(middle)) if geographic else 1.0,
             geographic=geographic,
-            flip_y=bool(grid.y[-1] >= grid.y[0]),  # row 0 is to be the northernmost
+            flip_y=bool(grid.y[-1] >= grid.y[0]),  # row 0 becomes the northernmost
             flip_x=bool(grid.x[-1] < grid.x[0]),
             crs_wkt=grid.crs_wkt,
         )
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """(left, right, bottom, top), matplotlib's order."""
+        """(left, right, bottom, top), in matplotlib's order."""
         return self.left, self.right, self.bottom, self.top
 
     @property
     def height_per_width(self) -> float:
-        """The shape of the map on paper."""
+        """Aspect ratio of the map as drawn, height divided by width."""
         return (self.top - self.bottom) * self.y_stretch / (self.right - self.left)
 
     @property
     def width_km(self) -> float:
-        """From the left to the right edge, in the middle of the map."""
+        """Width of the map in km, along its middle."""
         width = self.right - self.left
         return width * 111.195 / self.y_stretch if self.geographic else width
 
     @property
     def axis_labels(self) -> tuple[str, str]:
-        """Labels of the x axis and of the y axis."""
+        """Labels of the x and y axes."""
         return ("longitude (°)", "latitude (°)") if self.geographic else ("x (km)", "y (km)")
 
     def north_up(self, rain: Rain) -> Rain:
-        """(…, H, W) with the first row northernmost and the first column westernmost."""
+        """Return (…, H, W) with the first row northernmost and the first column westernmost."""
         rain = rain[..., ::-1, :] if self.flip_y else rain
         return rain[..., ::-1] if self.flip_x else rain
 
     def fit(self, longest: int) -> tuple[int, int]:
-        """(height, width) in square pixels of a picture of the map, `longest` the longer side."""
+        """Return (height, width) in square pixels of a picture of the map with the longer side `longest`."""
         ratio = self.height_per_width
         height, width = (longest, longest / ratio) if ratio >= 1 else (longest * ratio, longest)
         return max(1, round(height)), max(1, round(width))
 
     def lonlat(self, height: int, width: int) -> tuple[Lines, Lines]:
-        """Longitude and latitude in degrees, (height, width), from corner to corner of the map.
+        """Return longitude and latitude in degrees, (height, width), from corner to corner of the map.
 
-        NaN off the Earth. Longitudes run on over the date line instead of jumping.
+        They are NaN off the Earth. Longitudes continue across the date line instead of jumping.
         """
         from pyproj import CRS, Transformer
 
@@ -147,21 +147,21 @@ class MapView:
 
 
 def _edges(centres: Lines, other: Lines) -> tuple[float, float]:
-    """The outer edges of the outer pixels, ascending; one pixel alone is a square."""
+    """Return the outer edges of the outer pixels, ascending; a single pixel is taken to be square."""
     known = centres if centres.size > 1 else other
     half = float(abs(known[-1] - known[0]) / (known.size - 1)) / 2 if known.size > 1 else 0.5
     return float(centres.min()) - half, float(centres.max()) + half
 
 
 def resample(rain: Rain, height: int, width: int) -> Rain:
-    """(H, W) rates brought to (height, width): the mean over the pixels covered, or the nearest.
+    """Resample rates (H, W) to (height, width): the mean over the pixels covered, or the nearest pixel.
 
-    Missing pixels do not count; NaN where more than half of what is covered is missing.
+    Missing pixels do not count; the result is NaN where more than half of the covered area is missing.
     """
     if rain.shape == (height, width):
         return rain
     if height >= rain.shape[0] and width >= rain.shape[1]:
-        # each pixel as it is: a mean of one value is that value but for rounding, which may change its class
+        # each pixel unchanged: the mean of one value may differ by rounding and change its class
         rows, columns = (
             ((np.arange(new) + 0.5) * old / new).astype(np.intp)
             for new, old in zip((height, width), rain.shape, strict=True)
@@ -180,7 +180,7 @@ def _box(values: npt.NDArray[Any], height: int, width: int) -> Rain:
 
 
 def graticule_levels(degrees: Lines) -> Lines:
-    """Round meridians or parallels between the smallest and the largest of `degrees`: two to about five."""
+    """Return round meridians or parallels between the smallest and the largest of `degrees`: two to about five."""
     if not np.isfinite(degrees).any():
         return np.empty(0)
     low, high = float(np.nanmin(degrees)), float(np.nanmax(degrees))
@@ -189,7 +189,7 @@ def graticule_levels(degrees: Lines) -> Lines:
 
 
 def graticule_pixels(view: MapView, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Where meridians and parallels cross a picture of (height, width) pixels: true on the line."""
+    """Return a mask of the meridians and parallels in a picture of (height, width) pixels."""
     on_line = np.zeros((height, width), dtype=bool)
     for degrees in view.lonlat(height, width):
         if not np.isfinite(degrees).all():
@@ -201,9 +201,9 @@ def graticule_pixels(view: MapView, height: int, width: int) -> npt.NDArray[np.b
 
 
 def cropped(rows: Mapping[str, Rain], grid: Grid) -> tuple[dict[str, Rain], Grid]:
-    """`rows` (frame, y, x) and `grid` without the margins that no frame of any row observed.
+    """Crop `rows` (frame, y, x) and `grid` to the extent that any frame of any row observed.
 
-    A twentieth of the observed extent stays on each side. All of it stays where nothing was observed.
+    A margin of a twentieth of that extent stays on each side. If nothing was observed, nothing is cropped.
     """
     seen = np.zeros(grid.shape, np.bool_)
     for rain in rows.values():
@@ -214,7 +214,7 @@ def cropped(rows: Mapping[str, Rain], grid: Grid) -> tuple[dict[str, Rain], Grid
 
 
 def extent_of(seen: npt.NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Rows and columns that hold all of `seen` (y, x) and a margin of a twentieth of them."""
+    """Return the rows and columns that contain all of `seen` (y, x), with a margin of a twentieth."""
     if not seen.any():
         return slice(0, seen.shape[0]), slice(0, seen.shape[1])
     return _span(np.asarray(seen.any(axis=1))), _span(np.asarray(seen.any(axis=0)))
@@ -227,7 +227,7 @@ def _span(seen: npt.NDArray[np.bool_]) -> slice:
 
 
 def credit(attrs: Mapping[str, Any]) -> str:
-    """Who the data are from, and their licence, as the attributes of an archive or a forecast say it."""
+    """Return the data provider and licence, as the attributes of an archive or a forecast state them."""
     origin = next((str(attrs[key]) for key in ("institution", "input_source", "source") if attrs.get(key)), "")
     licence = str(attrs.get("license") or attrs.get("licence") or "")
     said = f"{origin} ({licence})" if origin and licence else origin or licence
@@ -235,7 +235,7 @@ def credit(attrs: Mapping[str, Any]) -> str:
 
 
 def check_frames(rows: Mapping[str, Rain], grid: Grid) -> None:
-    """ValueError unless there is something to draw, and each is (frame, y, x) on `grid`."""
+    """Raise ValueError unless there is something to draw, and everything is (frame, y, x) on `grid`."""
     if not rows:
         raise ValueError("There is nothing to draw: pass at least one forecast, or the observation.")
     for name, rain in rows.items():
@@ -247,9 +247,9 @@ def check_frames(rows: Mapping[str, Rain], grid: Grid) -> None:
 
 
 def valid_text(time: np.datetime64, time_zone: str | None = None) -> str:
-    """`utc_text`, and the local time behind it: 2026-01-31 12:05 UTC (13:05 CET).
+    """Format a time in UTC and, in parentheses, local time: 2026-01-31 12:05 UTC (13:05 CET).
 
-    ValueError for a time zone that there is not.
+    Raises ValueError for an unknown time zone.
     """
     if time_zone is None:
         return utc_text(time)
@@ -259,12 +259,12 @@ def valid_text(time: np.datetime64, time_zone: str | None = None) -> str:
     try:
         zone = ZoneInfo(time_zone)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError(f"time_zone={time_zone}: write one as Europe/Amsterdam, or null.") from error
+        raise ValueError(f"time_zone={time_zone}: give one such as Europe/Amsterdam, or null.") from error
     seconds = int(time.astype("datetime64[s]").astype(np.int64))
     local = datetime.fromtimestamp(seconds, UTC).astimezone(zone)
     return f"{utc_text(time)} ({local:%H:%M %Z})"
 
 
 def utc_text(time: np.datetime64) -> str:
-    """The time as a forecaster reads it: 2026-01-31 12:05 UTC."""
+    """Format a time for forecasters: 2026-01-31 12:05 UTC."""
     return str(np.datetime_as_string(time, unit="m")).replace("T", " ") + " UTC"
