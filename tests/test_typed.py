@@ -46,8 +46,8 @@ def changed(config: DictConfig, *overrides: str) -> DictConfig:
         ("train", "loss.weights=5", "loss.weights=5: give a list, each a number. Type loss.weights=[5]."),
         ("train", "model.stages=5", "model.stages=5: give a list, each a mapping {key: value}."),
         ("train", "model.cell.peephole=pixels", "model.cell.peephole=pixels: give none or channel or pixel."),
-        ("train", "+optimizer.momentum=0.9", "optimizer.momentum: adamw_warmup_cosine takes no such key. There are params, "),
-        ("train", "+data.cropp=64", "data.cropp: RadarDataModule takes no such key. Did you mean crop?"),
+        ("train", "+optimizer.momentum=0.9", "optimizer.momentum: adamw_warmup_cosine has no such key. There are params, "),
+        ("train", "+data.cropp=64", "data.cropp: RadarDataModule has no such key. Did you mean crop?"),
         ("train", "+optimiser.lr=1", "optimiser: nothing reads this key."),
         ("train", "+basline=[]", "basline: nothing reads this key. Did you mean baselines"),
         ("train", "+paths.dat_dir=x", "paths.dat_dir: nothing reads this key. Did you mean paths.data_dir"),
@@ -132,7 +132,5 @@ def test_an_accelerator_that_is_not_there_is_refused_before_anything_is_read(
 
     config = composed["train"]
     assembly.check_machine(config)
-    with pytest.raises(
-        ValueError, match=r"trainer\.accelerator=tpu: this machine has .*cpu.*\. Take one, or auto"
-    ):
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=tpu: this machine has .*cpu.*\. Use one, or auto"):
         assembly.check_machine(changed(config, "trainer.accelerator=tpu"))

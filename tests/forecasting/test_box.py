@@ -164,10 +164,10 @@ def test_members_beside_calibrated_probabilities_are_warned_of(
     network.calibration = SimpleNamespace(thresholds=(1.0,), fitted_on=None)  # type: ignore[assignment]
     monkeypatch.setattr("raincast.assembly.forecasts.forecaster_of", lambda *_, **__: network)
     raincast.load_forecaster(members=2, calibrated=False)
-    assert "Members are of the network's own distribution" not in caplog.text
+    assert "Members come from the network's own distribution" not in caplog.text
     network.calibration = SimpleNamespace(thresholds=(1.0,), fitted_on=None)  # type: ignore[assignment]
     raincast.load_forecaster(members=2)
-    assert "Members are of the network's own distribution" in caplog.text
+    assert "Members come from the network's own distribution" in caplog.text
 
 
 def test_training_begins_with_the_box_and_the_checkpoint_forecasts(tiny_archive: Path, tmp_path: Path) -> None:

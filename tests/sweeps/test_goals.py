@@ -27,6 +27,6 @@ def test_bad_goals_are_answered() -> None:
         Goal("val/csi_1mm", "most")
     with pytest.raises(ValueError, match="each once"):
         check_goals([Goal("a"), Goal("a")], prunes=False)
-    with pytest.raises(ValueError, match=r"Put a score first, or say sweep\.pruner=null"):
+    with pytest.raises(ValueError, match=r"Put a score first, or set sweep\.pruner=null"):
         check_goals([Goal("latency_ms", "min"), Goal("a")], prunes=True)
     check_goals([Goal("latency_ms", "min"), Goal("a")], prunes=False)

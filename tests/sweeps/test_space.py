@@ -34,7 +34,7 @@ def test_hydras_words_are_optunas_distributions(text: str, expected: BaseDistrib
 
 @pytest.mark.parametrize("text", ["0.3", "interval(1e-2, 1e-4)", "interval(1", "range(5, 5)", "between(1, 2)"])
 def test_other_words_are_answered(text: str) -> None:
-    with pytest.raises(ValueError, match=r"sweep\.space: optimizer\.lr: .*There are interval\(0, 1\)"):
+    with pytest.raises(ValueError, match=r"sweep\.space: optimizer\.lr: .*Use interval\(0, 1\)"):
         parse_space({"optimizer.lr": text})
 
 

@@ -156,7 +156,7 @@ def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path: Path) ->
     assert [row["state"] for row in table] == ["failed"] * 5 + ["pruned", "complete"]
     assert [row["note"].removeprefix("the config's own values; ") for row in table[:5]] == [
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
-        "killed by SIGKILL, perhaps for want of memory",
+        "killed by SIGKILL, perhaps because memory ran out",
         "val/loss is nan after epoch 2",
         "it ended before a validation",
         "val/csi_1mm is nan",
@@ -212,7 +212,7 @@ def test_several_goals_end_in_a_page_with_a_pareto_table(tmp_path: Path) -> None
     table = rows(tmp_path, "front")
     assert {row["val/bias_error_1mm"] for row in table} == {"0.5"}
     page = (tmp_path / "sweep" / "front" / "sweep.html").read_text(encoding="utf-8")
-    assert "none is better than these in every goal" in page and "Goals against each other" in page
+    assert "no other is better in every goal" in page and "Goals against each other" in page
     # CSI at 1 mm/h rises as that at 10 mm/h falls: no trial beats another
     front = page.rpartition("in every goal")[2].partition("</table>")[0]
     assert front.count("<tr>") == 1 + 4
@@ -253,9 +253,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["data.crop=64"], r"data\.crop: 96 there, 64 here.*sweep\.study=NAME"),
         (["model=convlstm"], r"is of another config: .*model\.patch: 4 there, 1 here"),
         (["sweep.space={optimizer.lr:'0.1'}"], r"one value, nothing to search"),
-        (["optimizer.lr=0.1"], r"nothing to search; say"),
+        (["optimizer.lr=0.1"], r"nothing to search; give"),
         (["sweep.goals=[val/bias_1mm]"], r"best at 1: take val/bias_error_1mm"),
-        (["sweep.goals=[]"], r"sweep\.goals has to name"),
+        (["sweep.goals=[]"], r"sweep\.goals must name"),
         (["sweep.goals=[latency_ms]"], r"sweep\.pruner=null"),
     ],
 )
@@ -354,7 +354,7 @@ def test_a_trial_ends_with_its_worker(
 ) -> None:
     place = json.loads(os.environ[LINK]) | {"parent": 1 + os.getppid()}
     monkeypatch.setenv(LINK, json.dumps(place))
-    with pytest.raises(SystemExit, match="worker of this trial is gone"):
+    with pytest.raises(SystemExit, match="worker of this trial has died"):
         train(trial_config(tmp_path / "run", tiny_archive, tmp_path, "null"))
     assert link.trials[0].intermediate_values == {}
 

@@ -1,4 +1,4 @@
-"""Config → objects; checkpoint → Forecaster. The only place, with the commands, that knows Hydra."""
+"""Config → objects; checkpoint → Forecaster. Besides the commands, the only package that knows Hydra."""
 
 from raincast.assembly.forecasts import (
     declared_channels,

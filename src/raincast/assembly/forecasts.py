@@ -1,4 +1,4 @@
-"""Checkpoint → forecaster and pipeline, and the files that `python forecast.py` leaves."""
+"""Checkpoint → forecaster and pipeline, and the output files of `python forecast.py`."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def forecaster_of(
     checkpoint: Checkpoint, *, device: str = "auto", precision: str = "float32"
 ) -> "NetworkForecaster":
-    """The network of a checkpoint; `precision` is one of `forecasting.network.PRECISIONS`."""
+    """Build the network of a checkpoint; `precision` is one of `forecasting.network.PRECISIONS`."""
     import torch
 
     from raincast.forecasting.network import NetworkForecaster
@@ -62,7 +62,7 @@ def forecaster_of(
 
 
 def _network(checkpoint: Checkpoint, model: Mapping[str, Any]) -> "nn.Module":
-    """The network of `model` with the weights of a checkpoint; ValueError where they do not fit, or are NaN."""
+    """Build `model` with the weights of a checkpoint; raises ValueError if they do not fit, or are not finite."""
     import torch
 
     prefix = "network."
@@ -70,11 +70,11 @@ def _network(checkpoint: Checkpoint, model: Mapping[str, Any]) -> "nn.Module":
     if bad := [name for name, weight in weights.items() if not torch.isfinite(weight).all()]:
         raise ValueError(
             f"{checkpoint.path}: {len(bad)} of its {len(weights)} weights, {bad[0]} first, are not finite. "
-            "Take a checkpoint of an earlier epoch, or train with a lower optimizer.lr."
+            "Use a checkpoint of an earlier epoch, or train with a lower optimizer.lr."
         )
     try:
         if not checkpoint.in_box:
-            with torch.device("meta"):  # without memory: a config may ask for more than there is
+            with torch.device("meta"):  # on the meta device: a config may ask for more memory than there is
                 construct(model).load_state_dict(weights, assign=True)
         net: nn.Module = construct(model)
         net.load_state_dict(weights)
@@ -97,14 +97,14 @@ def pipeline(
     channels: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> "ForecastPipeline":
-    """The network of a checkpoint as what makes forecast files, `attrs` and its own origin in each of them.
+    """Return the pipeline that makes forecast files with a checkpoint.
 
-    `thresholds` (mm/h, increasing) are those of the probabilities; None: those it is calibrated at, or
-    that training scored if its head gives probabilities. `calibrated=False` leaves its calibration aside.
-    `rates_by` is a rule of its head (`models.distribution.DECISIONS`), None the one that it was trained with.
-    With `members` so many quantiles of the distribution are written, in an order that follows from `seed`.
-    `channels` says where the covariates lie, if elsewhere than in training: {NAME: {path: …}}.
-    `settings` are `ForecastPipeline`'s.
+    `attrs` and its provenance go into each file. `thresholds` (mm/h, increasing) are those of the probabilities;
+    None means those of its calibration or, if its head gives probabilities, those that training scored.
+    `calibrated=False` ignores its calibration. `rates_by` is a rule of its head (`models.distribution.DECISIONS`);
+    None means the one it was trained with. `members` is the number of quantiles of the distribution to write, in
+    an order that `seed` determines. `channels` says where the covariates are, if elsewhere than in training:
+    {NAME: {path: …}}. `settings` are those of `ForecastPipeline`.
     """
     from raincast.forecasting import ForecastPipeline
     from raincast.forecasting.fit import Trained
@@ -120,7 +120,7 @@ def pipeline(
     if not calibrated:
         forecaster.calibration = None
     if members is not None and forecaster.calibration is not None:
-        log.warning("Members are of the network's own distribution: only probabilities are calibrated.")
+        log.warning("Members come from the network's own distribution: only probabilities are calibrated.")
     if thresholds is None and forecaster.calibration is not None:
         thresholds = forecaster.calibration.thresholds
     elif thresholds is None:
@@ -130,7 +130,7 @@ def pipeline(
     on = forecaster.calibration.fitted_on if forecaster.calibration is not None else None
     max_missing = int(checkpoint.config["data"].get("max_missing", 0))
     trained = Trained.of(checkpoint.info, max_missing, physical=forecaster.physical)
-    if isinstance(forecaster.network, PhysicalNetwork):  # older frames need not be there
+    if isinstance(forecaster.network, PhysicalNetwork):  # older frames are not required
         trained = replace(trained, input_steps=min(trained.input_steps, forecaster.network.most_frames))
     return ForecastPipeline(
         forecaster,
@@ -154,9 +154,10 @@ def load_forecaster(
     channels: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> "ForecastPipeline":
-    """As `pipeline`, from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2).
+    """Load a pipeline (see `pipeline`) from a checkpoint or from a file that `export.py` wrote (.onnx, .pt2).
 
-    Without `path`, the forecaster that comes with raincast, trained on several radar networks.
+    Without `path` it is the bundled forecaster, trained on several radar networks. Raises ValueError for settings
+    that an exported file does not support.
     """
     from raincast.forecasting import ForecastPipeline
     from raincast.forecasting.exported import SUFFIXES, ExportedForecaster
@@ -172,14 +173,14 @@ def load_forecaster(
             **settings,
         )
     if device not in ("auto", "cpu"):
-        raise ValueError(f"device={device}: exported networks run on the CPU. Take a checkpoint, or device=cpu.")
+        raise ValueError(f"device={device}: exported networks run on the CPU. Use a checkpoint, or device=cpu.")
     exported = ExportedForecaster(path)
     if settings.pop("precision", "float32") != "float32":
-        raise ValueError(f"precision: {path} computes in float32. Take a checkpoint, or precision=float32.")
+        raise ValueError(f"precision: {path} computes in float32. Use a checkpoint, or precision=float32.")
     if settings.pop("rates_by", None) is not None:
-        raise ValueError(f"rates_by: {path} was exported with one rule. Take a checkpoint, or leave rates_by out.")
+        raise ValueError(f"rates_by: {path} was exported with one rule. Use a checkpoint, or leave rates_by out.")
     if settings.pop("members", None) is not None:
-        raise ValueError(f"members: {path} gives none. Take a checkpoint, or leave members out.")
+        raise ValueError(f"members: {path} gives none. Use a checkpoint, or leave members out.")
     settings.pop("seed", None)
     settings.pop("calibrated", None)
     own = {"title": "Precipitation nowcast", "source": f"raincast {__version__}, {Path(path).name}"}
@@ -195,7 +196,7 @@ def load_forecaster(
 
 
 def pipeline_of(cfg: DictConfig, device: str | None = None, memory_gib: float | None = None) -> "ForecastPipeline":
-    """The pipeline of `conf/forecast.yaml`'s settings, or on another device and in other memory."""
+    """Build the pipeline of `conf/forecast.yaml`'s settings, optionally for another device and other memory."""
     from raincast.forecasting.memory import Memory
 
     return load_forecaster(
@@ -219,7 +220,7 @@ def pipeline_of(cfg: DictConfig, device: str | None = None, memory_gib: float | 
 
 
 def outputs(cfg: DictConfig) -> "Outputs":
-    """The files that `conf/forecast.yaml`'s settings ask for."""
+    """Return the output files that `conf/forecast.yaml`'s settings request."""
     from raincast.forecasting import Outputs
 
     return Outputs(
@@ -234,15 +235,15 @@ def outputs(cfg: DictConfig) -> "Outputs":
 
 
 def declared_channels(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The channels that a network was trained with, as its config has them."""
+    """Return the channels that a network was trained with, as in its config; raises ValueError if malformed."""
     declared = checkpoint.config["data"].get("channels") or {}
     if not (isinstance(declared, dict) and all(isinstance(node, dict) for node in declared.values())):
-        raise ValueError(f"{checkpoint.path}: data.channels={declared} is no mapping of channels.")
+        raise ValueError(f"{checkpoint.path}: data.channels={declared} is not a mapping of channels.")
     return declared
 
 
 def _channels(trained: Mapping[str, Any], others: Mapping[str, Any]) -> "Channels":
-    """The channels that a network was trained with, and what is other now."""
+    """Return the channels that a network was trained with, with the changes in `others`."""
     from raincast.data.channels.declared import Channels
 
     if unknown := [name for name in others if name not in trained]:
@@ -254,7 +255,7 @@ def _channels(trained: Mapping[str, Any], others: Mapping[str, Any]) -> "Channel
 
 
 def provenance(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Where a network's forecasts come from, as global attributes."""
+    """Return the provenance of a network's forecasts as global attributes."""
     version = __version__
     return {
         "title": "Precipitation nowcast",

@@ -1,6 +1,6 @@
-"""Config → the parts that commands are made of: archive, data, network, metrics, baselines, readers.
+"""Config → the parts of commands: archive, data, network, metrics, baselines, readers.
 
-Heavy packages are imported inside the functions that need them, so that a mistyped key is answered at once.
+Heavy packages are imported inside the functions that need them, so that a mistyped key is reported at once.
 """
 
 import functools
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def make(node: Any, **arguments: Any) -> Any:
-    """The object that a config's `_target_` names; dataclasses stay what they are, lists are lists."""
+    """Build the object that a config's `_target_` names; dataclasses are kept, lists become lists."""
     return instantiate(node, _convert_="object", **arguments)
 
 
@@ -42,7 +42,7 @@ def archive_path(
     *,
     archive: str | None = None,
 ) -> Path:
-    """`archive`, else that of `cfg.data`, else the built-in one, which is built on first use."""
+    """Return `archive`, else the archive of `cfg.data`, else the built-in one, which is built on first use."""
     if archive or cfg.data.archive is not None:
         return Path(archive or cfg.data.archive)
     from filelock import FileLock
@@ -56,43 +56,49 @@ def archive_path(
         path,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the other processes of a run, and other runs, wait here until the days are there
+    # the other processes of a run, and other runs, wait here until the archive is built
     with FileLock(path.with_name(".builtin.lock")):
         build_builtin_archive(path, progress=progress)
     return path
 
 
 def datamodule(cfg: DictConfig, archive: Path) -> "RadarDataModule":
-    """The datamodule of the command's own `cfg.data` on `archive`."""
+    """Build the datamodule of the command's own `cfg.data` on `archive`."""
     module: RadarDataModule = make(cfg.data, archive=str(archive))
     return module
 
 
 def datamodule_of(data: Mapping[str, Any], archive: Path) -> "RadarDataModule":
-    """The datamodule of a checkpoint's settings, plain data, on `archive`."""
+    """Build the datamodule of a checkpoint's settings (plain data) on `archive`.
+
+    Raises ValueError if it is not one.
+    """
     from raincast.data.datamodule import RadarDataModule
 
     module = construct({**data, "archive": str(archive)})
     if not isinstance(module, RadarDataModule) or not hasattr(module.split, "ranges"):
-        raise ValueError(f"The data of a checkpoint is no RadarDataModule with a split, but {data}.")
+        raise ValueError(f"The data of a checkpoint must be a RadarDataModule with a split, found {data}.")
     return module
 
 
 def head(cfg: DictConfig) -> "Head":
-    """The head of `cfg.head`, once it is sure that `cfg.loss` finds in it what it needs."""
+    """Build the head of `cfg.head`; raises ValueError if `cfg.loss` does not belong to it."""
     try:
         OmegaConf.to_container(cfg.loss, resolve=True)
     except InterpolationKeyError as error:
         raise ValueError(
             f"{cfg.loss._target_} does not belong to {cfg.head._target_}: {str(error).splitlines()[0]}. "
-            "Choose the head with head=… and leave loss=… out: each head brings its own."
+            "Choose the head with head=… and leave loss=… out: each head sets its own loss."
         ) from error
     made: Head = make(cfg.head)
     return made
 
 
 def network(model: Mapping[str, Any], *, num_channels: int = 1, inputs: "Inputs | None" = None) -> "nn.Module":
-    """The network of a model config: the channels of `inputs` (rain, by default) in, those of its head out."""
+    """Build the network of a model config with the input channels of `inputs` (rain by default).
+
+    Its output channels are those of its head.
+    """
     built: nn.Module = make(_with_channels(model, num_channels, inputs))
     return built
 
@@ -103,9 +109,9 @@ def _with_channels(
     inputs: "Inputs | None",
     find: Callable[[str], Any] = get_object,
 ) -> dict[str, Any]:
-    """`model` with the numbers of its channels; ValueError where it states others, or cannot have them.
+    """Return `model` with its numbers of channels; raises ValueError for other numbers or unsupported channels.
 
-    `find` gives the class of a name.
+    `find` returns the class of a name.
     """
     seen, known = (inputs.num_channels, len(inputs.future)) if inputs else (1, 0)
     for key, number, whose, source in (
@@ -123,14 +129,14 @@ def _with_channels(
         if "future_channels" not in inspect.signature(find(target)).parameters:
             raise ValueError(
                 f"{target.rpartition('.')[2]} takes no channels that are known in advance; data.channels has "
-                f"{known}. Give them the role past, or take another network, as model=convlstm."
+                f"{known}. Give them the role past, or use another network, such as model=convlstm."
             )
         numbers["future_channels"] = known
     return {**model, **numbers}
 
 
 def channels(cfg: DictConfig) -> "Channels":
-    """What `cfg.data.channels` declares; no file is opened."""
+    """Return the channels that `cfg.data.channels` declares; no file is opened."""
     from raincast.data.channels.declared import Channels
 
     declared = OmegaConf.to_container(cfg.data.channels, resolve=True) if cfg.data.get("channels") else {}
@@ -138,20 +144,23 @@ def channels(cfg: DictConfig) -> "Channels":
 
 
 def check_crop(data: "RadarDataModule", net: "nn.Module", crop: int | None) -> None:
-    """A training crop must be a multiple of the network's stride; whole frames of any size are padded."""
+    """Raise ValueError unless a training crop is a multiple of the network's stride; whole frames are padded."""
     stride = int(getattr(net, "stride", 1))
     if crop is None or crop % stride == 0 or data.crop == data.archive.grid.shape:
         return
     below, above = crop // stride * stride, (crop // stride + 1) * stride
     better = f"{below} or {above}" if below else str(above)
     raise ValueError(
-        f"data.crop={crop} is not a multiple of the network's stride {stride}: a part of every crop would be "
-        f"padding. Take data.crop={better}."
+        f"data.crop={crop} is not a multiple of the network's stride {stride}: part of every crop would be "
+        f"padding. Use data.crop={better}."
     )
 
 
 def metrics(cfg: DictConfig, data: "RadarDataModule") -> "Metrics":
-    """What `cfg.metrics` scores, once it is sure that it can on these windows; its goal is training's alone."""
+    """Build the settings of `cfg.metrics` without the goal.
+
+    Raises ValueError if these windows do not allow them.
+    """
     from raincast.evaluation import Scoring
 
     settings = mapping(OmegaConf.to_container(cfg.metrics, resolve=True))
@@ -161,35 +170,38 @@ def metrics(cfg: DictConfig, data: "RadarDataModule") -> "Metrics":
     grid, meaning, step = data.archive.grid, data.archive.meaning, data.archive.step_minutes
     if made.accumulations and meaning.is_averaged and meaning.minutes != step:
         raise ValueError(
-            f"metrics.accumulations={list(made.accumulations)}: {data.archive.path} holds {meaning}, a frame each "
-            f"{step:g} min. They do not add up to depths: set metrics.accumulations=[]."
+            f"metrics.accumulations={list(made.accumulations)}: {data.archive.path} holds {meaning}, one frame "
+            f"every {step:g} min. They do not add up to depths: set metrics.accumulations=[]."
         )
     Scoring(made, data.archive.step_minutes, grid.pixel_km).check(data.lead_steps, data.eval_crop)
     return made
 
 
 def check_baselines(cfg: DictConfig, names: list[str]) -> None:
-    """ValueError where `cfg.baseline` has not all of `names`."""
+    """Raise ValueError if `cfg.baseline` lacks any of `names`."""
     unknown = [name for name in names if name not in cfg.baseline]
     if unknown:
         raise ValueError(f"baselines: {', '.join(unknown)} unknown; there are {', '.join(cfg.baseline)}.")
 
 
 def baselines(cfg: DictConfig, names: list[str]) -> "list[Forecaster]":
-    """The baselines of `cfg.baseline` called `names`."""
+    """Build the baselines of `cfg.baseline` called `names`."""
     check_baselines(cfg, names)
     return [make(cfg.baseline[name]) for name in names]
 
 
 def baseline_makers(cfg: DictConfig) -> "dict[str, Callable[[], Forecaster]]":
-    """What makes each of `cfg.baselines`, in another process too; ValueError where one is unknown or wrong."""
+    """Return constructors of `cfg.baselines` that also work in other processes, by name.
+
+    Raises ValueError if one is unknown or wrong.
+    """
     made = baselines(cfg, list(cfg.baselines))
     nodes = [mapping(OmegaConf.to_container(cfg.baseline[name], resolve=True)) for name in cfg.baselines]
     return {one.name: functools.partial(make, node) for one, node in zip(made, nodes, strict=True)}
 
 
 def reader(cfg: DictConfig) -> "Reader":
-    """The reader of radar files of `cfg.source`, whose frames are within the limits of `cfg.quality`."""
+    """Build the reader of `cfg.source`, which limits and cleans its frames as `cfg.quality` says."""
     from raincast.ingest.quality import Cleaned
     from raincast.ingest.readers import Limited
 
@@ -198,7 +210,10 @@ def reader(cfg: DictConfig) -> "Reader":
 
 
 def reader_named(source: str = "auto", **settings: Any) -> "Reader":
-    """The reader of conf/source/`source`.yaml with `settings`, whose frames are within the limits of forecasts."""
+    """Build the reader of conf/source/`source`.yaml with `settings` and the default limits of forecasts.
+
+    Raises ValueError for an unknown source, and for settings without one.
+    """
     from raincast.ingest.quality import Cleaned, Quality
     from raincast.ingest.readers import Auto
 
@@ -213,13 +228,13 @@ def reader_named(source: str = "auto", **settings: Any) -> "Reader":
     if source != "auto":
         return Cleaned(made(source, **settings), Quality())
     if settings:
-        raise ValueError(f'{", ".join(settings)}: settings are of one format. Name it: source="cf" …')
+        raise ValueError(f'{", ".join(settings)}: settings belong to one format. Name it: source="cf" …')
     listed: Any = OmegaConf.select(OmegaConf.load(folder / "auto.yaml"), "defaults")
     names = [str(entry).partition("@")[0] for entry in listed if entry != "_self_"]
     return Cleaned(Auto({name: made(name) for name in names}), Quality())
 
 
 def mapping(container: Any) -> dict[str, Any]:
-    """A container of OmegaConf that is a mapping."""
+    """Return a container of OmegaConf as a mapping."""
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

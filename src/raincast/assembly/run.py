@@ -1,4 +1,4 @@
-"""Config → a training run: what Lightning trains with, and what its checkpoints say of themselves."""
+"""Config → a training run: the objects that Lightning trains with, and the metadata of its checkpoints."""
 
 import importlib.util
 import logging
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXTRAS = ("tensorboard", "mlflow")
-"""Loggers that need a package of their name, which an extra of that name installs."""
+"""Loggers that need a package of the same name, which an extra of that name installs."""
 
 
 def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
-    """What a checkpoint says of itself, as plain data."""
+    """Return the metadata of a checkpoint, as plain data."""
     return describe(config_text(cfg), data)
 
 
 def config_text(cfg: DictConfig) -> str:
-    """The whole config as YAML, resolved."""
+    """Return the whole resolved config as YAML."""
     container = mapping(OmegaConf.to_container(cfg, resolve=True))
     container.pop("hydra", None)
     return OmegaConf.to_yaml(OmegaConf.create(container))
@@ -48,7 +48,7 @@ def module(
     info: dict[str, Any],
     references: "Mapping[str, Scores] | None" = None,
 ) -> "L.LightningModule":
-    """The LightningModule of a run; `references` are baselines' scores of the validation windows."""
+    """Build the LightningModule of a run; `references` are baselines' scores on the validation windows."""
     from raincast.training.module import NowcastModule
     from raincast.training.parallel import ShardedModule
 
@@ -57,7 +57,7 @@ def module(
         net,
         net_head,
         transform,
-        # partial, or Hydra would turn the transform, a dataclass, into a config
+        # partial, or Hydra would turn the transform (a dataclass) into a config
         make(cfg.loss, _partial_=True)(transform=transform),
         make(cfg.optimizer),
         thresholds=list(cfg.metrics.thresholds),
@@ -71,27 +71,27 @@ def module(
 
 
 def is_sharded(cfg: DictConfig) -> bool:
-    """Whether the processes of a run share its weights (trainer=fsdp)."""
+    """Return True if the processes of a run share its weights (trainer=fsdp); raises ValueError if they cannot."""
     target = OmegaConf.select(cfg, "trainer.strategy._target_")
     sharded = bool(target == "raincast.training.parallel.Sharded")
     if sharded and cfg.ema is not None:
         raise ValueError(
-            f"ema={cfg.ema} averages whole weights, which trainer=fsdp has not: leave one of them out."
+            f"ema={cfg.ema} averages whole weights, which trainer=fsdp does not have: leave one of them out."
         )
     if sharded and OmegaConf.select(cfg, "curriculum.sampling") is not None:
         raise ValueError(
-            "curriculum.sampling unrolls the network step by step, for which shared-out weights (fsdp) are "
-            "not whole. Take trainer=ddp, or curriculum.sampling=null."
+            "curriculum.sampling unrolls the network step by step, for which sharded weights (fsdp) are not "
+            "gathered. Use trainer=ddp, or curriculum.sampling=null."
         )
     return sharded
 
 
 def check_machine(cfg: DictConfig) -> None:
-    """ValueError where the run names an accelerator or a logger that this machine does not have."""
+    """Raise ValueError if the run needs an accelerator or a logger that this machine does not have."""
     for name in EXTRAS:
         if name in cfg.logger and importlib.util.find_spec(name) is None:
             raise ValueError(
-                f'logger={name} needs the package {name}: pip install -e ".[{name}]", or take logger=csv or '
+                f'logger={name} needs the package {name}: pip install -e ".[{name}]", or use logger=csv or '
                 "logger=wandb."
             )
     from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -100,16 +100,16 @@ def check_machine(cfg: DictConfig) -> None:
     known = AcceleratorRegistry.available_accelerators()
     here = [name for name in known if AcceleratorRegistry[name]["accelerator"].is_available()]
     if wanted not in ("auto", *here) and not (wanted == "gpu" and {"cuda", "mps"}.intersection(here)):
-        raise ValueError(f"trainer.accelerator={wanted}: this machine has {', '.join(here)}. Take one, or auto.")
+        raise ValueError(f"trainer.accelerator={wanted}: this machine has {', '.join(here)}. Use one, or auto.")
 
 
 def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callback]") -> "L.Trainer":
-    """The Trainer of `cfg.trainer`."""
+    """Build the Trainer of `cfg.trainer`; raises ValueError if Lightning rejects the hardware settings."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from raincast.training.durable.checkpoint_io import DurableCheckpointIO
 
-    # partial, or Hydra would look for configs in the loggers and callbacks
+    # partial, or Hydra would search the loggers and callbacks for configs
     prepared = make(cfg.trainer, _partial_=True)
     try:
         built: L.Trainer = prepared(
@@ -122,14 +122,14 @@ def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callbac
         hardware = ("accelerator", "devices", "strategy", "precision")
         given = ", ".join(f"trainer.{key}={cfg.trainer.get(key)}" for key in hardware)
         raise ValueError(f"Lightning cannot train with {given}: {error}") from error
-    # With max_steps Lightning takes an epoch that a checkpoint ends for one that was broken off: the epoch after a
+    # With max_steps, Lightning takes an epoch that a checkpoint ends for an interrupted one: the epoch after a
     # resume would train nothing.
     built.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
     return built
 
 
 def callbacks(cfg: DictConfig) -> "list[L.Callback]":
-    """The callbacks of `cfg.callbacks`, the averaged weights if asked for, and the notice on Ctrl-C."""
+    """Build the callbacks of `cfg.callbacks`, the averaged weights if requested, and the notice on Ctrl-C."""
     from raincast.training.callbacks.progress import InterruptNotice
     from raincast.training.execution import AveragedWeights
 
@@ -140,15 +140,14 @@ def callbacks(cfg: DictConfig) -> "list[L.Callback]":
 
 
 def last_checkpoint(cfg: DictConfig) -> Path:
-    """Where a run keeps its state after the newest epoch."""
+    """Return the path at which a run keeps its state after the newest epoch."""
     return Path(cfg.callbacks.last.dirpath) / f"{cfg.callbacks.last.filename}.ckpt"
 
 
 def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Logger]":
-    """CSV always, and those of `cfg.logger`.
+    """Build the CSV logger and those of `cfg.logger`.
 
-    `resumed` holds the ids at wandb and MLflow of the run gone on with, after `step` steps of which its CSV file
-    goes on.
+    `resumed` holds the wandb and MLflow ids of the resumed run; its CSV file continues after `step` steps.
     """
     from raincast.training.durable.csv_log import ContinuedCSVLogger
 
@@ -160,7 +159,7 @@ def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Log
             node = _mlflow_node(node, resumed.get("mlflow"))
         built.append(make(node))
         if name == "wandb":
-            # wandb warns of a setting that Lightning passes and that has no effect
+            # wandb would warn of a setting that Lightning passes and that has no effect
             built[-1]._wandb_init.pop("anonymous", None)  # type: ignore[attr-defined]
     return built
 
@@ -168,7 +167,7 @@ def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Log
 def _wandb_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
     os.environ.setdefault("WANDB_SILENT", "true")
     values = mapping(OmegaConf.to_container(node, resolve=True))
-    values["log_model"] = False  # Lightning would add every checkpoint, and none offline; the best goes at the end
+    values["log_model"] = False  # Lightning would add every checkpoint, and none offline; the best goes last
     if not values.get("offline") and (reason := _wandb_unreachable()):
         log.warning("wandb logs offline: %s. Upload later with: wandb sync", reason)
         values["offline"] = True
@@ -178,9 +177,9 @@ def _wandb_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
 
 def _mlflow_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it tells of each table that it makes
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # it reports each table that it creates
     values = mapping(OmegaConf.to_container(node, resolve=True))
-    values["log_model"] = False  # Lightning would add what it calls the best; ours goes at the end
+    values["log_model"] = False  # Lightning would add what it considers best; ours is added at the end
     uri = str(values["tracking_uri"])
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +187,7 @@ def _mlflow_node(node: DictConfig, run_id: str | None) -> dict[str, Any]:
 
 
 def _wandb_unreachable() -> str | None:
-    """Why wandb cannot go online, or None; asked here because wandb itself waits more than a minute."""
+    """Return why wandb cannot go online, or None; checked here because wandb itself waits more than a minute."""
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
     name, _, port = host.partition(":")
     if "WANDB_API_KEY" not in os.environ and not _in_netrc(name):
@@ -197,11 +196,11 @@ def _wandb_unreachable() -> str | None:
         with socket.create_connection((name, int(port or 443)), timeout=3):
             return None
     except OSError as error:
-        return f"{host} is out of reach ({error})"
+        return f"{host} is unreachable ({error})"
 
 
 def _in_netrc(host: str) -> bool:
-    """Whether `wandb login` left a key for `host`."""
+    """Return True if `wandb login` has stored a key for `host`."""
     try:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

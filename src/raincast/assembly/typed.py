@@ -1,8 +1,8 @@
-"""One check of a composed config: each key is known, and each value has the type that is expected of it.
+"""A check of the composed config: every key is known, and every value has the expected type.
 
-Keys next to a `_target_` are arguments of the class or function that it names: its signature has their types.
+Keys next to a `_target_` are arguments of the class or function that it names, and its signature has their types.
 `SETTINGS` has the types of all other keys. pydantic compares values strictly, as those of a JSON document: a list
-may be a tuple, a text a path, a whole number a number; nothing else is converted.
+may be a tuple, a string a path, a whole number a number; nothing else is converted.
 """
 
 import difflib
@@ -142,10 +142,10 @@ SETTINGS: dict[str, Any] = {
     "width": int,
     "optimizer_slots": int,
 }
-"""Keys that no `_target_` takes, by their full names."""
+"""Types of keys that no `_target_` takes, by full name."""
 
 BUILT = {"metrics": "raincast.evaluation.Metrics"}
-"""Nodes that are arguments of something, though the config does not say of what."""
+"""Nodes that are arguments of something that the config does not name."""
 OPEN = ("callbacks", "logger", "baseline")
 """Nodes that may have any children."""
 ALSO_NULL = ("data.archive", "default_data.archive")
@@ -161,20 +161,20 @@ def check(
     known: Collection[str] = (),
     choices: Mapping[str, Any] | None = None,
 ) -> None:
-    """ValueError that lists every key that is unknown or whose value is of another type than expected.
+    """Raise a ValueError that lists every unknown key and every value of an unexpected type.
 
-    `skip` are nodes that the command does not use. `known` are keys that need no type. `choices` are Hydra's,
+    `skip` lists nodes that the command does not use. `known` lists keys that need no type. `choices` are Hydra's,
     group → chosen file.
     """
     for group in GLOBAL:
         if isinstance(cfg.get(group), DictConfig):
             name = (choices or {}).get(group, "NAME")
             raise ValueError(
-                f"conf/{group}/{name}.yaml would set nothing: its first line has to be '# @package _global_'."
+                f"conf/{group}/{name}.yaml would set nothing: its first line must be '# @package _global_'."
             )
     try:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException:  # keys that others refer to are missing: whoever builds from them says so
+    except OmegaConfBaseException:  # keys that others refer to are missing: their user reports it
         plain = OmegaConf.to_container(cfg, resolve=False)
     left = {key: value for key, value in plain.items() if key not in ("hydra", *skip)}
     if faults := list(_faults(left, known)):
@@ -184,7 +184,7 @@ def check(
 def _faults(
     node: Mapping[str, Any], known: Collection[str], where: str = "", target: str | None = None
 ) -> Iterator[str]:
-    """What is wrong in `node`, the arguments of `target` if it has one."""
+    """Yield a message for each fault in `node`, which holds the arguments of `target` if there is one."""
     target = node.get("_target_", target)
     hints, takes_all = _signature(target) if target else ({}, where in OPEN or not _has_settings(where))
     for key, value in node.items():
@@ -209,33 +209,33 @@ def _holds_targets(node: Mapping[str, Any]) -> bool:
 
 
 def _has_settings(where: str) -> bool:
-    """Whether the keys of a node are listed: those at the top are."""
+    """Return True if the keys of a node are listed; those of the top level are."""
     return not where or any(key.startswith(f"{where}.") for key in SETTINGS)
 
 
 def _is_node(full: str, value: Any) -> bool:
-    """Whether it is a node of the config, and not a key that nobody knows."""
+    """Return True if a value is a node of the config, rather than an unknown key."""
     return isinstance(value, dict) and ("_target_" in value or full in OPEN or _has_settings(full))
 
 
 def _signature(target: str) -> tuple[dict[str, Any], bool]:
-    """The arguments of a `_target_` with their types, and whether it takes any others, too."""
+    """Return the arguments of a `_target_` with their types, and whether it takes any others, too."""
     try:
         made = get_object(target)
         parameters = inspect.signature(made).parameters
-    except (ImportError, ValueError, TypeError):  # an extra that is missing: whoever builds it says so
+    except (ImportError, ValueError, TypeError):  # a missing extra: its user reports it
         return {}, True
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return {}, True
     try:
         hints = get_type_hints(made.__init__ if inspect.isclass(made) else made)
-    except NameError:  # names that are imported for type checkers alone
+    except NameError:  # names imported only for type checkers
         hints = {}
     return {name: hints.get(name, Any) for name in parameters}, False
 
 
 def _fits(value: Any, expected: Any) -> bool:
-    """Whether a plain `value` has the type. Types without a pydantic schema come from a node with a _target_."""
+    """Return True if a plain `value` has the type; types without a pydantic schema need a node with a _target_."""
     if expected is Any:
         return True
     if get_origin(expected) in (Union, types.UnionType):
@@ -246,7 +246,7 @@ def _fits(value: Any, expected: Any) -> bool:
         TypeAdapter(expected).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError:
         return False
-    except PydanticUserError:  # a list or mapping of what a _target_ makes
+    except PydanticUserError:  # a list or mapping of what a _target_ builds
         return isinstance(value, dict | list)
     return True
 
@@ -256,7 +256,7 @@ def _is_plain(expected: Any) -> bool:
 
 
 def _words(expected: Any) -> str:
-    """A type as a person says it."""
+    """Describe a type in plain words."""
     words = {
         str: "a text", Path: "a path", int: "a whole number", float: "a number", bool: "true or false",
         types.NoneType: "null",
@@ -276,7 +276,7 @@ def _words(expected: Any) -> str:
 
 
 def _hint(key: str, value: Any, expected: Any) -> str:
-    """What to type, where that is easily guessed."""
+    """Return what to type, if that is easily guessed."""
     wanted = _words(expected)
     if "a list" in wanted and not isinstance(value, list | dict) and _fits([value], expected):
         return f" Type {key}=[{value}]."
@@ -293,7 +293,7 @@ def _unknown(full: str, key: str, target: str | None, hints: Mapping[str, Any]) 
         return f"{full}: nothing reads this key." + (f" Did you mean {' or '.join(near)}?" if near else "")
     near = difflib.get_close_matches(key, hints, n=2)
     found = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(hints)}."
-    return f"{full}: {target.rpartition('.')[2]} takes no such key. {found}"
+    return f"{full}: {target.rpartition('.')[2]} has no such key. {found}"
 
 
 def _shown(value: Any) -> str:

@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class TrialCallback(Callback):
-    """Writes the outcome into `run_dir` after each validation, reports the first goal, and prunes by `pruner`.
+    """Write the outcome into `run_dir` after each validation, report the first goal, and prune with `pruner`.
 
-    The best epoch is the one that the checkpoint callback keeps: by `monitor`, which is large (`mode` max) or
-    small (min) when good. A loss that is no number ends the trial as failed; so does the death of its worker.
+    The best epoch is the one that the checkpoint callback keeps: by `monitor`, which is better when large (`mode`
+    max) or small (min). A NaN or infinite loss ends the trial as failed; so does the death of its worker.
     """
 
     def __init__(
@@ -59,16 +59,16 @@ class TrialCallback(Callback):
         self.outcome.write(self.run_dir)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """End if the worker was killed: its successor runs the same trial."""
+        """Exit if the worker was killed: its successor runs the same trial."""
         if trainer.is_global_zero and os.getppid() != self.parent:
-            raise SystemExit("The worker of this trial is gone.")
+            raise SystemExit("The worker of this trial has died.")
 
     def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Check during validation too, which can take long."""
         self.on_train_batch_start(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Report one point of the curve; all processes learn whether to go on."""
+        """Report one point of the curve; all processes learn whether to continue."""
         if trainer.sanity_checking:
             return
         stop = trainer.is_global_zero and self._after_validation(trainer)
@@ -98,26 +98,29 @@ class TrialCallback(Callback):
         return value > best if self.mode == "max" else value < best
 
     def should_prune(self, metrics: dict[str, float], step: int) -> bool:
-        """Report the first goal at validation `step`, from 0 as pruners count; a lost storage prunes nothing."""
+        """Report the first goal at validation `step`, counted from 0 as pruners do; return True to prune.
+
+        If the storage is unreachable, nothing is pruned.
+        """
         goal = self.goals[0]
         if self._trial is None or goal.score == LATENCY:
             return False
         for other in self.goals:
             if other.score != LATENCY and other.score not in metrics:
-                other.value(metrics)  # says what there is
+                other.value(metrics)  # its error lists the scores that exist
         if not math.isfinite(metrics[goal.score]):
             return False
         try:
             self._trial.report(goal.value(metrics), step=step)
             return self.pruner is not None and self._trial.should_prune()
         except optuna.exceptions.UpdateFinishedTrialError:
-            raise SystemExit("The study has given up this trial: its worker was taken for dead.") from None
+            raise SystemExit("The study has given up this trial, as its worker seemed dead.") from None
         except Exception as error:
-            log.warning("The study is out of reach, the trial goes on: %s", error)
+            log.warning("The study is unreachable; the trial continues: %s", error)
             return False
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Record the end of the trial, unless it was ended before."""
+        """Record the end of the trial, unless it has already ended."""
         if not trainer.is_global_zero or self.outcome.state != process.RUNNING:
             return
         if any(goal.score == LATENCY for goal in self.goals):
@@ -128,7 +131,10 @@ class TrialCallback(Callback):
 
 @torch.no_grad()
 def latency_ms(trainer: L.Trainer, module: L.LightningModule, repeats: int = 5) -> float:
-    """The median time of one forecast of a validation window on the trainer's device, after one not counted."""
+    """Return the median time of one forecast of a validation window in ms, on the trainer's device.
+
+    A first forecast is not counted.
+    """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     sample = next(iter(data.eval_batches("val")))
     rain = sample["input"][:1].to(module.device)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LATENCY = "latency_ms"
-"""The one goal that training does not log: how long the network takes for one forecast."""
+"""The one goal that training does not log: the time of one forecast by the network."""
 WANTS = ("max", "min")
 
 
@@ -17,17 +17,17 @@ class Goal:
     want: str = "max"
 
     def __post_init__(self) -> None:
-        """Refuse another word."""
+        """Raise ValueError for any other direction."""
         if self.want not in WANTS:
             raise ValueError(f"want={self.want} of {self.score}; there are {', '.join(WANTS)}.")
 
     @property
     def direction(self) -> str:
-        """Optuna's word."""
+        """Name of the direction in Optuna."""
         return "maximize" if self.want == "max" else "minimize"
 
     def value(self, metrics: Mapping[str, float]) -> float:
-        """Its value; ValueError where the run has no such score, or it is not a number."""
+        """Return its value; raises ValueError if the run has no such score, or it is not finite."""
         if self.score not in metrics:
             raise ValueError(f"sweep.goals: {self.score} is not logged; there are {', '.join(sorted(metrics))}.")
         found = float(metrics[self.score])
@@ -37,12 +37,12 @@ class Goal:
 
 
 def check_goals(goals: Sequence[Goal], *, prunes: bool) -> None:
-    """ValueError where there is no goal, one twice, or pruning would have to look at the latency."""
+    """Raise ValueError if there is no goal, one repeats, or pruning would depend on the latency."""
     names = [goal.score for goal in goals]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"sweep.goals has to name one score or more, each once; it names {names}.")
+        raise ValueError(f"sweep.goals must name at least one score, each once; found {names}.")
     if prunes and names[0] == LATENCY:
         raise ValueError(
-            f"Trials are pruned by the first of sweep.goals after each validation, and {LATENCY} is known at the "
-            "end only. Put a score first, or say sweep.pruner=null."
+            f"Trials are pruned by the first of sweep.goals after each validation, but {LATENCY} is only known "
+            "at the end. Put a score first, or set sweep.pruner=null."
         )

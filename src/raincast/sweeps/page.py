@@ -12,7 +12,7 @@ from raincast.system.files import atomic
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial: `values` one a goal, empty without a result."""
+    """One trial; `values` has one per goal and is empty without a result."""
 
     number: int
     state: str
@@ -29,8 +29,8 @@ class TrialRow:
 class SweepResult:
     """All trials of a study in the order of their numbers.
 
-    `goals` are the goals' labels; `best` are the numbers of the best trials, the winner first: those that no other
-    trial beats in every goal, or the highest few of one goal.
+    `goals` are the goals' labels. `best` are the numbers of the best trials, the winner first: those that no other
+    trial beats in every goal or, with one goal, the best few.
     """
 
     name: str
@@ -40,16 +40,16 @@ class SweepResult:
     facts: Sequence[tuple[str, str]] = ()
 
     def row(self, number: int) -> TrialRow:
-        """The trial called `number`."""
+        """Return the trial with this number."""
         return next(row for row in self.rows if row.number == number)
 
     def param_names(self) -> list[str]:
-        """Every parameter that a trial had."""
+        """Return the names of all parameters of all trials."""
         return list(dict.fromkeys(name for row in self.rows for name in row.params))
 
 
 def write_table(result: SweepResult, path: Path) -> Path:
-    """All trials as CSV, whole at any moment."""
+    """Write all trials as CSV, atomically."""
     with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = result.param_names()
@@ -65,7 +65,7 @@ def write_table(result: SweepResult, path: Path) -> Path:
 
 
 def write_sweep_page(result: SweepResult, pictures: Mapping[str, bytes], path: Path) -> Path:
-    """One HTML file: what was sought and found, the winner's command, `pictures` (PNG by title), all trials."""
+    """Write one HTML file: settings and results, the winner's command, `pictures` (PNG by title), all trials."""
     return page.write_page(path, title=f"The sweep {result.name}", sections=_sections(result, pictures))
 
 
@@ -73,7 +73,7 @@ def _sections(result: SweepResult, pictures: Mapping[str, bytes]) -> Iterator[pa
     yield page.Section("Overview", [page.Facts([*result.facts, *_counts(result, pictures)])])
     if result.best:
         front = len(result.goals) > 1
-        title = "Best trials: none is better than these in every goal" if front else "Best trials"
+        title = "Best trials: no other is better in every goal" if front else "Best trials"
         best = [_cells(result, result.row(number)) for number in result.best]
         yield page.Section(title, [page.Table.of(best)])
         winner = result.row(result.best[0])
@@ -92,7 +92,7 @@ def _counts(result: SweepResult, pictures: Mapping[str, bytes]) -> Iterator[tupl
         ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))) or "none",
     )
     if not any(title.startswith("Importance") for title in pictures):
-        yield "importance", "of the parameters: only with four or more complete trials of different values"
+        yield "importance", "of the parameters: needs four or more complete trials with different values"
     hours = sum(row.seconds or 0.0 for row in result.rows) / 3600
     yield "time of all trials", f"{hours:.2f} h"
 
@@ -107,13 +107,13 @@ def _cells(result: SweepResult, row: TrialRow) -> dict[str, str]:
 
 
 def short(value: Any) -> str:
-    """A parameter or score in a few characters."""
+    """Format a parameter or score in a few characters."""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def lines(result: SweepResult, most: int = 5) -> str:
-    """The best trials for a terminal."""
+    """Return lines on the best trials for a terminal."""
     told = [dict(_counts(result, {}))["trials"]]
     for number in list(result.best)[:most]:
         row = result.row(number)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def pictures(sweep: Sweep) -> Mapping[str, bytes]:
-    """Each picture by its title; those that have nothing to show are left out."""
+    """Return each picture by its title; those that have nothing to show are left out."""
     from matplotlib import pyplot
 
     pyplot.switch_backend("agg")
@@ -35,7 +35,7 @@ def pictures(sweep: Sweep) -> Mapping[str, bytes]:
         for title, draw in _pictures(sweep):
             try:
                 found[title] = _png(draw())
-            except Exception as error:  # a picture less is no reason to lose the page
+            except Exception as error:  # a missing picture must not cost the page
                 log.warning("The picture %r could not be drawn: %s", title, error)
     return found
 
@@ -67,15 +67,15 @@ def _pictures(sweep: Sweep) -> "Iterator[tuple[str, Callable[[], Axes | np.ndarr
 
 
 def _front(study: optuna.Study, goal: int, **names: Any) -> "Axes":
-    """A goal and the first one of all trials; the trials that none beats in every goal stand out."""
+    """Plot a goal against the first one for all trials; those on the Pareto front stand out."""
     return optuna.visualization.matplotlib.plot_pareto_front(
         study, targets=lambda trial: (trial.values[goal], trial.values[0]), **names
     )
 
 
 def importances(study: optuna.Study, goal: int, *, target_name: str) -> "Axes":
-    """The share of each parameter in what tells the best trials from the others, by PED-ANOVA (Watanabe 2023)."""
-    # given a target, PED-ANOVA says that small is good
+    """Plot each parameter's share in separating the best trials from the others, by PED-ANOVA (Watanabe 2023)."""
+    # with a target, PED-ANOVA assumes that small is good
     sign = -1.0 if study.directions[goal] == optuna.study.StudyDirection.MAXIMIZE else 1.0
     return optuna.visualization.matplotlib.plot_param_importances(
         study,
@@ -86,7 +86,7 @@ def importances(study: optuna.Study, goal: int, *, target_name: str) -> "Axes":
 
 
 def _curves(sweep: Sweep, axes: "Axes") -> "Axes":
-    """Curves are labelled with the number of their trial, also where a study of their own holds them."""
+    """Label curves with the number of their trial, even if a separate study holds them."""
     axes.set_title("")
     axes.set_xlabel("validation")
     axes.set_ylabel(sweep.goals[0].score)

@@ -1,4 +1,4 @@
-"""A trial in a process of its own: whatever kills it, memory or the device, its worker lives on."""
+"""A trial in a process of its own: if memory or the device kills it, its worker survives."""
 
 import json
 import os
@@ -13,20 +13,23 @@ from typing import Any
 from raincast.system.files import write_text
 
 OUTPUT = "output.txt"
-"""The file in the run's folder with the output of the process."""
+"""File in the run's folder that holds the output of the process."""
 ASKED_TO_LEAVE = 75
-"""The exit code of a run that was told to leave by a signal."""
+"""Exit code of a run that a signal told to leave."""
 PATIENCE = 20.0
-"""Seconds that a trial has to leave in peace, when its worker has to."""
+"""Seconds that a trial gets to end when its worker has to."""
 
 
 def trial_command(overrides: Sequence[str]) -> list[str]:
-    """A training run with `overrides`. A module, no script: so Lightning knows how to start more of it."""
+    """Return the command of a training run with `overrides`.
+
+    A module, so that Lightning can start more processes.
+    """
     return [sys.executable, "-m", "raincast.trial", *overrides]
 
 
 def run_process(command: Sequence[str], run_dir: Path, environment: Mapping[str, str]) -> int:
-    """Run `command` to its end and return its exit code; whatever interrupts us ends it, too."""
+    """Run `command` to its end and return its exit code; anything that interrupts this process ends it, too."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / OUTPUT).open("ab") as output:
         process = subprocess.Popen(
@@ -46,17 +49,17 @@ def run_process(command: Sequence[str], run_dir: Path, environment: Mapping[str,
 
 
 def _with_source(environment: dict[str, str]) -> dict[str, str]:
-    """A checkout that is not installed is found by the process as it was by us."""
+    """Add the source folder to PYTHONPATH, so that the process finds a checkout that is not installed."""
     source = str(Path(__file__).parents[2])
     paths = [source, *filter(None, [environment.get("PYTHONPATH")])]
     return environment | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def why_it_died(code: int, run_dir: Path) -> str:
-    """The last words of a process that ended with `code`."""
+    """Return the reason of a process that ended with `code`: its signal, or the last lines of its output."""
     if code < 0:
         name = signal.Signals(-code).name
-        return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+        return f"killed by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
     lines = (run_dir / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if line.startswith("Error:") or "Error: " in line.split(" ")[0] + " "]
@@ -69,7 +72,7 @@ RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
 
 @dataclass
 class TrialOutcome:
-    """State, why it failed, epochs and validations so far, and all scores at the best validation."""
+    """State of a trial, reason of failure, epochs and validations so far, and scores at the best validation."""
 
     state: str = RUNNING
     reason: str = ""
@@ -79,12 +82,12 @@ class TrialOutcome:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Into `folder`."""
+        """Write the outcome into `folder`."""
         write_text(folder / FILE, json.dumps(asdict(self)), sole=True)
 
 
 def read_outcome(folder: Path) -> TrialOutcome:
-    """From `folder`; a run that left nothing has not come as far as its first validation."""
+    """Read the outcome from `folder`; a run that left none has not reached its first validation."""
     try:
         values: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:

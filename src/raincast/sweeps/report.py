@@ -18,14 +18,14 @@ from raincast.system.shell import as_typed
 log = logging.getLogger(__name__)
 
 SEEDS = "1,2,3,4,5"
-"""Seeds for training the winner again: others than the 0 that it won with."""
+"""Seeds for training the winner again, other than the 0 with which it won."""
 TABLE, PAGE = "trials.csv", "sweep.html"
 MOST_BEST = 5
-"""Number of best trials of a study with one goal; with several goals, all trials on the Pareto front."""
+"""Number of best trials of a study with one goal; with several goals, all trials on the Pareto front count."""
 
 
 def write_report(sweep: Sweep, folder: Path, *, storage: str, page: bool) -> SweepResult:
-    """trials.csv, and with `page` sweep.html, into `folder`; `storage` is shown, so it has no password."""
+    """Write trials.csv and, with `page`, sweep.html into `folder`; `storage` is shown, so it has no password."""
     found = result(sweep, again_command, facts=[("study", storage)])
     write_table(found, folder / TABLE)
     if page:
@@ -34,7 +34,7 @@ def write_report(sweep: Sweep, folder: Path, *, storage: str, page: bool) -> Swe
 
 
 def say_at_end(found: SweepResult, folder: Path) -> None:
-    """The best trials, the files, and, once no other worker has a trial, what to type next."""
+    """Log the best trials, the files and, once no other worker has a trial, what to type next."""
     log.info("\n%s\ntable  %s\npage   %s", lines(found), *(short(folder / name) for name in (TABLE, PAGE)))
     if found.best and not any(row.state == "running" for row in found.rows):
         command = found.row(found.best[0]).command
@@ -42,7 +42,7 @@ def say_at_end(found: SweepResult, folder: Path) -> None:
 
 
 def again_command(overrides: Sequence[str]) -> str:
-    """The command that trains a trial again, over several seeds."""
+    """Return the command that trains a trial again, over several seeds."""
     kept = [override for override in overrides if not override.startswith("seed=")]
     return " ".join([as_typed("python train.py -m"), *map(shlex.quote, kept), f"seed={SEEDS}"])
 
@@ -50,7 +50,7 @@ def again_command(overrides: Sequence[str]) -> str:
 def result(
     sweep: Sweep, command: Callable[[Sequence[str]], str], facts: Sequence[tuple[str, str]] = ()
 ) -> SweepResult:
-    """The results of the study. `command` turns a trial's overrides into the command that trains it again."""
+    """Return the results of the study; `command` turns a trial's overrides into the command that repeats it."""
     trials = [t for t in sweep.study.get_trials(deepcopy=False) if not t.user_attrs.get(SURPLUS)]
     return SweepResult(
         name=sweep.study.study_name,
@@ -83,7 +83,7 @@ def _row(trial: FrozenTrial, sweep: Sweep, command: Callable[[Sequence[str]], st
 
 
 def best_trials(study: optuna.Study, goals: Sequence[Goal]) -> list[FrozenTrial]:
-    """The highest few of one goal, or those that no other beats in every goal; the best in the first one first."""
+    """Return the best few trials of one goal, or the Pareto front of several; the best in the first goal leads."""
     if len(goals) > 1:
         found = study.best_trials
     else:

@@ -1,4 +1,4 @@
-"""The configs of a sweep's trials: what they share, and the space that is searched, in Hydra's words for it.
+"""The configs of a sweep's trials: their common part, and the search space in Hydra's syntax.
 
 A key of the space is a config key (`optimizer.lr`), a choice of files (`model`), or a key of the items of a list:
 `model.stages[*].hidden_channels` is that of all items, `model.stages[0].hidden_channels` that of the first.
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
     from raincast.sweeps.goals import Goal
 
 OWN = re.compile(r"[+~]*(sweep|launcher|hydra)([./=@].*)?")
-"""Overrides of the sweep itself: no trial has them."""
+"""Overrides of the sweep itself, which no trial has."""
 APART = ("paths", "logger", "trainer.accelerator", "trainer.devices", "data.num_workers")
-"""Config keys in which the workers of one study may differ: where they are, not what they train. Of data.archive
-the name alone counts."""
+"""Config keys in which the workers of one study may differ: they depend on the machine, not on what is trained.
+
+Only the name of data.archive counts.
+"""
 
 
 def fixed_overrides(task: Sequence[str]) -> list[str]:
-    """The overrides that all trials share: those of the command line except the sweep's own."""
+    """Return the overrides that all trials share: those of the command line except the sweep's own."""
     return [override for override in task if not OWN.fullmatch(override)]
 
 
 def trial_overrides(goals: "Sequence[Goal]", pruner: DictConfig | None, run_dir: Path) -> list[str]:
-    """The overrides that make a training run a trial: its folder, and the callback that reports to the study."""
+    """Return the overrides that make a run a trial: its folder, and the callback that reports to the study."""
     callback = {
         "_target_": "raincast.sweeps.callback.TrialCallback",
         "run_dir": "${paths.run_dir}",
@@ -49,7 +51,7 @@ def trial_overrides(goals: "Sequence[Goal]", pruner: DictConfig | None, run_dir:
 
 
 def comparable(cfg: DictConfig) -> str:
-    """The config that all trials of a study share, as YAML."""
+    """Return the config that all trials of a study share, as YAML."""
     plain = cfg.copy()
     OmegaConf.set_struct(plain, False)
     for key in APART:
@@ -61,7 +63,7 @@ def comparable(cfg: DictConfig) -> str:
 
 
 def differing_keys(theirs: Any, mine: Any, prefix: str = "") -> list[str]:
-    """`key: value there, value here`, for each leaf that differs."""
+    """Return `key: value there, value here` for each leaf that differs."""
     if not (OmegaConf.is_dict(theirs) and OmegaConf.is_dict(mine)):
         return [] if theirs == mine else [f"{prefix[:-1]}: {_plain(theirs)} there, {_plain(mine)} here"]
     keys = list(dict.fromkeys([*theirs, *mine]))
@@ -78,14 +80,14 @@ def _plain(value: Any) -> str:
 
 
 def check_sets_nothing_else(cfg: DictConfig, base: DictConfig) -> None:
-    """A file of conf/sweep/ or conf/launcher/ that sets keys of the run would not reach the trials."""
+    """Raise ValueError if a file of conf/sweep/ or conf/launcher/ sets keys that would not reach the trials."""
     rest = OmegaConf.create({key: cfg._get_node(key) for key in cfg if key not in ("sweep", "hydra")})
     keys = [line.partition(":")[0] for line in differing_keys(OmegaConf.create(comparable(base)),
                                                               OmegaConf.create(comparable(rest)))]  # fmt: skip
     if keys:
         raise ValueError(
-            f"The sweep's config sets {', '.join(keys)}, which would not reach its trials: put that into an "
-            "experiment (conf/experiment/), and leave `sweep` and `hydra` in the sweep's."
+            f"The sweep's config sets {', '.join(keys)}, which would not reach its trials. Put that into an "
+            "experiment (conf/experiment/), and keep only `sweep` and `hydra` in the sweep's."
         )
 
 
@@ -95,7 +97,10 @@ LIST_KEY = re.compile(r"(?P<list>[\w.]+)\[(?P<index>\*|\d+)\]\.(?P<key>[\w.]+)")
 
 
 def parse_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-    """Optuna's distribution of each key; null means that the key is not searched. ValueError with the words."""
+    """Return Optuna's distribution of each key; null means that the key is not searched.
+
+    Raises ValueError with the supported syntax.
+    """
     return {key: _distribution(key, text) for key, text in space.items() if text is not None}
 
 
@@ -110,8 +115,8 @@ def _distribution(key: str, text: Any) -> BaseDistribution:
             return CategoricalDistribution([_choice(item) for item in value.list])
     except (HydraException, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"sweep.space: {key}: {text} is not understood ({reason}). There are {WORDS}.") from error
-    raise ValueError(f"sweep.space: {key}: {text} is one value, nothing to search. There are {WORDS}.")
+        raise ValueError(f"sweep.space: {key}: {text} is not understood ({reason}). Use {WORDS}.") from error
+    raise ValueError(f"sweep.space: {key}: {text} is one value, nothing to search. Use {WORDS}.")
 
 
 def _interval(value: IntervalSweep) -> BaseDistribution:
@@ -135,12 +140,12 @@ def _range(value: RangeSweep) -> BaseDistribution:
 
 
 def _choice(item: Any) -> bool | int | float | str:
-    """Optuna keeps numbers and text; what is more stands as Hydra's text."""
+    """Return an item as Optuna can store it: a number or text; anything else becomes Hydra's text."""
     return item if isinstance(item, bool | int | float) else hydra_text(item)
 
 
 def hydra_text(value: Any) -> str:
-    """`value` as it stands in an override."""
+    """Return `value` as written in an override."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -158,9 +163,9 @@ def hydra_text(value: Any) -> str:
 
 
 def overrides_of(params: Mapping[str, Any], compose: Callable[[list[str]], DictConfig]) -> list[str]:
-    """A trial's parameters as overrides; `compose` makes the config of some of them.
+    """Return a trial's parameters as overrides; `compose` returns the config of some of them.
 
-    Hydra knows no key of an item of a list, so such parameters become the whole list, as the others make it.
+    Hydra has no key for an item of a list, so such parameters become the whole list, composed with the others.
     """
     texts = {key: value if isinstance(value, str) else hydra_text(value) for key, value in params.items()}
     plain = [f"{key}={text}" for key, text in texts.items() if not LIST_KEY.fullmatch(key)]
@@ -181,7 +186,7 @@ def overrides_of(params: Mapping[str, Any], compose: Callable[[list[str]], DictC
 
 
 def default_params(space: Mapping[str, BaseDistribution], config: DictConfig) -> dict[str, Any]:
-    """The values that `config` itself has for the keys of `space`, as far as they lie in it."""
+    """Return the values that `config` itself has for the keys of `space`, as far as they lie in it."""
     found = {}
     for key, distribution in space.items():
         value = _own_value(key, config)
@@ -196,7 +201,7 @@ def default_params(space: Mapping[str, BaseDistribution], config: DictConfig) ->
 
 
 def _own_value(key: str, config: DictConfig) -> Any:
-    """A key's value in `config`; of all items of a list that of the first, if they agree."""
+    """Return a key's value in `config`; for all items of a list, the first item's value if they agree."""
     match = LIST_KEY.fullmatch(key)
     name = key if match is None else match["list"]
     node = OmegaConf.select(config, name)

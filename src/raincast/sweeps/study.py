@@ -1,8 +1,8 @@
-"""The study that all workers of a sweep share: whose turn it is, what became of each trial, who has died.
+"""The study that all workers of a sweep share: next trials, their outcomes, and the detection of dead workers.
 
-A trial belongs to a worker. A worker holds the lock of a file in the sweep's folder while it lives, and writes the
-time into the study every now and then: who looks from the same machine sees at once that it is dead, and who looks
-from another one after a while. Its trial then counts as failed, and the same parameters are tried again.
+A trial belongs to a worker. While it lives, a worker holds the lock of a file in the sweep's folder, and regularly
+writes the time into the study. Workers on the same machine therefore see at once that it is dead, and those on
+other machines after a while. Its trial then counts as failed, and the same parameters are tried again.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ SURPLUS, TRIED_AGAIN, REASON, WORKER, CURVE = "surplus", "tried_again", "reason"
 RETRY_OF, RETRIES, DEFAULT = "retry_of", "retries", "default"
 """User attributes of trials."""
 BASE, SPACE = "base", "space"
-"""User attributes of the study: the config that all trials share, and what was searched."""
+"""User attributes of the study: the config that all trials share, and the space that was searched."""
 
 LINK = "RAINCAST_TRIAL"
-"""The environment variable with `process_link` as JSON; not a config key, since it may hold a password."""
+"""Environment variable with `process_link` as JSON; not a config key, since it may hold a password."""
 
 
 def open_storage(where: str) -> optuna.storages.BaseStorage:
-    """A database's URL (sqlite:///…, postgresql://…), redis://…, or else the path of a journal file."""
+    """Open a database URL (sqlite:///…, postgresql://…), redis://…, or otherwise the path of a journal file."""
     from optuna.storages.journal import JournalFileBackend, JournalRedisBackend, JournalStorage
 
     if where.startswith(("redis://", "rediss://")):
@@ -49,26 +49,26 @@ def open_storage(where: str) -> optuna.storages.BaseStorage:
 
 
 def without_password(where: str) -> str:
-    """A storage for people: what stands before the host's @ is left out."""
+    """Return a storage for display: everything before the host's @ is left out."""
     scheme, found, rest = where.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}" if found else where
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Where a running trial reports its validation score: a study, and the storage's number of a trial in it."""
+    """Where a running trial reports its validation score: a study, and the storage's id of a trial in it."""
 
     study: str
     trial_id: int
 
 
 class Sweep:
-    """One worker's hold on the shared study.
+    """One worker's access to the shared study.
 
-    `goals` are the study's directions, the first of them is what trials are pruned by. Optuna prunes in studies of
-    one goal only; with several, a second study beside the first, `NAME (pruning)`, holds the curves of the first
-    goal. `budget` is the number of trials that all workers run together; those that died with their worker and
-    were tried again do not count.
+    `goals` are the study's directions; trials are pruned by the first. Optuna prunes only in studies with one
+    goal. With several, a second study, `NAME (pruning)`, holds the curves of the first goal. `budget` is the
+    number of trials that all workers run together; trials that died with their worker and were tried again do not
+    count.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class Sweep:
         self._silent = threading.Event()
 
     def agree(self, base: str, space: Mapping[str, BaseDistribution]) -> str | None:
-        """Note what the trials share, or return what this study was made with where that is another config.
+        """Record what the trials share, or return the recorded config of the study if it differs.
 
-        ValueError where a choice has other values than before, which Optuna cannot take.
+        Raises ValueError if a choice has other values than before, which Optuna does not allow.
         """
         attrs = self.study.user_attrs
         if BASE not in attrs:
@@ -111,8 +111,8 @@ class Sweep:
             )
             if key in space and any(categories) and old != space[key]:
                 raise ValueError(
-                    f"sweep.space: {key} had {old} in this study and cannot become {space[key]}: choices stay as "
-                    "they are. Begin another study with sweep.study=NAME."
+                    f"sweep.space: {key} had {old} in this study and cannot become {space[key]}: choices cannot "
+                    "change. Start another study with sweep.study=NAME."
                 )
         known = attrs.get(SPACE, {}) | {
             key: optuna.distributions.distribution_to_json(value) for key, value in space.items()
@@ -123,7 +123,7 @@ class Sweep:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """While this lasts, the others see that this worker lives."""
+        """Let the others see, while this context lasts, that this worker lives."""
         path = self._lock_path(self.worker)
         path.parent.mkdir(parents=True, exist_ok=True)
         beat = threading.Thread(target=self._beat, daemon=True)
@@ -138,13 +138,13 @@ class Sweep:
 
     def _beat(self) -> None:
         while True:
-            with contextlib.suppress(Exception):  # a database that is away for a moment
+            with contextlib.suppress(Exception):  # the database may be unreachable for a moment
                 self.study.set_user_attr(f"{WORKER} {self.worker}", time.time())
             if self._silent.wait(min(60.0, 60.0 * self.dead_after_minutes / 5)):
                 return
 
     def recover(self) -> list[int]:
-        """Give up the trials of workers that have died, and have them tried again; their numbers."""
+        """Give up the trials of dead workers and enqueue them again; return their numbers."""
         given_up = []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             worker = trial.user_attrs.get(WORKER)
@@ -167,17 +167,17 @@ class Sweep:
         return self.folder / "workers" / f"{worker}.lock"
 
     def begin_with(self, params: Mapping[str, Any]) -> None:
-        """Have these values tried first, unless the study has begun."""
+        """Enqueue these values first, unless the study has begun."""
         if not self.study.get_trials(deepcopy=False):
             self.study.enqueue_trial(dict(params), user_attrs={DEFAULT: True})
 
     def next(self, space: Mapping[str, BaseDistribution]) -> Trial | None:
-        """The next trial, with a value for each key of `space`; None when all have been given out."""
+        """Return the next trial, with a value for each key of `space`; None when all have been given out."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         if not waiting and self.num_counted() >= self.budget:
             return None
         trial = self.study.ask(dict(space))
-        # two workers may ask at once for the last one: the trial with the higher number is one too many
+        # two workers may ask for the last trial at once: the one with the higher number is surplus
         if self.num_counted(below=trial.number) >= self.budget:
             trial.set_user_attr(SURPLUS, True)
             self.study.tell(trial, state=TrialState.FAIL)
@@ -188,39 +188,42 @@ class Sweep:
         return trial
 
     def num_begun(self) -> int:
-        """The number of trials of the budget that have begun."""
+        """Return the number of trials of the budget that have begun."""
         trials = self.study.get_trials(deepcopy=False)
         return sum(counts(trial) and trial.state != TrialState.WAITING for trial in trials)
 
     def num_counted(self, below: int | None = None) -> int:
-        """The number of trials of the budget that are given out, up to the number `below`."""
+        """Return the number of trials of the budget that are given out.
+
+        With `below`, only smaller numbers count.
+        """
         trials = self.study.get_trials(deepcopy=False)
         return sum(counts(trial) and (below is None or trial.number < below) for trial in trials)
 
     def curve(self, trial: Trial) -> Curve:
-        """Where the process of `trial` reports."""
+        """Return where the process of `trial` reports."""
         if self.curves is self.study:
             return Curve(self.study.study_name, trial._trial_id)
         number = trial.user_attrs[CURVE]
         return Curve(self.curves.study_name, self.curves.get_trials(deepcopy=False)[number]._trial_id)
 
     def complete(self, trial: Trial, values: Sequence[float]) -> None:
-        """The trial ran to its end."""
+        """Record that the trial ran to its end."""
         self._tell(trial, TrialState.COMPLETE, values)
 
     def prune(self, trial: Trial) -> None:
-        """The trial was ended early, as a poor one."""
+        """Record that the trial was ended early as a poor one."""
         self._tell(trial, TrialState.PRUNED)
 
     def fail(self, trial: Trial, reason: str) -> None:
-        """The trial has no result."""
+        """Record that the trial has no result."""
         trial.set_user_attr(REASON, reason)
         self._tell(trial, TrialState.FAIL)
 
     def give_up(self, trial: Trial | FrozenTrial, reason: str) -> bool:
-        """The trial died with its worker, for reasons of its own or not: fail it, and have it tried again.
+        """Fail a trial that died with its worker, whatever the reason, and enqueue it again.
 
-        False where somebody else was faster. It is tried again `retries` times, then it counts as failed.
+        Returns False if another worker was faster. It is tried again `retries` times, then it counts as failed.
         """
         attrs = trial.user_attrs
         left = self.retries - int(attrs.get(RETRIES, 0))
@@ -246,7 +249,7 @@ class Sweep:
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """True if a trial counts towards the budget: neither surplus nor replaced by another."""
+    """Return True if a trial counts towards the budget: neither surplus nor replaced by another."""
     return not (trial.user_attrs.get(SURPLUS) or trial.user_attrs.get(TRIED_AGAIN))
 
 
@@ -264,11 +267,11 @@ def _create(
     if found != directions:
         raise ValueError(
             f"The study {name} has {len(found)} goals ({', '.join(found)}), sweep.goals has {len(directions)} "
-            f"({', '.join(directions)}). Begin another study with sweep.study=NAME."
+            f"({', '.join(directions)}). Start another study with sweep.study=NAME."
         )
     return study
 
 
 def process_link(storage: str, curve: Curve) -> dict[str, Any]:
-    """What a trial's process needs besides its config to report to the study."""
+    """Return what a trial's process needs, besides its config, to report to the study."""
     return {"storage": storage, "study": curve.study, "trial_id": curve.trial_id, "parent": os.getpid()}

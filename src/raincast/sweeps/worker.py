@@ -1,6 +1,7 @@
 """`python train.py -m sweep=optuna`: a worker of a sweep, which takes trials from the shared study.
 
-Hydra launches the workers (launcher=…), each runs this; a worker on another machine is the same command there.
+Hydra launches the workers (launcher=…), and each runs this. On another machine, the same command starts another
+worker.
 """
 
 import json
@@ -42,7 +43,10 @@ RunTrial = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 
 
 def run(cfg: DictConfig, run_trial: RunTrial | None = None) -> float:
-    """Run trials until the study has `sweep.trials`; returns the best value of the first goal (NaN for none)."""
+    """Run trials until the study has `sweep.trials`.
+
+    Return the best value of the first goal (NaN if there is none).
+    """
     _check_packages()
     from raincast.sweeps.process import run_process
 
@@ -64,14 +68,14 @@ def _check_packages() -> None:
 
 @contextmanager
 def _leave_on_sigterm() -> Iterator[None]:
-    """A cluster that wants its node back says so with SIGTERM: then the trial is left for another worker."""
+    """Leave the trial to another worker on SIGTERM, with which a cluster asks for its node back."""
     mine = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     )
 
     def leave(*_: Any) -> None:
-        raise SystemExit("Stopped by SIGTERM; the same command goes on.")
+        raise SystemExit("Stopped by SIGTERM; the same command continues.")
 
     if mine:
         signal.signal(signal.SIGTERM, leave)
@@ -83,7 +87,7 @@ def _leave_on_sigterm() -> Iterator[None]:
 
 
 class Worker:
-    """One worker: composes the config of each trial, has it run, and tells the study what became of it."""
+    """One worker: it composes the config of each trial, runs it, and reports the outcome to the study."""
 
     def __init__(self, cfg: DictConfig, run_trial: RunTrial) -> None:
         from raincast.sweeps.goals import check_goals
@@ -122,15 +126,15 @@ class Worker:
             log.info("%s is given on the command line, so it is not searched.", key)
             del space[key]
         if not space:
-            raise ValueError("sweep.space has nothing to search; say, for example, "
+            raise ValueError("sweep.space has nothing to search; give, for example, "
                              "'+sweep.space={optimizer.lr:\"tag(log, interval(1e-4, 1e-2))\"}'.")  # fmt: skip
         return space
 
     def _sampler(self, num_trials: int) -> "optuna.samplers.BaseSampler":
-        """The sampler for the trial after `num_trials`; with a seed, what it draws follows from that.
+        """Return the sampler for the trial after `num_trials`; with a seed, its draws are reproducible.
 
-        A worker that is started again would else draw what the first trials were. A quasi-random sequence is one
-        for all workers, and goes on by itself: it keeps its seed.
+        Otherwise a restarted worker would draw the first trials again. A quasi-random sequence is shared by all
+        workers and advances by itself, so it keeps its seed.
         """
         from optuna.samplers import QMCSampler
 
@@ -142,19 +146,19 @@ class Worker:
         return assembly.make(own, seed=int(np.random.SeedSequence(where).generate_state(1)[0]))  # type: ignore[no-any-return]
 
     def _agree(self) -> None:
-        """Refuse a study of another config: its scores are of something else."""
+        """Raise ValueError for a study of another config, whose scores are not comparable."""
         mine = comparable(self.base)
         theirs = self.sweep.agree(mine, self.space)
         if theirs is not None:
-            check_text(theirs)  # a study may come from elsewhere
+            check_text(theirs)  # a study may come from another source
             keys = differing_keys(OmegaConf.create(theirs), OmegaConf.create(mine))
             raise ValueError(
                 f"The study {self.cfg.sweep.study} in {_shown(self.cfg.sweep.storage)} is of another config: "
-                f"{'; '.join(keys)}. Give the overrides it was begun with, or begin another: sweep.study=NAME."
+                f"{'; '.join(keys)}. Give the overrides it was started with, or start another: sweep.study=NAME."
             )
 
     def work(self) -> None:
-        """Trial after trial."""
+        """Run one trial after the other."""
         log.info("Sweep %s: %d of %d trials have begun, in %s", self.cfg.sweep.study, self.sweep.num_begun(),
                  self.cfg.sweep.trials, _shown(self.cfg.sweep.storage))  # fmt: skip
         failures = 0
@@ -175,7 +179,7 @@ class Worker:
                 )
 
     def _one(self, trial: "optuna.trial.Trial") -> bool:
-        """Run one trial; False if it failed."""
+        """Run one trial; return False if it failed."""
         from raincast.sweeps import process
         from raincast.sweeps.space import overrides_of
         from raincast.sweeps.study import LINK, process_link
@@ -242,7 +246,10 @@ class Worker:
         return compose("train", [*self.fixed, *overrides])
 
     def _logger_overrides(self, overrides: list[str], number: int) -> list[str]:
-        """Each trial is a wandb run of its own, all in one group. Raises where its config does not compose."""
+        """Make each trial a wandb run of its own, all in one group.
+
+        Raises if the trial's config does not compose.
+        """
         from raincast.sweeps.space import hydra_text
 
         config = compose("train", overrides)
@@ -265,7 +272,7 @@ class Worker:
         return str(self.sweep.study.get_trials(deepcopy=False)[number].user_attrs.get("reason", ""))
 
     def best_value(self) -> float:
-        """The best value of the first goal so far, NaN before the first complete trial."""
+        """Return the best value of the first goal so far, NaN before the first complete trial."""
         from optuna.trial import TrialState
 
         values = [t.values[0] for t in self.sweep.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
@@ -273,7 +280,7 @@ class Worker:
         return best(values, default=math.nan)
 
     def report(self, last: bool = False) -> None:
-        """The table after each trial, the page once a minute; both, and what to type next, at the end."""
+        """Write the table after each trial, the page once a minute; at the end both, and log what to type next."""
         from raincast.sweeps.report import say_at_end, write_report
 
         page = last or time.monotonic() - self._reported > 60
@@ -284,14 +291,15 @@ class Worker:
 
 
 def _goal(score: str) -> "Goal":
-    """A goal in the direction in which its score gets better."""
+    """Return a goal with the direction in which its score improves; raises ValueError if it has none."""
     from raincast.sweeps.goals import LATENCY, Goal
     from raincast.training.skill import better
 
     direction = "min" if score == LATENCY else better(score)
     if direction is None:
         raise ValueError(
-            f"sweep.goals: {score} orders nothing, it is best at 1: take {score.replace('bias', 'bias_error')}."
+            f"sweep.goals: {score} cannot rank trials, since it is best at 1: take "
+            f"{score.replace('bias', 'bias_error')}."
         )
     return Goal(score, direction)
 
