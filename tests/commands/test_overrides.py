@@ -91,16 +91,16 @@ def test_help_shows_the_comments_of_the_configs() -> None:
     lines = text.splitlines()
     assert max(map(len, lines)) <= 130
     assert any(re.match(r"  lr: 0\.0005\b", line) for line in lines), "the value that is given"
-    assert "  warmup_fraction: 0.05  # of all steps" in lines
+    assert "  warmup_fraction: 0.05  # share of all steps" in lines
     assert any(line.startswith("name: null  # of the run") or "# of the run: its folder" in line for line in lines)
     samples = next(number for number, line in enumerate(lines) if line.startswith("  samples_per_epoch: 128"))
     about = " ".join(line.strip(" #") for line in lines[samples - 2 : samples + 1])
-    assert "crops drawn per epoch" in about and "(here: short epochs, so that progress is seen" in about
+    assert "crops drawn per epoch" in about and "(here: short epochs, so that progress shows" in about
     assert any(line.startswith("    every_minutes: 10  # the same by the clock") for line in lines)
-    assert any(re.match(r"  model=convlstm_small +The default's shape", line) for line in lines)
+    assert any(re.match(r"  model=convlstm_small +The layout of", line) for line in lines)
     assert any(line.strip() == "experiment=radar" or line.startswith("  experiment=radar ") for line in lines)
     forecast = help_text("forecast", "", ["--help"], conf_dir(), HYDRA_VERSION_BASE)
-    assert "or scored at in training if its head gives probabilities; []: never" in " ".join(
+    assert "at which it is calibrated or, if its head gives probabilities, was scored in training; []: never" in " ".join(
         part.strip(" #") for part in forecast.splitlines()
     ), "a comment that goes on in the next line"
 
