@@ -110,9 +110,7 @@ def test_a_field_goes_on_when_it_grows_and_says_when_it_changes(tmp_path: Path) 
     write_field(path, START, 5)
     assert reader.read(times, one, one).ravel().tolist() == [0, 1, 2]
     write_field(path, START - np.timedelta64(5, "m"), 5)
-    with pytest.raises(
-        ValueError, match=r"a\.nc cannot be read: it was written anew while it was open, with other"
-    ):
+    with pytest.raises(ValueError, match=r"a\.nc cannot be read: it was rewritten while it was open, with other"):
         reader.read(times, one, one)
 
 

@@ -153,7 +153,7 @@ def test_a_channel_that_is_not_there_is_refused_with_the_key_that_gives_it(
     ("overrides", "message"),
     [
         (["+model.in_channels=3"], r"model\.in_channels=3, but data\.channels and the rain are 2 channels"),
-        (["+data.channels.cape.path=x.nc"], r"data\.channels\.cape=.* is no channel: it needs a _target_"),
+        (["+data.channels.cape.path=x.nc"], r"data\.channels\.cape=.* is not a channel: it needs a _target_"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(

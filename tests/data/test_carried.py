@@ -235,7 +235,7 @@ def test_what_holds_no_numbers_is_refused(tmp_path: Path) -> None:
     text = np.full((2, *GRID.shape), "a", dtype=object)
     field = xr.Dataset({"v": ((schema.TIME, schema.Y, schema.X), text)}, coords=GRID.to_coords())
     field.assign_coords({schema.TIME: minutes(0, 5)}).to_netcdf(tmp_path / "a.nc")
-    with pytest.raises(ValueError, match=r"channels\.v: .*a\.nc: v is no channel: it holds .*, not numbers"):
+    with pytest.raises(ValueError, match=r"channels\.v: .*a\.nc: v cannot be a channel: it holds .*, not numbers"):
         Field(str(tmp_path / "a.nc"), "v", "past", PLAIN).bind("v", SITE)
 
 

@@ -160,7 +160,7 @@ def test_a_field_the_other_way_up_and_in_km_is_turned(tmp_path: Path) -> None:
         ({"path": "none.nc"}, r"No file matches channels\.cape\.path=none\.nc"),
         ({"variable": "cap"}, r"there is no variable cap, but cape. Set channels\.cape\.variable=…"),
         ({"role": "static"}, r"channels\.cape is static, but .* has several times"),
-        ({"role": "past", "time_method": "linear"}, "after the newest input frame.*Take previous"),
+        ({"role": "past", "time_method": "linear"}, "after the newest input frame.*Use previous"),
         ({"role": "time"}, "a variable of a file is past, future or static"),
     ],
 )
@@ -187,7 +187,7 @@ def test_coverage_is_the_archives(tmp_path: Path) -> None:
     # of files that do not say it, from an archive of the same grid
     elsewhere = Coverage(str(tmp_path)).bind("coverage", site(archive.grid)).read(minutes(0), ALL, ALL)[0]
     np.testing.assert_array_equal(elsewhere, expected)
-    with pytest.raises(ValueError, match=r"does not say its coverage.*channels\.coverage\.path=…"):
+    with pytest.raises(ValueError, match=r"does not state its coverage.*channels\.coverage\.path=…"):
         Coverage().bind("coverage", site(archive.grid))
 
 
@@ -275,7 +275,7 @@ def test_batches_of_channels_are_stacked_alike_by_workers(windows: WindowDataset
 def test_half_a_vector_is_refused(tmp_path: Path) -> None:
     u = Field("u.nc", "u", "future", PLAIN, vector="wind.x")
     for declared in ({"u": u}, {"u": u, "v": Field("v.nc", "v", "past", PLAIN, vector="wind.y")}):
-        with pytest.raises(ValueError, match="Of the vector wind of data.channels one component"):
+        with pytest.raises(ValueError, match="The vector wind of data.channels needs both"):
             Channels(declared)
     with pytest.raises(ValueError, match=r"data\.channels\.u\.vector=wind: write wind\.x"):
         Channels({"u": Field("u.nc", "u", "future", PLAIN, vector="wind")})

@@ -63,7 +63,7 @@ def test_touching_events_keep_a_window_apart(tmp_path):
     [
         ("begin,end", days(1), "needs a header with start, stop.*found: begin, end"),
         ("start,stop", [], "found: nothing"),
-        ("start,stop", ["2026-03-01,tomorrow"], "'tomorrow' is no date"),
+        ("start,stop", ["2026-03-01,tomorrow"], "'tomorrow' is not a date"),
         ("start,stop", ["2026-03-01,2026-03-03", "2026-03-02,2026-03-04"], "overlap"),
         ("start,stop", ["2026-03-03,2026-03-02"], "ends before it begins"),
         ("start,stop,split", ["2026-03-01,2026-03-02,training"], r"\['training'\]; give train, val, test"),

@@ -83,7 +83,7 @@ def test_a_mean_needs_half_of_its_pixels_times(tmp_path):
 
 def test_a_step_that_does_not_divide_is_refused(tmp_path):
     with pytest.raises(
-        ValueError, match="a step of 4 min, of which 10 min, the step of data.archive, is no multiple"
+        ValueError, match="a step of 4 min, and 10 min, the step of data.archive, is not a multiple"
     ):
         at_ten(archive(tmp_path, step=4.0))
     with pytest.raises(ValueError, match="a step of 15 min"):

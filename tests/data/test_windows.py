@@ -182,7 +182,7 @@ def test_thirds_of_a_short_event_keep_windows_and_a_shorter_embargo():
 def test_fewer_than_three_blocks_are_cut_into_thirds_with_a_warning(frames, caplog):
     with caplog.at_level(logging.WARNING):
         windows = split_windows(times_of(frames), STEP, 4, BlockSplit(embargo_minutes=0))
-    assert "under three" in caplog.text and "share one event" in caplog.text
+    assert "fewer than three" in caplog.text and "share one event" in caplog.text
     # thirds of 12 frames hold 12 − 3 windows of 4 frames
     assert [windows.starts[name].size for name in SPLITS] == [9, 9, 9]
 
@@ -201,7 +201,7 @@ DATES = {"train": [["2026-03-01", "2026-03-02"]], "val": [["2026-03-02", "2026-0
         ([["2026-03-02T12:00", "2026-03-04"]], "val until 2026-03-03T00.* and test from 2026-03-02T12.* overlap"),
         ([["2026-02-01", "2026-04-01"]], "overlap"),
         ([["2026-03-04", "2026-03-03"]], "test from 2026-03-04.* until 2026-03-03.* ends before it begins"),
-        ([["2026-03-04", "the end"]], "'the end' is no date; write 2015-07-28"),
+        ([["2026-03-04", "the end"]], "'the end' is not a date; write 2015-07-28"),
     ],
 )
 def test_dates_that_cannot_be_are_refused(test, message):

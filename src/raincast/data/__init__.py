@@ -1,1 +1,1 @@
-"""Archives → samples: which windows exist, how they are split, drawn, cropped and batched."""
+"""From archives to samples: windows, splits, sampling, crops and batches."""

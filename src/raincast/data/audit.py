@@ -1,4 +1,4 @@
-"""The proof that no frame is in two splits: frame by frame, from the windows alone."""
+"""Audit that no frame is in two splits, frame by frame, from the windows alone."""
 
 import itertools
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from raincast.data.windows import SPLITS, Starts
 
 @dataclass(frozen=True)
 class Audit:
-    """Coverage of the windows of each split.
+    """Frames that the windows of each split cover.
 
-    `num_windows` and `num_frames` are by split; `shared` are pairs of splits and the slots of the frames that both
-    have; `closest` is the fewest steps between frames of two splits, None where there is one split alone.
+    `num_windows` and `num_frames` are by split; `shared` has the slots of frames common to each pair of splits;
+    `closest` is the smallest number of steps between frames of two splits, None if there is only one split.
     """
 
     num_windows: dict[str, int]
@@ -26,12 +26,12 @@ class Audit:
 
     @property
     def passed(self) -> bool:
-        """True if no frame is in two splits."""
+        """Return True if no frame is in two splits."""
         return not any(slots.size for slots in self.shared.values())
 
 
 def audit(starts: Mapping[str, Starts], num_frames: int, present: npt.NDArray[np.int64]) -> Audit:
-    """Of windows of `num_frames` slots that begin at `starts`; `present` are the slots that have a frame."""
+    """Audit windows of `num_frames` slots that begin at `starts`; `present` are the slots that have a frame."""
     num_slots = int(present[-1]) + 1
     there = np.zeros(num_slots, np.bool_)
     there[present] = True
@@ -50,7 +50,7 @@ def same_times(
     of_others: npt.NDArray[np.datetime64],
     step: np.timedelta64,
 ) -> int:
-    """The number of `times` less than a step from one of `of_others`; both ascend."""
+    """Return the number of `times` that are less than a step from one of `of_others`; both ascend."""
     if not of_others.size:
         return 0
     after = np.searchsorted(of_others, times).clip(0, of_others.size - 1)
@@ -59,7 +59,7 @@ def same_times(
 
 
 def window_times(source: Source, starts: Starts) -> npt.NDArray[np.datetime64]:
-    """The times of all slots in the windows that begin at `starts`, ascending."""
+    """Return the times of all slots in the windows that begin at `starts`, ascending."""
     if not starts.size:
         return source.archive.times[:0]
     covered = _covered(starts, source.num_slots, int(starts[-1]) + source.num_slots)
@@ -68,7 +68,7 @@ def window_times(source: Source, starts: Starts) -> npt.NDArray[np.datetime64]:
 
 
 def _covered(starts: Starts, num_frames: int, num_slots: int) -> npt.NDArray[np.bool_]:
-    """The mask of slots that lie in a window."""
+    """Return the mask of slots that belong to a window."""
     changes = np.zeros(num_slots + 1, np.int64)
     np.add.at(changes, starts, 1)
     np.add.at(changes, starts + num_frames, -1)
@@ -77,7 +77,7 @@ def _covered(starts: Starts, num_frames: int, num_slots: int) -> npt.NDArray[np.
 
 
 def _closest(covered: Mapping[str, npt.NDArray[np.bool_]]) -> int | None:
-    """Steps between the nearest frames of different splits: neighbours in time, once all are in order."""
+    """Return the number of steps between the closest frames of different splits."""
     slots = np.concatenate([np.flatnonzero(covered[name]) for name in SPLITS])
     owners = np.concatenate([np.full(int(covered[name].sum()), k) for k, name in enumerate(SPLITS)])
     order = np.argsort(slots, kind="stable")

@@ -34,14 +34,15 @@ from raincast.data.windows import SPLITS, Split, SplitWindows, TrainAll
 log = logging.getLogger(__name__)
 
 BATCHES_AHEAD = 2
-"""torch's prefetch_factor: batches that each loading process keeps ready."""
+"""torch's prefetch_factor: batches that each loading process prepares in advance."""
 
 
 class RadarDataModule(L.LightningDataModule):
     """Windows of an archive for training, validation and test, and of further ones (`more`) for training.
 
-    Training draws rain-weighted crops; validation and test take every `eval_stride`-th window of their
-    split, whole or in side-by-side crops of `eval_crop`, each once, in order, whatever the number of ranks.
+    Training draws rain-weighted crops. Validation and test use every `eval_stride`-th window of their split, whole
+    or in adjacent crops of `eval_crop`, each once and in order, whatever the number of ranks. Raises ValueError
+    for invalid arguments.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class RadarDataModule(L.LightningDataModule):
         self._resumed: dict[str, Any] = {}
         self.progress: Callable[[int, int], None] | None = None
         self.needed: Sequence[str] = SPLITS
-        """The splits of `archive` that must hold windows: to score on an archive of test days takes no others."""
+        """Splits of `archive` that must have windows; to score on an archive of test days only test is needed."""
         self.common_times: frozenset[np.datetime64] | None = None
 
     def _check_more(self) -> None:
@@ -128,12 +129,12 @@ class RadarDataModule(L.LightningDataModule):
 
     @cached_property
     def windows(self) -> SplitWindows:
-        """The windows of each split of `archive`."""
+        """Return the windows of each split of `archive`."""
         return self.sources[0].split(self.split, self.max_missing, needed=self.needed)
 
     @cached_property
     def more_windows(self) -> list[SplitWindows]:
-        """The windows of the further archives, by the same split; training takes those of train alone."""
+        """Return the windows of the further archives by the same split; training uses only those of train."""
         return [
             source.split(TrainAll() if extra.all else self.split, self.max_missing, needed=("train",))
             for source, extra in zip(self.sources[1:], self.more, strict=True)
@@ -141,7 +142,7 @@ class RadarDataModule(L.LightningDataModule):
 
     @property
     def split_hash(self) -> str:
-        """Changes with any window of any archive."""
+        """Return a hash that changes with any window of any archive."""
         if not self.more:
             return self.windows.hash
         hashes = [windows.hash for windows in (self.windows, *self.more_windows)]
@@ -149,7 +150,7 @@ class RadarDataModule(L.LightningDataModule):
 
     @cached_property
     def candidates(self) -> Candidates:
-        """The places that training may draw: one pass over each archive that was not read before."""
+        """Return the places that training may draw; archives that are not cached yet are read once."""
         found = [
             find_candidates(
                 source.archive,
@@ -165,7 +166,7 @@ class RadarDataModule(L.LightningDataModule):
 
     @cached_property
     def dataset(self) -> WindowDataset:
-        """The samples, indexed by place."""
+        """Return the dataset of samples, indexed by place."""
         return WindowDataset(self.sources)
 
     def setup(self, stage: str | None = None) -> None:
@@ -180,16 +181,16 @@ class RadarDataModule(L.LightningDataModule):
             raise ValueError(
                 f"data.batch_size={self.batch_size} exceeds the {num_samples} training samples of an epoch{whose} "
                 f"(data.samples_per_epoch={self.samples_per_epoch}, {self.candidates.start.size} places to draw "
-                f"from). Take data.batch_size={max(1, num_samples)} or less."
+                f"from). Set data.batch_size={max(1, num_samples)} or less."
             )
 
     def newest(self, start: int) -> np.datetime64:
-        """The time of the newest input frame of the window that begins in slot `start`, to the nanosecond."""
+        """Return the time of the newest input frame of the window that begins in slot `start`, in ns."""
         newest: np.datetime64 = self.sources[0].newest(int(start)).astype("datetime64[ns]")
         return newest
 
     def eval_places(self, split: str) -> list[Place]:
-        """The places of validation or test; with `common_times` only windows whose newest input is among them."""
+        """Return the places of a split; with `common_times` only windows whose newest input time is among them."""
         height, width = self.archive.grid.shape
         crop_y, crop_x = self.eval_crop
         return [
@@ -201,9 +202,9 @@ class RadarDataModule(L.LightningDataModule):
         ]
 
     def wettest(self, places: Sequence[Place], num: int = 1, *, at_most: int = 100) -> list[Place]:
-        """Those of `places` with the most rain to come, the wettest first: a UTC day each, while there are days.
+        """Return the `num` places with the most target rain, wettest first, from different UTC days if possible.
 
-        At most `at_most` of them are looked at, spread over all.
+        About `at_most` places, spread over all, are examined.
         """
         looked_at = places[:: max(1, len(places) // at_most)]
         rain = {}
@@ -219,15 +220,15 @@ class RadarDataModule(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def on_after_batch_transfer(self, batch: Stored, dataloader_idx: int) -> Sample:
-        """Codes travel to the device as they are stored, and become mm/h there."""
+        """Decode stored codes to mm/h once the batch is on its device."""
         return self.dataset.decode(batch)
 
     def eval_batches(self, split: str) -> Iterator[Sample]:
-        """The batches of validation or test in mm/h, for who has no Trainer."""
+        """Yield the batches of a split in mm/h, for use without a Trainer."""
         return map(self.dataset.decode, self.eval_dataloader(split))
 
     def train_dataloader(self) -> DataLoader[Stored]:
-        """Rain-weighted crops, the same number of whole batches for each rank; goes on in mid-epoch."""
+        """Return rain-weighted crops, the same number of full batches per rank; can resume within an epoch."""
         rank, world_size = self._ranks()
         sampler = TrainSampler(
             self.candidates,
@@ -250,22 +251,22 @@ class RadarDataModule(L.LightningDataModule):
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """The position within the epoch, for a checkpoint."""
+        """Return the position within the epoch, for a checkpoint."""
         return self._train_loader.state_dict() if self._train_loader else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on there: Lightning restores this before it asks for a loader, and loaders' own state after."""
+        """Store the position; Lightning calls this before it requests a loader, and restores loaders later."""
         self._resumed = state_dict
 
     def _batches_done(self) -> int:
         if self.trainer is None:
             return 0
-        # processed, not fetched: a batch that an error interrupts is not done
+        # processed, not fetched: an interrupted batch is not done
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return int(progress.processed)
 
     def eval_dataloader(self, split: str) -> DataLoader[Stored]:
-        """Every place of `split` once, over the ranks."""
+        """Return every place of `split` once, distributed over the ranks."""
         rank, world_size = self._ranks()
         places = self.eval_places(split)
         if len(places) < world_size:
@@ -278,15 +279,15 @@ class RadarDataModule(L.LightningDataModule):
         return DataLoader(self.dataset, sampler=sampler, batch_size=self.eval_batch_size, **options)
 
     def val_dataloader(self) -> DataLoader[Stored]:
-        """The validation windows."""
+        """Return the loader of validation windows."""
         return self.eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader[Stored]:
-        """The test windows."""
+        """Return the loader of test windows."""
         return self.eval_dataloader("test")
 
     def _check_shared_memory(self, size: str, crop: tuple[int, int]) -> None:
-        """ValueError where the batches do not fit that wait in /dev/shm: a process would die there by SIGBUS."""
+        """Raise ValueError if prefetched batches do not fit in /dev/shm, where a process would die of SIGBUS."""
         batch_size = getattr(self, size)
         a_batch = batch_size * self.dataset.num_steps * math.prod(crop) * (2 if self.dataset.coded else 4)
         needed, free = (BATCHES_AHEAD * self.num_workers + 1) * a_batch, shared_memory_bytes()
@@ -294,12 +295,12 @@ class RadarDataModule(L.LightningDataModule):
             raise ValueError(
                 f"{self.num_workers} loading processes keep {needed / 1e6:.0f} MB of batches in the shared memory "
                 f"/dev/shm, and {free / 1e6:.0f} MB are free there. Enlarge it (docker run --shm-size=2g), "
-                f"lower data.{size}={batch_size}, or take data.num_workers=0, which "
+                f"lower data.{size}={batch_size}, or set data.num_workers=0, which "
                 "needs none."
             )
 
     def _loader_options(self, size: str, crop: tuple[int, int]) -> dict[str, Any]:
-        """What all loaders are given; `size` is the key of the batch size, `crop` of each sample."""
+        """Return the options of all loaders; `size` is the key of the batch size, `crop` the size of a sample."""
         if self.num_workers:
             self._check_shared_memory(size, crop)
         return {
@@ -307,13 +308,13 @@ class RadarDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            # a loader draws a seed for its workers each time it begins: not from what training draws from
+            # each iteration of a loader draws a seed for its workers; keep that out of the training's generator
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
 
 def shared_memory_bytes() -> float:
-    """What is free of the shared memory that batches travel through between processes."""
+    """Return the free bytes of shared memory, through which processes exchange batches; inf if unlimited."""
     try:
         found = os.statvfs("/dev/shm")
     except (AttributeError, OSError):  # other systems have no such limit
@@ -322,7 +323,7 @@ def shared_memory_bytes() -> float:
 
 
 def _spare_cores() -> int:
-    """Loading processes that do not take from the network the core that it computes on."""
+    """Return the number of loading processes that leaves a core for the network."""
     cores = os.cpu_count() or 1
-    # on two cores without a GPU a loading process costs more than it loads: see benchmarks/README.md
+    # on two cores without a GPU a loading process slows training down: see benchmarks/README.md
     return 0 if cores <= 2 and not torch.cuda.is_available() else min(4, cores - 1)

@@ -1,4 +1,4 @@
-"""A `Place` in an archive → a sample: as stored until the batch is on its device, then tensors in mm/h."""
+"""Read samples at a `Place` in an archive: codes as stored until the batch is on its device, then mm/h."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,12 +20,12 @@ Maps = TypeVar("Maps", bound=npt.NDArray[Any])
 
 
 class Stored(TypedDict):
-    """A window as it lies on disk: frames (T, H, W), int16 codes or, of foreign archives, mm/h in float32.
+    """A window as stored: frames (T, H, W), int16 codes, or mm/h in float32 for archives without codes.
 
-    filled (T,) bool: True where the archive has no frame; gain: factor on the rain; time: UTC of the newest input
-    frame in seconds since 1970; y, x: top-left pixel within the archive; orientation: how the frames were turned,
-    by `orient`; source: the number of the archive. Where channels are declared, also channels: by name what is
-    carried of each (`carried.Carried`), and turn (2, 2) where some are vectors (`carried.vector_turn`).
+    filled (T,) bool: True if the archive has no frame; gain: factor on the rain; time: UTC of the newest input
+    frame in seconds since 1970; y, x: top-left pixel within the archive; orientation: the orientation of the
+    frames, see `orient`; source: the number of the archive. With channels, also channels: the encoded values of
+    each by name (`carried.Carried`), and turn (2, 2) if some are vectors (`carried.vector_turn`).
     """
 
     frames: Tensor
@@ -44,10 +44,9 @@ class Sample(TypedDict):
     """Input and target in mm/h, NaN for missing.
 
     input (T_in, C, H, W), target (T_out, C, H, W), target_mask (the same, bool: True where observed); filled
-    (T_in + T_out,) bool: True where the archive has no frame; scale (2,): the time step in minutes and the pixel
-    size in km; time, y, x, source as in `Stored`. Where channels
-    are declared, past (T_in, P, H, W), the static ones repeated behind the others, and future (T_out, F, H, W), in
-    their own units.
+    (T_in + T_out,) bool: True if the archive has no frame; scale (2,): the time step in minutes and the pixel size
+    in km; time, y, x, source as in `Stored`. With channels, also past (T_in, P, H, W), with static channels
+    repeated after the others, and future (T_out, F, H, W), in the channels' units.
     """
 
     input: Tensor
@@ -64,7 +63,7 @@ class Sample(TypedDict):
 
 
 class StoredRows(list[Stored]):
-    """Windows whose frames are the rows of one tensor (B, T, H, W)."""
+    """Windows whose frames are rows of one tensor (B, T, H, W)."""
 
     def __init__(self, frames: Tensor, rows: Iterable[Stored]) -> None:
         super().__init__(rows)
@@ -72,7 +71,7 @@ class StoredRows(list[Stored]):
 
 
 def collate(rows: StoredRows) -> Stored:
-    """One batch of them, without a copy of the frames; torch's `default_collate` gives the same with one."""
+    """Collate windows like torch's `default_collate`, but without copying the frames."""
     others = [{name: value for name, value in row.items() if name != "frames"} for row in rows]
     batch: Any = {"frames": rows.frames, **default_collate(others)}
     stored: Stored = batch
@@ -82,8 +81,8 @@ def collate(rows: StoredRows) -> Stored:
 class WindowDataset(Dataset[Stored]):
     """Windows of one or several archives, indexed by `Place`.
 
-    Of missing frames those of the input repeat the frame before (missing, where there is none); those of the
-    target are missing.
+    A missing input frame repeats the frame before (or is missing if there is none); a missing target frame stays
+    missing.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -93,7 +92,7 @@ class WindowDataset(Dataset[Stored]):
         self.scales = torch.tensor(
             [[source.every * source.archive.step_minutes, source.archive.grid.pixel_km] for source in sources]
         )
-        self.coded = all(source.archive.coded for source in sources)  # a batch holds one kind
+        self.coded = all(source.archive.coded for source in sources)  # all frames of a batch have one dtype
         bound = sources[0].channels
         self.channels = None if bound is None else bound.channels
         self.layouts: dict[str, Layout] = {}
@@ -102,26 +101,26 @@ class WindowDataset(Dataset[Stored]):
                 self.layouts[name] = layout.joined(self.layouts.get(name, layout))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave behind what is on the device: who loads does not decode."""
+        """Leave device tensors out of the pickle: loading processes do not decode."""
         return {name: value for name, value in self.__dict__.items() if name != "_static"}
 
     def __getitem__(self, place: Place) -> Stored:
-        """Read one window, as it is stored."""
+        """Read one window as stored."""
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: Sequence[Place]) -> "StoredRows":
-        """Read the windows of a batch, of one size, each into its place."""
+        """Read the windows of a batch, all of one size, each into its row."""
         height, width = places[0].height, places[0].width
         shape = (len(places), self.num_steps, height, width)
         frames = _memory_for(shape, torch.int16 if self.coded else torch.float32)
         return StoredRows(frames, [self._read(place, row) for place, row in zip(places, frames, strict=True)])
 
     def batch(self, places: Sequence[Place]) -> Stored:
-        """The windows of a batch, (B, T, H, W)."""
+        """Return the windows of a batch, (B, T, H, W)."""
         return collate(self.__getitems__(places))
 
     def _read(self, place: Place, frames: Tensor) -> Stored:
-        """One window, into `frames` (T, H, W)."""
+        """Read one window into `frames` (T, H, W)."""
         source = self.sources[place.source]
         y, x = slice(place.y, place.y + place.height), slice(place.x, place.x + place.width)
         upright = unturned(frames.numpy(), place.orientation)
@@ -144,7 +143,7 @@ class WindowDataset(Dataset[Stored]):
         return stored
 
     def _add_channels(self, stored: Stored, source: Source, place: Place, y: slice, x: slice) -> None:
-        """Turned as the rain is; vectors turn on the device, where their components have the same unit."""
+        """Add channels oriented like the rain. Vectors are rotated on the device, after decoding to one unit."""
         assert self.channels is not None
         carried: dict[str, Any] = source.carry_channels(place.start, y, x, self.layouts)
         stored["channels"] = {
@@ -161,7 +160,7 @@ class WindowDataset(Dataset[Stored]):
             stored["turn"] = torch.from_numpy(vector_turn(quarters, mirrored=mirrored, signs=signs))
 
     def sample(self, place: Place) -> Sample:
-        """Read one window, in mm/h."""
+        """Read one window in mm/h."""
         stored: Any = self[place]
         batch: Any = self.decode(default_collate([stored]))
         one: Any = {name: value[0] for name, value in batch.items()}
@@ -170,10 +169,10 @@ class WindowDataset(Dataset[Stored]):
         return sample
 
     def decode(self, batch: Stored) -> Sample:
-        """A batch as stored, (B, T, H, W) → in mm/h, (B, T, 1, H, W), on the device where it is."""
+        """Decode a stored batch (B, T, H, W) to mm/h (B, T, 1, H, W) on its device."""
         frames = batch["frames"]
         if frames.dtype == torch.int16:
-            # the quotient is rounded once: 50 codes are exactly 0.5 mm/h, and at that threshold
+            # a quotient is rounded only once: code 50 is exactly 0.5 mm/h and reaches that threshold
             rain = frames / CODES_PER_MM_H
             # NaN for negative codes, much faster on a CPU than torch.where
             torch.nn.functional.threshold(rain, -0.5 / CODES_PER_MM_H, torch.nan, inplace=True)
@@ -185,7 +184,7 @@ class WindowDataset(Dataset[Stored]):
         sample = Sample(
             input=rain[:, : self.input_steps],
             target=target,
-            target_mask=target.isnan().logical_not_(),  # infinite it never is
+            target_mask=target.isnan().logical_not_(),  # rates are never infinite
             filled=batch["filled"],
             scale=self.scales.to(rain.device)[torch.as_tensor(batch["source"], device=rain.device)],
             time=batch["time"],
@@ -198,7 +197,7 @@ class WindowDataset(Dataset[Stored]):
         return sample
 
     def _decode_channels(self, batch: Any, sample: Sample) -> None:
-        """Add past and future to the sample, in the channels' own units."""
+        """Add past and future to the sample, in the channels' units."""
         assert self.channels is not None
         names, pairs = self.channels, self.channels.pairs
         values = {name: values_of(carried) for name, carried in batch["channels"].items()}
@@ -228,13 +227,13 @@ def _direction(axis: npt.NDArray[np.float64]) -> float:
 
 
 def _turns(orientation: int, *, square: bool) -> tuple[int, bool]:
-    """The number of quarter turns, and whether a mirroring follows."""
+    """Return the number of quarter turns, and whether mirroring follows."""
     quarters = orientation // 2
     return quarters if square else 2 * (quarters % 2), orientation % 2 == 1
 
 
 def _memory_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor without values; in a loading process memory that it shares with the main one, as torch collates."""
+    """Return an uninitialised tensor; in a loading process in shared memory, as torch's collate does."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     storage: Any = torch.UntypedStorage
@@ -243,9 +242,9 @@ def _memory_for(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def orient(frames: Maps, orientation: int) -> Maps:
-    """Frames (…, H, W) mirrored (odd numbers) and turned by orientation // 2 quarter turns.
+    """Rotate frames (…, H, W) by orientation // 2 quarter turns, and mirror them if orientation is odd.
 
-    Frames that are not square keep their shape: they are turned by half turns only.
+    Frames that are not square keep their shape: they are rotated by half turns only.
     """
     quarters, mirrored = _turns(orientation, square=frames.shape[-2] == frames.shape[-1])
     turned: Any = np.rot90(frames, quarters, axes=(-2, -1))
@@ -254,7 +253,7 @@ def orient(frames: Maps, orientation: int) -> Maps:
 
 
 def unturned(oriented: Maps, orientation: int) -> Maps:
-    """A view of what `orient` gave in which the frames lie as they did before."""
+    """Return a view of frames from `orient` in their original orientation."""
     quarters, mirrored = _turns(orientation, square=oriented.shape[-2] == oriented.shape[-1])
     upright: Any = np.rot90(oriented[..., ::-1] if mirrored else oriented, -quarters, axes=(-2, -1))
     return upright  # type: ignore[no-any-return]
@@ -263,16 +262,17 @@ def unturned(oriented: Maps, orientation: int) -> Maps:
 class ResumableLoader(DataLoader[Stored]):
     """Batches of a `TrainSampler`, which draws an epoch from (seed, epoch) alone.
 
-    Its state is how many samples of which epoch were trained on, by all ranks together: what is drawn again is
-    what was drawn, and those are left out. No state of a worker is needed, and a run may go on with another number
-    of workers, of ranks, or another batch size. `num_done` says how many batches of this rank are done.
+    The state is the epoch and the number of its samples that all ranks together have trained on. On resuming, the
+    same epoch is drawn again and these samples are skipped. No worker state is needed, and a run may resume with
+    another number of workers or ranks, or another batch size. `num_done` returns this rank's number of finished
+    batches.
     """
 
     sampler: TrainSampler
     num_done: Callable[[], int] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data; Lightning puts it into checkpoints."""
+        """Return the state as plain data, which Lightning puts into checkpoints."""
         assert self.num_done is not None and self.batch_size is not None
         return {
             "epoch": self.sampler.epoch,
@@ -280,7 +280,7 @@ class ResumableLoader(DataLoader[Stored]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Leave out, in that epoch, what was trained on."""
+        """Resume in that epoch and skip the samples that were trained on."""
         assert self.batch_size is not None
         whole = len(self) * self.batch_size * self.sampler.world_size
         epoch, num_samples = state["epoch"], state["num_samples"]

@@ -1,4 +1,4 @@
-"""Splits by event: a list says when it rained, and no event is in two splits."""
+"""Splits by event: a list has the periods of rain, and no event is in two splits."""
 
 import csv
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ from raincast.data.windows import (
 
 @dataclass(frozen=True)
 class EventSplit:
-    """The events of a CSV file with the columns `start` and `stop` (UTC, stop not included).
+    """The events of a CSV file with the columns `start` and `stop` (UTC, stop excluded).
 
-    A column `split` deals them out (train, val, test); without it they are drawn at random by `fractions` and
-    `seed`, whole. Frames of no event belong to nobody. Where events of different splits lie closer than
-    `embargo_minutes` (None: than a window is long), the later one starts later.
+    A column `split` assigns them (train, val, test); without it, whole events are drawn at random by `fractions`
+    and `seed`. Frames outside events belong to no split. If events of different splits are closer than
+    `embargo_minutes` (None: the length of a window), the later one starts later.
     """
 
     events: str | Path
@@ -35,11 +35,11 @@ class EventSplit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse fractions that are none."""
+        """Raise ValueError for invalid fractions."""
         check_fractions(self.fractions)
 
     def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
-        """The events that have frames, ascending; ValueError where the list is wrong or two of them overlap."""
+        """Return the events that have frames, in order. Raises ValueError for a wrong list or an overlap."""
         rows = self._rows()
         given = [row.get("split") or "" for row in rows]
         if any(given) and set(given) - set(SPLITS):
@@ -63,8 +63,8 @@ class EventSplit:
         if not rows or not {"start", "stop"} <= set(rows[0]):
             found = ", ".join(rows[0]) if rows else "nothing"
             raise ValueError(
-                f"data.split.events={self.events} needs a header with start, stop and, by choice, split, and a "
-                f"row an event; found: {found}."
+                f"data.split.events={self.events} needs a header with start, stop and optionally split, and one "
+                f"row per event; found: {found}."
             )
         return rows
 

@@ -1,6 +1,6 @@
-"""Wetness of an archive by frame and crop: read once, cached for the next run.
+"""Wetness of an archive by frame and crop, computed once and cached for the next run.
 
-Only the frames that training sees are read: who trains never looks at the test split.
+Only frames of training windows are read, so training never looks at the test split.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Crops half their size apart, the last at the far edge: `y` and `x` are their offsets."""
+    """Crops at offsets `y` and `x`, spaced by half their size, with the last one at the far edge."""
 
     y: npt.NDArray[np.int64]
     x: npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ class Lattice:
 
     @classmethod
     def of(cls, shape: tuple[int, int], crop: tuple[int, int]) -> "Lattice":
-        """On a grid of `shape`."""
+        """Return the lattice on a grid of `shape`."""
         y, x = (
             np.append(np.arange(0, size - side, max(1, side // 2)), size - side).astype(np.int64)
             for size, side in zip(shape, crop, strict=True)
@@ -42,12 +42,12 @@ class Lattice:
         return cls(y, x, crop)
 
     def means(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Mean of (T, H, W) over each crop: (T, crops), row after row of them."""
+        """Return the mean of (T, H, W) over each crop: (T, crops), row by row."""
         rows, columns = (
             ((np.arange(size) >= starts[:, None]) & (np.arange(size) < starts[:, None] + side)).astype(np.float32)
             for size, starts, side in zip(values.shape[1:], (self.y, self.x), self.crop, strict=True)
         )
-        # sums over columns, then rows, as products: crops overlap, but each pixel is read once
+        # sums over columns, then rows, as matrix products: crops overlap, but each pixel is read once
         sums = rows @ (values @ columns.T)
         means = (sums / np.float32(self.crop[0] * self.crop[1])).reshape(len(values), -1)
         return means.astype(np.float32, copy=False)
@@ -55,10 +55,10 @@ class Lattice:
 
 @dataclass(frozen=True, eq=False)
 class RainTable:
-    """Of each frame of an archive and each crop of a lattice, (T, crops) float32.
+    """Rain of each frame of an archive in each crop of a lattice, (T, crops) float32.
 
-    `amount` is the mean of 1 − exp(−R/s) over the crop, where a pixel that was not observed adds nothing;
-    `observed` is the share of it that was.
+    `amount` is the mean of 1 − exp(−R/s) over the crop, with 0 for unobserved pixels; `observed` is the observed
+    share of the crop.
     """
 
     amount: npt.NDArray[np.float32]
@@ -73,10 +73,10 @@ def rain_table(
     needed: npt.NDArray[np.bool_] | None = None,
     progress: Progress | None = None,
 ) -> RainTable:
-    """The table of the `needed` frames (T,), or of all: from the cache what was read before, the rest read now.
+    """Return the table of the `needed` frames (T,), or of all, from the cache or by reading them.
 
-    Other frames are not read, and are 0 in it if nobody needed them before. The cache is by file of the archive,
-    so that of an archive that grows only what is new is read. `progress` is called with the frames done and to do.
+    Other frames are not read, and are 0 unless they are in the cache. The cache is kept per file of the archive,
+    so only new files of a growing archive are read. `progress` is called with the frames done and in total.
     """
     if needed is None:
         needed = np.ones(archive.num_times, bool)
@@ -84,9 +84,9 @@ def rain_table(
         path = cache_folder() / "rain" / f"{_name(archive, lattice, rain_scale)}.npz"
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        log.debug("The rain of %s is not kept: %s", archive.path, error)
+        log.debug("The rain table of %s is not cached: %s", archive.path, error)
         return _stack(_complete(archive, lattice, rain_scale, {}, needed, progress))
-    # of several processes one reads the archive, the others wait for it
+    # one process reads the archive while the others wait
     with FileLock(path.with_suffix(".lock")):
         known = _load(path)
         parts = _complete(archive, lattice, rain_scale, known, needed, progress)
@@ -96,13 +96,13 @@ def rain_table(
 
 
 def _name(archive: Archive, lattice: Lattice, rain_scale: float) -> str:
-    """Everything that the table follows from but the frames."""
+    """Return a hash of everything that determines the table, except the frames."""
     settings = (str(archive.path.resolve()), archive.variable, archive.grid.shape, lattice.crop, float(rain_scale))
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
 
 
 def part_key(path: Path) -> str:
-    """Changes whenever the file does."""
+    """Return a key that changes whenever the file does."""
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     digest = hashlib.sha256(path.name.encode())
     for file in files:
@@ -119,7 +119,7 @@ def _complete(
     needed: npt.NDArray[np.bool_],
     progress: Progress | None,
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """All parts' tables (2, T, crops) in the order of time, NaN where a frame is neither known nor needed."""
+    """Return the tables (2, T, crops) of all parts in order of time, NaN for frames neither known nor needed."""
     parts = {}
     todo = {}
     for part in archive.parts:
@@ -143,7 +143,7 @@ def _complete(
 
 
 def _runs(frames: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    """Frames one after the other, cut where chunks end, so that each chunk is unpacked once."""
+    """Split frames into consecutive runs that end with chunks, so that each chunk is unpacked once."""
     cuts = np.flatnonzero((np.diff(frames) > 1) | (frames[1:] % CHUNKS[0] == 0)) + 1
     return np.split(frames, cuts)
 
@@ -151,10 +151,10 @@ def _runs(frames: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
 def _weigh(
     frames: npt.NDArray[np.int16] | npt.NDArray[np.float32], lattice: Lattice, rain_scale: float
 ) -> npt.NDArray[np.float32]:
-    """Amount and observed share of frames (T, H, W): (2, T, crops)."""
+    """Return amount and observed share of frames (T, H, W): (2, T, crops)."""
     if frames.dtype == np.int16:
         observed = frames >= 0
-        # each code's amount is known: a table is many times faster than the exponential
+        # a lookup table is many times faster than the exponential
         amount = _amounts(rain_scale)[frames.view(np.uint16)]
     else:
         observed = np.isfinite(frames)
@@ -164,7 +164,7 @@ def _weigh(
 
 
 def _amounts(rain_scale: float) -> npt.NDArray[np.float32]:
-    """1 − exp(−R/s) of every code, by its bits as uint16; 0 for those that are no rate."""
+    """Return 1 − exp(−R/s) of every code, indexed by its bits as uint16; 0 for codes that are not rates."""
     codes = np.arange(2**16).astype(np.uint16).view(np.int16)
     rates = np.maximum(codes, 0) * CODE_MM_H
     return (-np.expm1(-rates / rain_scale)).astype(np.float32)
@@ -180,12 +180,12 @@ def _load(path: Path) -> dict[str, npt.NDArray[np.float32]]:
         with np.load(path) as file:
             return {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError):
-        return {}  # absent, or torn: made anew
+        return {}  # absent or damaged: computed again
 
 
 def _save(path: Path, parts: dict[str, npt.NDArray[np.float32]]) -> None:
     try:
         with atomic(path) as partial, partial.open("wb") as file:
-            np.savez(file, **parts)  # type: ignore[arg-type]  # its stub takes a keyword for a switch
+            np.savez(file, **parts)  # type: ignore[arg-type]  # the stub takes the keywords for options
     except OSError as error:
-        log.warning("The rain of the archive could not be kept in %s: %s", path, error)
+        log.warning("The rain table of the archive could not be cached in %s: %s", path, error)

@@ -1,8 +1,7 @@
-"""Sampling: the windows and crops of each epoch and rank.
+"""Sampling of windows and crops for each epoch and rank.
 
-Everything random about a sample (window, crop, flip) is drawn here, in the main process, from
-(seed, epoch), and travels to the data-loading workers as a `Place`. A sample is then the same whatever the
-number of workers and ranks.
+All randomness of a sample (window, crop, flip) is drawn here, in the main process, from (seed, epoch), and sent to
+the data-loading workers as a `Place`. Samples therefore do not depend on the number of workers and ranks.
 """
 
 import itertools
@@ -19,13 +18,13 @@ from raincast.data.rain import Lattice, rain_table
 from raincast.data.windows import frame_slots
 
 NUM_ORIENTATIONS = 8
-"""Four quarter turns, each as it is or mirrored."""
+"""Four quarter turns, each with or without mirroring."""
 
 
 class Place(NamedTuple):
-    """A sample: slot of its first frame, top-left pixel, size in pixels, and what is done to it.
+    """A sample: slot of its first frame, top-left pixel, size in pixels, and augmentation.
 
-    `orientation` 0 is as it is; rain is multiplied by `gain`; `source` is the number of the archive.
+    `orientation` 0 is unchanged; rain is multiplied by `gain`; `source` is the number of the archive.
     """
 
     start: int
@@ -39,25 +38,25 @@ class Place(NamedTuple):
 
 
 class EvalSampler(Sampler[Place]):
-    """Every place once, in order, dealt to the ranks in turn; never padded, so nothing counts twice."""
+    """Yields every place once, in order, distributed over the ranks. Never padded, so nothing counts twice."""
 
     def __init__(self, places: Sequence[Place], *, rank: int = 0, world_size: int = 1) -> None:
         self.places = places[rank::world_size]
 
     def __iter__(self) -> Iterator[Place]:
-        """This rank's places."""
+        """Iterate over this rank's places."""
         return iter(self.places)
 
     def __len__(self) -> int:
-        """Number of this rank's places."""
+        """Return the number of this rank's places."""
         return len(self.places)
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Places that training may draw, with the weight of each: (N,) arrays.
+    """Places that training may draw, with their weights: (N,) arrays.
 
-    `source` is the number of the archive, `grids` are the archives' shapes; `spacing` is how far places lie apart.
+    `source` is the number of the archive, `grids` are the archives' shapes, `spacing` is the distance of places.
     """
 
     start: npt.NDArray[np.int64]
@@ -71,7 +70,7 @@ class Candidates:
 
     @classmethod
     def join(cls, each: Sequence["Candidates"], factors: Sequence[float]) -> "Candidates":
-        """Of several archives, of one crop; an archive's weights are multiplied by its factor."""
+        """Join the candidates of several archives, multiplying each archive's weights by its factor."""
         return cls(
             start=np.concatenate([own.start for own in each]),
             y=np.concatenate([own.y for own in each]),
@@ -86,12 +85,12 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How training crops are drawn and varied.
+    """How training crops are drawn and augmented.
 
     A crop with rain R in mm/h is drawn in proportion to
     min(1, min_weight + rain_weight · mean(1 − exp(−R / rain_scale))), the acceptance probability of DGMR
-    (Ravuri et al. 2021). Crops observed to less than `min_coverage` are left out. `augment` mirrors and turns
-    crops; `jitter` is the standard deviation of the logarithm of a factor on each crop's rain.
+    (Ravuri et al. 2021). Crops with an observed share below `min_coverage` are left out. `augment` flips and
+    rotates crops; `jitter` is the standard deviation of the logarithm of a factor on each crop's rain.
     """
 
     augment: bool = True
@@ -115,11 +114,11 @@ class Sampling:
 
 
 class TrainSampler(Sampler[Place]):
-    """`num_samples` places an epoch, drawn without repeats by rain weight, moved and turned at random.
+    """Draws `num_samples` places per epoch without replacement, shifted and oriented at random.
 
-    A place is drawn in proportion to its weight (`Sampling`). All ranks draw the same epoch
-    and take every world_size-th place, so N ranks see what one would. With `only`, all epochs are the first one's
-    first so many places, again and again.
+    A place is drawn in proportion to its weight (`Sampling`). All ranks draw the same epoch and take every
+    world_size-th place, so N ranks see the same places as one. With `only`, every epoch repeats the first `only`
+    places of the first epoch.
     """
 
     def __init__(
@@ -144,21 +143,21 @@ class TrainSampler(Sampler[Place]):
         self.seen = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch, after a resume too."""
-        # and once before it knows of the resume, when workers already begin to load
+        """Set the epoch; Lightning calls this before each epoch, also after a resume."""
+        # Lightning also calls it once before it knows of the resume, when workers already begin to load
         self.epoch = max(epoch, self.seen[0])
 
     def go_on(self, epoch: int, num_samples: int) -> None:
-        """Begin with this epoch, without its first `num_samples` places, which all ranks together have seen."""
+        """Resume in this epoch after its first `num_samples` places, counted over all ranks."""
         self.seen = (epoch, num_samples)
         self.set_epoch(0)
 
     def __len__(self) -> int:
-        """Number of places for each rank, the same for all."""
+        """Return the number of places per rank, the same for all."""
         return self.num_samples // self.world_size
 
     def __iter__(self) -> Iterator[Place]:
-        """This rank's places of the current epoch."""
+        """Iterate over this rank's places of the current epoch."""
         places = self._draw(self.epoch) if self.only is None else self._again(self.only)
         places = places[: len(self) * self.world_size]
         epoch, num_seen = self.seen
@@ -171,10 +170,10 @@ class TrainSampler(Sampler[Place]):
     def _draw(self, epoch: int) -> list[Place]:
         rng = np.random.default_rng((self.seed, epoch))
         c = self.candidates
-        # the n smallest of Exp(1)/w are a weighted draw without repeats (Efraimidis and Spirakis 2006)
+        # the n smallest of Exp(1)/w are a weighted draw without replacement (Efraimidis and Spirakis 2006)
         keys = rng.exponential(size=c.weight.size) / c.weight
         chosen = np.argsort(keys, kind="stable")[: self.num_samples]
-        # in that order an epoch would begin with the wettest crops and end with the driest
+        # without this an epoch would begin with the wettest crops and end with the driest
         chosen = rng.permutation(chosen)
         source = c.source[chosen]
         largest = np.array(c.grids)[source] - np.array(c.crop)
@@ -198,7 +197,7 @@ def _jitter(
 
 
 def tile_positions(size: int, crop: int) -> list[int]:
-    """Offsets of crops that lie side by side without overlap; what is left over at the far edge is not used."""
+    """Return offsets of adjacent crops without overlap; the remainder at the far edge is not used."""
     return list(range(0, size - crop + 1, crop))
 
 
@@ -211,7 +210,7 @@ def find_candidates(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Candidates:
-    """Weigh each crop of a half-crop lattice, in each training window, by its rain.
+    """Weight each crop of a half-crop lattice, in each training window, by its rain.
 
     `starts` are slots. The observed share of a crop counts all frames of the window, missing ones included.
     Raises ValueError if no crop is observed enough.
@@ -222,7 +221,7 @@ def find_candidates(
         archive, lattice, sampling.rain_scale, needed=_in_windows(slots, starts, num_frames), progress=progress
     )
     rain, observed = (_window_means(a, slots, starts, num_frames) for a in (table.amount, table.observed))
-    # shares add up to 1 but for rounding
+    # tolerance for rounding errors of the shares
     kept = observed >= sampling.min_coverage - 1e-6
     if not kept.any():
         raise ValueError(
@@ -245,7 +244,7 @@ def find_candidates(
 def _in_windows(
     slots: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], num_frames: int
 ) -> npt.NDArray[np.bool_]:
-    """The mask of frames in `slots` that a window holds."""
+    """Return the mask of frames in `slots` that belong to a window."""
     ordered = np.sort(starts)
     begin = np.searchsorted(ordered, slots - num_frames, side="right")
     end = np.searchsorted(ordered, slots, side="right")
@@ -259,7 +258,7 @@ def _window_means(
     starts: npt.NDArray[np.int64],
     num_frames: int,
 ) -> npt.NDArray[np.float64]:
-    """Means over the slots of each window, (N, crops); a missing frame counts as 0."""
+    """Return means over the slots of each window, (N, crops); a missing frame counts as 0."""
     sums = np.concatenate([np.zeros((1, per_frame.shape[1])), per_frame.cumsum(0, dtype=np.float64)])
     begin, end = np.searchsorted(slots, starts), np.searchsorted(slots, starts + num_frames)
     means: npt.NDArray[np.float64] = (sums[end] - sums[begin]) / num_frames

@@ -1,4 +1,4 @@
-"""Archives as training sees them: each at the step of the samples, with the channels on its own grid."""
+"""Archives as sources of samples: each at the step of the samples, with channels on its own grid."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,18 @@ from raincast.schema import Meaning
 log = logging.getLogger(__name__)
 
 LONGEST_BESIDE_MOMENTARY = 15.0
-"""Minutes of a mean that is still trained on together with momentary rates: the steps of radar composites."""
+"""Longest means, in minutes, that may be mixed with momentary rates: the steps of radar composites."""
 Frames = npt.NDArray[np.int16] | npt.NDArray[np.float32]
-"""As `Archive.read_stored` gives them."""
+"""Frames as returned by `Archive.read_stored`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Windows of `input_steps` + `lead_steps` steps of `every` of the archive's frames.
+    """Windows of `input_steps` + `lead_steps` steps, each of `every` frames of the archive.
 
-    Means over the archive's step are averaged, over what was observed if that is at least half; of momentary rates
-    the last of each step is taken. Slots and starts count the archive's own steps: a window may begin at any.
+    Means over the archive's step are averaged, ignoring missing frames if at least half are observed. Of momentary
+    rates the last one of each step is taken. Slots and starts count the archive's own steps: a window may begin at
+    any of them.
     """
 
     archive: Archive
@@ -50,38 +51,41 @@ class Source:
         lead_steps: int,
         channels: BoundChannels | None = None,
     ) -> "Source":
-        """With samples of `step_minutes`; ValueError unless it is a multiple of the archive's step."""
+        """Return a source with samples of `step_minutes`. Raises ValueError if the step does not divide it."""
         every = round(step_minutes / archive.step_minutes)
         if every < 1 or abs(every * archive.step_minutes - step_minutes) > 1e-6:
             raise ValueError(
-                f"{archive.path} has a step of {archive.step_minutes:g} min, of which {step_minutes:g} min, the "
-                "step of data.archive, is no multiple. Leave it out of data.more, or make it data.archive."
+                f"{archive.path} has a step of {archive.step_minutes:g} min, and {step_minutes:g} min, the step "
+                "of data.archive, is not a multiple of it. Leave it out of data.more, or make it data.archive."
             )
         return cls(archive, input_steps, lead_steps, every, channels)
 
     @property
     def meaning(self) -> Meaning:
-        """What the rates of the samples are over time: means over the archive's step become those over theirs."""
+        """Return what the samples' rates are over time: means over the archive's step become means over theirs."""
         own = self.archive.meaning
         over_step = own.is_averaged and own.minutes == self.archive.step_minutes
         return replace(own, minutes=self.every * self.archive.step_minutes) if over_step else own
 
     @property
     def _means(self) -> bool:
-        """Whether means follow each other without gap or overlap, so that they can be averaged."""
+        """Return True if the rates are means over exactly the step, so that they can be averaged."""
         return self.archive.meaning.same_as(Meaning("mean", self.archive.step_minutes))
 
     def _span(self, num_steps: int) -> int:
-        """The archive's own steps from the first to the last frame that so many steps are made of."""
+        """Return the number of the archive's steps, first to last frame, that `num_steps` steps are made of."""
         return num_steps * self.every if self._means else (num_steps - 1) * self.every + 1
 
     @property
     def num_slots(self) -> int:
-        """The archive's own steps that a window covers."""
+        """Return the number of the archive's steps that a window covers."""
         return self._span(self.input_steps + self.lead_steps)
 
     def split(self, split: Split, max_missing: int, *, needed: Sequence[str] = SPLITS) -> SplitWindows:
-        """The windows of each split; `max_missing` counts the archive's frames, `needed` splits hold windows."""
+        """Return the windows of each split; `max_missing` counts the archive's frames.
+
+        Raises ValueError if one of the `needed` splits has no window.
+        """
         return split_windows(
             self.archive.times,
             self.archive.step,
@@ -94,31 +98,31 @@ class Source:
         )
 
     def newest(self, start: int) -> np.datetime64:
-        """The time of the newest input frame of the window from slot `start`."""
+        """Return the time of the newest input frame of the window that begins in slot `start`."""
         slot = start + self._span(self.input_steps) - 1
         newest: np.datetime64 = self.archive.times[0] + slot * self.archive.step
         return newest
 
     def step_times(self, start: int) -> npt.NDArray[np.datetime64]:
-        """The valid times of the window's frames, (T,)."""
+        """Return the valid times of the window's frames, (T,)."""
         steps = np.arange(1 - self.input_steps, self.lead_steps + 1)
         times: npt.NDArray[np.datetime64] = self.newest(start) + steps * (self.every * self.archive.step)
         return times
 
     def layouts(self) -> dict[str, Layout]:
-        """The layout of the windows' covariates."""
+        """Return the layouts of the windows' covariates."""
         return {} if self.channels is None else self.channels.layouts(self.step_times(0), self.input_steps)
 
     def carry_channels(self, start: int, y: slice, x: slice, layouts: Mapping[str, Layout]) -> dict[str, Carried]:
-        """The window's covariates as stored, without static channels."""
+        """Return the window's covariates as stored, without static channels."""
         if self.channels is None:
             return {}
         return self.channels.carry(self.step_times(start), self.input_steps, y, x, layouts)
 
     def read(self, start: int, y: slice, x: slice, *, out: Frames) -> npt.NDArray[np.bool_]:
-        """The frames of a window → `out`, (T, H, W) codes or mm/h by its type; which the archive lacks, (T,).
+        """Read the frames of a window into `out`; return the mask (T,) of frames that the archive lacks.
 
-        `out` may be a view of any strides.
+        `out` is (T, H, W), codes for int16, else mm/h; it may be a view with any strides.
         """
         numbers = self._numbers[start : start + self.num_slots]
         absent: npt.NDArray[np.bool_] = numbers < 0
@@ -140,7 +144,7 @@ class Source:
         return absent
 
     def _read_archive(self, numbers: npt.NDArray[np.int64], y: slice, x: slice, out: Any) -> None:
-        """Frames that follow each other in the archive, whatever is missing between them."""
+        """Read consecutive frames of the archive; slots without a frame in between do not matter."""
         if out.dtype == np.int16:
             self.archive.read_codes(int(numbers[0]), numbers.size, y=y, x=x, out=out)
         else:
@@ -148,7 +152,7 @@ class Source:
 
     @cached_property
     def _numbers(self) -> npt.NDArray[np.int64]:
-        """The frame of each slot, −1 where there is none."""
+        """Return the frame number of each slot, −1 for none."""
         slots = frame_slots(self.archive.times, self.archive.step)
         numbers = np.full(int(slots[-1]) + 1, -1, np.int64)
         numbers[slots] = np.arange(slots.size)
@@ -156,7 +160,7 @@ class Source:
 
 
 def _means(frames: Frames, every: int) -> Frames:
-    """Of each `every` frames, over what was observed; missing where that is less than half."""
+    """Average groups of `every` frames over observed values; missing if fewer than half are observed."""
     coded = frames.dtype == np.int16
     groups = frames.reshape(-1, every, *frames.shape[1:])
     observed = groups >= 0 if coded else np.isfinite(groups)
@@ -171,10 +175,10 @@ def _means(frames: Frames, every: int) -> Frames:
 
 @dataclass(frozen=True)
 class Extra:
-    """A further archive to train on; its places are drawn `weight` times as often as by their rain alone.
+    """A further archive to train on, whose places are drawn `weight` times as often as by their rain alone.
 
-    `all`: of its windows all train, and not only those that the split gives to train. `channels` says what is
-    other about a channel on its grid, {NAME: {path: …}}.
+    With `all`, all its windows are trained on, not only those that the split assigns to train. `channels`
+    overrides arguments of channels for its grid, {NAME: {path: …}}.
     """
 
     archive: str
@@ -183,7 +187,7 @@ class Extra:
     channels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a weight that is none."""
+        """Raise ValueError for a weight of 0 or less."""
         if not self.weight > 0:
             raise ValueError(f"data.more: weight={self.weight} of {self.archive} must be over 0.")
 
@@ -191,7 +195,7 @@ class Extra:
 def open_sources(
     archive: Archive, more: Sequence[Extra], channels: Channels, *, input_steps: int, lead_steps: int
 ) -> list[Source]:
-    """`archive` and the further ones, at its step; ValueError where a step or a channel does not fit."""
+    """Return `archive` and the further ones as sources at its step. Raises ValueError if one does not fit."""
     archives = [(archive, {}), *((Archive.open(extra.archive), extra.channels) for extra in more)]
     sources = [
         Source.at_step(
@@ -209,24 +213,24 @@ def open_sources(
 
 
 def _check_meaning(first: Source, other: Source) -> None:
-    """ValueError for rates over periods that are far apart; a warning for momentary rates beside short means."""
+    """Raise ValueError if the rates cover different periods; only warn if momentary rates meet short means."""
     periods = [source.meaning.minutes or 0.0 for source in (first, other)]
     if abs(periods[0] - periods[1]) < 1e-3:
         return
     said = f"{first.archive.path} gives {first.meaning}, {other.archive.path} of data.more {other.meaning}"
     if 0.0 not in periods or max(periods) > LONGEST_BESIDE_MOMENTARY:
         raise ValueError(
-            f"{said}. A network learns one of them: leave it out of data.more, or take archives of one kind."
+            f"{said}. A network can learn only one: leave it out of data.more, or use archives of one kind."
         )
     log.warning("%s: the network learns from both as if they were the same.", said)
 
 
 def _bound(channels: Channels, archive: Archive, others: Mapping[str, Mapping[str, Any]]) -> BoundChannels | None:
-    """The channels on the grid of `archive`, with what is other there; None where the rain says it all."""
+    """Bind the channels to the grid of `archive`, with its overrides; None if no channel is read from files."""
     if unknown := [name for name in others if name not in channels.declared]:
         there = ", ".join(channels.declared) or "none"
         raise ValueError(
-            f"data.more: channels {', '.join(unknown)} of {archive.path} are not declared; there are {there}."
+            f"data.more: channels {', '.join(unknown)} of {archive.path} are not declared; declared are: {there}."
         )
     if not channels.read_any:
         return None

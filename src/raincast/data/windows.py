@@ -1,8 +1,8 @@
-"""Which windows an archive holds, and which of them train, choose and test a network.
+"""Windows of an archive, and their split into train, val and test.
 
-A window is `num_frames` times, one step apart, at which the archive has a frame; a few may be missing, if asked
-for. A split assigns *times* to train, val and test first, in ranges; a window belongs to a split only when one of
-its ranges holds every time of it, so no frame is ever in two.
+A window is `num_frames` times, one step apart, at which the archive has frames; `max_missing` of them may be
+absent. A split first assigns ranges of *times* to train, val and test. A window belongs to a split only if one
+range of the split contains all its times, so no frame is ever in two splits.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 Times = npt.NDArray[np.datetime64]
 Starts = npt.NDArray[np.int64]
-"""First times of windows, as steps since the archive's first frame: its *slots*."""
+"""First times of windows as *slots*: steps since the archive's first frame."""
 
 
 @dataclass(frozen=True)
 class TimeRange:
-    """Frames from `start` up to, not including, `stop`, and the split they belong to."""
+    """The times from `start` to `stop` (excluded), and the split that they belong to."""
 
     split: str
     start: np.datetime64
@@ -36,17 +36,18 @@ class Split(Protocol):
     """Assigns the times of an archive to train, val and test."""
 
     def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
-        """Ranges that do not overlap, ascending; `window` is how much time a window covers."""
+        """Return ascending ranges that do not overlap; `window` is the time that a window covers."""
 
 
 @dataclass(frozen=True)
 class BlockSplit:
-    """Whole blocks of time (days by default, weeks with 10080 min), drawn at random into train, val and test.
+    """Random assignment of whole blocks of time (days by default, weeks with 10080 min) to train, val and test.
 
-    Rain of one block is alike, so windows of one block stand in one split only. Where blocks of different
-    splits touch, the first `embargo_minutes` (None: as long as a window) of the later one belong to nobody. Blocks
-    without frames are not drawn. Frames of fewer than three blocks are cut into three shorter ones, with a
-    warning: the splits share an event. None then is half of what a third is longer than a window, if that is less.
+    Rain within a block is correlated, so all its windows are in one split. If blocks of different splits touch,
+    the first `embargo_minutes` of the later one (None: the length of a window) belong to no split. Blocks without
+    frames are not drawn. An archive of fewer than three blocks is cut into three thirds instead, with a warning,
+    because its splits share an event. The default embargo is then at most half of the time by which a third
+    exceeds a window.
     """
 
     block_minutes: float = 1440.0
@@ -55,11 +56,11 @@ class BlockSplit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse fractions that are none."""
+        """Raise ValueError for invalid fractions."""
         check_fractions(self.fractions)
 
     def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
-        """Blocks that begin at whole multiples of the block length since 1970 (days: at 00 UTC)."""
+        """Return blocks that begin at multiples of the block length since 1970 (days: at 00 UTC)."""
         bounds = self._bounds(times, step)
         names = draw_splits(len(bounds), self.fractions, self.seed)
         blocks = [TimeRange(name, *bound) for name, bound in zip(names, bounds, strict=True)]
@@ -68,23 +69,23 @@ class BlockSplit:
     def _own_embargo(
         self, bounds: Sequence[tuple[np.datetime64, np.datetime64]], step: np.timedelta64, window: np.timedelta64
     ) -> np.timedelta64:
-        """As long as a window; between thirds of an event less, where they would hold no windows with it."""
+        """Return the length of a window, or less between thirds of an event that would have no windows with it."""
         lengths = [stop - start for start, stop in bounds]
         if all(length == _minutes(self.block_minutes) for length in lengths):
             return window
-        # half of what is left beside a window: the other half holds more windows
+        # half of a third's time beyond one window; the other half is for further windows
         spare = (int(np.min(lengths) // step) - int(window // step)) // 2
         return min(window, max(spare, 0) * step)
 
     def _bounds(self, times: Times, step: np.timedelta64) -> list[tuple[np.datetime64, np.datetime64]]:
-        """Start and stop of each block that holds frames."""
+        """Return start and stop of each block that has frames."""
         block = _minutes(self.block_minutes)
         midnight = np.datetime64(0, "ns")
         starts = midnight + np.unique((times - midnight) // block) * block
         if starts.size >= 3:
             return [(start, start + block) for start in starts]
         log.warning(
-            "The archive holds %d frames in %d block(s) of %g h, under three: its frames are cut into three "
+            "The archive has %d frames in %d block(s) of %g h, fewer than three: its frames are cut into three "
             "thirds instead. Its splits share one event, so its scores say little about new weather.",
             times.size,
             starts.size,
@@ -96,10 +97,10 @@ class BlockSplit:
 
 @dataclass(frozen=True)
 class DateSplit:
-    """Stated dates: each of train, val and test is a list of [start, stop) pairs in UTC.
+    """Fixed dates: each of train, val and test is a list of [start, stop) pairs in UTC.
 
-    Where ranges of different splits lie closer than `embargo_minutes` (None: than a window is long), the later
-    one starts later.
+    If ranges of different splits are closer than `embargo_minutes` (None: the length of a window), the later one
+    starts later.
     """
 
     train: Sequence[Sequence[str]]
@@ -108,7 +109,7 @@ class DateSplit:
     embargo_minutes: float | None = None
 
     def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
-        """The stated ranges, ascending; ValueError where one is reversed or two overlap."""
+        """Return the given ranges in order. Raises ValueError if one is reversed or two overlap."""
         stated = [
             TimeRange(split, parse_utc(start), parse_utc(stop))
             for split in SPLITS
@@ -120,26 +121,26 @@ class DateSplit:
 
 @dataclass(frozen=True)
 class TrainAll:
-    """Everything trains."""
+    """All times belong to train."""
 
     def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
-        """One range."""
+        """Return one range."""
         return [TimeRange("train", times[0], times[-1] + step)]
 
 
 @dataclass(frozen=True)
 class TestAll:
-    """Everything tests, for forecasters that were not trained on any of it."""
+    """All times belong to test, for forecasters that were trained on none of them."""
 
-    __test__ = False  # no class of tests
+    __test__ = False  # not a pytest class
 
     def ranges(self, times: Times, step: np.timedelta64, window: np.timedelta64) -> list[TimeRange]:
-        """One range."""
+        """Return one range."""
         return [TimeRange("test", times[0], times[-1] + step)]
 
 
 def in_order(stated: Sequence[TimeRange]) -> list[TimeRange]:
-    """Ascending; ValueError where one ends before it begins, or two overlap."""
+    """Sort ranges. Raises ValueError if one ends before it begins, or two overlap."""
     for r in stated:
         if r.stop <= r.start:
             raise ValueError(f"data.split: {r.split} from {r.start} until {r.stop} ends before it begins.")
@@ -153,7 +154,7 @@ def in_order(stated: Sequence[TimeRange]) -> list[TimeRange]:
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """ValueError unless they are shares of train, val and test."""
+    """Raise ValueError unless `fractions` are three positive shares that sum to 1."""
     if len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(
             f"data.split.fractions={list(fractions)}: give three positive numbers that sum to 1, for train, val "
@@ -162,7 +163,7 @@ def check_fractions(fractions: Sequence[float]) -> None:
 
 
 def draw_splits(num: int, fractions: Sequence[float], seed: int) -> list[str]:
-    """A split for each of `num` blocks or events: at least one of val and of test, the rest train."""
+    """Draw a split for each of `num` blocks or events: at least one val and one test, the rest train."""
     num_val, num_test = (max(1, round(f * num)) for f in fractions[1:])
     order = np.random.default_rng(seed).permutation(num)
     names = np.full(num, "train", dtype=object)
@@ -172,11 +173,11 @@ def draw_splits(num: int, fractions: Sequence[float], seed: int) -> list[str]:
 
 
 def parse_utc(text: str) -> np.datetime64:
-    """A date or time in UTC; ValueError for anything else."""
+    """Parse a date or time in UTC. Raises ValueError for anything else."""
     try:
         return np.datetime64(str(text), "ns")
     except ValueError as error:
-        raise ValueError(f"data.split: {text!r} is no date; write 2015-07-28 or 2015-07-28T06:00.") from error
+        raise ValueError(f"data.split: {text!r} is not a date; write 2015-07-28 or 2015-07-28T06:00.") from error
 
 
 def _minutes(minutes: float) -> np.timedelta64:
@@ -184,14 +185,14 @@ def _minutes(minutes: float) -> np.timedelta64:
 
 
 def embargo_of(minutes: float | None, window: np.timedelta64) -> np.timedelta64:
-    """As stated, or as long as a window."""
+    """Return the configured embargo, or the length of a window."""
     return window if minutes is None else _minutes(minutes)
 
 
 def with_embargo(ranges: Sequence[TimeRange], embargo: np.timedelta64) -> list[TimeRange]:
-    """`ranges` (ascending), each starting at least `embargo` after the last frame of another split."""
+    """Shorten ascending `ranges` so that each starts at least `embargo` after the end of any other split."""
     kept: list[TimeRange] = []
-    last: dict[str, np.datetime64] = {}  # where each split was last
+    last: dict[str, np.datetime64] = {}  # the end of the latest range of each split
     for current in ranges:
         others = [stop for split, stop in last.items() if split != current.split]
         start = max([current.start, *(stop + embargo for stop in others)])
@@ -202,7 +203,7 @@ def with_embargo(ranges: Sequence[TimeRange], embargo: np.timedelta64) -> list[T
 
 
 def frame_slots(times: Times, step: np.timedelta64) -> npt.NDArray[np.int64]:
-    """The slot of each frame: (T,) steps since the first."""
+    """Return the slot of each frame: (T,) steps since the first."""
     slots: npt.NDArray[np.int64] = ((times - times[0]) // step).astype(np.int64)
     return slots
 
@@ -210,9 +211,9 @@ def frame_slots(times: Times, step: np.timedelta64) -> npt.NDArray[np.int64]:
 def window_starts(
     times: Times, step: np.timedelta64, num_frames: int, *, input_steps: int | None = None, max_missing: int = 0
 ) -> Starts:
-    """Slots at which windows of `num_frames` begin that lack at most `max_missing` frames: (N,), ascending.
+    """Return the first slots (N,), ascending, of windows of `num_frames` that lack at most `max_missing` frames.
 
-    The newest input frame, the last of `input_steps`, is never missing: the forecast begins with it.
+    The newest input frame, the last of `input_steps`, is never missing, because the forecast starts from it.
     """
     slots = frame_slots(times, step)
     num_slots = int(slots[-1]) + 1
@@ -229,14 +230,14 @@ def window_starts(
 
 @dataclass(frozen=True, eq=False)
 class SplitWindows:
-    """The windows of each split, and a hash that changes when any of them does."""
+    """The windows of each split, and a hash that changes if any window does."""
 
     starts: dict[str, Starts]
     ranges: list[TimeRange]
     hash: str
 
     def describe(self) -> str:
-        """One line a split: how many windows and from when to when."""
+        """Return one line per split with the number of windows and their periods."""
         lines = []
         for split in SPLITS:
             own = [r for r in self.ranges if r.split == split]
@@ -261,9 +262,9 @@ def split_windows(
     max_missing: int = 0,
     needed: Sequence[str] = SPLITS,
 ) -> SplitWindows:
-    """Give each window to the split with a range that holds all its times.
+    """Assign each window to the split with a range that contains all its times.
 
-    ValueError where one of the splits that are `needed` gets none.
+    Raises ValueError if there is no window, or if one of the `needed` splits gets none.
     """
     starts = window_starts(times, step, num_frames, input_steps=input_steps, max_missing=max_missing)
     if starts.size == 0:
@@ -290,8 +291,8 @@ def split_windows(
         raise ValueError(
             f"The split leaves no window of {num_frames} frames for {' and '.join(empty)} in an archive from "
             f"{_short(times[0])} to {_short(times[-1])} ({listing}{more}). Lower data.input_steps, "
-            "data.lead_steps or data.split.embargo_minutes, or state dates with data/split=dates. What "
-            "was trained on none of it is scored on all of it by: python evaluate.py split=all"
+            "data.lead_steps or data.split.embargo_minutes, or set dates with data/split=dates. To score a "
+            "forecaster that was trained on none of it on all of it: python evaluate.py split=all"
         )
     digest = hashlib.sha256(f"{identity} {num_frames} {max_missing}".encode())
     for name in SPLITS:

@@ -1,9 +1,8 @@
-"""Channels: covariates of the rain, and how each one is read. `declared` combines them.
+"""Channels: covariates of the rain, and readers for them. `declared` combines them.
 
-A channel has a role. `past`: seen at the times of the input frames. `future`: known in advance (a weather model),
-and seen at the times of the forecast frames too. `static`: does not change. `time`: follows from time and place
-alone. The rain itself is the `target`, and comes first. Values are in the channel's own unit, NaN where there is
-none.
+Each channel has a role. `past`: known at the times of the input frames. `future`: known in advance (a weather
+model), so also at the lead times. `static`: constant in time. `time`: computed from time and place alone. The rain
+itself is the `target`, and comes first. Values are in the channel's own unit, NaN for missing.
 """
 
 import dataclasses
@@ -37,7 +36,7 @@ class Site:
 
     @classmethod
     def of(cls, archive: Archive) -> "Site":
-        """The grid of an archive."""
+        """Return the site of an archive."""
         return cls(archive.grid, lambda: archive.coverage, str(archive.path))
 
 
@@ -45,61 +44,61 @@ class Reader(Protocol):
     """A channel on one grid."""
 
     def read(self, times: Times, y: slice, x: slice) -> Values:
-        """(T, H, W) at `times` (T,), in the channel's unit, NaN where there is no value."""
+        """Return values (T, H, W) at `times` (T,), in the channel's unit, NaN for missing."""
 
 
 @runtime_checkable
 class Channel(Protocol):
-    """A channel as it is declared, of no grid yet; `vector` is NAME.x or NAME.y for a component along x or y."""
+    """A declared channel, not yet bound to a grid; `vector` is NAME.x or NAME.y for a component along x or y."""
 
     role: Role
     transform: Transform
     vector: str | None
 
     def bind(self, name: str, site: Site) -> Reader:
-        """The channel on the grid of `site`; ValueError or FileNotFoundError where there is none."""
+        """Return the reader on the grid of `site`. Raises ValueError or FileNotFoundError if there is none."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Where the rain was observed: 1, and missing: 0, at each input frame. Made of the rain on the device."""
+    """Mask of observed (1) and missing (0) pixels of each input frame, computed from the rain on the device."""
 
     role: Role = dataclasses.field(default="past", init=False)
     transform: Transform = dataclasses.field(default=AS_IT_IS, init=False)
     vector: str | None = dataclasses.field(default=None, init=False)
 
     def bind(self, name: str, site: Site) -> Reader:
-        """Nothing is read."""
-        raise AssertionError(f"{name} is made of the rain.")
+        """Never called: the mask is computed from the rain."""
+        raise AssertionError(f"{name} is computed from the rain.")
 
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """One map (H, W), the same at all times."""
+    """One map (H, W), constant in time."""
 
     values: Values
 
     def read(self, times: Times, y: slice, x: slice) -> Values:
-        """The map once: who reads a static channel needs no copy a time."""
+        """Return the map once, (1, H, W), whatever the number of times."""
         return self.values[None, y, x]
 
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """Sums of maps (K, H, W) with factors that follow from the time: (T,) → (T, K)."""
+    """Sums of maps (K, H, W) weighted with factors (T, K), which are a function of the times (T,)."""
 
     maps: Values
     factors: Callable[[Times], npt.NDArray[np.float64]]
 
     def read(self, times: Times, y: slice, x: slice) -> Values:
-        """Cheap: a product and a sum a pixel, however much trigonometry the maps took."""
+        """Return the weighted sums (T, H, W); all trigonometry is in the maps, so this is cheap."""
         values: Values = np.tensordot(self.factors(times).astype(np.float32), self.maps[:, y, x], axes=1)
         return values
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """The pixels that any frame of an archive observed: 1 and 0. `path` is another archive of the same grid."""
+    """Mask of pixels that any frame of an archive observed, 1 or 0. `path` is another archive on the same grid."""
 
     path: str | None = None
     role: Role = dataclasses.field(default="static", init=False)
@@ -107,7 +106,7 @@ class Coverage:
     vector: str | None = dataclasses.field(default=None, init=False)
 
     def bind(self, name: str, site: Site) -> Reader:
-        """ValueError where nothing says the coverage."""
+        """Return the coverage. Raises ValueError if the archive does not state it, or is on another grid."""
         if self.path is not None:
             other = Archive.open(self.path)
             if not other.grid.same_as(site.grid):
@@ -116,9 +115,9 @@ class Coverage:
         mask = site.coverage()
         if mask is None:
             raise ValueError(
-                f"{site.label} does not say its coverage, which the channel {name} needs. Give an archive of its "
-                f"grid that does, channels.{name}.path=…, or make one: python ingest.py source=archive files=… "
-                "archive=…"
+                f"{site.label} does not state its coverage, which the channel {name} needs. Name an archive on "
+                f"its grid that does, channels.{name}.path=…, or create one: python ingest.py source=archive "
+                "files=… archive=…"
             )
         return Fixed(mask.astype(np.float32))
 
@@ -133,32 +132,32 @@ class RadarDistance:
     vector: str | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Refuse what is no place on Earth."""
+        """Raise ValueError for coordinates that are not on Earth."""
         if not self.radars or any(len(p) != 2 or abs(p[0]) > 90 or abs(p[1]) > 360 for p in self.radars):
             given = [list(place) for place in self.radars]
-            raise ValueError(f"radars={given}: give [latitude, longitude] of each, in degrees.")
+            raise ValueError(f"radars={given}: give [latitude, longitude] of each radar in degrees.")
 
     def bind(self, name: str, site: Site) -> Reader:
-        """Computed once."""
+        """Compute the distances once."""
         return Fixed(distance_km(site.grid, self.radars))
 
 
 @dataclass(frozen=True)
 class Sun:
-    """The sine of the sun's elevation: 1 in the zenith, 0 on the horizon, below 0 at night."""
+    """The sine of the sun's elevation: 1 in the zenith, 0 on the horizon, negative at night."""
 
     role: Role = dataclasses.field(default="time", init=False)
     transform: Transform = dataclasses.field(default=AS_IT_IS, init=False)
     vector: str | None = dataclasses.field(default=None, init=False)
 
     def bind(self, name: str, site: Site) -> Reader:
-        """Computed from the maps of sines and cosines of latitude and longitude."""
+        """Return products of maps of latitude and longitude with factors of time."""
         return Products(sun_maps(site.grid), sun_factors)
 
 
 @dataclass(frozen=True)
 class _Angle:
-    """The sine or cosine (`part`) of an angle that follows from the time."""
+    """The sine or cosine (`part`) of an angle that depends on time."""
 
     part: Literal["sin", "cos"]
     role: Role = dataclasses.field(default="time", init=False)
@@ -166,22 +165,22 @@ class _Angle:
     vector: str | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Refuse another part."""
+        """Raise ValueError for another part."""
         if self.part not in ("sin", "cos"):
-            raise ValueError(f"part={self.part}: take sin or cos, best a channel of each.")
+            raise ValueError(f"part={self.part}: use sin or cos, preferably one channel of each.")
 
 
 class DayAngle(_Angle):
-    """The sine or cosine (`part`) of the local mean solar time, as an angle that is 0 at midnight."""
+    """The sine or cosine (`part`) of the local mean solar time as an angle, 0 at midnight."""
 
     def bind(self, name: str, site: Site) -> Reader:
-        """Computed from maps of the longitude."""
+        """Return products of maps of the longitude with factors of time."""
         return Products(*day_maps(site.grid, self.part))
 
 
 class SeasonAngle(_Angle):
-    """The sine or cosine (`part`) of the time of the year, as an angle that is 0 at the turn of the year."""
+    """The sine or cosine (`part`) of the time of year as an angle, 0 at the turn of the year."""
 
     def bind(self, name: str, site: Site) -> Reader:
-        """The same everywhere."""
+        """Return a channel that is the same at all pixels."""
         return Products(np.ones((1, *site.grid.shape), np.float32), lambda times: season_factors(times, self.part))

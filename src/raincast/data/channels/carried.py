@@ -1,7 +1,7 @@
-"""Channels on their way to the device: encoded as stored, decoded there.
+"""Encoded channels: sent to the device as stored, and decoded there.
 
-A field is carried as those of its own frames that a window needs, each once, in the numbers of its file; scaling
-them and taking means in time is left to the device. Static maps are there already: a sample says where it lies.
+A field is sent as the frames of its files that a window needs, each once, in the numbers of the file. The device
+scales them and interpolates in time. Static maps are already on the device; a sample only has its position.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ from torch import Tensor
 from raincast.data.channels import Times, Values
 
 CODE_DTYPES = tuple(np.dtype(name) for name in ("int8", "uint8", "int16", "uint16"))
-"""What travels as it is stored, beside float32; values of other types become float32 when they are read."""
+"""Dtypes that are sent as stored, as is float32; values of other types become float32 when they are read."""
 
 
 class Carried(TypedDict):
-    """A channel on its way: `frames` (K, H, W), codes or float32, and what makes values at T times of them.
+    """An encoded channel: `frames` (K, H, W), codes or float32, and how to decode them to values at T times.
 
     packing (K, 4) float64: scale, offset and two codes for missing (NaN: none) of each frame of codes. first (T,)
-    int64: the frame of each time, −1 where there is none; without it, K is T. second (T,) int64 and share (T,)
-    float32: the value is (1 − share) · first + share · second, the same frame twice where the share is 0.
+    int64: the frame of each time, −1 for none; without it, K is T. second (T,) int64 and share (T,) float32: the
+    value is (1 − share) · first + share · second; both are the same frame if the share is 0.
     """
 
     frames: npt.NDArray[Any]
@@ -37,14 +37,14 @@ class Carried(TypedDict):
 
 @dataclass(frozen=True)
 class Layout:
-    """What is alike of a field in all samples of a batch: the most frames, their type, whether means are taken."""
+    """Common layout of a field in a batch: maximum number of frames, dtype, and whether to interpolate in time."""
 
     num_frames: int
     dtype: np.dtype[Any]
     means: bool
 
     def joined(self, other: "Layout") -> "Layout":
-        """For the samples of both."""
+        """Return a layout that fits the samples of both."""
         same = self.dtype == other.dtype
         return Layout(
             max(self.num_frames, other.num_frames),
@@ -55,17 +55,17 @@ class Layout:
 
 @runtime_checkable
 class Carrier(Protocol):
-    """A channel on one grid that is carried as it is stored."""
+    """A channel on one grid that is encoded as stored."""
 
     def layout(self, times: Times) -> Layout:
-        """For all windows that last as long as `times`."""
+        """Return the layout for all windows as long as `times`."""
 
     def carry(self, times: Times, y: slice, x: slice, layout: Layout) -> Carried:
-        """The window at `times`, in this layout or a wider one."""
+        """Return the encoded window at `times`, in a layout at least as wide as that of `layout`."""
 
 
 def values_of(carried: Mapping[str, Tensor]) -> Float[Tensor, "b t h w"]:
-    """A batch of `Carried` → values in the channel's unit, NaN where there is none, on the device where it is."""
+    """Decode a batch of `Carried` on its device to values in the channel's unit, NaN for missing."""
     frames = carried["frames"]
     if "packing" in carried:
         frames = unpacked(frames, carried["packing"])
@@ -81,7 +81,7 @@ def values_of(carried: Mapping[str, Tensor]) -> Float[Tensor, "b t h w"]:
 
 
 def unpacked(frames: Tensor, packing: Float[Tensor, "*k 4"]) -> Float[Tensor, "*k h w"]:
-    """Codes → scale · code + offset, NaN where they say missing: the nearest float32, as it is done in float64."""
+    """Decode codes to scale · code + offset, NaN for missing, in float64 and rounded to the nearest float32."""
     codes = frames.to(torch.float64)
     scale, offset, *fills = packing[..., None, None].unbind(-3)
     values = (codes * scale).add_(offset).to(torch.float32)
@@ -91,20 +91,20 @@ def unpacked(frames: Tensor, packing: Float[Tensor, "*k 4"]) -> Float[Tensor, "*
 
 
 class StaticMaps:
-    """The static channels (S, H, W) of each of several archives: on a device once, and cut out there."""
+    """The static channels (S, H, W) of several archives, kept on the device once and cropped there."""
 
     def __init__(self, maps: Sequence[Values]) -> None:
         self.maps = maps
         self._there: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def cut(self, batch: Mapping[str, Tensor]) -> Float[Tensor, "b s h w"]:
-        """The maps of a batch of `Stored`, turned as its rain is."""
+        """Return the maps of a batch of `Stored`, oriented like its rain."""
         y, x, source, orientation = (batch[name] for name in ("y", "x", "source", "orientation"))
         pixels, widths, firsts = self._on(y.device)
         height, width = batch["frames"].shape[-2:]
         rows, columns = _origins(orientation, height, width)
         rows, columns = rows + y[:, None, None], columns + x[:, None, None]
-        # of all archives in one row, so that nothing has to be asked of the device
+        # the pixels of all archives are in one row, so that indexing needs no synchronisation with the device
         places = firsts[source][:, None, None] + rows * widths[source][:, None, None] + columns
         return pixels[:, places].transpose(0, 1)
 
@@ -121,7 +121,7 @@ class StaticMaps:
 
 
 def _origins(orientation: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Of each pixel that `dataset.orient` gives, the row and the column that it comes from: (B, H, W) each."""
+    """Return the source row and column of each pixel after `dataset.orient`, (B, H, W) each."""
     quarters, mirrored = orientation // 2, orientation % 2 == 1
     if height != width:
         quarters = quarters % 2 * 2
@@ -138,23 +138,23 @@ def _origins(orientation: Tensor, height: int, width: int) -> tuple[Tensor, Tens
 
 
 def vector_turn(quarters: int, *, mirrored: bool, signs: tuple[float, float]) -> npt.NDArray[np.float32]:
-    """What a vector's x and y components become when maps are turned by so many quarters, then mirrored: (2, 2).
+    """Return the matrix (2, 2) for x and y components of vectors when maps are rotated and then mirrored.
 
-    One number of a row is not 0: 1 or −1. `signs` are the directions in which x and y grow with the column and the
-    row: (1, −1) where the first row is the northernmost.
+    Each row has one nonzero entry, 1 or −1. `signs` are the directions in which x and y grow with column and row:
+    (1, −1) if the first row is the northernmost.
     """
     column, row = np.diag(signs).astype(np.float32)
     for _ in range(quarters % 4):
-        # what lay at (row, column) lies at (−column, row) after np.rot90
+        # np.rot90 moves (row, column) to (−column, row)
         column, row = row, -column
     return np.stack([(-column if mirrored else column) * signs[0], row * signs[1]])
 
 
 def turn_vectors(maps: Tensor, pairs: Sequence[tuple[int, int]], turn: Float[Tensor, "b 2 2"]) -> None:
-    """Turn the vectors of maps (B, …, C, H, W) by `vector_turn`, in place; `pairs`: the channels of x and y."""
+    """Rotate the vectors of maps (B, …, C, H, W) by `vector_turn`, in place; `pairs` are channels of x and y."""
     wide = (-1, *(1 for _ in range(maps.ndim - 2)))
     swapped = (turn[:, 0, 0] == 0).reshape(wide)
-    # each row has one number that is not 0: a product with both would spread what is missing of one component
+    # each row has one nonzero entry; a full product would spread NaN from one component to the other
     x_sign, y_sign = (part.reshape(wide) for part in turn.sum(dim=-1).unbind(-1))
     for x, y in pairs:
         u, v = maps[..., x, :, :], maps[..., y, :, :]

@@ -1,4 +1,4 @@
-"""All channels of `data.channels`: their order, their vectors, their values on one grid."""
+"""All channels of `data.channels`: their order, vectors, and values on one grid."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +18,8 @@ ALL = slice(None)
 class Covariates(TypedDict):
     """The channels of a window, float32: past (T_in, P, H, W), static (S, H, W), future (T_out, F, H, W).
 
-    `past` holds the channels of the roles past, time and future, in the order in which they are declared. What no
-    channel needs is left out.
+    `past` has the channels of the roles past, time and future, in order of declaration. Groups without channels
+    are left out.
     """
 
     past: NotRequired[Values]
@@ -29,25 +29,25 @@ class Covariates(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """The declared channels by name, checked, in the order in which a network takes them."""
+    """The declared channels by name, checked, in the order of the network's input."""
 
     declared: Mapping[str, Channel]
 
     def __post_init__(self) -> None:
-        """Refuse what has no role, and vectors of one component."""
+        """Raise ValueError for objects that are not channels, unknown roles, and vectors with one component."""
         for name, channel in self.declared.items():
             if not isinstance(channel, Channel):
                 raise ValueError(
-                    f"data.channels.{name}={channel} is no channel: it needs a _target_, see conf/data/channels."
+                    f"data.channels.{name}={channel} is not a channel: it needs a _target_ (conf/data/channels)."
                 )
             if channel.role not in ROLES:
-                raise ValueError(f"data.channels.{name}.role={channel.role}: take one of {', '.join(ROLES)}.")
+                raise ValueError(f"data.channels.{name}.role={channel.role}: use one of {', '.join(ROLES)}.")
         for group in (self.past, self.static, self.future):
             self._pairs(group)
 
     @cached_property
     def observed(self) -> bool:
-        """True if the network sees where the rain was observed."""
+        """Return True if the network sees the mask of observed pixels."""
         return any(isinstance(channel, Observed) for channel in self.declared.values())
 
     def _named(self, *roles: Role) -> tuple[str, ...]:
@@ -59,27 +59,27 @@ class Channels:
 
     @cached_property
     def past(self) -> tuple[str, ...]:
-        """Channels that are read at the times of the input frames."""
+        """Return the channels that are read at the times of the input frames."""
         return self._named("past", "time", "future")
 
     @cached_property
     def static(self) -> tuple[str, ...]:
-        """Channels that are read once."""
+        """Return the channels that are read once."""
         return self._named("static")
 
     @cached_property
     def future(self) -> tuple[str, ...]:
-        """Channels that are also read at the times of the forecast frames."""
+        """Return the channels that are also read at the lead times."""
         return self._named("future")
 
     @property
     def read_any(self) -> bool:
-        """True if a window holds more than rain."""
+        """Return True if a window has more than rain."""
         return bool(self.past or self.static)
 
     @cached_property
     def pairs(self) -> dict[str, list[tuple[int, int]]]:
-        """The numbers of the x and y components of vectors, by group (past, static, future)."""
+        """Return the indices of the x and y components of vectors, by group (past, static, future)."""
         return {name: self._pairs(getattr(self, name)) for name in ("past", "static", "future")}
 
     def _pairs(self, group: Sequence[str]) -> list[tuple[int, int]]:
@@ -98,20 +98,20 @@ class Channels:
         single = [whole for whole, found in parts.items() if len(found) < 2]
         if single:
             raise ValueError(
-                f"Of the vector {single[0]} of data.channels one component is declared, or each in another "
-                "role: when crops are turned, one becomes the other. Declare both alike, or leave `vector` out "
-                "and set data.sampling.augment=false."
+                f"The vector {single[0]} of data.channels needs both components in the same role, because rotated "
+                "crops turn one into the other. Declare both, or leave `vector` out and set "
+                "data.sampling.augment=false."
             )
         return [(found["x"], found["y"]) for found in parts.values()]
 
     def bind(self, site: Site) -> "BoundChannels":
-        """The channels on one grid."""
+        """Bind the channels to one grid."""
         return BoundChannels(
             self, {name: self.declared[name].bind(name, site) for name in (*self.past, *self.static)}, site.grid
         )
 
     def describe(self) -> list[dict[str, Any]]:
-        """Plain data that say what a network sees, in its order: rain, where it was observed, past, static."""
+        """Return the network's inputs in order as plain data: rain, mask of observed pixels, past, static."""
         seen: list[dict[str, Any]] = [{"name": "rain", "role": "target"}]
         if self.observed:
             seen.append({"name": "observed", "role": "past"})
@@ -126,14 +126,14 @@ class Channels:
 
 @dataclass(frozen=True, eq=False)
 class BoundChannels:
-    """The channels of one grid."""
+    """The channels on one grid."""
 
     channels: Channels
     readers: Mapping[str, Reader]
     grid: Grid
 
     def read(self, times: Times, input_steps: int, y: slice = slice(None), x: slice = slice(None)) -> Covariates:
-        """The channels of a window, whose `times` (T_in + T_out,) begin with those of the input frames."""
+        """Read the channels of a window; `times` (T_in + T_out,) begin with those of the input frames."""
         c = self.channels
         series = {name: self.readers[name].read(self._times(name, times, input_steps), y, x) for name in c.past}
         found = Covariates()
@@ -148,7 +148,7 @@ class BoundChannels:
     def carry(
         self, times: Times, input_steps: int, y: slice, x: slice, layouts: Mapping[str, Layout]
     ) -> dict[str, Carried]:
-        """The same on its way to the device, by name, at input and lead times together; no static channels."""
+        """Return the encoded channels of a window by name, input and lead times together, without static ones."""
         carried = {}
         for name in self.channels.past:
             reader, own = self.readers[name], self._times(name, times, input_steps)
@@ -159,7 +159,7 @@ class BoundChannels:
         return carried
 
     def layouts(self, times: Times, input_steps: int) -> dict[str, Layout]:
-        """How windows that last as long as `times` are carried."""
+        """Return the layouts for windows as long as `times`."""
         readers = {name: self.readers[name] for name in self.channels.past}
         return {
             name: reader.layout(self._times(name, times, input_steps))
@@ -168,8 +168,8 @@ class BoundChannels:
         }
 
     def static_maps(self) -> Values:
-        """Those of the role static, (S, H, W)."""
-        newest = np.zeros(1, "datetime64[ns]")  # they are the same at all times
+        """Return the maps of the static channels, (S, H, W)."""
+        newest = np.zeros(1, "datetime64[ns]")  # any time, since they are constant
         return np.concatenate([self.readers[name].read(newest, ALL, ALL) for name in self.channels.static])
 
     def _times(self, name: str, times: Times, input_steps: int) -> Times:
@@ -180,16 +180,16 @@ Arrays = dict[str, npt.NDArray[np.float32]]
 
 
 def read_covariates(channels: Channels, site: Site, times: Times, step: np.timedelta64, lead_steps: int) -> Arrays:
-    """The covariates of a forecast from frames of `times` (T_in,), as in a `forecaster.Query` with B = 1.
+    """Read the covariates of a forecast from frames at `times` (T_in,), as in a `forecaster.Query` with B = 1.
 
-    ValueError where a channel is not there, or has no value at a step.
+    Raises ValueError if a channel is absent, or has no value at a step.
     """
     all_times = np.concatenate([times, times[-1] + step * np.arange(1, lead_steps + 1)])
     try:
         bound = channels.bind(site)
         found = bound.read(all_times, times.size)
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"{error}\nWhere a channel lies for a forecast: +channels.NAME.path=…") from error
+        raise ValueError(f"{error}\nSet the path of a channel for a forecast: +channels.NAME.path=…") from error
     _check_there(bound, found, all_times, times.size)
     past = [found["past"]] if "past" in found else []
     if "static" in found:
@@ -201,7 +201,7 @@ def read_covariates(channels: Channels, site: Site, times: Times, step: np.timed
 
 
 def _check_there(bound: BoundChannels, found: Covariates, times: Times, input_steps: int) -> None:
-    """A pixel may lack a value; a whole step may not: it would be taken for the mean."""
+    """Raise ValueError if a whole step of a channel has no value, which the network would take for the mean."""
     groups: dict[str, Any] = {**found}
     for group, offset in (("past", 0), ("future", input_steps)):
         empty = np.isnan(groups[group]).all(axis=(-2, -1)) if group in groups else np.zeros((0, 0), bool)
@@ -211,6 +211,6 @@ def _check_there(bound: BoundChannels, found: Covariates, times: Times, input_st
             has = " to ".join(str(time.astype("datetime64[m]")) for time in span()) if span else "nothing"
             raise ValueError(
                 f"The channel {name}, which the network was trained with, has no value at "
-                f"{times[offset + step].astype('datetime64[m]')}; its files hold {has}. Give files that reach "
-                f"there: +channels.{name}.path=…"
+                f"{times[offset + step].astype('datetime64[m]')}; its files hold {has}. Use files that cover "
+                f"it: +channels.{name}.path=…"
             )

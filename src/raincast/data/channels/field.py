@@ -22,10 +22,10 @@ TimeMethod = Literal["previous", "nearest", "linear"]
 class Field:
     """The variable `variable` of the file, folder, glob or Zarr store `path`, on the grid of the archive.
 
-    Its time step is its own: at a time the `previous` value is taken (what was known then: always for the role
-    past), the `nearest`, or a `linear` mean of both sides (by default for the role future). A value farther away
-    than `max_age_minutes`, by default one and a half of the most frequent step of the files, counts as missing.
-    `transform` brings it to the network's scale.
+    It has its own time step. `time_method` is `previous` (the value known at the time; always for the role past),
+    `nearest`, or `linear` interpolation (the default for the role future). A value further away than
+    `max_age_minutes`, by default 1.5 times the most frequent step of the files, counts as missing. `transform`
+    converts it to the network's scale.
     """
 
     path: str
@@ -37,21 +37,21 @@ class Field:
     max_age_minutes: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would look ahead of the newest input frame."""
+        """Raise ValueError for invalid arguments, and for a time method that would use future values."""
         if self.role not in ("past", "future", "static"):
             raise ValueError(f"{self.variable}: role={self.role}: a variable of a file is past, future or static.")
         if self.time_method not in (None, "previous", "nearest", "linear"):
-            raise ValueError(f"{self.variable}: time_method={self.time_method}: take previous, nearest or linear.")
+            raise ValueError(f"{self.variable}: time_method={self.time_method}: use previous, nearest or linear.")
         if self.role == "past" and self.time_method in ("nearest", "linear"):
             raise ValueError(
-                f"{self.variable}: time_method={self.time_method} would take values from after the newest input "
-                "frame, which no forecast has. Take previous, or role: future if it is known in advance."
+                f"{self.variable}: time_method={self.time_method} would use values from after the newest input "
+                "frame, which no forecast has. Use previous, or role: future if it is known in advance."
             )
         if self.max_age_minutes is not None and not self.max_age_minutes > 0:
             raise ValueError(f"{self.variable}: max_age_minutes={self.max_age_minutes} must be over 0.")
 
     def bind(self, name: str, site: Site) -> Reader:
-        """The files, opened and checked against the grid."""
+        """Open the files and check them against the grid. Raises ValueError or FileNotFoundError."""
         files = field_files(self.path, name)
         parts = [FieldFile.open(file, self.variable, name, site, num_files=len(files)) for file in files]
         if self.role == "static":
@@ -60,7 +60,7 @@ class Field:
         if without:
             raise ValueError(
                 f"channels.{name}: {self.variable} of {without[0]} has no time axis, which role={self.role} "
-                "needs. Take role: static."
+                "needs. Use role: static."
             )
         method = self.time_method or ("previous" if self.role == "past" else "linear")
         return Series.of(sorted(parts, key=lambda part: part.first), method, self.max_age_minutes, name)
@@ -70,7 +70,7 @@ def _static(parts: Sequence[FieldFile], name: str) -> Reader:
     if len(parts) > 1 or (parts[0].times is not None and parts[0].times.size > 1):
         raise ValueError(
             f"channels.{name} is static, but {parts[0].path} has several times or is one of {len(parts)} files. "
-            "Give one map, or role: past or future."
+            "Give one map, or set role: past or future."
         )
     part = parts[0]
     return Fixed(part.read_values(None if part.times is None else slice(0, 1), slice(None), slice(None))[0])
@@ -78,7 +78,7 @@ def _static(parts: Sequence[FieldFile], name: str) -> Reader:
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The values of one or more files at times of their own, read at any time."""
+    """Values of one or more files at their own times, which can be read at any time."""
 
     parts: Sequence[FieldFile]
     firsts: npt.NDArray[np.int64]
@@ -90,14 +90,14 @@ class Series:
     def of(
         cls, parts: Sequence[FieldFile], method: TimeMethod, max_age_minutes: float | None, name: str
     ) -> "Series":
-        """Parts in the order of time; ValueError where they overlap."""
+        """Join parts in order of time. Raises ValueError if they overlap."""
         each = [part.times for part in parts if part.times is not None]
         times = np.concatenate(each)
         gaps = np.diff(times)
         if (gaps <= np.timedelta64(0)).any():
             raise ValueError(f"channels.{name}: {parts[0].path} and the files beside it overlap in time.")
         if max_age_minutes is None:
-            # of one time alone nobody knows how long it holds: an hour
+            # a single time has no step: assume that its value holds for an hour
             steps, counts = np.unique(gaps, return_counts=True)
             minutes = 1.5 * float(steps[counts.argmax()] / np.timedelta64(1, "m")) if steps.size else 60.0
         else:
@@ -106,7 +106,7 @@ class Series:
         return cls(parts, firsts, times, method, schema.step_timedelta(minutes))
 
     def read(self, times: Times, y: slice, x: slice) -> Values:
-        """(T, H, W) at `times`; NaN where no value is near enough."""
+        """Return values (T, H, W) at `times`; NaN if no value is near enough."""
         carried: Any = self.carry(times, y, x, self.layout(times))
         batch = {name: torch.from_numpy(part)[None] for name, part in carried.items()}
         values: Values = values_of(batch)[0].numpy()
@@ -118,7 +118,7 @@ class Series:
         return kinds.pop() if len(kinds) == 1 else FLOAT32
 
     def layout(self, times: Times) -> Layout:
-        """For all windows as long as `times`, which need the frames within, one before and one after at most."""
+        """Return the layout for windows as long as `times`: the frames within, one before, and maybe one after."""
         ends = np.searchsorted(self.times, self.times + (times[-1] - times[0]))
         within = int((ends - np.arange(ends.size)).max())
         means = self.method == "linear"
@@ -127,7 +127,7 @@ class Series:
         return Layout(min(within + before_and_after, most), self._dtype, means)
 
     def carry(self, times: Times, y: slice, x: slice, layout: Layout) -> Carried:
-        """The window at `times`, in this layout or a wider one."""
+        """Return the encoded window at `times`, in `layout`."""
         first, second, share = self._wanted(times)
         needed = np.unique(np.concatenate([first[first >= 0], second[share > 0]]))
         height, width = (len(range(*s.indices(size))) for s, size in zip((y, x), self.parts[0].shape, strict=True))
@@ -138,7 +138,7 @@ class Series:
         if layout.dtype != FLOAT32:
             carried["packing"] = packing
         if layout.means:
-            # where the share is 0 the later frame may be missing, and is not asked
+            # if the share is 0, the later frame may be missing: use the first one twice
             carried["second"] = np.searchsorted(needed, np.where(share > 0, second, first))
             carried["share"] = share
         return carried
@@ -146,7 +146,7 @@ class Series:
     def _wanted(
         self, times: Times
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Of each time the number of its value, −1 where none is near enough; and the next one with its share."""
+        """Return, for each time, the index of its value (−1: none near enough), the next index and its share."""
         wanted = times.astype("datetime64[ns]")
         before = np.searchsorted(self.times, wanted, side="right") - 1
         after = np.searchsorted(self.times, wanted, side="left")
@@ -163,7 +163,7 @@ class Series:
         passed = (wanted - self.times[low]) / np.timedelta64(1, "ns")
         use = near_low & near_high
         share[use] = (passed / np.maximum(span, 1))[use]
-        whole = share >= 1  # by rounding: the later one alone
+        whole = share >= 1  # rounded up: use the later one alone
         first = np.where(use, np.where(whole, high, low), -1)
         share[whole] = 0
         return first, high, share
@@ -176,7 +176,7 @@ class Series:
         y: slice,
         x: slice,
     ) -> None:
-        """Put in the frames of ascending numbers; what lies between them in a file is read with them."""
+        """Fill in the frames of ascending `numbers`; frames in between are read along with them."""
         for part, first, stop in zip(self.parts, self.firsts[:-1], self.firsts[1:], strict=True):
             own = np.flatnonzero((numbers >= first) & (numbers < stop))
             if own.size:
@@ -187,5 +187,5 @@ class Series:
                     packing[own] = part.stored.numbers
 
     def span(self) -> tuple[np.datetime64, np.datetime64]:
-        """The times of the first and the last value."""
+        """Return the times of the first and the last value."""
         return self.times[0], self.times[-1]

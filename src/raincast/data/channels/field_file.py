@@ -1,4 +1,4 @@
-"""One file of a field: its variable on the archive's grid, read as it is stored."""
+"""One file of a field: its variable on the archive's grid, read as stored."""
 
 import os
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ MOST_FILLS = 2
 
 
 def field_files(path: str, name: str) -> list[Path]:
-    """The files of the field `name` at `path`, sorted; FileNotFoundError where there are none.
+    """Return the sorted files of the field `name` at `path`. Raises FileNotFoundError if there is none.
 
-    A folder stands for the netCDF files in it, or else for its Zarr stores; patterns are those of ingest.
+    A folder stands for its netCDF files, or else for its Zarr stores. Patterns work as in ingest.
     """
     found = Path(path).expanduser()
     if found.is_dir() and found.suffix != ".zarr" and not is_zarr(found):
@@ -39,35 +39,35 @@ def field_files(path: str, name: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """How a variable lies in its file: its axes (None, or the one place that is read) and its packing."""
+    """How a variable is stored: its axes (None, or the index that is read of an axis of length 1) and packing."""
 
     axes: tuple[int | None, ...]
     packing: Packing
 
     @classmethod
     def of(cls, array: xr.DataArray, squeezed: list[str]) -> "_Stored":
-        """Of a variable of a file; ValueError where it holds no numbers."""
+        """Return the storage of a variable. Raises ValueError if it does not hold numbers."""
         try:
             packing = Packing.of(array)
         except ValueError as error:
-            raise ValueError(f"{array.name} is no channel: {error}") from error
+            raise ValueError(f"{array.name} cannot be a channel: {error}") from error
         return cls(tuple(0 if dim in squeezed else None for dim in array.dims), packing)
 
     @property
     def carried(self) -> np.dtype[Any]:
-        """The type in which it travels."""
+        """Return the dtype in which it is sent to the device."""
         packing = self.packing
         as_stored = packing.dtype in CODE_DTYPES and len(packing.fills) <= MOST_FILLS and not packing.has_limits
         return packing.dtype if as_stored else FLOAT32
 
     @property
     def numbers(self) -> npt.NDArray[np.float64]:
-        """Scale, offset and codes for missing as `carried.Carried` has them."""
+        """Return scale, offset and codes for missing, as in `carried.Carried`."""
         fills = self.packing.fills
         return np.array([self.packing.scale, self.packing.offset, *fills, *[np.nan] * (MOST_FILLS - len(fills))])
 
     def values(self, raw: npt.NDArray[Any], name: str) -> Values:
-        """In its own unit, NaN for missing."""
+        """Decode stored numbers to the variable's unit, NaN for missing."""
         plain = self.packing == Packing(FLOAT32)
         found: Values = raw if plain else self.packing.decode(raw, name).astype(np.float32)
         return found
@@ -75,7 +75,7 @@ class _Stored:
 
 @dataclass(eq=False)
 class FieldFile:
-    """One file: the variable on the archive's grid, opened anew in each process."""
+    """One file with the variable on the archive's grid, opened separately in each process."""
 
     path: Path
     variable: str
@@ -90,7 +90,7 @@ class FieldFile:
 
     @classmethod
     def open(cls, path: Path, variable: str, name: str, site: Site, *, num_files: int = 1) -> "FieldFile":
-        """One of `num_files` of a field; ValueError for no such variable and another grid."""
+        """Open one of `num_files` of a field. Raises ValueError if the variable is absent or the grid differs."""
         try:
             sight = sight_of(path)
             with _open(path) as dataset:
@@ -110,26 +110,26 @@ class FieldFile:
         except UNREADABLE as error:
             raise ValueError(f"channels.{name}: {path}: {error}") from error
         if times is not None and (np.diff(times) <= np.timedelta64(0)).any():
-            raise ValueError(f"channels.{name}: the times of {path} do not ascend, or repeat.")
+            raise ValueError(f"channels.{name}: the times of {path} are not ascending, or repeat.")
         return cls(path, variable, times, flips, site.grid.shape, stored, sight, num_files)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind: an HDF5 handle that crosses a fork reads garbage."""
+        """Leave open files out of the pickle: an HDF5 handle that crosses a fork reads garbage."""
         return self.__dict__ | {"_open": {}, "_seen": {}}
 
     @property
     def first(self) -> np.datetime64:
-        """The time of its first value."""
+        """Return the time of the first value."""
         assert self.times is not None
         first: np.datetime64 = self.times[0]
         return first
 
     def read_values(self, times: slice | None, y: slice, x: slice) -> Values:
-        """(T, H, W) in the variable's unit, NaN for missing; (1, H, W) where there is no time axis."""
+        """Return values (T, H, W) in the variable's unit, NaN for missing; (1, H, W) without a time axis."""
         return self.stored.values(self.read(times, y, x), f"{self.path}, {self.variable}")
 
     def read(self, times: slice | None, y: slice, x: slice) -> npt.NDArray[Any]:
-        """The same in the numbers of the file."""
+        """Return the stored numbers (T, H, W), or (1, H, W) without a time axis."""
         rows, columns = (
             _flipped(s, flip, size) for s, flip, size in zip((y, x), self.flips, self.shape, strict=True)
         )
@@ -137,7 +137,7 @@ class FieldFile:
         index = tuple(next(wanted) if number is None else number for number in self.stored.axes)
         try:
             found = self._read(index)
-            while self._was_replaced():  # also while it was read
+            while self._was_replaced():  # also if it was replaced during the read
                 found = self._read(index)
         except UNREADABLE as error:
             raise ValueError(f"{self.path} cannot be read: {error}") from error
@@ -145,7 +145,7 @@ class FieldFile:
         return raw[None] if times is None else raw
 
     def _was_replaced(self) -> bool:
-        """True if another file took the place of the open one; ValueError unless it has the same frames first."""
+        """Return True if the open file was replaced. Raises ValueError unless the new one begins alike."""
         process, sight = os.getpid(), sight_of(self.path)
         if self._seen.get(process, self.sight) == sight:
             return False
@@ -159,7 +159,7 @@ class FieldFile:
         if self.times is not None:
             same = same and times is not None and np.array_equal(times[: self.times.size], self.times)
         if not same:
-            raise ValueError("it was written anew while it was open, with other times or numbers. Start again")
+            raise ValueError("it was rewritten while it was open, with other times or numbers. Start again")
         self._open.pop(process, None)
         self._seen[process] = sight
         return True
@@ -179,7 +179,7 @@ class FieldFile:
 
 
 def _open(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
-    # a variable in minutes is a number too
+    # keep a variable in minutes as numbers
     plain = open_plain(path, mask_and_scale=mask_and_scale, decode_timedelta=False)
     return schema.continuous_longitudes(plain)
 
@@ -190,7 +190,7 @@ def _time_axis(array: xr.DataArray) -> str | None:
 
 
 def _lengths_of_one(array: xr.DataArray) -> list[str]:
-    """Axes of one level or one member; of a time, which may be the only one, the axis stays."""
+    """Return the axes of length 1, such as a single level or member, except time, y and x."""
     time = _time_axis(array)
     space = [str(d) for d in array.dims if str(d) != time][-2:]
     return [str(d) for d in array.dims if array.sizes[d] == 1 and str(d) != time and str(d) not in space]
@@ -204,21 +204,21 @@ def _space_axes(array: xr.DataArray, time: str | None) -> tuple[str, str]:
         or any(d not in array.coords for d in space)
     ):
         raise ValueError(
-            f"{array.name} has the axes {array.dims}: it has to be (time, y, x) or (y, x), with coordinates. "
-            "Choose a level, and write it anew."
+            f"{array.name} has the axes {array.dims}: it must be (time, y, x) or (y, x), with coordinates. "
+            "Select a level, and write the file again."
         )
     return space[0], space[1]
 
 
 def _flips(dataset: xr.Dataset, array: xr.DataArray, axes: tuple[str, str], site: Site) -> tuple[slice, slice]:
-    """How rows and columns are put in the archive's order; ValueError where the pixels are others."""
+    """Return the flips that put rows and columns in the archive's order. Raises ValueError for another grid."""
     y, x = (
         array[axis].values.astype(np.float64) * (1000.0 if array[axis].attrs.get("units") == "km" else 1.0)
         for axis in axes
     )
     wkt = (
         schema.find_crs_wkt(dataset, str(array.name)) or site.grid.crs_wkt
-    )  # many say none: then it is the archive's
+    )  # many files state no projection: assume the archive's
     for rows in (slice(None), slice(None, None, -1)):
         for columns in (slice(None), slice(None, None, -1)):
             if site.grid.same_as(Grid(y[rows], x[columns], wkt)):
@@ -226,7 +226,7 @@ def _flips(dataset: xr.Dataset, array: xr.DataArray, axes: tuple[str, str], site
     raise ValueError(
         f"{array.name} is on a grid of {y.size}×{x.size} pixels from {y[0]:g}, {x[0]:g} to {y[-1]:g}, {x[-1]:g}; "
         f"{site.label} has {site.grid.y.size}×{site.grid.x.size} from {site.grid.y[0]:g}, {site.grid.x[0]:g} to "
-        f"{site.grid.y[-1]:g}, {site.grid.x[-1]:g}. Bring it onto the archive's grid first, for example with "
+        f"{site.grid.y[-1]:g}, {site.grid.x[-1]:g}. Reproject it to the archive's grid first, for example with "
         "rioxarray's reproject_match."
     )
 

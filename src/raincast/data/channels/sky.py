@@ -1,4 +1,4 @@
-"""Maps of a grid that follow from latitude and longitude, and the factors of time that belong to them."""
+"""Maps of a grid computed from latitude and longitude, and the factors of time to multiply them with."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Times = npt.NDArray[np.datetime64]
 
 
 def latitude_longitude(grid: Grid) -> tuple[Maps, Maps]:
-    """Latitude and longitude of each pixel in radians, (H, W) each."""
+    """Return latitude and longitude of each pixel in radians, (H, W) each."""
     from pyproj import Transformer
 
     to_degrees = Transformer.from_crs(grid.crs_wkt, 4326, always_xy=True)
@@ -26,16 +26,16 @@ def latitude_longitude(grid: Grid) -> tuple[Maps, Maps]:
         x, y = np.meshgrid(grid.x, grid.y[rows])
         lon, lat = to_degrees.transform(x, y)
         latitude[rows], longitude[rows] = np.radians(lat), np.radians(lon)
-    # corners of some projections lie nowhere on Earth
+    # corners of some projections are not on Earth
     return np.nan_to_num(latitude, posinf=0, neginf=0), np.nan_to_num(longitude, posinf=0, neginf=0)
 
 
 def distance_km(grid: Grid, points: Sequence[Sequence[float]]) -> Maps:
-    """Great-circle distance of each pixel to the nearest of `points` (latitude, longitude in degrees), (H, W)."""
+    """Return the great-circle distance in km of each pixel, (H, W), to the nearest of `points` (lat, lon in °)."""
     latitude, longitude = latitude_longitude(grid)
     nearest = np.full(grid.shape, np.inf, np.float32)
     for lat, lon in np.radians(points):
-        # the haversine, which is exact where a cosine near 1 is not
+        # the haversine is accurate for short distances, where the cosine formula is not
         h = (
             np.sin((latitude - lat) / 2) ** 2
             + np.cos(latitude) * math.cos(lat) * np.sin((longitude - lon) / 2) ** 2
@@ -45,16 +45,16 @@ def distance_km(grid: Grid, points: Sequence[Sequence[float]]) -> Maps:
 
 
 def sun_maps(grid: Grid) -> Maps:
-    """(3, H, W): sin φ, cos φ cos λ, cos φ sin λ of latitude φ and longitude λ."""
+    """Return sin φ, cos φ cos λ, cos φ sin λ of latitude φ and longitude λ, (3, H, W)."""
     latitude, longitude = latitude_longitude(grid)
     return np.stack([np.sin(latitude), np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude)])
 
 
 def sun_factors(times: Times) -> Factors:
-    """(T,) UTC → (T, 3), whose sum with `sun_maps` is the sine of the sun's elevation.
+    """Return factors (T, 3) at `times` (T,), UTC; multiplied with `sun_maps` they give the sine of sun elevation.
 
-    sin(elevation) = sin φ sin δ + cos φ cos δ cos(H + λ), with declination δ and hour angle H of Greenwich by the
-    Astronomical Almanac's formula of low precision (0.01° from 1950 to 2050).
+    sin(elevation) = sin φ sin δ + cos φ cos δ cos(H + λ), with declination δ and Greenwich hour angle H from the
+    Astronomical Almanac's low-precision formula (0.01° from 1950 to 2050).
     """
     days = _days_since(times, "2000-01-01T12:00")
     mean = np.radians(280.460 + 0.9856474 * days)
@@ -70,7 +70,7 @@ def sun_factors(times: Times) -> Factors:
 
 
 def day_maps(grid: Grid, part: Literal["sin", "cos"]) -> tuple[Maps, Callable[[Times], Factors]]:
-    """Maps (2, H, W) of the longitude, and the factors that make them the sine or cosine of the local time."""
+    """Return maps (2, H, W) of the longitude, and factors that turn them into the sine or cosine of local time."""
     longitude = latitude_longitude(grid)[1]
     maps: Maps = np.stack([np.cos(longitude), np.sin(longitude)])
 
@@ -83,7 +83,7 @@ def day_maps(grid: Grid, part: Literal["sin", "cos"]) -> tuple[Maps, Callable[[T
 
 
 def season_factors(times: Times, part: Literal["sin", "cos"]) -> Factors:
-    """(T,) → (T, 1): sine or cosine of the share of the year that is over."""
+    """Return the sine or cosine of the elapsed share of the year as an angle, (T, 1) for `times` (T,)."""
     year = times.astype("datetime64[Y]")
     begin = year.astype("datetime64[s]")
     share = (times.astype("datetime64[s]") - begin) / ((year + 1).astype("datetime64[s]") - begin)
