@@ -76,7 +76,7 @@ STRIDES = (
 )
 TABLES = {
     "model=convlstm device=cpu": {
-        "as it stands": "",
+        "default": "",
         "`batch_size=4`": "batch_size=4",
         "`height=64`": "height=64",
         "`height=256`": "height=256",
@@ -88,7 +88,7 @@ TABLES = {
         "`model.cell.recompute=true`": "model.cell.recompute=true",
     },
     "model=convlstm_2015 device=cpu": {
-        "as it stands": "",
+        "default": "",
         "`model.patch=2`": "model.patch=2",
         "`model.patch=8`": "model.patch=8",
         "kernels of 3": "model.input_kernel=3 model.state_kernel=3",
