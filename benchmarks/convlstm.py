@@ -1,15 +1,15 @@
-"""How fast the ConvLSTM is, against its bare convolutions, its plain definition and Keras.
+"""Speed of the ConvLSTM, compared with its bare convolutions, its plain definition and Keras.
 
     python benchmarks/convlstm.py [--quick] [--device cuda] [--json FILE]       a quarter of an hour on two cores
 
-Everything in one run, interleaved, medians of `--repeats` (seven). "floor" is the convolutions alone (floor.py); a
-training step is forward and backward. Keep the machine quiet: a second process on the same cores makes every
-figure worthless. Keras is compared if it is installed (pip install keras).
+Everything runs interleaved in one process; figures are medians of `--repeats` (seven). "floor" is the convolutions
+alone (floor.py); a training step is forward and backward pass. Keep the machine quiet: a second process on the
+same cores makes all figures worthless. Keras is compared if it is installed (pip install keras).
 
-On a GPU float32 is measured without and with TF32 and bfloat16 beside it, whole networks too; plain is the faster
-of the definition with weights in channels last and channels first; and there are columns for the same without
-Triton, as a CUDA graph, compiled (`--compile`: a minute or more a row) and for the most memory of a training step.
-Steps follow each other there as in training, without waiting for the GPU between them.
+On a GPU float32 is measured with and without TF32, and bfloat16 as well, for whole networks too. "plain" is the
+faster of the definition with channels-last and channels-first weights. Further columns are the same without
+Triton, as a CUDA graph, compiled (`--compile`: a minute or more per row), and the peak memory of a training step.
+Steps follow each other as in training, without waiting for the GPU in between.
 """
 
 import argparse
@@ -61,7 +61,7 @@ Way = Callable[[], Any]
 def layer_row(
     batch: int, width: int, kernel: int, size: int, precision: Precision, args: argparse.Namespace
 ) -> dict[str, Any]:
-    """One shape: a layer in the middle of a network, whose input wants a gradient."""
+    """Measure one shape: a layer in the middle of a network, so that its input needs a gradient."""
     device, dtype = args.device, precision.dtype
     on_gpu = device != "cpu"
     precision.choose()
@@ -72,12 +72,12 @@ def layer_row(
         "recompute": ConvLSTM(width, width, recompute=True, **arguments),
         "plain": ConvLSTM(width, width, fast=False, **arguments),
     }
-    if on_gpu:  # the layers hold their weights with channels last, and convolutions go by that
+    if on_gpu:  # the layers' weights are channels last, which convolutions follow
         layers["plain_first"] = copy.deepcopy(layers["plain"])
         for parameter in layers["plain_first"].parameters():
             parameter.data = parameter.data.contiguous()
     layers = {name: layer.to(device, dtype) for name, layer in layers.items()}
-    # each gets its tensors as its own layers hand them on: raincast with channels last, plain as (B, T, C, H, W)
+    # each gets its tensors as its own layers pass them on: raincast channels last, plain as (B, T, C, H, W)
     ours = torch.randn(STEPS, batch, size, size, width, device=device, dtype=dtype).permute(1, 0, 4, 2, 3)
     theirs = ours.contiguous()
     inputs = {"raincast": ours, "recompute": ours, "plain": theirs, "plain_first": theirs}
@@ -116,7 +116,7 @@ def layer_row(
 
 
 def network_row(name: str, precision: Precision, args: argparse.Namespace) -> dict[str, Any]:
-    """A whole network: its training step and forward over its floor; `open` over a plain one."""
+    """Measure a whole network: its training step and forward pass over its floor; `open` over a plain one."""
     on_gpu = args.device != "cpu"
     precision.choose()
     torch.manual_seed(0)
@@ -124,7 +124,7 @@ def network_row(name: str, precision: Precision, args: argparse.Namespace) -> di
     if name == "2015":  # Moving MNIST: 64², patch 4, 10 → 10
         network: nn.Module = StackedEncoderForecaster()
         frames, lead = torch.rand(4, 10, 1, 64, 64), 10
-    elif name.startswith("2017"):  # published: 480 pixels a side
+    elif name.startswith("2017"):  # published: 480 pixels per side
         size = int(name.split()[1])
         network = PyramidEncoderForecaster(stages=stages_2017(), head_channels=8)
         frames, lead = torch.rand(1, 5, 1, size, size), 10
@@ -160,7 +160,7 @@ def network_row(name: str, precision: Precision, args: argparse.Namespace) -> di
 
 
 def _by_definition(network: nn.Module) -> nn.Module:
-    """A copy whose ConvLSTMs take their definition."""
+    """Return a copy whose ConvLSTMs use their definition."""
     plain = copy.deepcopy(network)
     for layer in plain.modules():
         if isinstance(layer, ConvLSTM):
@@ -169,7 +169,7 @@ def _by_definition(network: nn.Module) -> nn.Module:
 
 
 def stages_2017() -> list[dict[str, int]]:
-    """The stages of `model=convlstm_2017`."""
+    """Return the stages of `model=convlstm_2017`."""
     import yaml
 
     config = Path(__file__).parents[1] / "conf" / "model" / "convlstm_2017.yaml"
@@ -193,7 +193,7 @@ STAGES_OPEN = [
 
 
 def kept(layer: nn.Module, x: Tensor) -> int:
-    """Bytes that the forward keeps for the backward, each storage once; parameters do not count."""
+    """Return the bytes that the forward pass stores for the backward pass, without parameters."""
     storages: dict[int, int] = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
 
@@ -211,7 +211,7 @@ def kept(layer: nn.Module, x: Tensor) -> int:
 
 
 def first_call(args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of the first forward and backward of a layer in new processes, without and with a cache."""
+    """Return the seconds of a layer's first forward and backward pass in new processes, with and without cache."""
     code = (
         "import time, torch; from raincast.models import ConvLSTM\n"
         "def seconds(width):\n"
@@ -242,7 +242,7 @@ def _training(call: Callable[[Tensor], Tensor], x: Tensor, *, wants: bool = True
         nonlocal gradient
         output = call(x)
         if gradient is None:
-            gradient = torch.randn_like(output)  # in the layout of the output
+            gradient = torch.randn_like(output)  # in the memory layout of the output
         x.grad = None
         output.backward(gradient)
 
@@ -258,23 +258,23 @@ def _inference(call: Callable[[Tensor], Tensor], x: Tensor) -> Way:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="two shapes, no whole networks")
     parser.add_argument("--layers", action="store_true", help="all shapes, no whole networks")
     parser.add_argument("--networks", action="store_true", help="whole networks only")
-    parser.add_argument("--unpacked", action="store_true", help="large kernels are laid out anew at each step")
+    parser.add_argument("--unpacked", action="store_true", help="large kernels are rearranged at each step")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true", help="on a GPU: torch.compile, too")
-    parser.add_argument("--tuned", action="store_true", help="cuDNN measures which algorithm is fastest")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="no row begins after so many")
+    parser.add_argument("--tuned", action="store_true", help="let cuDNN measure which algorithm is fastest")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no row begins after this many minutes")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/convlstm.json"))
     args = parser.parse_args()
     if args.unpacked:
         kernels.LARGE = sys.maxsize
     torch.backends.cudnn.benchmark = args.tuned
-    keep_freed_memory()  # for all that is compared, as train.py does
+    keep_freed_memory()  # for all candidates, as train.py does
     start = time.perf_counter()
     measured = precisions(args.device)
     calls = first_call(args)
@@ -290,12 +290,12 @@ def main() -> None:
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
-        # a long run that is stopped keeps what it measured
+        # so that a long run that is stopped keeps its results
         write_json(args.json, {"rows": rows, **circumstances()})
         Console(stderr=True).print(f"{time.perf_counter() - start:.0f} s: {row['case']}, {row['precision']}")
         gc.collect()
 
-    # the precisions of one shape one after the other, since they are compared
+    # the precisions of one shape run one after the other, since they are compared
     shapes = [] if args.networks else QUICK if args.quick else LAYERS
     tasks = [partial(layer_row, *shape, precision, args) for shape in shapes for precision in measured]
     names = [] if args.quick or args.layers else ["2015", "2017 120", "2017 240", "2017 480", "open"]

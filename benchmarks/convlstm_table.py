@@ -1,4 +1,4 @@
-"""The table of `convlstm.py`, and what it says in a few lines."""
+"""The table of `convlstm.py`, and a summary in a few lines."""
 
 import statistics
 from typing import Any
@@ -38,7 +38,7 @@ LINES = [  # of layers: median and worst
 
 
 def show(rows: list[Row], calls: dict[str, float]) -> None:
-    """One table, every ratio in the sense of the targets; columns that nothing was measured for are left out."""
+    """Print one table, every ratio in the direction of the targets; columns without measurements are left out."""
     columns = [column for column in COLUMNS if any(ratio(row, *column[1:]) is not None for row in rows)]
     table = Table(title="ConvLSTM: seconds and ratios (medians, interleaved)")
     table.add_column("case", no_wrap=True)
@@ -73,7 +73,7 @@ def show(rows: list[Row], calls: dict[str, float]) -> None:
 
 
 def ratio(row: Row, figures: str, over: str, under: str) -> float | None:
-    """None where one of the two was not measured. "plain" is the faster, or lesser, of its layouts."""
+    """Return a ratio, or None if either value is missing. "plain" is the better of its two memory layouts."""
     values = dict(row.get(figures, {}))
     if "plain_first" in values:
         values["plain"] = min(values["plain"], values["plain_first"])

@@ -1,7 +1,7 @@
-"""How fast windows come out of an archive, against plain xarray and dask reading the same windows.
+"""Speed of reading windows from an archive, compared with plain xarray and dask on the same windows.
 
-An archive of 2,000 frames of 512² pixels of moving rain is made once, or `--archive` is one that is there; then,
-interleaved, one core reads random windows of 24 frames: crops of 128² and 256² pixels, and whole frames.
+An archive of 2,000 frames of 512² pixels of moving rain is made once, or `--archive` names an existing one. Then
+one core reads random windows of 24 frames, interleaved: crops of 128² and 256² pixels, and whole frames.
 """
 
 import argparse
@@ -40,7 +40,7 @@ INPUT_STEPS, LEAD_STEPS, BATCH = 8, 16, 4
 
 
 def make_archive(folder: Path) -> Archive:
-    """Seven days of rain that moves, a fifth of it wet, with the noise that keeps real radar from packing well."""
+    """Make seven days of moving rain, a fifth of it wet, with noise that compresses as badly as real radar."""
     rng = np.random.default_rng(0)
     scales = [(16, 1.0), (4, 0.5), (1, 0.3)]
     field = sum(
@@ -64,14 +64,14 @@ def _normal(values: np.ndarray) -> np.ndarray:
 
 
 def raincast_way(archive: Archive, places: list[Place], *, decoded: bool = False) -> int:
-    """Batches of codes, as training gets them; one core: no workers."""
+    """Read batches of codes, as training does; on one core, without workers."""
     windows = WindowDataset([Source(archive, INPUT_STEPS, LEAD_STEPS)])
     loader = DataLoader(windows, batch_size=BATCH, sampler=places, collate_fn=collate)
     return sum(len(windows.decode(batch)["input"] if decoded else batch["frames"]) for batch in loader)
 
 
 def xarray_way(dataset: xr.Dataset, places: list[Place]) -> int:
-    """The same windows by xarray over dask, decoded as it decodes them, stacked into tensors."""
+    """Read the same windows with xarray over dask, decoded by xarray, stacked into tensors."""
     count = 0
     for first in range(0, len(places), BATCH):
         frames = [
@@ -85,7 +85,7 @@ def xarray_way(dataset: xr.Dataset, places: list[Place]) -> int:
 
 
 def draw(rng: np.random.Generator, archive: Archive, size: int | None, num: int) -> list[Place]:
-    """Places anywhere in the archive: crops of size², or whole frames."""
+    """Draw places anywhere in the archive: crops of size², or whole frames."""
     rows, columns = archive.grid.shape
     height, width = size or rows, size or columns
     starts = rng.integers(0, archive.num_times - 24, num)
@@ -94,12 +94,12 @@ def draw(rng: np.random.Generator, archive: Archive, size: int | None, num: int)
 
 
 def turned(places: list[Place]) -> list[Place]:
-    """The same, turned and mirrored in all eight ways, as training draws them."""
+    """Return the same places, rotated and mirrored in all eight ways, as training draws them."""
     return [place._replace(orientation=number % 8) for number, place in enumerate(places)]
 
 
 def keeping_nothing(archive: Archive) -> Archive:
-    """The same as if it were one of many years, where no chunk is still unpacked when it is wanted again."""
+    """Return the archive with caching as in one of many years: no chunk is still unpacked when needed again."""
     with mock.patch.object(open_part, "UNPACKED_BYTES", 0):
         other = Archive.open(archive.path)
         other.read_codes(0, 1)
@@ -107,7 +107,7 @@ def keeping_nothing(archive: Archive) -> Archive:
 
 
 def netcdf_way(parts: list[netCDF4.Dataset], archive: Archive, places: list[Place]) -> None:
-    """What no reader of these files comes below: netCDF4 alone, without stacking or tensors."""
+    """Read with netCDF4 alone, without stacking or tensors: the lower bound for readers of these files."""
     for p in places:
         pieces = []
         for own, part in zip(parts, archive.parts, strict=True):
@@ -119,7 +119,7 @@ def netcdf_way(parts: list[netCDF4.Dataset], archive: Archive, places: list[Plac
 
 
 def measure(archive: Archive, folder: Path, repeats: int, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """Windows a second, from medians of interleaved repeats."""
+    """Return windows per second, from medians of interleaved repeats."""
     import dask
 
     rows = []
@@ -131,13 +131,14 @@ def measure(archive: Archive, folder: Path, repeats: int, clock: Callable[[], fl
     for part in parts:
         part.set_auto_maskandscale(False)
     once = keeping_nothing(archive)
-    with dask.config.set(scheduler="synchronous"):  # one core, as ours
+    with dask.config.set(scheduler="synchronous"):  # one core, as for raincast
         for size, num in ((128, 160), (256, 80), (None, 24)):
             if size and size > min(archive.grid.shape):
                 continue
             few = max(BATCH, num // 5)
             sets = [[draw(rng, archive, size, num) for _ in range(repeats + 1)] for _ in range(3)]
-            # others for each way of the same archive: what one has read would be unpacked already for the next
+            # different places for each method on an archive: chunks read by one would already be unpacked for the
+            # next
             each = [iter(sets[number]) for number in (0, 1, 2, 0, 0, 0)]
             ways: dict[str, Callable[[], Any]] = {
                 "raincast": lambda its=each: raincast_way(archive, next(its[0])),
@@ -157,7 +158,7 @@ def measure(archive: Archive, folder: Path, repeats: int, clock: Callable[[], fl
 
 
 def chunks(archive: Archive, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds a window, nothing of it kept unpacked, from a day that is written anew in other ways."""
+    """Return milliseconds per window, without unpacked chunks, for a day written in several encodings."""
     encodings: dict[str, dict[str, Any]] = {
         f"{frames} × {side}², zstd 3": {"chunksizes": (frames, side, side)} | PACKED
         for frames, side in ((8, 128), (8, 96), (8, 64), (8, 48), (8, 32), (4, 64), (16, 64), (24, 32))
@@ -197,7 +198,7 @@ Reader = Callable[[slice, slice, slice], np.ndarray]
 
 
 def reader(path: Path) -> Reader:
-    """Ours, if it can, else netCDF4: neither with room for more than a chunk."""
+    """Open with our reader if it can, else with netCDF4, neither caching more than one chunk."""
     if chunked := ChunkedCodes.of(path, "codes", Unpacked(0)):
         return chunked.read
     variable = netCDF4.Dataset(path)["codes"]
@@ -207,7 +208,7 @@ def reader(path: Path) -> Reader:
 
 
 def write_codes(path: Path, codes: np.ndarray, encoding: dict[str, Any]) -> None:
-    """A file of codes (T, H, W) alone."""
+    """Write a file with only codes (T, H, W)."""
     with netCDF4.Dataset(path, "w") as file:
         for name, size in zip(("time", "y", "x"), codes.shape, strict=True):
             file.createDimension(name, size)
@@ -215,13 +216,13 @@ def write_codes(path: Path, codes: np.ndarray, encoding: dict[str, Any]) -> None
 
 
 def read(way: Reader, places: list[Place], frames: int) -> None:
-    """Windows of so many frames."""
+    """Read windows of `frames` frames."""
     for p in places:
         way(slice(p.start, p.start + frames), slice(p.y, p.y + p.height), slice(p.x, p.x + p.width))
 
 
 def year() -> dict[str, float]:
-    """Seconds to find and split the windows of a year of 5-minute frames with gaps."""
+    """Return the seconds to find and split the windows of a year of 5-minute frames with gaps."""
     rng = np.random.default_rng(0)
     all_times = np.datetime64("2025-01-01", "ns") + schema.step_timedelta(5) * np.arange(365 * 288)
     times = all_times[rng.random(all_times.size) > 0.002]
@@ -231,11 +232,11 @@ def year() -> dict[str, float]:
 
 
 def weigh(archive: Archive) -> dict[str, float]:
-    """Frames a second of the pass that weighs crops by their rain, and seconds when it is known."""
+    """Return frames per second of the pass that weighs crops by their rain, and seconds once it is cached."""
     lattice = Lattice.of(archive.grid.shape, (128, 128))
     seconds = []
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["RAINCAST_CACHE"] = cache  # of an earlier run nothing is known
+        os.environ["RAINCAST_CACHE"] = cache  # nothing is cached from an earlier run
         for _ in range(2):
             began = time.perf_counter()
             rain_table(archive, lattice, 1.0)
@@ -244,13 +245,13 @@ def weigh(archive: Archive) -> dict[str, float]:
 
 
 def main() -> None:
-    """Make, measure, print, write."""
+    """Make, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--archive", type=Path, default=Path("outputs/benchmarks/archive"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/data.json"))
-    parser.add_argument("--chunks", action="store_true", help="compare ways of writing a day instead")
-    parser.add_argument("--cpu", action="store_true", help="seconds on the core, on a machine that is not idle")
+    parser.add_argument("--chunks", action="store_true", help="compare encodings of a day instead")
+    parser.add_argument("--cpu", action="store_true", help="measure CPU seconds, for a machine that is not idle")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as training does
@@ -272,7 +273,7 @@ def main() -> None:
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """As a table, a column a key."""
+    """Print a table with one column per key."""
     table = Table(title=title)
     for number, name in enumerate(rows[0]):
         table.add_column(name, justify="right" if number else "left")

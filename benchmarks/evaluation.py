@@ -1,9 +1,11 @@
-"""Forecasting and scoring, CPU time a window: `python benchmarks/evaluation.py [--windows 1000] [--metrics full]`.
+"""CPU time per window of forecasting and scoring.
 
-Windows of the built-in rain, 12 + 12 frames of 256²: the default network with the weights of its start, or the
-trained one of `--checkpoint` with its own number of frames, extrapolation along Lucas-Kanade, persistence. One
-thread, as each process of evaluate.py has; on a busy machine CPU time and its ratio still stand. The share is
-scoring over forecasting.
+    python benchmarks/evaluation.py [--windows 1000] [--metrics full]
+
+Windows are built-in rain, 12 + 12 frames of 256². Forecasters are the default network with initial weights (or the
+trained one of `--checkpoint` with its own number of frames), extrapolation with Lucas-Kanade, and persistence. One
+thread is used, as in each process of evaluate.py; on a busy machine CPU times and their ratio are still valid. The
+share is scoring over forecasting.
 """
 
 import argparse
@@ -31,7 +33,7 @@ STEPS, SIZE, FRAMES = 12, 256, 64
 
 
 def main() -> None:
-    """Time, and print a table."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=1000)
     parser.add_argument("--metrics", default="rain")
@@ -75,7 +77,7 @@ def main() -> None:
 
 
 def untrained(cfg: DictConfig) -> NetworkForecaster:
-    """The network of `cfg` with the weights of its start."""
+    """Return the network of `cfg` with initial weights."""
     own_head = assembly.head(cfg)
     return NetworkForecaster(
         assembly.network(OmegaConf.to_container(cfg.model, resolve=True), num_channels=own_head.num_channels),

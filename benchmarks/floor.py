@@ -1,7 +1,7 @@
 """The floor: a network's convolutions alone, with nothing between them, in the cheapest arrangement.
 
 Each convolution is tried over all time steps in one call and step by step, in both memory layouts, and the
-cheapest is taken. A state of zeros is not convolved, and no gradient is made that nobody wants.
+cheapest is taken. A zero state is not convolved, and no unused gradient is computed.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,10 @@ class Convolution:
 
 
 def convolutions(network: nn.Module, run: Callable[[], Any], *, first_gradient: bool) -> list[Convolution]:
-    """What `run`, which calls the network once, convolves; `first_gradient`: the frames want one too."""
+    """Return the convolutions of `run`, which calls the network once.
+
+    With `first_gradient` the frames need one, too.
+    """
     found: list[Convolution] = []
 
     def layer(module: ConvLSTM, arguments: tuple[Any, ...], result: Any) -> None:
@@ -59,7 +62,7 @@ def convolutions(network: nn.Module, run: Callable[[], Any], *, first_gradient: 
                 C,
                 H,
                 W,
-                1,  # the time steps are in N already
+                1,  # N includes the time steps
                 stride=module.stride[0],
                 padding=module.padding[0],
                 output_padding=module.output_padding[0],
@@ -83,7 +86,7 @@ def convolutions(network: nn.Module, run: Callable[[], Any], *, first_gradient: 
 
 
 def floor(parts: list[Convolution], *, backward: bool, dtype: torch.dtype, device: str) -> Way:
-    """All of them one after the other, each in its cheapest arrangement; `backward` with both its parts."""
+    """Run all convolutions in their cheapest arrangement; with `backward` both gradients as well."""
     chosen: list[Way] = []
     for part in parts:
         for ways in _operations(part, backward=backward, dtype=dtype, device=device):
@@ -98,7 +101,7 @@ def floor(parts: list[Convolution], *, backward: bool, dtype: torch.dtype, devic
 
 
 def _operations(part: Convolution, *, backward: bool, dtype: torch.dtype, device: str) -> list[dict[str, Way]]:
-    """The forward and, if wanted, the gradients of weight and input: the ways to do each."""
+    """Return the alternatives for the forward pass and, if wanted, for the gradients of weight and input."""
     kinds = ["forward"]
     if backward:
         kinds.append("weight")

@@ -1,15 +1,15 @@
-"""A forecast from file to file: raincast's networks beside pysteps' extrapolation and 20 members of STEPS.
+"""Time of a forecast from file to file: raincast's networks, pysteps' extrapolation and 20 members of STEPS.
 
     python benchmarks/forecast.py [--files 'shared/radar/knmi/*/*.h5'] [--rounds 3] [--only TEXT]
 
-The KNMI composite (765 × 700 pixels), 5 frames of 5 min → 12; without its files the built-in archive at that size
-(732²). A round runs each way once, in a process of its own on two threads: imports and loading; the first
-forecast; and a second one, split into reading the input, making the forecast, and writing the netCDF file. Medians
-over the rounds, so that a slow minute of the machine strikes all ways; STEPS runs in the first round alone, and
-once. Seconds of the processor (user + system, all threads) stand beside those on the wall: on a machine with other
-work they are what can be compared. Peak memory is the process's resident memory, imports included. Then the
-command as a user types it, from its start to its end. `box` is the network that comes with raincast; the others
-are untrained, which costs the same.
+The input is the KNMI composite (765 × 700 pixels), 5 frames of 5 min → 12; without its files the built-in archive
+at that size (732²). A round runs each method once, in a process of its own on two threads: imports and loading;
+the first forecast; and a second one, split into reading the input, making the forecast, and writing the netCDF
+file. Figures are medians over the rounds, so that a slow minute of the machine affects all methods; STEPS runs
+once, in the first round only. CPU seconds (user + system, all threads) are given in addition to wall-clock
+seconds: on a machine with other work they are comparable. Peak memory is the process's resident memory, imports
+included. Finally the command is timed as a user types it, from start to end. `box` is the bundled network; the
+others are untrained, which costs the same.
 """
 
 import argparse
@@ -31,22 +31,22 @@ NETWORKS = {
     "convlstm_small": ["experiment=convlstm"],
     "convlstm": ["model=convlstm"],
 }
-"""Networks of the literature's kind."""
+"""Networks of the types in the literature."""
 BOX = "box"
 BASELINES = ("extrapolation", "steps")
 ONCE = ("steps",)
-"""Minutes each: in the first round alone, without a second forecast."""
+"""Methods that take minutes: run in the first round only, without a second forecast."""
 PARTS = ("read", "make", "write")
 
 
 def clocks() -> tuple[float, float]:
-    """Seconds on the wall, and of the processor in this process."""
+    """Return wall-clock seconds, and CPU seconds of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return time.time(), used.ru_utime + used.ru_stime
 
 
 class Stopwatch:
-    """Seconds on the wall and of the processor, by part."""
+    """Wall-clock and CPU seconds, by part."""
 
     def __init__(self) -> None:
         self.wall: dict[str, float] = {}
@@ -54,14 +54,14 @@ class Stopwatch:
         self._last = clocks()
 
     def lap(self, part: str) -> None:
-        """What has passed since the last lap is `part`."""
+        """Assign the time since the last lap to `part`."""
         now = clocks()
         self.wall[part], self.cpu[part] = (round(b - a, 3) for a, b in zip(self._last, now, strict=True))
         self._last = now
 
 
 def measure(way: str, files: str, checkpoint: str, began: float) -> dict[str, Any]:
-    """Run in a fresh process: start-up, a first forecast and (where it is quick) a second one."""
+    """Run in a fresh process: start-up, a first forecast and, if the method is fast, a second one."""
     make_forecast = prepare(way, files, checkpoint)
     started, cpu = clocks()
     runs = []
@@ -80,7 +80,7 @@ def measure(way: str, files: str, checkpoint: str, began: float) -> dict[str, An
 
 
 def prepare(way: str, files: str, checkpoint: str) -> Callable[[Stopwatch, Path, int], None]:
-    """Everything that is loaded once; what is returned goes from file to file."""
+    """Load everything once, and return a function that forecasts from file to file."""
     from hydra import compose, initialize_config_dir
 
     from raincast import assembly
@@ -139,7 +139,7 @@ def _baseline(way: str, files: str, reader: Any) -> Callable[[Stopwatch, Path, i
 
 
 def apart(way: str, files: str, checkpoint: Path) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """Run `measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", way, "--files", files, "--checkpoint", str(checkpoint)]
     ran = subprocess.run(
         [*command, "--began", str(time.time())], capture_output=True, text=True, env=environment(), cwd=REPO
@@ -151,7 +151,7 @@ def apart(way: str, files: str, checkpoint: Path) -> dict[str, Any]:
 
 
 def command(files: str, checkpoint: Path, *overrides: str) -> dict[str, float]:
-    """`python forecast.py` from its start to its end."""
+    """Time `python forecast.py` from start to end."""
     with tempfile.TemporaryDirectory() as folder:
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
         subprocess.run(
@@ -167,12 +167,12 @@ def command(files: str, checkpoint: Path, *overrides: str) -> dict[str, float]:
 
 
 def environment() -> dict[str, str]:
-    """Two threads, whatever the shell says."""
+    """Return an environment with two threads, whatever the shell sets."""
     return os.environ | {"OMP_NUM_THREADS": str(THREADS)}
 
 
 def input_files(pattern: str | None, folder: Path) -> tuple[str, str]:
-    """The input, and what it is: KNMI's files where they are, or the built-in archive at that size."""
+    """Return the input and its description: KNMI's files if they exist, or the built-in archive at that size."""
     if pattern is not None:
         return pattern, pattern
     from raincast.synthetic import build_builtin_archive
@@ -182,7 +182,7 @@ def input_files(pattern: str | None, folder: Path) -> tuple[str, str]:
 
 
 def merged(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the rounds of one way."""
+    """Return the medians over the rounds of one method."""
 
     def middle(get: Callable[[dict[str, Any]], float]) -> float:
         return round(statistics.median(get(found) for found in rounds), 3)
@@ -204,7 +204,7 @@ def merged(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def as_table(ways: dict[str, Any]) -> str:
-    """Markdown, seconds; the ratio is of processor seconds to extrapolation's."""
+    """Return Markdown, in seconds; the ratio is of CPU seconds to extrapolation's."""
     lines = [
         "| | start | read | make | write | from file to file | / extrapolation | peak, MiB |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
@@ -220,7 +220,7 @@ def as_table(ways: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure all ways in turn, print a table and write JSON."""
+    """Measure all methods in turn, print a table and write JSON."""
     parser = argparse.ArgumentParser(description="Forecasts from file to file.")
     parser.add_argument("--files", help="radar files, a quoted pattern; default: the built-in archive")
     parser.add_argument("--rounds", type=int, default=3)
@@ -269,7 +269,7 @@ def main() -> None:
         "command": seconds,
     }
     write_json(arguments.out, content)
-    sys.stdout.write(f"{what}, {INPUT_STEPS} → {LEAD_STEPS}; seconds of the processor (on the wall)\n\n")
+    sys.stdout.write(f"{what}, {INPUT_STEPS} → {LEAD_STEPS}; CPU seconds (wall clock)\n\n")
     sys.stdout.write(as_table(results) + "\n\n" + json.dumps(seconds, indent=1) + "\n")
 
 

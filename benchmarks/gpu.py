@@ -1,4 +1,4 @@
-"""What `convlstm.py` measures on a GPU besides: TF32, without Triton, CUDA graphs, compiled, the most memory."""
+"""Additional measurements of `convlstm.py` on a GPU: TF32, without Triton, CUDA graphs, compiled, peak memory."""
 
 import gc
 import os
@@ -15,23 +15,23 @@ Way = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Precision:
-    """A dtype; on a GPU float32 is measured with exact products and with TF32's."""
+    """A dtype; on a GPU float32 is measured with exact products and with TF32."""
 
     dtype: torch.dtype
     tf32: bool = False
 
     @property
     def name(self) -> str:
-        """As the table says it."""
+        """Name in the table."""
         return str(self.dtype).removeprefix("torch.") + (" tf32" if self.tf32 else "")
 
     def choose(self) -> None:
-        """From now on products are so."""
+        """Use this precision for products from now on."""
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.tf32
 
 
 def precisions(device: str) -> list[Precision]:
-    """What the device is measured in: bfloat16 where it is fast."""
+    """Return the precisions measured on the device; bfloat16 where it is fast."""
     exact, half = Precision(torch.float32), Precision(torch.bfloat16)
     if device != "cpu":
         return [exact, Precision(torch.float32, tf32=True), half]
@@ -40,7 +40,7 @@ def precisions(device: str) -> list[Precision]:
 
 
 def without_triton(way: Way) -> Way:
-    """The same with the point-wise half in plain PyTorch."""
+    """Return the same function with the point-wise half in plain PyTorch."""
 
     def run() -> None:
         before = os.environ.get("RAINCAST_KERNELS")
@@ -57,7 +57,7 @@ def without_triton(way: Way) -> Way:
 
 
 def graphed(layer: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """The outputs of `layer` from CUDA graphs, forward and backward; None, and told, where that fails."""
+    """Run `layer` as CUDA graphs, forward and backward; return None, with a message, if that fails."""
     sample = x.detach().requires_grad_()
     try:
         call: Callable[[Tensor], Tensor] = torch.cuda.make_graphed_callables(_Outputs(layer), (sample,))
@@ -78,7 +78,7 @@ class _Outputs(nn.Module):
 
 
 def peak_bytes(way: Way) -> int:
-    """The most that the tensors of `way` take at a time on the GPU, beside what is there before."""
+    """Return the peak GPU memory of the tensors of `way`, without what was allocated before."""
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()

@@ -1,8 +1,8 @@
-"""Real files → archives: one `ingest.py` command a folder, what it costs, and what came out against known figures.
+"""Real files → archives: one `ingest.py` command per folder, its cost, and its result against known figures.
 
-For each event of a folder of radar files (`--radar`, or RAINCAST_RADAR) the command runs in a process of its own;
-then the archive is read: the wet share in what was observed, its range over the frames, the maximum, the share of
-pixels without data.
+For each event of a folder of radar files (`--radar`, or RAINCAST_RADAR) the command runs in a process of its own.
+Then the archive is read: the wet share of the observed pixels, its range over the frames, the maximum, the share
+of pixels without data.
 """
 
 import argparse
@@ -37,7 +37,7 @@ WET_MM_H = 0.1
 
 
 def run(files: str, archive: Path, workers: int) -> dict[str, float]:
-    """Seconds of the processor, of it and its workers, and the most memory that one of them held."""
+    """Return the CPU seconds of the command and its workers, and the peak memory of the largest of them."""
     shutil.rmtree(archive, ignore_errors=True)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [
@@ -59,7 +59,7 @@ def run(files: str, archive: Path, workers: int) -> dict[str, float]:
 
 
 def figures(archive: Archive) -> dict[str, float]:
-    """What the archive holds, frame by frame."""
+    """Return figures of the archive, read frame by frame."""
     wet, largest, absent = [], 0.0, []
     for number in range(archive.num_times):
         rain = archive.read(number, 1)
@@ -78,7 +78,7 @@ def figures(archive: Archive) -> dict[str, float]:
 
 
 def main() -> None:
-    """Ingest, read, print, write."""
+    """Ingest, read, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--radar", type=Path, default=os.environ.get("RAINCAST_RADAR"))
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/ingest"))

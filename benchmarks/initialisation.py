@@ -1,10 +1,10 @@
-"""Which start of the weights learns fastest: the loss after N steps, over seeds.
+"""Which initialisation of the weights learns fastest: the loss after N steps, over seeds.
 
     python benchmarks/initialisation.py [--steps 80] [--seeds 5] [--model convlstm_small] [--json FILE]
 
-Every start sees the same crops of the built-in archive (which is built if it is missing), with the optimiser of
-`experiment=convlstm` at a constant rate. The figure is the mean training loss over the last fifth of the steps; a
-difference counts where its mean over seeds is more than twice its standard error.
+Every initialisation sees the same crops of the built-in archive (which is built if it is missing), with the
+optimiser of `experiment=convlstm` at a constant rate. The figure is the mean training loss over the last fifth of
+the steps; a difference counts if its mean over seeds is more than twice its standard error.
 """
 
 import argparse
@@ -38,7 +38,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def batches(archive: Path, transform: DbzScaling, *, steps: int, seed: int) -> list[Batch]:
-    """Crops as training draws them: input and target on the network's scale, and the mask."""
+    """Return crops as training draws them: input and target in network units, and the mask."""
     data = RadarDataModule(
         archive, split=BlockSplit(), crop=64, batch_size=8, samples_per_epoch=8 * steps, num_workers=0, seed=seed
     )
@@ -52,7 +52,7 @@ def batches(archive: Path, transform: DbzScaling, *, steps: int, seed: int) -> l
 
 
 def final_loss(model: str, start: dict[str, object], crops: list[Batch], *, seed: int, lr: float) -> float:
-    """Mean loss over the last fifth of the steps."""
+    """Return the mean loss over the last fifth of the steps."""
     config = OmegaConf.load(CONF / "model" / f"{model}.yaml")
     base = OmegaConf.load(CONF / "model" / "convlstm.yaml") if "defaults" in config else OmegaConf.create()
     merged = OmegaConf.merge(base, config, {"cell": start})
@@ -72,7 +72,7 @@ def final_loss(model: str, start: dict[str, object], crops: list[Batch], *, seed
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=5)

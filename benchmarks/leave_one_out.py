@@ -1,15 +1,15 @@
-"""Leave one radar network out: weights trained on the others, scored on it beside pysteps' methods.
+"""Leave one radar network out: weights trained on the others, scored on it together with pysteps' methods.
 
     python benchmarks/leave_one_out.py knmi=data/knmi mch=data/mch2015,data/mch2017 … --weights folds
 
 For each NAME=ARCHIVES the weights `folds/without_NAME.npz` are used, or trained first (`benchmarks/pretrain.py`,
-`--minutes` each). `--only` scores some networks alone, `--box` takes the weights in the box for all of them.
+`--minutes` each). `--only` scores only some networks; `--box` uses the bundled weights for all of them.
 
-From each archive start times are taken at even distances, and of each the wettest window of `--size` pixels at
-the newest frame. All forecasters see the same four frames and are scored on the same pixels: observed at the valid
-time, and reached by Lucas-Kanade's motion from inside the window. CSI by start time, then the mean; the network's
-rates are decided by `csi` and by `area` (bias 1). CRPS in mm/h, the integral over rates from the same thresholds
-for all. With intervals of 95 % of paired differences, by resampling start times.
+From each archive evenly spaced start times are taken, and at each the wettest window of `--size` pixels at the
+newest frame. All forecasters read the same four frames and are scored on the same pixels: observed at the valid
+time, and reached by Lucas-Kanade's motion from inside the window. CSI is computed per start time and then
+averaged; the network's rates are decided by `csi` and by `area` (bias 1). CRPS is in mm/h, the integral over rates
+from the same thresholds for all. Intervals are 95 % intervals of paired differences, from resampling start times.
 """
 
 import argparse
@@ -41,14 +41,14 @@ LEADS = (5, 15, 30, 45, 60)
 MINUTES = {1.0: (15, 30, 45, 60), 5.0: (15, 30, 45, 60)}
 THRESHOLDS = (1.0, 5.0, 10.0)
 RATES = tuple(float(rate) for rate in np.geomspace(0.1, 60.0, 28))
-"""mm/h at which the CRPS is summed."""
+"""Rates in mm/h over which the CRPS is summed."""
 WIDTHS = np.diff([0.0, *np.sqrt(np.array(RATES[1:]) * RATES[:-1]), 70.0])
 PAST = 4
 Maps = npt.NDArray[np.float32]
 
 
 class Network:
-    """The network with some weights: probabilities at `RATES` and rates by two decisions."""
+    """The network with given weights: probabilities at `RATES` and rates by two decisions."""
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
         model = yaml.safe_load((pretrain.ROOT / "conf" / "model" / "lagrangian.yaml").read_text())
@@ -58,7 +58,7 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, past: Maps, steps: int, step: float, pixel: float) -> dict[str, Maps]:
-        """(T, H, W) mm/h → rates (steps, H, W) by `csi` and `area`, and exceedance (steps, K, H, W)."""
+        """Forecast (T, H, W) in mm/h → rates (steps, H, W) by `csi` and `area`, exceedance (steps, K, H, W)."""
         rain = torch.from_numpy(past)[None]
         x = torch.stack([rain.nan_to_num(0.0), rain.isfinite().float()], dim=2)
         output = self.network(x, steps, torch.tensor([[step, pixel]]))
@@ -71,7 +71,7 @@ class Network:
 
 
 def windows(path: Path, starts: int, size: int) -> Iterator[dict[str, Any]]:
-    """Past and later frames of the wettest window at each start time."""
+    """Yield past and later frames of the wettest window at each start time."""
     archive = Archive.open(path)
     step, pixel = archive.step_minutes, archive.grid.pixel_km
     multiple = max(1, round(5 / step))
@@ -107,7 +107,7 @@ def _wettest(frame: Maps, size: int) -> tuple[slice, slice]:
 
 
 def score(window: dict[str, Any], network: Network, *, ensembles: Sequence[Any]) -> list[dict[str, Any]]:
-    """A row for each forecaster, lead time and threshold."""
+    """Return a row for each forecaster, lead time and threshold."""
     past, later, step, pixel = (window[name] for name in ("past", "later", "step", "pixel"))
     motion = find_motion(past[-3:], "lucas_kanade")
     if motion is None:
@@ -159,14 +159,14 @@ def _index(rate: float) -> int:
 
 
 def _shares(prediction: Any, number: int, counted: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating[Any]]:
-    """P(rate ≥ each of `RATES`) of members, or 0 and 1."""
+    """Return P(rate ≥ each of `RATES`) from members, or 0 and 1 without members."""
     maps = prediction.rates if prediction.members is None else prediction.members
     values = maps[0, number][:, counted]
     return np.stack([(values >= rate).mean(0) for rate in RATES])
 
 
 def inside_window(newest: Maps, motion: npt.NDArray[np.float64], steps: int) -> npt.NDArray[np.bool_]:
-    """Where the rain comes from an observed pixel inside the window."""
+    """Return a mask of pixels whose rain comes from an observed pixel inside the window."""
     from pysteps.extrapolation.semilagrangian import extrapolate
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -175,7 +175,10 @@ def inside_window(newest: Maps, motion: npt.NDArray[np.float64], steps: int) -> 
 
 
 def difference(rows: list[dict[str, Any]], score: str, leads: Sequence[int], ours: str, theirs: str) -> str:
-    """The mean paired difference with its interval, by start times; of the CRPS the share of the rival's."""
+    """Return the mean paired difference with its interval, by start times.
+
+    For the CRPS relative to the rival's.
+    """
     by_start: dict[str, list[tuple[float, float]]] = {}
     table = {(r["start"], r["lead"], r["who"]): r["value"] for r in rows if r["score"] == score}
     for start, lead, who in table:
@@ -193,7 +196,7 @@ def difference(rows: list[dict[str, Any]], score: str, leads: Sequence[int], our
 
 
 def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
-    """Scores by lead time, and differences from each rival."""
+    """Print scores by lead time, and differences from each rival."""
     rivals = [who for who in dict.fromkeys(row["who"] for row in rows) if who not in ("csi", "area")]
     means = Table(title=f"{name}: {len({row['start'] for row in rows})} start times", title_justify="left")
     for column in ("score", "forecaster", *(f"{lead} min" for lead in LEADS)):
@@ -207,7 +210,7 @@ def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
             if any(values):
                 means.add_row(score_name, who, *(f"{np.mean(v):.3f}" if v else "–" for v in values))
     console.print(means)
-    paired = Table(title=f"{name}: the network less each rival", title_justify="left")
+    paired = Table(title=f"{name}: the network minus each rival", title_justify="left")
     for column in ("rival", "score", "rates by csi", "rates by area", *(f"{lead} min" for lead in (15, 30, 60))):
         paired.add_column(column)
     for rival in rivals:
@@ -219,7 +222,7 @@ def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
                 *(difference(rows, score_name, [lead], "csi", rival) for lead in (15, 30, 60)),
             )  # fmt: skip
     console.print(paired)
-    reliability = Table(title=f"{name}: P(≥ 1 mm/h), stated → observed", title_justify="left")
+    reliability = Table(title=f"{name}: P(≥ 1 mm/h), forecast → observed", title_justify="left")
     reliability.add_column("lead")
     lows = [f"{low:.1f}" for low in np.arange(0, 1, 0.1)]
     for low in lows:
@@ -236,13 +239,13 @@ def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Train what is missing, score each network, print all tables."""
+    """Train missing weights, score each network, print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="+", metavar="NAME=ARCHIVE[,ARCHIVE…]")
     parser.add_argument("--weights", type=Path, default=Path("folds"))
     parser.add_argument("--minutes", type=float, default=12.0, help="of training each fold")
     parser.add_argument("--only", nargs="*", help="networks that are scored")
-    parser.add_argument("--box", action="store_true", help="score the weights in the box")
+    parser.add_argument("--box", action="store_true", help="score the bundled weights")
     parser.add_argument("--starts", type=int, default=10, help="of each archive")
     parser.add_argument("--ensembles", type=int, default=5, help="start times of each archive with STEPS")
     parser.add_argument("--linda", action="store_true")

@@ -1,12 +1,12 @@
-"""Members of the forecaster in the box beside those of STEPS: pixels, boxes, and sums over an hour.
+"""Members of the bundled forecaster compared with those of STEPS: pixels, boxes, and sums over an hour.
 
     python benchmarks/members.py mch=data/mch2016 fmi=data/fmi2017 --starts 6
 
-Windows, frames and pixels are those of `benchmarks/leave_one_out.py`, 20 members each. The CRPS (mm/h) is that of
-means over boxes of 1, 4, 16 and 64 pixels, and of the mean rate of the hour; a box counts if it was observed as
-a whole. It is printed with the difference from STEPS in percent and its 95 % interval, by resampling start times.
-The fair CRPS counts ensembles of any size alike. Spread over error is the members' standard deviation over the
-error of their mean: 1 is right. Seconds are of one start.
+Windows, frames and pixels are those of `benchmarks/leave_one_out.py`, with 20 members each. The CRPS (mm/h) is
+that of means over boxes of 1, 4, 16 and 64 pixels, and of the mean rate of the hour; a box counts if all of it was
+observed. It is printed with the difference from STEPS in percent and its 95 % interval, from resampling start
+times. The fair CRPS treats ensembles of all sizes alike. Spread over error is the members' standard deviation over
+the error of their mean: 1 is right. Seconds are per start time.
 """
 
 import argparse
@@ -33,7 +33,7 @@ MEMBERS = 20
 
 
 def crps(members: Maps, observed: Maps, *, fair: bool = False) -> float:
-    """Mean over N values of the CRPS of M members, (M, N) and (N,): E|X − y| − E|X − X'| / 2."""
+    """Return the mean over N values of the CRPS of M members, (M, N) and (N,): E|X − y| − E|X − X'| / 2."""
     M = len(members)
     weight = (2 * np.arange(1, M + 1) - M - 1)[:, None]
     within = (weight * np.sort(members, axis=0)).sum(0) / (M * (M - 1) if fair else M * M)
@@ -41,7 +41,7 @@ def crps(members: Maps, observed: Maps, *, fair: bool = False) -> float:
 
 
 def boxes(maps: Maps, size: int) -> Maps:
-    """Means over boxes of `size` × `size` pixels, (…, H, W) → (…, H // size, W // size)."""
+    """Return means over boxes of `size` × `size` pixels, (…, H, W) → (…, H // size, W // size)."""
     h, w = (length // size for length in maps.shape[-2:])
     cut = maps[..., : h * size, : w * size]
     means: Maps = cut.reshape(*maps.shape[:-2], h, size, w, size).mean((-3, -1))
@@ -49,7 +49,7 @@ def boxes(maps: Maps, size: int) -> Maps:
 
 
 def score(window: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row for each lead time, box and forecaster."""
+    """Yield a row for each lead time, box and forecaster."""
     past, later, step, pixel = (window[name] for name in ("past", "later", "step", "pixel"))
     motion = find_motion(past[-3:], "lucas_kanade")
     if motion is None:
@@ -86,7 +86,7 @@ def score(window: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
-    """One line for each lead time and box."""
+    """Print one line for each lead time and box."""
     starts = len({row["start"] for row in rows})
     table = Table(title=f"{name}: {starts} start times, CRPS in mm/h", title_justify="left")
     for column in ("", "box", "STEPS", "raincast", "difference", "fair", "spread/error: STEPS", "raincast"):

@@ -1,23 +1,22 @@
-"""The memory of a training step and of a forecast: what `raincast summary` says, and what is measured.
+"""The memory of a training step and of a forecast: the estimate of `raincast summary`, and measurements.
 
     python benchmarks/memory.py [--out outputs/benchmarks/memory.json] [--only TEXT]
-    python benchmarks/memory.py --tables       the tables of docs/memory.md, estimates alone
+    python benchmarks/memory.py --tables       the tables of docs/memory.md, only estimates
 
-Each case runs in a process of its own, as Lightning runs a step: forward, loss, gradients of the step before set
-to None, backward, norm of the gradients clipped, AdamW; then, in another process, a forecast without gradients
-at the same sizes. On a CPU two things are measured:
+Each case runs in a process of its own, as Lightning runs a step: forward pass, loss, gradients of the previous
+step set to None, backward pass, clipping by the norm of the gradients, AdamW; then, in another process, a forecast
+without gradients at the same sizes. On a CPU three things are measured:
 
-- allocated: the most bytes of tensors and of the convolutions' work space that exist at a time, from the
-  allocations and releases that torch.profiler records in the first two steps, and the parameters and the batch,
-  which were there before;
-- resident: how far the process's peak resident memory (VmHWM of /proc/self/status, Linux) in three steps rises
-  above its resident memory before the network is built, after a step of a tiny network has loaded all code. With
-  MALLOC_MMAP_THRESHOLD_=131072, so that glibc gives freed blocks back to the system;
+- allocated: the peak bytes of tensors and of the convolutions' work space, from the allocations and releases that
+  torch.profiler records in the first two steps, plus the parameters and the batch, which existed before;
+- resident: the increase of the process's peak resident memory (VmHWM of /proc/self/status, Linux) in three steps
+  over its resident memory before the network is built, after a step of a tiny network has loaded all code. With
+  MALLOC_MMAP_THRESHOLD_=131072, so that glibc returns freed blocks to the system;
 - resident, default malloc: the same without that setting: glibc then keeps freed blocks of up to 32 MiB for
-  later, and they do not all fit.
+  later, and not all of them can be reused.
 
-On a GPU: torch.cuda.max_memory_allocated over three steps, above what was allocated before, with the estimate for
-a GPU. Needs the project installed.
+On a GPU: torch.cuda.max_memory_allocated over three steps, minus what was allocated before, with the estimate for
+a GPU. Needs the project to be installed.
 """
 
 import argparse
@@ -64,7 +63,7 @@ CASES = [
     "model=predrnn model.hidden_channels=32 batch_size=2 height=64",
     "model=predrnn model.hidden_channels=64 batch_size=4 height=96",
 ]
-"""Overrides of `raincast summary`; of two of the same key the later counts."""
+"""Overrides of `raincast summary`; if a key occurs twice, the later one counts."""
 
 WARM_UP = "model=convlstm_2015 model.hidden_channels=[16] batch_size=1 height=16 input_steps=2 lead_steps=2"
 STEPS = 3
@@ -96,21 +95,21 @@ TABLES = {
         "`model.cell.recompute=true`": "model.cell.recompute=true",
     },
 }
-"""Of docs/memory.md: what all rows share, and what each of them changes."""
+"""Rows of docs/memory.md: common overrides, and the change in each row."""
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-"""glibc's own first threshold; said aloud, it no longer grows with what is freed."""
+"""glibc's initial threshold; if it is set explicitly, it no longer grows with freed blocks."""
 
 
 def config(case: str) -> DictConfig:
-    """The config of `raincast summary` with the overrides of a case."""
+    """Return the config of `raincast summary` with the overrides of a case."""
     overrides = {override.partition("=")[0]: override for override in case.split()}
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         return compose("summary", overrides=list(overrides.values()))
 
 
 class Run:
-    """A network of a config with what a step of it needs, on `device`."""
+    """A network of a config with everything that a step of it needs, on `device`."""
 
     def __init__(self, cfg: DictConfig, device: str) -> None:
         self.cfg = cfg
@@ -125,13 +124,13 @@ class Run:
         self.mask = torch.ones(B, cfg.lead_steps, 1, H, W, dtype=torch.bool, device=device)
 
     def forward(self) -> Tensor:
-        """The loss; what it is made of lives on in the graph alone."""
+        """Return the loss; its inputs live on only in the graph."""
         output = self.network(self.rain.clone(), self.cfg.lead_steps)
         loss: Tensor = self.loss(self.head.prediction(output), self.target.clone(), self.mask)
         return loss
 
     def step(self) -> None:
-        """One training step."""
+        """Run one training step."""
         loss = self.forward()
         self.optimizer.zero_grad()
         loss.backward()
@@ -140,29 +139,29 @@ class Run:
 
     @torch.no_grad()
     def forecast(self) -> None:
-        """One forward pass without gradients."""
+        """Run one forward pass without gradients."""
         self.network.eval()
         self.network(self.rain.clone(), self.cfg.lead_steps)
 
     def held_bytes(self, *, training: bool) -> int:
-        """Bytes of the tensors that are there before the first step."""
+        """Return the bytes of the tensors that exist before the first step."""
         held = [*self.network.parameters(), *self.network.buffers(), self.rain]
         return sum(t.nbytes for t in held + ([self.target, self.mask] if training else []))
 
 
 def status_bytes(key: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """Return a line of /proc/self/status in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise ValueError(f"/proc/self/status has no line {key}: resident memory is measured on Linux only.")
+    raise ValueError(f"/proc/self/status has no line {key}: resident memory can only be measured on Linux.")
 
 
 def allocated_peak(work: Callable[[], None], times: int) -> int:
-    """The most that the CPU allocations of `work`, done `times` times, add up to."""
+    """Return the peak sum of the CPU allocations of `work`, run `times` times."""
     from torch.profiler import ProfilerActivity, profile
 
-    # releases of what was allocated before are not recorded
+    # releases of earlier allocations are not recorded
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         for _ in range(times):
             work()
@@ -176,7 +175,7 @@ def allocated_peak(work: Callable[[], None], times: int) -> int:
 
 
 def measure(case: str, mode: str, device: str) -> dict[str, int]:
-    """Run in a fresh process; bytes."""
+    """Run in a fresh process; return bytes."""
     torch.manual_seed(0)
     small = Run(config(WARM_UP), device)
     small.step()
@@ -192,7 +191,7 @@ def measure(case: str, mode: str, device: str) -> dict[str, int]:
             run.step() if training else run.forecast()
         return {"allocated": torch.cuda.max_memory_allocated() - before}
     before = status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
     run = Run(config(case), device)
     work = run.step if training else run.forecast
     for _ in range(STEPS):
@@ -209,7 +208,7 @@ def measure(case: str, mode: str, device: str) -> dict[str, int]:
 
 
 def compare(case: str, device: str) -> dict[str, Any]:
-    """Estimate and measurements of one case, for a training step and for a forecast; bytes."""
+    """Return estimate and measurements of one case in bytes, for a training step and for a forecast."""
     summary, _ = summarise(config(f"{case} device={device}"))
     found: dict[str, Any] = {"case": case, "parameters": summary.parameters}
     estimates = {"step": summary.training_peak_bytes, "forecast": summary.forecast_peak_bytes}
@@ -223,7 +222,7 @@ def compare(case: str, device: str) -> dict[str, Any]:
 
 
 def measured_apart(case: str, mode: str, device: str, environment: dict[str, str]) -> dict[str, int]:
-    """`measure` in a process of its own."""
+    """Run `measure` in a process of its own."""
     command = [sys.executable, __file__, "--measure", mode, "--case", case, "--device", device]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
     if ran.returncode:
@@ -233,11 +232,11 @@ def measured_apart(case: str, mode: str, device: str, environment: dict[str, str
 
 
 def markdown_table(shared: str, rows: dict[str, str]) -> str:
-    """Estimates for `shared` with the overrides of each row."""
+    """Return a table of estimates for `shared` with the overrides of each row."""
     lines = [
         f"`raincast summary {shared} …`",
         "",
-        "| | parameters | GFLOP a step | activations, MiB | step, MiB | forecast, MiB |",
+        "| | parameters | GFLOP per step | activations, MiB | step, MiB | forecast, MiB |",
         "|---|---|---|---|---|---|",
     ]
     for label, overrides in rows.items():
@@ -249,7 +248,7 @@ def markdown_table(shared: str, rows: dict[str, str]) -> str:
 
 
 def circumstances(device: str) -> dict[str, Any]:
-    """Machine, versions and date."""
+    """Return machine, versions and date."""
     cpu = platform.processor() or platform.machine()
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
@@ -266,7 +265,7 @@ def circumstances(device: str) -> dict[str, Any]:
 
 
 def as_table(rows: list[dict[str, Any]]) -> Table:
-    """MiB, and estimated / measured."""
+    """Return a table in MiB, with the ratio of estimate to measurement."""
     table = Table("case", box=None, header_style="bold")
     for header in ("", "estimated", "allocated", "ratio", "resident", "ratio", "default malloc", "ratio"):
         table.add_column(header, justify="right", no_wrap=True)

@@ -1,13 +1,13 @@
-"""Train the weights in the box: many radar networks, any step, pixel size and lead time, in moving coordinates.
+"""Train the bundled weights: many radar networks, any step, pixel size and lead time, in Lagrangian coordinates.
 
     python benchmarks/pretrain.py knmi=data/knmi mch=data/mch2015,data/mch2017 fmi=data/fmi --out weights.npz
 
-Each NAME=ARCHIVES is one radar network; all networks weigh the same. Frames are taken at every step and at
-multiples of it up to 15 minutes, at their own pixels and at twice their size. Samples are crops that move with the
-rain: motion comes from the whole image, past frames are moved to the newest one, and later frames are pulled back
-to it. Crops are drawn by the rain of the newest input frame, never by what comes after it: that would teach growth
-which does not exist. `--minutes` counts processor time, so that a busy machine trains as long. A run that was
-stopped goes on from `OUT.last`.
+Each NAME=ARCHIVES is one radar network; all networks have the same weight. Frames are taken at every step and at
+multiples of it up to 15 minutes, at their own pixel size and at twice that size. Samples are crops that move with
+the rain: motion is estimated on the whole image, past frames are advected to the newest one, and later frames are
+moved back to it. Crops are drawn by the rain of the newest input frame, never by later rain, which would teach
+growth that does not exist. `--minutes` counts CPU time, so that a busy machine trains as long. A run that was
+stopped resumes from `OUT.last`.
 """
 
 import argparse
@@ -34,15 +34,15 @@ log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
 SPARSE = 8
-"""Motion is kept at every so many pixels: it varies slowly."""
+"""Motion is stored at every n-th pixel, since it varies slowly."""
 REGION, MOST_REGIONS = 512, 24
-"""Pixels a side of the regions that large images are cut into, and how many of the wettest are kept."""
+"""Side in pixels of the regions into which large images are cut, and how many of the wettest are kept."""
 CROP, LEADS, PAST = 128, 6, 4
 LONGEST_STEP = 15.0
 LEAD_RANGE = (30.0, 90.0)
-"""Minutes between which the last lead time of a sample lies."""
+"""Range of the last lead time of a sample in minutes."""
 BLOCK = 32
-"""Pixels a side of the blocks whose rain decides where crops are drawn."""
+"""Side in pixels of the blocks whose rain determines where crops are drawn."""
 Maps = npt.NDArray[np.float32]
 
 
@@ -59,7 +59,7 @@ class Region:
 
     @classmethod
     def of(cls, rain: Maps, step: float, pixel: float) -> "Region":
-        """With the motion of all frames found."""
+        """Build a region and estimate the motion of all frames."""
         multiples = [m for m in (1, 2, 3, 4) if m * step <= LONGEST_STEP and len(rain) > 3 * m]
         h, w = (n // BLOCK for n in rain.shape[1:])
         blocks = rain[:, : h * BLOCK, : w * BLOCK].reshape(len(rain), h, BLOCK, w, BLOCK)
@@ -69,7 +69,7 @@ class Region:
         return cls(rain.astype(np.float16), step, pixel, motion, amount, observed.mean((2, 4)))
 
     def velocity(self, multiple: int, frame: int, y: Maps, x: Maps) -> Maps:
-        """(2, …) pixels a step of `multiple`, y first, at pixels (y, x)."""
+        """Return the velocity (2, …) in pixels per step of `multiple`, y first, at pixels (y, x)."""
         at = (SPARSE - 1) / 2.0
         return _bilinear(self.motion[multiple][frame], (y - at) / SPARSE, (x - at) / SPARSE)
 
@@ -88,7 +88,7 @@ def _motion(rain: Maps, multiple: int, pixel: float) -> npt.NDArray[np.float16]:
 
 
 def regions_of(path: Path) -> list[Region]:
-    """An archive's regions: the observed part of its grid, or the wettest squares of a large one."""
+    """Return an archive's regions: the observed part of its grid, or the wettest squares of a large one."""
     archive = Archive.open(path)
     rain = archive.read(0, archive.num_times).reshape(archive.num_times, *archive.grid.shape)
     step, pixel = archive.step_minutes, archive.grid.pixel_km
@@ -106,7 +106,7 @@ def regions_of(path: Path) -> list[Region]:
 
 
 def _wettest(rain: Maps) -> Iterator[Maps]:
-    """Squares that do not overlap, the wettest first, by the rain of one early frame."""
+    """Yield squares that do not overlap, the wettest first, by the rain of one early frame."""
     frame = rain[len(rain) // 3]
     found = []
     for y in range(0, frame.shape[0] - REGION + 1, REGION // 2):
@@ -132,14 +132,14 @@ def _coarsen(rain: Maps) -> Maps:
 
 
 class Sampler:
-    """Samples of all networks: equal shares of networks, regions and steps, places by the newest frame's rain."""
+    """Samples of all networks: equal shares of networks, regions and steps; places by the newest frame's rain."""
 
     def __init__(self, networks: dict[str, list[Region]], seed: int) -> None:
         self.networks = list(networks.values())
         self.rng = np.random.default_rng(seed)
 
     def batch(self, size: int) -> list[Tensor]:
-        """Past rain, where it was observed, later rain, step, pixel, lead times."""
+        """Return past rain, its observed mask, later rain, step, pixel size and lead times."""
         rows = []
         while len(rows) < size:
             row = self._draw()
@@ -180,7 +180,7 @@ class Sampler:
         return int(y), int(x)
 
     def _augmented(self, rain: Maps, later: Maps) -> tuple[Maps, Maps]:
-        """Turned, mirrored, and mostly with other rates: ±3 dBZ, and a power of 0.85 to 1.2."""
+        """Rotate, mirror, and usually change the rates: ±3 dBZ, and a power of 0.85 to 1.2."""
         turn, rng = int(self.rng.integers(8)), self.rng
         power = gain = 1.0
         if rng.random() < 0.7:
@@ -194,7 +194,7 @@ class Sampler:
 
 
 def _moving(region: Region, frame: int, multiple: int, hop: int, corner: tuple[int, int]) -> tuple[Maps, Maps]:
-    """Past frames moved to `frame`, and later ones pulled back to it: (PAST, h, w) and (LEADS, h, w)."""
+    """Return past frames advected to `frame`, and later ones moved back to it: (PAST, h, w) and (LEADS, h, w)."""
     H, W = region.rain.shape[1:]
     y, x = np.mgrid[corner[0] : corner[0] + CROP, corner[1] : corner[1] + CROP].astype(np.float32)
 
@@ -214,7 +214,7 @@ def _moving(region: Region, frame: int, multiple: int, hop: int, corner: tuple[i
     for number in range(1, LEADS + 1):
         py, px = follow(py, px, float(hop))
         when = frame + number * hop * multiple
-        # the nearest pixel: means of several would blunt the distribution
+        # the nearest pixel: averaging several would narrow the distribution
         later.append(_nearest(region.rain[when], py, px) if when < len(region.rain) else np.full_like(y, np.nan))
     return np.stack(past[::-1]), np.stack(later)
 
@@ -247,7 +247,7 @@ def _box_means(values: Maps, side: int) -> Maps:
 
 
 def train(sampler: Sampler, out: Path, *, minutes: float, batch: int, lr: float, seed: int) -> dict[str, Tensor]:
-    """The averaged weights after so many minutes of processor time."""
+    """Return the averaged weights after `minutes` of CPU time."""
     torch.manual_seed(seed)
     model = yaml.safe_load((ROOT / "conf" / "model" / "lagrangian.yaml").read_text())
     made = [

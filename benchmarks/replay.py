@@ -1,18 +1,20 @@
-"""A day of radar, replayed at high speed into the folder that a watcher watches, with everything that goes wrong.
+"""Replay a day of radar at high speed into the folder of a watcher, with everything that can go wrong.
 
     python benchmarks/replay.py --archive data/smhi [--start 2015-07-28] [--hours 24] [--seed 0]
 
-Each frame becomes a file that arrives a minute or so after its time, on a clock that runs as fast as the watcher.
-By a seed, some files are removed, delayed (by minutes or by an hour), damaged (some are sent again later, whole),
-doubled under another name, written in two pieces, or hold the image of the step before. In the middle of it the
-watcher is stopped and another one goes on. For some minutes each the folder is gone, the clock is an hour behind
-or ahead, and with `--small-disk` (a small file system: `mount -t tmpfs -o size=64m none FOLDER`) the disk is full.
-Then every forecast that was due has to be there and no other, each equal to what the network says of the true
-frames that had come, and the status has to add up. Each new state of the page is compared with forecasts and
-frames, and `/health` is asked at each step of the clock. The clock counts the time that the work takes, so that
+Each frame becomes a file that arrives about a minute after its time, on a clock that runs as fast as the watcher.
+Depending on a seed, some files are removed, delayed (by minutes or by an hour), damaged (some are sent again
+later, undamaged), duplicated under another name, written in two pieces, or contain the image of the previous step.
+In the middle the watcher is stopped and another one continues. For some minutes each, the folder is gone, the
+clock is an hour behind or ahead, and with `--small-disk` (a small file system: `mount -t tmpfs -o size=64m none
+FOLDER`) the disk is full.
+
+At the end every due forecast must exist and no other, each equal to the network's forecast from the true frames
+that had come, and the status must be consistent. Each new state of the page is compared with forecasts and frames,
+and `/health` is queried at each step of the clock. The clock counts the time that the work takes, so that
 deadlines are real. Memory is reported.
 
-The network is untrained unless `--checkpoint` names one: what is tested is the watcher.
+The network is untrained unless `--checkpoint` names one, as the watcher is under test.
 """
 
 import argparse
@@ -46,9 +48,9 @@ from raincast.live.clock import seconds_of, time_of
 POLL_S, SETTLE_S, MAX_AGE_MINUTES = 15.0, 20.0, 20.0
 USUAL_DELAY_S = (60.0, 100.0)
 WORK_S = 30.0
-"""For the work of a look at the folder, at most."""
+"""Longest time in seconds for the work of one check of the folder."""
 MARGIN_S = 150.0
-"""No delay ends so close to the age limit that the moment of a look decides."""
+"""No delay ends so close to the age limit that the moment of a check decides."""
 SHARES = {"removed": 0.04, "delayed": 0.08, "damaged": 0.05, "doubled": 0.08, "in_pieces": 0.1, "frozen": 0.02}
 
 
@@ -58,7 +60,7 @@ CLOCK_ERROR_S = {BEHIND: -3600.0, AHEAD: 3600.0}
 
 @dataclass(frozen=True)
 class Trouble:
-    """What is wrong with the machine between two true times, in seconds since 1970."""
+    """A fault of the machine between two true times, in seconds since 1970."""
 
     kind: str
     start: float
@@ -66,7 +68,7 @@ class Trouble:
 
 
 def troubles_of(start: float, end: float, *, with_full_disk: bool) -> list[Trouble]:
-    """Two of each kind in a replay from `start` to `end`, none in the middle, where the watcher is stopped."""
+    """Return two faults of each kind between `start` and `end`, none in the middle, when the watcher stops."""
     kinds = {GONE: 600.0, BEHIND: 900.0, AHEAD: 600.0} | ({FULL: 360.0} if with_full_disk else {})
     places = np.concatenate([np.linspace(0.1, 0.4, len(kinds)), np.linspace(0.55, 0.8, len(kinds))])
     return [
@@ -77,7 +79,10 @@ def troubles_of(start: float, end: float, *, with_full_disk: bool) -> list[Troub
 
 @dataclass(frozen=True)
 class Delivery:
-    """Bytes that are there under a name from `at` on; `good`: a whole file with the true frame of `time`."""
+    """A file content available under a name from `at` on.
+
+    `good` means a complete file with the true frame of `time`.
+    """
 
     at: float
     name: str
@@ -94,7 +99,7 @@ class Plan:
     fates: dict[str, list[np.datetime64]]
 
     def whole_at(self) -> dict[np.datetime64, float]:
-        """When the first whole file of each frame is there."""
+        """Return when the first complete file of each frame is available."""
         at: dict[np.datetime64, float] = {}
         for delivery in self.deliveries:
             if delivery.good:
@@ -104,7 +109,7 @@ class Plan:
     def between(
         self, troubles: Sequence[Trouble], kinds: Sequence[str]
     ) -> dict[np.datetime64, tuple[float, float]]:
-        """Earliest and latest time at which a watcher is done with each frame, hindered by `kinds` of trouble."""
+        """Return the earliest and latest time at which a watcher finishes each frame, given `kinds` of faults."""
         return {
             time: _hindered(at, [t for t in troubles if t.kind in kinds]) for time, at in self.whole_at().items()
         }
@@ -125,7 +130,7 @@ def _hindered(at: float, troubles: Sequence[Trouble]) -> tuple[float, float]:
 def plan(
     times: Sequence[np.datetime64], files: Sequence[bytes], frozen: Sequence[bytes | None], seed: int
 ) -> Plan:
-    """A delivery or more for most of the frames; `frozen[i]` is the image before under the time of `i`."""
+    """Plan at least one delivery for most frames; `frozen[i]` is the previous image under the time of `i`."""
     rng = np.random.default_rng(seed)
     kinds = rng.choice([*SHARES, "usual"], size=len(times), p=[*SHARES.values(), 1 - sum(SHARES.values())])
     deliveries: list[Delivery] = []
@@ -139,7 +144,7 @@ def plan(
         at = seconds_of(frame) + rng.uniform(*USUAL_DELAY_S)
         kind = str(kinds[number])
         still = frozen[number]
-        # what nobody saw before cannot be told to be old
+        # an image that nobody has seen before cannot be recognised as old
         if kind == "frozen" and (still is None or str(kinds[number - 1]) not in ("usual", "in_pieces", "doubled")):
             kind = "usual"
         fates[kind].append(frame)
@@ -168,7 +173,7 @@ def plan(
 
 
 def damage(whole: bytes, rng: np.random.Generator) -> bytes:
-    """A file cut short, without its head, or with noise in place of its content."""
+    """Return a file that is truncated, lacks its head, or has noise in place of its content."""
     how = rng.integers(3)
     if how == 0:
         return whole[: int(rng.integers(0, len(whole) - 1))]
@@ -178,7 +183,10 @@ def damage(whole: bytes, rng: np.random.Generator) -> bytes:
 
 
 class ReplayClock:
-    """Time that passes when somebody waits; files arrive as it does. At `stop_at` it asks the watcher to stop."""
+    """A clock that advances when somebody waits; files arrive as it does.
+
+    At `stop_at` it asks the watcher to stop.
+    """
 
     def __init__(
         self, start: float, folder: Path, deliveries: Sequence[Delivery], troubles: Sequence[Trouble], disk: "Disk"
@@ -193,19 +201,19 @@ class ReplayClock:
         self._woke = time.perf_counter()
 
     def true_time(self) -> float:
-        """The time of the replay: what was waited, and what the work took since."""
+        """Return the time of the replay: the time waited, plus the time that the work has taken since."""
         return self._time + time.perf_counter() - self._woke
 
     def now(self) -> float:
-        """What the watcher's clock says."""
+        """Return the time of the watcher's clock."""
         return self.true_time() + (CLOCK_ERROR_S.get(self.trouble.kind, 0.0) if self.trouble else 0.0)
 
     def time_is_right(self) -> bool:
-        """Whether the watcher's clock is right."""
+        """Return True if the watcher's clock is right."""
         return self.trouble is None or self.trouble.kind not in CLOCK_ERROR_S
 
     def wait(self, seconds: float, stop: Event) -> None:
-        """Let it pass, and put what arrives into the folder, as a transfer does: under its name, at once."""
+        """Advance the clock, and put arriving files into the folder atomically, as a transfer does."""
         self.look(self.trouble.kind if self.trouble else "none")
         self._time = self.true_time() + seconds
         self._woke = time.perf_counter()
@@ -241,7 +249,7 @@ class Disk:
         self.filler = folder / "filler"
 
     def fill(self) -> None:
-        """Take all that is free, to the last byte."""
+        """Use up all free space, to the last byte."""
         with contextlib.suppress(OSError), self.filler.open("wb", buffering=0) as file:
             for block in (bytes(2**16), bytes(512), bytes(1)):
                 with contextlib.suppress(OSError):
@@ -249,15 +257,15 @@ class Disk:
                         pass
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the space again."""
         self.filler.unlink()
 
 
 class Noting:
-    """A pipeline that notes which frames each of its forecasts was made of: the times of those it did not have.
+    """A pipeline that records the times of missing frames for each of its forecasts.
 
-    It keeps no frame, so that the memory is the watcher's: those that are there have to be the true ones, which is
-    looked at at once (`wrong`).
+    It keeps no frames, so that the memory is the watcher's; existing frames are immediately compared with the true
+    ones (`wrong`).
     """
 
     def __init__(self, pipeline: Any, truth: xr.Dataset, output: Path) -> None:
@@ -266,11 +274,11 @@ class Noting:
         self.wrong: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        """All else as it is."""
+        """Delegate everything else."""
         return getattr(self._pipeline, name)
 
     def __call__(self, frames: xr.Dataset) -> xr.Dataset:
-        """The forecast."""
+        """Return the forecast."""
         times = frames[schema.TIME].values.astype("datetime64[ns]")
         forecast: xr.Dataset = self._pipeline(frames)
         if (self._output / f"{forecast_name(times[-1])}.nc").exists():
@@ -287,7 +295,7 @@ class Noting:
         return forecast
 
     def again(self, init_time: np.datetime64) -> Any:
-        """The rates of the forecast from `init_time` once more, of the true frames."""
+        """Return the rates of the forecast from `init_time` again, from the true frames."""
         wanted = self._pipeline.wanted_times(self._truth[schema.TIME].values, init_time)
         there = np.intersect1d(np.setdiff1d(wanted, self.inputs[init_time]), self._truth[schema.TIME].values)
         frames = on_times(self._truth.sel(time=there), wanted, self._pipeline.step_minutes)
@@ -296,7 +304,7 @@ class Noting:
 
 @dataclass
 class Outcome:
-    """What a replay ended with; `problems` is empty where all went as it should."""
+    """The result of a replay; `problems` is empty if everything went as it should."""
 
     problems: list[str] = field(default_factory=list)
     num_due: int = 0
@@ -307,11 +315,11 @@ class Outcome:
     memory_mib: list[float] = field(default_factory=list)
     skill: Any = None
     pages: int = 0
-    """states of the page that were compared"""
+    """number of page states that were compared"""
     page_bytes: int = 0
-    """of its folder, the most"""
+    """largest size of its folder"""
     page_s: list[float] = field(default_factory=list)
-    """from a whole file, without trouble, to the page"""
+    """time from a complete file to the page, without faults"""
     health: dict[str, dict[str, int]] = field(default_factory=dict)
     missed_deadlines: int = 0
 
@@ -381,9 +389,9 @@ def replay(
 def compare(
     planned: Plan, noting: Noting, output: Path, status: dict[str, Any], troubles: Sequence[Trouble]
 ) -> Outcome:
-    """Forecasts, inputs and status of a replay against what was planned.
+    """Compare forecasts, inputs and status of a replay with the plan.
 
-    Where trouble ends close to a frame's age limit, its forecast may be there or not.
+    If a fault ends close to a frame's age limit, its forecast may or may not exist.
     """
     whole, seen = planned.whole_at(), planned.between(troubles, (GONE, BEHIND))
     done = planned.between(troubles, (GONE, FULL, *CLOCK_ERROR_S))
@@ -408,7 +416,7 @@ def compare(
         expected = noting.again(init_time)
         with xr.open_dataset(output / f"{forecast_name(init_time)}.nc", decode_timedelta=True) as file:
             if not np.allclose(file[schema.RAIN].values, np.minimum(expected, 327), atol=0.0101, equal_nan=True):
-                problems.append(f"{forecast_name(init_time)} is not what the network says of its frames")
+                problems.append(f"{forecast_name(init_time)} is not the network's forecast from its frames")
     counts = Counter(status["counts"])
     never_whole = [t for t in planned.fates["damaged"] if t not in whole]
     expected_counts = {
@@ -417,14 +425,14 @@ def compare(
         "frozen": len(planned.fates["frozen"]),
         "stale": len(whole) - len(made),
     }
-    # what a clock that is ahead calls stale is forecast once it is right
+    # frames that a clock running ahead calls stale are forecast once it is right
     hindered = sum(done[t] != _hindered(at, []) for t, at in whole.items())
     for name, number in expected_counts.items():
         if not 0 <= counts[name] - number <= (hindered if name == "stale" else 0):
             problems.append(f"the status counts {counts[name]} {name}, there were {number}")
     missed = status["missed_deadlines"]["count"]
     if missed > hindered:
-        problems.append(f"{missed} deadlines were missed, and {hindered} frames came while there was trouble")
+        problems.append(f"{missed} deadlines were missed, and {hindered} frames came during faults")
     if counts["corrupt"] < len(never_whole) or status["state"] != "stopped":
         problems.append(f"{counts['corrupt']} corrupt, at least {len(never_whole)} were; state {status['state']}")
     fates = {name: len(found) for name, found in planned.fates.items()}
@@ -441,7 +449,7 @@ def compare(
 
 
 def as_files(truth: xr.Dataset, folder: Path) -> tuple[list[bytes], list[bytes | None]]:
-    """Each frame as a netCDF file; and where it rains, the image before under its time."""
+    """Write each frame as a netCDF file and, where it rains, the previous image under its time."""
     rain = truth[schema.RAIN].values
     files, frozen = [], []
     for number in range(len(rain)):
@@ -454,7 +462,7 @@ def as_files(truth: xr.Dataset, folder: Path) -> tuple[list[bytes], list[bytes |
 
 
 def _bytes(frame: xr.Dataset, folder: Path) -> bytes:
-    """With checksums: what is damaged in the middle is found out too."""
+    """Write with checksums, so that damage in the middle is detected, too."""
     path = folder / "frame.nc"
     frame = frame.drop_vars(schema.MISSING_TIMES, errors="ignore")
     frame.to_netcdf(path, engine="netcdf4", encoding={schema.RAIN: {"zlib": True, "fletcher32": True}})
@@ -464,7 +472,7 @@ def _bytes(frame: xr.Dataset, folder: Path) -> bytes:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where /proc is not there."""
+    """Return the resident memory of this process; 0 without /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
@@ -473,13 +481,16 @@ def resident_bytes() -> int:
 
 
 def flat(memory_mib: Sequence[float]) -> tuple[float, float]:
-    """Mean resident memory of the second and of the last quarter: the first holds what is loaded on first use."""
+    """Return the mean resident memory of the second and of the last quarter.
+
+    The first includes first-use loading.
+    """
     quarter = len(memory_mib) // 4
     return float(np.mean(memory_mib[quarter : 2 * quarter])), float(np.mean(memory_mib[-quarter:]))
 
 
 def main() -> int:
-    """Replay a part of an archive, print what came of it; 1 where something was wrong."""
+    """Replay a part of an archive and print the result; return 1 if something was wrong."""
     parser = argparse.ArgumentParser(description="Replay radar files into a watched folder.")
     parser.add_argument("--archive", type=Path, required=True, help="data/smhi")
     parser.add_argument("--start", default="2015-07-28", help="UTC time of the first frame")
@@ -487,7 +498,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--small-disk", type=Path, help="a small file system of its own, to be filled")
-    parser.add_argument("--snapshots", type=Path, help="a folder for copies of the page, in each kind of trouble")
+    parser.add_argument("--snapshots", type=Path, help="a folder for copies of the page during each kind of fault")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/replay.json"))
     arguments = parser.parse_args()
     archive = Archive.open(arguments.archive)
@@ -556,7 +567,7 @@ def main() -> int:
 
 
 def reader_config() -> Any:
-    """What `source=auto` is."""
+    """Return the config of `source=auto`."""
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         return compose("forecast").source
 

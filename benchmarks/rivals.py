@@ -1,4 +1,4 @@
-"""ConvLSTMs of others, which `convlstm.py` runs beside raincast's."""
+"""Other ConvLSTM implementations, which `convlstm.py` compares with raincast's."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ class PlainCell(nn.Module):
     def forward(
         self, xs: list[Tensor], state: tuple[Tensor, Tensor] | None
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor]]:
-        """Steps as a list."""
+        """Run the layer; the steps are a list."""
         if state is None:
             zeros = xs[0].new_zeros(xs[0].shape[0], self.hidden, *xs[0].shape[2:])
             state = (zeros, zeros)
@@ -34,7 +34,7 @@ class PlainCell(nn.Module):
 
 
 class OpenNetwork(nn.Module):
-    """The kind of encoder-forecaster found in open repositories, for the sizes of `STAGES_OPEN`.
+    """A typical encoder-forecaster of open repositories, for the sizes of `STAGES_OPEN`.
 
     Its coarsest forecaster layer reads frames of zeros.
     """
@@ -52,7 +52,7 @@ class OpenNetwork(nn.Module):
         self.head = nn.Conv2d(16, 1, 1)
 
     def forward(self, frames: Tensor, num_steps: int) -> Tensor:
-        """(B, T, 1, H, W) → (B, num_steps, 1, H, W)."""
+        """Forecast (B, T, 1, H, W) → (B, num_steps, 1, H, W)."""
         xs = list(frames.unbind(1))
         states = []
         for down, cell in zip(self.down, self.encoder, strict=True):
@@ -66,9 +66,9 @@ class OpenNetwork(nn.Module):
 
 
 def keras_layer(kernel: int, rows: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Keras' `ConvLSTM2D` for `rows` (B, T, H, W, C), as wide as they are; needs KERAS_BACKEND=torch.
+    """Return Keras' `ConvLSTM2D` for `rows` (B, T, H, W, C) with as many filters; needs KERAS_BACKEND=torch.
 
-    None where Keras is not installed, or does not run (which is told): the other figures count without it.
+    Returns None if Keras is not installed or does not run, with a message; the other figures are valid without it.
     """
     try:
         import keras

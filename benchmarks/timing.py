@@ -1,4 +1,4 @@
-"""Timing for benchmarks: everything in one run, interleaved, medians."""
+"""Timing for benchmarks: everything in one process, interleaved, medians."""
 
 import json
 import platform
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 GPU_SECONDS = 0.02
-"""On a GPU a way runs so often for one measurement that it takes this long: to wait for it costs microseconds."""
+"""Duration of one measurement on a GPU, for which a function is repeated: waiting for a GPU costs microseconds."""
 
 
 def medians(
@@ -22,9 +22,9 @@ def medians(
     warm_up: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median seconds of each way. They take turns, so that a slow minute of the machine strikes all of them.
+    """Return the median seconds of each way. They take turns, so that a slow minute of the machine affects all.
 
-    With `time.process_time` for a `clock` they are seconds of this process on a core, whatever else runs.
+    With `time.process_time` as `clock` they are CPU seconds of this process, whatever else runs.
     """
 
     def seconds(way: Callable[[], Any], calls: int) -> float:
@@ -49,13 +49,13 @@ def medians(
 
 
 def synchronise() -> None:
-    """Wait for what the GPU still has to do."""
+    """Wait until the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on."""
+    """Return what figures depend on: machine and versions."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": _processor(),
@@ -68,7 +68,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Results with the machine they come from."""
+    """Write results with the machine on which they were measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n", encoding="utf-8")
 

@@ -1,8 +1,9 @@
-"""How fast training runs: windows a second, waiting for data, memory; processes; precisions; Lightning's share.
+"""Speed of training: windows per second, waiting for data, memory; processes; precisions; Lightning's share.
 
-Each way is a run of `train.py` of its own, on the built-in archive, beside a bare loop of the same work. All are
-there at once and take turns, a few steps each. On a CPU a process has one core and one thread; on a GPU float32,
-TF32, bfloat16 and compiled take turns on the first, and two processes are measured where there are two GPUs.
+Each way is a run of `train.py` of its own, on the built-in archive, compared with a bare loop of the same work.
+All exist at the same time and take turns, a few steps each. On a CPU a process has one core and one thread. On a
+GPU float32, TF32, bfloat16 and compiled take turns on the first one, and two processes are measured if there are
+two GPUs.
 """
 
 import argparse
@@ -32,7 +33,7 @@ BARE, ONE, TWO = "bare loop", "1 process", "2 processes"
 
 @dataclass(frozen=True)
 class Way:
-    """A run: its overrides beyond the common ones, and how many processes it has."""
+    """A run: its overrides besides the common ones, and its number of processes."""
 
     name: str
     overrides: tuple[str, ...] = ()
@@ -40,7 +41,7 @@ class Way:
 
 
 def ways() -> list[Way]:
-    """What there is to measure on this machine."""
+    """Return the runs to measure on this machine."""
     two = Way(TWO, ("trainer=ddp", "trainer.devices=2"), processes=2)
     bf16 = "trainer.precision=bf16-mixed"
     if not torch.cuda.is_available():
@@ -60,7 +61,7 @@ def ways() -> list[Way]:
 
 
 def start(way: Way, number: int, args: argparse.Namespace, folder: Path, of: int) -> list[subprocess.Popen[bytes]]:
-    """The processes of a run, each on a core of its own."""
+    """Start the processes of a run, each on a core of its own."""
     turns = {"folder": folder, "number": number, "of": of, "turns": args.turns, "steps": args.steps}
     callback = [f"+callbacks.turns.{key}={value}" for key, value in turns.items()]
     overrides = [*args.overrides, *COMMON, *way.overrides, "+callbacks.turns._target_=turns.Turns", *callback]
@@ -83,7 +84,7 @@ def start(way: Way, number: int, args: argparse.Namespace, folder: Path, of: int
 
 
 def measure(found: list[Way], args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A row a way, from the medians of its turns."""
+    """Return one row per way, from the medians of its turns."""
     running = [
         process for number, way in enumerate(found) for process in start(way, number, args, folder, len(found))
     ]
@@ -100,7 +101,7 @@ def measure(found: list[Way], args: argparse.Namespace, folder: Path) -> list[di
 
 
 def row(way: Way, number: int, folder: Path, batch: int) -> dict[str, Any]:
-    """What the processes of a run measured; the slowest of them says how long a step took."""
+    """Return the measurements of a run's processes; the slowest one sets the time of a step."""
     each = [json.loads((folder / f"{number}-{rank}.json").read_text()) for rank in range(way.processes)]
     steps = [max(of_all) for of_all in zip(*(one["seconds"] for one in each), strict=True)]
     step = statistics.median(steps)
@@ -118,7 +119,7 @@ def row(way: Way, number: int, folder: Path, batch: int) -> dict[str, Any]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians of the ratios of neighbouring turns; by the CPU's time, too, which other programs disturb less."""
+    """Return medians of the ratios of neighbouring turns; also of CPU time, which other programs disturb less."""
     asked = {"Lightning over bare loop": (ONE, BARE, 1.0), "2 processes over 1, windows/s": (ONE, TWO, 2.0)}
     found = {}
     for name, (above, below, factor) in asked.items():
@@ -131,7 +132,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def bare(overrides: list[str]) -> None:
-    """The work of a training step in a plain loop: load, decode, forward, loss, backward, clip, optimise."""
+    """Run a training step in a plain loop: load, decode, forward, loss, backward, clip, optimise."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -171,7 +172,7 @@ def bare(overrides: list[str]) -> None:
 
 
 def show(rows: list[dict[str, Any]], found: dict[str, float]) -> None:
-    """One table, and the ratios."""
+    """Print one table, and the ratios."""
     table = Table(title="Training, medians of turns")
     names = [name for name in rows[0] if name not in ("steps", "processor")]
     for number, name in enumerate(names):
@@ -195,16 +196,16 @@ def _python_path() -> str:
 
 
 def main() -> None:
-    """Run all, print, write."""
+    """Run all, print and write."""
     if "--bare" in sys.argv:
         bare([argument for argument in sys.argv[1:] if argument != "--bare"])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--steps", type=int, default=3, help="of each turn")
-    parser.add_argument("--batch", type=int, default=8, help="windows a step, on each process")
-    parser.add_argument("--folder", type=Path, default=Path(), help="where data/builtin is, or is made")
+    parser.add_argument("--batch", type=int, default=8, help="windows per step, in each process")
+    parser.add_argument("--folder", type=Path, default=Path(), help="folder of data/builtin, made if missing")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmarks/training.json"))
-    parser.add_argument("--runs", default="", help="only these, of the names in the table, with commas")
+    parser.add_argument("--runs", default="", help="only these names of the table, separated by commas")
     parser.add_argument("overrides", nargs="*", help="of train.py, after --; by default experiment=convlstm")
     args = parser.parse_args()
     args.overrides = [*(args.overrides or ["experiment=convlstm"]), f"data.batch_size={args.batch}"]

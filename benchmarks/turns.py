@@ -1,4 +1,4 @@
-"""Programs that take turns, a few steps each, so that a slow minute of the machine strikes all of them."""
+"""Programs that take turns, a few steps each, so that a slow minute of the machine affects all of them."""
 
 import json
 import os
@@ -11,15 +11,15 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 WARM_UP = 2
-"""Turns that do not count: kernels, memory and, on a GPU, clocks settle."""
+"""Number of turns that do not count, while kernels, memory and, on a GPU, clocks settle."""
 
 
 class Turns(Callback):
-    """Trains `steps` steps in its turn, times them, and waits for the others; ends the process after `turns`.
+    """Train `steps` steps per turn, time them, and wait for the others; end the process after `turns`.
 
-    `folder` is shared by all; `number` of `of` is this one, all processes of one run alike. A turn is counted from
-    the start of a step to the start of the step after it, with loading, callbacks and logging, in seconds and in
-    seconds of the processor. Writes NUMBER-RANK.json.
+    `folder` is shared by all; this is number `number` of `of`, the same for all processes of a run. A turn is
+    timed from the start of a step to the start of the step after it, with loading, callbacks and logging, in
+    wall-clock and CPU seconds. Writes NUMBER-RANK.json.
     """
 
     def __init__(self, folder: str, *, number: int, of: int, turns: int, steps: int) -> None:
@@ -34,15 +34,15 @@ class Turns(Callback):
         self._working = self._waited = self._began = self._ready = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """The batch is there."""
+        """Begin a step: its batch is available."""
         self.begin_step()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """The next is asked for."""
+        """End a step: the next batch is requested."""
         self.end_step()
 
     def begin_step(self) -> None:
-        """The step before is over, with all that comes after it: the turn may be, too."""
+        """End the previous step, including everything after it, and the turn if it was the last."""
         self._waited += time.perf_counter() - self._ready
         if self._count % self.steps == 0:
             if self._count:
@@ -51,7 +51,7 @@ class Turns(Callback):
         self._count += 1
 
     def end_step(self) -> None:
-        """What is on the GPU is waited for: it belongs to this turn."""
+        """Wait for the GPU, whose work belongs to this turn."""
         if torch.cuda.is_available() and self._count % self.steps == 0:
             torch.cuda.synchronize()
         self._ready = time.perf_counter()
@@ -66,7 +66,7 @@ class Turns(Callback):
         if self.rank == 0:
             _write_turn(self.folder, (done - 1) * self.of + self.number + 1)
         if done == WARM_UP + self.turns:
-            os._exit(0)  # what comes after training is not what is measured
+            os._exit(0)  # work after training is not measured
 
     def _await_turn(self) -> None:
         mine = len(self._seconds) * self.of + self.number

@@ -1,4 +1,4 @@
-"""Checkpoints of networks that were trained on nothing: what they cost is what trained ones cost."""
+"""Checkpoints of untrained networks, which cost the same as trained ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def write_checkpoint(
     step_minutes: float = 5.0,
     grid_spacing: Sequence[float] = (1000.0, 1000.0),
 ) -> int:
-    """A checkpoint of the network that `train.py overrides` would train; how many parameters it has."""
+    """Write a checkpoint of the network that `train.py overrides` would train; return its number of parameters."""
     own = [f"data.input_steps={input_steps}", f"data.lead_steps={lead_steps}", f"paths.run_dir={path.parent}"]
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", overrides=[*overrides, *own])

@@ -100,8 +100,9 @@ def test_help_shows_the_comments_of_the_configs() -> None:
     assert any(re.match(r"  model=convlstm_small +The layout of", line) for line in lines)
     assert any(line.strip() == "experiment=radar" or line.startswith("  experiment=radar ") for line in lines)
     forecast = help_text("forecast", "", ["--help"], conf_dir(), HYDRA_VERSION_BASE)
-    assert "at which it is calibrated or, if its head gives probabilities, was scored in training; []: never" in " ".join(
-        part.strip(" #") for part in forecast.splitlines()
+    assert (
+        "at which it is calibrated or, if its head gives probabilities, was scored in training; []: never"
+        in " ".join(part.strip(" #") for part in forecast.splitlines())
     ), "a comment that goes on in the next line"
 
 
