@@ -137,7 +137,7 @@ def test_where_pysteps_stops_the_forecast_is_extrapolation(caplog, monkeypatch):
     monkeypatch.setattr("pysteps.nowcasts.sprog.forecast", stop)
     rain = as_batch(moving(3))
     np.testing.assert_array_equal(rates_of(SProg(), rain, 2), rates_of(Extrapolation(), rain, 2))
-    assert "pysteps stops (ValueError: no rain for me)" in caplog.text
+    assert "pysteps failed (ValueError: no rain for me)" in caplog.text
 
 
 def test_where_pysteps_gives_nan_the_pixel_is_extrapolated(monkeypatch):

@@ -95,7 +95,7 @@ def test_what_was_never_forecast_is_an_error(tmp_path):
 def test_paths_without_forecasts_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"baseline\.file\.path="):
         ForecastFiles(None)
-    with pytest.raises(ValueError, match="no forecast file, and no folder"):
+    with pytest.raises(ValueError, match="neither a forecast file nor a folder"):
         ForecastFiles(tmp_path)
     (tmp_path / "a.nc").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"a\.nc cannot be read as a CF netCDF file"):

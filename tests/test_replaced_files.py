@@ -125,7 +125,7 @@ def test_a_baseline_file_that_is_now_from_another_time_is_an_error(tmp_path: Pat
     write(START)
     files = ForecastFiles(tmp_path)
     write(START + np.timedelta64(5, "m"))
-    with pytest.raises(ValueError, match=r"a\.nc was written anew: it is no longer from 2026-01-01T00:00"):
+    with pytest.raises(ValueError, match=r"a\.nc was rewritten: it is no longer from 2026-01-01T00:00"):
         rates_of(
             files,
             np.zeros((1, 2, 1, 6, 5), np.float32),

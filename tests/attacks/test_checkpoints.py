@@ -212,7 +212,7 @@ def test_every_flipped_bit_of_the_weights_is_found(tmp_path: Path, tiny_run: Pat
         name_and_extra = int.from_bytes(whole[info.header_offset + 28 : info.header_offset + 30], "little")
         spoiled[at + name_and_extra + 3] ^= 0x40  # an exponent
         (tmp_path / "a.ckpt").write_bytes(spoiled)
-        with pytest.raises(ValueError, match=r"a\.ckpt is damaged.*check sum"):
+        with pytest.raises(ValueError, match=r"a\.ckpt is damaged.*checksum"):
             forecaster(tmp_path / "a.ckpt")
 
 

@@ -554,7 +554,7 @@ def test_a_library_that_others_could_have_planted_is_not_loaded(compiler, no_lib
     path.chmod(path.stat().st_mode | 0o020)
     with caplog.at_level(logging.WARNING, logger="raincast"):
         assert not gates._kernels("F64")
-    assert "others could have written" in caplog.text and "RAINCAST_CACHE" in caplog.text
+    assert "other users could have written" in caplog.text and "RAINCAST_CACHE" in caplog.text
     assert_right()
 
 

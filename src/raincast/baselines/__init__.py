@@ -1,8 +1,7 @@
-"""Forecasts without training: persistence, extrapolation along motion, S-PROG, ANVIL, STEPS, LINDA
-(pysteps); and what lies in files.
+"""Forecasts without training: persistence, extrapolation, S-PROG, ANVIL, STEPS and LINDA (pysteps), and files.
 
-Each is a `forecaster.Forecaster`. They go by steps, and use the rain alone: rates are finite and not negative
-everywhere, 0 where nothing is known.
+Each is a `forecaster.Forecaster`. They forecast in whole steps and use only the rain. Rates are finite and
+nonnegative everywhere, and 0 where nothing is known.
 """
 
 from raincast.baselines.cascades import Anvil, SProg

@@ -1,4 +1,4 @@
-"""S-PROG and ANVIL: rain moves, and each of its scales lives as long as such scales do (pysteps)."""
+"""S-PROG and ANVIL: rain is advected, and each scale decays at its own rate (pysteps)."""
 
 import numpy as np
 
@@ -7,20 +7,20 @@ from raincast.forecaster import Query
 
 DRY_THRESHOLD = 10.0 * np.log10(DRY_RATE)
 AR_ORDER = 2
-"""Of the autoregressive models in time, as all of these methods have it."""
+"""Order of the autoregressive models in time, the default of all these methods."""
 
 
 class SProg(Evolution):
-    """S-PROG (Seed 2003): small scales fade as fast as they decorrelate, so the forecast turns smooth.
+    """S-PROG (Seed 2003): small scales decay as fast as they decorrelate, so the forecast becomes smooth.
 
-    The fair rival on squared error. A window of 12 steps takes 0.3 s on 128 × 128, 1.4 s on 256 × 256 (one core).
-    It needs 3 frames; what else is as in `Evolution`.
+    It is the fair reference for squared error. A window of 12 steps takes 0.3 s on 128 × 128, 1.4 s on 256 × 256
+    (one core). It needs 3 frames; otherwise see `Evolution`.
     """
 
     name = "sprog"
 
     def __init__(self, *, num_scales: int = 6, method: str = "lucas_kanade", motion_frames: int = 3) -> None:
-        """`num_scales` levels of the cascade."""
+        """`num_scales` is the number of cascade levels."""
         super().__init__(num_frames=AR_ORDER + 1, method=method, motion_frames=motion_frames)
         self.num_scales = num_scales
 
@@ -39,10 +39,10 @@ class SProg(Evolution):
 
 
 class Anvil(Evolution):
-    """ANVIL (Pulkkinen et al. 2020) on rain rates: growth and decay go on, scale by scale and place by place.
+    """ANVIL (Pulkkinen et al. 2020) on rain rates: growth and decay continue, separately by scale and place.
 
-    A window of 12 steps takes 0.6 s on 128 × 128, 2.4 s on 256 × 256 (one core). It needs
-    `ar_order` + 2 frames; what else is as in `Evolution`.
+    A window of 12 steps takes 0.6 s on 128 × 128, 2.4 s on 256 × 256 (one core). It needs `ar_order` + 2 frames;
+    otherwise see `Evolution`.
     """
 
     name = "anvil"
@@ -55,7 +55,7 @@ class Anvil(Evolution):
         method: str = "lucas_kanade",
         motion_frames: int = 3,
     ) -> None:
-        """`ar_order` 1 or 2; `num_scales` levels of the cascade."""
+        """`ar_order` is 1 or 2, `num_scales` the number of cascade levels. Raises ValueError for another order."""
         if ar_order not in (1, 2):
             raise ValueError(f"ar_order={ar_order}: choose 1 or 2.")
         super().__init__(num_frames=ar_order + 2, method=method, motion_frames=motion_frames)

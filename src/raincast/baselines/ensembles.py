@@ -1,4 +1,4 @@
-"""STEPS and LINDA: members that differ as much as the forecast may err (pysteps)."""
+"""STEPS and LINDA: ensembles whose spread represents the forecast error (pysteps)."""
 
 import importlib.util
 import zlib
@@ -11,12 +11,11 @@ from raincast.forecaster import Gives, Prediction, Query
 
 
 class Ensemble(Evolution):
-    """`num_members` forecasts of the same rain, and their mean as the forecast.
+    """`num_members` forecasts of the same rain; their mean is the deterministic forecast.
 
-    The same window gets the same members, whatever stood before it: the noise follows from `seed` and the
-    frames. The motion is perturbed in km/h: `km_per_pixel` and `step_minutes`, where None, are those of the query.
-    Where the forecast is extrapolation or persistence (see `Evolution`), all
-    members are the same.
+    The same window always gets the same members, because the noise depends only on `seed` and the frames. The
+    motion is perturbed in km/h, with `km_per_pixel` and `step_minutes` from the query unless given. If the
+    forecast is extrapolation or persistence (see `Evolution`), all members are equal.
     """
 
     gives = Gives(members=True, probabilities=True)
@@ -33,10 +32,10 @@ class Ensemble(Evolution):
         motion_frames: int,
     ) -> None:
         if num_members < 2:
-            raise ValueError(f"num_members={num_members}: an ensemble has at least 2.")
+            raise ValueError(f"num_members={num_members}: an ensemble needs at least 2.")
         stated = [value for value in (km_per_pixel, step_minutes) if value is not None]
         if not all(value > 0 for value in stated):
-            raise ValueError(f"km_per_pixel={km_per_pixel}, step_minutes={step_minutes}: both have to be above 0.")
+            raise ValueError(f"km_per_pixel={km_per_pixel}, step_minutes={step_minutes}: both must be above 0.")
         super().__init__(num_frames=num_frames, method=method, motion_frames=motion_frames)
         self.num_members = num_members
         self.seed = seed
@@ -44,9 +43,9 @@ class Ensemble(Evolution):
         self.step_minutes = step_minutes
 
     def predict(self, query: Query) -> Prediction:
-        """The mean, and members and the share of them that reach the thresholds where they are asked for.
+        """Return the mean and, if requested, the members and the share of them that reach each threshold.
 
-        ValueError where the size of a pixel is neither stated nor in the query, and as `Evolution`.
+        Raises ValueError if the pixel size is neither given nor in the query, and as `Evolution`.
         """
         if not (self.km_per_pixel or query.pixel_km):
             raise ValueError(f"{self.name} needs the size of a pixel: give the query a grid or pixel_km.")
@@ -58,7 +57,7 @@ class Ensemble(Evolution):
         return Prediction(mean, members if query.members else None, reached, query.thresholds, done=done)
 
     def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:
-        # pysteps seeds numpy's global generator, which is not its own
+        # pysteps seeds numpy's global generator: restore its state afterwards
         state = np.random.get_state()  # noqa: NPY002
         try:
             members = self._draw(frames, motion, num_steps, query, zlib.crc32(frames.tobytes(), self.seed))
@@ -67,20 +66,20 @@ class Ensemble(Evolution):
         return members.swapaxes(0, 1)
 
     def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query, seed: int) -> np.ndarray:
-        """(num_frames, H, W) mm/h → (M, num_steps, H, W) mm/h."""
+        """Forecast (num_frames, H, W) mm/h to members (M, num_steps, H, W) mm/h."""
         raise NotImplementedError
 
     def _km(self, query: Query) -> float:
         km = self.km_per_pixel or query.pixel_km
-        assert km is not None  # checked before anything is forecast
+        assert km is not None  # `predict` checks it
         return km
 
 
 class Steps(Ensemble):
-    """STEPS (Bowler et al. 2006): S-PROG, whose lost scales are replaced by noise of the same spectrum.
+    """STEPS (Bowler et al. 2006): S-PROG in which noise with the same spectrum replaces the lost scales.
 
-    A window with 20 members and 12 steps takes 5 s on 128 × 128, 20 s on 256 × 256 (one core). It needs 3
-    frames; what else is as in `Ensemble`.
+    A window with 20 members and 12 steps takes 5 s on 128 × 128, 20 s on 256 × 256 (one core). It needs 3 frames;
+    otherwise see `Ensemble`.
     """
 
     name = "steps"
@@ -127,10 +126,10 @@ class Steps(Ensemble):
 
 
 class Linda(Ensemble):
-    """LINDA (Pulkkinen et al. 2021), made for intense local rain: cells grow, decay and blur, each by itself.
+    """LINDA (Pulkkinen et al. 2021), for intense local rain: each cell grows, decays and blurs separately.
 
-    A window with 20 members and 12 steps takes 1 minute on 64 × 64, more than 3 on 128 × 128 (one core): for
-    single events. It needs 3 frames, and scikit-image to find the cells; what else is as in `Ensemble`.
+    A window with 20 members and 12 steps takes 1 minute on 64 × 64 and more than 3 on 128 × 128 (one core), so use
+    it for single events. It needs 3 frames, and scikit-image to detect the cells; otherwise see `Ensemble`.
     """
 
     name = "linda"
@@ -146,7 +145,7 @@ class Linda(Ensemble):
         method: str = "lucas_kanade",
         motion_frames: int = 3,
     ) -> None:
-        """`num_cells` at most; ValueError without scikit-image."""
+        """`num_cells` is the maximum number of cells. Raises ValueError without scikit-image."""
         if importlib.util.find_spec("skimage") is None:
             raise ValueError('linda needs scikit-image to find rain cells: pip install "raincast[linda]".')
         super().__init__(

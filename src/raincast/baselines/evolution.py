@@ -1,4 +1,4 @@
-"""What forecasts share in which rain changes as it moves: S-PROG, ANVIL, STEPS, LINDA (pysteps)."""
+"""Base of the forecasts in which rain evolves as it moves: S-PROG, ANVIL, STEPS and LINDA (pysteps)."""
 
 import logging
 
@@ -11,19 +11,19 @@ from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Q
 log = logging.getLogger(__name__)
 
 DRY_RATE = 0.1
-"""mm/h: less than that is no rain to these methods."""
+"""Rates in mm/h below this are dry for these methods."""
 
 DRY_DECIBELS = -15.0
-"""Where no rain lies on their scale of 10·log10(rate): 5 below `DRY_RATE`, as in the examples of pysteps."""
+"""Value of no rain on the scale 10·log10(rate): 5 below `DRY_RATE`, as in pysteps' examples."""
 
 
 class Evolution:
-    """Rain moves and changes; `_evolve` is the one thing that each method adds.
+    """Rain that moves and evolves; each method only implements `_evolve`.
 
-    They need `num_frames` consecutive frames, in which a missing pixel is the pixel's last valid observation,
-    or no rain where there is none. Where there are fewer, where pysteps stops, and at pixels where it gives
-    NaN (those whose rain comes from outside the grid), the forecast is extrapolation; without motion to follow
-    (see `Extrapolation`) it is persistence. Each of it is logged once.
+    A method needs `num_frames` consecutive frames. A missing pixel takes its last valid observation, or no rain if
+    there is none. With fewer frames, if pysteps fails, and at pixels where pysteps gives NaN (rain from outside
+    the grid), the forecast is extrapolation. Without motion (see `Extrapolation`) it is persistence. Each fallback
+    is logged once.
     """
 
     name: str
@@ -40,17 +40,17 @@ class Evolution:
         self._told: set[str] = set()
 
     def predict(self, query: Query) -> Prediction:
-        """Rates, the mean where there are members; ValueError for lead times that are no multiples of the step."""
+        """Return rates, the mean of members if any. Raises ValueError for lead times not multiples of the step."""
         members, done = self._members(query)
         return Prediction(members.mean(axis=2, keepdims=True), done=done)
 
     def _members(self, query: Query) -> tuple[np.ndarray, tuple[str, ...]]:
-        """(B, L, M, H, W) mm/h, and how each sample's were made."""
+        """Return members (B, L, M, H, W) in mm/h, and how each sample's were made."""
         made = [self._members_of_one(frames, query) for frames in query.rain[:, :, 0]]
         return query.at_lead_times(np.stack([members for members, _ in made])), tuple(done for _, done in made)
 
     def _members_of_one(self, frames: np.ndarray, query: Query) -> tuple[np.ndarray, str]:
-        """(T, H, W) → (num_steps, M, H, W)."""
+        """Return the members (num_steps, M, H, W) of frames (T, H, W), and how they were made."""
         num_steps = query.num_steps
         past = look_back(frames, self.num_frames)
         numbers, spacing = evenly_spaced(frames, self.motion_frames)
@@ -67,7 +67,7 @@ class Evolution:
         return filled[past.age :], self.name
 
     def _try(self, past: Past, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray | None:
-        """(num_steps, M, H, W) in mm/h, NaN where unknown, or None where the method does not answer."""
+        """Return (num_steps, M, H, W) in mm/h, NaN where unknown, or None if the method cannot forecast."""
         if len(past.filled) < self.num_frames:
             self._tell(f"fewer than {self.num_frames} consecutive frames", "extrapolation")
             return None
@@ -75,18 +75,18 @@ class Evolution:
             with quiet():
                 frames = past.filled[-self.num_frames :].astype(np.float64)
                 evolved = self._evolve(frames, motion, num_steps, query)
-                # in float32 first: what is too large for it is not finite either
+                # convert to float32 here, so that values too large for it count as not finite
                 return evolved.astype(np.float32).reshape(num_steps, -1, *motion.shape[1:])
         except FAILURES as error:
-            self._tell(f"pysteps stops ({type(error).__name__}: {error})", "extrapolation")
+            self._tell(f"pysteps failed ({type(error).__name__}: {error})", "extrapolation")
             return None
 
     def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:
-        """(num_frames, H, W) mm/h → (num_steps, H, W) or (num_steps, M, H, W) mm/h; errors as pysteps has them."""
+        """Forecast (num_frames, H, W) to (num_steps, H, W) or (num_steps, M, H, W), mm/h; pysteps' errors pass."""
         raise NotImplementedError
 
     def _repeat(self, forecast: np.ndarray) -> np.ndarray:
-        """The same for every member: (num_steps, H, W) → (num_steps, M, H, W)."""
+        """Repeat a forecast (num_steps, H, W) for every member: (num_steps, M, H, W)."""
         return np.repeat(forecast[:, None], self.num_members, axis=1)
 
     def _tell(self, why: str, instead: str) -> None:
@@ -96,11 +96,11 @@ class Evolution:
 
 
 def to_decibels(rain: np.ndarray) -> np.ndarray:
-    """mm/h → 10·log10 of it, `DRY_DECIBELS` below `DRY_RATE`."""
+    """Convert mm/h to 10·log10(rate), `DRY_DECIBELS` below `DRY_RATE`."""
     return np.where(rain >= DRY_RATE, 10.0 * np.log10(np.maximum(rain, DRY_RATE)), DRY_DECIBELS)
 
 
 def from_decibels(decibels: np.ndarray) -> np.ndarray:
-    """10·log10 of mm/h → mm/h, 0 below `DRY_RATE`; NaN stays."""
+    """Convert 10·log10(rate) to mm/h, 0 below `DRY_RATE`; NaN stays NaN."""
     rain: np.ndarray = 10.0 ** (decibels / 10.0)
-    return np.where(rain < DRY_RATE * (1 - 1e-9), 0.0, rain)  # a rounding error is no drizzle
+    return np.where(rain < DRY_RATE * (1 - 1e-9), 0.0, rain)  # tolerance for rounding at DRY_RATE

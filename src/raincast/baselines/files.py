@@ -1,4 +1,4 @@
-"""The forecasts of any other party, from CF files."""
+"""Forecasts of other parties, from CF files."""
 
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,19 @@ from raincast.schema import INIT_TIME, LEAD_TIME, Grid, X, Y
 
 
 class ForecastFiles:
-    """Forecasts that lie in CF netCDF files: one file, or a folder with one file for each init_time.
+    """Forecasts in CF netCDF files: one file, or a folder with one file per init_time.
 
-    A file is as `forecast.py` writes it: a rain rate (lead_time, y, x), a scalar init_time (UTC), lead_time
-    as a duration, and a projection. `gives.times` are their init and lead times: other windows cannot be scored.
-    Files may cover more than what is scored, in area and leads; a smaller area is an error. Missing pixels are no
+    Files have the layout of `forecast.py`: a rain rate (lead_time, y, x), a scalar init_time (UTC), lead_time as a
+    duration, and a projection. `gives.times` are their init and lead times; other windows cannot be scored. Files
+    may cover a larger area and more leads than are scored, but not a smaller area. Missing pixels count as no
     rain. Nothing is interpolated.
     """
 
     def __init__(self, path: str | Path | None, *, name: str = "file") -> None:
-        """`name` is the party's, in tables; ValueError without a readable forecast in `path`."""
+        """`name` is the party's name in tables. Raises ValueError if `path` has no readable forecast."""
         if path is None:
             raise ValueError(
-                "path=null: say where the forecasts are, for example baseline.file.path=their/forecasts."
+                "path=null: set the path of the forecasts, for example baseline.file.path=their/forecasts."
             )
         self.name = name
         self.path = Path(path)
@@ -35,10 +35,10 @@ class ForecastFiles:
         self.gives = Gives(times=leads)
 
     def predict(self, query: Query) -> Prediction:
-        """Rates at any lead times that the files have; ValueError without `times` and `grid`, or a forecast."""
+        """Return rates at lead times of the files. Raises ValueError without `times`, `grid` or a forecast."""
         if query.times is None or query.grid is None:
             raise ValueError(
-                f"{self.name} are forecasts in files, found by time and place: give the query times and grid."
+                f"{self.name} are forecasts in files, found by time and place: the query needs times and a grid."
             )
         rates = np.empty((len(query.rain), len(query.lead_minutes), 1, *query.rain.shape[3:]), np.float32)
         for number, time in enumerate(query.times):
@@ -56,7 +56,7 @@ class ForecastFiles:
         path = self._files[time]
         with _open(path) as dataset:
             if dataset[INIT_TIME].values.astype("datetime64[ns]") != time:
-                raise ValueError(f"{path} was written anew: it is no longer from {_text(time)}. Start again.")
+                raise ValueError(f"{path} was rewritten: it is no longer from {_text(time)}. Start again.")
             variable = schema.find_rain_variable(dataset)
         with open_packed(path, variable, decode_timedelta=True) as dataset:
             rain = dataset[variable].transpose(LEAD_TIME, Y, X)
@@ -65,7 +65,7 @@ class ForecastFiles:
             absent = np.setdiff1d(leads, own)
             if len(absent):
                 raise ValueError(
-                    f"{path} lacks lead times, the first {absent[0] / np.timedelta64(60, 's'):g} min: ask for "
+                    f"{path} lacks lead times, the first {absent[0] / np.timedelta64(60, 's'):g} min: request "
                     "fewer steps, or add them."
                 )
             order = [int(np.flatnonzero(own == lead)[0]) for lead in leads]
@@ -76,10 +76,10 @@ class ForecastFiles:
 
 
 def _index(path: Path) -> tuple[dict[Any, Path], dict[Any, frozenset[Any]]]:
-    """init_time → file, and → lead times."""
+    """Return the file and the lead times of each init_time."""
     files = [path] if path.is_file() else sorted(path.glob("*.nc"))
     if not files:
-        raise ValueError(f"path={path} is no forecast file, and no folder with some (*.nc).")
+        raise ValueError(f"path={path} is neither a forecast file nor a folder with forecast files (*.nc).")
     found: dict[Any, Path] = {}
     leads: dict[Any, frozenset[Any]] = {}
     for file in files:
@@ -89,7 +89,7 @@ def _index(path: Path) -> tuple[dict[Any, Path], dict[Any, frozenset[Any]]]:
         if time in found:
             raise ValueError(f"{found[time]} and {file} are both from {_text(time)}: remove one of them.")
         found[time] = file
-        leads[time] = next((other for other in leads.values() if other == own), own)  # most have the same
+        leads[time] = next((other for other in leads.values() if other == own), own)  # share equal sets
     return found, leads
 
 
@@ -102,14 +102,14 @@ def _open(path: Path) -> xr.Dataset:
     if absent or dataset[INIT_TIME].ndim:
         dataset.close()
         raise ValueError(
-            f"{path} is no forecast as raincast writes it: it lacks "
-            f"{', '.join(absent) or 'an init_time of one value'}. Write a file for each init_time."
+            f"{path} is not a forecast in raincast's layout: it lacks "
+            f"{', '.join(absent) or 'a scalar init_time'}. Write one file per init_time."
         )
     return dataset
 
 
 def _place(path: Path, dataset: xr.Dataset, variable: str, crop: Grid) -> tuple[np.ndarray, np.ndarray]:
-    """The rows and columns of the file at which the pixels of `crop` lie."""
+    """Return the rows and columns of the pixels of `crop` in the file. Raises ValueError if they are not there."""
     axes = [dataset[axis].values.astype(np.float64) for axis in (Y, X)]
     wkt = str(schema.find_crs_wkt(dataset, variable))
     sought = crop.y, Grid(axes[0], axes[1], wkt).near(crop.x)
@@ -118,7 +118,7 @@ def _place(path: Path, dataset: xr.Dataset, variable: str, crop: Grid) -> tuple[
     if not own.same_as(crop):
         raise ValueError(
             f"{path} does not have the pixels that are scored (y {crop.y[0]:g} … {crop.y[-1]:g}, x {crop.x[0]:g} "
-            f"… {crop.x[-1]:g}): put the forecast on the grid of the archive first."
+            f"… {crop.x[-1]:g}): reproject the forecast to the grid of the archive first."
         )
     return picked[0], picked[1]
 

@@ -1,4 +1,4 @@
-"""Motion of rain and advection along it, by pysteps."""
+"""Motion of rain and advection, by pysteps."""
 
 import contextlib
 import io
@@ -16,25 +16,25 @@ log = logging.getLogger(__name__)
 
 
 SMALLEST_GRID = 8
-"""Pixels per side below which optical flow has nothing to work on."""
+"""Pixels per side below which optical flow does not work."""
 
 DARTS_WAVES = 16
-"""Waves along each axis that DARTS looks at, where the grid has as many.
+"""Maximum number of waves along each axis that DARTS uses.
 
-Of shorter waves the phase turns by more than half a circle a step: with its default of 50, cells that move by
-3 pixels a step on 128 × 128 seem to move by 1, with 16 by 2.
+The phase of shorter waves turns by more than half a circle per step: with DARTS' default of 50, cells that move by
+3 pixels per step on 128 × 128 seem to move by 1, with 16 by 2.
 """
 
 FAILURES = (ValueError, IndexError, TypeError, ArithmeticError, RuntimeError)
-"""What pysteps stops with on rain that it was not made for: too little, too constant, too small."""
+"""Errors of pysteps for unsuitable rain: too little, too uniform, or on too small a grid."""
 
 
 def find_motion(frames: np.ndarray, method: str, *, spacing: int = 1) -> np.ndarray | None:
-    """Pixels per step, (2, H, W) with x first, from frames in mm/h, `spacing` steps apart.
+    """Return the motion (2, H, W) in pixels per step, x first, of frames (T, H, W) in mm/h, `spacing` steps apart.
 
     None if there is nothing to track.
     """
-    # 0 dBZ is 0.04 mm/h: drizzle below it would only blur the features to be tracked
+    # 0 dBZ is 0.04 mm/h: weaker drizzle would only blur the features to be tracked
     dbz = ZR(dry_dbz=0.0).to_dbz(np.where(np.isfinite(frames), frames, np.nan))
     wet = (dbz > 0).any(axis=(1, 2))
     if wet.sum() < 2 or min(frames.shape[1:]) < SMALLEST_GRID:
@@ -48,7 +48,7 @@ def find_motion(frames: np.ndarray, method: str, *, spacing: int = 1) -> np.ndar
 
 
 def advect(rain: np.ndarray, motion: np.ndarray, num_steps: int) -> np.ndarray:
-    """(H, W) mm/h → (num_steps, H, W), semi-Lagrangian; what flows in from outside the grid is 0."""
+    """Advect rain (H, W) in mm/h to (num_steps, H, W), semi-Lagrangian, with 0 from outside the grid."""
     with quiet():
         from pysteps.extrapolation.semilagrangian import extrapolate
 
@@ -59,9 +59,9 @@ def advect(rain: np.ndarray, motion: np.ndarray, num_steps: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Prints and warnings of others stay inside, and so do their changes to the warning filters.
+    """Suppress prints and warnings of other packages within the block, and undo changes of warning filters.
 
-    pysteps is imported inside of it, in functions: that takes seconds, prints, and adds warning filters.
+    pysteps is imported within it, in functions: the import takes seconds, prints, and adds warning filters.
     """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -78,7 +78,7 @@ def _lucas_kanade(dbz: np.ndarray) -> np.ndarray:
 def _vet(dbz: np.ndarray) -> np.ndarray:
     from pysteps.motion.vet import vet
 
-    motion: np.ndarray = vet(dbz[-3:], verbose=False)  # three frames are the most that it takes
+    motion: np.ndarray = vet(dbz[-3:], verbose=False)  # it accepts at most three frames
     return motion
 
 
@@ -86,9 +86,9 @@ def _darts(dbz: np.ndarray) -> np.ndarray:
     from pysteps.motion.darts import DARTS
 
     num_frames, height, width = dbz.shape
-    # no more waves than the frames resolve: of those beyond, coefficients would be taken from others
+    # no more waves than the frames resolve: coefficients beyond would wrap around to others
     waves_x, waves_y = (max(1, min(DARTS_WAVES, size // 2 - 3)) for size in (width, height))
-    # it knows no missing pixels, here they are dry; 2.5 frames of time are its least
+    # DARTS does not support missing pixels, so they count as dry; it needs at least 3 frames
     motion: np.ndarray = DARTS(
         np.nan_to_num(dbz, nan=0.0), N_x=waves_x, N_y=waves_y, N_t=(num_frames - 1) // 2, verbose=False
     )
@@ -108,27 +108,27 @@ METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "darts": _darts,
     "farneback": _farneback,
 }
-"""Ways to find motion: (T, H, W) dBZ with NaN for missing → (2, H, W) pixels per step, x first."""
+"""Methods to find motion: from (T, H, W) dBZ, NaN for missing, to (2, H, W) pixels per step, x first."""
 
 
 def check_method(method: str) -> None:
-    """ValueError where there is no such way to find motion."""
+    """Raise ValueError for an unknown method."""
     if method not in METHODS:
         raise ValueError(f"method={method} is unknown: choose one of {', '.join(METHODS)}.")
 
 
 class Extrapolation:
-    """Rain moves on as it did: motion by `method` and semi-Lagrangian advection, both by pysteps.
+    """Lagrangian extrapolation: motion by `method` and semi-Lagrangian advection, both by pysteps.
 
-    Motion is taken from up to `motion_frames` frames that end at the last frame with an observation: consecutive
-    ones, or where the one before it is missing, evenly spaced ones over the gap (`evenly_spaced`). Where that last
-    frame has missing pixels, the pixel's last valid observation is moved. Without motion to
-    follow (no rain, a single frame, a grid smaller than `SMALLEST_GRID`, nothing to track) the forecast
-    is persistence. What flows in from outside the grid is 0.
+    Motion is computed from up to `motion_frames` frames that end at the last frame with an observation:
+    consecutive ones or, if the one before it is missing, evenly spaced ones across the gap (`evenly_spaced`). A
+    missing pixel of the last frame takes its last valid observation. Without motion (no rain, a single frame, a
+    grid smaller than `SMALLEST_GRID`, nothing to track) the forecast is persistence. Rain from outside the grid is
+    0.
 
-    Methods: `lucas_kanade`; `vet`, variational echo tracking (Laroche and Zawadzki 1995), of 3 frames at
-    most; `darts`, motion in Fourier space (Ruzanski et al. 2011), which needs 3 frames and underestimates
-    motion in few of them; `farneback` (Farnebäck 2003). The last three are named after it.
+    Methods: `lucas_kanade`; `vet`, variational echo tracking (Laroche and Zawadzki 1995), with at most 3 frames;
+    `darts`, motion in Fourier space (Ruzanski et al. 2011), which needs 3 frames and underestimates motion from
+    few frames; `farneback` (Farnebäck 2003). For the last three, the forecaster's name includes the method.
 
     A window of 12 steps takes (one core, 128 × 128 and 256 × 256): 0.1 and 0.5 s, `vet` 1.4 and 4 s, `darts` 0.3
     and 0.4 s, `farneback` 0.1 and 0.3 s.
@@ -137,7 +137,7 @@ class Extrapolation:
     gives = Gives()
 
     def __init__(self, *, method: str = "lucas_kanade", motion_frames: int = 3) -> None:
-        """At least two frames make a motion."""
+        """Raise ValueError for an unknown method, or fewer than two frames."""
         check_method(method)
         if motion_frames < 2:
             raise ValueError(f"motion_frames={motion_frames}: motion needs at least 2 frames.")
@@ -147,13 +147,13 @@ class Extrapolation:
         self._told = False
 
     def predict(self, query: Query) -> Prediction:
-        """Rates alone; ValueError for lead times that are no multiples of the step."""
+        """Return rates only. Raises ValueError for lead times that are not multiples of the step."""
         made = [self._predict_one(frames, query.num_steps) for frames in query.rain[:, :, 0]]
         rates = np.stack([rates for rates, _ in made])[:, :, None]
         return Prediction(query.at_lead_times(rates), done=tuple(done for _, done in made))
 
     def _predict_one(self, frames: np.ndarray, num_steps: int) -> tuple[np.ndarray, str]:
-        """(T, H, W) → (num_steps, H, W), and how it was made."""
+        """Forecast frames (T, H, W) to (num_steps, H, W); also return how it was made."""
         past = look_back(frames, 1)
         numbers, spacing = evenly_spaced(frames, self.motion_frames)
         motion = find_motion(frames[numbers], self.method, spacing=spacing)

@@ -1,4 +1,4 @@
-"""What was seen: rain in mm/h with NaN where missing, and the forecast that it stays as it is."""
+"""Past rain in mm/h, NaN for missing, and persistence."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from raincast.forecaster import PERSISTENCE, Gives, Prediction, Query
 
 
 class Persistence:
-    """It will rain as it does now: each pixel's last valid observation, at every lead time."""
+    """Persistence: each pixel's last valid observation, at every lead time."""
 
     name = "persistence"
     gives = Gives()
 
     def predict(self, query: Query) -> Prediction:
-        """Rates alone, at any lead times."""
+        """Return rates only, at any lead times."""
         num_leads = len(query.lead_minutes)
         rates = np.stack([persist(frames, num_leads) for frames in query.rain[:, :, 0]])[:, :, None]
         return Prediction(rates, done=(PERSISTENCE,) * len(rates))
@@ -23,10 +23,10 @@ class Persistence:
 
 @dataclass(frozen=True, eq=False)
 class Past:
-    """The consecutive frames, (T, H, W) in mm/h, that end at the last one with an observation.
+    """Consecutive frames (T, H, W) in mm/h that end at the last frame with an observation.
 
-    In `filled` a missing pixel has its last valid observation, 0 where there is none. `age` is how many steps
-    ago the last of them was.
+    In `filled`, a missing pixel has its last valid observation, or 0 if there is none. `age` is the number of
+    steps since the last of these frames.
     """
 
     filled: np.ndarray
@@ -34,7 +34,7 @@ class Past:
 
 
 def look_back(frames: np.ndarray, num_frames: int) -> Past:
-    """The past in `frames`, of at most `num_frames` frames; of one if nothing was ever observed."""
+    """Return the past of at most `num_frames` frames; one frame if nothing was ever observed."""
     observed = np.isfinite(frames).any(axis=(1, 2))
     last = int(np.flatnonzero(observed)[-1]) if observed.any() else 0
     first = last
@@ -45,10 +45,11 @@ def look_back(frames: np.ndarray, num_frames: int) -> Past:
 
 
 def evenly_spaced(frames: np.ndarray, num_frames: int) -> tuple[npt.NDArray[np.intp], int]:
-    """Which frames show the motion: their numbers, ascending, and the steps from one to the next.
+    """Return the ascending indices of the frames to compute motion from, and their spacing in steps.
 
-    They end at the last frame with an observation, and are at most `num_frames`. A gap before it is crossed with
-    the smallest step at which another frame was observed; without one, that frame is alone, and the step 1.
+    They end at the last frame with an observation, and are at most `num_frames`. The spacing is the distance to
+    the observed frame before it, which bridges a gap. If there is no other frame, only this one is returned, with
+    spacing 1.
     """
     observed = np.isfinite(frames).any(axis=(1, 2))
     if not observed.any():
@@ -63,7 +64,7 @@ def evenly_spaced(frames: np.ndarray, num_frames: int) -> tuple[npt.NDArray[np.i
 
 
 def fill(frames: np.ndarray) -> np.ndarray:
-    """(T, H, W) → the same, not negative, with each missing pixel's last valid value, 0 where there is none."""
+    """Return nonnegative frames (T, H, W) in which missing pixels have their last valid value, else 0."""
     filled = np.empty(frames.shape, dtype=np.float32)
     latest = np.zeros(frames.shape[1:], dtype=np.float32)
     for step, frame in enumerate(frames):
@@ -73,5 +74,5 @@ def fill(frames: np.ndarray) -> np.ndarray:
 
 
 def persist(frames: np.ndarray, num_steps: int) -> np.ndarray:
-    """(T, H, W) → (num_steps, H, W): each pixel's last valid observation."""
+    """Return each pixel's last valid observation in frames (T, H, W), repeated: (num_steps, H, W)."""
     return np.repeat(fill(frames)[-1:], num_steps, axis=0)

@@ -1,10 +1,10 @@
-"""Networks as files that run without raincast: torch.export programs (.pt2) and ONNX.
+"""Export networks to files that run without raincast: torch.export programs (.pt2) and ONNX.
 
-Tracing unrolls the recurrences, so the numbers of input frames and of forecast steps are fixed. The batch and
-the grid stay free, the grid from `smallest_grid` up, unless a `size` is stated: then the file holds for that grid
-alone, and is traced and loaded several times faster.
+Tracing unrolls the recurrences, so the numbers of input frames and forecast steps are fixed. Batch size and grid
+are dynamic, with at least `smallest_grid` pixels along y and x. With a fixed `size`, the file is for this grid
+only, and is traced and loaded several times faster.
 
-Programs compute in float32 on the CPU; `torch.export.passes.move_to_device_pass` moves one elsewhere.
+Programs compute in float32 on the CPU; `torch.export.passes.move_to_device_pass` moves one to another device.
 """
 
 from raincast.export.files import METADATA_FILE, Arrays, read_onnx, read_torch, write_onnx, write_torch

@@ -1,4 +1,4 @@
-"""Traced programs as files: a torch.export program (.pt2) or ONNX, written and read."""
+"""Write and read traced programs as torch.export programs (.pt2) or ONNX files."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from raincast.export.quiet import quiet
 from raincast.export.trace import Traced
 
 METADATA_FILE = "raincast.json"
-"""The extra file in a .pt2 that holds the metadata, one JSON object; ONNX has `metadata_props`."""
+"""The extra file in a .pt2 with the metadata, one JSON object; ONNX has `metadata_props`."""
 
 Arrays = tuple[npt.NDArray[np.float32], ...]
 
@@ -22,41 +22,41 @@ Arrays = tuple[npt.NDArray[np.float32], ...]
 def write_torch(traced: Traced, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Write a torch.export program; `path` ends in .pt2, and `torch.export.load(path).module()` runs it."""
     for node in traced.program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # lines of our code, with the folders of this machine
-    traced.program.example_inputs = None  # a pickle, which runs code where it is opened
+        node.meta.pop("stack_trace", None)  # it has source lines and paths of this machine
+    traced.program.example_inputs = None  # a pickle, which runs code when it is loaded
     files = {METADATA_FILE: json.dumps(dict(metadata or {}), indent=1)}
     content = io.BytesIO()
     with quiet():
         torch.export.save(traced.program, content, extra_files=files)
-    # by Python: where torch itself cannot write, on a full disk say, it ends the process
+    # write with Python, because torch aborts the process if it cannot write, on a full disk for example
     path.write_bytes(content.getbuffer())
-    checked_archive(path)  # what we write we can read
+    checked_archive(path)  # make sure that read_torch accepts it
     return path
 
 
 def write_onnx(traced: Traced, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
-    """Write one ONNX file, weights inside (at most 2 GB); needs the packages onnx and onnxscript."""
+    """Write one ONNX file including the weights (at most 2 GB); needs the packages onnx and onnxscript."""
     with quiet():
         made = torch.onnx.export(
             traced.program,
             dynamo=True,
-            dynamic_shapes=traced.axes,  # the program has them already; here they get their names
+            dynamic_shapes=traced.axes,  # the program is already dynamic; this names the axes
             input_names=traced.inputs,
             output_names=traced.outputs,
             verbose=False,
         )
     assert made is not None
     for node in made.model.graph.all_nodes():
-        node.metadata_props.clear()  # the tracer's notes, larger than a small network
+        node.metadata_props.clear()  # the tracer's metadata, which is larger than a small network
     made.model.metadata_props.update(metadata or {})
     made.save(path, external_data=False)
     return path
 
 
 def read_torch(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
-    """The program of a .pt2 as a function of arrays, and its metadata.
+    """Read the program of a .pt2 as a function of arrays, and its metadata.
 
-    ValueError where it holds what `write_torch` does not write, such as a pickle; see `pt2`.
+    Raises ValueError if the file has anything that `write_torch` does not write, such as a pickle; see `pt2`.
     """
     archive, metadata = checked_archive(path)
     with quiet():
@@ -76,7 +76,7 @@ def read_torch(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
 
 
 def read_onnx(path: Path) -> tuple[Callable[..., Arrays], dict[str, str]]:
-    """The network of an ONNX file as a function of arrays, and its metadata; needs onnxruntime."""
+    """Read the network of an ONNX file as a function of arrays, and its metadata; needs onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

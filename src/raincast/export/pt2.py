@@ -1,8 +1,8 @@
-"""The .pt2 archives of torch.export, taken apart and checked before torch opens them.
+"""Check .pt2 archives of torch.export before torch opens them.
 
-`torch.export.load` unpickles sample inputs and weights, evaluates the text of sizes with sympy, and compiles
-guards and names into Python. Here an archive is accepted only if it holds what `write_torch` writes: raw weights,
-operators of ATen, and sizes and guards of plain arithmetic. torch is then given a new archive of those members.
+`torch.export.load` unpickles sample inputs and weights, evaluates size expressions with sympy, and compiles guards
+and names into Python. Here an archive is accepted only if it contains what `write_torch` writes: raw weights, ATen
+operators, and sizes and guards of plain arithmetic. torch then gets a new archive with only these members.
 """
 
 import ast
@@ -16,9 +16,9 @@ from typing import Any
 from raincast.system.safe_zip import check_zip
 
 MAX_JSON = 200 * 1024**2
-"""Bytes; a network of the configs has 0.5 to 5 MB."""
+"""Bytes; networks of the configs have 0.5 to 5 MB."""
 MAX_TEXT = 100_000
-"""Characters of one size or guard."""
+"""Maximum number of characters of a size or guard."""
 
 _ROOT = "network"
 _PROGRAM = "models/model.json"
@@ -48,9 +48,9 @@ _SYNTAX = (
 
 
 def checked_archive(path: Path) -> tuple[io.BytesIO, str]:
-    """A new archive of what was accepted in `path`, for `torch.export.load`, and the text of its metadata.
+    """Return a new archive of the accepted members of `path` for `torch.export.load`, and its metadata as text.
 
-    ValueError where it holds anything that `write_torch` does not write; nothing of it is run.
+    Raises ValueError if it contains anything that `write_torch` does not write. No code in it is run.
     """
     with path.open("rb") as file:
         check_zip(file)
@@ -62,7 +62,7 @@ def checked_archive(path: Path) -> tuple[io.BytesIO, str]:
         raise ValueError(f"it holds no {missing[0]}")
     if members.get(_SAMPLES):
         raise ValueError(
-            "it holds a pickle of sample inputs, which runs code. Write it anew with: python export.py"
+            "it holds a pickle of sample inputs, which runs code. Export it again with: python export.py"
         )
     for name in _CONFIGS:
         _check_weights(json.loads(members[name]))
@@ -95,18 +95,18 @@ def _check_weights(config: Any) -> None:
 
 def _checked_program(content: bytes) -> bytes:
     if len(content) > MAX_JSON:
-        raise ValueError(f"its program has {len(content):,} bytes; {MAX_JSON:,} are the most")
+        raise ValueError(f"its program has {len(content):,} bytes, more than {MAX_JSON:,}")
     try:
         program = json.loads(content)
         for node in program["graph_module"]["graph"]["nodes"]:
             _check_target(node["target"])
-            node["metadata"] = {}  # names of modules and functions, which torch would look up
+            node["metadata"] = {}  # it has names of modules and functions that torch would look up
         for guard in program["guards_code"]:
             _check_expression(guard)
         guards = program.pop("guards_code")
         _check(program, "program")
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"its program is not as torch.export writes it: {error!r}") from error
+        raise ValueError(f"its program is not in torch.export's layout: {error!r}") from error
     return json.dumps(program | {"guards_code": guards}).encode()
 
 
@@ -117,7 +117,7 @@ def _check_target(target: str) -> None:
 
 
 def _check(node: Any, key: str) -> None:
-    """ValueError where a text is neither a name nor of a known kind: names become Python."""
+    """Raise ValueError if a string is neither a plain name nor a checked expression: names become Python code."""
     if isinstance(node, dict):
         for name, value in node.items():
             _check(name, "name")
@@ -131,17 +131,17 @@ def _check(node: Any, key: str) -> None:
         elif key in ("in_spec", "out_spec", "context"):
             _check(json.loads(node) if node else "", "spec")
         elif not _NAME.fullmatch(node):
-            raise ValueError(f"{key}={node[:80]!r} is no name")
+            raise ValueError(f"{key}={node[:80]!r} is not a name")
 
 
 def _check_expression(text: str) -> None:
-    """ValueError where a size or guard is more than arithmetic of known functions and of the sizes of inputs."""
+    """Raise ValueError if a size or guard is more than arithmetic of known functions and input sizes."""
     if len(text) > MAX_TEXT:
-        raise ValueError(f"a size of {len(text):,} characters; {MAX_TEXT:,} are the most")
+        raise ValueError(f"a size has {len(text):,} characters, more than {MAX_TEXT:,}")
     try:
         nodes = list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{text[:80]!r} is no expression") from error
+        raise ValueError(f"{text[:80]!r} is not an expression") from error
     functions = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     for node in nodes:
         allowed = isinstance(node, _SYNTAX)
@@ -158,9 +158,9 @@ def _check_expression(text: str) -> None:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             allowed = bool(_NAME.fullmatch(node.value))
         elif isinstance(node, ast.Pow):
-            allowed = False  # 9**9**9 fills memory
+            allowed = False  # 9**9**9 would exhaust the memory
         if not allowed:
-            raise ValueError(f"{text[:80]!r} is no plain size or guard")
+            raise ValueError(f"{text[:80]!r} is not a plain size or guard")
 
 
 def _is_allowed(call: ast.Call) -> bool:
@@ -168,5 +168,5 @@ def _is_allowed(call: ast.Call) -> bool:
         return call.func.attr == "size" and not call.args
     if not (isinstance(call.func, ast.Name) and _FUNCTIONS.fullmatch(call.func.id)):
         return False
-    # squares and so on; Pow(9, Pow(9, 9)) would fill memory
+    # allow small constant powers; Pow(9, Pow(9, 9)) would exhaust the memory
     return call.func.id != "Pow" or re.fullmatch(r"Integer\(-?[0-9]\)", ast.unparse(call.args[-1])) is not None

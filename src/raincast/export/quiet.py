@@ -1,4 +1,4 @@
-"""The exporters without what they say to their developers."""
+"""Silence the exporters' messages for their developers."""
 
 import contextlib
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither warnings nor what the exporters log below an error."""
+    """Suppress warnings, and the exporters' log messages below errors, within the block."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

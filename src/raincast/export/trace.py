@@ -1,4 +1,4 @@
-"""Networks and layers traced: the programs that `files.py` writes."""
+"""Trace networks and layers to the programs that `files.py` writes."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from raincast.transforms import Transform
 INPUT = "rain_rate"
 OUTPUT = "rain_rate_forecast"
 COVARIATES = ("past", "future")
-"""Further inputs, as in a `Sample`."""
+"""Further inputs, named as in a `Sample`."""
 
 _FRAME_AXES = {0: "batch", 3: "y", 4: "x"}
 _STATE_AXES = {0: "batch", 2: "y", 3: "x"}
@@ -29,7 +29,7 @@ _STATE_AXES = {0: "batch", 2: "y", 3: "x"}
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """A traced module, and the names of what goes in, what comes out and the axes that are free.
+    """A traced module with the names of its inputs, outputs and dynamic axes.
 
     `axes` has the structure of the module's arguments, each tensor as {axis: name}.
     """
@@ -41,9 +41,9 @@ class Traced:
 
 
 def smallest_grid(network: nn.Module) -> int:
-    """The fewest pixels along y and x that a file with a free grid takes: one more than the stride.
+    """Return the minimum number of pixels along y and x of a file with a dynamic grid: stride + 1.
 
-    The tracer takes sizes of one at the coarsest level for a special case, and leaves it out.
+    The tracer specialises size 1 at the coarsest level and therefore excludes it.
     """
     return int(getattr(network, "stride", 1)) + 1
 
@@ -59,16 +59,16 @@ def trace_forecast(
     size: tuple[int, int] | None = None,
     scale: tuple[float, float] | None = None,
 ) -> Traced:
-    """The whole forecast, transform and head inside: mm/h with NaN for missing → mm/h.
+    """Trace the whole forecast, including transform and head: mm/h with NaN for missing to mm/h.
 
-    (B, input_steps, 1, H, W) → (B, lead_steps, 1, H, W): what `predict_rates` gives. A network that sees channels
-    which are not made of the rain takes them as further arguments, in their own units with NaN for missing: past
-    (B, input_steps, P, H, W) and, where it has any, future (B, lead_steps, F, H, W), as in a `Sample`. `size`
-    fixes (H, W). A physical network needs `scale`, the time step in minutes and the pixel size in km, which the
-    program then is for. ValueError where the network cannot be traced on a free grid and no `size` is given.
+    The program maps (B, input_steps, 1, H, W) to (B, lead_steps, 1, H, W), like `predict_rates`. Covariates are
+    further arguments, in their own units with NaN for missing: past (B, input_steps, P, H, W) and, if there are
+    any, future (B, lead_steps, F, H, W), as in a `Sample`. `size` fixes (H, W). A physical network needs `scale`,
+    the time step in minutes and the pixel size in km; the program is then for this scale only. Raises ValueError
+    if the network cannot be traced on a dynamic grid and no `size` is given.
     """
     if isinstance(network, PhysicalNetwork) and scale is None:
-        raise ValueError("This network works in physical units: state the time step and the pixel size.")
+        raise ValueError("This network works in physical units: give the time step and the pixel size.")
     module = _Forecast(_frozen(network), head, transform, lead_steps, inputs, scale)
     grid = size or _example_grid(network)
     taken = [(INPUT, input_steps, 1), *_covariates(inputs, input_steps, lead_steps)]
@@ -83,7 +83,7 @@ def trace_forecast(
 
 
 def _covariates(inputs: Inputs, input_steps: int, lead_steps: int) -> list[tuple[str, int, int]]:
-    """Name, steps and channels of each further input."""
+    """Return name, steps and channels of each further input."""
     numbers = zip(COVARIATES, (input_steps, lead_steps), (len(inputs.past), len(inputs.future)), strict=True)
     return [taken for taken in numbers if taken[2]]
 
@@ -96,9 +96,10 @@ def trace_network(
     num_channels: int = 1,
     size: tuple[int, int] | None = None,
 ) -> Traced:
-    """The network alone, in network units and without NaN: frames → the frames after them.
+    """Trace the network alone, in network units and without NaN.
 
-    (B, input_steps, num_channels, H, W) → (B, lead_steps, out, H, W), `size` and errors as in `trace_forecast`.
+    The program maps frames (B, input_steps, num_channels, H, W) to (B, lead_steps, out, H, W). `size` and errors
+    are as in `trace_forecast`.
     """
     module = _Frames(_frozen(network), lead_steps)
     example = torch.zeros(2, input_steps, num_channels, *(size or _example_grid(network)))
@@ -106,11 +107,12 @@ def trace_network(
 
 
 def trace_layer(layer: nn.Module, *, num_steps: int = 1, size: tuple[int, int] | None = None) -> Traced:
-    """One recurrent layer with its state in and out, for a stream that goes on from call to call.
+    """Trace one recurrent layer with its state as input and output, for streams that continue from call to call.
 
-    x (B, num_steps, in, H, W) and the state, a tuple of (B, ·, H, W) → hidden states (B, num_steps, hidden, H, W)
-    and the new state. In ONNX the tensors are called x, state_0, … and hidden, new_state_0, … A grid has at least
-    two pixels along y and x. `layer` has the interface of `models.recurrent` and an input.
+    The program maps x (B, num_steps, in, H, W) and the state, a tuple of (B, ·, H, W), to hidden states (B,
+    num_steps, hidden, H, W) and the new state. In ONNX the tensors are called x, state_0, … and hidden,
+    new_state_0, … A grid needs at least two pixels along y and x. `layer` has the interface of `models.recurrent`
+    and an input.
     """
     made = _frozen(layer)
     x = torch.zeros(2, num_steps, int(layer.in_channels), *(size or (5, 7)))  # type: ignore[arg-type]
@@ -128,7 +130,7 @@ def trace_layer(layer: nn.Module, *, num_steps: int = 1, size: tuple[int, int] |
 
 
 class _Forecast(nn.Module):
-    """`predict_rates` as a function of the rain and its covariates alone."""
+    """`predict_rates` as a function of only the rain and its covariates."""
 
     def __init__(
         self,
@@ -151,13 +153,13 @@ class _Forecast(nn.Module):
     def forward(
         self, rain_rate: Float[Tensor, "b t c h w"], past: Tensor | None = None, future: Tensor | None = None
     ) -> Float[Tensor, "b s 1 h w"]:
-        # missing, as the networks' own padding is: a mask channel tells it from dry
+        # pad with NaN, like the networks: a mask channel tells missing from dry
         padded, *covariates = (
             maps if self.scale is not None else _pad(maps, self.network, value=float("nan"))
             for maps in (rain_rate, past, future)
             if maps is not None
         )
-        # nothing is known in advance that is not past too
+        # zip works because future channels are always past channels too
         named = dict(zip(COVARIATES, covariates, strict=False))
         if self.scale is not None:
             named["scale"] = self.scale.expand(rain_rate.shape[0], -1)
@@ -174,7 +176,7 @@ class _Forecast(nn.Module):
 
 
 class _Frames(nn.Module):
-    """A network with its number of steps given."""
+    """A network with a fixed number of steps."""
 
     def __init__(self, network: nn.Module, lead_steps: int) -> None:
         super().__init__()
@@ -186,7 +188,7 @@ class _Frames(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A recurrent layer whose state has to be given."""
+    """A recurrent layer with the state as a required argument."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -198,15 +200,15 @@ class _Layer(nn.Module):
 
 
 def _pad(frames: Tensor, network: nn.Module, value: float = 0.0) -> Tensor:
-    """Bottom and right filled with `value` up to a multiple of the stride, as the networks do it themselves.
+    """Pad bottom and right with `value` to a multiple of the stride, like the networks themselves.
 
-    They ask first whether it is needed, and a trace would hold for the one answer alone. This always adds
-    rows and takes those that are wanted, so that the networks have nothing left to ask.
+    The networks branch on whether padding is needed, and a trace is valid for one branch only. This function
+    always pads and selects the rows needed, so that the networks never have to pad.
     """
     stride = smallest_grid(network) - 1
     H, W = frames.shape[-2:]
     wider = F.pad(frames, (0, stride - 1, 0, stride - 1), value=value)
-    # not -(-H // stride) · stride: in this form the tracer sees that it is positive, and is twice as fast
+    # in this form, unlike -(-H // stride) · stride, the tracer sees that it is positive, and is twice as fast
     return _first(wider, (H - 1) // stride * stride + stride, (W - 1) // stride * stride + stride)
 
 
@@ -215,7 +217,7 @@ def _cut(forecast: Tensor, frames: Tensor) -> Tensor:
 
 
 def _first(frames: Tensor, height: int, width: int) -> Tensor:
-    """The first rows and columns, by index: of a slice the tracer would ask whether it is the whole."""
+    """Select the first rows and columns by index; for a slice the tracer would branch on whether it is full."""
     rows = torch.arange(height, device=frames.device)
     columns = torch.arange(width, device=frames.device)
     return frames.index_select(-2, rows).index_select(-1, columns)
@@ -237,21 +239,21 @@ def _trace(
         with torch.no_grad(), quiet():
             program = torch.export.export(module.eval(), example, dynamic_shapes=dims)
             if size is None:
-                # a trace may hold by chance for the grid that it was made on
+                # a trace may by chance be valid only for the grid that it was made on
                 program.module()(*_other_example(example, axes))
     except (AssertionError, RuntimeError, ValueError) as error:
         if size is not None:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"The size of the grid cannot be left open with this network: {reason} State the grid that the file "
-            "is for: size=[y,x] in pixels."
+            f"The size of the grid cannot be left open with this network: {reason} Set the grid of the file: "
+            "size=[y,x] in pixels."
         ) from error
     return Traced(program, inputs, outputs, axes)
 
 
 def _other_example(example: tuple[Any, ...], axes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The example on a grid of twice the height and width, and as a batch of one."""
+    """Return the example on a grid of twice the height and width, and as a batch of one."""
 
     def other(given: Tensor, free: dict[int, str]) -> Tensor:
         sizes = {axis: 1 if name == "batch" else 2 * given.shape[axis] for axis, name in free.items()}
@@ -268,11 +270,11 @@ def _mapped(axes: tuple[Any, ...], change: Callable[[dict[int, str]], dict[int, 
 
 
 def _example_grid(network: nn.Module) -> tuple[int, int]:
-    # two and three whole strides and a rest, different along y and x
+    # two and three full strides plus a remainder, different along y and x
     stride = smallest_grid(network) - 1
     return 2 * stride + 3, 3 * stride + 5
 
 
 def _frozen(module: nn.Module) -> nn.Module:
-    """A copy for the CPU in float32 and evaluation mode; the caller's stays as it is."""
+    """Return a copy on the CPU in float32 and evaluation mode; the caller's module is unchanged."""
     return copy.deepcopy(module).cpu().float().eval().requires_grad_(False)

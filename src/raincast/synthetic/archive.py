@@ -1,4 +1,4 @@
-"""Days of synthetic rain as an archive, one netCDF file each; an interrupted build goes on."""
+"""Build an archive of synthetic rain, one netCDF file per day; an interrupted build can be resumed."""
 
 import json
 import threading
@@ -21,9 +21,9 @@ SOURCE = "raincast built-in archive (synthetic storms)"
 CONFIG_ATTR = "raincast_config"
 DRIZZLE_MM_H = 0.1
 MAX_MM_H = 120.0
-UNSEEN_SHARE = 0.07  # of the grid, beyond the radar's range
-BEAM_BLOCK_DEG = (128.0, 131.0)  # a mast: azimuths hidden beyond half the range
-NUM_THREADS = 2  # days side by side; NumPy, FFT and interpolation release the interpreter
+UNSEEN_SHARE = 0.07  # share of the grid beyond the radar's range
+BEAM_BLOCK_DEG = (128.0, 131.0)  # a mast blocks these azimuths beyond half the range
+NUM_THREADS = 2  # days in parallel; NumPy, FFT and interpolation release the GIL
 
 
 def build_builtin_archive(
@@ -36,11 +36,11 @@ def build_builtin_archive(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write an archive of `size` × `size` km, one netCDF file a day, into the folder `path`.
+    """Write an archive of `size` × `size` km, one netCDF file per day, into the folder `path`.
 
-    The same arguments give the same data; a day depends on the seed and its number alone. A rerun keeps the
-    days that an interrupted build finished. `progress(done, total)` counts frames, from several threads but
-    never at once. ValueError where `path` holds anything else.
+    The same arguments give the same data; a day depends only on the seed and its number. A rerun keeps the days
+    that an interrupted build finished. `progress(done, total)` counts frames; several threads call it, but never
+    at the same time. Raises ValueError for invalid arguments, or if `path` has other files.
     """
     config = {
         "num_days": int(num_days),
@@ -56,14 +56,14 @@ def build_builtin_archive(
     def make(day: int) -> tuple[int, xr.Dataset]:
         return day, _day_dataset(day, config, count)
 
-    # a few days at a time: a finished day is on disk before the next ones fill the memory
+    # a few days at a time, so that finished days are on disk before the next ones fill the memory
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         for first in range(0, len(days), NUM_THREADS):
             futures = [pool.submit(make, day) for day in days[first : first + NUM_THREADS]]
             try:
                 for future in as_completed(futures):
                     day, dataset = future.result()
-                    # in this thread only: HDF5 is not made for two writers
+                    # write in this thread only, because HDF5 is not thread-safe
                     archive.write_part(dataset, path / _file_name(day))
             except BaseException:
                 count.stop.set()
@@ -78,13 +78,13 @@ def _check_arguments(num_days: int, frames_per_day: int, size: int, step_minutes
     most = int(1440 / step_minutes)
     if not 8 <= frames_per_day <= most:
         raise ValueError(
-            f"frames_per_day={frames_per_day} is not in 8 to {most}, the frames that fit into a day at "
+            f"frames_per_day={frames_per_day} is not in 8 to {most}, the number of frames of a day at "
             f"step_minutes={step_minutes}."
         )
 
 
 class _Counter:
-    """Counts frames over threads, and ends the other days when one failed or the user gave up."""
+    """Counts frames over threads, and stops the other days if one failed or the user interrupted."""
 
     def __init__(self, progress: Callable[[int, int], None] | None, done: int, total: int) -> None:
         self.progress, self.done, self.total = progress, done, total
@@ -104,11 +104,11 @@ def _file_name(day: int) -> str:
 
 
 def _unfinished_days(path: Path, config: dict[str, Any]) -> list[int]:
-    """The days still to be made; ValueError where the folder is not one that these arguments began."""
+    """Return the days still to be made. Raises ValueError if the folder was not begun with these arguments."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; the built-in archive needs a folder. Choose another path.")
     expected = [_file_name(day) for day in range(config["num_days"])]
-    # hidden files do not count: a half-written day is one, and is overwritten
+    # ignore hidden files: a partially written day is hidden, and is overwritten
     present = sorted(p.name for p in path.glob("*") if not p.name.startswith(".")) if path.is_dir() else []
     foreign = [name for name in present if name not in expected]
     for name in present:
@@ -131,12 +131,12 @@ def _check_same_config(file: Path, config: dict[str, Any]) -> None:
     if found != json.dumps(config):
         raise ValueError(
             f"{file} was made with {found}, not with {json.dumps(config)}. "
-            "Choose another folder, or delete this one to build it anew."
+            "Choose another folder, or delete this one to build it again."
         )
 
 
 def _day_dataset(day: int, config: dict[str, Any], count: _Counter) -> xr.Dataset:
-    """One day of the archive, in the words of its contract."""
+    """Return one day as a Dataset that fulfils the archive contract."""
     rng = np.random.default_rng(np.random.SeedSequence(config["seed"], spawn_key=(day,)))
     num_frames, size, step_minutes = config["frames_per_day"], config["size"], config["step_minutes"]
     weather = draw_weather(day, config["seed"], rng)
@@ -167,12 +167,12 @@ def _day_dataset(day: int, config: dict[str, Any], count: _Counter) -> xr.Datase
 
 
 def _grid(size: int) -> Grid:
-    """A 1 km polar-stereographic grid, north up, whose north-west corner is that of the mock grid."""
+    """Return a 1 km polar-stereographic grid, north up, with the north-west corner of the mock grid."""
     return schema.mock_grid(size, size)
 
 
 def _coverage(size: int) -> npt.NDArray[np.bool_]:
-    """Where the radar sees, (size, size): inside its range, and not behind the mast."""
+    """Return the mask of pixels that the radar observes, (size, size): in range and not behind the mast."""
     rows, columns = np.mgrid[:size, :size] / size
     dy, dx = rows - 0.55, columns - 0.38
     distance = np.hypot(dy, dx)
@@ -183,10 +183,10 @@ def _coverage(size: int) -> npt.NDArray[np.bool_]:
 
 
 def _present_frames(num_frames: int, rng: np.random.Generator, *, ends_at_midnight: bool) -> npt.NDArray[np.intp]:
-    """The numbers of the frames that exist: about 1 % are missing, single ones and a pair.
+    """Return the numbers of the frames that exist: about 1 % are missing, single ones and a pair.
 
-    The first and the last frame stay, so that the gaps are known from one file. Only where the next day
-    follows at once the last frame is missing too: no window then spans two weather situations.
+    The first and the last frame exist, so that one file shows all its gaps. But if the next day follows directly,
+    the last frame is missing too, so that no window spans two weather situations.
     """
     last = num_frames - 1 - ends_at_midnight
     if num_frames < 144:  # a short day keeps one long run
@@ -200,10 +200,9 @@ def _present_frames(num_frames: int, rng: np.random.Generator, *, ends_at_midnig
 
 
 def _rates(fields: Floats, seen: npt.NDArray[np.bool_], weather: Weather) -> Floats:
-    """Fields to rates in mm/h, both (T, H, W): the highest `wet_share` of the day's pixels become log-normal.
+    """Map fields to rates in mm/h, both (T, H, W): the highest `wet_share` of the day's pixels become log-normal.
 
-    The map is monotone: the value that a share u of the wet pixels stay below becomes the u-quantile of the
-    log-normal distribution.
+    The map is monotone: the u-quantile of the wet pixels becomes the u-quantile of the log-normal distribution.
     """
     from scipy.special import ndtr, ndtri
 

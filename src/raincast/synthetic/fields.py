@@ -1,4 +1,4 @@
-"""The weather of a day, and fields of rain that follow it: they drift, fade and are renewed over a ridge."""
+"""The weather of a day, and rain fields that follow it: advected, decaying and renewed, with a ridge and cells."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-ROSE_DEG = 137.508  # golden angle and golden ratio spread the days over the kinds of weather, however many
+ROSE_DEG = 137.508  # golden angle and ratio spread any number of days evenly over the kinds of weather
 GOLDEN = 0.618034
 
 
 @dataclass(frozen=True)
 class Weather:
-    """The situation of a day. Directions are degrees anticlockwise from east, of where the rain goes."""
+    """The weather situation of a day. Directions are those of the motion, in degrees anticlockwise from east."""
 
     heading_deg: float
     turn_deg: float  # over 24 h
     speed_km_h: float
-    eddy_km_h: float  # how much the flow differs over the grid: its shear and rotation
+    eddy_km_h: float  # variation of the flow over the grid: shear and rotation
     slope: float  # of the two-dimensional power spectrum
-    outer_km: float  # no structure beyond this scale
-    stretch: float  # length of bands over their width, square root
+    outer_km: float  # outer scale: there is no structure beyond it
+    stretch: float  # square root of the aspect ratio of bands
     band_deg: float
-    life_minutes: float  # of structures `LIFE_KM` long
+    life_minutes: float  # of structures of length `LIFE_KM`
     convective: float  # 0 stratiform, 1 showers only
     wet_share: float
     median_mm_h: float
@@ -33,10 +33,10 @@ class Weather:
 
 
 def draw_weather(day: int, seed: int, rng: np.random.Generator) -> Weather:
-    """That of day number `day`; neighbouring days are unlike each other, and every kind comes round."""
+    """Draw the weather of day number `day`; consecutive days differ, and every kind occurs in turn."""
     offset = np.random.default_rng(np.random.SeedSequence(seed)).uniform(size=2)
     convective = float((offset[0] + GOLDEN * day) % 1)
-    # mid-latitudes: mostly from the west, which makes the ridge's lee the same side on most days
+    # mid-latitudes: flow mostly from the west, so the lee of the ridge is on the same side on most days
     heading = 75 * np.sin(2 * np.pi * offset[1] + np.deg2rad(ROSE_DEG) * day)
     return Weather(
         heading_deg=float(heading),
@@ -46,7 +46,7 @@ def draw_weather(day: int, seed: int, rng: np.random.Generator) -> Weather:
         slope=float(3.7 - 0.4 * convective + rng.uniform(-0.1, 0.1)),
         outer_km=float(rng.uniform(140, 200) - 40 * convective),
         stretch=float(1 + rng.uniform(0.1, 0.6)),
-        band_deg=float(heading + 90 + rng.uniform(-40, 40)),  # bands lie across their way, like fronts
+        band_deg=float(heading + 90 + rng.uniform(-40, 40)),  # bands are perpendicular to the flow, like fronts
         life_minutes=float(rng.uniform(600, 800) - 150 * convective),
         convective=convective,
         wet_share=float(0.25 - 0.12 * convective + rng.uniform(-0.03, 0.03)),
@@ -55,17 +55,17 @@ def draw_weather(day: int, seed: int, rng: np.random.Generator) -> Weather:
     )
 
 
-EDDY_WAVES = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, -2))  # to the torus, over rows and columns
-MARGIN_KM = 128  # the fields live on a torus this much wider than the grid: what leaves comes back as new rain
-SPIN_UP_HOURS = 1.5  # until the ridge has left its mark on the rain
-LIFE_POWER = 1.25  # how the life of a structure grows with its length
-LIFE_KM = 32  # the length whose life a day's weather states
+EDDY_WAVES = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, -2))  # waves per torus, over rows and columns
+MARGIN_KM = 128  # the torus is this much wider than the grid, so that rain which leaves returns as new rain
+SPIN_UP_HOURS = 1.5  # until the ridge has modified the rain
+LIFE_POWER = 1.25  # lifetime of a structure grows with this power of its length
+LIFE_KM = 32  # the length to which `Weather.life_minutes` refers
 
 
 def rain_fields(
     weather: Weather, size: int, num_frames: int, step_hours: float, rng: np.random.Generator
 ) -> Iterator[Floats]:
-    """The day's fields over the grid, (size, size) each, without unit: the higher, the more rain."""
+    """Yield the day's fields over the grid, (size, size) each, dimensionless: higher values mean more rain."""
     from scipy.fft import next_fast_len
 
     torus = next_fast_len(size + MARGIN_KM, real=True)
@@ -87,7 +87,7 @@ def rain_fields(
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A smooth flow on the torus: a translation that turns, and slow eddies without divergence."""
+    """A smooth flow on the torus: a translation that rotates with time, and slow non-divergent eddies."""
 
     weather: Weather
     torus: int
@@ -95,18 +95,18 @@ class Flow:
 
     @classmethod
     def draw(cls, weather: Weather, torus: int, rng: np.random.Generator) -> "Flow":
-        """With eddies that start at random."""
+        """Return a flow whose eddies have random phases."""
         return cls(weather, torus, rng.uniform(0, 2 * np.pi, len(EDDY_WAVES)))
 
     def steering(self, hours: float) -> tuple[float, float]:
-        """The translation towards rising rows and columns, km/h."""
+        """Return the translation along increasing rows and columns in km/h."""
         weather = self.weather
         angle = np.deg2rad(weather.heading_deg + weather.turn_deg * (hours / 24 + 0.1 * np.sin(hours * 0.7)))
         speed = weather.speed_km_h * (1 + 0.15 * np.sin(hours * 0.45 + self.phases[0]))
         return float(-speed * np.sin(angle)), float(speed * np.cos(angle))
 
     def velocity(self, hours: float) -> Floats:
-        """Towards rising rows and columns, km/h: (2, torus, torus)."""
+        """Return the velocity along increasing rows and columns in km/h, (2, torus, torus)."""
         place = 2 * np.pi * np.arange(self.torus) / self.torus
         wave_y, wave_x = np.array(EDDY_WAVES).T[:, :, None]
         along_y = wave_y * place + self.phases[:, None] + 0.3 * hours
@@ -116,7 +116,7 @@ class Flow:
         columns = np.concatenate([np.cos(along_x), np.sin(along_x)]).astype(np.float32)
         speed = self.weather.eddy_km_h / (wave_y**2 + wave_x**2)
         velocity = np.empty((2, self.torus, self.torus), np.float32)
-        # the curl of a stream function: along the crests
+        # the curl of a stream function: flow is parallel to the crests
         for axis, (mean, across) in enumerate(zip(self.steering(hours), (wave_x, -wave_y), strict=True)):
             weights = np.concatenate([across * speed] * 2)
             velocity[axis] = mean + (rows * weights).astype(np.float32).T @ columns
@@ -124,7 +124,7 @@ class Flow:
 
 
 def ridge_height(torus: int) -> Floats:
-    """The height of a ridge through the middle of the grid, 0 to 1, (torus, torus)."""
+    """Return the height, 0 to 1, of a ridge through the middle of the grid, (torus, torus)."""
     rows, columns = np.mgrid[:torus, :torus]
     turn = 2 * np.pi * rows / torus
     crest = torus * 0.53 + 14 * np.sin(turn + 1) + 5 * np.sin(3 * turn)
@@ -133,9 +133,9 @@ def ridge_height(torus: int) -> Floats:
 
 
 def _lift(ridge: Floats, velocity: Floats) -> Floats:
-    """What climbing adds to the field an hour.
+    """Return the hourly change of the field by ascent over the ridge.
 
-    More is lost in the lee than was gained, and comes back later: a rain shadow.
+    The lee loses more than the ascent gained and recovers later: a rain shadow.
     """
     slope = [(np.roll(ridge, -1, axis) - np.roll(ridge, 1, axis)) / 2 for axis in (0, 1)]
     climb = velocity[0] * slope[0] + velocity[1] * slope[1]
@@ -143,10 +143,10 @@ def _lift(ridge: Floats, velocity: Floats) -> Floats:
 
 
 class Drift:
-    """A Gaussian field of unit variance that drifts while its scales fade and are renewed.
+    """A Gaussian field of unit variance that is advected while its scales decay and are renewed.
 
-    Each step is z ← ρ(k) · advected z + √(1 − ρ²) · new noise, in Fourier space, where the shift is by cubic
-    splines. ρ(k) falls with the wavenumber: large structures live for hours, small ones for minutes.
+    Each step is z ← ρ(k) · advected z + √(1 − ρ²) · new noise in Fourier space; advection uses cubic splines. ρ(k)
+    falls with the wavenumber: large structures live for hours, small ones for minutes.
     """
 
     def __init__(self, weather: Weather, torus: int, step_hours: float, rng: np.random.Generator) -> None:
@@ -159,7 +159,7 @@ class Drift:
         fade = np.exp(-step_hours / life_hours)
         self.fade = fade.astype(np.float32)
         self.renew = (np.sqrt(1 - fade**2) * spread).astype(np.float32)
-        # the samples of a cubic B-spline have this transform: dividing by it gives the spline's coefficients
+        # the transform of a sampled cubic B-spline: dividing by it gives the spline's coefficients
         self.spline = ((2 + np.cos(2 * np.pi * ky)) * (2 + np.cos(2 * np.pi * kx)) / 9).astype(np.float32)
         self.spectrum = self._noise() * spread.astype(np.float32)
 
@@ -170,10 +170,7 @@ class Drift:
         return np.asarray(rfft2(white), np.complex64)
 
     def step(self, velocity: Floats, lift: Floats) -> Floats:
-        """Move by `velocity` (2, torus, torus), km/h, and add `lift` per hour.
-
-        The new field is (torus, torus).
-        """
+        """Advect by `velocity` (2, torus, torus) in km/h, add `lift` per hour; return the field (torus, torus)."""
         from scipy.fft import irfft2, rfft2
         from scipy.ndimage import map_coordinates
 
@@ -191,36 +188,36 @@ class Drift:
 def _spectrum(
     weather: Weather, ky: npt.NDArray[np.floating], kx: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.float64]:
-    """Amplitudes that turn white noise into noise of unit variance whose power is a power law.
+    """Return amplitudes that turn white noise into noise of unit variance with a power-law spectrum.
 
-    The law levels off beyond the outer scale, and is stretched to bands.
+    The spectrum is flat beyond the outer scale, and stretched to bands.
     """
     angle = np.deg2rad(weather.band_deg)
-    # rows run south, so that a band towards north-east has rising columns and falling rows
+    # rows run south, so a band towards the north-east has increasing columns and decreasing rows
     along = kx * np.cos(angle) - ky * np.sin(angle)
     across = kx * np.sin(angle) + ky * np.cos(angle)
     wavenumber = np.hypot(along * weather.stretch, across / weather.stretch)
     power = (wavenumber**2 + weather.outer_km**-2.0) ** (-weather.slope / 2)
     power[0, 0] = 0
-    # rfft keeps half the plane: every column but the first and (even sizes) the last stands for two
+    # rfft keeps half the plane: every column counts twice except the first and, for even sizes, the last
     weights = np.full(kx.shape, 2.0)
     weights[0, 0] = 1
     return np.asarray(np.sqrt(power / ((power * weights).sum() / ky.size**2)))
 
 
 class Cells:
-    """Convective cells: born where the field is high and in the afternoon, they grow fast, widen and fade."""
+    """Convective cells: born in the afternoon and where the field is high, they grow fast, widen and decay."""
 
-    BLOBS = 3  # to a cell: storms are not round
+    BLOBS = 3  # per cell, because storms are not round
 
     def __init__(self, weather: Weather, torus: int, step_hours: float, rng: np.random.Generator) -> None:
         self.weather, self.torus, self.step_hours, self.rng = weather, torus, step_hours, rng
-        self.own_motion = rng.normal(0, 4, (1, 2))  # storms leave the steering flow a little, all alike
+        self.own_motion = rng.normal(0, 4, (1, 2))  # the same deviation from the steering flow for all storms
         self.table = np.empty((0, 6 + 2 * self.BLOBS))
-        """A row a cell: y, x (km), age, life (h), strength, width (km), offsets of its blobs (km)."""
+        """One row per cell: y, x (km), age, life (h), strength, width (km), offsets of its blobs (km)."""
 
     def step(self, velocity: Floats, field: Floats, hours: float) -> None:
-        """Move and age all cells, remove the dead, let new ones be born."""
+        """Move and age all cells, remove dead ones and add new ones."""
         cells = self.table
         cells[:, :2] += (self._at(velocity, cells).T + self.own_motion) * self.step_hours
         cells[:, :2] %= self.torus
@@ -242,15 +239,15 @@ class Cells:
         cells[:, 4] = rng.uniform(0.8, 2.4, count)
         cells[:, 5] = rng.uniform(1.8, 3.8, count)
         cells[:, 6:] = rng.normal(0, 1.3, (count, 2 * self.BLOBS)) * cells[:, 5:6]
-        # of four tries about one lives: mostly where the field is high already
+        # about one of four candidates survives, mostly where the field is already high
         odds = 1 / (1 + np.exp(2 - 2 * self._at(field, cells)))
         return np.asarray(cells[rng.uniform(size=count) < odds])
 
     def draw(self, window: slice) -> Floats:
-        """What the cells add to the field in the window, (size, size)."""
+        """Return the contribution of the cells to the field in the window, (size, size)."""
         y, x, age, life, strength, width = self.table[:, :6].T
         phase = age / life
-        # quick growth, slow decay: the maximum, 1, is at 0.4 of the life
+        # quick growth and slow decay: the maximum is at 0.4 of the life
         vigour = strength * np.sin(np.pi * phase**0.75) ** 2
         spread = width * (0.7 + 0.6 * phase)
         total = np.zeros((window.stop - window.start,) * 2, np.float32)

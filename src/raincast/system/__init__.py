@@ -1,1 +1,1 @@
-"""Shared by all packages: process pools, locks, files, progress, provenance, the cache."""
+"""Utilities for all packages: process pools, locks, atomic files, progress, provenance, the cache."""

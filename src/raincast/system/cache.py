@@ -1,4 +1,4 @@
-"""Where raincast keeps what it can make again: compiled kernels, the rain of archives."""
+"""The cache folder for data that raincast can recreate: compiled kernels, rain tables of archives."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$RAINCAST_CACHE`, or raincast's part of the user's cache folder; OSError where it cannot be made."""
+    """Return `$RAINCAST_CACHE`, or raincast's folder in the user's cache. Raises OSError if it cannot be made."""
     named = os.environ.get("RAINCAST_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(named) if named else base / "raincast"
@@ -15,12 +15,12 @@ def cache_folder() -> Path:
 
 
 def check_owner(path: Path) -> None:
-    """PermissionError where others than this user and root could have written what would be loaded as code."""
+    """Raise PermissionError if users other than this one and root could have written code at `path`."""
     if not hasattr(os, "geteuid"):
-        return  # Windows has no such modes; its cache lies in the user's profile
+        return  # Windows has no such modes; its cache is in the user's profile
     found = path.stat()
     if found.st_uid not in (os.geteuid(), 0) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(
-            f"others could have written {path} (owner {found.st_uid}, mode {stat.filemode(found.st_mode)}): "
-            f"chmod go-w {path}, or name a folder of your own with RAINCAST_CACHE"
+            f"other users could have written {path} (owner {found.st_uid}, mode {stat.filemode(found.st_mode)}): "
+            f"run chmod go-w {path}, or set RAINCAST_CACHE to your own folder"
         )

@@ -1,4 +1,4 @@
-"""Tasks on the workers of a dask cluster, in a way that any of them may die, and so may who asked for them."""
+"""Run tasks on the workers of a dask cluster. Workers may die, and so may the process that submitted the tasks."""
 
 import asyncio
 import contextlib
@@ -25,22 +25,22 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 6.0
 PATIENCE_SECONDS = 60.0
-"""How long a cluster may be without workers: a batch system takes some time to start others."""
+"""How long a cluster may be without workers: a batch system takes a while to start new ones."""
 POLL_SECONDS = 0.5
 _REMEDY = (
     "All workers must see the archive and the files by the same paths (a shared file system), and write there."
 )
 _one_at_a_time = threading.Lock()
-"""In a worker: HDF5 and netCDF do not survive two threads, whatever `--nthreads` says."""
+"""In a worker: HDF5 and netCDF are not thread-safe, whatever `--nthreads` says."""
 
 
 class Cluster(Pool):
-    """The workers of the dask cluster at `scheduler` (tcp://host:8786) in the place of processes: a task a worker.
+    """A pool of the workers of the dask cluster at `scheduler` (tcp://host:8786), with one task per worker.
 
-    At most `workers` tasks are given away at once; None is one for each worker process that there is. A file in
-    `folder`, the archive, is the permission to work: a worker that does not see it is on another file system, or
-    nobody waits for it any more, and whoever locks the archive next takes it away. ValueError where dask is not
-    installed, and on entering where no such cluster, or one that cannot do it, is found.
+    At most `workers` tasks are submitted at once; None is one for each worker process. A file in `folder`, the
+    archive, permits workers to work. A worker that does not see it is on another file system, or its client has
+    ended; the next process that locks the archive removes the file. Raises ValueError if dask is not installed,
+    and on entering if the cluster is not found or its workers cannot do the work.
     """
 
     def __init__(self, scheduler: str, folder: Path, workers: int | None = None) -> None:
@@ -56,7 +56,7 @@ class Cluster(Pool):
         self._client: Any = None
 
     def __enter__(self) -> "Cluster":
-        """Connect, and ask each worker whether it can do it."""
+        """Connect, and check that each worker can do the work."""
         self._client = _connect(self.scheduler)
         try:
             self._permit.path.touch()
@@ -69,7 +69,7 @@ class Cluster(Pool):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the permission away: tasks that have not begun are dropped, others end with their next frame."""
+        """Withdraw the permission: waiting tasks are dropped, running ones stop after their next frame."""
         self._close(at_once=kind is not None)
 
     def run(
@@ -80,10 +80,10 @@ class Cluster(Pool):
         large: bool,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Result | Exception]]:
-        """As `Pool.run`, with progress once a task; all tasks, also few, go to the workers.
+        """Run tasks like `Pool.run`, always on the workers, with progress after each task.
 
-        A task whose worker dies is given to another by dask, as often as its scheduler's setting
-        `distributed.scheduler.allowed-failures` says, and is an error after that.
+        dask gives a task whose worker died to another one, up to `distributed.scheduler.allowed-failures` times
+        (a setting of the scheduler); after that its result is an error.
         """
         todo = deque(enumerate(tasks))
         given: dict[str, tuple[int, Any]] = {}
@@ -109,7 +109,7 @@ class Cluster(Pool):
                 yield number, result
 
     def _room(self) -> int:
-        """The number of tasks that may be submitted at once; 0 while there are no workers."""
+        """Return the number of tasks that may be submitted at once; 0 while there are no workers."""
         try:
             num_workers = len(self._client.nthreads()) if self._client.status == "running" else 0
         except OSError:
@@ -117,15 +117,15 @@ class Cluster(Pool):
         return min(num_workers, self.workers or num_workers)
 
     def _give(self, call: "_Call") -> Any:
-        # dask looks for tasks inside of arguments, but not inside of a function
+        # dask searches arguments for nested tasks, but not the function
         return self._client.submit(call, key=f"{call.function.__name__}-{uuid.uuid4().hex}", pure=False)
 
     def _lost(self) -> Exception:
         what = "the scheduler" if self._client.status != "running" else "all workers"
-        return ValueError(f"{what} of the dask cluster at {self.scheduler} went away. Run the same again.")
+        return ValueError(f"{what} of the dask cluster at {self.scheduler} went away. Run the command again.")
 
     def _check_workers(self) -> None:
-        """ValueError where there is no worker, and with what is wrong with each of them."""
+        """Raise ValueError if there is no worker, or with the problems of the workers."""
         num_threads = self._client.nthreads()
         if not num_threads:
             raise ValueError(
@@ -141,7 +141,7 @@ class Cluster(Pool):
             )
         if max(num_threads.values()) > 1:
             log.warning(
-                "The workers at %s have up to %d threads, but a process does one day at a time: start them "
+                "The workers at %s have up to %d threads, but each process handles one day at a time: start them "
                 "with --nworkers N --nthreads 1",
                 self.scheduler,
                 max(num_threads.values()),
@@ -151,20 +151,20 @@ class Cluster(Pool):
     def _close(self, *, at_once: bool) -> None:
         self._permit.path.unlink(missing_ok=True)
         if self._client is not None:
-            # with its client the scheduler forgets what that had asked for
+            # when the client closes, the scheduler drops its tasks
             self._client.close(timeout=CONNECT_SECONDS)
             self._client = None
 
 
 @dataclass(frozen=True)
 class _Permit:
-    """The permission to work on an archive: the file `path` in it, for workers that make the same bytes."""
+    """Permission to work on an archive: the file `path` in it, for workers with the same `versions`."""
 
     path: Path
     versions: dict[str, str]
 
     def is_valid(self) -> bool:
-        """Whether the file is there: opened, for network file systems remember what merely was there."""
+        """Return True if the file exists. It is opened, because network file systems cache mere existence."""
         try:
             self.path.open("rb").close()
         except OSError:
@@ -172,21 +172,21 @@ class _Permit:
         return True
 
     def problem(self) -> str | None:
-        """In a worker: why it cannot work, or None."""
+        """Return why this worker cannot work, or None. Called in the worker."""
         mine = _versions()
         if mine != self.versions:
             pairs = [f"{name} {mine[name]} ({here} here)" for name, here in self.versions.items()]
-            return f"{_me()} would not make the same bytes, with {', '.join(pairs)}. Install the same versions."
+            return f"{_me()} would write different bytes, with {', '.join(pairs)}. Install the same versions."
         if not self.is_valid():
             return f"{_me()} does not see {self.path.parent} as it is here. {_REMEDY}"
         if not os.access(self.path.parent, os.W_OK):
-            return f"{_me()} may not write into {self.path.parent}. {_REMEDY}"
+            return f"{_me()} has no permission to write into {self.path.parent}. {_REMEDY}"
         return None
 
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """`function(task, tick)` in a worker, for as long as the permission lasts; returns the sum of ticks, too."""
+    """Call of `function(task, tick)` in a worker while the permission lasts; returns the result and the ticks."""
 
     function: Callable[[Any, Tick], Any]
     task: Any
@@ -198,12 +198,12 @@ class _Call:
         def tick(more: int) -> None:
             nonlocal done
             done += more
-            # a thread cannot be killed: without this it would write after its ingest had ended
+            # a thread cannot be killed: without this check it would go on writing after its ingest had ended
             if not self.permit.is_valid():
-                raise RuntimeError(f"stopped, for {self.permit.path} is gone: nobody waits for this any more")
+                raise RuntimeError(f"stopped because {self.permit.path} was removed: nobody waits for this task")
 
         with _one_at_a_time:
-            problem = self.permit.problem()  # of a worker that came later, too
+            problem = self.permit.problem()  # check workers that joined later, too
             if problem:
                 raise RuntimeError(problem)
             return self.function(self.task, tick), done
@@ -213,8 +213,8 @@ def _connect(scheduler: str) -> Any:
     from distributed import Client
 
     try:
-        # a client may wait for ever for who listens and does not speak, so one asks before; in a thread, for
-        # a notebook has a loop of its own
+        # a client may wait forever for a server that does not answer, so ask for its identity first; use a thread,
+        # because a notebook runs its own event loop
         with ThreadPoolExecutor(1) as thread:
             kind = thread.submit(asyncio.run, asyncio.wait_for(_kind(scheduler), CONNECT_SECONDS)).result()
         if kind != "Scheduler":
@@ -224,12 +224,12 @@ def _connect(scheduler: str) -> Any:
         reason = str(error).splitlines()[0] if str(error) else f"silent for {CONNECT_SECONDS:g} s"
         raise ValueError(
             f"No dask scheduler answers at scheduler={scheduler} ({reason}). Start one with `dask scheduler`, "
-            "which says its address (tcp://HOST:8786), or leave scheduler out to ingest on this machine."
+            "which prints its address (tcp://HOST:8786), or leave scheduler out to ingest on this machine."
         ) from error
 
 
 async def _kind(address: str) -> str:
-    """The scheduler at this address."""
+    """Return the type of the dask server at this address."""
     from distributed import rpc
 
     async with rpc(address) as server:  # type: ignore[no-untyped-call]
@@ -238,23 +238,23 @@ async def _kind(address: str) -> str:
 
 
 def _outcome(future: Any) -> tuple[Any, int]:
-    """Result or error of a future that is done, and the ticks."""
+    """Return the result or error of a finished future, and its ticks."""
     from distributed import CancelledError, KilledWorker
 
     try:
         result, done = future.result()
     except KilledWorker as error:
         times, last = error.allowed_failures + 1, error.last_worker.address
-        return RuntimeError(f"its worker died {times} times, lastly {last}, perhaps killed for want of memory"), 0
+        return RuntimeError(f"its worker died {times} times, last {last}, perhaps killed for lack of memory"), 0
     except CancelledError:
-        return ValueError("the dask cluster dropped it, or its scheduler went away. Run the same again."), 0
-    except Exception as error:  # the caller decides; the other tasks go on
+        return ValueError("the dask cluster dropped it, or its scheduler went away. Run the command again."), 0
+    except Exception as error:  # the caller decides; the other tasks continue
         return error, 0
     return result, done
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the packages that the bytes of an archive depend on."""
+    """Return the versions of the packages that determine the bytes of an archive."""
     return {"raincast": __version__} | {name: version(name) for name in ("netCDF4", "zarr")}
 
 

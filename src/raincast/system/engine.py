@@ -1,7 +1,6 @@
-"""Work of many tasks: begun in this process, and gone on with in others if it takes long.
+"""Run many tasks, first in this process, then in others if it takes long.
 
-Each task leaves its result on disk as a whole, so work that was interrupted goes on by leaving out the tasks whose
-results are there.
+Each task writes its result atomically, so interrupted work is resumed by skipping the tasks that have results.
 """
 
 import logging
@@ -13,11 +12,11 @@ from raincast.system.pool import Pool, Progress, Result, Task, Tick
 log = logging.getLogger(__name__)
 
 ALONE_SECONDS = 10.0
-"""As long as a process needs to start: work that takes less is done before another process would begin."""
+"""The time that a process needs to start; shorter work is done before another process would begin."""
 
 
 class Teller:
-    """Adds up what is done, for a bar, and for a log where nobody watches; `what` says what it is, and done."""
+    """Counts finished items for a progress bar and, once a minute, for the log; `what` names them in the log."""
 
     EVERY_SECONDS = 60.0
 
@@ -27,12 +26,12 @@ class Teller:
         self.began = self.told = time.monotonic()
 
     def more(self, number: int) -> None:
-        """So many more in this process."""
+        """Add `number` items finished in this process."""
         self.own += number
         self._tell()
 
     def there(self, number: int) -> None:
-        """So many so far in the others."""
+        """Set the number of items finished in other processes."""
         self.others = number
         self._tell()
 
@@ -57,10 +56,10 @@ def run_here(
     seconds: float | None = None,
     enough: Callable[[], bool] = lambda: True,
 ) -> Sequence[Task]:
-    """Call `function(task, tick)` in this process; returns the tasks that are left after `seconds`.
+    """Call `function(task, tick)` for tasks in this process; return the tasks that are left after `seconds`.
 
-    `note` is told each task with its result or its error; what `note` raises ends the work. Without `enough`, the
-    work goes on here beyond `seconds`.
+    `note` is called with each task and its result or error; an exception from `note` ends the work. The work also
+    continues beyond `seconds` until `enough` returns True.
     """
     began = time.monotonic()
     for number, task in enumerate(tasks):
@@ -83,7 +82,7 @@ def run_there(
     *,
     processes: int,
 ) -> None:
-    """Like `run_here`, in other processes, in the order in which tasks finish. Arguments are pickled."""
+    """Run tasks like `run_here` but in other processes, in order of completion. Arguments are pickled."""
     with Pool(processes) as pool:
         for number, outcome in pool.run(function, tasks, large=True, progress=tell.there):
             note(tasks[number], outcome)

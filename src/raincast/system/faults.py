@@ -1,7 +1,7 @@
-"""What is wrong with this machine (disk, handles, memory), told apart from what is wrong with a file.
+"""Tell faults of this machine (disk, file handles, memory) from faults of a file.
 
-Libraries call a full disk "NetCDF: HDF error" or "Permission denied", and a whole file damaged where no more files
-can be opened. So after an error the machine is asked.
+Libraries report a full disk as "NetCDF: HDF error" or "Permission denied", and call an intact file damaged if no
+more files can be opened. Therefore the machine is checked after an error.
 """
 
 import errno
@@ -19,16 +19,16 @@ _HDF5_ERRNO = re.compile(r"errno = (\d+)")
 
 
 class MachineError(OSError):
-    """A limit of this machine, and no fault of a file; `errno` says which, the text what to do."""
+    """A limit of this machine, not a fault of a file. `errno` is the kind, the message says what to do."""
 
     def __str__(self) -> str:
-        """The text alone."""
+        """Return the message without the errno."""
         return str(self.strerror)
 
 
 @contextmanager
 def naming_disk(folder: Path) -> Iterator[None]:
-    """Around what writes into `folder`: MachineError in the place of what a library says of a full disk."""
+    """Wrap code that writes into `folder`: raise MachineError instead of a library's error for a full disk."""
     try:
         yield
     except MachineError:
@@ -40,7 +40,7 @@ def naming_disk(folder: Path) -> Iterator[None]:
 
 
 def raise_if_disk(folder: Path, error: BaseException) -> None:
-    """MachineError where nothing can be written into `folder`: a full or read-only disk, a missing right."""
+    """Raise MachineError if `folder` cannot be written to: full or read-only disk, or no permission."""
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     try:
@@ -54,7 +54,7 @@ def raise_if_disk(folder: Path, error: BaseException) -> None:
 
 
 def raise_if_handles(error: BaseException | None = None) -> None:
-    """MachineError where this process, or the machine, can open no more files, which may be what went wrong."""
+    """Raise MachineError if this process or the machine can open no more files, a possible cause of `error`."""
     numbers = {n for one in _chain(error) if (n := _errno(one)) is not None}
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
@@ -64,13 +64,13 @@ def raise_if_handles(error: BaseException | None = None) -> None:
         return
     raise MachineError(
         errno.EMFILE,
-        f"No more files can be opened: this process may have {_most_handles()} at once, and all are in use. The "
+        f"No more files can be opened: this process may open {_most_handles()} at once, and all are in use. The "
         "files are not damaged. Allow more (ulimit -n 4096), or use fewer processes.",
     ) from error
 
 
 def reason_of(error: BaseException) -> str | None:
-    """What of this machine an error is about, in words; None where it is about something else."""
+    """Return the fault of this machine that caused an error, as a message; None for other errors."""
     for one in _chain(error):
         if isinstance(one, MachineError):
             return str(one)
@@ -92,7 +92,7 @@ def _errno(error: BaseException) -> int | None:
     number = getattr(error, "errno", None)
     if isinstance(number, int) and number > 0:
         return number
-    said = _HDF5_ERRNO.search(str(error))  # h5py states the number in the text
+    said = _HDF5_ERRNO.search(str(error))  # h5py gives the number in the message
     return int(said[1]) if said else None
 
 
@@ -101,7 +101,7 @@ def _words(error: OSError, folder: Path) -> str:
         mount = folder.resolve()
         while not mount.is_mount() and mount != mount.parent:
             mount = mount.parent
-        return f"{error.strerror}, on the disk at {mount}. Free some, or write elsewhere"
+        return f"{error.strerror}, on the disk at {mount}. Free some space, or write elsewhere"
     return str(error.strerror)
 
 
@@ -109,5 +109,5 @@ def _most_handles() -> int | str:
     try:
         import resource
     except ImportError:  # Windows
-        return "only so many"
+        return "a limited number"
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from raincast.system.faults import naming_disk
 
 
 class Sight(NamedTuple):
-    """Tells one state of a file from another. A file or store that takes another's place has another inode."""
+    """Identifies the state of a file. A file or store that replaced another has another inode."""
 
     inode: int
     size: int
@@ -21,31 +21,31 @@ class Sight(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "Sight":
-        """As it is now; OSError where it is gone, or neither a regular file nor a folder.
+        """Return the current state. Raises OSError if `path` is absent, or neither a regular file nor a folder.
 
-        Whoever opens a FIFO, a device or a socket may wait for ever, and hears no signal.
+        Opening a FIFO, device or socket could block forever, without reacting to signals.
         """
         found = path.stat()
         if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-            raise OSError(f"{path} is no regular file")
+            raise OSError(f"{path} is not a regular file")
         return cls(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def sight_of(path: Path) -> int:
-    """A number that is another once `path` is another file or store, or has changed; OSError where it is gone."""
+    """Return a number that changes when `path` is replaced or modified. Raises OSError if it is absent."""
     return hash(Sight.of(path))
 
 
 @contextmanager
 def atomic(path: Path, *, sole: bool = False, durable: bool = False, keep_suffix: bool = False) -> Iterator[Path]:
-    """Yield a path to write a file or a folder to. It takes the name `path` at the end, unless there was an error.
+    """Yield a temporary path for a file or folder, which is renamed to `path` at the end unless an error occurs.
 
-    Readers of `path` find the old content or the new one. The folder of `path` is made if need be.
+    Readers of `path` find the old content or the new one. The folder of `path` is created if needed.
 
-    `sole`: no other process writes `path`, so what a killed process left half-written is overwritten; else each
-    thread writes to a name of its own. `durable`: the content reaches the disk before the name does, so that a
-    power cut leaves the old content or the new one. `keep_suffix`: the yielded path ends as `path` does.
-    MachineError names the disk where that is why it cannot be written.
+    `sole`: no other process writes `path`, so the temporary file of a killed process is overwritten; otherwise
+    each thread uses its own temporary name. `durable`: the content reaches the disk before the name does, so a
+    power cut leaves the old content or the new one. `keep_suffix`: the temporary path has the suffix of `path`.
+    Raises MachineError if the disk is the reason why it cannot be written.
     """
     with naming_disk(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,14 +68,14 @@ def atomic(path: Path, *, sole: bool = False, durable: bool = False, keep_suffix
 
 
 def write_text(path: Path, text: str, *, sole: bool = False) -> Path:
-    """Write `text` as UTF-8 by `atomic`; returns `path`."""
+    """Write `text` atomically as UTF-8; return `path`."""
     with atomic(path, sole=sole) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all in it; nothing happens where there is neither, or it cannot be done."""
+    """Remove a file, or a folder with its contents; do nothing if it is absent or cannot be removed."""
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -84,7 +84,7 @@ def remove(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Let a file or the names in a folder reach the disk, where the system can (folders: not on Windows)."""
+    """Flush a file, or the names in a folder, to the disk, as far as the system can (no folders on Windows)."""
     with suppress(OSError) if path.is_dir() else nullcontext():
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -94,10 +94,10 @@ def flush(path: Path) -> None:
 
 
 def put_in_place(new: Path, path: Path) -> None:
-    """Give the folder `new` the name `path`.
+    """Rename the folder `new` to `path`.
 
-    A folder that is there steps aside first, so for a moment there is none. `restore` brings the old one back
-    where a process died in that moment.
+    An existing folder is renamed first, so for a moment there is none. If a process died at that moment, `restore`
+    brings the old one back.
     """
     if not path.exists():
         new.rename(path)
@@ -109,7 +109,7 @@ def put_in_place(new: Path, path: Path) -> None:
 
 
 def restore(folder: Path) -> None:
-    """Bring back the folders in `folder` that stepped aside for new ones which never came."""
+    """Restore folders in `folder` that were renamed by `put_in_place` but never replaced."""
     for aside in folder.glob(".*.aside"):
         path = folder / aside.name[1:].removesuffix(".aside")
         if path.exists():

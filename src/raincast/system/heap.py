@@ -1,4 +1,4 @@
-"""The memory that malloc keeps."""
+"""Keep freed memory in malloc."""
 
 import ctypes
 import os
@@ -11,14 +11,14 @@ LARGEST = 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Have malloc keep what is freed, of blocks up to 32 MiB; False where that is not done.
+    """Make malloc keep freed blocks of up to 32 MiB; return False if that was not possible.
 
-    It is not done where the malloc is not glibc's, and where the environment sets it (MALLOC_…_, GLIBC_TUNABLES).
+    Nothing is changed if malloc is not glibc's, or if the environment configures it (MALLOC_…_, GLIBC_TUNABLES).
 
-    A step frees its activations, and the next one wants them again. By default glibc gives the top of its heap
-    back each time, and the kernel hands it out anew page by page, filled with zeros: 7,000 to 26,000 page faults
-    and 3 to 10 % of a step of `experiment=convlstm`, more or less by chance of what lies on top. The most
-    that the process holds stays the same. See mallopt(3).
+    A training step frees its activations, and the next one allocates them again. By default glibc returns the top
+    of its heap each time, and the kernel hands it out again page by page, filled with zeros. This costs 7,000 to
+    26,000 page faults and 3 to 10 % of a step of `experiment=convlstm`, depending on what happens to be on top.
+    The peak memory of the process stays the same. See mallopt(3).
     """
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
@@ -26,5 +26,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return False
-    # either of them alone would end glibc's own choice of the other
+    # set both: setting one disables glibc's dynamic choice of the other
     return all([mallopt(TRIM_THRESHOLD, NEVER), mallopt(MMAP_THRESHOLD, LARGEST)])

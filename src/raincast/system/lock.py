@@ -1,4 +1,4 @@
-"""One writer an archive, one command a folder."""
+"""Locks: one writer per archive, one command per folder."""
 
 import errno
 import logging
@@ -17,21 +17,21 @@ NAME = ".ingest.lock"
 
 @contextmanager
 def held(lock: Path, refusal: str) -> Iterator[None]:
-    """Hold the file `lock` alone, its folder made if need be; ValueError(`refusal`) at once where another does.
+    """Hold the lock file `lock`. Raises ValueError(`refusal`) at once if another process holds it.
 
-    The system takes the lock from a process that dies.
+    Its folder is created if needed. The system releases the lock of a process that dies.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     file = FileLock(lock)
     try:
         file.acquire(timeout=0)
     except Timeout:
-        # waiting would pile up the runs of a timer
+        # do not wait: runs started by a timer would pile up
         raise ValueError(refusal) from None
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        log.warning("%s: this file system has no locks (%s). Let no two commands use it at once.", lock, error)
+        log.warning("%s: this file system has no locks (%s). Do not run two commands on it at once.", lock, error)
     try:
         yield
     finally:
@@ -40,9 +40,10 @@ def held(lock: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def locked(archive: Path) -> Iterator[None]:
-    """Keep the folder `archive`, made if need be, to this process; ValueError at once where another has it.
+    """Lock the folder `archive` for this process. Raises ValueError at once if another process has it.
 
-    Whatever a killed writer left half-written is removed, and the folder too if it was made in vain.
+    The folder is created if needed, and removed at the end if it stayed empty. Partial files of killed writers are
+    removed.
     """
     is_new = not archive.is_dir()
     refusal = (

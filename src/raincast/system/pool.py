@@ -1,4 +1,4 @@
-"""Tasks over processes: with progress, and in a way that any of them may be killed."""
+"""Run tasks in processes, with progress; any of the processes may be killed."""
 
 import contextlib
 import logging
@@ -18,11 +18,11 @@ log = logging.getLogger(__name__)
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Tick = Callable[[int], None]
-"""Is told how many more are done."""
+"""Called with the number of further steps done."""
 Progress = Callable[[int, int], None]
-"""Is told how many of how many are done."""
+"""Called with the numbers of steps done and in total."""
 
-MOST = 8  # beyond, it is the disk that is waited for
+MOST = 8  # more processes would wait for the disk
 POLL_SECONDS = 0.2
 
 
@@ -33,13 +33,14 @@ class ProcessDied(RuntimeError):
 class Pool:
     """Up to `workers` processes, started when first needed; with one, tasks run in this process.
 
-    None is one a core, at most `MOST`, and one alone for work that is not large. Processes are spawned, for the
-    HDF5 library does not survive a fork: the main module of a program needs its `if __name__ == "__main__":`.
+    None is one per core, at most `MOST`, or one for work that is not large. Processes are spawned, because the
+    HDF5 library does not survive a fork: the main module of a program needs `if __name__ == "__main__":`. Raises
+    ValueError for an invalid number of workers.
     """
 
     def __init__(self, workers: int | None = 1) -> None:
         if workers is not None and (not isinstance(workers, int) or workers < 1):
-            raise ValueError(f"workers={workers} must be a whole number from 1, or null for one a core.")
+            raise ValueError(f"workers={workers} must be a whole number from 1, or null for one per core.")
         self.workers = workers
         self._context = multiprocessing.get_context("spawn")
         self._executor: ProcessPoolExecutor | None = None
@@ -48,13 +49,13 @@ class Pool:
         self._counts: Any = None
 
     def __enter__(self) -> "Pool":
-        """No process is started yet."""
+        """Return the pool; processes are started when needed."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End all processes; after an error at once, wherever they are."""
+        """End all processes, after an error immediately."""
         self._close(at_once=kind is not None)
 
     def run(
@@ -65,10 +66,10 @@ class Pool:
         large: bool,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Result | Exception]]:
-        """Call `function(task, tick)` for each task; yields its number and its result or error, as they come.
+        """Call `function(task, tick)` for each task; yield its number and its result or error, as they finish.
 
-        `progress` is told the sum of all ticks, never a smaller one. A task whose process dies (out of memory,
-        say) is an error too.
+        `progress` is called with the sum of all ticks, which never decreases. If the process of a task dies (out
+        of memory, for example), its result is an error too.
         """
         processes = min(self._num_processes(large), len(tasks))
         if processes <= 1:
@@ -83,15 +84,14 @@ class Pool:
                 yield number, outcome
             if not todo:
                 return
-            # a process died and took the others with it; tasks begin in order, so the first that are left were at
-            # work then
+            # a process died and broke the pool; tasks begin in order, so the first remaining ones were running
             suspects = {number: todo.pop(number) for number in sorted(todo)[:processes]}
             culprits = 0
             for number, outcome in self._run_alone(function, suspects, total):
                 culprits += isinstance(outcome, ProcessDied)
                 yield number, outcome
             unexplained += not culprits
-            if unexplained > 1:  # all of them together may be too much for the memory
+            if unexplained > 1:  # all processes together may need too much memory
                 processes = max(1, processes - 1)
 
     def _num_processes(self, large: bool) -> int:
@@ -108,7 +108,7 @@ class Pool:
     ) -> Iterator[tuple[int, Result | Exception]]:
         executor = self._start(processes)
         try:
-            with _deaf_to_interrupts():  # the processes that this starts, for good
+            with _deaf_to_interrupts():  # processes started here keep the mask
                 futures = {executor.submit(_call, function, todo[number]): number for number in sorted(todo)}
         except BrokenProcessPool:
             return
@@ -127,19 +127,19 @@ class Pool:
     def _run_alone(
         self, function: Callable[[Task, Tick], Result], suspects: dict[int, Task], total: "_Total"
     ) -> Iterator[tuple[int, Result | Exception]]:
-        """One at a time: the next to die is the culprit."""
+        """Run suspects one at a time: one that dies now is the culprit."""
         self._close(at_once=True)
         for number, task in suspects.items():
             told = list(self._run_there(function, {number: task}, 1, total))
             if not told:
                 self._close(at_once=True)
-            yield from told or [(number, ProcessDied("its process died, perhaps killed for want of memory"))]
+            yield from told or [(number, ProcessDied("its process died, perhaps killed for lack of memory"))]
 
     def _start(self, size: int) -> ProcessPoolExecutor:
         if self._executor is not None and self._size >= size:
             return self._executor
         self._close(at_once=False)
-        # each process counts in a place of its own, so that none can die with a lock
+        # each process has its own counter, so none can die while holding a lock
         self._counts = self._context.RawArray("q", size)
         numbers = self._context.Value("i", 0)
         end, self._lifeline = self._context.Pipe(duplex=False)
@@ -160,12 +160,12 @@ class Pool:
 
 
 def num_cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def worker_number() -> int:
-    """The number of this process in its pool, from 0; 0 in a main process."""
+    """Return the number of this process in its pool, from 0; 0 in the main process."""
     return _place[1] if _place is not None else 0
 
 
@@ -184,16 +184,16 @@ def _run_here(
         outcome: Result | Exception
         try:
             outcome = function(task, tick)
-        except Exception as error:  # the caller decides; the other tasks go on
+        except Exception as error:  # the caller decides; the other tasks continue
             outcome = error
         yield number, outcome
 
 
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Ctrl-C goes to all processes of a terminal: here it waits, and the main process ends the others.
+    """Block SIGINT within the block. Ctrl-C reaches all processes of a terminal; the main one ends the others.
 
-    Processes inherit the mask, so that none is interrupted while it imports what it needs.
+    New processes inherit the mask, so none is interrupted during its imports.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -206,36 +206,36 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 class _Total:
-    """Ticks of finished tasks and of running ones: those are counted by their processes."""
+    """The sum of ticks of finished tasks and of running ones, which their processes count."""
 
     def __init__(self, progress: Callable[[int], None] | None) -> None:
         self.progress, self.finished, self.told = progress, 0, 0
 
     def tell(self, running: int) -> None:
-        # between its end and the news of it a task is in neither number
+        # a task that has ended but is not yet reported is in neither number, so the sum could decrease
         self.told = max(self.told, self.finished + running)
         if self.progress is not None:
             self.progress(self.told)
 
 
 _place: tuple[Any, int] | None = None
-"""In a worker: the counts of all, and which is its own."""
+"""In a worker: the counters of all workers, and the index of its own."""
 
 
 def _begin_worker(lifeline: Connection, counts: Any, numbers: Any) -> None:
-    """In a new process: count in a place of its own, and live no longer than the main process wants."""
+    """Initialise a worker: choose its counter, and make it end with the main process."""
     global _place
     with numbers.get_lock():
         _place = counts, numbers.value % len(counts)
         numbers.value += 1
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where a system has no mask
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems without signal masks
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
 
 
 def _die_with(lifeline: Connection) -> None:
-    """End this process, mid-sentence, once the other end is closed: by the main process or by its death.
+    """Exit this process immediately once the other end is closed, by the main process or by its death.
 
-    A part is written whole or not at all, so no moment is a bad one.
+    This is safe at any moment, because results are written atomically.
     """
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
@@ -243,7 +243,7 @@ def _die_with(lifeline: Connection) -> None:
 
 
 def _call(function: Callable[[Task, Tick], Result], task: Task) -> tuple[Result, int]:
-    """The result, and how much was done for it."""
+    """Call the function; return its result and its ticks."""
     assert _place is not None
     counts, number = _place
 

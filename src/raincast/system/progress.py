@@ -1,4 +1,4 @@
-"""Progress on the terminal."""
+"""Progress bars on the terminal."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -26,14 +26,14 @@ class _Rate(ProgressColumn):
 
 
 def fitting(texts: Sequence[str], width: int) -> str:
-    """The first text that has room, else the beginning of the last: a line on a terminal stays whole."""
+    """Return the first text that fits into `width`, else the last one cut to it, so that no line wraps."""
     last = texts[-1]
     short = last if len(last) <= width else f"{last[: max(0, width - 1)]}…"
     return next((text for text in texts if len(text) <= width), short)
 
 
 class Bar:
-    """A progress bar on the terminal that appears with the first step and goes when done."""
+    """A progress bar on the terminal that appears with the first step and disappears when done."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -41,11 +41,11 @@ class Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> "Bar":
-        """Draw nothing yet."""
+        """Return the bar; nothing is drawn yet."""
         return self
 
     def update(self, done: int, total: int) -> None:
-        """`done` of `total`."""
+        """Show that `done` of `total` steps are done."""
         if self._progress is None:
             console = Console(stderr=True)
             columns = (
@@ -65,7 +65,7 @@ class Bar:
             self._stop()
 
     def advance_of(self, total: int) -> "Callable[[int], None]":
-        """A function that takes the number of further steps done."""
+        """Return a function that takes the number of further steps done."""
         done = 0
 
         def advance(more: int) -> None:
@@ -82,10 +82,10 @@ class Bar:
     def _stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
-            self._progress = None  # there is one line on a terminal, and another bar may need it
+            self._progress = None  # frees the terminal line for another bar
 
 
 def short(path: Path) -> str:
-    """`path` from here, where that is shorter."""
+    """Return `path` relative to the working directory if that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)

@@ -17,13 +17,13 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def commit() -> str:
-    """The commit of the checkout that this runs from, with "-dirty" if it was changed; "unknown" for a wheel."""
+    """Return the commit of the running checkout, with "-dirty" if it was changed; "unknown" for a wheel."""
     return _git("describe", "--always", "--dirty", "--abbrev=12") or "unknown"
 
 
 @functools.cache
 def code_hash(*packages: str) -> str:
-    """SHA-256 of the source of these packages or modules of raincast, or of all of it: results follow from it."""
+    """Return the SHA-256 of the source of these packages or modules of raincast, or of all of it."""
     digest = hashlib.sha256()
     for root in [CHECKOUT / name for name in packages] or [CHECKOUT]:
         for file in sorted(root.rglob("*.py")) or [root.with_suffix(".py")]:
@@ -32,15 +32,15 @@ def code_hash(*packages: str) -> str:
 
 
 def peak_memory_gib() -> float:
-    """The most that this process has held in memory since its start, in GiB."""
-    import resource  # which Windows lacks, where all else of this module works
+    """Return the peak memory of this process since its start, in GiB."""
+    import resource  # not on Windows, where the rest of this module works
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def versions() -> dict[str, str]:
-    """Versions of raincast, Python and the packages that can change a result."""
+    """Return the versions of raincast, Python and the packages that can change a result."""
     found = {"raincast": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -51,7 +51,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Host, system, processor, the cores that may be used, and the memory in GiB where the system says it."""
+    """Return host, system, processor, usable cores, and the memory in GiB if known."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[str, Any] = {
         "host": platform.node(),

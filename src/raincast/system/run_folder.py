@@ -1,4 +1,4 @@
-"""Run folders: each run makes one for itself, and locks it while it lasts."""
+"""Run folders: each run creates its own and locks it while it runs."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from raincast.system.lock import held
 LOCK = ".run.lock"
 
 _made: dict[Path, list[Path]] = {}
-"""The folders that this process has made, each with the folders around it that it made, too."""
+"""Folders that this process has created, each with the parent folders that it also created."""
 
 
 def own(path: Path) -> Path:
-    """Make a folder for a new run: `path`, or `path` with a suffix where another run has it already."""
+    """Create a folder for a new run: `path`, or `path` with a number if another run has it already."""
     number = 1
     while not make(path if number == 1 else path.with_name(f"{path.name}-{number}")):
         number += 1
@@ -22,7 +22,7 @@ def own(path: Path) -> Path:
 
 
 def make(path: Path) -> bool:
-    """Make the folder; False where it is there already."""
+    """Create the folder; return False if it exists already."""
     while True:
         around = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,25 +31,25 @@ def make(path: Path) -> bool:
         except FileExistsError:
             return False
         except FileNotFoundError:
-            continue  # another run has just removed the empty folder around it
+            continue  # another run has just removed the empty parent folder
         _made[path.absolute()] = around
         return True
 
 
 def remove_if_empty(path: Path) -> None:
-    """Remove a run folder that this process has made and that holds nothing but Hydra's own notes."""
+    """Remove a run folder that this process created and that holds only Hydra's files and logs."""
     around = _made.get(path.absolute())
     if around is None or not path.is_dir():
         return
     if all(entry.name in (".hydra", LOCK) or entry.suffix == ".log" for entry in path.iterdir()):
         shutil.rmtree(path)
         for folder in around:
-            with suppress(OSError):  # another run is in it
+            with suppress(OSError):  # another run uses it
                 folder.rmdir()
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Keep a run folder to this process; ValueError at once where another uses it."""
-    with held(path / LOCK, f"Another process is using the run folder {path}. Wait for its end, or take another."):
+    """Lock a run folder for this process. Raises ValueError at once if another process uses it."""
+    with held(path / LOCK, f"Another process is using the run folder {path}. Wait for it, or choose another."):
         yield

@@ -1,4 +1,4 @@
-"""Zip files as torch writes them, checked before anything in them is used."""
+"""Checks of zip files written by torch, before anything in them is used."""
 
 import os
 import zipfile
@@ -9,14 +9,15 @@ MAX_MEMBERS = 100_000
 
 
 MAX_RATIO = 20
-"""How many times the size of a file its packed members may have; float32 weights have about 1.1."""
+"""Maximum size of the unpacked members relative to the file; float32 weights have about 1.1."""
 
 
 def check_zip(file: BinaryIO, *, packed: bool = False) -> None:
-    """Compare every check sum; ValueError where a member is damaged, compressed or stands twice.
+    """Verify all checksums. Raises ValueError if a member is damaged, compressed or occurs twice.
 
-    torch stores members as they are. Whatever unpacks to more than the file holds was made to fill memory. torch
-    itself compares no check sum: flipped bits would be used as weights. `packed` members may be compressed.
+    torch stores members uncompressed, so a file that unpacks to more than its size was made to exhaust the memory.
+    torch itself does not verify checksums: flipped bits would be used as weights. `packed` members may be
+    compressed.
     """
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
@@ -35,4 +36,4 @@ def check_zip(file: BinaryIO, *, packed: bool = False) -> None:
     finally:
         file.seek(0)
     if broken is not None:
-        raise ValueError(f"{broken} does not have its check sum")
+        raise ValueError(f"{broken} does not match its checksum")
