@@ -152,7 +152,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 def _tell_skill(forecast: xr.Dataset) -> None:
-    """Say which weights made a forecast, and how good they were on data most like it."""
+    """Log which weights made a forecast, and their scores on the most similar data."""
     from raincast.models.weights import box, scores_like
 
     rain = forecast[schema.RAIN][0].values

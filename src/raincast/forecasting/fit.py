@@ -20,7 +20,7 @@ PIXEL_TOLERANCE = 0.05
 METRES_PER_DEGREE = 111_195.0
 
 PIXELS_KM, STEPS_MINUTES, LEADS_MINUTES = (1.0, 2.0), (2.0, 15.0), (2.0, 90.0)
-"""Ranges on which the weights in the box were trained."""
+"""Ranges on which the bundled weights were trained."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Trained:
 
 
 def _beyond(pixel_km: float, step_minutes: float, last_lead: float) -> Iterator[str]:
-    """Yield each quantity outside the range on which the weights in the box were trained."""
+    """Yield each quantity outside the range on which the bundled weights were trained."""
     for name, value, (least, most), unit in (
         ("pixels", pixel_km, PIXELS_KM, "km"),
         ("a time step", step_minutes, STEPS_MINUTES, "min"),

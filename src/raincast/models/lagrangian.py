@@ -44,7 +44,7 @@ FASTEST_KM_H = 150.0
 """Upper bound of the motion in km/h; nothing seen by weather radar moves faster."""
 
 PIVOT = -1.0
-"""Logit that `certainty` leaves as it is: a probability of 27 %. The expected area stays about the same."""
+"""Logit that `certainty` does not change: a probability of 27 %. The expected area stays about the same."""
 
 MOST_FRAMES = 4
 """Number of past frames used: the newest ones."""

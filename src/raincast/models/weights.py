@@ -54,9 +54,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 class Scored(NamedTuple):
-    """Scores of the weights in the box on data that they have not seen.
+    """Scores of the bundled weights on data that they were not trained on.
 
-    `csi` is the mean CSI at 1 mm/h after 30 minutes, by forecaster; `wet_share` counts pixels from 0.1 mm/h up.
+    `csi` is the mean CSI at 1 mm/h after 30 minutes, by forecaster; `wet_share` is the share of pixels with at
+    least 0.1 mm/h.
     """
 
     data: str
@@ -66,7 +67,7 @@ class Scored(NamedTuple):
 
 
 def scores_like(pixel_km: float, wet_share: float) -> Scored:
-    """The scores of the box on the data most like these, by pixel size and share of wet pixels."""
+    """Return the scores of the bundled weights on the most similar data, by pixel size and share of wet pixels."""
     scored = [Scored(**one) for one in box()[1]["scores"]]
 
     def distance(one: Scored) -> float:
