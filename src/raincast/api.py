@@ -205,6 +205,7 @@ def train(*overrides: str, archive: str | Path | None = None, folder: str | Path
 
     from raincast.commands.train import train as run
     from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
+    from raincast.system.remote import as_path
 
     if folder is None:
         from datetime import datetime
@@ -212,7 +213,7 @@ def train(*overrides: str, archive: str | Path | None = None, folder: str | Path
         folder = Path("outputs/train") / f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
     given = [*overrides, f"paths.run_dir={Path(folder).resolve()}"]
     if archive is not None:
-        given.append(f"data.archive={Path(archive).resolve()}")
+        given.append(f"data.archive={as_path(archive).resolve()}")
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         cfg = compose("train", overrides=given)
     return run(cfg).best
@@ -234,9 +235,10 @@ class RaincastBackend(BackendEntrypoint):
         if not isinstance(filename_or_obj, str | Path):
             raise TypeError(f"{type(filename_or_obj).__name__}: engine='raincast' opens a path.")
         from raincast.archive import archive_files
+        from raincast.system.remote import as_path
 
         try:
-            archive_files(Path(filename_or_obj))
+            archive_files(as_path(filename_or_obj))
             dataset = open_archive(filename_or_obj)
         except (ValueError, OSError):
             dataset = open_radar(filename_or_obj, source=source)

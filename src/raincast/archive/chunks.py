@@ -22,6 +22,7 @@ from xarray.backends.lru_cache import LRUCache
 from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
 from raincast.archive.head import DAMAGE
+from raincast.system.remote import RemotePath
 
 ZSTD_FILTER = 32015
 """HDF5's filter number of zstd: github.com/HDFGroup/hdf5_plugins, RegisteredFilterPlugins."""
@@ -92,7 +93,7 @@ class ChunkedCodes:
     def of(cls, path: Path, variable: str, unpacked: Unpacked) -> "ChunkedCodes | None":
         """Open the variable; return None if it has another layout."""
         files: CachingFileManager[Any] = CachingFileManager(
-            h5py.File, str(path), lock=NETCDF4_PYTHON_LOCK, cache=open_files()
+            _open_hdf5, path, lock=NETCDF4_PYTHON_LOCK, cache=open_files()
         )
         with NETCDF4_PYTHON_LOCK:
             try:
@@ -138,6 +139,10 @@ class ChunkedCodes:
         chunk: Codes = np.frombuffer(packed, CODES).reshape(self.chunk)
         self.unpacked.keep(key, chunk)
         return chunk
+
+
+def _open_hdf5(path: Path) -> h5py.File:
+    return h5py.File(path.open() if isinstance(path, RemotePath) else str(path))
 
 
 def _pieces(wanted: range, length: int) -> Iterator[tuple[int, slice, slice]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raincast.archive.head import is_zarr
+from raincast.system.remote import find, is_remote
 
 _MAGIC = frozenset("*?[")
 _SUFFIXES = frozenset(
@@ -64,6 +65,13 @@ def _match_any(pattern: str | Path, key: str) -> list[Path]:
 
 
 def _match(pattern: str | Path, key: str) -> list[Path]:
+    if is_remote(pattern):
+        found = find(str(pattern))
+        if not found:
+            raise FileNotFoundError(
+                f"No file matches {key}={pattern}: there is none of this name, or the server lists no files."
+            )
+        return found
     path = Path(pattern).expanduser()
     if path.exists() and (path.is_file() or is_zarr(path)):
         return [path]

@@ -1,5 +1,6 @@
 """List the files of an archive and read their metadata without reading frames."""
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from raincast.archive.times import exact_times, stated_minutes, valid_times
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import raise_if_handles, reason_of
 from raincast.system.files import sight_of
+from raincast.system.remote import NO_PACKAGE, RemotePath, is_remote, zarr_store
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 IF_DAMAGED = "If it is damaged, remove it and ingest its frames again."
@@ -49,6 +51,11 @@ def archive_files(path: Path) -> list[Path]:
         files = [path] if path.exists() else []
     else:
         files = sorted(path.glob("*.nc")) or sorted(path.glob("*.zarr"))
+    if not files and is_remote(path):
+        raise FileNotFoundError(
+            f"{path}: there is no such file, or the server lists no .nc or .zarr there. Give the address of a "
+            "file or a Zarr store, or of a folder that the server lists."
+        )
     if not files:
         what = "holds no .nc or .zarr file" if path.is_dir() else "does not exist"
         near = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.is_dir() else []
@@ -62,16 +69,42 @@ def archive_files(path: Path) -> list[Path]:
 
 def engine_of(path: Path) -> str:
     """Return the xarray engine for the file or store."""
+    if isinstance(path, RemotePath) and path.suffix != ".zarr":
+        return "h5netcdf"
     return "zarr" if path.suffix == ".zarr" or path.is_dir() else "netcdf4"
 
 
 def open_plain(path: Path, **options: Any) -> xr.Dataset:
     """Open a file or store without dask, within `limits`; `options` are passed to `xarray.open_dataset`."""
+    if isinstance(path, RemotePath):
+        return _open_remote(path, **options)
     check_file(path)
     engine = engine_of(path)
     if engine == "zarr":
         options["consolidated"] = False
     return exact_times(xr.open_dataset(path, engine=engine, chunks=None, **options))
+
+
+def _open_remote(path: RemotePath, **options: Any) -> xr.Dataset:
+    """The same elsewhere: netCDF-4 and Zarr by their chunks, netCDF-3 by its copy in the cache."""
+    if engine_of(path) == "zarr":
+        check_file(path)
+        store = zarr_store(path)
+        try:  # not every server lists what a store has
+            opened = xr.open_dataset(store, engine="zarr", chunks=None, consolidated=True, **options)
+        except (KeyError, ValueError):
+            opened = xr.open_dataset(store, engine="zarr", chunks=None, consolidated=False, **options)
+        return exact_times(opened)
+    with path.open() as content:
+        if content.read(3) == b"CDF":
+            return open_plain(path.local(), **options)
+    for package in ("h5netcdf", "hdf5plugin"):  # the second unpacks zstd, once it is imported
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(NO_PACKAGE.format(url=path, package=package)) from error
+    check_file(path)
+    return exact_times(xr.open_dataset(path.open(), engine="h5netcdf", chunks=None, **options))
 
 
 def open_packed(path: Path, variable: str, **options: Any) -> xr.Dataset:

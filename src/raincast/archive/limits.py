@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, Protocol
 import h5py
 import zstandard
 
+from raincast.system.remote import RemotePath, zarr_store
+
 DEFAULT_MEGAPIXELS = 50.0
 """Twice the largest operational composite: MRMS (United States, 0.01 degrees) has 24.5."""
 PIXEL_BYTES = 8
@@ -114,9 +116,14 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         import zarr
 
-        _check_regular(path)
-        for name, array in zarr.open_group(path, mode="r").arrays():
+        store: Any = zarr_store(path) if isinstance(path, RemotePath) else path
+        if store is path:
+            _check_regular(path)
+        for name, array in zarr.open_group(store, mode="r").arrays():
             _check_declared(name, array.shape, array.chunks, array.dtype.itemsize)
+    elif isinstance(path, RemotePath):
+        with path.open() as content, h5py.File(content) as file:
+            check_hdf5(file)
     elif h5py.is_hdf5(path):
         with h5py.File(path) as file:
             check_hdf5(file)

@@ -60,9 +60,11 @@ class OpenPart:
         array = dataset[variable].variable
         packing, to_mm_h = Packing.of(array), schema.mm_h_per(array.attrs["units"])
         part = cls(path, array, None, None, packing, to_mm_h, times)
-        if not part.is_coded or engine_of(path) != "netcdf4" or schema.REGULAR_START in dataset.attrs:
+        if not part.is_coded or engine_of(path) == "zarr" or schema.REGULAR_START in dataset.attrs:
             _keep_few_open()
             return part
+        if engine_of(path) != "netcdf4":  # elsewhere: what is packed in another way is read by xarray
+            return cls(path, array, None, ChunkedCodes.of(path, variable, unpacked), packing, to_mm_h, times)
         dataset.close()
         codes = RawVariable.of(path, variable, num_parts)
         chunks = ChunkedCodes.of(path, variable, unpacked)

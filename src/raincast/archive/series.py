@@ -22,6 +22,7 @@ from raincast.archive.lazy import lazy_dataset
 from raincast.archive.open_part import UNPACKED_BYTES_OF_FILE, OpenPart, unpacked_bytes_of_file
 from raincast.schema import Grid, Meaning
 from raincast.system.files import sight_of
+from raincast.system.remote import as_path, prefetch
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ class Archive:
     @classmethod
     def open(cls, path: str | Path) -> "Archive":
         """Open and check `path`. Raises FileNotFoundError or ValueError with the problem and its remedy."""
-        path = Path(path)
+        path = as_path(path)
         files = archive_files(path)
+        prefetch(files)
         heads = [read_head(file) for file in files]
         heads.sort(key=lambda head: head.times[0])
         first = heads[0]

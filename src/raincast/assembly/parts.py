@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationKeyError
 
 from raincast.plain import construct
 from raincast.system.conf import conf_dir
+from raincast.system.remote import as_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +45,7 @@ def archive_path(
 ) -> Path:
     """Return `archive`, else the archive of `cfg.data`, else the built-in one, which is built on first use."""
     if archive or cfg.data.archive is not None:
-        return Path(archive or cfg.data.archive)
+        return as_path(archive or cfg.data.archive)
     from filelock import FileLock
 
     from raincast.synthetic import build_builtin_archive

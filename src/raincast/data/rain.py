@@ -18,6 +18,7 @@ from raincast.archive import Archive
 from raincast.archive.codes import CHUNKS, CODE_MM_H
 from raincast.system.cache import cache_folder
 from raincast.system.files import atomic
+from raincast.system.remote import RemotePath
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ def _name(archive: Archive, lattice: Lattice, rain_scale: float) -> str:
 
 def part_key(path: Path) -> str:
     """Return a key that changes whenever the file does."""
+    if isinstance(path, RemotePath):
+        return f"{path.sight():x}"
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     digest = hashlib.sha256(path.name.encode())
     for file in files:

@@ -13,7 +13,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive import Archive
 from raincast.archive.find import accompanies, find_files
-from raincast.ingest.readers import Head, Reader, check_period
+from raincast.ingest.readers import Head, Reader, check_period, fetching
 from raincast.ingest.scan import place
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError
@@ -100,7 +100,7 @@ class FileSeries:
     kept_bytes = 0
 
     def __init__(self, reader: Reader, files: list[Path]) -> None:
-        self.reader = reader
+        self.reader = fetching(reader, files)
         self.heads: dict[Path, Head] = {}
         self.where: dict[np.datetime64, tuple[Path, int]] = {}
         self._kept: dict[np.datetime64, xr.Dataset] = {}

@@ -18,7 +18,7 @@ from raincast.archive.find import find_files
 from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.layout import PartLayout
 from raincast.ingest.quality import Clutter, Quality
-from raincast.ingest.readers import Reader, check_period, key_of
+from raincast.ingest.readers import Reader, check_period, fetching, key_of
 from raincast.ingest.region import Region
 from raincast.ingest.report import IngestReport, missing_times
 from raincast.ingest.scan import BadFileError, Found, Offers, Times, place, scan
@@ -27,6 +27,7 @@ from raincast.schema import Grid, Meaning
 from raincast.system.dask_pool import Cluster
 from raincast.system.lock import locked
 from raincast.system.pool import Pool
+from raincast.system.remote import is_remote
 from raincast.version import __version__
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,10 @@ def ingest(
         raise ValueError(f"on_bad_file={on_bad_file} is neither report nor raise.")
     # workers on a cluster have other working directories
     place_of = Path.absolute if scheduler else Path
+    if is_remote(archive):
+        raise ValueError(
+            f"archive={archive}: an archive is written to a folder of this machine. Copy it afterwards."
+        )
     clutter = Clutter(place_of(Path(clutter_maps)), clutter_share) if clutter_maps else None
     quality = Quality(max_rate, min_rate, speck_pixels, clutter)
     region = Region(crop, coarsen, reproject, spacing, bounds)
@@ -93,7 +98,8 @@ def ingest(
     layout = PartLayout(archive, format, encoding)
     attrs = check_attrs(attrs or {})
     settings = describe(reader, quality, region, attrs)
-    paths = [place_of(path) for path in find_files(files)]
+    paths = [path.absolute() if scheduler else path for path in find_files(files)]
+    reader = fetching(reader, paths)
     with locked(archive), pool:
         existing = layout.open()
         if existing:

@@ -33,6 +33,8 @@ class Sight(NamedTuple):
 
 def sight_of(path: Path) -> int:
     """Return a number that changes when `path` is replaced or modified. Raises OSError if it is absent."""
+    if (remote := getattr(path, "sight", None)) is not None:
+        return int(remote())
     return hash(Sight.of(path))
 
 

@@ -6,7 +6,7 @@ To add a format, add a module here, a `conf/source/NAME.yaml` with its class and
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from raincast.archive.absurd import find_absurd, name_absurd
 from raincast.archive.limits import DEFAULT_MEGAPIXELS, limited
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import raise_if_handles, reason_of
+from raincast.system.remote import is_remote, local
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def key_of(reader: Reader, path: Path, name: str) -> str:
     while (inner := getattr(reader, "reader", None)) is not None:  # unwrap Limited and Cleaned
         reader = inner
     readers = reader.readers if isinstance(reader, Auto) else {}
-    own = next((own for own, each in readers.items() if each.recognises(path)), "NAME")
+    own = next((own for own, each in readers.items() if each.recognises(local(path))), "NAME")
     return f"source.readers.{own}.{name}" if readers else f"source.{name}"
 
 
@@ -194,6 +195,43 @@ class Limited:
             name_absurd(path, dataset[schema.TIME].values, absurd, rates)
             rates[absurd] = np.nan
         return dataset
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The files of `reader` wherever they are: those elsewhere are fetched whole. Errors name their address."""
+
+    reader: Reader
+
+    def recognises(self, path: Path) -> bool:
+        """As the reader does."""
+        return self.reader.recognises(local(path))
+
+    def scan(self, path: Path) -> Head:
+        """As the reader does."""
+        with _by_address(path) as here:
+            return self.reader.scan(here)
+
+    def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
+        """As the reader does."""
+        with _by_address(path) as here:
+            return self.reader.read(here, frames, step_minutes=step_minutes)
+
+
+def fetching(reader: Reader, paths: Sequence[Path]) -> Reader:
+    """`reader`, or where any of `paths` is elsewhere `Fetched` of it."""
+    return Fetched(reader) if any(map(is_remote, paths)) else reader
+
+
+@contextmanager
+def _by_address(path: Path) -> Iterator[Path]:
+    here = local(path)
+    try:
+        yield here
+    except ValueError as error:
+        if here is path or str(here) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(here), str(path))) from error
 
 
 def starts_with(path: Path, *signatures: bytes) -> bool:

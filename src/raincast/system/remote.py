@@ -1,0 +1,444 @@
+"""Files on web servers and in object stores, by any protocol of fsspec: read by blocks, and kept on disk.
+
+A `RemotePath` stands where a `Path` does. What is read of a file lies in the cache folder as blocks of 1 MiB,
+under a key of its address, size and version, so that a file that changed is read anew. A server that breaks off,
+answers late or sends another number of bytes than it says is asked again; then the read is an error, never a
+shorter file.
+"""
+
+import fnmatch
+import hashlib
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path, PosixPath
+from typing import Any, TypeVar
+
+from raincast.system.cache import cache_folder
+from raincast.system.faults import MachineError
+from raincast.system.files import atomic
+
+log = logging.getLogger(__name__)
+
+BLOCK = 2**20
+TRIES = 4
+WAIT_S = 1.0
+"""Seconds before the second try; each further one waits twice as long."""
+CONNECT_S, ANSWER_S = 15.0, 30.0
+"""Seconds to wait for a connection to a web server, and for the next bytes of it."""
+RECHECK_S = 60.0
+"""Seconds for which a file is taken to be as it was."""
+CACHE_GIB = 10.0
+"""Of all blocks together; $RAINCAST_REMOTE_CACHE_GIB sets it."""
+VERSION_KEYS = ("etag", "lastmodified", "mtime", "updated", "generation", "versionid", "contentmd5", "created")
+NO_PACKAGE = "{url} needs the package {package}: pip install -e \".[remote]\" (or pip install 'raincast[remote]')."
+Answer = TypeVar("Answer")
+
+
+class RemotePath(PosixPath):
+    """The address of a file or folder elsewhere, as a path: https://host/a/b.nc, s3://bucket/a.zarr.
+
+    Names, parents and joining are those of paths. `open` reads, `local` fetches a whole file into the cache.
+    """
+
+    def __str__(self) -> str:
+        """The address."""
+        scheme, _, rest = super().__str__().partition(":/")
+        return f"{scheme}://{rest}"
+
+    def __repr__(self) -> str:
+        """The address."""
+        return f"RemotePath({str(self)!r})"
+
+    def __fspath__(self) -> str:
+        """No file of this machine."""
+        raise TypeError(f"{self} is elsewhere: no file of this machine")
+
+    def __reduce__(self) -> Any:
+        """By its address."""
+        return as_path, (str(self),)
+
+    def absolute(self) -> "RemotePath":
+        """Itself."""
+        return self
+
+    def resolve(self, strict: bool = False) -> "RemotePath":
+        """Itself."""
+        return self
+
+    def expanduser(self) -> "RemotePath":
+        """Itself."""
+        return self
+
+    def exists(self, **_: Any) -> bool:
+        """Whether there is a file of this name, or a folder that the server lists."""
+        return self.is_file() or self.is_dir()
+
+    def is_file(self, **_: Any) -> bool:
+        """Whether there is a file of this name; a page of a web server, such as a list of files, is none."""
+        try:
+            info = _info(str(self))
+        except FileNotFoundError:
+            return False
+        return info["type"] == "file" and info.get("mimetype") != "text/html"
+
+    def is_dir(self, **_: Any) -> bool:
+        """Whether the server lists files below this name; a Zarr store is a folder, listed or not."""
+        if self.suffix == ".zarr":
+            return True
+        return not self.is_file() and bool(self._listed())
+
+    def stat(self, **_: Any) -> os.stat_result:
+        """Not known as a file system knows it."""
+        raise FileNotFoundError(f"{self} is elsewhere")
+
+    def iterdir(self) -> "Iterator[RemotePath]":  # type: ignore[override]  # the paths are of this class
+        """What the server lists."""
+        yield from sorted(as_path(name) for name in self._listed())  # type: ignore[misc]
+
+    def glob(self, pattern: str, **_: Any) -> "Iterator[RemotePath]":  # type: ignore[override]
+        """What of it matches a pattern, in this folder alone."""
+        return (child for child in self.iterdir() if fnmatch.fnmatchcase(child.name, pattern))
+
+    def open(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
+        """The content, for reading."""
+        if mode != "rb":
+            raise ValueError(f"{self} can only be read.")
+        return io.BufferedReader(RemoteFile(str(self)), BLOCK)
+
+    def sight(self) -> int:
+        """A number that is another once the file is, looked up once a minute; of a store that of its metadata."""
+        return int(_version(str(_described(self)))[1][:15], 16)
+
+    def local(self) -> Path:
+        """The whole file in the cache, under its own name. OSError where what came is not what was announced."""
+        url = str(self)
+        size, key = _version(url)
+        path = _cache() / key / "whole" / self.name
+        if path.is_file() and (size is None or path.stat().st_size == size):
+            os.utime(path)
+            return path
+        content = _fetch(url, lambda fs, name: _whole(fs.cat_file(name), size))
+        with atomic(path) as partial:
+            partial.write_bytes(content)
+        _evict(len(content))
+        return path
+
+    def _listed(self) -> list[str]:
+        url = str(self)
+        try:
+            found = _fetch(url, lambda fs, name: [fs.unstrip_protocol(n) for n in fs.ls(name, detail=False)])
+        except FileNotFoundError:
+            return []
+        return [name.rstrip("/") for name in found if name.rstrip("/") != url]
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path or text is an address of a protocol, but for file://."""
+    return isinstance(path, RemotePath) or ("://" in str(path) and not str(path).startswith("file://"))
+
+
+def as_path(path: str | Path) -> Path:
+    """A `RemotePath` of an address, a `Path` of anything else."""
+    if isinstance(path, Path):
+        return path
+    if not is_remote(path):
+        return Path(path.removeprefix("file://"))
+    scheme, _, rest = path.partition("://")
+    return RemotePath(f"{scheme}:/{rest.rstrip('/')}")
+
+
+def local(path: Path) -> Path:
+    """A path on this machine: the file itself, or its copy in the cache; a Zarr store elsewhere stays there."""
+    return path.local() if isinstance(path, RemotePath) and path.suffix != ".zarr" else path
+
+
+def find(pattern: str) -> list[Path]:
+    """The files of an address with wildcards, of a folder that the server lists, or of one file; sorted."""
+    url = str(as_path(pattern))
+    if not set("*?[") & set(url):
+        path = as_path(pattern)
+        if path.suffix == ".zarr" or path.is_file():
+            return [path]
+        return [child for child in path.iterdir() if child.suffix and not child.name.startswith((".", "?"))]
+    try:
+        found = _fetch(url, lambda fs, name: [fs.unstrip_protocol(n) for n in fs.glob(name)])
+    except FileNotFoundError:
+        return []
+    return sorted(as_path(name) for name in found)
+
+
+def prefetch(paths: Iterable[Path]) -> None:
+    """Fetch the first and the last block of remote files, where netCDF describes itself, several at once."""
+
+    def ends(path: RemotePath) -> None:
+        with suppress(FileNotFoundError, IncompleteError):  # whoever reads it says so
+            file = RemoteFile(str(path))
+            for place in (0, max(0, file.size - 1)):
+                file.seek(place)
+                file.read(1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ends, [path for path in paths if isinstance(path, RemotePath) and path.suffix != ".zarr"]))
+
+
+class RemoteFile(io.RawIOBase):
+    """The content of a remote file, by blocks that are kept on disk."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        size, self.key = _version(url)
+        if size is None:  # the server does not say: it is known once all is here
+            size = as_path(url).local().stat().st_size  # type: ignore[attr-defined]
+        self.size: int = size
+        self.place = 0
+        etag = str(_info(url).get("ETag", ""))
+        # a server that knows it sends no part of a file that took its place
+        self._same = {"headers": {"If-Match": etag}} if etag.startswith('"') and url.startswith("http") else {}
+        self._block = lru_cache(4)(self._load)
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte is."""
+        return self.place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a byte."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
+        self.place = max(0, base + offset)
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        """The bytes that follow; MachineError or OSError where they do not come."""
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), max(0, self.size - self.place))
+        done = 0
+        while done < wanted:
+            number, start = divmod(self.place + done, BLOCK)
+            piece = self._block(number)[start : start + wanted - done]
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+        self.place += done
+        return done
+
+    def _load(self, number: int) -> bytes:
+        start, stop = number * BLOCK, min((number + 1) * BLOCK, self.size)
+        path = _cache() / self.key / f"{number}"
+        try:
+            kept = path.read_bytes()
+            if len(kept) == stop - start:
+                os.utime(path)
+                return kept
+        except OSError:
+            pass
+        content = _fetch(self.url, lambda fs, name: self._range(fs, name, start, stop))
+        with atomic(path) as partial:
+            partial.write_bytes(content)
+        _evict(len(content))
+        return content
+
+    def _range(self, fs: Any, name: str, start: int, stop: int) -> bytes:
+        content: bytes = fs.cat_file(name, start=start, end=stop, **self._same)
+        if len(content) == stop - start:
+            return content
+        if len(content) == self.size:  # the server sends whole files alone
+            return content[start:stop]
+        raise IncompleteError(
+            f"it says that it has {self.size} bytes; of those from {start} to {stop} {len(content)} came"
+        )
+
+
+def zarr_store(path: RemotePath) -> Any:
+    """A Zarr store elsewhere, whose chunks are kept on disk."""
+    import asyncio
+
+    from zarr.storage import LocalStore
+
+    class Store(LocalStore):
+        """A folder that is filled as it is read."""
+
+        def __init__(self, root: Path, url: str) -> None:
+            super().__init__(root, read_only=True)
+            self.url = url
+
+        def _get_file(self, key: str) -> bool:
+            target = Path(self.root) / key
+            if target.is_file():
+                os.utime(target)
+                return True
+            url = f"{self.url}/{key}"
+            try:
+                content = _fetch(url, lambda fs, name: fs.cat_file(name))
+            except FileNotFoundError:
+                return False
+            with atomic(target) as partial:
+                partial.write_bytes(content)
+            _evict(len(content))
+            return True
+
+        async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+            """The value of a key, or a part of it."""
+            if not await asyncio.to_thread(self._get_file, key):
+                return None
+            return await super().get(key, prototype, byte_range)
+
+        async def exists(self, key: str) -> bool:
+            """Whether there is such a key."""
+            return await asyncio.to_thread(self._get_file, key)
+
+        async def list_dir(self, prefix: str) -> Any:
+            """The names below a prefix, as the server lists them."""
+            folder = as_path(f"{self.url}/{prefix}".rstrip("/"))
+            for child in await asyncio.to_thread(lambda: list(folder.iterdir())):
+                yield child.name
+
+    root = _cache() / _version(str(_described(path)))[1] / "store"
+    root.mkdir(parents=True, exist_ok=True)
+    return Store(root, str(path))
+
+
+class IncompleteError(OSError):
+    """Another number of bytes came than was announced."""
+
+
+def _whole(content: bytes, size: int | None) -> bytes:
+    if size is not None and len(content) != size:
+        raise IncompleteError(f"it says that it has {size} bytes; {len(content)} came")
+    return content
+
+
+def _fetch(url: str, ask: Callable[[Any, str], Answer]) -> Answer:
+    """What `ask(file system, name)` gives, asked again where it fails.
+
+    FileNotFoundError or PermissionError from the server at once. IncompleteError, of this file alone, where
+    another number of bytes comes than is announced; MachineError where there is no answer.
+    """
+    fs, name = _filesystem(url)
+    for number in range(TRIES):
+        try:
+            return ask(fs, name)
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:  # each protocol has errors of its own
+            if number + 1 == TRIES:
+                what = f"{type(error).__name__}: {error}".rstrip(": ")
+                text = f"{url} cannot be fetched, {TRIES} times tried: {what}"
+                if isinstance(error, IncompleteError) or type(error).__name__ == "ClientPayloadError":
+                    raise IncompleteError(text) from error
+                raise MachineError(0, text) from error
+            log.info("%s: %s; asked again", url, error)
+            time.sleep(WAIT_S * 2**number)
+    raise AssertionError
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """The file system of an address, and the name there; ValueError where a package is missing."""
+    import fsspec
+
+    scheme = url.partition("://")[0]
+    options: dict[str, Any] = {}
+    if scheme in ("http", "https"):
+        try:
+            import aiohttp
+        except ImportError as error:
+            raise ValueError(NO_PACKAGE.format(url=url, package="aiohttp")) from error
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ANSWER_S)
+        options = {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
+    try:
+        found: tuple[Any, str] = fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(scheme, str(error))
+        raise ValueError(NO_PACKAGE.format(url=url, package=package)) from error
+    except ValueError as error:
+        raise ValueError(f"{url}: {scheme}:// is no protocol of fsspec: {error}") from error
+    return found
+
+
+_known: dict[tuple[int, str], tuple[float, dict[str, Any]]] = {}
+
+
+def _info(url: str) -> dict[str, Any]:
+    """What the server says of a file, at most a minute old."""
+    key = (os.getpid(), url)
+    told, info = _known.get(key, (-RECHECK_S, {}))
+    if time.monotonic() - told >= RECHECK_S or not info:
+        info = _fetch(url, _ask_info)
+        _known[key] = time.monotonic(), info
+    return info
+
+
+def _ask_info(fs: Any, name: str) -> dict[str, Any]:
+    fs.invalidate_cache()
+    try:
+        info: dict[str, Any] = fs.info(name)
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        # fsspec says so of whatever goes wrong with a web server
+        if type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError | OSError):
+            if getattr(cause, "status", None) in (404, 410):
+                raise
+            raise OSError(f"{type(cause).__name__}: {cause}") from error
+        raise
+    return info
+
+
+def _version(url: str) -> tuple[int | None, str]:
+    """The size of a file, None where the server does not say it, and a key of its address, size and version."""
+    info = _info(url)
+    told = sorted((k.lower().replace("-", "").replace("_", ""), str(v)) for k, v in info.items())
+    version = [pair for pair in told if pair[0] in VERSION_KEYS]
+    size = info.get("size")
+    return size, hashlib.sha256(f"{url} {size} {version}".encode()).hexdigest()[:32]
+
+
+def _described(path: RemotePath) -> RemotePath:
+    """The file that describes what is at `path`: of a Zarr store its metadata."""
+    if path.suffix != ".zarr":
+        return path
+    for name in ("zarr.json", ".zmetadata", ".zgroup"):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"{path} is no Zarr store: it has neither zarr.json nor .zgroup.")
+
+
+def _cache() -> Path:
+    return cache_folder() / "remote"
+
+
+_added = CACHE_GIB * 2**30
+
+
+def _evict(num_bytes: int) -> None:
+    """Remove what was unused for longest where more is kept than may be; looked at once a few hundred MiB."""
+    global _added
+    most = float(os.environ.get("RAINCAST_REMOTE_CACHE_GIB", CACHE_GIB)) * 2**30
+    _added += num_bytes
+    if _added < most / 20:
+        return
+    _added = 0.0
+    kept = []
+    for file in _cache().rglob("*"):
+        try:
+            status = file.stat()
+        except OSError:  # another process removed it
+            continue
+        if file.is_file():
+            kept.append((status.st_mtime, status.st_size, file))
+    total = sum(size for _, size, _ in kept)
+    for _, size, file in sorted(kept):
+        if total <= most:
+            return
+        file.unlink(missing_ok=True)
+        total -= size
