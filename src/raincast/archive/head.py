@@ -86,11 +86,11 @@ def open_plain(path: Path, **options: Any) -> xr.Dataset:
 
 
 def _open_remote(path: RemotePath, **options: Any) -> xr.Dataset:
-    """The same elsewhere: netCDF-4 and Zarr by their chunks, netCDF-3 by its copy in the cache."""
+    """Open a remote file or store: netCDF-4 and Zarr chunk by chunk, netCDF-3 after a download."""
     if engine_of(path) == "zarr":
         check_file(path)
         store = zarr_store(path)
-        try:  # not every server lists what a store has
+        try:  # not every server lists the files of a store
             opened = xr.open_dataset(store, engine="zarr", chunks=None, consolidated=True, **options)
         except (KeyError, ValueError):
             opened = xr.open_dataset(store, engine="zarr", chunks=None, consolidated=False, **options)

@@ -1,9 +1,9 @@
-"""Files on web servers and in object stores, by any protocol of fsspec: read by blocks, and kept on disk.
+"""Read files on web servers and in object stores, by any protocol of fsspec, and cache them on disk.
 
-A `RemotePath` stands where a `Path` does. What is read of a file lies in the cache folder as blocks of 1 MiB,
-under a key of its address, size and version, so that a file that changed is read anew. A server that breaks off,
-answers late or sends another number of bytes than it says is asked again; then the read is an error, never a
-shorter file.
+A `RemotePath` can be used in place of a `Path`. Files are read in blocks of 1 MiB, which stay in the cache folder
+under a key made of the URL, size and version: a file that changed is read again. If a server breaks off, is slow or
+sends a wrong number of bytes, the request is repeated; if that fails too, an error is raised. Data are never cut
+short.
 """
 
 import fnmatch
@@ -28,39 +28,39 @@ log = logging.getLogger(__name__)
 BLOCK = 2**20
 TRIES = 4
 WAIT_S = 1.0
-"""Seconds before the second try; each further one waits twice as long."""
+"""Seconds before the second try. The wait doubles each time."""
 CONNECT_S, ANSWER_S = 15.0, 30.0
-"""Seconds to wait for a connection to a web server, and for the next bytes of it."""
+"""Timeouts of web servers in seconds: for the connection, and for the next bytes."""
 RECHECK_S = 60.0
-"""Seconds for which a file is taken to be as it was."""
+"""Seconds after which a file is checked for changes."""
 CACHE_GIB = 10.0
-"""Of all blocks together; $RAINCAST_REMOTE_CACHE_GIB sets it."""
+"""Size limit of the cache; $RAINCAST_REMOTE_CACHE_GIB overrides it."""
 VERSION_KEYS = ("etag", "lastmodified", "mtime", "updated", "generation", "versionid", "contentmd5", "created")
 NO_PACKAGE = "{url} needs the package {package}: pip install -e \".[remote]\" (or pip install 'raincast[remote]')."
 Answer = TypeVar("Answer")
 
 
 class RemotePath(PosixPath):
-    """The address of a file or folder elsewhere, as a path: https://host/a/b.nc, s3://bucket/a.zarr.
+    """The URL of a remote file or folder as a path: https://host/a/b.nc, s3://bucket/a.zarr.
 
-    Names, parents and joining are those of paths. `open` reads, `local` fetches a whole file into the cache.
+    `name`, `parent`, `/` and so on work as for local paths. `open` reads, `local` downloads a file into the cache.
     """
 
     def __str__(self) -> str:
-        """The address."""
+        """Return the URL."""
         scheme, _, rest = super().__str__().partition(":/")
         return f"{scheme}://{rest}"
 
     def __repr__(self) -> str:
-        """The address."""
+        """Show the URL."""
         return f"RemotePath({str(self)!r})"
 
     def __fspath__(self) -> str:
-        """No file of this machine."""
-        raise TypeError(f"{self} is elsewhere: no file of this machine")
+        """Raise TypeError: functions of the operating system cannot open it."""
+        raise TypeError(f"{self} is no local file")
 
     def __reduce__(self) -> Any:
-        """By its address."""
+        """Pickle the URL."""
         return as_path, (str(self),)
 
     def absolute(self) -> "RemotePath":
@@ -76,11 +76,11 @@ class RemotePath(PosixPath):
         return self
 
     def exists(self, **_: Any) -> bool:
-        """Whether there is a file of this name, or a folder that the server lists."""
+        """True for a file, and for a folder that the server lists."""
         return self.is_file() or self.is_dir()
 
     def is_file(self, **_: Any) -> bool:
-        """Whether there is a file of this name; a page of a web server, such as a list of files, is none."""
+        """True for a file. HTML pages, such as listings of folders, are not files."""
         try:
             info = _info(str(self))
         except FileNotFoundError:
@@ -88,35 +88,35 @@ class RemotePath(PosixPath):
         return info["type"] == "file" and info.get("mimetype") != "text/html"
 
     def is_dir(self, **_: Any) -> bool:
-        """Whether the server lists files below this name; a Zarr store is a folder, listed or not."""
+        """True if the server lists files in it, and for Zarr stores."""
         if self.suffix == ".zarr":
             return True
         return not self.is_file() and bool(self._listed())
 
     def stat(self, **_: Any) -> os.stat_result:
-        """Not known as a file system knows it."""
-        raise FileNotFoundError(f"{self} is elsewhere")
+        """Raise FileNotFoundError: there is no local file."""
+        raise FileNotFoundError(f"{self} is a remote file")
 
     def iterdir(self) -> "Iterator[RemotePath]":  # type: ignore[override]  # the paths are of this class
-        """What the server lists."""
+        """Yield what the server lists."""
         yield from sorted(as_path(name) for name in self._listed())  # type: ignore[misc]
 
     def glob(self, pattern: str, **_: Any) -> "Iterator[RemotePath]":  # type: ignore[override]
-        """What of it matches a pattern, in this folder alone."""
+        """Yield the children whose names match `pattern`."""
         return (child for child in self.iterdir() if fnmatch.fnmatchcase(child.name, pattern))
 
     def open(self, mode: str = "rb", *_: Any, **__: Any) -> Any:
-        """The content, for reading."""
+        """Open the file for reading."""
         if mode != "rb":
             raise ValueError(f"{self} can only be read.")
         return io.BufferedReader(RemoteFile(str(self)), BLOCK)
 
     def sight(self) -> int:
-        """A number that is another once the file is, looked up once a minute; of a store that of its metadata."""
+        """A number that changes with the file (for a Zarr store, with its metadata). Checked once a minute."""
         return int(_version(str(_described(self)))[1][:15], 16)
 
     def local(self) -> Path:
-        """The whole file in the cache, under its own name. OSError where what came is not what was announced."""
+        """Download the file into the cache; return the local path, whose name is the same."""
         url = str(self)
         size, key = _version(url)
         path = _cache() / key / "whole" / self.name
@@ -139,12 +139,12 @@ class RemotePath(PosixPath):
 
 
 def is_remote(path: Any) -> bool:
-    """Whether a path or text is an address of a protocol, but for file://."""
+    """Whether a path or text is a URL other than file://."""
     return isinstance(path, RemotePath) or ("://" in str(path) and not str(path).startswith("file://"))
 
 
 def as_path(path: str | Path) -> Path:
-    """A `RemotePath` of an address, a `Path` of anything else."""
+    """Return a `RemotePath` for a URL, otherwise a `Path`."""
     if isinstance(path, Path):
         return path
     if not is_remote(path):
@@ -154,12 +154,12 @@ def as_path(path: str | Path) -> Path:
 
 
 def local(path: Path) -> Path:
-    """A path on this machine: the file itself, or its copy in the cache; a Zarr store elsewhere stays there."""
+    """Return a local path, after a download if `path` is remote. Remote Zarr stores are returned unchanged."""
     return path.local() if isinstance(path, RemotePath) and path.suffix != ".zarr" else path
 
 
 def find(pattern: str) -> list[Path]:
-    """The files of an address with wildcards, of a folder that the server lists, or of one file; sorted."""
+    """Return the files of a URL, sorted: a file, a folder that the server lists, or a pattern with wildcards."""
     url = str(as_path(pattern))
     if not set("*?[") & set(url):
         path = as_path(pattern)
@@ -174,7 +174,7 @@ def find(pattern: str) -> list[Path]:
 
 
 def prefetch(paths: Iterable[Path]) -> None:
-    """Fetch the first and the last block of remote files, where netCDF describes itself, several at once."""
+    """Download the first and the last block of remote files in parallel: they hold the metadata of netCDF."""
 
     def ends(path: RemotePath) -> None:
         with suppress(FileNotFoundError, IncompleteError):  # whoever reads it says so
@@ -188,22 +188,22 @@ def prefetch(paths: Iterable[Path]) -> None:
 
 
 class RemoteFile(io.RawIOBase):
-    """The content of a remote file, by blocks that are kept on disk."""
+    """A remote file, read in blocks that are cached on disk."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         size, self.key = _version(url)
-        if size is None:  # the server does not say: it is known once all is here
+        if size is None:  # known only after the download
             size = as_path(url).local().stat().st_size  # type: ignore[attr-defined]
         self.size: int = size
         self.place = 0
         etag = str(_info(url).get("ETag", ""))
-        # a server that knows it sends no part of a file that took its place
+        # servers that support it refuse to send a part of a newer file
         self._same = {"headers": {"If-Match": etag}} if etag.startswith('"') and url.startswith("http") else {}
         self._block = lru_cache(4)(self._load)
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def seekable(self) -> bool:
@@ -211,17 +211,17 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Where the next byte is."""
+        """Return the position."""
         return self.place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a byte."""
+        """Set the position."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.size}[whence]
         self.place = max(0, base + offset)
         return self.place
 
     def readinto(self, buffer: Any) -> int:
-        """The bytes that follow; MachineError or OSError where they do not come."""
+        """Read the next bytes. Raises MachineError or IncompleteError if the server does not deliver them."""
         view = memoryview(buffer).cast("B")
         wanted = min(len(view), max(0, self.size - self.place))
         done = 0
@@ -253,7 +253,7 @@ class RemoteFile(io.RawIOBase):
         content: bytes = fs.cat_file(name, start=start, end=stop, **self._same)
         if len(content) == stop - start:
             return content
-        if len(content) == self.size:  # the server sends whole files alone
+        if len(content) == self.size:  # the server does not support ranges
             return content[start:stop]
         raise IncompleteError(
             f"it says that it has {self.size} bytes; of those from {start} to {stop} {len(content)} came"
@@ -261,13 +261,13 @@ class RemoteFile(io.RawIOBase):
 
 
 def zarr_store(path: RemotePath) -> Any:
-    """A Zarr store elsewhere, whose chunks are kept on disk."""
+    """Open a remote Zarr store, whose chunks are cached on disk."""
     import asyncio
 
     from zarr.storage import LocalStore
 
     class Store(LocalStore):
-        """A folder that is filled as it is read."""
+        """A local copy, filled on access."""
 
         def __init__(self, root: Path, url: str) -> None:
             super().__init__(root, read_only=True)
@@ -289,17 +289,17 @@ def zarr_store(path: RemotePath) -> Any:
             return True
 
         async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
-            """The value of a key, or a part of it."""
+            """Return the value of a key, or a part of it."""
             if not await asyncio.to_thread(self._get_file, key):
                 return None
             return await super().get(key, prototype, byte_range)
 
         async def exists(self, key: str) -> bool:
-            """Whether there is such a key."""
+            """Whether the key exists."""
             return await asyncio.to_thread(self._get_file, key)
 
         async def list_dir(self, prefix: str) -> Any:
-            """The names below a prefix, as the server lists them."""
+            """Yield the names below a prefix, as listed by the server."""
             folder = as_path(f"{self.url}/{prefix}".rstrip("/"))
             for child in await asyncio.to_thread(lambda: list(folder.iterdir())):
                 yield child.name
@@ -310,7 +310,7 @@ def zarr_store(path: RemotePath) -> Any:
 
 
 class IncompleteError(OSError):
-    """Another number of bytes came than was announced."""
+    """The server sent another number of bytes than it announced."""
 
 
 def _whole(content: bytes, size: int | None) -> bytes:
@@ -320,10 +320,10 @@ def _whole(content: bytes, size: int | None) -> bytes:
 
 
 def _fetch(url: str, ask: Callable[[Any, str], Answer]) -> Answer:
-    """What `ask(file system, name)` gives, asked again where it fails.
+    """Return `ask(file system, name)`; repeat it if it fails.
 
-    FileNotFoundError or PermissionError from the server at once. IncompleteError, of this file alone, where
-    another number of bytes comes than is announced; MachineError where there is no answer.
+    Raises FileNotFoundError and PermissionError at once. After the last try, raises IncompleteError if this file
+    has another length than announced, otherwise MachineError.
     """
     fs, name = _filesystem(url)
     for number in range(TRIES):
@@ -331,7 +331,7 @@ def _fetch(url: str, ask: Callable[[Any, str], Answer]) -> Answer:
             return ask(fs, name)
         except (FileNotFoundError, PermissionError):
             raise
-        except Exception as error:  # each protocol has errors of its own
+        except Exception as error:  # each protocol has its own errors
             if number + 1 == TRIES:
                 what = f"{type(error).__name__}: {error}".rstrip(": ")
                 text = f"{url} cannot be fetched, {TRIES} times tried: {what}"
@@ -344,7 +344,7 @@ def _fetch(url: str, ask: Callable[[Any, str], Answer]) -> Answer:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """The file system of an address, and the name there; ValueError where a package is missing."""
+    """Return the file system of a URL and the name in it. Raises ValueError if a package is missing."""
     import fsspec
 
     scheme = url.partition("://")[0]
@@ -370,7 +370,7 @@ _known: dict[tuple[int, str], tuple[float, dict[str, Any]]] = {}
 
 
 def _info(url: str) -> dict[str, Any]:
-    """What the server says of a file, at most a minute old."""
+    """Return the metadata of a file, at most one minute old."""
     key = (os.getpid(), url)
     told, info = _known.get(key, (-RECHECK_S, {}))
     if time.monotonic() - told >= RECHECK_S or not info:
@@ -385,7 +385,7 @@ def _ask_info(fs: Any, name: str) -> dict[str, Any]:
         info: dict[str, Any] = fs.info(name)
     except FileNotFoundError as error:
         cause = error.__cause__
-        # fsspec says so of whatever goes wrong with a web server
+        # fsspec raises it for every failure of a web server
         if type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError | OSError):
             if getattr(cause, "status", None) in (404, 410):
                 raise
@@ -395,7 +395,7 @@ def _ask_info(fs: Any, name: str) -> dict[str, Any]:
 
 
 def _version(url: str) -> tuple[int | None, str]:
-    """The size of a file, None where the server does not say it, and a key of its address, size and version."""
+    """Return the size of a file (None if unknown) and a key made of its URL, size and version."""
     info = _info(url)
     told = sorted((k.lower().replace("-", "").replace("_", ""), str(v)) for k, v in info.items())
     version = [pair for pair in told if pair[0] in VERSION_KEYS]
@@ -404,7 +404,7 @@ def _version(url: str) -> tuple[int | None, str]:
 
 
 def _described(path: RemotePath) -> RemotePath:
-    """The file that describes what is at `path`: of a Zarr store its metadata."""
+    """Return the file whose version stands for `path`: for a Zarr store, its metadata."""
     if path.suffix != ".zarr":
         return path
     for name in ("zarr.json", ".zmetadata", ".zgroup"):
@@ -421,7 +421,7 @@ _added = CACHE_GIB * 2**30
 
 
 def _evict(num_bytes: int) -> None:
-    """Remove what was unused for longest where more is kept than may be; looked at once a few hundred MiB."""
+    """Remove the least recently used files if the cache exceeds its limit. Checks after every 5 % of it."""
     global _added
     most = float(os.environ.get("RAINCAST_REMOTE_CACHE_GIB", CACHE_GIB)) * 2**30
     _added += num_bytes
@@ -432,7 +432,7 @@ def _evict(num_bytes: int) -> None:
     for file in _cache().rglob("*"):
         try:
             status = file.stat()
-        except OSError:  # another process removed it
+        except OSError:  # removed by another process
             continue
         if file.is_file():
             kept.append((status.st_mtime, status.st_size, file))

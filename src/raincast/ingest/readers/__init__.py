@@ -199,27 +199,27 @@ class Limited:
 
 @dataclass(frozen=True)
 class Fetched:
-    """The files of `reader` wherever they are: those elsewhere are fetched whole. Errors name their address."""
+    """Reads remote files with `reader`, after downloading each. Errors name the URL."""
 
     reader: Reader
 
     def recognises(self, path: Path) -> bool:
-        """As the reader does."""
+        """As `reader` does."""
         return self.reader.recognises(local(path))
 
     def scan(self, path: Path) -> Head:
-        """As the reader does."""
+        """As `reader` does."""
         with _by_address(path) as here:
             return self.reader.scan(here)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
-        """As the reader does."""
+        """As `reader` does."""
         with _by_address(path) as here:
             return self.reader.read(here, frames, step_minutes=step_minutes)
 
 
 def fetching(reader: Reader, paths: Sequence[Path]) -> Reader:
-    """`reader`, or where any of `paths` is elsewhere `Fetched` of it."""
+    """Return `reader`, or `Fetched(reader)` if any of `paths` is remote."""
     return Fetched(reader) if any(map(is_remote, paths)) else reader
 
 
