@@ -2,8 +2,8 @@
 
 A `RemotePath` can be used in place of a `Path`. Files are read in blocks of 1 MiB, which stay in the cache folder
 under a key made of the URL, size and version: a file that changed is read again. If a server breaks off, is slow
-or sends a wrong number of bytes, the request is repeated; if that fails too, an error is raised. Data are never cut
-short.
+or sends a wrong number of bytes, the request is repeated; if that fails too, an error is raised. Data are never
+cut short.
 """
 
 import fnmatch
