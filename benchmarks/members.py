@@ -5,8 +5,9 @@
 Windows, frames and pixels are those of `benchmarks/leave_one_out.py`, with 20 members each. The CRPS (mm/h) is
 that of means over boxes of 1, 4, 16 and 64 pixels, and of the mean rate of the hour; a box counts if all of it was
 observed. It is printed with the difference from STEPS in percent and its 95 % interval, from resampling start
-times. The fair CRPS treats ensembles of all sizes alike. Spread over error is the members' standard deviation over
-the error of their mean: 1 is right. Seconds are per start time.
+times. The fair CRPS treats ensembles of all sizes alike. Energy and variogram score
+(`raincast.metrics.multivariate`) judge all boxes of a map together. Spread over error is best at 1
+(`raincast.metrics.ensemble`). Seconds are those of one processor per start time.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from leave_one_out import LEADS, Maps, inside_window, windows
 from rich.console import Console
@@ -27,17 +29,23 @@ from raincast.baselines import Steps
 from raincast.baselines.motion import find_motion
 from raincast.forecaster import Query
 from raincast.forecasting.network import box_forecaster
+from raincast.metrics import ensemble, multivariate
 
 BOXES = (1, 4, 16, 64)
 MEMBERS = 20
 
 
-def crps(members: Maps, observed: Maps, *, fair: bool = False) -> float:
-    """Return the mean over N values of the CRPS of M members, (M, N) and (N,): E|X − y| − E|X − X'| / 2."""
-    M = len(members)
-    weight = (2 * np.arange(1, M + 1) - M - 1)[:, None]
-    within = (weight * np.sort(members, axis=0)).sum(0) / (M * (M - 1) if fair else M * M)
-    return float((np.abs(members - observed).mean(0) - within).mean())
+def scores(members: Maps, observed: Maps, counted: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Return scores of M members (M, V, U) where (V, U) are `counted`."""
+    one = (torch.from_numpy(members)[None, None], torch.from_numpy(observed)[None, None, None])
+    mask = torch.from_numpy(counted)[None, None, None]
+    sums, maps = ensemble.ensemble_sums(*one, mask), multivariate.multivariate_sums(*one, mask)
+    made = {
+        "crps": ensemble.crps(sums), "fair": ensemble.fair_crps(sums),
+        "spread": sums.variance / sums.count, "error": sums.squared_error / sums.count,
+        "energy": multivariate.energy_score(maps), "variogram": multivariate.variogram_score(maps),
+    }  # fmt: skip
+    return {name: float(value) for name, value in made.items()}
 
 
 def boxes(maps: Maps, size: int) -> Maps:
@@ -74,23 +82,20 @@ def score(window: dict[str, Any]) -> Iterator[dict[str, Any]]:
             whole = boxes(counted.astype(np.float32), size) > 0.999
             if not whole.any():
                 continue
-            observed = boxes(truth, size)[whole]
             for name, members in made.items():
-                values = boxes(members[leads].mean(0), size)[:, whole]
-                yield {
-                    "start": window["start"], "what": what, "box": size, "who": name, "seconds": seconds[name],
-                    "crps": crps(values, observed), "fair": crps(values, observed, fair=True),
-                    "spread": float(values.var(0, ddof=1).mean()),
-                    "error": float(((values.mean(0) - observed) ** 2).mean()),
-                }  # fmt: skip
+                row = {"start": window["start"], "what": what, "box": size, "who": name, "seconds": seconds[name]}
+                yield row | scores(boxes(members[leads].mean(0), size), boxes(truth, size), whole)
 
 
 def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
     """Print one line for each lead time and box."""
     starts = len({row["start"] for row in rows})
     table = Table(title=f"{name}: {starts} start times, CRPS in mm/h", title_justify="left")
-    for column in ("", "box", "STEPS", "raincast", "difference", "fair", "spread/error: STEPS", "raincast"):
+    table.add_column("means over")
+    for column in ("box", "STEPS", "raincast", "CRPS less STEPS'", "fair CRPS", "energy", "variogram"):
         table.add_column(column)
+    for who in ("STEPS", "raincast"):
+        table.add_column(f"spread/error, {who}")
     for what, box in dict.fromkeys((row["what"], row["box"]) for row in rows):
         found = {
             who: [row for row in rows if (row["what"], row["box"], row["who"]) == (what, box, who)]
@@ -103,10 +108,9 @@ def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
             )
             for who in found
         }
-        table.add_row(
-            what, f"{box} px", f"{means['STEPS']:.4f}", f"{means['raincast']:.4f}", _difference(found, "crps"),
-            _difference(found, "fair"), f"{ratio['STEPS']:.2f}", f"{ratio['raincast']:.2f}",
-        )  # fmt: skip
+        differences = [_difference(found, score) for score in ("crps", "fair", "energy", "variogram")]
+        texts = [f"{means[who]:.4f}" for who in found] + differences + [f"{ratio[who]:.2f}" for who in found]
+        table.add_row(what, f"{box} px", *texts)
     console.print(table)
     for who in ("STEPS", "raincast"):
         console.print(f"{who}: {np.median([row['seconds'] for row in rows if row['who'] == who]):.1f} s a start")
@@ -134,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels a side")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    console = Console(width=140)
+    console = Console(width=180)
     for entry in options.networks:
         name, paths = entry.split("=", 1)
         rows = [

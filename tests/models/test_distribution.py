@@ -77,6 +77,20 @@ def test_the_area_step_takes_the_geometric_mean() -> None:
     assert not area_shift(logits, unseen).any(), "where the flow knows nothing it has no say"
 
 
+def test_an_output_that_was_stepped_once_gives_the_same() -> None:
+    raw, head = output(), DistributionHead()
+    expected = head.rates(raw, RateScaling()), head.exceedance(raw, [1.0], RateScaling())
+    stepped = raw.clone()
+    plain = head.stepped(stepped)
+    assert not torch.equal(stepped, raw) and plain.stepped(stepped) is plain
+    for found, known in zip(
+        (plain.rates(stepped, RateScaling()), plain.exceedance(stepped, [1.0], RateScaling())),
+        expected,
+        strict=True,
+    ):
+        torch.testing.assert_close(found, known)
+
+
 def test_rates_rise_without_steps() -> None:
     """Along a line on which the location rises evenly, the rate does too: no plateau at a threshold."""
     location = torch.linspace(-3.5, 4.5, 400)[None, None, None]

@@ -158,9 +158,12 @@ class NetworkForecaster:
                 inputs=self.inputs,
                 covariates=covariates,
             )
+        head = self.head if query.rule is None else self._head_by(query.rule)
+        if isinstance(head, DistributionHead):
+            head = head.stepped(output)
         done = (NETWORK,) * len(query.rain)
         wants_members = self.ensemble or (query.members and self.gives.members)
-        members = self._members(query, output, covariates) if wants_members else None
+        members = self._members(query, head, output, covariates) if wants_members else None
         if self.ensemble and members is not None:
             shares = [(members >= threshold).mean(axis=2) for threshold in query.thresholds]
             return Prediction(
@@ -170,11 +173,10 @@ class NetworkForecaster:
                 query.thresholds,
                 done=done,
             )
-        head = self.head if query.rule is None else self._head_by(query.rule)
         rates = query.at_lead_times(head.rates(output, self.transform).cpu().numpy())
         if not query.thresholds or not self.gives.probabilities:
             return Prediction(rates, members, done=done)
-        stated, calibrated = self._probabilities(output, query.thresholds)
+        stated, calibrated = self._probabilities(head, output, query.thresholds)
         return Prediction(
             rates,
             members,
@@ -184,14 +186,14 @@ class NetworkForecaster:
             done=done,
         )
 
-    def _members(self, query: Query, output: Tensor, covariates: Mapping[str, Tensor]) -> Maps:
-        assert isinstance(self.network, LagrangianForecaster) and isinstance(self.head, DistributionHead)
+    def _members(self, query: Query, head: Head, output: Tensor, covariates: Mapping[str, Tensor]) -> Maps:
+        assert isinstance(self.network, LagrangianForecaster) and isinstance(head, DistributionHead)
         rain = self._tensor(query.rain)[:, :, 0]
         x = torch.stack([rain.nan_to_num(0.0), rain.isfinite().to(rain.dtype)], dim=2)
         noise = self.network.noise(
             x, query.num_steps, covariates["scale"], num_members=self.num_members, seed=self.seed
         )
-        made: Maps = query.at_lead_times(self.head.members(output, noise, self.num_members).cpu().numpy())
+        made: Maps = query.at_lead_times(head.members(output, noise, self.num_members).cpu().numpy())
         return made
 
     def as_ensemble(self, num_members: int) -> "NetworkForecaster":
@@ -234,10 +236,10 @@ class NetworkForecaster:
             raise ValueError(f"{self.name} works in physical units: the query needs grid or pixel_km.")
         return torch.tensor([[query.step_minutes, query.pixel_km]] * len(query.rain), device=self.device)
 
-    def _probabilities(self, output: Tensor, thresholds: Sequence[float]) -> tuple[Maps, Maps | None]:
+    def _probabilities(self, head: Head, output: Tensor, thresholds: Sequence[float]) -> tuple[Maps, Maps | None]:
         """Return the head's probabilities (B, num_steps, K, H, W), and the calibrated ones, if any."""
         try:
-            stated = self.head.exceedance(output, thresholds, self.transform).cpu().numpy()
+            stated = head.exceedance(output, thresholds, self.transform).cpu().numpy()
             return stated, None if self.calibration is None else self.calibration.apply(stated, thresholds)
         except ValueError as error:
             raise ThresholdError(str(error)) from error

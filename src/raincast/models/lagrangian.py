@@ -140,20 +140,16 @@ class LagrangianForecaster(PhysicalNetwork):
         *,
         num_members: int,
         seed: int,
-    ) -> Iterator[Float[Tensor, "steps m h w"]]:
-        """Yield each sample's noise that ranks `num_members` members (`models.members`), in half precision."""
+    ) -> Iterator[Iterator[Float[Tensor, "m h w"]]]:
+        """Yield each sample's noise, by lead time step, that ranks `num_members` members (`models.members`)."""
         of = _followed(x, num_steps, scale)
         newest = log_rate(of.past[:, -3:])
         bands = statistics(newest, of.seen[:, -3:].amin(1), step_minutes=of.scale.step, pixel_km=of.scale.pixel)
         for sample in range(len(x)):
-            made = torch.empty((num_steps, num_members, *x.shape[-2:]), dtype=torch.half, device=x.device)
-            for member in range(num_members):
-                # no two seeds share a member
-                generator = torch.Generator(x.device).manual_seed(seed * num_members + member)
-                fields = correlated_noise(newest[sample, -1], bands, sample, of.far[sample], generator)
-                for step, field in enumerate(fields):
-                    made[step, member] = field
-            yield made
+            # no two seeds share a member
+            seeds = range(seed * num_members, (seed + 1) * num_members)
+            generators = [torch.Generator(x.device).manual_seed(own) for own in seeds]
+            yield correlated_noise(newest[sample, -1], bands, sample, of.far[sample], generators)
 
 
 class _Followed(NamedTuple):
