@@ -230,7 +230,7 @@ def test_fss_of_one_pixel_is_f1_and_its_sums_are_kept_by_event(windows):
 def test_scales_need_the_size_of_a_pixel_and_stand_once(windows):
     with pytest.raises(ValueError, match=r"scales=\[1, 4\] in km: give pixel_km"):
         scored([Persistence()], batches(windows), scales=[1, 4])
-    with pytest.raises(ValueError, match="none twice"):
+    with pytest.raises(ValueError, match="none may repeat"):
         scored([Persistence()], batches(windows), scales=[4, 4], pixel_km=1.0)
 
 
