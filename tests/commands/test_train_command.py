@@ -144,7 +144,7 @@ def test_a_run_cannot_end_before_where_it_is(tiny_run: Path, tiny_archive: Path,
         ValueError, match=r"trainer\.max_epochs=20: the run of .*last\.ckpt has already reached 30"
     ):
         train(compose_config("train", tmp_path, *same, "trainer.max_epochs=20"))
-    with pytest.raises(ValueError, match=r"trainer\.max_steps=7: .* has reached 180 already"):
+    with pytest.raises(ValueError, match=r"trainer\.max_steps=7: .* has already reached 180"):
         train(compose_config("train", tmp_path, *same, "trainer.max_epochs=30", "trainer.max_steps=7"))
 
 
