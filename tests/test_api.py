@@ -139,7 +139,7 @@ def test_a_network_trained_with_lightning_alone_loads_again(folder: Path, tmp_pa
         frames
     )
     assert forecast["rain_rate"].shape == (2, 16, 20) and torch.is_grad_enabled()
-    with pytest.raises(ValueError, match=r"does not say of which network .*raincast.checkpoint.describe"):
+    with pytest.raises(ValueError, match=r"does not state its network.*raincast.checkpoint.describe"):
         raincast.load_forecaster(trained({}, tmp_path / "b.ckpt"))
     with pytest.raises(ValueError, match="settings lack head"):
         describe({name: SETTINGS[name] for name in ("model", "transform")}, data)

@@ -447,7 +447,7 @@ def test_what_is_not_there_or_no_archive_is_said(tmp_path):
     ):
         Archive.open(tmp_path / "text.nc")
     FOREIGN.drop_vars("time").to_netcdf(tmp_path / "timeless.nc", engine="netcdf4")
-    with pytest.raises(ValueError, match=r"timeless.nc is no archive .*\n.*no coordinate 'time'"):
+    with pytest.raises(ValueError, match=r"timeless.nc is not an archive .*\n.*no coordinate 'time'"):
         Archive.open(tmp_path / "timeless.nc")
 
 

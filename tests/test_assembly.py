@@ -48,7 +48,7 @@ def test_a_checkpoint_with_code_in_its_config_or_its_pickle_is_refused(tiny_run:
     with pytest.raises(ValueError, match="config has no model, head"):
         assembly.read_checkpoint(tmp_path / "config.ckpt")
     torch.save({"raincast": {}, "state_dict": {}, "code": Path("x")}, tmp_path / "pickle.ckpt")
-    with pytest.raises(ValueError, match=r"pickle\.ckpt is damaged, or no checkpoint of plain data"):
+    with pytest.raises(ValueError, match=r"pickle\.ckpt is damaged, or not a checkpoint of plain data"):
         assembly.read_checkpoint(tmp_path / "pickle.ckpt")
 
 

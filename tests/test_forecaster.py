@@ -28,7 +28,7 @@ def test_a_query_for_steps_has_their_lead_times():
     assert some.lead_times.tolist() == np.array([300, 450], "timedelta64[s]").astype("timedelta64[ns]").tolist()
     odd = dataclasses.replace(asked, lead_minutes=[4.0])
     assert odd.lead_times / np.timedelta64(1, "m") == 4
-    with pytest.raises(ValueError, match=r"lead_minutes=\[4.0\]: this forecaster goes by steps of 2.5 min"):
+    with pytest.raises(ValueError, match=r"lead_minutes=\[4.0\]: this forecaster has a step of 2.5 min"):
         _ = odd.num_steps
 
 

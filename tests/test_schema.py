@@ -41,8 +41,8 @@ BREACHES = {
     "There is no coordinate 'time'": lambda d: d.drop_vars("time"),
     "'time' is int64, not decodable": lambda d: d.assign_coords(time=np.arange(24)),
     "It has no frames": lambda d: d.isel(time=slice(0)),
-    "do not ascend, or repeat, at 2026-01-01T00:00": lambda d: d.isel(time=[0, 0, 1]),
-    "do not ascend, or repeat, at 2026-01-01T00:05": lambda d: d.isel(time=[0, 2, 1]),
+    "are not ascending, or repeat, at 2026-01-01T00:00": lambda d: d.isel(time=[0, 0, 1]),
+    "are not ascending, or repeat, at 2026-01-01T00:05": lambda d: d.isel(time=[0, 2, 1]),
     "1 times are off the step.*2026-01-01T00:07": lambda d: d.isel(time=slice(3)).assign_coords(
         time=minutes(0, 5, 7)
     ),
@@ -55,7 +55,7 @@ BREACHES = {
 def test_each_breach_is_named_with_a_remedy(message):
     with pytest.raises(ValueError, match=message) as error:
         check_archive(BREACHES[message](mock_archive()), "a.nc")
-    assert str(error.value).startswith("a.nc is no archive")
+    assert str(error.value).startswith("a.nc is not an archive")
     assert "python ingest.py" in str(error.value)
 
 
@@ -64,7 +64,7 @@ def test_one_message_lists_all_breaches():
     broken = broken.isel(time=[0, 2, 1]).assign_coords(x=broken.x.values**2)
     with pytest.raises(ValueError) as error:
         check_archive(broken)
-    for part in ("has dimensions", "no grid_mapping", "do not ascend", "'x' is not evenly spaced"):
+    for part in ("has dimensions", "no grid_mapping", "are not ascending", "'x' is not evenly spaced"):
         assert part in str(error.value)
     assert str(error.value).count("\n  - ") == 4
 
@@ -82,7 +82,7 @@ def test_units_in_mm_h():
     for unit in ("mm h-1", "mm/hr", "mm hr-1", "mm/hour", "kg m-2 h-1", "kg m-2 s-1", "mm s-1", "m s-1"):
         per_second, in_metres = unit.endswith(("s-1", "/s")), unit.startswith("m ")
         assert schema.mm_h_per(unit) == (hour if per_second else 1) * (metre if in_metres else 1), unit
-    with pytest.raises(ValueError, match="'dBZ' is no unit of a rain rate"):
+    with pytest.raises(ValueError, match="'dBZ' is not a unit of rain rate"):
         schema.mm_h_per("dBZ")
 
 

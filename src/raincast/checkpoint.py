@@ -1,4 +1,4 @@
-"""Checkpoints: plain data that is read without running anything that stands in it."""
+"""Checkpoints: plain data that is read without running any code in it."""
 
 import hashlib
 import re
@@ -35,30 +35,30 @@ _STATED: Mapping[str, type | tuple[type, ...]] = {
     "raincast_version": str,
     "torch_version": str,
 }
-"""What a checkpoint says of itself, and of which type it is."""
+"""Metadata that a checkpoint must have, with their types."""
 
 BOX = "box"
-"""The name of the weights that come with raincast, in the place of a checkpoint's path."""
+"""Name of the weights that come with raincast, used in place of a checkpoint's path."""
 
 _PARTS = ("model", "head", "transform", "data", "metrics")
-"""What its config must have."""
+"""Nodes that its config must have."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A checkpoint's weights and what it says of itself."""
+    """The weights and metadata of a checkpoint."""
 
     path: Path
     info: dict[str, Any]
     config: dict[str, Any]
-    """The training's config, resolved when it was written: plain data that nothing resolves again."""
+    """The config of the training, resolved when it was written; plain data that is never resolved again."""
     state: dict[str, Any]
     epoch: int
     step: int
 
     @property
     def inputs(self) -> "Inputs":
-        """What its network sees."""
+        """The inputs of its network."""
         return inputs_of(self.info["channels"])
 
     @property
@@ -68,31 +68,32 @@ class Checkpoint:
 
     @property
     def in_box(self) -> bool:
-        """Whether these are the weights that come with raincast."""
+        """True if these are the weights that come with raincast."""
         return self.path == box_path()
 
     @property
     def sha256(self) -> str:
-        """The hash of the file."""
+        """The SHA-256 of the file."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 
 def check_there(path: str | Path) -> None:
-    """FileNotFoundError, with the checkpoints that are there, if `path` is no file."""
+    """Raise FileNotFoundError, with a list of nearby checkpoints, if `path` is not a file."""
     if not Path(path).is_file():
         nearby = sorted(str(p) for p in Path("outputs").glob("**/*.ckpt"))[-4:]
         hint = (
             f" There are: {', '.join(nearby)}."
             if nearby
-            else " checkpoint=box takes the weights that come with raincast."
+            else " checkpoint=box uses the weights that come with raincast."
         )
         raise FileNotFoundError(f"There is no checkpoint {path}.{hint}")
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint without running anything that stands in it; FileNotFoundError or ValueError else.
+    """Read a checkpoint without running any code in it.
 
-    `path` may be `BOX`, or a file of weights that `benchmarks/pretrain.py` wrote (.npz).
+    `path` may be `BOX`, or a file of weights written by `benchmarks/pretrain.py` (.npz). Raises FileNotFoundError
+    if it does not exist, ValueError if it is damaged or not a checkpoint of raincast.
     """
     if str(path) == BOX:
         path = box_path()
@@ -108,15 +109,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raw = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # whatever the reader of pickles stumbles upon
+    except Exception as error:  # the pickle reader may raise anything
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged, or no checkpoint of plain data: {first_line}") from error
+        raise ValueError(f"{path} is damaged, or not a checkpoint of plain data: {first_line}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("raincast"), dict) or "state_dict" not in raw:
         raise ValueError(f"{path} was not written by raincast. Train a network with: python train.py")
     info = raw["raincast"]
     if not info:
         raise ValueError(
-            f"{path} does not say of which network its weights are: it was trained without metadata. Pass "
+            f"{path} does not state its network: it was trained without metadata. Pass "
             "metadata=raincast.checkpoint.describe(settings, data) to NowcastModule, see docs/python.md."
         )
     if info.get("format") != CHECKPOINT_FORMAT:
@@ -127,11 +128,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         return Checkpoint(path, info, _checked(raw), raw["state_dict"], raw["epoch"], raw["global_step"])
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no checkpoint of raincast: {error}") from error
+        raise ValueError(f"{path} is not a checkpoint of raincast: {error}") from error
 
 
 def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a checkpoint whose parts are of the right kinds; KeyError or ValueError else."""
+    """Check the types of a checkpoint's parts and return its config. Raises KeyError or ValueError."""
     import torch
 
     info = raw["raincast"]
@@ -146,11 +147,11 @@ def _checked(raw: Mapping[str, Any]) -> dict[str, Any]:
     if "grid_spacing" not in wrong and not all(type(km) in (int, float) for km in info["grid_spacing"]):
         wrong.append("grid_spacing")
     if wrong:
-        raise ValueError(f"it does not state {', '.join(wrong)} as raincast does")
+        raise ValueError(f"its metadata {', '.join(wrong)} are absent or invalid")
     if not all(isinstance(tensor, torch.Tensor) for tensor in raw["state_dict"].values()):
-        raise ValueError("its weights are no tensors")
+        raise ValueError("its weights are not tensors")
     if not all(re.fullmatch(r"\w[\w-]{0,127}", str(run)) for run in info["loggers"].values()):
-        raise ValueError(f"loggers={info['loggers']} are no names of runs")
+        raise ValueError(f"loggers={info['loggers']} are not names of runs")
     config = read_config(info["config"])
     if lacking := [part for part in _PARTS if not isinstance(config.get(part), dict)]:
         raise ValueError(f"its config has no {', '.join(lacking)}")
@@ -162,12 +163,12 @@ def _is_channel(described: Any) -> bool:
 
 
 def box_path() -> Path:
-    """The file of the weights that come with raincast."""
+    """Return the file of the weights that come with raincast."""
     return Path(__file__).with_name("weights") / "lagrangian.npz"
 
 
 def _of_weights(path: Path) -> Checkpoint:
-    """Weights alone, as a checkpoint that names the radar networks that they were trained on."""
+    """Read a file of weights as a checkpoint whose archive names the radar networks that it was trained on."""
     from raincast.models.weights import read_weights
 
     state, described = read_weights(path)
@@ -196,17 +197,18 @@ def _of_weights(path: Path) -> Checkpoint:
 
 
 def describe(settings: Mapping[str, Any] | str, data: "RadarDataModule") -> dict[str, Any]:
-    """What a checkpoint says of itself, as plain data: the `metadata` of a NowcastModule.
+    """Return a checkpoint's metadata as plain data, for the argument `metadata` of a NowcastModule.
 
     `settings` are the nodes "model", "transform" and "head", each with the `_target_` of its class, as in conf/,
-    or a whole config as YAML. `construct(settings["model"])` builds the network that they describe.
+    or a whole config as YAML. `construct(settings["model"])` builds the network that they describe. Raises
+    ValueError if one of the nodes is absent.
     """
     import torch
 
     stated = read_config(settings) if isinstance(settings, str) else dict(settings)
     if missing := [key for key in ("model", "transform", "head") if key not in stated]:
         raise ValueError(f"settings lack {', '.join(missing)}: each with the _target_ of its class, as in conf/.")
-    if "data" not in stated:  # what forecasts and evaluations ask of it
+    if "data" not in stated:  # the part that forecasts and evaluations use
         stated["data"] = {
             "archive": str(data.archive.path),
             "input_steps": data.input_steps,
@@ -238,7 +240,7 @@ def describe(settings: Mapping[str, Any] | str, data: "RadarDataModule") -> dict
 
 
 def write_calibrated(checkpoint: Checkpoint, calibration: "Calibration", path: Path) -> Path:
-    """A copy of `checkpoint`, which stays as it is, that also holds `calibration`; returns its path."""
+    """Write a copy of `checkpoint` that also has `calibration`; return its path. The original is unchanged."""
     import torch
 
     raw = torch.load(checkpoint.path, map_location="cpu", weights_only=True)
@@ -249,7 +251,7 @@ def write_calibrated(checkpoint: Checkpoint, calibration: "Calibration", path: P
 
 
 def inputs_of(described: Sequence[Any]) -> "Inputs":
-    """What a network sees, of the channels as a checkpoint lists them."""
+    """Return a network's inputs from the channels that a checkpoint lists."""
     from raincast.models.inputs import Inputs
 
     scaled = [(c["name"], construct(c["transform"]), c["role"]) for c in described if "transform" in c]

@@ -2,7 +2,7 @@
 
 `raincast summary`, which reads and writes nothing, and `raincast serve` have no script.
 
-Only Hydra is imported here; what a command needs is imported once its config stands.
+Only Hydra is imported here; a command's modules are imported after its config is composed.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary", "serve")
 USER_ERRORS = (ValueError, FloatingPointError, FileNotFoundError, FileExistsError, NotADirectoryError)
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Where torchrun, Lightning and SLURM tell a process its number."""
+"""Environment variables in which torchrun, Lightning and SLURM pass a process its rank."""
 
 
 def train() -> None:
@@ -61,7 +61,7 @@ def export() -> None:
 
 
 def main() -> None:
-    """`raincast COMMAND [key=value …]`."""
+    """Run `raincast COMMAND [key=value …]`."""
     if sys.argv[1:2] == ["-sc"]:
         _complete()
         return
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def _complete() -> None:
-    """Shell completion, which Hydra knows of one command alone: here the first word is the command."""
+    """Complete a command line. Hydra can complete only a single command; here the first word is the command."""
     words = os.environ.get("COMP_LINE", "").split(maxsplit=2)
     asked = words[1] if len(words) > 1 else ""
     if "query" in sys.argv[2] and asked not in COMMANDS:
@@ -93,7 +93,7 @@ def _complete() -> None:
 
 
 def run_folder(name: str | None, resume: str | None, given: Sequence[str], now: str) -> str:
-    """The folder of a training run: its name, what its command gives, or the time.
+    """Return the folder of a training run: its name, a hash of its overrides (with `resume`), or the time.
 
     With `resume` the same overrides, in any order, give the same folder.
     """
@@ -134,12 +134,12 @@ def _run(command: str) -> None:
     except BrokenPipeError:
         if started:
             raise
-        # of --help | head: nobody reads the rest, and nothing is to be said of it when the interpreter ends either
+        # --help | head: the rest is not read; redirect stdout so that the interpreter does not complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _helped(command: str) -> bool:
-    """Write the help if it is asked for; Hydra says what is wrong with the other arguments."""
+    """Write the help if requested and return True; False leaves faulty arguments to Hydra's messages."""
     if {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         return False
     what = {"summary": "Print what a network costs: parameters, FLOPs, memory."}
@@ -158,9 +158,9 @@ def _helped(command: str) -> bool:
 
 
 def _shared_run_dir(given_overrides: list[str], environment: Mapping[str, str]) -> list[str]:
-    """Overrides that give the processes of torchrun or srun, which do not know of each other, one run folder.
+    """Return overrides that give all processes of torchrun or srun, which are independent, the same run folder.
 
-    Under SLURM it is named by the job, so that a job that is queued again finds it.
+    Under SLURM the folder is named after the job, so that a requeued job finds it.
     """
     if "TORCHELASTIC_RUN_ID" in environment:
         rank, name = int(environment["RANK"]), _time_of_first
@@ -172,7 +172,7 @@ def _shared_run_dir(given_overrides: list[str], environment: Mapping[str, str]) 
     shared = []
     if not given & {"hydra.run.dir", "hydra.sweep.dir"}:
         where = name(environment)
-        if not given & {"name", "resume"}:  # these give one folder by themselves
+        if not given & {"name", "resume"}:  # these already give one folder
             shared = [f"hydra.run.dir=${{paths.output_dir}}/train/{where}"]
         shared += [f"hydra.sweep.dir=${{paths.output_dir}}/sweep/{where}"]
     if rank:
@@ -186,14 +186,14 @@ def _slurm_name(environment: Mapping[str, str]) -> str:
 
 
 def _time_of_first(environment: Mapping[str, str]) -> str:
-    """When torchrun's first process began, which it tells the others by the store that torchrun keeps for them."""
+    """Return the start time of torchrun's first process, which the others read from torchrun's store."""
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        raise SystemExit("This torchrun keeps no store for its processes: name their folder with hydra.run.dir=…")
+        raise SystemExit("This torchrun has no store for its processes: set their folder with hydra.run.dir=…")
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch lists no exports
 
     store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
     if environment["RANK"] == "0":
-        # processes that torchrun starts again find the time of the first start
+        # restarted processes get the time of the first start
         now = f"{datetime.now():%Y-%m-%d/%H-%M-%S}"
         return str(store.compare_set("raincast/began", "", now).decode())
     return str(store.get("raincast/began").decode())
@@ -207,7 +207,7 @@ def _command(name: str) -> Callable[[DictConfig], Any]:
 
 
 def _guarded(command: str, cfg: DictConfig) -> Any:
-    """Run a command; a user's error is one message, and leaves no empty run folder behind."""
+    """Run a command. A user error is shown as one message and leaves no empty run folder behind."""
     several = jobs.one_of_several()
     folder = Path(HydraConfig.get().runtime.output_dir)
     # the other processes of a run share the folder of the first
@@ -223,12 +223,12 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
             jobs.note(result)
         return result
     except SystemExit as stop:
-        if several and stop.code == 1:  # said by the command itself; the other jobs go on
+        if several and stop.code == 1:  # the command has already reported it; the other jobs continue
             jobs.note(error="see its log")
             return math.nan
         raise
     except Exception as raised:
-        # Hydra wraps what a constructor raises
+        # Hydra wraps errors of constructors
         error = raised.__cause__ if isinstance(raised, InstantiationException) else raised
         known = isinstance(error, (*USER_ERRORS, TypeError)) and isinstance(
             raised, (*USER_ERRORS, InstantiationException)
@@ -237,7 +237,7 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
         known = known or machine is not None or getattr(error, "errno", None) in jobs.SYSTEM_ERRORS
         if os.environ.get("HYDRA_FULL_ERROR") == "1" or not (known or several):
             raise
-        if several:  # the other jobs go on
+        if several:  # the other jobs continue
             log.error("Error: %s", jobs.said(error), exc_info=None if known else raised)
             jobs.note(error=(jobs.said(error).splitlines() or [type(error).__name__])[0])
             return math.nan
@@ -251,12 +251,12 @@ def _check_missing(cfg: DictConfig) -> None:
     missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
     if missing:
         raise ValueError(
-            f"Not given: {', '.join(missing)}. Say, for example: {' '.join(f'{key}=…' for key in missing)}"
+            f"Not given: {', '.join(missing)}. Set, for example: {' '.join(f'{key}=…' for key in missing)}"
         )
 
 
 def _check_checkpoint(cfg: DictConfig) -> None:
-    """Before anything is imported that takes seconds."""
+    """Check the checkpoint's path early, before slow imports."""
     from raincast.checkpoint import BOX, check_there
 
     for key in ("checkpoint", "warm_start"):
@@ -268,7 +268,7 @@ def _check_checkpoint(cfg: DictConfig) -> None:
 def _check_types(command: str, cfg: DictConfig) -> None:
     from raincast.assembly.typed import check
 
-    # what a command does not use need not be imported
+    # nodes that a command does not use are not imported
     unused = {"summary": ("data", "logger", "callbacks"), "ingest": () if cfg.get("audit") else ("data",)}
     files = [path for path in (conf_dir() / f"{command}.yaml", conf_dir() / "local.yaml") if path.is_file()]
     known = [key for path in files for key in overrides.flat_keys(OmegaConf.to_container(OmegaConf.load(path)))]

@@ -124,9 +124,9 @@ class Query:
 
     @classmethod
     def for_steps(cls, rain: Rain, num_steps: int, *, step_minutes: float, **others: Any) -> "Query":
-        """A query for the next `num_steps` steps; `others` are further fields."""
+        """Return a query for the next `num_steps` steps; `others` are further fields."""
         if num_steps < 1:
-            raise ValueError(f"num_steps={num_steps}: ask for at least one frame.")
+            raise ValueError(f"num_steps={num_steps}: request at least one step.")
         leads = [step_minutes * step for step in range(1, num_steps + 1)]
         return cls(rain=rain, step_minutes=step_minutes, lead_minutes=leads, **others)
 
@@ -134,27 +134,27 @@ class Query:
     def lead_steps(self) -> npt.NDArray[np.int64]:
         """(L,) the lead times in steps, for forecasters that go step by step.
 
-        ValueError if one is no multiple of the step.
+        Raises ValueError if one is not a multiple of the step.
         """
         steps = np.array(self.lead_minutes) / self.step_minutes
         whole = np.rint(steps)
         if (np.abs(steps - whole) > STEP_TOLERANCE).any():
             raise ValueError(
-                f"lead_minutes={list(self.lead_minutes)}: this forecaster goes by steps of {self.step_minutes:g} "
-                "min. Ask for multiples of them."
+                f"lead_minutes={list(self.lead_minutes)}: this forecaster has a step of {self.step_minutes:g} "
+                "min. Request multiples of it."
             )
         return whole.astype(np.int64)
 
     @property
     def num_steps(self) -> int:
-        """Steps up to the last lead time; ValueError as `lead_steps`."""
+        """Steps up to the last lead time. Raises ValueError as `lead_steps`."""
         return int(self.lead_steps[-1])
 
     @property
     def lead_times(self) -> npt.NDArray[np.timedelta64]:
         """(L,) the lead times, in ns."""
         steps = np.array(self.lead_minutes) / self.step_minutes
-        # rounded to ns once, as valid times are
+        # round to ns only once, like valid times
         if (np.abs(steps - np.rint(steps)) <= STEP_TOLERANCE).all():
             return schema.step_timedelta(self.step_minutes) * np.rint(steps).astype(np.int64)
         return np.array([schema.step_timedelta(minutes) for minutes in self.lead_minutes])
@@ -167,13 +167,13 @@ class Query:
         return every_step[:, steps - 1]
 
     def sample_grid(self, sample: int) -> Grid:
-        """The grid of one sample; ValueError without `grid`."""
+        """Return the grid of one sample. Raises ValueError without `grid`."""
         if self.grid is None:
             raise ValueError("The grid is not known: give the query the grid that its samples were cut from.")
         return self.grid.crop(self.y[sample], self.x[sample], *self.rain.shape[-2:])
 
     def crop(self, rows: slice, columns: slice) -> "Query":
-        """The same query for a part of the pixels."""
+        """Return the same query for a part of the pixels."""
         top, left = rows.indices(self.rain.shape[-2])[0], columns.indices(self.rain.shape[-1])[0]
         return replace(
             self,
@@ -187,7 +187,7 @@ class Query:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A forecast of all samples of a query. Rates are finite and not negative, 0 where nothing is known."""
+    """A forecast of all samples of a query. Rates are finite and nonnegative, and 0 where nothing is known."""
 
     rates: Rain
     """(B, L, 1, H, W) mm/h; of an ensemble, its mean"""
@@ -204,7 +204,7 @@ class Prediction:
     empty if the forecaster has only one way"""
 
     def sample(self, number: int) -> "Prediction":
-        """The prediction of one sample, B = 1."""
+        """Return the prediction of one sample, B = 1."""
         one = slice(number, number + 1)
         return replace(
             self,
@@ -216,7 +216,7 @@ class Prediction:
         )
 
     def check(self, query: Query, name: str) -> None:
-        """ValueError if a shape is not the one that `query` asks for; `name` is the forecaster's."""
+        """Raise ValueError if a shape is not the one that `query` requests; `name` is the forecaster's."""
         B, L, K = len(query.rain), len(query.lead_minutes), len(query.thresholds)
         H, W = query.rain.shape[-2:]
         M = self.members.shape[2] if self.members is not None and self.members.ndim == 5 else 0
@@ -245,22 +245,22 @@ class Forecaster(Protocol):
     def predict(self, query: Query) -> Prediction:
         """Forecast all samples of `query`.
 
-        ValueError if it cannot; ThresholdError if it can give rates but not the probability of a threshold.
+        Raises ValueError if it cannot, ThresholdError if it can give rates but not the probability of a threshold.
         """
         ...
 
 
 def exceeded(rates: Rain, thresholds: Sequence[float]) -> Rain:
-    """(B, L, 1, H, W) mm/h → (B, L, K, H, W): 1 where the rate reaches the threshold, else 0."""
+    """Return (B, L, K, H, W) with 1 where rates (B, L, 1, H, W) in mm/h reach the threshold, else 0."""
     return np.concatenate([(rates >= threshold).astype(np.float32) for threshold in thresholds], axis=2)
 
 
 def share_around(rates: Rain, thresholds: Sequence[float], lead_minutes: Sequence[float], pixel_km: float) -> Rain:
-    """(B, L, 1, H, W) mm/h → (B, L, K, H, W): probabilities of a forecast that has none, from its neighbourhood.
+    """Return neighbourhood probabilities (B, L, K, H, W) of a deterministic forecast (B, L, 1, H, W) in mm/h.
 
-    The share of observed pixels that reach the threshold, in a square whose side is 1 km per minute of lead time
-    and at least 3 pixels: the uncertainty of place grows with the lead time (Germann and Zawadzki 2004, J. Appl.
-    Meteor. 43, 74-89). Pixels beyond the edge do not count.
+    The probability is the share of observed pixels that reach the threshold, in a square whose side is 1 km per
+    minute of lead time and at least 3 pixels: the uncertainty of position grows with lead time (Germann and
+    Zawadzki 2004, J. Appl. Meteor. 43, 74-89). Pixels beyond the edge do not count.
     """
     shares = np.empty((*rates.shape[:2], len(thresholds), *rates.shape[3:]), np.float32)
     for lead, minutes in enumerate(lead_minutes):

@@ -1,9 +1,9 @@
 """Training losses: `loss(pred, target, mask)`, tensors (B, T, ·, H, W) in network units.
 
-`pred` is what the network's head makes of its output (`models.heads`): the rain itself, logits of rain classes,
-or quantiles. `target` and `mask` have one channel. Every loss is a sum over the pixels of the mask divided by
-B·T·H·W, the count of all pixels, masked ones included. That is a constant: the mean over ranks with equal
-batches is the value of one process with the whole batch, and the loss does not depend on the size of the image.
+`pred` is the output of the network's head (`models.heads`): the rain itself, logits of rain classes, or quantiles.
+`target` and `mask` have one channel. Every loss is a sum over the pixels of the mask, divided by the number of all
+pixels, B·T·H·W, masked ones included. Because this number is constant, the mean over ranks with equal batches is
+the value of one process with the whole batch, and the loss does not depend on the size of the image.
 """
 
 import math
@@ -19,10 +19,10 @@ from raincast.transforms import THRESHOLDS, UNKNOWN, RateScaling, Transform
 
 
 class BalancedLoss(nn.Module):
-    """Squared and absolute error, each pixel weighted by how hard it truly rains (Shi et al. 2017).
+    """Squared and absolute error, with pixels weighted by their observed rain rate (Shi et al. 2017).
 
-    weight · (mse_weight · (pred − target)² + mae_weight · |pred − target|), for the head that gives the rain
-    itself. HKO-7's figures are sums over the pixels of a frame: H·W times this.
+    weight · (mse_weight · (pred − target)² + mae_weight · |pred − target|), for the head that outputs the rain
+    itself. HKO-7's figures are sums over the pixels of a frame, H·W times this loss.
     """
 
     num_channels = 1
@@ -38,7 +38,10 @@ class BalancedLoss(nn.Module):
         mse_weight: float = 1.0,
         mae_weight: float = 1.0,
     ) -> None:
-        """`thresholds` in mm/h cut the targets into bins, each closed below; `weights` has one per bin."""
+        """`thresholds` in mm/h cut the targets into bins, each including its lower end; one of `weights` per bin.
+
+        Raises ValueError if the numbers of thresholds and weights do not match.
+        """
         super().__init__()
         if len(weights) != len(thresholds) + 1:
             raise ValueError(
@@ -56,21 +59,22 @@ class BalancedLoss(nn.Module):
         target: Float[Tensor, "b t 1 h w"],
         mask: Bool[Tensor, "b t 1 h w"],
     ) -> Float[Tensor, ""]:
-        """The loss; pixels where `mask` is False, NaN included, change neither value nor gradient."""
+        """Return the loss. Pixels where `mask` is False, even NaN, change neither value nor gradient."""
         _check_shapes(pred, target, self.num_channels)
         zero = target.new_zeros(())
         target = torch.where(mask, target, zero)
         error = torch.where(mask, pred.to(target.dtype), zero) - target
         weight = self.weights.to(target.dtype)[torch.bucketize(target, self.bounds.to(target.dtype), right=True)]
-        # error is 0 under the mask, so that the weight there does not matter
+        # error is 0 outside the mask, so the weight there does not matter
         balanced = weight * (self.mse_weight * error.square() + self.mae_weight * error.abs())
         return balanced.sum() / target.numel()
 
 
 class ClassLoss(nn.Module):
-    """Cross-entropy of rain classes: weight · −ln P(the class it rained in), in nats.
+    """Cross-entropy of rain classes: weight · −ln P(observed class), in nats.
 
-    For the head whose channels are classes. It knows no order: 30 mm/h taken for 10 or for 0 costs the same.
+    For the head whose channels are classes. It ignores the order of classes: predicting 10 or 0 instead of 30 mm/h
+    costs the same.
     """
 
     bounds: Tensor
@@ -79,7 +83,7 @@ class ClassLoss(nn.Module):
     def __init__(
         self, transform: Transform, *, thresholds: Sequence[float], weights: Sequence[float] | None = None
     ) -> None:
-        """`thresholds` in mm/h cut the classes, each closed below; `weights` has one per class, else all 1."""
+        """`thresholds` in mm/h cut the classes, each including its lower end; `weights` per class, default 1."""
         super().__init__()
         self.num_channels = len(thresholds) + 1
         self.register_buffer("bounds", _bounds(transform, thresholds), persistent=False)
@@ -91,7 +95,7 @@ class ClassLoss(nn.Module):
         target: Float[Tensor, "b t 1 h w"],
         mask: Bool[Tensor, "b t 1 h w"],
     ) -> Float[Tensor, ""]:
-        """The loss of the logits `pred`; pixels where `mask` is False change neither value nor gradient."""
+        """Return the loss of the logits `pred`. Pixels where `mask` is False change neither value nor gradient."""
         logits, target = _without_masked(pred, target, mask, self.num_channels)
         observed = _classes(target, self.bounds)
         surprise = -logits.log_softmax(2).gather(2, observed)
@@ -102,13 +106,14 @@ class ClassLoss(nn.Module):
 class OrdinalLoss(nn.Module):
     """Binary cross-entropy of "at least this threshold", summed over the thresholds, in nats.
 
-    For the head whose channels are classes. Σ_k weight_k · −ln P(R >= t_k), or of P(R < t_k) where it rained less:
-    a forecast that is off by more classes fails at more thresholds. With one threshold it is the cross-entropy of
-    two classes. The probabilities come from the logits z of the classes, without rounding to 0 or 1, as
+    For the head whose channels are classes. Σ_k weight_k · −ln P(R >= t_k), or −ln P(R < t_k) if the observed rate
+    is lower. A forecast that is wrong by more classes fails at more thresholds. With one threshold it is the
+    cross-entropy of two classes. The probabilities follow from the logits z of the classes, without rounding to 0
+    or 1:
 
         logit P(R >= t_k) = ln Σ_{j ≥ k} exp z_j − ln Σ_{j < k} exp z_j
 
-    The same sum of squares in place of logarithms is the ranked probability score (Epstein 1969).
+    With squares instead of logarithms this sum is the ranked probability score (Epstein 1969).
     """
 
     bounds: Tensor
@@ -117,7 +122,7 @@ class OrdinalLoss(nn.Module):
     def __init__(
         self, transform: Transform, *, thresholds: Sequence[float], weights: Sequence[float] | None = None
     ) -> None:
-        """`thresholds` in mm/h cut the classes, each closed below; `weights` has one per threshold, else all 1."""
+        """`thresholds` in mm/h cut the classes, each including its lower end; `weights` per threshold, or 1."""
         super().__init__()
         self.num_channels = len(thresholds) + 1
         self.register_buffer("bounds", _bounds(transform, thresholds), persistent=False)
@@ -129,7 +134,7 @@ class OrdinalLoss(nn.Module):
         target: Float[Tensor, "b t 1 h w"],
         mask: Bool[Tensor, "b t 1 h w"],
     ) -> Float[Tensor, ""]:
-        """The loss of the logits `pred`; pixels where `mask` is False change neither value nor gradient."""
+        """Return the loss of the logits `pred`. Pixels where `mask` is False change neither value nor gradient."""
         logits, target = _without_masked(pred, target, mask, self.num_channels)
         observed = _classes(target, self.bounds).squeeze(2)
         below = _running_logsumexp(logits.unbind(2))
@@ -142,12 +147,12 @@ class OrdinalLoss(nn.Module):
 
 
 class DistributionLoss(nn.Module):
-    """What `head=distribution` is trained by: cross-entropy at each threshold, and the CRPS in mm/h.
+    """The loss of `head=distribution`: cross-entropy at each threshold plus the CRPS in mm/h.
 
-    Σ_k w_k · cross-entropy of "at least τ_k" + crps_weight · Σ_k Δ_k · (P(R ≥ τ_k) − [target ≥ τ_k])², with
-    w_k ∝ τ_k^power, whose mean is 1: heavy rain is rare, and would weigh little. Δ_k is the width in mm/h that
-    τ_k stands for. Pixels where the last channel is `UNKNOWN`, whose rain comes from outside the grid, do not
-    count: with crops they would teach what edges do.
+    Σ_k w_k · cross-entropy of "at least τ_k" + crps_weight · Σ_k Δ_k · (P(R ≥ τ_k) − [target ≥ τ_k])². The weights
+    w_k ∝ τ_k^power have mean 1 and compensate for the rarity of heavy rain. Δ_k is the width in mm/h that τ_k
+    represents. Pixels where the last channel is `UNKNOWN` do not count: their rain comes from outside the grid,
+    and in crops they would teach the network effects of the edges.
     """
 
     thresholds: Tensor
@@ -155,16 +160,16 @@ class DistributionLoss(nn.Module):
     widths: Tensor
 
     def __init__(self, transform: Transform, *, power: float = 0.5, crps_weight: float = 1.0) -> None:
-        """ValueError for a transform other than `RateScaling`: thresholds are in mm/h."""
+        """Raise ValueError for a transform other than `RateScaling`, because thresholds are in mm/h."""
         super().__init__()
         if not isinstance(transform, RateScaling):
-            raise ValueError(f"DistributionLoss compares mm/h, found {transform}. Take transform=rate.")
+            raise ValueError(f"DistributionLoss compares mm/h, found {transform}. Use transform=rate.")
         thresholds = torch.tensor(THRESHOLDS)
         weights = thresholds.pow(power)
         edges = [0.0, *(math.sqrt(a * b) for a, b in pairwise(THRESHOLDS)), 1.4 * THRESHOLDS[-1]]
         self.num_channels = len(THRESHOLDS) + 1
         self.crps_weight = crps_weight
-        # a float32 rounding below the threshold is at the threshold
+        # tolerance, so that a rate equal to the threshold reaches it despite float32 rounding
         self.register_buffer("thresholds", thresholds * (1.0 - 1e-6), persistent=False)
         self.register_buffer("weights", weights / weights.mean(), persistent=False)
         self.register_buffer("widths", torch.tensor(edges).diff(), persistent=False)
@@ -175,7 +180,7 @@ class DistributionLoss(nn.Module):
         target: Float[Tensor, "b t 1 h w"],
         mask: Bool[Tensor, "b t 1 h w"],
     ) -> Float[Tensor, ""]:
-        """The loss; pixels where `mask` is False, NaN included, change neither value nor gradient."""
+        """Return the loss. Pixels where `mask` is False, even NaN, change neither value nor gradient."""
         _check_shapes(pred, target, self.num_channels)
         counted = mask & (pred[:, :, -1:] != UNKNOWN)
         zero = target.new_zeros(())
@@ -189,10 +194,10 @@ class DistributionLoss(nn.Module):
 
 
 class QuantileLoss(nn.Module):
-    """Pinball loss of quantiles in network units (Koenker & Bassett 1978), the mean over the levels.
+    """Pinball loss of quantiles in network units (Koenker & Bassett 1978), averaged over the levels.
 
-    weight_l · max(l · (target − q_l), (l − 1) · (target − q_l)): smallest where a share l of the targets is
-    below q_l. At the level ½ it is half the absolute error.
+    weight_l · max(l · (target − q_l), (l − 1) · (target − q_l)), which is minimal if a share l of the targets is
+    below q_l. At level ½ it is half the absolute error.
     """
 
     levels: Tensor
@@ -201,9 +206,10 @@ class QuantileLoss(nn.Module):
     def __init__(
         self, transform: Transform, *, levels: Sequence[float], weights: Sequence[float] | None = None
     ) -> None:
-        """`levels` between 0 and 1, one a channel; `weights` has one per level, else all 1.
+        """`levels` between 0 and 1, increasing, one per channel; `weights` per level, default 1.
 
-        Quantiles are compared in network units, in which `transform` has put the target already.
+        Quantiles are compared in network units, to which `transform` has already converted the target. Raises
+        ValueError for invalid levels or weights.
         """
         super().__init__()
         if not levels or any(a >= b for a, b in pairwise((0.0, *levels, 1.0))):
@@ -218,9 +224,9 @@ class QuantileLoss(nn.Module):
         target: Float[Tensor, "b t 1 h w"],
         mask: Bool[Tensor, "b t 1 h w"],
     ) -> Float[Tensor, ""]:
-        """The loss of the quantiles `pred`; pixels where `mask` is False change neither value nor gradient."""
+        """Return the loss of the quantiles `pred`. Masked pixels change neither value nor gradient."""
         quantiles, target = _without_masked(pred, target, mask, self.num_channels)
-        # both are 0 under the mask: so is the error
+        # both are 0 outside the mask, and so is the error
         error = target - quantiles
         level, weight = (values.to(target.dtype)[:, None, None] for values in (self.levels, self.weights))
         pinball = weight * torch.maximum(level * error, (level - 1) * error)
@@ -228,15 +234,15 @@ class QuantileLoss(nn.Module):
 
 
 def _bounds(transform: Transform, thresholds: Sequence[float]) -> Tensor:
-    """`thresholds` (mm/h) in network units, to compare targets with; ValueError where they cut no bins."""
+    """Return `thresholds` (mm/h) in network units. Raises ValueError if they are not increasing there."""
     bounds = transform.forward(torch.tensor(list(thresholds), dtype=torch.float64))
     if not bounds.numel() or not bool((bounds.diff() > 1e-5).all()):
         raise ValueError(
             f"thresholds={list(thresholds)} mm/h are {bounds.tolist()} in network units, which must "
             f"increase. Sort them, or drop those outside the range of {transform}."
         )
-    # float32 rounding of a rate at the threshold must not put it below. In DbzScaling 1e-6 is a
-    # hundred-thousandth of the rate, far below the resolution of any radar.
+    # tolerance, so that a rate equal to the threshold reaches it despite float32 rounding; in DbzScaling 1e-6 is a
+    # hundred-thousandth of the rate, far below the resolution of any radar
     return (bounds - 1e-6).float()
 
 
@@ -247,12 +253,12 @@ def _weights(weights: Sequence[float] | None, count: int, what: str) -> Tensor:
 
 
 def _classes(target: Tensor, bounds: Tensor) -> Int64[Tensor, "b t 1 h w"]:
-    """How many of `bounds` each pixel reaches: the number of its class."""
+    """Return the class of each pixel: the number of `bounds` that it reaches."""
     return torch.bucketize(target, bounds.to(target.dtype), right=True)
 
 
 def _without_masked(pred: Tensor, target: Tensor, mask: Tensor, num_channels: int) -> tuple[Tensor, Tensor]:
-    """Both in the target's precision, and 0 outside the mask, whatever stood there."""
+    """Return both in the target's precision, with 0 outside the mask."""
     _check_shapes(pred, target, num_channels)
     zero = target.new_zeros(())
     return torch.where(mask, pred.to(target.dtype), zero), torch.where(mask, target, zero)
@@ -263,12 +269,12 @@ def _check_shapes(pred: Tensor, target: Tensor, num_channels: int) -> None:
     if target.shape[2] != 1 or tuple(pred.shape) != (B, T, num_channels, H, W):
         raise ValueError(
             f"This loss compares predictions (B, T, {num_channels}, H, W) with targets (B, T, 1, H, W), found "
-            f"{tuple(pred.shape)} and {tuple(target.shape)}. Take the loss that belongs to the head."
+            f"{tuple(pred.shape)} and {tuple(target.shape)}. Use the loss that belongs to the head."
         )
 
 
 def _running_logsumexp(channels: Sequence[Tensor]) -> list[Tensor]:
-    """ln Σ exp of the first, of the first two, … One by one is several times faster than torch.logcumsumexp."""
+    """Return the running ln Σ exp over channels. This loop is several times faster than torch.logcumsumexp."""
     sums = [channels[0]]
     for channel in channels[1:]:
         sums.append(torch.logaddexp(sums[-1], channel))

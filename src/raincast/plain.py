@@ -1,8 +1,7 @@
-"""Configs that come from files: read as plain data, and built from a table of classes alone.
+"""Read configs from files as plain data, and construct objects only from a fixed table of classes.
 
-A checkpoint or an exported network may come from a stranger. Its config is parsed once, within bounds, and is
-never given to OmegaConf or Hydra: an interpolation stays the text that it is, and `_target_` names a class of
-`CLASSES`.
+A checkpoint or an exported network may come from an untrusted source. Its config is parsed once, within limits,
+and never passed to OmegaConf or Hydra: interpolations stay text, and `_target_` must name a class of `CLASSES`.
 """
 
 import functools
@@ -14,9 +13,9 @@ import yaml
 from omegaconf._utils import get_yaml_loader
 
 MAX_CHARACTERS = 1_000_000
-"""A config of raincast has about 10,000."""
+"""raincast's configs have about 10,000 characters."""
 MAX_DEPTH = 30
-"""A config of raincast has about 8 levels."""
+"""raincast's configs have about 8 levels."""
 
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "raincast.data.channels": ("Coverage", "DayAngle", "Observed", "RadarDistance", "SeasonAngle", "Sun"),
@@ -36,32 +35,33 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "raincast.models.predrnn": ("PredRNN",),
     "raincast.transforms": ("DbzScaling", "LinearScaling", "LogScaling", "RateScaling"),
 }
-"""Every class that a file may name, by its module. They compute, and read archives and fields; nothing else."""
+"""All classes that a file may name, by module. They only compute, and read archives and fields."""
 
 
 def read_config(text: Any) -> dict[str, Any]:
-    """Parse the YAML of `config_text`: a mapping of plain data; ValueError for anything else.
+    """Parse the YAML `text` to a mapping of plain data. Raises ValueError for anything else.
 
-    Anchors, aliases and tags are refused, which raincast never writes: 430 bytes of aliases stand for 10^9 values.
+    Anchors, aliases and tags, which raincast never writes, are refused: 430 bytes of aliases can expand to 10^9
+    values.
     """
     check_text(text)
     try:
-        found = yaml.load(text, Loader=get_yaml_loader())  # as OmegaConf reads numbers: 1e-3 is one
+        found = yaml.load(text, Loader=get_yaml_loader())  # OmegaConf's loader reads 1e-3 as a number
     except yaml.YAMLError as error:
-        raise ValueError(f"its config is no YAML: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"its config is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise ValueError("its config is no mapping of names")
+        raise ValueError("its config is not a mapping of names")
     return found
 
 
 def check_text(text: Any) -> None:
-    """ValueError where YAML from elsewhere is too long, too deep, or has anchors, aliases or tags."""
+    """Raise ValueError if untrusted YAML is too long or too deep, or has anchors, aliases or tags."""
     if not isinstance(text, str) or len(text) > MAX_CHARACTERS:
-        raise ValueError(f"its config is no text of at most {MAX_CHARACTERS:,} characters")
+        raise ValueError(f"its config is not a string of at most {MAX_CHARACTERS:,} characters")
     try:
         _check_events(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"its config is no YAML: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"its config is not YAML: {str(error).splitlines()[0]}") from error
 
 
 def _check_events(text: str) -> None:
@@ -78,9 +78,10 @@ def _check_events(text: str) -> None:
 
 
 def construct(node: Any) -> Any:
-    """Build what plain data names by `_target_`, from `CLASSES` alone; ValueError where it cannot be built.
+    """Construct the object that plain data describes with `_target_`, using only `CLASSES`.
 
-    Hydra's `instantiate` would resolve interpolations and call any function that `_target_` names.
+    Hydra's `instantiate` would resolve interpolations and call any function that `_target_` names. Raises
+    ValueError if the class is unknown or rejects its arguments.
     """
     if isinstance(node, list):
         return [construct(item) for item in node]
@@ -100,7 +101,7 @@ def construct(node: Any) -> Any:
 
 
 def known_class(target: str) -> type:
-    """The class of `CLASSES` called `target`; ValueError where there is none."""
+    """Return the class of `CLASSES` called `target`. Raises ValueError if there is none."""
     module, _, name = target.rpartition(".")
     if name not in CLASSES.get(module, ()):
         raise ValueError(
@@ -112,7 +113,7 @@ def known_class(target: str) -> type:
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with the values of `above`, mapping by mapping; lists are replaced."""
+    """Merge `above` into `below` recursively by mapping; lists are replaced."""
     both = dict(below)
     for key, value in above.items():
         old = both.get(key)

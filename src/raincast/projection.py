@@ -1,4 +1,4 @@
-"""What CF files say of a projection, which is known by its WKT."""
+"""CF attributes of a projection, from its WKT."""
 
 import functools
 import warnings
@@ -8,31 +8,31 @@ import numpy as np
 
 
 def is_geographic(crs_wkt: str) -> bool:
-    """Whether its coordinates are degrees."""
+    """Return True if the coordinates are in degrees."""
     return bool(_crs(crs_wkt).is_geographic)
 
 
 def mapping_attrs(crs_wkt: str) -> dict[str, Any]:
-    """The attributes of a grid-mapping variable."""
+    """Return the attributes of a grid-mapping variable."""
     crs = _crs(crs_wkt)
-    # to_cf knows a few projections by their CF name; crs_wkt stands in for all the others
+    # to_cf supports only some projections; crs_wkt describes all
     attrs = {k: v for k, v in _cf_attrs(crs).items() if v is not None} | {
         "long_name": "coordinate reference system",
         "crs_wkt": crs_wkt,
         "spatial_ref": crs.to_wkt("WKT1_GDAL") if _has_wkt1(crs) else crs_wkt,
     }
     if attrs.get("grid_mapping_name") == "polar_stereographic":
-        # pyproj leaves out what CF requires: the pole is the one on the side of the standard parallel
+        # pyproj omits this attribute, which CF requires: the pole on the side of the standard parallel
         pole = float(np.copysign(90.0, attrs.get("standard_parallel", 90.0)))
         attrs.setdefault("latitude_of_projection_origin", pole)
     if "azimuth_of_central_line" in attrs:
-        # CF's name for it; the checker of IOOS asks for another
+        # CF's name is azimuth_of_central_line, but the IOOS checker requires azimuth
         attrs["azimuth"] = attrs["azimuth_of_central_line"]
     return attrs
 
 
 def axis_attrs(crs_wkt: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The attributes of its y and x."""
+    """Return the attributes of the coordinates y and x."""
     if is_geographic(crs_wkt):
         return (
             {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
@@ -52,10 +52,11 @@ def _crs(crs_wkt: str) -> Any:
 
 
 def _cf_attrs(crs: Any) -> dict[str, Any]:
-    """CF's attributes of a projection; none where they would say half of it.
+    """Return the CF attributes of a projection; empty if they would be incomplete.
 
-    Of an oblique Mercator pyproj says that the skew of its grid is lost. Where that is the azimuth of the central
-    line, as in the Swiss projection, nothing is: so PROJ's omerc, to which CF refers, understands it.
+    For an oblique Mercator pyproj warns that the skew of the grid is lost. If the skew equals the azimuth of the
+    central line, as in the Swiss projection, nothing is lost: this is how PROJ's omerc, to which CF refers, reads
+    it.
     """
     with warnings.catch_warnings(record=True) as lost:
         warnings.simplefilter("ignore")
@@ -65,7 +66,7 @@ def _cf_attrs(crs: Any) -> dict[str, Any]:
 
 
 def _is_skewed_by_its_azimuth(crs: Any) -> bool:
-    """Variant B: false easting and northing are those of the centre, as in CF."""
+    """Return True for variant B (false origin at the centre, as in CF) whose skew equals its azimuth."""
     if not crs.is_projected or crs.coordinate_operation.method_name != "Hotine Oblique Mercator (variant B)":
         return False
     angles = {p.name: p.value for p in crs.coordinate_operation.params}

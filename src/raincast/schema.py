@@ -1,7 +1,7 @@
-"""The words of an archive and of a forecast: dimensions, units, attributes, CF names, and their checks.
+"""Vocabulary of archives and forecasts: dimensions, units, attributes and CF names, with their checks.
 
-Every other module takes its names from here. `check_archive` states the archive contract; `mock_archive`
-makes the smallest Dataset that keeps it.
+All other modules take these names from here. `check_archive` defines the archive contract; `mock_archive` creates
+a small Dataset that fulfils it.
 """
 
 import itertools
@@ -22,10 +22,10 @@ INIT_TIME, LEAD_TIME = "init_time", "lead_time"
 RAIN, CRS, MISSING_TIMES, COVERAGE = "rain_rate", "crs", "missing_times", "coverage"
 EXCEEDANCE, THRESHOLD = "rain_rate_exceedance", "threshold"
 STEP_MINUTES = "step_minutes"
-TIME_BOUNDS, BOUNDS = "time_bounds", "bounds"  # a variable (time, bounds), of rates that are means
-REGULAR_START = "consistent_timestep_start"  # of the mlcast specification: before it the step was another
+TIME_BOUNDS, BOUNDS = "time_bounds", "bounds"  # a variable (time, bounds), for mean rates
+REGULAR_START = "consistent_timestep_start"  # of the mlcast specification: frames before it have another step
 CAPPED_PIXELS, SETTINGS, WET_SHARE = "capped_pixels", "raincast_config", "wet_share"
-ACCUMULATION_MINUTES = "accumulation_minutes"  # of means over another period than the step
+ACCUMULATION_MINUTES = "accumulation_minutes"  # for means over a period other than the step
 CONVENTIONS = "CF-1.11"
 
 RAIN_STANDARD_NAMES = (
@@ -40,11 +40,11 @@ TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "axis": 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What rates in mm/h are over time, and over how many minutes.
+    """What rates in mm/h are over time: instantaneous, or averages over a number of minutes.
 
-    `kind` is "momentary" for instantaneous rates, "mean" for mean rates and "depth" for rates made of depths.
-    Means and depths cover the `minutes` that end at the valid time; None where the source does not state the
-    period. `quantity` is the source's own name (RATE, ACRR, RW) and takes no part in comparisons.
+    `kind` is "momentary" for instantaneous rates, "mean" for mean rates and "depth" for rates computed from
+    depths. Means and depths cover the `minutes` that end at the valid time; None if the source does not state the
+    period. `quantity` is the source's own name (RATE, ACRR, RW) and is ignored in comparisons.
     """
 
     kind: Literal["momentary", "mean", "depth"]
@@ -63,11 +63,11 @@ class Meaning:
 
     @property
     def cell_methods(self) -> str:
-        """As CF has it; a depth over N minutes is the mean rate over them."""
+        """CF's `cell_methods`; a depth over N minutes is the mean rate over them."""
         return "time: mean" if self.is_averaged else "time: point"
 
     def over(self, step_minutes: float) -> "Meaning":
-        """The same, with the step as the period where none is stated."""
+        """Return the same meaning, with the step as the period if none is stated."""
         return replace(self, minutes=step_minutes) if self.is_averaged and self.minutes is None else self
 
     def same_as(self, other: "Meaning") -> bool:
@@ -78,7 +78,7 @@ class Meaning:
         return abs(self.minutes - other.minutes) < 1e-3
 
     def attrs(self, step_minutes: float) -> dict[str, Any]:
-        """The attributes of a file whose period is not its step: MeteoSwiss' hours come every 10 min."""
+        """Return attributes for a file whose period is not its step, like MeteoSwiss' hourly sums every 10 min."""
         if not self.is_averaged or self.minutes in (None, step_minutes):
             return {}
         assert self.minutes is not None
@@ -88,7 +88,7 @@ class Meaning:
         return attrs
 
     def __str__(self) -> str:
-        """In words, for messages."""
+        """Return the meaning in words, for messages."""
         period = "an unknown period" if self.minutes is None else f"{self.minutes:g} min"
         words = {"momentary": "momentary rates", "mean": f"means over {period}", "depth": f"depths over {period}"}
         return words[self.kind] + (f" ({self.quantity})" if self.quantity else "")
@@ -99,17 +99,17 @@ _EXTREMES = re.compile(r"\btime[a-z_0-9]*: *(maximum|minimum|median|range|standa
 
 
 def check_cell_methods(cell_methods: Any, name: str) -> None:
-    """ValueError for a statistic over time that is no rain of a period: the maximum of an hour, for example."""
+    """Raise ValueError for a statistic over time that is neither mean nor sum, such as the maximum of an hour."""
     match = _EXTREMES.search(str(cell_methods))
     if match:
         raise ValueError(
             f"{name} is a {match[1]} over time (cell_methods: {cell_methods}). raincast reads momentary rates, "
-            "means over time and depths: take such a product"
+            "means over time and depths: use such a product"
         )
 
 
 def meaning_of(cell_methods: Any, attrs: Mapping[str, Any], step_minutes: float) -> Meaning:
-    """The meaning of a rain variable from its `cell_methods` and the attributes of its file."""
+    """Return the meaning of a rain variable from its `cell_methods` and the attributes of its file."""
     if "mean" not in str(cell_methods):
         return MOMENTARY
     return Meaning("mean", float(attrs.get(ACCUMULATION_MINUTES, step_minutes)))
@@ -117,15 +117,15 @@ def meaning_of(cell_methods: Any, attrs: Mapping[str, Any], step_minutes: float)
 
 FORWARD, BACKWARD = slice(None), slice(None, None, -1)
 KM_PER_DEGREE = 111.2
-"""Of latitude: 6371 km · π / 180."""
+"""Kilometres per degree of latitude: 6371 km · π / 180."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Grid:
-    """Where an image lies on Earth.
+    """The position of an image on Earth.
 
-    `y` and `x` are the pixel centres, shapes (H,) and (W,), in metres of the projection `crs_wkt`, or in
-    degrees where that is geographic. Either direction is allowed; the spacing is constant.
+    `y` and `x` are the pixel centres, shapes (H,) and (W,), in metres of the projection `crs_wkt`, or in degrees
+    if it is geographic. Either direction is allowed; the spacing is constant.
     """
 
     y: npt.NDArray[np.float64]
@@ -133,7 +133,7 @@ class Grid:
     crs_wkt: str
 
     def __repr__(self) -> str:
-        """One line: pixels and their size."""
+        """Return the number and size of the pixels in one line."""
         height, width = self.shape
         return f"Grid({height} × {width} pixels of {self.pixel_km:g} km)"
 
@@ -143,10 +143,10 @@ class Grid:
         return self.y.size, self.x.size
 
     def same_as(self, other: "Grid") -> bool:
-        """Whether both have the same pixels on Earth, to a tenth of a pixel.
+        """Return True if both have the same pixels on Earth, within a tenth of a pixel.
 
-        Services restate their projection over the years (an Earth radius of 6378.14 or 6378.137 km): what
-        counts is where the corners lie. Longitudes are the same modulo 360.
+        Services restate their projection over the years (an Earth radius of 6378.14 or 6378.137 km), so the
+        positions of the corners are compared. Longitudes are compared modulo 360.
         """
         if self.shape != other.shape:
             return False
@@ -157,7 +157,7 @@ class Grid:
 
             try:
                 to_own = Transformer.from_crs(other.crs_wkt, self.crs_wkt, always_xy=True)
-            except ProjError:  # no way leads from the one to the other
+            except ProjError:  # there is no transformation between them
                 return False
             corners[1] = np.stack(to_own.transform(*corners[1]))
         pixel = min(_spacing(self.y), _spacing(self.x))
@@ -167,9 +167,9 @@ class Grid:
         return bool(np.hypot(dx, dy).max() <= 0.1 * pixel)
 
     def turn_to(self, other: "Grid") -> tuple[slice, slice] | None:
-        """How an image on this grid is put in the order of `other`: `image[..., rows, columns]`.
+        """Return the slices that put an image on this grid in the order of `other`: `image[..., rows, columns]`.
 
-        None where the pixels are others. South first and north first are the same pixels.
+        None if the pixels differ. Grids with south first and north first have the same pixels.
         """
         for rows, columns in itertools.product((FORWARD, BACKWARD), repeat=2):
             if Grid(self.y[rows], self.x[columns], self.crs_wkt).same_as(other):
@@ -177,7 +177,7 @@ class Grid:
         return None
 
     def near(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """`x` in the numbers of this grid: longitudes as those within 180° of its middle, metres as they are."""
+        """Wrap longitudes `x` to within 180° of this grid's middle; coordinates in metres are unchanged."""
         if not is_geographic(self.crs_wkt):
             return x
         middle = 0.5 * (self.x[0] + self.x[-1])
@@ -185,17 +185,17 @@ class Grid:
         return turned
 
     def crop(self, y: int, x: int, height: int, width: int) -> "Grid":
-        """The part of it whose top-left pixel is (y, x)."""
+        """Return the part of `height` × `width` pixels whose top-left pixel is (y, x)."""
         return Grid(self.y[y : y + height], self.x[x : x + width], self.crs_wkt)
 
     @property
     def pixel_km(self) -> float:
-        """The height of a pixel in km; that is also its width, or nearly so. 1 where there is one row alone."""
+        """The height of a pixel in km, which is (nearly) its width too; 1 if there is only one row."""
         size = abs(self.y[-1] - self.y[0]) / max(1, self.y.size - 1)
         return float(size * KM_PER_DEGREE if is_geographic(self.crs_wkt) else size / 1000.0) or 1.0
 
     def to_coords(self) -> dict[str, Any]:
-        """The coordinates y, x and the grid-mapping variable that a CF file needs."""
+        """Return the coordinates y and x and the grid-mapping variable for a CF file."""
         y_attrs, x_attrs = axis_attrs(self.crs_wkt)
         return {
             Y: (Y, self.y, y_attrs),
@@ -217,10 +217,10 @@ def rain_dataset(
     cell_methods: str,
     attrs: dict[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Frames of rain in the words of the archive contract.
+    """Return frames of rain as a Dataset that fulfils the archive contract.
 
-    `rain` is (time, y, x) in mm/h with NaN for missing; `cell_methods` is "time: point" for instantaneous
-    rates and "time: mean" for means over the step that ends at the valid time.
+    `rain` is (time, y, x) in mm/h with NaN for missing; `cell_methods` is "time: point" for instantaneous rates
+    and "time: mean" for means over the step that ends at the valid time.
     """
     rain_attrs = RAIN_ATTRS | {"grid_mapping": CRS, "cell_methods": cell_methods}
     times = times.astype("datetime64[ns]")
@@ -237,12 +237,12 @@ def rain_dataset(
 
 
 def step_timedelta(step_minutes: float) -> np.timedelta64:
-    """The step as a timedelta64 in ns."""
+    """Return the step as a timedelta64 in ns."""
     return np.timedelta64(round(step_minutes * 60e9), "ns")
 
 
 def missing_times(times: npt.NDArray[np.datetime64], step: np.timedelta64) -> npt.NDArray[np.datetime64]:
-    """The times between the first and the last of `times` (ascending) at which a frame is due but absent."""
+    """Return the times of the step between the first and the last of `times` (ascending) that are not in it."""
     if times.size < 2:
         return times[:0]
     due = np.arange(times[0], times[-1] + step, step)
@@ -250,7 +250,7 @@ def missing_times(times: npt.NDArray[np.datetime64], step: np.timedelta64) -> np
 
 
 def regular_part(dataset: xr.Dataset) -> xr.Dataset:
-    """`dataset` from its `consistent_timestep_start` on, if it states one: before, its step was another."""
+    """Return `dataset` from its `consistent_timestep_start` on, if stated; earlier frames have another step."""
     start = dataset.attrs.get(REGULAR_START)
     if start is None or TIME not in dataset.variables:
         return dataset
@@ -261,7 +261,7 @@ def regular_part(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def continuous_longitudes(dataset: xr.Dataset) -> xr.Dataset:
-    """`dataset` with longitudes that go on counting across the date line, 179.9, 180.1, where they jump by 360."""
+    """Return `dataset` with longitudes that are continuous across the date line (179.9, 180.1)."""
     x = dataset.variables.get(X)
     if x is None or x.ndim != 1 or not str(x.attrs.get("units", "")).startswith("degree") or x.size < 2:
         return dataset
@@ -274,9 +274,9 @@ def continuous_longitudes(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def find_rain_variable(dataset: xr.Dataset) -> str:
-    """The name of the rain-rate variable, by its standard_name and units; members of an ensemble are left aside.
+    """Return the name of the rain-rate variable, by its standard_name and units, ignoring ensemble members.
 
-    ValueError where there is none or more than one.
+    Raises ValueError if there is none or more than one.
     """
     found = [
         str(name)
@@ -300,17 +300,17 @@ def find_rain_variable(dataset: xr.Dataset) -> str:
 
 
 def mm_h_per(units: Any) -> float:
-    """How many mm/h one of `units` is; ValueError for what is no unit of a rate."""
+    """Return the factor from `units` to mm/h. Raises ValueError if it is not a unit of rain rate."""
     unit = unit_of(units, RATE)
     if unit is None:
         raise ValueError(
-            f"{units!r} is no unit of a rain rate: known are {', '.join(EXAMPLES[RATE])} and the like"
+            f"{units!r} is not a unit of rain rate: raincast knows {', '.join(EXAMPLES[RATE])} and similar units"
         )
     return unit.factor
 
 
 def find_crs_wkt(dataset: xr.Dataset, variable: str) -> str | None:
-    """The projection of `variable` as WKT, from its grid mapping; WGS 84 for plain lat/lon axes; else None."""
+    """Return the projection of `variable` as WKT, from its grid mapping, or WGS 84 for lat/lon axes, else None."""
     mapping = dataset[variable].attrs.get("grid_mapping") or dataset[variable].encoding.get("grid_mapping")
     if mapping in dataset.variables:
         attrs = dataset[mapping].attrs
@@ -329,20 +329,20 @@ def find_crs_wkt(dataset: xr.Dataset, variable: str) -> str | None:
 
 
 def grid_of(dataset: xr.Dataset, variable: str = RAIN) -> Grid:
-    """Where the pixels of `variable` lie on Earth."""
+    """Return the grid of `variable`."""
     y, x = (dataset[axis].values.astype(np.float64) for axis in (Y, X))
     return Grid(y, x, str(find_crs_wkt(dataset, variable)))
 
 
 def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:
-    """Raise one ValueError that lists everything by which `dataset` breaks the archive contract.
+    """Raise one ValueError that lists all violations of the archive contract by `dataset`.
 
-    The contract: one rain-rate variable with dimensions (time, y, x) and known units; times that ascend
-    without repeating and lie on a regular step, stated by the attribute `step_minutes` (or clear from the
-    times); y and x evenly spaced; a projection.
+    The contract: one rain-rate variable with dimensions (time, y, x) and known units; strictly ascending times on
+    a regular step, which the attribute `step_minutes` states (or the times show); evenly spaced y and x; a
+    projection.
     """
     problems: list[str] = []
-    remedy = "Turn the files into one with: python ingest.py source=auto files=… archive=…"
+    remedy = "Convert the files to an archive with: python ingest.py source=auto files=… archive=…"
     try:
         variable = find_rain_variable(dataset)
     except ValueError as error:
@@ -357,11 +357,11 @@ def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:
         except ValueError as error:
             problems.append(str(error))
         if find_crs_wkt(dataset, variable) is None:
-            problems.append(f"{variable} has no grid_mapping with crs_wkt: nobody can say where it lies on Earth.")
+            problems.append(f"{variable} has no grid_mapping with crs_wkt: its position on Earth is unknown.")
     problems += _time_problems(dataset) + _axis_problems(dataset)
     if problems:
         listed = "\n  - ".join(problems)
-        raise ValueError(f"{name} is no archive that raincast can read:\n  - {listed}\n{remedy}".rstrip())
+        raise ValueError(f"{name} is not an archive that raincast can read:\n  - {listed}\n{remedy}".rstrip())
 
 
 def _time_problems(dataset: xr.Dataset) -> list[str]:
@@ -375,7 +375,7 @@ def _time_problems(dataset: xr.Dataset) -> list[str]:
     gaps = np.diff(times)
     if (gaps <= np.timedelta64(0)).any():
         at = times[1:][gaps <= np.timedelta64(0)][0]
-        return [f"Times do not ascend, or repeat, at {at}."]
+        return [f"Times are not ascending, or repeat, at {at}."]
     try:
         step = step_timedelta(find_step_minutes(dataset))
     except ValueError as error:
@@ -399,7 +399,10 @@ def _axis_problems(dataset: xr.Dataset) -> list[str]:
 
 
 def find_step_minutes(dataset: xr.Dataset) -> float:
-    """The step in minutes: the attribute `step_minutes`, else the most frequent gap between times."""
+    """Return the step in minutes: the attribute `step_minutes`, else the most frequent gap between times.
+
+    Raises ValueError for one frame without the attribute.
+    """
     if STEP_MINUTES in dataset.attrs:
         return float(dataset.attrs[STEP_MINUTES])
     times = dataset[TIME].values
@@ -413,7 +416,7 @@ MOCK_CRS_PROJ = "+proj=stere +lat_0=90 +lat_ts=60 +lon_0=10 +ellps=WGS84 +units=
 
 
 def mock_grid(height: int = 12, width: int = 10) -> Grid:
-    """A small 1 km polar-stereographic grid near 52° N."""
+    """Return a small 1 km polar-stereographic grid near 52° N."""
     from pyproj import CRS as ProjCRS
 
     return Grid(
@@ -433,7 +436,7 @@ def mock_archive(
     missing: tuple[int, ...] = (),
     seed: int = 0,
 ) -> xr.Dataset:
-    """The smallest Dataset that keeps the archive contract, with random rain; `missing` are frame numbers."""
+    """Return a small Dataset that fulfils the archive contract, with random rain; `missing` are frame numbers."""
     rng = np.random.default_rng(seed)
     rain = np.round(rng.gamma(0.3, 4.0, (num_times, height, width)), 2).astype(np.float32)
     rain[:, :2, :2] = np.nan

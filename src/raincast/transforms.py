@@ -1,7 +1,7 @@
 """Conversions between rain rate in mm/h, reflectivity in dBZ and the network's own scale.
 
-Each conversion is a frozen value object that maps both ways, states what no rain becomes, keeps NaN
-(missing) as NaN, and works on NumPy arrays and torch tensors alike without importing torch.
+Each conversion is an immutable object that maps in both directions, defines the value of no rain, keeps NaN
+(missing) as NaN, and works on NumPy arrays and torch tensors without importing torch.
 """
 
 import math
@@ -10,42 +10,42 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 Array = TypeVar("Array")
-"""A NumPy array or a torch tensor: what goes in comes out."""
+"""A NumPy array or a torch tensor; the result has the type of the input."""
 
 
 @runtime_checkable  # so that checked annotations (jaxtyping, beartype) accept it
 class Transform(Protocol):
-    """mm/h ↔ the network's scale, on which no rain is 0."""
+    """Conversion between mm/h and the network's scale, on which no rain is 0."""
 
     def forward(self, rate: Array) -> Array:
-        """mm/h → network scale; NaN stays NaN."""
+        """Convert mm/h to the network scale; NaN stays NaN."""
 
     def inverse(self, scaled: Array) -> Array:
-        """Network scale → mm/h, 0 or more."""
+        """Convert the network scale to mm/h, 0 or more."""
 
 
 def _namespace(values: Any) -> Any:
-    """The module (numpy or torch) whose functions take `values`; a tensor's module is loaded already."""
+    """Return the module (numpy or torch) of `values`; torch is already loaded if there is a tensor."""
     return sys.modules[type(values).__module__.partition(".")[0]]
 
 
 THRESHOLDS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0, 7.5, 10.0, 15.0, 20.0, 35.0, 50.0)
-"""mm/h at which `head=distribution` describes the distribution of each pixel."""
+"""Thresholds in mm/h at which `head=distribution` describes the distribution of each pixel."""
 
 UNKNOWN = -1.0
-"""Stands in its last channel where the moved newest frame says nothing: the rain comes from outside the grid."""
+"""Value of its last channel where the advected newest frame is undefined: rain comes from outside the grid."""
 
 
 _HARDLY_ANY = 1e-37
-"""mm/h, near the smallest normal float32"""
+"""Rate in mm/h near the smallest normal float32."""
 
 
 @dataclass(frozen=True)
 class ZR:
-    """Z = a·R^b between rain rate R (mm/h) and reflectivity Z (mm⁶/m³), used in dBZ.
+    """The Z-R relation Z = a·R^b between rain rate R (mm/h) and reflectivity Z (mm⁶/m³), used in dBZ.
 
-    The default is Marshall-Palmer. No rain has no finite dBZ: it becomes `dry_dbz`, and every dBZ at or
-    below that becomes exactly 0 mm/h again.
+    The default is Marshall-Palmer. No rain has no finite dBZ: it becomes `dry_dbz`, and every dBZ at or below
+    `dry_dbz` becomes exactly 0 mm/h.
     """
 
     a: float = 200.0
@@ -53,19 +53,19 @@ class ZR:
     dry_dbz: float = -32.0
 
     def __post_init__(self) -> None:
-        """Refuse coefficients that have no inverse."""
+        """Raise ValueError for coefficients without an inverse."""
         if self.a <= 0 or self.b <= 0:
             raise ValueError(f"Z = a·R^b needs a > 0 and b > 0, found a={self.a}, b={self.b}.")
 
     def to_dbz(self, rate: Array) -> Array:
-        """Rain rate in mm/h → dBZ."""
+        """Convert rain rate in mm/h to dBZ."""
         xp: Any = _namespace(rate)
-        # no rain gets a rate that has a logarithm, far below what `dry_dbz` cuts; NaN stays NaN in both cuts
+        # replace no rain by a rate that has a logarithm, far below `dry_dbz`; NaN stays NaN in both clips
         log_rate = xp.log10(xp.clip(rate, _HARDLY_ANY, None))
         return xp.clip(10.0 * math.log10(self.a) + 10.0 * self.b * log_rate, self.dry_dbz, None)  # type: ignore[no-any-return]
 
     def to_rate(self, dbz: Array) -> Array:
-        """dBZ → rain rate in mm/h."""
+        """Convert dBZ to rain rate in mm/h."""
         xp: Any = _namespace(dbz)
         rate = 10.0 ** ((dbz - 10.0 * math.log10(self.a)) / (10.0 * self.b))  # type: ignore[operator]
         return xp.where(dbz <= self.dry_dbz, xp.zeros_like(dbz), rate)  # type: ignore[operator, no-any-return]
@@ -86,28 +86,28 @@ class DbzScaling:
     max_dbz: float = 60.0
 
     def __post_init__(self) -> None:
-        """Refuse an empty scale."""
-        _ = self.zr  # refuses coefficients that have no inverse
+        """Raise ValueError for an empty scale or an invalid Z-R relation."""
+        _ = self.zr  # raises ValueError for coefficients without an inverse
         if self.max_dbz <= self.min_dbz:
             raise ValueError(f"max_dbz={self.max_dbz} must exceed min_dbz={self.min_dbz}.")
 
     @property
     def zr(self) -> ZR:
-        """The Z-R relation underneath, dry at the bottom of the scale."""
+        """The Z-R relation, with `dry_dbz` at the bottom of the scale."""
         return ZR(self.a, self.b, dry_dbz=self.min_dbz)
 
     def forward(self, rate: Array) -> Array:
-        """Rain rate in mm/h → network scale, 0 to 1."""
+        """Convert rain rate in mm/h to the network scale, 0 to 1."""
         xp: Any = _namespace(rate)
         dbz: Any = self.zr.to_dbz(rate)
         return xp.clip((dbz - self.min_dbz) / (self.max_dbz - self.min_dbz), 0.0, 1.0)  # type: ignore[no-any-return]
 
     def inverse(self, scaled: Array) -> Array:
-        """Network scale → rain rate in mm/h."""
+        """Convert the network scale to rain rate in mm/h."""
         xp: Any = _namespace(scaled)
         clipped = xp.clip(scaled, 0.0, 1.0)
         rate: Any = self.zr.to_rate(self.min_dbz + clipped * (self.max_dbz - self.min_dbz))
-        # exact whatever the rounding of the line above
+        # make 0 exact despite rounding in the line above
         return xp.where(clipped <= 0, xp.zeros_like(rate), rate)  # type: ignore[no-any-return]
 
 
@@ -115,14 +115,14 @@ class DbzScaling:
 class LogScaling:
     """Rain rate in mm/h ↔ log10((R + offset) / offset) / log10((max + offset) / offset).
 
-    0 mm/h is exactly 0 and `max_rate` is 1; rates above `max_rate` are cut.
+    0 mm/h is exactly 0 and `max_rate` is 1; rates above `max_rate` are clipped.
     """
 
     offset: float = 0.1
     max_rate: float = 150.0
 
     def __post_init__(self) -> None:
-        """Refuse an empty scale."""
+        """Raise ValueError for an empty scale."""
         if self.offset <= 0 or self.max_rate <= 0:
             raise ValueError(
                 f"offset and max_rate must be positive, found {self.offset} and {self.max_rate} mm/h."
@@ -133,13 +133,13 @@ class LogScaling:
         return math.log10((self.max_rate + self.offset) / self.offset)
 
     def forward(self, rate: Array) -> Array:
-        """Rain rate in mm/h → network scale, 0 to 1."""
+        """Convert rain rate in mm/h to the network scale, 0 to 1."""
         xp: Any = _namespace(rate)
         scaled: Array = xp.log10(1.0 + xp.clip(rate, 0.0, self.max_rate) / self.offset) / self._span
         return scaled
 
     def inverse(self, scaled: Array) -> Array:
-        """Network scale → rain rate in mm/h."""
+        """Convert the network scale to rain rate in mm/h."""
         xp: Any = _namespace(scaled)
         rate: Array = self.offset * (10.0 ** (xp.clip(scaled, 0.0, 1.0) * self._span) - 1.0)
         return rate
@@ -147,51 +147,52 @@ class LogScaling:
 
 @dataclass(frozen=True)
 class RateScaling:
-    """Rain rate in mm/h, as it is: for networks that work in physical units."""
+    """Rain rate in mm/h, unchanged, for networks that work in physical units."""
 
     def forward(self, rate: Array) -> Array:
-        """Rain rate in mm/h, 0 or more."""
+        """Return the rain rate in mm/h, 0 or more."""
         xp: Any = _namespace(rate)
         return xp.clip(rate, 0.0, None)  # type: ignore[no-any-return]
 
     def inverse(self, scaled: Array) -> Array:
-        """Rain rate in mm/h, 0 or more."""
+        """Return the rain rate in mm/h, 0 or more."""
         return self.forward(scaled)
 
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """A channel's own unit ↔ (value − offset) / scale: of what is no rain, and whose 0 says nothing of its own.
+    """(value − offset) / scale of a channel in its own unit, for covariates whose 0 has no special meaning.
 
-    With its mean and standard deviation a channel is standardised; what is missing then counts as the mean.
+    With mean and standard deviation as arguments the channel is standardised; missing values then count as the
+    mean.
     """
 
     offset: float = 0.0
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a scale that has no inverse."""
+        """Raise ValueError for a scale without an inverse."""
         if not (math.isfinite(self.offset) and math.isfinite(self.scale)) or self.scale == 0:
             raise ValueError(f"offset={self.offset}, scale={self.scale} must be finite, the scale not 0.")
 
     def forward(self, value: Array) -> Array:
-        """Own unit → network scale."""
+        """Convert the channel's unit to the network scale."""
         scaled: Array = (value - self.offset) / self.scale  # type: ignore[operator, assignment]
         return scaled
 
     def inverse(self, scaled: Array) -> Array:
-        """Network scale → own unit."""
+        """Convert the network scale to the channel's unit."""
         value: Array = scaled * self.scale + self.offset  # type: ignore[operator, assignment]
         return value
 
 
 def accumulation_to_rate(depth_mm: Array, step_minutes: float) -> Array:
-    """Depth in mm gathered over one step → mean rain rate in mm/h over that step."""
+    """Convert a depth in mm over one step to the mean rain rate in mm/h over that step."""
     rate: Array = depth_mm * (60.0 / step_minutes)  # type: ignore[operator, assignment]
     return rate
 
 
 def rate_to_accumulation(rate: Array, step_minutes: float) -> Array:
-    """Mean rain rate in mm/h over one step → depth in mm gathered over it."""
+    """Convert the mean rain rate in mm/h over one step to the depth in mm over that step."""
     depth: Array = rate * (step_minutes / 60.0)  # type: ignore[operator, assignment]
     return depth

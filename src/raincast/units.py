@@ -1,7 +1,7 @@
-"""Units of rain: which spellings mean which quantity, and how many mm/h, mm or dBZ one of each is.
+"""Units of rain: parse their spellings to a quantity and a factor to mm/h, mm or dBZ.
 
-Every reader, archive and baseline asks this list. CF has units as UDUNITS writes them ("kg m-2 s-1"); services
-also write "mm/hour", "mm h**-1", "kg/m^2/s", "mm h⁻¹", "kg/(m2 s)".
+All readers, archives and baselines use this module. CF uses UDUNITS spellings ("kg m-2 s-1"); services also write
+"mm/hour", "mm h**-1", "kg/m^2/s", "mm h⁻¹", "kg/(m2 s)".
 """
 
 import re
@@ -19,7 +19,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ACCUMULATION: ("mm", "kg m-2", "m"),
     REFLECTIVITY: ("dBZ",),
 }
-"""A few spellings of each quantity, for messages; the first is the shortest to type."""
+"""Some spellings of each quantity, for messages; the first is the shortest to type."""
 
 _LENGTHS = {"mm": Fraction(1), "cm": Fraction(10), "m": Fraction(1000), "in": Fraction(254, 10)}  # in mm
 _HOURS = {"s": Fraction(1, 3600), "min": Fraction(1, 60), "h": Fraction(1), "d": Fraction(24)}
@@ -41,7 +41,7 @@ _FACTOR = re.compile(r"([a-z]+) *\^? *([-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Unit:
-    """`factor` mm/h, mm or dBZ are one of the unit. `by_itself` is False for what is no rain alone: m s-1, m."""
+    """A unit is `factor` mm/h, mm or dBZ. `by_itself` is False if the unit alone does not mean rain: m s-1, m."""
 
     quantity: Quantity
     factor: float
@@ -50,7 +50,7 @@ class Unit:
 
 @lru_cache(maxsize=256)
 def parse_unit(text: object) -> Unit | None:
-    """The unit of rain that `text` spells; None for any other text, and for what is no text."""
+    """Return the unit of rain that `text` spells; None for anything else."""
     words = str(text or "").strip().lower()
     if words in ("dbz", "db z", "dbz (decibel)"):
         return Unit(REFLECTIVITY, 1.0)
@@ -64,7 +64,7 @@ def parse_unit(text: object) -> Unit | None:
             return None
         per_time = 1 / _HOURS[times[0]]
     by_itself = True
-    if powers == {"kg": 1, "m": -2}:  # 1 kg of water on 1 m² is 1 mm deep
+    if powers == {"kg": 1, "m": -2}:  # 1 kg of water per m² is 1 mm
         depth = Fraction(1)
     elif len(powers) == 1 and next(iter(powers.values())) == 1 and next(iter(powers)) in _LENGTHS:
         length = next(iter(powers))
@@ -76,16 +76,16 @@ def parse_unit(text: object) -> Unit | None:
 
 
 def unit_of(text: object, quantity: str) -> Unit | None:
-    """The same, if it is a unit of `quantity`."""
+    """Parse a unit like `parse_unit`; None if it is not a unit of `quantity`."""
     unit = parse_unit(text)
     return unit if unit is not None and unit.quantity == quantity else None
 
 
 def _powers(words: str) -> dict[str, int] | None:
-    """'kg m-2 s-1' → {'kg': 1, 'm': -2, 's': -1}; None where a word is none of a unit of rain."""
+    """Parse 'kg m-2 s-1' to {'kg': 1, 'm': -2, 's': -1}; None if a word is not part of a unit of rain."""
     words = words.translate(_SUPERSCRIPTS).replace("**", "^").replace("·", " ").replace("*", " ")
     words = re.sub(r"\bper\b", "/", re.sub(r"\.(?!\d)", " ", words))
-    # what stands in brackets behind a slash is divided by as a whole
+    # a slash before brackets divides by all factors inside
     words = re.sub(r"/ *\(([^()]*)\)", lambda match: "/" + re.sub(r"[ *]+", "/", match[1].strip()), words)
     powers: dict[str, int] = {}
     place, sign = 0, 1

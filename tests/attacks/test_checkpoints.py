@@ -131,8 +131,8 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("a: !!python/object/apply:os.system [touch owned]", "YAML tag"),
         ("a: !!python/object/apply:pathlib.Path [x]", "YAML tag"),
         ("a: " + "x" * 1_000_001, "at most 1,000,000 characters"),
-        ("a: {a: 1, b", "no YAML"),
-        ("[a, b]", "no mapping"),
+        ("a: {a: 1, b", "not YAML"),
+        ("[a, b]", "not a mapping"),
         (b"model: {}", "config"),
     ],
 )
@@ -141,7 +141,7 @@ def test_the_text_of_a_config_is_bounded(config: Any, message: str, tiny_run: Pa
     raw["raincast"]["config"] = config
     torch.save(raw, tmp_path / "a.ckpt")
     began = time.process_time()
-    with pytest.raises(ValueError, match=rf"a\.ckpt is no checkpoint of raincast: .*{message}"):
+    with pytest.raises(ValueError, match=rf"a\.ckpt is not a checkpoint of raincast: .*{message}"):
         assembly.read_checkpoint(tmp_path / "a.ckpt")
     assert time.process_time() - began < 20
 
@@ -177,7 +177,7 @@ def test_what_a_checkpoint_says_of_itself_is_of_the_right_kind(
     if value is None:
         del raw["raincast"][key]
     torch.save(raw, tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=r"a\.ckpt (is no checkpoint of raincast|has format None)"):
+    with pytest.raises(ValueError, match=r"a\.ckpt (is not a checkpoint of raincast|has format None)"):
         assembly.read_checkpoint(tmp_path / "a.ckpt")
 
 

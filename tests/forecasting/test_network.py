@@ -154,7 +154,7 @@ def test_lead_times_are_steps_of_the_same_forecast():
     some = made.predict(dataclasses.replace(query(given, 4, thresholds=[1.0]), lead_minutes=[10.0, 20.0]))
     np.testing.assert_array_equal(some.rates, whole.rates[:, [1, 3]])
     np.testing.assert_array_equal(some.probabilities, whole.probabilities[:, [1, 3]])
-    with pytest.raises(ValueError, match="goes by steps of 5 min"):
+    with pytest.raises(ValueError, match="has a step of 5 min"):
         made.predict(dataclasses.replace(query(given, 4), lead_minutes=[7.0]))
 
 

@@ -166,7 +166,9 @@ def test_plain_archives_become_ours(tmp_path: Path, kind: str) -> None:
 
 def test_what_is_no_archive_is_said(files: list[Path], tmp_path: Path) -> None:
     schema.mock_archive(3).drop_vars("crs").to_netcdf(tmp_path / "nowhere.nc", engine="netcdf4")
-    with pytest.raises(ValueError, match=r"(?s)nowhere\.nc is no archive that raincast can read.*grid_mapping"):
+    with pytest.raises(
+        ValueError, match=r"(?s)nowhere\.nc is not an archive that raincast can read.*grid_mapping"
+    ):
         rewrite(tmp_path / "nowhere.nc", tmp_path / "out")
     with pytest.raises(ValueError, match="None of 1 files could be read"):
         rewrite(files[0], tmp_path / "out")

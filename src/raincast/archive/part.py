@@ -99,7 +99,7 @@ class PartWriter:
     def _discard(self) -> None:
         """Close and remove all temporary files."""
         self._block.close()
-        with contextlib.suppress(OSError, RuntimeError):  # a full disk fails once more
+        with contextlib.suppress(OSError, RuntimeError):  # on a full disk closing fails too
             if self._file.isopen():
                 self._file.close()
         self._partial.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ class PartWriter:
         absent[:] = in_seconds(missing)
 
     def _time_bounds(self, times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64] | None:
-        """When the mean of each frame begins and ends, (T, 2) by `TIME_CODES`; None of momentary rates."""
+        """Return start and end of each frame's mean, (T, 2) in units of `TIME_CODES`; None for momentary rates."""
         minutes = schema.meaning_of(self.cell_methods, self.attrs, self.step_minutes).minutes
         if minutes is None:
             return None

@@ -121,9 +121,8 @@ class ZarrPartWriter(PartWriter):
             STEP_MINUTES: float(self.step_minutes),
             REGULAR_START: str(self.times[0].astype("datetime64[s]")),
         }
-        if (
-            TIME_BOUNDS in self._file
-        ):  # for xarray: to the specification each variable that is no coordinate is data
+        # makes xarray read the bounds as a coordinate; the specification takes all other variables for data
+        if TIME_BOUNDS in self._file:
             own["coordinates"] = TIME_BOUNDS
         others = {name: value for name, value in self.attrs.items() if name not in own}
         self._file.attrs.put(_plain(own | others))
