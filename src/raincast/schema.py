@@ -377,11 +377,14 @@ def _time_problems(dataset: xr.Dataset) -> list[str]:
         at = times[1:][gaps <= np.timedelta64(0)][0]
         return [f"Times are not ascending, or repeat, at {at}."]
     try:
-        step = step_timedelta(find_step_minutes(dataset))
+        step_minutes = find_step_minutes(dataset)
     except ValueError as error:
         return [str(error)]
-    off = (times - times[0]) % step != np.timedelta64(0)
-    return [f"{off.sum()} times are off the step of {step}, the first {times[off][0]}."] if off.any() else []
+    off = (times - times[0]) % step_timedelta(step_minutes) != np.timedelta64(0)
+    if not off.any():
+        return []
+    first = np.datetime_as_string(times[off][0], unit="s")
+    return [f"{off.sum()} times are off the step of {step_minutes:g} min, the first {first}."]
 
 
 def _axis_problems(dataset: xr.Dataset) -> list[str]:

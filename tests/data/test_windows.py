@@ -241,7 +241,8 @@ def test_hash_changes_with_the_windows_and_only_then():
 
 
 def test_no_window_and_an_empty_split_say_what_to_change():
-    with pytest.raises(ValueError, match="No window of 5 consecutive frames in 4 frames.*lower data.input_steps"):
+    span = r"from 20[-0-9]{8} [:0-9]{5} to 20[-0-9]{8} [:0-9]{5} UTC: lower data\.input_steps"
+    with pytest.raises(ValueError, match=f"No window of 5 consecutive frames in 4 frames {span}"):
         split_windows(times_of([0, 1, 2, 3]), STEP, 5, BlockSplit())
     with pytest.raises(ValueError, match="no window of 18 frames for train and val .*data.split.embargo_minutes"):
         split_windows(times_of(np.arange(60)), STEP, 18, BlockSplit(embargo_minutes=300))

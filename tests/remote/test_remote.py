@@ -225,6 +225,30 @@ def test_an_object_store_serves(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         store.stop()
 
 
+def test_an_archive_of_the_catalogue_opens_by_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    with pytest.raises(ValueError, match="needs the package mlcast-datasets: pip install mlcast-datasets"):
+        Archive.open("mlcast://radklim_hourly")
+    fsspec.filesystem("memory").put(str(folder / "zarr" / "2026-01-01.zarr"), "/catalogued/a.zarr", recursive=True)
+    listed = tmp_path / "mlcast_datasets" / "catalog" / "precipitation"
+    listed.mkdir(parents=True)
+    (tmp_path / "mlcast_datasets" / "__init__.py").write_text("raise ImportError('intake')")
+    (listed.parent / "catalog.yml").write_text("sources: {precipitation: {driver: catalog, args: {path: x}}}")
+    (listed / "catalog.yml").write_text(
+        "sources: {radklim_hourly: {driver: zarr, args: {urlpath: 'memory://catalogued/a.zarr/', consolidated: true, "
+        "storage_options: {}}}}"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    there = Archive.open("mlcast://radklim_hourly")
+    np.testing.assert_array_equal(there.read(0, 3), Archive.open(folder / "zarr").read(0, 3))
+    assert str(pickle.loads(pickle.dumps(there)).path) == "mlcast://radklim_hourly.zarr"
+    with pytest.raises(ValueError, match="mlcast://nothing is not in the catalogue; there are radklim_hourly"):
+        Archive.open("mlcast://nothing")
+
+
 def _read(path: str) -> np.ndarray:
     return Archive.open(path).read(0, 2)
 

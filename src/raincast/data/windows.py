@@ -269,9 +269,9 @@ def split_windows(
     starts = window_starts(times, step, num_frames, input_steps=input_steps, max_missing=max_missing)
     if starts.size == 0:
         raise ValueError(
-            f"No window of {num_frames} consecutive frames in {times.size} frames from {times[0]} to "
-            f"{times[-1]}: lower data.input_steps or data.lead_steps, raise data.max_missing={max_missing}, or "
-            "ingest more files."
+            f"No window of {num_frames} consecutive frames in {times.size} frames from {_short(times[0])} to "
+            f"{_short(times[-1])} UTC: lower data.input_steps or data.lead_steps, raise "
+            f"data.max_missing={max_missing}, or ingest more files."
         )
     span = step * (num_frames - 1)
     ranges = split.ranges(times, step, span + step)

@@ -20,9 +20,10 @@ def newest_frames(frames: xr.Dataset, *, input_steps: int, lead_steps: int, ever
     step, num_frames = schema.step_timedelta(step_minutes), input_steps + lead_steps
     starts = window_starts(times, step, num_frames)[::every]
     if not starts.size:
+        first, last = np.datetime_as_string(times[[0, -1]], unit="m")
         raise ValueError(
             f"No {num_frames} consecutive frames ({input_steps} to forecast from, {lead_steps} to compare with), "
-            f"{step_minutes:g} min apart, are among the {times.size} from {times[0]} to {times[-1]}: lower "
+            f"{step_minutes:g} min apart, are among the {times.size} from {first} to {last} UTC: lower "
             "lead_steps, or give more frames."
         )
     return [int(n) for n in np.searchsorted(frame_slots(times, step), starts) + input_steps - 1]

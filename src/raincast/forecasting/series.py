@@ -155,10 +155,11 @@ class FileSeries:
             return float(stated.pop())
         gaps, counts = np.unique(np.diff(times), return_counts=True)
         if gaps.size == 0:
+            if not times.size:
+                raise ValueError("There is no frame yet.")
+            only = np.datetime_as_string(times[0], unit="m")
             raise ValueError(
-                f"There is only one frame, {times[0]}: give as many files as the network needs frames."
-                if times.size
-                else "There is no frame yet."
+                f"There is only one frame, {only} UTC: give as many files as the network needs frames."
             )
         return float(gaps[counts.argmax()] / np.timedelta64(1, "m"))
 

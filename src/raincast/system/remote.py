@@ -8,6 +8,7 @@ cut short.
 
 import fnmatch
 import hashlib
+import importlib.util
 import io
 import logging
 import os
@@ -37,6 +38,8 @@ CACHE_GIB = 10.0
 """Size limit of the cache; $RAINCAST_REMOTE_CACHE_GIB overrides it."""
 VERSION_KEYS = ("etag", "lastmodified", "mtime", "updated", "generation", "versionid", "contentmd5", "created")
 NO_PACKAGE = "{url} needs the package {package}: pip install -e \".[remote]\" (or pip install 'raincast[remote]')."
+CATALOGUE = "mlcast"
+"""mlcast://NAME is the Zarr store NAME of the catalogue in the package mlcast-datasets."""
 Answer = TypeVar("Answer")
 
 
@@ -150,7 +153,10 @@ def as_path(path: str | Path) -> Path:
     if not is_remote(path):
         return Path(path.removeprefix("file://"))
     scheme, _, rest = path.partition("://")
-    return RemotePath(f"{scheme}:/{rest.rstrip('/')}")
+    rest = rest.rstrip("/")
+    if scheme == CATALOGUE and not rest.partition("/")[0].endswith(".zarr"):
+        rest = f"{rest}.zarr"
+    return RemotePath(f"{scheme}:/{rest}")
 
 
 def local(path: Path) -> Path:
@@ -347,15 +353,17 @@ def _filesystem(url: str) -> tuple[Any, str]:
     """Return the file system of a URL and the name in it. Raises ValueError if a package is missing."""
     import fsspec
 
-    scheme = url.partition("://")[0]
     options: dict[str, Any] = {}
+    if url.startswith(f"{CATALOGUE}://"):
+        url, options = _catalogued(url)
+    scheme = url.partition("://")[0]
     if scheme in ("http", "https"):
         try:
             import aiohttp
         except ImportError as error:
             raise ValueError(NO_PACKAGE.format(url=url, package="aiohttp")) from error
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=ANSWER_S)
-        options = {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
+        options |= {"client_kwargs": {"timeout": timeout}, "use_listings_cache": False}
     try:
         found: tuple[Any, str] = fsspec.url_to_fs(url, **options)
     except ImportError as error:
@@ -364,6 +372,26 @@ def _filesystem(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise ValueError(f"{url}: {scheme}:// is no protocol of fsspec: {error}") from error
     return found
+
+
+def _catalogued(url: str) -> tuple[str, dict[str, Any]]:
+    """Return the URL and the options of a name in the catalogue. Raises ValueError if it is unknown."""
+    import yaml
+
+    name, _, rest = url.partition("://")[2].partition("/")
+    name = name.removesuffix(".zarr")
+    package = importlib.util.find_spec("mlcast_datasets")  # found, not imported: it imports intake
+    if package is None or not package.submodule_search_locations:
+        raise ValueError(f"{url} needs the package mlcast-datasets: pip install mlcast-datasets")
+    folder = Path(package.submodule_search_locations[0]) / "catalog"
+    known: dict[str, Any] = {}
+    for file in sorted(folder.rglob("*.yml")):
+        listed = yaml.safe_load(file.read_text(encoding="utf-8"))["sources"]
+        known |= {key: node["args"] for key, node in listed.items() if node.get("driver") == "zarr"}
+    if name not in known:
+        raise ValueError(f"{CATALOGUE}://{name} is not in the catalogue; there are {', '.join(sorted(known))}.")
+    where = str(known[name]["urlpath"]).rstrip("/")
+    return (f"{where}/{rest}" if rest else where), dict(known[name].get("storage_options", {}))
 
 
 _known: dict[tuple[int, str], tuple[float, dict[str, Any]]] = {}
