@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import xarray as xr
-from killing import kill_command
+from killing import kill_command, run
+from running import TINY
 from watching import frames_of, write_frame
 
 KILLS = int(os.environ.get("RAINCAST_KILLS", "0"))
@@ -31,24 +32,32 @@ def files(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ingest(folder: Path, files: Path, run: Path) -> tuple[str, list[str]]:
+@pytest.fixture(scope="module")
+def trained(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a network that was trained for a moment."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert run(folder, [*TINY, f"data.archive={tiny_archive}", "trainer.max_epochs=1"]) == 0
+    return folder
+
+
+def ingest(folder: Path, files: Path, trained: Path) -> tuple[str, list[str]]:
     return "ingest", [f"files={files}", f"archive={folder}/out", "workers=1"]
 
 
-def hindcast(folder: Path, files: Path, run: Path) -> tuple[str, list[str]]:
+def hindcast(folder: Path, files: Path, trained: Path) -> tuple[str, list[str]]:
     given = ["init_time=/", f"input={files}", f"folder={folder}/out", "workers=1", "animation=false"]
-    return "forecast", [*given, f"checkpoint={run}/checkpoints/best.ckpt", "device=cpu"]
+    return "forecast", [*given, f"checkpoint={trained}/checkpoints/best.ckpt", "device=cpu"]
 
 
-def evaluate(folder: Path, files: Path, run: Path) -> tuple[str, list[str]]:
+def evaluate(folder: Path, files: Path, trained: Path) -> tuple[str, list[str]]:
     given = ["baselines=[persistence,extrapolation]", "workers=1", "device=cpu", f"unfinished={folder}/sums"]
-    return "evaluate", [*given, f"checkpoint={run}/checkpoints/best.ckpt"]
+    return "evaluate", [*given, f"checkpoint={trained}/checkpoints/best.ckpt"]
 
 
-def watch(folder: Path, files: Path, run: Path) -> tuple[str, list[str]]:
+def watch(folder: Path, files: Path, trained: Path) -> tuple[str, list[str]]:
     live = ["live.once=true", "live.max_age_minutes=null", "live.keep_hours=null", f"live.output={folder}/out"]
     given = [f"watch={files}", f"site={folder}/site", "coastlines=false", "animation=false", "live.settle_s=0"]
-    return "forecast", [*given, *live, f"checkpoint={run}/checkpoints/best.ckpt", "device=cpu"]
+    return "forecast", [*given, *live, f"checkpoint={trained}/checkpoints/best.ckpt", "device=cpu"]
 
 
 COMMANDS: dict[str, Callable[[Path, Path, Path], tuple[str, list[str]]]] = {
@@ -90,10 +99,10 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.skipif(KILLS == 0, reason="RAINCAST_KILLS=20 kills each command as many times, at random moments")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_at_random_moments_it_ends_as_in_one_go(
-    name: str, files: Path, tiny_run: Path, tmp_path: Path
+    name: str, files: Path, trained: Path, tmp_path: Path
 ) -> None:
     rng = random.Random(int(os.environ.get("RAINCAST_SEED", "0")))
-    command, overrides = COMMANDS[name](tmp_path / "whole", files, tiny_run)
+    command, overrides = COMMANDS[name](tmp_path / "whole", files, trained)
     began = time.monotonic()
     assert kill_command(tmp_path / "whole", command, overrides) == 0
     seconds = time.monotonic() - began
@@ -103,7 +112,7 @@ def test_killed_at_random_moments_it_ends_as_in_one_go(
     while kills < KILLS:
         runs += 1
         folder = tmp_path / f"killed{runs}"
-        command, overrides = COMMANDS[name](folder, files, tiny_run)
+        command, overrides = COMMANDS[name](folder, files, trained)
         of_this = 0
         while True:
             after = rng.uniform(0.3, 1.0) * seconds if of_this < MOST_OF_A_RUN and kills < KILLS else None

@@ -46,9 +46,8 @@ def archive_path(
     """Return `archive`, else the archive of `cfg.data`, else the built-in one, which is built on first use."""
     if archive or cfg.data.archive is not None:
         return as_path(archive or cfg.data.archive)
-    from filelock import FileLock
-
     from raincast.synthetic import build_builtin_archive
+    from raincast.system.lock import waited_for
 
     path = Path(cfg.paths.data_dir) / "builtin"
     log.warning(
@@ -58,7 +57,7 @@ def archive_path(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     # the other processes of a run, and other runs, wait here until the archive is built
-    with FileLock(path.with_name(".builtin.lock")):
+    with waited_for(path.with_name(".builtin.lock")):
         build_builtin_archive(path, progress=progress)
     return path
 

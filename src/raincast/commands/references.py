@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly
@@ -15,6 +14,7 @@ from raincast.commands import report
 from raincast.data.rain import part_key
 from raincast.system.cache import cache_folder
 from raincast.system.files import atomic
+from raincast.system.lock import waited_for
 from raincast.system.provenance import code_hash
 from raincast.version import __version__
 
@@ -45,7 +45,7 @@ def reference_scores(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset | 
     except OSError as error:
         log.debug("The baselines' scores are not cached: %s", error)
         return _score(cfg, data)
-    with FileLock(path.with_suffix(".lock")):
+    with waited_for(path.with_suffix(".lock")):
         if (kept := _load(path)) is not None:
             return kept
         scores = _score(cfg, data)

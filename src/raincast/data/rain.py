@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from raincast.archive import Archive
 from raincast.archive.codes import CHUNKS, CODE_MM_H
 from raincast.system.cache import cache_folder
 from raincast.system.files import atomic
+from raincast.system.lock import waited_for
 from raincast.system.remote import RemotePath
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def rain_table(
         log.debug("The rain table of %s is not cached: %s", archive.path, error)
         return _stack(_complete(archive, lattice, rain_scale, {}, needed, progress))
     # one process reads the archive while the others wait
-    with FileLock(path.with_suffix(".lock")):
+    with waited_for(path.with_suffix(".lock")):
         known = _load(path)
         parts = _complete(archive, lattice, rain_scale, known, needed, progress)
         if parts.keys() != known.keys() or any(parts[key] is not known[key] for key in parts):

@@ -1,9 +1,11 @@
 """The report of a sweep: table, page, and the command that trains the winner again."""
 
 import logging
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 SEEDS = "1,2,3,4,5"
 """Seeds for training the winner again, other than the 0 with which it won."""
 TABLE, PAGE = "trials.csv", "sweep.html"
+HARMLESS_KEY = re.compile(r"\+{0,2}(?!hydra)[A-Za-z_][\w.\[\]/@*]*=")
+CODE = ("_target_", "_partial_", "${")
 MOST_BEST = 5
 """Number of best trials of a study with one goal; with several goals, all trials on the Pareto front count."""
 
@@ -69,6 +73,9 @@ def _row(trial: FrozenTrial, sweep: Sweep, command: Callable[[Sequence[str]], st
     if RETRY_OF in attrs:
         notes.append(f"trial {attrs[RETRY_OF]} again")
     overrides = attrs.get("overrides")
+    if overrides is not None and not _are_harmless(overrides, sweep.fixed):
+        overrides = None
+        notes.append("its overrides are not this sweep's: no command is shown")
     return TrialRow(
         number=trial.number,
         state={"fail": "failed", "waiting": "to be run"}.get(trial.state.name.lower(), trial.state.name.lower()),
@@ -79,6 +86,18 @@ def _row(trial: FrozenTrial, sweep: Sweep, command: Callable[[Sequence[str]], st
         note="; ".join(filter(None, notes)),
         run_dir=attrs.get("run_dir", ""),
         command="" if overrides is None else command(overrides),
+    )
+
+
+def _are_harmless(overrides: Any, fixed: frozenset[str]) -> bool:
+    """Whether a trial's overrides may be typed: a study may come from others, and a `_target_` is a program.
+
+    Those of this worker, and plain values of keys that are not Hydra's own.
+    """
+    return isinstance(overrides, list) and all(
+        isinstance(one, str)
+        and (one in fixed or (HARMLESS_KEY.match(one) is not None and not any(word in one for word in CODE)))
+        for one in overrides
     )
 
 

@@ -8,6 +8,7 @@ other machines after a while. Its trial then counts as failed, and the same para
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from raincast.sweeps.goals import Goal
+from raincast.system.lock import is_held, waited_for
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ class Sweep:
         self.goals, self.folder, self.budget, self.retries = list(goals), folder, budget, retries
         self.dead_after_minutes = dead_after_minutes
         self.worker = uuid.uuid4().hex[:8]
+        self.fixed = frozenset[str]()
+        """The overrides that all trials share, as this worker was given them."""
         backend = open_storage(storage)
         self.study = _create(backend, name, [goal.direction for goal in goals], sampler)
         self.curves = self.study
@@ -127,7 +130,7 @@ class Sweep:
         path = self._lock_path(self.worker)
         path.parent.mkdir(parents=True, exist_ok=True)
         beat = threading.Thread(target=self._beat, daemon=True)
-        with FileLock(path):
+        with waited_for(path):
             beat.start()
             try:
                 yield
@@ -147,8 +150,8 @@ class Sweep:
         """Give up the trials of dead workers and enqueue them again; return their numbers."""
         given_up = []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get(WORKER)
-            if worker is not None and self._is_dead(worker) and self.give_up(trial, "its worker was killed"):
+            worker: Any = trial.user_attrs.get(WORKER)
+            if _is_worker(worker) and self._is_dead(worker) and self.give_up(trial, "its worker was killed"):
                 given_up.append(trial.number)
         return given_up
 
@@ -156,10 +159,9 @@ class Sweep:
         if worker["id"] == self.worker:
             return False
         lock = self._lock_path(worker["id"])
-        if worker["host"] == socket.gethostname() and lock.exists():
-            with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
-                return True
-            return False
+        held = is_held(lock) if worker["host"] == socket.gethostname() and lock.exists() else None
+        if held is not None:
+            return not held
         seen = self.study.user_attrs.get(f"{WORKER} {worker['id']}", worker["began"])
         return time.time() - float(seen) > 60 * self.dead_after_minutes
 
@@ -246,6 +248,33 @@ class Sweep:
             number = trial.user_attrs[CURVE]
             end = values[:1] if values is not None else None
             self.curves.tell(number, end, state=state, skip_if_finished=True)
+
+
+def _is_worker(said: Any) -> bool:
+    """Whether a trial names a worker as a Sweep does: a study may hold what others wrote, and its id is a path."""
+    return (
+        isinstance(said, dict)
+        and re.fullmatch(r"[0-9a-f]{8}", str(said.get("id"))) is not None
+        and isinstance(said.get("began"), int | float)
+        and "host" in said
+    )
+
+
+def values_of(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """A trial's values of `space`, and no others; ValueError where they do not lie in it.
+
+    A trial that waits in a study may come from others, with any keys and values, and they become overrides.
+    """
+    if params.keys() - space.keys():
+        raise ValueError(f"it has values of {', '.join(sorted(params.keys() - space.keys()))}, not in sweep.space")
+    for key, distribution in space.items():
+        try:
+            inside = distribution._contains(distribution.to_internal_repr(params[key]))
+        except (ValueError, TypeError, KeyError):
+            inside = False
+        if not inside:
+            raise ValueError(f"its {key}={params.get(key)!r} is not in sweep.space ({distribution})")
+    return dict(params)
 
 
 def counts(trial: FrozenTrial) -> bool:

@@ -112,6 +112,7 @@ class Worker:
             retries=cfg.sweep.retries,
             dead_after_minutes=cfg.sweep.dead_after_minutes,
         )
+        self.sweep.fixed = frozenset(self.fixed)
         self._agree()
         if cfg.sweep.default_first:
             self.sweep.begin_with(default_params(self.space, self.base))
@@ -182,13 +183,13 @@ class Worker:
         """Run one trial; return False if it failed."""
         from raincast.sweeps import process
         from raincast.sweeps.space import overrides_of
-        from raincast.sweeps.study import LINK, process_link
+        from raincast.sweeps.study import LINK, process_link, values_of
 
         shown = ", ".join(f"{key} {_short(value)}" for key, value in trial.params.items())
         log.info("trial %d  %s", trial.number, shown)
         run_dir, began = self._run_dir(trial.number), time.monotonic()
         try:
-            overrides = [*self.fixed, *overrides_of(trial.params, self._compose)]
+            overrides = [*self.fixed, *overrides_of(values_of(trial.params, self.space), self._compose)]
             trial.set_user_attr("overrides", overrides)
             trial.set_user_attr("run_dir", str(run_dir))
             more = [

@@ -3,7 +3,7 @@
 import errno
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +13,8 @@ from raincast.system.files import remove, restore
 log = logging.getLogger(__name__)
 
 NAME = ".ingest.lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What a network file system without locks says."""
 
 
 @contextmanager
@@ -22,14 +24,44 @@ def held(lock: Path, refusal: str) -> Iterator[None]:
     Its folder is created if needed. The system releases the lock of a process that dies.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_acquired(lock, timeout=0))
+        except Timeout:
+            # do not wait: runs started by a timer would pile up
+            raise ValueError(refusal) from None
+        yield
+
+
+@contextmanager
+def waited_for(lock: Path) -> Iterator[None]:
+    """Hold the file `lock` alone, once all others that hold it are done."""
+    with _acquired(lock, timeout=-1):
+        yield
+
+
+def is_held(lock: Path) -> bool | None:
+    """Whether a process holds the file `lock`; None where the file system has no locks."""
     file = FileLock(lock)
     try:
         file.acquire(timeout=0)
     except Timeout:
-        # do not wait: runs started by a timer would pile up
-        raise ValueError(refusal) from None
+        return True
     except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        return None
+    file.release()
+    return False
+
+
+@contextmanager
+def _acquired(lock: Path, *, timeout: float) -> Iterator[None]:
+    file = FileLock(lock)
+    try:
+        file.acquire(timeout=timeout)
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, Timeout) or (isinstance(error, OSError) and error.errno not in NO_LOCKS):
             raise
         log.warning("%s: this file system has no locks (%s). Do not run two commands on it at once.", lock, error)
     try:
