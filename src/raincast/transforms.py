@@ -33,7 +33,7 @@ THRESHOLDS = (0.1, 0.2, 0.5, 1.0, 2.0, 3.5, 5.0, 7.5, 10.0, 15.0, 20.0, 35.0, 50
 """Thresholds in mm/h at which `head=distribution` describes the distribution of each pixel."""
 
 UNKNOWN = -1.0
-"""Value of its last channel where the advected newest frame is undefined: rain comes from outside the grid."""
+"""Value of that head's last channel where the advected newest frame is undefined: rain from outside the grid."""
 
 
 _HARDLY_ANY = 1e-37

@@ -61,7 +61,7 @@ class Carrier(Protocol):
         """Return the layout for all windows as long as `times`."""
 
     def carry(self, times: Times, y: slice, x: slice, layout: Layout) -> Carried:
-        """Return the encoded window at `times`, in a layout at least as wide as that of `layout`."""
+        """Return the encoded window at `times` in `layout`, which may be wider than this channel's own."""
 
 
 def values_of(carried: Mapping[str, Tensor]) -> Float[Tensor, "b t h w"]:

@@ -145,7 +145,10 @@ class FieldFile:
         return raw[None] if times is None else raw
 
     def _was_replaced(self) -> bool:
-        """Return True if the open file was replaced. Raises ValueError unless the new one begins alike."""
+        """Return True if the open file was replaced.
+
+        Raises ValueError unless the new file has the same packing and shape, and begins with the same times.
+        """
         process, sight = os.getpid(), sight_of(self.path)
         if self._seen.get(process, self.sight) == sight:
             return False

@@ -160,7 +160,10 @@ class CF:
         return stated if self.units is None or (stated and self.variable is None) else self.units
 
     def _fits(self, array: xr.DataArray, quantity: str, *, by_name: bool) -> bool:
-        """Return True if a variable is rain by unit and standard_name (`by_name`), or by unit and other words."""
+        """Return True if a variable is rain by unit and standard_name (`by_name`), or by unit and names.
+
+        Without `by_name`, words such as "snow" or "maximum" in its names exclude it.
+        """
         unit = unit_of(self._units(array), quantity)
         if unit is None:
             return False

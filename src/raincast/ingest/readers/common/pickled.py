@@ -21,7 +21,7 @@ OPCODES = frozenset(_OPCODES.split())
 
 
 def unpickle_dates(content: bytes) -> list[datetime]:
-    """Return the dates of a pickled array of datetime.datetime. Raises ValueError for anything else, unrun."""
+    """Return the dates of a pickled array of datetime.datetime, running no code. Raises ValueError otherwise."""
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name not in OPCODES:
             raise ValueError(f"its dates hold more than dates (the opcode {opcode.name}), which is not loaded")
