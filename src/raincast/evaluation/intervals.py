@@ -100,7 +100,7 @@ def with_intervals(scores: xr.Dataset, how: Resampling) -> xr.Dataset:
         for name, score in group.scores.items():
             for key, of, own_dims in (
                 (name, (whole[name], trials[name]), dims),
-                (f"{name}_mean", tuple(_lead_mean(x) for x in (whole[name], trials[name])), dims[:-1]),
+                (f"{name}_mean", tuple(lead_mean(x) for x in (whole[name], trials[name])), dims[:-1]),
             ):
                 made |= _described(key, of[1], own_dims, score, how, num_events)
                 if key != name:
@@ -192,7 +192,7 @@ def _quantiles(trials: Floats, at: tuple[float, ...]) -> Floats:
     return np.stack(found)
 
 
-def _lead_mean(values: Floats) -> Floats:
+def lead_mean(values: Floats) -> Floats:
     """Return the mean of the defined values along the last axis; NaN if there are none."""
     defined = np.isfinite(values)
     count = defined.sum(axis=-1)

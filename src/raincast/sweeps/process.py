@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def why_it_died(code: int, run_dir: Path) -> str:
         return f"killed by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
     lines = (run_dir / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in said if line.startswith("Error:") or "Error: " in line.split(" ")[0] + " "]
+    errors = [line for line in said if re.match(r"\S*Error:(\s|$)", line)]
     return (errors or said or [f"exit code {code}"])[-1][:500]
 
 

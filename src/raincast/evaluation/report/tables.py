@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raincast.evaluation.intervals import lead_mean
 from raincast.evaluation.verdict import events_text, verdict
 from raincast.metrics.registry import SCORES
 from raincast.schema import LEAD_TIME
@@ -136,11 +137,7 @@ def _at_threshold(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArr
 
 def _mean_over_leads(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
     """Return (forecaster,) means over the lead times at which the score is defined; NaN if there are none."""
-    values = _at_threshold(scores, score, threshold)
-    defined = np.isfinite(values)
-    count = defined.sum(axis=1)
-    total = np.where(defined, values, 0.0).sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return lead_mean(_at_threshold(scores, score, threshold))
 
 
 def _spread(num: int, at_most: int) -> list[int]:
