@@ -420,7 +420,7 @@ def test_zarr_holds_the_same(rain, grid, tmp_path):
     path = write_zarr(dataset, tmp_path / "a.zarr")
     assert write_zarr(dataset, path) == path  # in the place of the first
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
-    with xr.open_dataset(path, engine="zarr", consolidated=False, decode_timedelta=True) as read:
+    with xr.open_dataset(path, engine="zarr", consolidated=True, decode_timedelta=True) as read:
         np.testing.assert_array_equal(read.rain_rate, dataset.rain_rate)
         np.testing.assert_array_equal(read.quality_flag, dataset.quality_flag)
         np.testing.assert_array_equal(read.time, dataset.time)
@@ -473,3 +473,7 @@ def test_pngs_lie_where_they_belong_on_a_web_map(rain, grid, tmp_path):
             seen.add(number)
     assert colours[0][3] == 0 and colours[MISSING_CLASS][3] == MISSING_ALPHA and colours[3][3] == 255
     assert {0, MISSING_CLASS} < seen
+    bare = flagged(rain, grid)
+    bare["rain_rate"][:, :, 4:] = np.nan
+    edges = json.loads((write_pngs(bare, tmp_path, "bare") / "map.json").read_text(encoding="utf-8"))["bounds"]
+    assert edges[1][1] - edges[0][1] < 0.75 * (east - west)

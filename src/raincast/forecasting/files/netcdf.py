@@ -8,6 +8,7 @@ Probabilities are a second variable, (lead_time, threshold, y, x). GDAL then nee
 NETCDF:file.nc:rain_rate.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
     for name, given in _encoding(plain).items():
         maps = "chunksizes" in given
         encoding[name] = {"chunks": given["chunksizes"]} if maps else given
-    with atomic(path) as partial:
-        plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=False, encoding=encoding)
+    with atomic(path) as partial, warnings.catch_warnings():
+        # consolidated metadata: not in the specification of Zarr 3 yet, but servers without listings need them
+        warnings.simplefilter("ignore")
+        plain.to_zarr(partial, mode="w", zarr_format=3, consolidated=True, encoding=encoding)
     return path
 
 

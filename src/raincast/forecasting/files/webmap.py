@@ -25,15 +25,16 @@ MISSING_ALPHA = 100
 def write_pngs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
     """Write rates to the folder NAME_web, which is returned: NAME_+005min.png, its world file, and map.json.
 
-    A pixel has the colour of the nearest pixel of the grid. Dry pixels and those outside the grid are transparent,
-    missing ones grey. `map.json` has the corners in degrees, as web maps ask for them, the colours and the times.
-    Each file is written atomically.
+    Margins that no frame observed are cut off. A pixel has the colour of the nearest pixel of the grid; dry pixels
+    and those outside the grid are transparent, missing ones grey. `map.json` has the corners in degrees, as web maps
+    ask for them, the colours and the times. Each file is written atomically.
     """
     from PIL import Image
 
     from raincast.plotting import rain_image as maps
 
-    mercator = _Mercator(schema.grid_of(forecast))
+    rates, grid = maps.cropped({name: forecast[schema.RAIN].values}, schema.grid_of(forecast))
+    mercator = _Mercator(grid)
     target = folder / f"{name}_web"
     target.mkdir(parents=True, exist_ok=True)
     outside = maps.MISSING_CLASS + 1
@@ -42,7 +43,7 @@ def write_pngs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
     alpha = bytes([0, *[255] * len(maps.RAIN_COLOURS), MISSING_ALPHA, 0])
     listed = []
     for number, minutes in enumerate(lead_minutes_of(forecast)):
-        classes = maps.rain_classes(forecast[schema.RAIN].values[number])
+        classes = maps.rain_classes(rates[name][number])
         image = Image.fromarray(mercator.shown(classes, outside))
         image.putpalette(palette)
         path = target / f"{name}_+{minutes:03g}min.png"
@@ -93,7 +94,8 @@ class _Mercator:
         self.rows, self.columns, self.inside = _nearest(grid, np.degrees(x / RADIUS), _latitude(y))
         ends = np.array([self.top - self.size * height, self.top])
         (south, north), east = _latitude(ends), float(np.degrees((self.left + self.size * width) / RADIUS))
-        self.bounds = [[float(south), west], [float(north), east]]
+        corners = ((float(south), west), (float(north), east))
+        self.bounds = [[round(degrees, 7) for degrees in corner] for corner in corners]
 
     def shown(self, classes: npt.NDArray[np.uint8], outside: int) -> npt.NDArray[np.uint8]:
         """The classes (H, W) of the grid as a picture, `outside` where the grid is not."""
