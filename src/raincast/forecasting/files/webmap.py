@@ -26,8 +26,8 @@ def write_pngs(forecast: xr.Dataset, folder: Path, name: str) -> Path:
     """Write rates to the folder NAME_web, which is returned: NAME_+005min.png, its world file, and map.json.
 
     Margins that no frame observed are cut off. A pixel has the colour of the nearest pixel of the grid; dry pixels
-    and those outside the grid are transparent, missing ones grey. `map.json` has the corners in degrees, as web maps
-    ask for them, the colours and the times. Each file is written atomically.
+    and those outside the grid are transparent, missing ones grey. `map.json` has the corners in degrees, as web
+    maps ask for them, the colours and the times. Each file is written atomically.
     """
     from PIL import Image
 
