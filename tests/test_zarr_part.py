@@ -20,6 +20,7 @@ PUBLISHED = {
     "mlcast_created_by": "Jane Doe <jane@example.org>",
     "mlcast_created_with": "https://github.com/mlcast-community/mlcast-dataset-NL-KNMI@v1.0.0",
     "mlcast_dataset_version": "1.0.0",
+    "mlcast_dataset_validator_version": "0.4.0",
     "mlcast_dataset_identifier": "NL-KNMI-precipitation",
 }
 
@@ -37,7 +38,7 @@ def content(store: Path) -> dict[str, bytes]:
 
 
 def problems(store: Path, *, min_years: float = 3) -> list[str]:
-    """What of the specification 0.2.0 a store breaks, by the numbers of its published text.
+    """What of the specification 0.3.0 a store breaks, by the numbers of its published text.
 
     github.com/mlcast-community/mlcast-dataset-validator, specs/source_data/radar_precipitation.py. What only the
     net or the look of rain can tell (does the repository exist, is the sensing area whole) is left out.
@@ -102,6 +103,18 @@ def test_a_store_keeps_the_specification(tmp_path: Path) -> None:
         "5.2 license",
         *(f"5.4 {name}" for name in PUBLISHED),
     ]
+
+
+def test_the_validator_of_mlcast_finds_three_years_alone_missing(tmp_path: Path) -> None:
+    """Its version 0.4.0, of the specification 0.3.0; what it looks up in the net is a warning without one."""
+    name = "mlcast_dataset_validator.specs.source_data.radar_precipitation"
+    specification = pytest.importorskip(name, exc_type=ImportError)
+    assert specification.VERSION == "0.3.0"
+    store = write(tmp_path / "a.zarr", mock_archive(9, 260, 256, missing=(3, 4)), **PUBLISHED)
+    with xr.open_zarr(store) as dataset:
+        report, _ = specification.validate_dataset(dataset)
+    assert len(report.results) > 30
+    assert [one.requirement for one in report.results if one.status == "FAIL"] == ["Minimum 3-year coverage"]
 
 
 @pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")

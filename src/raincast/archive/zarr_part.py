@@ -1,4 +1,4 @@
-"""Write a part of an archive as a Zarr v3 store, by the dataset specification 0.2.0 of the mlcast community.
+"""Write a part of an archive as a Zarr v3 store, by the dataset specification 0.3.0 of the mlcast community.
 
 The specification (github.com/mlcast-community/mlcast-dataset-validator, source_data/radar_precipitation) requires
 floating-point rates with NaN, one chunk per frame, zstd, `lat` and `lon` in addition to `y` and `x`, a `crs` whose
