@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MEMBERS_TO_BLEND = 20
+"""With a weather model, unless `members` says otherwise."""
+
 
 def forecaster_of(
     checkpoint: Checkpoint, *, device: str = "auto", precision: str = "float32"
@@ -197,8 +200,21 @@ def load_forecaster(
 
 def pipeline_of(cfg: DictConfig, device: str | None = None, memory_gib: float | None = None) -> "ForecastPipeline":
     """Build the pipeline of `conf/forecast.yaml`'s settings, optionally for another device and other memory."""
+    from raincast.forecasting import Blending, WeatherModel
     from raincast.forecasting.memory import Memory
 
+    members, blending = cfg.members, None
+    if cfg.nwp is not None:
+        members = MEMBERS_TO_BLEND if members is None else members
+        settings = make(cfg.blending)
+        blending = Blending(
+            WeatherModel(cfg.nwp if isinstance(cfg.nwp, str) else list(cfg.nwp), settings), seed=cfg.seed
+        )
+        if str(cfg.init_time) != "latest" and not settings.delay_minutes:
+            log.warning(
+                "Runs of the model count as there at their run time. To forecast the past as it was, say with "
+                "blending.delay_minutes=… how much later they come."
+            )
     return load_forecaster(
         cfg.checkpoint,
         device=device or cfg.device,
@@ -206,7 +222,8 @@ def pipeline_of(cfg: DictConfig, device: str | None = None, memory_gib: float | 
         thresholds=cfg.exceedance,
         calibrated=cfg.calibrated,
         rates_by=cfg.rates_by,
-        members=cfg.members,
+        members=members,
+        blending=blending,
         seed=cfg.seed,
         channels=cfg.channels,
         lead_steps=cfg.lead_steps,

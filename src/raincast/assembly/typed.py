@@ -81,6 +81,7 @@ SETTINGS: dict[str, Any] = {
     "data.seed": int,
     # forecast
     "input": str | Names | None,
+    "nwp": str | Names | None,
     "watch": str | None,
     "init_time": str,
     "every": int,

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
@@ -26,7 +27,16 @@ from raincast.forecaster import (
     share_around,
 )
 from raincast.forecasting import fit
-from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance, with_members, with_quality
+from raincast.forecasting.blending import HOURS, Blended, Blending
+from raincast.forecasting.files.dataset import (
+    MISSING,
+    MODEL_ONLY,
+    OUTSIDE_REACH,
+    forecast_dataset,
+    with_exceedance,
+    with_members,
+    with_quality,
+)
 from raincast.forecasting.files.products import with_amounts, with_matched, with_onset
 from raincast.forecasting.gaps import NoInput, Past, on_times, past_of
 from raincast.forecasting.memory import Footprint, Memory
@@ -85,8 +95,9 @@ class ForecastPipeline:
     `trained` describes the data that the forecaster is made for. If more than `max_missing` frames are missing (by
     default the number in training), or the newest is, the rain is extrapolated instead. `reach` flags pixels whose
     rain comes from where nothing was observed, `other_grid` allows other pixels than in training, and `products`
-    adds variables. `members` is the number of members, if wanted. `channels` are the forecaster's covariates,
-    `footprint` is its memory, and `calibrated_on` describes the data on which its probabilities were calibrated.
+    adds variables. `members` is the number of members, if wanted; `blending` blends them with a weather model, to
+    6 h unless `lead_steps` is given. `channels` are the forecaster's covariates, `footprint` is its memory, and
+    `calibrated_on` describes the data on which its probabilities were calibrated.
     """
 
     def __init__(
@@ -105,6 +116,7 @@ class ForecastPipeline:
         attrs: Mapping[str, Any] | None = None,
         channels: Channels | None = None,
         members: int | None = None,
+        blending: Blending | None = None,
         calibrated_on: str | None = None,
     ) -> None:
         if lead_steps is not None and lead_steps < 1:
@@ -118,6 +130,8 @@ class ForecastPipeline:
                 f"products.amounts={list(products.amounts)}: their probabilities are shares of members. Give "
                 "members=20 too."
             )
+        if blending is not None and not members:
+            raise ValueError("A weather model is blended with members: give members=20 too.")
         self.forecaster = forecaster
         self.fallback = Fallback()
         self.trained = trained
@@ -132,6 +146,7 @@ class ForecastPipeline:
         self.attrs = dict(attrs or {})
         self.channels = channels if channels is not None and channels.read_any else None
         self.members = members
+        self.blending = blending
         self.comment = f"calibrated by isotonic regression on {calibrated_on}" if calibrated_on else None
 
     @property
@@ -151,13 +166,17 @@ class ForecastPipeline:
     @property
     def lead_steps(self) -> int:
         """Number of steps to forecast."""
+        if self.blending is not None and self._lead_steps is None:
+            return round(60 * HOURS / self.step_minutes)
         return self._lead_steps or self.trained.lead_steps
 
     @property
     def num_maps(self) -> int:
         """Number of maps per lead time that memory holds besides rates: probabilities, members and depths."""
         depths = len(self.products.accumulations) * (1 + len(self.products.amounts))
-        return len(self.thresholds) + (self.members or 0) + depths
+        # blending holds the members three times more: in dBR, those of the model, and blended
+        members = (self.members or 0) * (1 if self.blending is None else 3)
+        return len(self.thresholds) + members + depths
 
     @property
     def input_steps(self) -> int:
@@ -227,6 +246,12 @@ class ForecastPipeline:
             raise NoInput(f"All pixels of the frames from {_text(wanted[0])} to {_text(wanted[-1])} are missing.")
         prediction, made = self._forecast(past, frames, grid)
         never = ~np.isfinite(past.rain).any(axis=0)  # nothing was ever observed there
+        flags = quality_flags(past, self.lead_steps, pixel_km=grid.pixel_km, reach=self.reach)
+        if self.blending is not None:
+            blended = self._blend(self.blending, prediction, past, flags, grid)
+            prediction, never = self._of_members(blended.members), never & ~blended.modelled
+            flags = _with_model(flags, blended.modelled)
+            made |= blended.attrs | {"exceedance_method": "share of the blended members"}
         rain = _own(prediction.rates, past.rain)[0, :, 0]
         rain[:, never] = np.nan
         dataset = forecast_dataset(
@@ -237,9 +262,7 @@ class ForecastPipeline:
             cell_methods=str(frames[schema.RAIN].attrs["cell_methods"]),
             attrs=self._attrs_of(frames, past, made) | differs,
         )
-        dataset = with_quality(
-            dataset, quality_flags(past, self.lead_steps, pixel_km=grid.pixel_km, reach=self.reach)
-        )
+        dataset = with_quality(dataset, flags)
         if self.thresholds:
             assert prediction.probabilities is not None
             probabilities = _own(prediction.probabilities.astype(np.float32, copy=False), past.rain)[0]
@@ -292,6 +315,25 @@ class ForecastPipeline:
             made["exceedance_method"] = NEIGHBOURHOOD
         return prediction, {"forecast_method": prediction.done[0] if prediction.done else self.name, **made}
 
+    def _blend(
+        self, blending: Blending, prediction: Prediction, past: Past, flags: npt.NDArray[np.uint8], grid: Grid
+    ) -> Blended:
+        """The members of `prediction`, or its rates if it has none, blended with the weather model."""
+        nowcast = prediction.rates if prediction.members is None else prediction.members
+        known = (flags & (MISSING | OUTSIDE_REACH)) == 0
+        assert self.members is not None
+        return blending(past, nowcast[0], known, grid, step_minutes=self.step_minutes, num_members=self.members)
+
+    def _of_members(self, members: Rain) -> Prediction:
+        """Rates and probabilities of blended members, (L, M, H, W)."""
+        shares = [(members >= threshold).mean(axis=1, dtype=np.float32) for threshold in self.thresholds]
+        return Prediction(
+            members.mean(axis=1)[None, :, None],
+            members[None],
+            np.stack(shares, axis=1)[None] if shares else None,
+            self.thresholds,
+        )
+
     def _by_fallback(self, query: Query, past: Past) -> tuple[Prediction, dict[str, str]]:
         query = replace(query, rain=past.rain[None, :, None], covariates={}, members=False)
         prediction = self.fallback.predict(query)
@@ -328,6 +370,13 @@ class ForecastPipeline:
             "input_source": str(frames.attrs.get("source", "unknown")),
         }
         return kept | self.attrs | own
+
+
+def _with_model(flags: npt.NDArray[np.uint8], modelled: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """`MODEL_ONLY` where there would be nothing without the model."""
+    unknown = np.uint8(MISSING | OUTSIDE_REACH)
+    filled = ((flags & unknown) > 0) & modelled
+    return np.where(filled, (flags & ~unknown) | np.uint8(MODEL_ONLY), flags)
 
 
 def _is_finite(prediction: Prediction, past: Past) -> bool:

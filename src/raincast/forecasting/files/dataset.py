@@ -46,15 +46,16 @@ EXCEEDANCE_ATTRS = {
     "grid_mapping": CRS,
 }
 QUALITY = "quality_flag"
-MISSING, OUTSIDE_REACH, FILLED = 1, 2, 4
+MISSING, OUTSIDE_REACH, FILLED, MODEL_ONLY = 1, 2, 4, 8
 """Bits of the quality flag."""
 QUALITY_ATTRS = {
     "standard_name": "quality_flag",
     "long_name": "quality of the pixel",
-    "flag_masks": np.array([MISSING, OUTSIDE_REACH, FILLED], np.uint8),
-    "flag_meanings": "missing outside_reach filled",
+    "flag_masks": np.array([MISSING, OUTSIDE_REACH, FILLED, MODEL_ONLY], np.uint8),
+    "flag_meanings": "missing outside_reach filled model_only",
     "comment": "missing: not observed in any input frame; outside_reach: followed back along the motion of the "
-    "newest frames it comes from where nothing was observed; filled: missing in some of the input frames",
+    "newest frames it comes from where nothing was observed; filled: missing in some of the input frames; "
+    "model_only: it would be missing or outside_reach, and is from the weather model alone",
     "grid_mapping": CRS,
 }
 MEMBER, MEMBERS = "member", "rain_rate_members"

@@ -114,14 +114,14 @@ class CF:
             check_whole(path)
             check_unpacking(path)
         with naming(path, FORMAT), open_plain(path, mask_and_scale=False) as opened:
-            name, quantity = self._choose(opened)
+            name, quantity = self.choose(opened)
         with naming(path, FORMAT), open_packed(path, name) as opened:
             dataset = schema.regular_part(opened)
             field = in_our_words(dataset[name])
             check_image(field.sizes[Y], field.sizes[X])
             yield dataset, field, quantity
 
-    def _choose(self, dataset: xr.Dataset) -> tuple[str, str]:
+    def choose(self, dataset: xr.Dataset) -> tuple[str, str]:
         """Return the rain variable and its quantity: as configured, by standard_name, or by units alone."""
         if self.variable is not None:
             if self.variable not in dataset.data_vars:
