@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from raincast.forecaster import Query
 from raincast.forecasting.network import NetworkForecaster, box_forecaster
 from raincast.models.distribution import _fill, decided_rate, quantiles
-from raincast.models.members import correlated_noise, logit_of_highest, logits_of_ranks, order
+from raincast.models.members import SMOOTHING, correlated_noise, logit_of_highest, logits_of_ranks, order
 from raincast.models.sprog import statistics
 
 STEPS, MEMBERS = 6, 12
@@ -66,7 +66,7 @@ def test_noise_moves_with_the_rain(rain: np.ndarray) -> None:
 
 
 def test_noise_has_the_spectrum_of_the_rain(rain: np.ndarray) -> None:
-    """Long after the newest frame; of even and odd widths, of whose columns different ones have no mirror image."""
+    """Long after the newest frame, smoothed; of even and odd widths, of whose columns different ones have no mirror image."""
     frames = torch.from_numpy(rain[None, -3:])
     for width in (72, 71):
         own = frames[..., :width]
@@ -79,6 +79,8 @@ def test_noise_has_the_spectrum_of_the_rain(rain: np.ndarray) -> None:
             torch.fft.rfft2(fields - fields.mean((-2, -1), keepdim=True)).abs().square().mean(0)
             for fields in (last, own[0, -1:])
         )
+        k = torch.fft.fftfreq(64)[:, None].square() + torch.fft.rfftfreq(width)[None].square()
+        observed *= torch.exp(-4 * (torch.pi * SMOOTHING) ** 2 * k)
         for columns in (slice(0, 1), slice(1, 4), slice(-1, None)):
             share = power[1:, columns].sum() / power.sum() / (observed[1:, columns].sum() / observed.sum())
             assert 0.7 < float(share) < 1.4, (width, columns)
