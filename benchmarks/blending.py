@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from members import boxes, crps
+from members import boxes
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +29,7 @@ from raincast.forecasting import Blending, ModelSettings, WeatherModel
 from raincast.forecasting.gaps import Past
 from raincast.forecasting.motion import quality_flags
 from raincast.forecasting.network import box_forecaster
+from raincast.metrics import ensemble
 from raincast.synthetic.archive import _rates
 from raincast.synthetic.fields import draw_weather, rain_fields
 
@@ -39,6 +40,12 @@ BOXES = (1, 16)
 SHOWN = (15, 30, 60, 90, 120, 180, 240, 300, 360)
 INIT = np.datetime64("2026-06-01T12:00", "ns")
 Maps = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def crps(members: Maps, observed: Maps) -> float:
+    """Return the mean CRPS of M members (M, V, U) where (V, U) is observed everywhere."""
+    one = torch.from_numpy(np.ascontiguousarray(members))[None, None], torch.from_numpy(observed)[None, None, None]
+    return float(ensemble.crps(ensemble.ensemble_sums(*one, torch.ones_like(one[1], dtype=torch.bool))))
 
 
 def storms(case: int) -> tuple[Maps, np.random.Generator]:
@@ -114,10 +121,10 @@ def score(case: int, num_members: int) -> Iterator[dict[str, Any]]:
     for minutes in SHOWN:
         lead = minutes // STEP - 1
         for size in BOXES:
-            truth = boxes(later[lead], size).ravel()
+            truth = boxes(later[lead], size)
             for name, maps in made.items():
-                values = boxes(maps[lead], size).reshape(maps.shape[1], -1)
-                yield {"case": case, "minutes": minutes, "box": size, "who": name, "crps": crps(values, truth)}
+                found_crps = crps(boxes(maps[lead], size), truth)
+                yield {"case": case, "minutes": minutes, "box": size, "who": name, "crps": found_crps}
 
 
 def report(console: Console, rows: list[dict[str, Any]]) -> None:
