@@ -48,7 +48,7 @@ def test_it_prints_layers_and_sums(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_whole_frames_need_a_size(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.crop=null .* say height=… width=…"):
+    with pytest.raises(ValueError, match=r"data\.crop=null .* give height=… width=…"):
         summarise(compose_config("summary", tmp_path, "data.crop=null"))
 
 

@@ -330,7 +330,7 @@ def test_flags_and_places_are_read_back(rain, grid, tmp_path):
                 strict=True,
             )
         )
-        assert bits == {"missing": 1, "outside_reach": 2, "filled": 4}
+        assert bits == {"missing": 1, "outside_reach": 2, "filled": 4, "model_only": 8}
         if CRS.from_wkt(grid.crs_wkt).is_geographic:
             assert "lat" not in read.variables  # y and x are the degrees
         else:

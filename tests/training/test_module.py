@@ -251,7 +251,7 @@ def test_the_loss_of_another_head_is_refused(given, loss):
         make()
     else:
         with pytest.raises(
-            ValueError, match=rf"{type(loss).__name__} compares \d channels, {type(head).__name__}"
+            ValueError, match=rf"{type(loss).__name__} compares \d channels, but {type(head).__name__}"
         ):
             make()
 

@@ -82,7 +82,11 @@ def open_plain(path: Path, **options: Any) -> xr.Dataset:
     engine = engine_of(path)
     if engine == "zarr":
         options["consolidated"] = False
-    return exact_times(xr.open_dataset(path, engine=engine, chunks=None, **options))
+    try:
+        opened = xr.open_dataset(path, engine=engine, chunks=None, **options)
+    except ValueError:  # an interrupted write may leave times without bounds, which archives can do without
+        opened = xr.open_dataset(path, engine=engine, chunks=None, drop_variables=schema.TIME_BOUNDS, **options)
+    return exact_times(opened)
 
 
 def _open_remote(path: RemotePath, **options: Any) -> xr.Dataset:
