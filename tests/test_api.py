@@ -195,3 +195,9 @@ def test_the_event_in_the_box_is_real_rain_that_says_whose_it_is() -> None:
     frames = raincast.open_sample()
     assert frames.sizes["time"] == 16 and frames.attrs["references"] == "Source: MeteoSwiss"
     assert 50 < float(frames["rain_rate"].isel(time=0).max()) < 150
+
+
+def test_objects_are_shown_in_a_line_and_wrong_arguments_are_named() -> None:
+    assert repr(raincast.load_forecaster()) == "ForecastPipeline(network: 4 frames → 12 lead times of 5 min)"
+    with pytest.raises(TypeError, match="open_archive takes the path of an archive, found list"):
+        raincast.open_archive([1])  # type: ignore[arg-type]

@@ -70,6 +70,8 @@ def open_archive(path: str | Path) -> "xr.Dataset":
     """
     from raincast.archive import Archive
 
+    if not isinstance(path, str | Path):
+        raise TypeError(f"open_archive takes the path of an archive, found {type(path).__name__}.")
     return Archive.open(path).lazy()
 
 

@@ -149,6 +149,11 @@ class ForecastPipeline:
         self.blending = blending
         self.comment = f"calibrated by isotonic regression on {calibrated_on}" if calibrated_on else None
 
+    def __repr__(self) -> str:
+        """Show the forecaster, the number of frames it reads and its lead times."""
+        leads = f"{self.lead_steps} lead times of {self.step_minutes:g} min"
+        return f"ForecastPipeline({self.name}: {self.input_steps} frames → {leads})"
+
     @property
     def name(self) -> str:
         """The forecaster's name."""
