@@ -25,6 +25,7 @@ from raincast.forecasting import (
     forecast_path,
     parallel,
 )
+from raincast.forecasting.parallel import _remove_half_written
 from raincast.forecasting.series import ArchiveSeries
 from raincast.schema import RAIN, grid_of, mock_archive, rain_dataset
 
@@ -194,3 +195,12 @@ def test_every_gpu_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_paths_are_those_of_single_forecasts(tmp_path: Path) -> None:
     run(work(tmp_path, Whole), due=DUE[:1])
     assert forecast_path(tmp_path, DUE[0]).is_file()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    """The name of a partial file holds process and thread; the number of a thread is no process."""
+    killed, alive = (tmp_path / f".forecast_a.nc.{process}.140737353963392.partial" for process in (4194303, 1))
+    for path in (killed, alive):
+        path.touch()
+    _remove_half_written(tmp_path)
+    assert not killed.exists() and alive.exists()

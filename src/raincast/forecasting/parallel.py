@@ -8,6 +8,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -256,8 +257,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _remove_half_written(folder: Path) -> None:
     for path in folder.glob(".forecast_*.partial"):
-        process = path.suffixes[-2].lstrip(".")
-        if process.isdecimal() and _is_alive(int(process)):
+        writer = re.search(r"\.(\d+)(?:\.\d+)?\.partial$", path.name)  # process and thread, see `atomic`
+        if writer and _is_alive(int(writer[1])):
             continue  # a single forecast, which takes no lock
         remove(path)
 
