@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12.0, help="of training each fold")
     parser.add_argument("--only", nargs="*", help="networks that are scored")
     parser.add_argument("--box", action="store_true", help="score the bundled weights")
+    parser.add_argument("--plain", action="store_true", help="with the certainty of the logits left at 1")
     parser.add_argument("--starts", type=int, default=10, help="of each archive")
     parser.add_argument("--ensembles", type=int, default=5, help="start times of each archive with STEPS")
     parser.add_argument("--linda", action="store_true")
@@ -269,6 +270,8 @@ def main() -> None:
                     [*options.networks, "--exclude", name, "--out", str(path), "--minutes", str(options.minutes)]
                 )
             state = read_weights(path)[0]
+        if options.plain:
+            state = {**state, "certainty": torch.ones_like(state["certainty"])}
         network, rows = Network(state), []
         for archive in paths:
             for number, window in enumerate(windows(Path(archive), options.starts, options.size)):

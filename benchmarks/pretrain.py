@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,8 @@ LEAD_RANGE = (30.0, 90.0)
 """Range of the last lead time of a sample in minutes."""
 BLOCK = 32
 """Side in pixels of the blocks whose rain determines where crops are drawn."""
+NOT_OF_WEIGHTS = ("defaults", "weights")
+"""Keys of conf/ that say where a network's weights are from, or belong to Hydra."""
 Maps = npt.NDArray[np.float32]
 
 
@@ -296,6 +299,22 @@ def train(sampler: Sampler, out: Path, *, minutes: float, batch: int, lr: float,
     return averaged.state_dict()
 
 
+def config_of_box() -> dict[str, Any]:
+    """Return the config that a file of weights carries, as a checkpoint does."""
+
+    def conf(name: str) -> dict[str, Any]:
+        settings = yaml.safe_load((ROOT / "conf" / f"{name}.yaml").read_text())
+        return {key: value for key, value in settings.items() if key not in NOT_OF_WEIGHTS}
+
+    return {
+        "data": {"channels": {"observed": {"_target_": "raincast.data.channels.Observed"}}, "max_missing": 1},
+        "head": conf("head/distribution"),
+        "metrics": {"thresholds": [0.1, 0.5, 1, 2, 5, 10]},
+        "model": conf("model/lagrangian"),
+        "transform": conf("transform/rate"),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the archives, train, write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -323,7 +342,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lr=options.lr,
         seed=options.seed,
     )
-    info = {"networks": list(networks), "minutes": options.minutes}
+    info = {"networks": list(networks), "minutes": options.minutes, "config": config_of_box()}
     whole = {f"core.{name}": value for name, value in state.items()} | {"certainty": torch.ones(len(THRESHOLDS))}
     write_weights(options.out, whole, info)
 

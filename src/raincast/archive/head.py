@@ -1,6 +1,7 @@
 """List the files of an archive and read their metadata without reading frames."""
 
 import importlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,8 +22,12 @@ from raincast.system.faults import raise_if_handles, reason_of
 from raincast.system.files import sight_of
 from raincast.system.remote import NO_PACKAGE, RemotePath, is_remote, zarr_store
 
+log = logging.getLogger(__name__)
+
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 IF_DAMAGED = "If it is damaged, remove it and ingest its frames again."
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +89,10 @@ def open_plain(path: Path, **options: Any) -> xr.Dataset:
         options["consolidated"] = False
     try:
         opened = xr.open_dataset(path, engine=engine, chunks=None, **options)
-    except ValueError:  # an interrupted write may leave times without bounds, which archives can do without
+    except ValueError as error:  # an interrupted write may leave times without bounds
+        if not any(schema.TIME_BOUNDS in note for note in getattr(error, "__notes__", ())):  # xarray's
+            raise
+        log.warning("%s: its %s cannot be read and are left out.", path, schema.TIME_BOUNDS)
         opened = xr.open_dataset(path, engine=engine, chunks=None, drop_variables=schema.TIME_BOUNDS, **options)
     return exact_times(opened)
 

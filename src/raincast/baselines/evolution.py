@@ -96,8 +96,8 @@ class Evolution:
 
 
 def to_decibels(rain: np.ndarray) -> np.ndarray:
-    """Convert mm/h to 10·log10(rate), `DRY_DECIBELS` below `DRY_RATE`."""
-    return np.where(rain >= DRY_RATE, 10.0 * np.log10(np.maximum(rain, DRY_RATE)), DRY_DECIBELS)
+    """Convert mm/h to 10·log10(rate), `DRY_DECIBELS` below `DRY_RATE`; NaN stays NaN."""
+    return np.where(rain < DRY_RATE, DRY_DECIBELS, 10.0 * np.log10(np.maximum(rain, DRY_RATE)))
 
 
 def from_decibels(decibels: np.ndarray) -> np.ndarray:

@@ -20,12 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast import schema
+from raincast.baselines.cascades import DRY_THRESHOLD
+from raincast.baselines.evolution import DRY_RATE, from_decibels, to_decibels
 from raincast.baselines.motion import quiet
 from raincast.forecaster import Rain
 from raincast.forecasting.gaps import Past
 from raincast.forecasting.motion import MOTION_PIXELS, coarse_motion
 from raincast.forecasting.weather_model import Times, WeatherModel
 from raincast.schema import Grid
+from raincast.system.provenance import versions
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +37,6 @@ Floats = npt.NDArray[np.float64]
 
 HOURS = 6.0
 """Length of a blended forecast by default."""
-DRY_RATE = 0.1
-"""mm/h below which it does not rain."""
-DRY_DBR = -15.0
-"""What no rain is in dBR, 10·log10 of mm/h, as in pysteps."""
 LEVELS = 6
 """Of the cascades."""
 LEAST_KNOWN = 0.05
@@ -111,8 +110,8 @@ class Blending:
         members[:, :, ~modelled] = np.where(known[:, None, ~modelled], members[:, :, ~modelled], np.nan)
         names = ", ".join(found.files[:4]) + (f" and {len(found.files) - 4} more" if len(found.files) > 4 else "")
         attrs = {
-            "blending": f"pysteps {_version()}, blending.steps with an external nowcast: {num_members} members, "
-            f"of which {nowcast.shape[1]} of the nowcast and {len(found.rates)} of the model",
+            "blending": f"pysteps {versions()['pysteps']}, blending.steps with an external nowcast: {num_members} "
+            f"members, of which {nowcast.shape[1]} of the nowcast and {len(found.rates)} of the model",
             "nwp_run_time": f"{np.datetime_as_string(found.run_time, unit='m')}Z",
             "nwp_variable": found.variable,
             "nwp_files": names,
@@ -191,7 +190,7 @@ def error_of(newest: Rain, model: Rain, pixel_km: float) -> ModelError:
         return NO_ERROR
     rates = np.where(observed, newest, 0.0)
     seen, said = (
-        gaussian_filter(to_dbr(maps).astype(np.float64), SMOOTH_KM / pixel_km)
+        gaussian_filter(to_decibels(maps).astype(np.float64), SMOOTH_KM / pixel_km)
         for maps in (rates, np.nan_to_num(model))
     )
     seen = np.where(observed, seen - seen[observed].mean(), 0.0)
@@ -249,17 +248,17 @@ def blend_members(
     frames = _frames(past)
     noisy = num_nowcasts == 1 and bool((nowcast >= DRY_RATE).any()) and not past.dry
     decibels = np.empty((num_nowcasts, leads + 1, height, width), np.float32)
-    decibels[:, 0] = to_dbr(np.nan_to_num(frames[-1]))
+    decibels[:, 0] = to_decibels(np.nan_to_num(frames[-1]))
     alone = known.mean(axis=(1, 2)) < LEAST_KNOWN
     for lead in range(leads):
-        decibels[:, lead + 1] = to_dbr(nowcast[lead])
+        decibels[:, lead + 1] = to_decibels(nowcast[lead])
         if not alone[lead]:
             decibels[:, lead + 1][:, ~known[lead]] = np.nan
     made = np.empty((leads, num_members, height, width), np.float32)
     done = iter(range(leads))
 
     def keep(fields: Floats) -> None:
-        made[next(done)] = from_dbr(fields.reshape(num_members, height, width))
+        made[next(done)] = from_decibels(fields.reshape(num_members, height, width))
 
     motion = _motion(frames)
     init_time = datetime.fromtimestamp(past.times[-1].astype("datetime64[s]").astype(int), UTC)
@@ -267,8 +266,8 @@ def blend_members(
         from pysteps.blending.steps import forecast
 
         forecast(
-            to_dbr(frames).astype(np.float64),
-            to_dbr(model),
+            to_decibels(frames).astype(np.float64),
+            to_decibels(model),
             motion,
             # only noise is moved by it
             np.broadcast_to(motion, (len(model), leads + 1, *motion.shape)),
@@ -279,7 +278,7 @@ def blend_members(
             precip_nowcast=decibels,
             nowcasting_method="external_nowcast",
             n_cascade_levels=LEVELS,
-            precip_thr=10.0 * np.log10(DRY_RATE),
+            precip_thr=DRY_THRESHOLD,
             kmperpixel=pixel_km,
             noise_method="nonparametric" if noisy else None,
             vel_pert_method=None,
@@ -333,22 +332,3 @@ def _padded(grid: Grid, pad: int) -> Grid:
         return np.asarray(axis[0] + step * np.arange(-pad, axis.size + pad))
 
     return Grid(longer(grid.y), longer(grid.x), grid.crs_wkt)
-
-
-def to_dbr(rates: Rain) -> Rain:
-    """mm/h → dBR; below `DRY_RATE` it is `DRY_DBR`."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        decibels = 10.0 * np.log10(rates)
-    return np.where(rates < DRY_RATE, np.float32(DRY_DBR), decibels).astype(np.float32)
-
-
-def from_dbr(decibels: npt.NDArray[np.floating[Any]]) -> Rain:
-    """dBR → mm/h, 0 below `DRY_RATE`."""
-    rates = 10.0 ** (decibels / 10.0)
-    return np.where(rates < DRY_RATE * (1 - 1e-6), 0.0, rates).astype(np.float32)
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("pysteps")

@@ -71,10 +71,13 @@ class Footprint:
 
     @classmethod
     def of_box(cls, forecaster: "NetworkForecaster") -> "Footprint":
-        """Return the known footprint of the bundled network."""
+        """Return the footprint of the bundled network, which is known for the CPU."""
         from raincast.models.weights import box_bytes_per_pixel
 
-        return replace(cls.of_network(forecaster), bytes_per_pixel=box_bytes_per_pixel)
+        estimated = cls.of_network(forecaster)
+        if forecaster.device.type != "cpu":
+            return estimated
+        return replace(estimated, bytes_per_pixel=box_bytes_per_pixel)
 
 
 class Memory:
