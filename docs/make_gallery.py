@@ -1,4 +1,4 @@
-"""What the commands leave, for the page gallery.md: each runs as a user would type it."""
+"""Run the commands whose pictures and pages gallery.md shows, as a user would type them."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ SMALL = ["data.eval_stride=6", "baselines=[persistence,extrapolation]"]
 
 
 def make_gallery(folder: Path) -> None:
-    """Pictures and pages in `folder`, made anew with each version; remove it to make them again."""
+    """Create pictures and pages in `folder`, once per version; remove the folder to create them again."""
     stamp = folder / "made"
     if stamp.is_file() and stamp.read_text() == __version__:
         return

@@ -24,7 +24,7 @@ def open_radar(
     source: str = "auto",
     **settings: Any,
 ) -> "xr.Dataset":
-    """Radar files of any format as a Dataset of rain rates in mm/h, NaN for missing, (time, y, x).
+    """Open radar files of any format as a Dataset of rain rates in mm/h, NaN for missing, (time, y, x).
 
     `files` is a path, a folder, a glob such as "radar/*.h5", or a list of them. `source` names a format of
     conf/source, where it should not be recognised by content; `settings` are its own:
@@ -63,10 +63,10 @@ def open_radar(
 
 
 def open_archive(path: str | Path) -> "xr.Dataset":
-    """An archive of `ingest.py`, a CF netCDF file or a Zarr store as a Dataset of rain rates in mm/h.
+    """Open an archive of `ingest.py`, a CF netCDF file or a Zarr store as a Dataset of rain rates in mm/h.
 
-    Frames are read when they are looked at; `.chunk({"time": 24})` makes it one of dask. FileNotFoundError or
-    ValueError say what is wrong, and how to mend it.
+    Frames are read on access; `.chunk({"time": 24})` turns it into a dask Dataset. Raises FileNotFoundError or
+    ValueError with a remedy.
     """
     from raincast.archive import Archive
 
@@ -76,7 +76,7 @@ def open_archive(path: str | Path) -> "xr.Dataset":
 
 
 def open_sample() -> "xr.Dataset":
-    """Real rain that comes with raincast, in mm/h: thunderstorms over Switzerland. Source: MeteoSwiss."""
+    """Open the bundled radar event: thunderstorms over Switzerland, in mm/h. Source: MeteoSwiss."""
     from raincast.system.conf import sample_path
 
     return open_archive(sample_path())
@@ -97,7 +97,7 @@ def evaluate(
     confidence: float = 0.95,
     **settings: Any,
 ) -> "xr.Dataset":
-    """Scores of forecasters on the same windows of `frames`, with intervals, by lead time and threshold (mm/h).
+    """Score forecasters on the same windows of `frames`, with intervals, by lead time and threshold (mm/h).
 
     `frames` is a Dataset of `open_radar` or `open_archive`, all or some of its times, or the path of an archive.
     Forecasters are objects with `predict` (`load_forecaster(…)`, one of your own), names of conf/baseline
@@ -107,8 +107,8 @@ def evaluate(
 
     The Dataset has `csi`, `pod`, `far`, `rmse` … (forecaster, threshold, lead_time), `csi_mean`, `csi_interval`,
     `csi_mean_difference_interval`, as scores.nc of `python evaluate.py` (CONTRIBUTING.md). A network must not have
-    been trained on these frames; evaluate.py takes the test windows of its own split. ValueError where there is no
-    window, or a forecaster does not fit.
+    been trained on these frames; evaluate.py takes the test windows of its own split. Raises ValueError if there
+    is no window, or a forecaster does not fit.
     """
     import xarray as xr
 
@@ -169,7 +169,7 @@ class _Named:
 
 
 def _forecaster(given: Any, name: str | None = None) -> "Forecaster":
-    """What is meant by a forecaster, a name of conf/baseline or a path; `name` replaces its own."""
+    """Return a forecaster given as such, by a name of conf/baseline or by a path; `name` renames it."""
     made = _made(given) if isinstance(given, str | Path) else given
     inputs = getattr(getattr(made, "forecaster", made), "inputs", None)
     if inputs is not None and (inputs.past or inputs.future):
@@ -233,7 +233,7 @@ class RaincastBackend(BackendEntrypoint):
         drop_variables: str | Iterable[str] | None = None,
         source: str = "auto",
     ) -> "xr.Dataset":
-        """As `open_archive`, or else `open_radar`, does."""
+        """Open an archive like `open_archive`, otherwise radar files like `open_radar`."""
         if not isinstance(filename_or_obj, str | Path):
             raise TypeError(f"{type(filename_or_obj).__name__}: engine='raincast' opens a path.")
         from raincast.archive import archive_files
@@ -247,7 +247,7 @@ class RaincastBackend(BackendEntrypoint):
         return dataset.drop_vars(drop_variables or [])
 
     def guess_can_open(self, filename_or_obj: Any) -> bool:
-        """Only where it is asked for by name."""
+        """Return False: the engine is used only if it is named."""
         return False
 
 

@@ -38,31 +38,31 @@ Floats = npt.NDArray[np.float64]
 HOURS = 6.0
 """Length of a blended forecast by default."""
 LEVELS = 6
-"""Of the cascades."""
+"""Number of cascade levels."""
 LEAST_KNOWN = 0.05
-"""Where less of the grid is within reach of the radar, the model stands alone."""
+"""Share of the grid that the nowcast must cover. At lead times below it the members are the model's."""
 
 FOLLOW_HOURS = 2.0
-"""Time in which 63 % of the members with a dry nowcast come to follow the model."""
+"""Time after which 63 % of the members with a dry nowcast follow the model."""
 LONG_HOURS, GROWS_FROM_HOURS = 5.0, 2.0
-"""In forecasts of so many hours the model's weight grows from the second time on, and is 1 at the end."""
+"""In forecasts of at least the first length, the model's weight grows from the second time on, to 1 at the end."""
 
 SEARCH_KM, LIKELY_KM = 40.0, 25.0
-"""How far the displacement of the model is sought, and how far it likely is."""
+"""Largest displacement of the model that is tried, and its likely size."""
 SMOOTH_KM = 3.0
 LEAST_FIT, LEAST_GAIN = 0.5, 0.05
-"""Correlation that a displaced field must have with the newest frame, and gain by its displacement."""
+"""Least correlation of a displaced field with the newest frame, and least gain by the displacement."""
 MOST_AMOUNT = 2.0
-"""Amounts are corrected by this factor or its inverse at most."""
+"""Largest correction factor of amounts; the smallest is its inverse."""
 FORGOTTEN_HOURS = 6.0
-"""Time in which a correction falls to 1/e."""
+"""Time after which a correction has decayed to 1/e."""
 SPREAD_KM, SPREAD_KM_PER_HOUR = 4.0, 1.0
 """Standard deviation of the random displacement along y and x, and its growth."""
 
 
 @dataclass(frozen=True, eq=False)
 class Blended:
-    """(L, M, H, W) mm/h; `modelled`: the pixels that the model covers, (H, W); `attrs` say what was blended."""
+    """A blended forecast: members (L, M, H, W) in mm/h, pixels covered by the model (H, W), file attributes."""
 
     members: Rain
     modelled: Mask
@@ -70,7 +70,7 @@ class Blended:
 
 
 class Blending:
-    """Blends members with `model`; the same `seed` gives the same again."""
+    """Blending of members with `model`. The same `seed` gives the same forecast."""
 
     def __init__(self, model: WeatherModel, *, seed: int = 0) -> None:
         self.model, self.corrected, self.seed = model, model.settings.corrected, seed
@@ -80,8 +80,8 @@ class Blending:
     ) -> Blended:
         """Blend `nowcast` (L, M, H, W) in mm/h from the newest of the frames `past`, with M = 1 for rates alone.
 
-        `known` (L, H, W): where the nowcast follows from what was observed. ValueError if the model has more
-        members than `num_members`, and as `WeatherModel.forecast`.
+        `known` (L, H, W) marks pixels whose nowcast follows from observations. Raises ValueError if the model has
+        more members than `num_members`, and the errors of `WeatherModel.forecast`.
         """
         step = schema.step_timedelta(step_minutes)
         times: Times = past.times[-1].astype("datetime64[ns]") + step * np.arange(len(nowcast) + 1)
@@ -122,7 +122,7 @@ class Blending:
     def _fields(
         self, model: Rain, newest: Rain, pad: int, grid: Grid, step_minutes: float, num_members: int
     ) -> tuple[Rain, dict[str, Any]]:
-        """The model's fields of each member, (M or N, L + 1, H, W), 0 for missing; and what was corrected."""
+        """Return the members' model fields (M or N, L + 1, H, W), 0 for missing, and attributes."""
         height, width = grid.shape
         inner = model[:, :, pad : pad + height, pad : pad + width]
         if not self.corrected:
@@ -147,21 +147,21 @@ class Blending:
 
 @dataclass(frozen=True, eq=False)
 class ModelError:
-    """What displaces the model's newest field onto the observation, (y, x) in km along rows and columns."""
+    """Displacement (y, x) in km along rows and columns, and factor, that fit the model to the observation."""
 
     displacement: Floats
     factor: float
     fit: float
-    """correlation with the observation when it is displaced; NaN where nothing was found"""
+    """correlation of the displaced field with the observation; NaN if none was found"""
 
     def at(self, hours: float, drawn: Floats) -> tuple[Floats, float]:
-        """Displacement in km and factor of a member, `drawn` (2,) from a normal distribution, at a lead time."""
+        """Return a member's displacement in km and factor at a lead time; `drawn` (2,) is normally distributed."""
         left = float(np.exp(-hours / FORGOTTEN_HOURS))
         spread = _spread_km(hours, float(np.hypot(*self.displacement)))
         return left * self.displacement + spread * drawn, self.factor**left
 
     def __str__(self) -> str:
-        """For the file."""
+        """Describe the correction, for the forecast file."""
         if not np.isfinite(self.fit):
             return "none found"
         y, x = self.displacement
@@ -172,15 +172,15 @@ NO_ERROR = ModelError(np.zeros(2), 1.0, np.nan)
 
 
 def _spread_km(hours: float, displacement_km: float) -> float:
-    """What a correction no longer knows becomes spread."""
+    """Return the standard deviation of the displacement: the forgotten part of the correction becomes spread."""
     forgotten = 1.0 - float(np.exp(-hours / FORGOTTEN_HOURS))
     return SPREAD_KM + SPREAD_KM_PER_HOUR * hours + forgotten * displacement_km
 
 
 def error_of(newest: Rain, model: Rain, pixel_km: float) -> ModelError:
-    """How `model` (H, W) in mm/h is to be displaced and multiplied to be like `newest`, NaN for missing.
+    """Estimate the displacement and factor that fit `model` (H, W) in mm/h to `newest`, NaN for missing.
 
-    The displacement with the largest correlation of smoothed dBR over the observed pixels; small ones
+    The displacement maximises the correlation of smoothed decibels over the observed pixels; small displacements
     are preferred.
     """
     from scipy.ndimage import gaussian_filter
@@ -211,7 +211,7 @@ def error_of(newest: Rain, model: Rain, pixel_km: float) -> ModelError:
 
 
 def _displaced(rates: Rain, observed: Mask, model: Rain, moved: npt.NDArray[np.intp]) -> tuple[float, float]:
-    """Mean rates of the observation and of the displaced model where both are known."""
+    """Return the mean rates of the observation and the displaced model, where both are known."""
     own = tuple(slice(max(0, by), min(size, size + by)) for by, size in zip(moved, model.shape, strict=True))
     other = tuple(slice(max(0, -by), min(size, size - by)) for by, size in zip(moved, model.shape, strict=True))
     known = observed[own] & np.isfinite(model[other])
@@ -221,7 +221,7 @@ def _displaced(rates: Rain, observed: Mask, model: Rain, moved: npt.NDArray[np.i
 
 
 def _correlations(seen: Floats, said: Floats, observed: Mask, most: int) -> Floats:
-    """Of anomalies, for displacements of `said` of up to `most` pixels, (2·most + 1)²; what flows in is 0."""
+    """Return correlations of anomalies, (2·most + 1)², for displacements of `said` by up to `most` pixels."""
     from scipy.signal import fftconvolve
 
     def over(one: Floats, other: Floats) -> Floats:
@@ -305,20 +305,20 @@ def blend_members(
 
 
 def _alone_from(leads: int, step_minutes: float) -> int | None:
-    """The step from which on the model's weight grows to 1 at the last one: in long forecasts only."""
+    """Return the step at which the model's weight begins to grow to 1; None for short forecasts."""
     if leads * step_minutes < 60 * LONG_HOURS:
         return None
     return round(60 * GROWS_FROM_HOURS / step_minutes)
 
 
 def _frames(past: Past) -> Rain:
-    """The newest three frames that were observed, (T, H, W), of one alone two: for the persistence of the rain."""
+    """Return the newest three observed frames (T, H, W); a single frame is repeated, as pysteps needs two."""
     there = past.rain[~past.absent][-3:]
     return there if len(there) > 1 else np.repeat(there, 2, axis=0)
 
 
 def _motion(frames: Rain) -> Floats:
-    """(2, H, W) pixels per step; 0 where nothing is to be tracked."""
+    """Return the motion (2, H, W) in pixels per step; 0 if there is nothing to track."""
     motion, size = coarse_motion(frames, MOTION_PIXELS)
     height, width = frames.shape[1:]
     if motion is None:

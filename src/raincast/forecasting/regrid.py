@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 Maps = npt.NDArray[np.float32]
 
 FINER = 1.5
-"""A target pixel so many times as large as a source pixel gets the mean over its area."""
+"""Ratio of target to source pixel size above which a target pixel gets the mean over its area."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,15 +26,15 @@ class Scattered:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(h, w)."""
+        """Return (h, w)."""
         return self.lat.shape[0], self.lat.shape[1]
 
 
 class Regrid:
-    """Fields on `source` → fields on `target`, NaN outside of the source; prepared once for all fields.
+    """Interpolation from `source` to `target`, NaN outside the source; the weights are computed once.
 
-    Between points of a coarser grid it is linear. Of a grid in rows and columns whose pixels are smaller than
-    those of the target by `FINER` it takes area means.
+    It is linear between the points of a coarser grid. From a regular grid with pixels smaller than the target's by
+    the factor `FINER` it takes area means.
     """
 
     def __init__(self, source: Grid | Scattered, target: Grid) -> None:
@@ -48,7 +48,7 @@ class Regrid:
             self._corners, self._weights = _in_cells(source, target)
 
     def __call__(self, field: npt.NDArray[Any]) -> Maps:
-        """(h, w) → (H, W)."""
+        """Interpolate a field (h, w) to (H, W)."""
         if self._mean is not None:
             return self._mean(np.ascontiguousarray(field, np.float32))
         found = np.zeros(self.target.shape[0] * self.target.shape[1], np.float32)
@@ -63,7 +63,7 @@ Corners = tuple[npt.NDArray[np.intp], Maps]
 
 
 def _in_cells(source: Grid, target: Grid) -> Corners:
-    """The four points around each target pixel, (4, H·W), and their weights; NaN outside."""
+    """Return the four points around each target pixel, (4, H·W), and their weights; NaN outside."""
     x, y = _places(target, source.crs_wkt)
     height, width = source.shape
     row = _index(source.y, y)
@@ -88,7 +88,7 @@ def _in_cells(source: Grid, target: Grid) -> Corners:
 
 
 def _goes_around(source: Grid) -> bool:
-    """Whether the columns reach around the Earth."""
+    """Return True if the columns reach around the Earth."""
     step = abs(source.x[-1] - source.x[0]) / max(1, source.x.size - 1)
     return is_geographic(source.crs_wkt) and abs(step * source.x.size - 360) < 0.5 * step
 
@@ -99,7 +99,7 @@ def _index(axis: Floats, values: Floats) -> Floats:
 
 
 def _places(target: Grid, crs_wkt: str) -> tuple[Floats, Floats]:
-    """x and y of each pixel of `target` in another projection, (H·W,); not finite where there is none."""
+    """Return x and y (H·W,) of the pixels of `target` in another projection; NaN where it has none."""
     from pyproj import Transformer
 
     x, y = (axis.ravel() for axis in np.meshgrid(target.x, target.y))
@@ -110,7 +110,7 @@ def _places(target: Grid, crs_wkt: str) -> tuple[Floats, Floats]:
 
 
 def _in_triangles(source: Scattered, target: Grid) -> Corners:
-    """The three points around each target pixel, (3, H·W), and their weights; NaN outside."""
+    """Return the three points around each target pixel, (3, H·W), and their weights; NaN outside."""
     from pyproj import Transformer
     from scipy.spatial import Delaunay
 
@@ -138,7 +138,7 @@ def _in_triangles(source: Scattered, target: Grid) -> Corners:
 
 
 def _margin(x: Floats, y: Floats) -> float:
-    """Three times the distance of neighbouring points."""
+    """Return three times the median distance of neighbouring points."""
     steps = [np.hypot(np.diff(x, axis=axis), np.diff(y, axis=axis)).ravel() for axis in (0, 1)]
     known = np.concatenate(steps)
     known = known[np.isfinite(known)]

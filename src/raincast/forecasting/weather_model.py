@@ -31,12 +31,12 @@ MEMBER = "member"
 MEMBER_NAMES = ("member", "realization", "ensemble_member", "ensemble", "number", "ens", "eps")
 SINCE_RUN, SINCE_STEP = "run", "step"
 DECREASE_MM, DECREASE_SHARE = 0.05, 0.01
-"""So much a sum since the run's start may fall, by how it is stored: mm, and as a share of it."""
+"""Decrease of a sum since the run's start that rounding in storage explains: in mm, and as a share of the sum."""
 FIRST, MORE = "first", 3
 BOUNDS = "time_bounds_of_period"
 SECOND, HOUR = np.timedelta64(1, "s"), np.timedelta64(1, "h")
 MOST_APART = np.timedelta64(3, "h")
-"""Momentary rates further apart say too little of what is between."""
+"""Longest interval between instantaneous rates; longer ones cannot be interpolated."""
 
 
 class NoRun(ValueError):
@@ -45,7 +45,7 @@ class NoRun(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """How files of a weather model are read; conf/forecast.yaml says what each field does."""
+    """Settings for reading files of a weather model; conf/forecast.yaml explains each field."""
 
     variable: str | None = None
     units: str | None = None
@@ -56,7 +56,7 @@ class ModelSettings:
     corrected: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what no file can have."""
+        """Raise ValueError for values that no file can have."""
         if self.accumulated not in (None, SINCE_RUN, SINCE_STEP):
             raise ValueError(f"blending.accumulated={self.accumulated}: choose {SINCE_RUN}, {SINCE_STEP} or null.")
         if self.delay_minutes < 0:
@@ -65,13 +65,13 @@ class ModelSettings:
             self.reader()
 
     def reader(self) -> CF:
-        """What chooses the variable and knows its unit."""
+        """Return the reader that chooses the variable and its unit."""
         return CF(variable=self.variable, units=self.units, crs=self.crs)
 
 
 @contextmanager
 def _in_our_keys() -> Iterator[None]:
-    """Messages of the CF reader name its own keys."""
+    """Rename the keys in the CF reader's error messages to those of blending."""
     try:
         yield
     except ValueError as error:
@@ -80,10 +80,10 @@ def _in_our_keys() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What a file holds of one run: the ends of its values, (T,) UTC.
+    """The part of a run in one file: the ends of its periods, (T,) UTC.
 
-    `number` is that of the run in the file. `member` is the ensemble member that the file is of; None where it has
-    all of them.
+    `number` is the index of the run in the file. `member` is the file's ensemble member; None if the file has all
+    members.
     """
 
     path: Path
@@ -95,9 +95,9 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """Numbers as they are stored, (N, T, h, w), of the periods from `starts` (NaT: not stated) to `ends`.
+    """Stored values (N, T, h, w) of the periods from `starts` (NaT: not stated) to `ends`.
 
-    Equal times are a moment. `depth`: they are mm, else mm/h.
+    A period with equal times is an instant. Values are in mm if `depth`, otherwise in mm/h.
     """
 
     values: Maps
@@ -109,7 +109,7 @@ class Values:
 
 @dataclass(frozen=True, eq=False)
 class ModelForecast:
-    """The model on a radar's grid at given times, (N, T, H, W) mm/h, and where it is from."""
+    """Model rates (N, T, H, W) in mm/h on a radar's grid, and their origin."""
 
     rates: Maps
     run_time: np.datetime64
@@ -118,7 +118,7 @@ class ModelForecast:
 
 
 class WeatherModel:
-    """Runs in `files`: one, a folder, a glob or a list, looked for at each forecast. `settings` read them."""
+    """The runs in `files` (file, folder, glob or list), listed anew for each forecast, read with `settings`."""
 
     def __init__(self, files: str | Path | Sequence[str | Path], settings: ModelSettings | None = None) -> None:
         self.files, self.settings = files, settings or ModelSettings()
@@ -126,10 +126,10 @@ class WeatherModel:
         self._variable = ""
 
     def forecast(self, times: Times, grid: Grid, needed: npt.NDArray[np.bool_]) -> ModelForecast:
-        """The newest run that was there at `times[0]`, at all of `times` (ascending, UTC) on `grid`.
+        """Return the newest run available at `times[0]`, at all `times` (ascending, UTC) on `grid`.
 
-        `needed` are the pixels (H, W) that it has to cover; others are NaN where it does not. NoRun says what is
-        lacking: no run was there, or none covers the times, or the pixels.
+        The run must cover the pixels `needed` (H, W); others may be NaN. Raises NoRun if no run was available, or
+        none covers the times or the pixels.
         """
         runs = self._runs()
         due = times[0] - np.timedelta64(round(self.settings.delay_minutes * 60), "s")
@@ -174,7 +174,7 @@ class WeatherModel:
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[list[tuple[np.datetime64, xr.Dataset]], str, Unit]]:
-        """The runs in a file, by valid time, and the name and unit of their precipitation."""
+        """Yield the runs in a file, by valid time, and the name and unit of their precipitation."""
         with naming(path, FORMAT), _in_our_keys(), open_plain(path, decode_timedelta=True) as dataset:
             runs = [(self._run_time(run, part), part) for run, part in _by_run(_with_members(dataset))]
             first = runs[0][1]
@@ -204,7 +204,7 @@ class WeatherModel:
         return _moment(times.min())
 
     def _read(self, parts: list[Part], times: Times) -> Values | str:
-        """The rates of a run around `times` in mm/h; or why it does not cover them."""
+        """Return the rates of a run around `times` in mm/h, or the reason why it does not cover them."""
         by_member: dict[int | None, list[Part]] = {}
         for part in parts:
             by_member.setdefault(part.member, []).append(part)
@@ -263,7 +263,7 @@ class WeatherModel:
             return Values(values * np.float32(unit.factor), starts[own], ends[own], depth, place)
 
     def _stated_starts(self, dataset: xr.Dataset, field: xr.DataArray, ends: Times, depth: bool) -> Times:
-        """Starts of periods by the attributes of the file; NaT where they state none."""
+        """Return the starts of the periods by the attributes of the file; NaT if they are not stated."""
         if self.settings.accumulated is not None:
             return np.full(ends.shape, np.datetime64("NaT"), "datetime64[ns]")
         minutes = stated_minutes(field.attrs, dataset.attrs, is_depth=depth)
@@ -271,7 +271,7 @@ class WeatherModel:
         return (ends - span).astype("datetime64[ns]")
 
     def _as_rates(self, given: Values, part: Part, begins_here: bool) -> Values:
-        """mm/h, each of its own period. `begins_here`: the first value is the first of its run."""
+        """Convert to mm/h over each value's own period. `begins_here`: the first value is the first of its run."""
         starts, ends, values = given.starts.copy(), given.ends, given.values
         kind = self.settings.accumulated
         if np.isnat(starts).any():
@@ -297,7 +297,7 @@ class WeatherModel:
         return Values(rates, starts[counts], ends[counts], False, given.place)
 
     def _guessed(self, values: Maps, part: Part) -> str:
-        """Depths that never fall are sums since the run's start, if there is rain in three of them."""
+        """Guess the kind of depths: sums since the start if they never fall, with rain in three of them."""
         rises = (values[:, 1:] - values[:, :-1]) >= -_slack(values[:, 1:])
         wet = (values > 0).any(axis=(0, 2, 3)).sum()
         if rises.all() and wet >= 3:
@@ -318,7 +318,7 @@ def _slack(values: Maps) -> Maps:
 
 
 def _differences(sums: Maps, starts: Times, ends: Times, part: Part) -> tuple[Maps, Times]:
-    """Sums since one time → the sums of each step; ValueError where they fall."""
+    """Return the sums of each step from sums since one time. Raises ValueError if they fall."""
     steps = np.diff(sums, axis=1, prepend=np.float32(0))
     fallen = steps < -_slack(sums)
     if fallen.any():
@@ -330,7 +330,7 @@ def _differences(sums: Maps, starts: Times, ends: Times, part: Part) -> tuple[Ma
 
 
 def _covering(rates: Values, times: Times) -> Values | str:
-    """The same; or why the rates do not cover `times`."""
+    """Return `rates`, or the reason why they do not cover `times`."""
     starts, ends = rates.starts, rates.ends
     if not ends.size or starts[0] > times[0]:
         return f"begins at {_text(starts[0])}" if ends.size else "has no period"
@@ -344,7 +344,7 @@ def _covering(rates: Values, times: Times) -> Values | str:
 
 
 def _on_grid(rates: Values, times: Times, grid: Grid, needed: npt.NDArray[np.bool_], source: str) -> Maps:
-    """The rates at `times` on `grid`, linear between the middles of periods, (N, L, H, W)."""
+    """Interpolate rates to `times` on `grid`, linearly between the middles of periods: (N, L, H, W)."""
     regrid = Regrid(rates.place, grid)
     middles = (rates.starts + (rates.ends - rates.starts) / 2 - times[0]) / SECOND
     wanted = (times - times[0]) / SECOND
@@ -372,7 +372,7 @@ def _on_grid(rates: Values, times: Times, grid: Grid, needed: npt.NDArray[np.boo
 
 
 def _with_members(dataset: xr.Dataset) -> xr.Dataset:
-    """`dataset` with its ensemble dimension, if it has one, under the name `MEMBER`."""
+    """Return `dataset` with its ensemble dimension, if it has one, renamed to `MEMBER`."""
     for dim in map(str, dataset.dims):
         attrs = dataset[dim].attrs if dim in dataset.variables else {}
         if attrs.get("standard_name") == "realization" or dim.lower() in MEMBER_NAMES:
@@ -381,7 +381,7 @@ def _with_members(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _scalar_member(dataset: xr.Dataset) -> int | None:
-    """The number of the member that the file is of."""
+    """Return the number of the file's ensemble member; None if it does not state one."""
     for name, variable in dataset.coords.items():
         is_one = variable.ndim == 0 and variable.dtype.kind in "iu"
         if is_one and (variable.attrs.get("standard_name") == "realization" or str(name).lower() in MEMBER_NAMES):
@@ -390,10 +390,10 @@ def _scalar_member(dataset: xr.Dataset) -> int | None:
 
 
 def _by_run(dataset: xr.Dataset) -> Iterator[tuple[np.datetime64 | None, xr.Dataset]]:
-    """The runs of a file with their run times, each with valid times; None where it states none.
+    """Yield the runs of a file with their run times (None if not stated), each with valid times.
 
-    Known are valid times (time), with the run's time as a number or one for each; and lead times
-    (forecast_period), of one run or of several along a dimension.
+    Two layouts are known: valid times (time) with one run time or one per valid time, and lead times
+    (forecast_period) of one run, or of several runs along a dimension.
     """
     named = {str(variable.attrs.get("standard_name")): str(name) for name, variable in dataset.variables.items()}
     reference, period = named.get("forecast_reference_time"), named.get("forecast_period")
@@ -421,7 +421,7 @@ def _by_run(dataset: xr.Dataset) -> Iterator[tuple[np.datetime64 | None, xr.Data
 
 
 def _by_valid_time(dataset: xr.Dataset, run_time: np.datetime64, period: str) -> xr.Dataset:
-    """Of one run, with valid times along the dimension of its lead times."""
+    """Replace the lead times of one run by valid times."""
     leads = dataset[period]
     (along,) = leads.dims
     attrs: dict[str, Any] = {"standard_name": "time", "axis": "T"}
@@ -438,7 +438,7 @@ def _by_valid_time(dataset: xr.Dataset, run_time: np.datetime64, period: str) ->
 
 
 def _as_span(variable: xr.Variable, described: xr.Variable) -> npt.NDArray[np.timedelta64]:
-    """Durations; those without a unit have that of `described`."""
+    """Return durations; without a unit, that of `described` applies."""
     if variable.dtype.kind == "m":
         return variable.values.astype("timedelta64[ns]")
     units = str(variable.attrs.get("units") or described.attrs.get("units") or described.encoding.get("units"))
@@ -449,7 +449,7 @@ def _as_span(variable: xr.Variable, described: xr.Variable) -> npt.NDArray[np.ti
 
 
 def _periods(dataset: xr.Dataset, field: xr.DataArray) -> tuple[Times, Times]:
-    """Starts and ends of the values of `field`: by time bounds, else NaT and the times."""
+    """Return starts and ends of the periods of `field`: its time bounds, or NaT and the times."""
     roles = find_roles(field.isel({MEMBER: 0}, drop=True) if MEMBER in field.dims else field)
     assert roles is not None
     time = dataset[roles[TIME]]
@@ -464,7 +464,7 @@ def _periods(dataset: xr.Dataset, field: xr.DataArray) -> tuple[Times, Times]:
 def _stored(
     dataset: xr.Dataset, field: xr.DataArray, own: npt.NDArray[np.bool_], crs: str | None
 ) -> tuple[Grid | Scattered, Maps]:
-    """Where a field lies, and its values at the times `own`, (N, T, h, w)."""
+    """Return the grid of a field, and its values (N, T, h, w) at the times `own`."""
     one = field.isel({MEMBER: 0}, drop=True) if MEMBER in field.dims else field
     roles = find_roles(one)
     assert roles is not None
@@ -480,7 +480,7 @@ def _stored(
 
 
 def _curvilinear(dataset: xr.Dataset, field: xr.DataArray, dims: tuple[str, str]) -> Scattered | None:
-    """Two-dimensional latitudes and longitudes of a field whose own dimensions have no coordinates."""
+    """Return the curvilinear grid of a field whose dimensions have no coordinates; None if there is none."""
     if all(dim in field.coords for dim in dims):
         return None
     found = {}

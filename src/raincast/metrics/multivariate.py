@@ -28,7 +28,7 @@ def areal_means(
     *,
     size: int,
 ) -> tuple[Float[Tensor, "b t m v u"], Float[Tensor, "b t 1 v u"], Bool[Tensor, "b t 1 v u"]]:
-    """Means over boxes of `size` × `size` pixels side by side, float64, and which of them count.
+    """Return means over boxes of `size` × `size` pixels side by side, float64, and which of them count.
 
     A mean is over the pixels of the mask, the same on both sides; a box counts if these are at least half of it.
     What is left at the lower and right edge after the last whole box does not count. A box larger than the field
@@ -70,7 +70,7 @@ def multivariate_sums(
     target: Float[Tensor, "b t 1 v u"],
     mask: Bool[Tensor, "b t 1 v u"],
 ) -> MultivariateSums:
-    """Sums over the N boxes of each frame that count, (B, T) each.
+    """Return sums over the N boxes of each frame that count, (B, T) each.
 
     Energy score (Gneiting et al. 2008): 1/M Σ‖xᵢ − y‖ − 1/(2M²) ΣΣ‖xᵢ − xⱼ‖ of the vectors of N boxes, divided
     by √N so that it is in mm/h and does not grow with the number of boxes. Fair: M(M − 1) in the place of M².
@@ -96,7 +96,7 @@ def multivariate_sums(
 
 
 def _variogram(members: Float[Tensor, "m v u"], observed: Float[Tensor, "1 v u"], mask: Tensor) -> Tensor:
-    """Σ w·(…)² and Σ w of a frame, (2,)."""
+    """Return Σ w·(…)² and Σ w of a frame, (2,)."""
     total = torch.zeros(2, dtype=torch.float64, device=members.device)
     for lag, dim in product(LAGS, (1, 2)):
         number = members.shape[dim] - lag
@@ -115,15 +115,15 @@ def _variogram(members: Float[Tensor, "m v u"], observed: Float[Tensor, "1 v u"]
 
 
 def energy_score(sums: MultivariateSums) -> Float[Tensor, "..."]:
-    """Mean energy score of a frame in mm/h, per root of the number of boxes; NaN without frames."""
+    """Return the mean energy score of a frame in mm/h, per root of the number of boxes; NaN without frames."""
     return sums.energy / sums.frames
 
 
 def fair_energy_score(sums: MultivariateSums) -> Float[Tensor, "..."]:
-    """Energy score that does not favour large ensembles; NaN without frames and for one member."""
+    """Return the fair energy score, independent of the ensemble size; NaN without frames and for one member."""
     return sums.fair_energy / sums.frames
 
 
 def variogram_score(sums: MultivariateSums) -> Float[Tensor, "..."]:
-    """Variogram score of order ½ in mm/h, mean over weighted pairs of boxes; NaN without pairs."""
+    """Return the variogram score of order ½ in mm/h, mean over weighted pairs of boxes; NaN without pairs."""
     return sums.variogram / sums.weight

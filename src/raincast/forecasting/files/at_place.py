@@ -16,7 +16,7 @@ from raincast.schema import RAIN, STEP_MINUTES
 Floats = npt.NDArray[np.floating[Any]]
 
 LEAST_KNOWN = 0.5
-"""Of less than this share of a place nothing is said: as of a pixel in reprojection."""
+"""Share of a place that must be known; below it the place is missing, like a pixel in reprojection."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +75,7 @@ def at_place(
 
 
 def _means(values: Floats, weights: Floats) -> Floats:
-    """(L, M, h, w) with weights (L, h, w) → (L, M); NaN where all weights are 0."""
+    """Return weighted means (L, M) of (L, M, h, w) with weights (L, h, w); NaN if all weights are 0."""
     total = weights.sum(axis=(1, 2))
     sums = np.einsum("lmyx,lyx->lm", np.nan_to_num(values), weights)
     means: Floats = np.where(total > 0, sums.T / np.where(total > 0, total, 1.0), np.nan).T

@@ -1,4 +1,4 @@
-"""What members say together: chances of depths, and when rain begins and ends.
+"""Statistics over members: probabilities of depths, and times of onset and end of rain.
 
 All functions take leads and members first, and any pixels or none after them. What is not known is missing (NaN)
 and never counts as dry.
@@ -15,11 +15,11 @@ Floats = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
 
 QUANTILES = (0.1, 0.5, 0.9)
-"""Of the times at which rain begins and ends: that of 10 % of the members is earlier than the first."""
+"""Quantiles of the times of onset and end; 10 % of the members are earlier than the first."""
 
 
 def depths(rates: Floats, count: int, step_minutes: float) -> Floats:
-    """Rates (L, …) in mm/h → the depth in mm over the `count` steps up to each lead; NaN at shorter leads."""
+    """Return depths in mm over the `count` steps up to each lead from rates (L, …); NaN at shorter leads."""
     found = np.full(rates.shape, np.nan, np.float32)
     for lead in range(count - 1, len(rates)):
         found[lead] = rates[lead - count + 1 : lead + 1].sum(axis=0) * (step_minutes / 60.0)
@@ -27,14 +27,14 @@ def depths(rates: Floats, count: int, step_minutes: float) -> Floats:
 
 
 def share_reaching(values: Floats, limits: Sequence[float], known: Mask) -> Floats:
-    """The share of the members (L, M, …) that reach each limit, (L, K, …); NaN where not `known` (L, …)."""
+    """Return the share of members (L, M, …) that reach each limit, (L, K, …); NaN where not `known` (L, …)."""
     shares = np.stack([(values >= limit).mean(axis=1) for limit in limits], axis=1).astype(np.float32)
     shares[np.broadcast_to(~known[:, None], shares.shape)] = np.nan
     return shares
 
 
 def known_throughout(known: Mask, count: int) -> Mask:
-    """Whether all of the `count` steps up to each lead are known, (L, …); False at shorter leads."""
+    """Return True where all `count` steps up to each lead are known, (L, …); False at shorter leads."""
     found = np.zeros_like(known)
     for lead in range(count - 1, len(known)):
         found[lead] = known[lead - count + 1 : lead + 1].all(axis=0)
@@ -59,7 +59,7 @@ class Spell:
 
 
 def spell_of(wet: Mask, now: Mask, known: Mask, step_minutes: float) -> Spell:
-    """`wet` (L, M, …) members, `now` (…) the observation, `known` (L, …) → when it rains.
+    """Find when it rains, from `wet` members (L, M, …), the observation `now` (…) and `known` leads (L, …).
 
     What follows a lead that is not known counts as not known. An onset before it stands.
     """
@@ -81,7 +81,7 @@ def spell_of(wet: Mask, now: Mask, known: Mask, step_minutes: float) -> Spell:
 
 
 def _quantiles(values: Floats) -> Floats:
-    """(M, …) → (Q, …), each one of the values, NaN left aside; NaN where it is infinite."""
+    """Return quantiles (Q, …) of members (M, …), each one of the values; infinite ones become NaN."""
     ordered = np.sort(values, axis=0)  # infinite ones last, behind them NaN
     count = (~np.isnan(ordered)).sum(axis=0)
     found = np.full((len(QUANTILES), *values.shape[1:]), np.nan)

@@ -14,11 +14,11 @@ from raincast.schema import Grid
 from raincast.system.files import atomic, write_text
 
 RADIUS = 6378137.0
-"""Of the sphere of Web Mercator, in metres."""
+"""Radius of the sphere of Web Mercator in metres."""
 HIGHEST = 85.06
-"""Degrees of latitude at which Web Mercator ends."""
+"""Highest latitude of Web Mercator in degrees."""
 LONGEST_SIDE = 2048
-"""The most pixels of a picture along a side."""
+"""Largest number of pixels along a side of a picture."""
 MISSING_ALPHA = 100
 
 
@@ -98,14 +98,14 @@ class _Mercator:
         self.bounds = [[round(degrees, 7) for degrees in corner] for corner in corners]
 
     def shown(self, classes: npt.NDArray[np.uint8], outside: int) -> npt.NDArray[np.uint8]:
-        """The classes (H, W) of the grid as a picture, `outside` where the grid is not."""
+        """Return the classes (H, W) of the grid as a picture, with `outside` outside the grid."""
         picture = classes[self.rows, self.columns]
         picture[~self.inside] = outside
         return picture
 
     @property
     def world_file(self) -> str:
-        """Size of a pixel, turn, and the middle of the upper left one, in metres: six lines."""
+        """Return a world file: pixel size, rotation, centre of the upper left pixel, in metres."""
         half = self.size / 2
         numbers = (self.size, 0.0, 0.0, -self.size, self.left + half, self.top - half)
         return "".join(f"{number:.10f}\n" for number in numbers)
@@ -122,7 +122,7 @@ def _latitude(y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _nearest(
     grid: Grid, lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
-    """Rows and columns of the pixels of `grid` at each longitude and latitude, and whether there is one."""
+    """Return row and column of the pixel of `grid` at each longitude and latitude, and whether there is one."""
     from pyproj import Transformer
 
     to_grid = Transformer.from_crs("EPSG:4326", grid.crs_wkt, always_xy=True)
