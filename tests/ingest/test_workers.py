@@ -188,12 +188,19 @@ def test_one_damaged_frame_does_not_take_those_beside_it_along(tmp_path: Path) -
 
 
 def die_once(task: tuple[int, str], tick: Tick) -> tuple[int, int]:
-    """Task 2 kills its process, the first time; which process did a task, and its number."""
+    """Return which process did a task, and its number. Task 2 kills its process, the first time.
+
+    From task 5 on, each waits until both processes have taken one: a busy machine starts the second late.
+    """
     number, folder = task
-    time.sleep(0.05)
     if number == 2 and not (Path(folder) / "died").exists():
         (Path(folder) / "died").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if number >= 5:
+        (Path(folder) / f"process_{worker_number()}").touch()
+        deadline = time.monotonic() + 60
+        while len(list(Path(folder).glob("process_*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
     tick(1)
     return worker_number(), number
 
