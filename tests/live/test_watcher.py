@@ -454,6 +454,19 @@ def test_a_page_that_lacks_the_newest_forecast_gets_it(
     assert again.shown == newest and json.loads((site.folder / "forecast.json").read_text())
 
 
+def test_the_page_has_the_whole_hour_although_forecasts_need_less(scene: Scene, tmp_path: Path) -> None:
+    site = Site(tmp_path / "site", coastlines=False)
+    for number in (0, 1, 3, 9, 10, 11):
+        scene.arrives(number)
+    scene.arrives(2, after_minutes=43)  # while no forecast was made, and long after one could need it
+    code, _ = scene.watch(58, site=site)
+    assert code == 0 and scene.made[-1] == 11 and 2 not in scene.made
+    content = json.loads((site.folder / "forecast.js").read_text()[len("raincastForecast(") : -len(");\n")])
+    shown = {frame["time"][11:16]: frame["rate"] is not None for frame in content["page"]["frames"]}
+    times = np.datetime_as_string(scene.frames["time"].values.astype("datetime64[m]"))
+    assert [shown[time[11:16]] for time in times] == [n in (0, 1, 2, 3, 9, 10, 11) for n in range(12)]
+
+
 def test_an_archive_that_grows_is_watched_too(
     scene: Scene, tiny_archive: Path, pipeline: Any, reader: Any, tmp_path: Path
 ) -> None:

@@ -43,8 +43,9 @@ class Offer:
 class Intake:
     """The files of `folder` as `recent` frames.
 
-    A frame is fresh while it is no older than `max_age_minutes`; None: always. `seen` are the times that were
-    taken, with the file that they came from, of the last `seen_hours`.
+    A frame is fresh while it is no older than `max_age_minutes`; None: always. Frames of the last `kept_minutes`
+    stay in memory, and as many more as forecasts need. `seen` are the times that were taken, with the file that
+    they came from, of the last `seen_hours`.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Intake:
         input_steps: int,
         max_age_minutes: float | None,
         seen_hours: float,
+        kept_minutes: float = 0.0,
     ) -> None:
         self.folder, self.reader, self.record = folder, reader, record
         self.max_age_minutes = max_age_minutes
         # input of the oldest frame that may still be forecast, and a margin for late ones
         fresh = CHUNK if max_age_minutes is None else math.ceil(max_age_minutes / step_minutes)
-        self.recent = RecentFrames(step_minutes, input_steps + fresh + 1)
+        kept = math.floor(kept_minutes / step_minutes) + 1
+        self.recent = RecentFrames(step_minutes, max(input_steps + fresh + 1, kept))
         # a chunk's first frame is still in memory at its end, with its input
         self.chunk_span = (fresh + 1) * schema.step_timedelta(step_minutes)
         self.seen: dict[np.datetime64, str] = {}

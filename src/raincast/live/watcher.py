@@ -16,7 +16,7 @@ from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
 from raincast.live.folder import Folder
 from raincast.live.intake import Intake
 from raincast.live.settings import Settings
-from raincast.live.site import Site
+from raincast.live.site import PAST_MINUTES, Site
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
 from raincast.system.files import Sight
@@ -69,6 +69,7 @@ class Watcher:
             input_steps=pipeline.input_steps,
             max_age_minutes=settings.max_age_minutes,
             seen_hours=settings.skill_hours,
+            kept_minutes=0.0 if site is None else PAST_MINUTES,
         )
         self.verification = Verification(
             self.output,
