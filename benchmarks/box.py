@@ -1,4 +1,4 @@
-"""Complete trained weights for the box: the certainty of each threshold, and scores on unseen data.
+"""Complete trained weights for the box: scores on unseen data, and the certainty of each threshold.
 
     python benchmarks/leave_one_out.py --box mch=data/mch2016 --starts 8 --ensembles 0 --out mch.json
     python benchmarks/box.py weights.npz --scored "MeteoSwiss, 11 July 2016" 1.0 0.13 mch.json --scored …
@@ -24,10 +24,10 @@ CERTAINTY, UNTIL, GONE_AT = 1.2, 2.0, 8.0
 NAMES = {"area": "raincast", "sprog": "S-PROG", "extrapolation": "extrapolation"}
 
 
-def certainty() -> list[float]:
-    """Return the factor of each threshold."""
+def certainty() -> torch.Tensor:
+    """Return the factor of each threshold, (K,)."""
     shares = [math.log(threshold / UNTIL) / math.log(GONE_AT / UNTIL) for threshold in THRESHOLDS]
-    return [CERTAINTY + (1.0 - CERTAINTY) * min(1.0, max(0.0, share)) for share in shares]
+    return torch.tensor([CERTAINTY + (1.0 - CERTAINTY) * min(1.0, max(0.0, share)) for share in shares])
 
 
 def scores_of(name: str, pixel_km: float, wet_share: float, rows: Path) -> dict[str, Any]:
@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--scored", nargs=4, action="append", default=[], metavar=("NAME", "KM", "WET", "ROWS"))
     options = parser.parse_args()
     state, info = read_weights(options.weights)
-    state["certainty"] = torch.tensor(certainty(), dtype=torch.float32)
     scores = [scores_of(name, float(km), float(wet), Path(rows)) for name, km, wet, rows in options.scored]
     write_weights(options.weights, state, {key: info[key] for key in info if key != "format"} | {"scores": scores})
 

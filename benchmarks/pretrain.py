@@ -23,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
+from box import certainty
 from torch import Tensor
 
 from raincast.archive import Archive
 from raincast.losses import DistributionLoss
 from raincast.models.lagrangian import LagrangianCore, Scale, motion
 from raincast.models.weights import write_weights
-from raincast.transforms import THRESHOLDS, RateScaling
+from raincast.transforms import RateScaling
 
 log = logging.getLogger(__name__)
 
@@ -343,7 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
     )
     info = {"networks": list(networks), "minutes": options.minutes, "config": config_of_box()}
-    whole = {f"core.{name}": value for name, value in state.items()} | {"certainty": torch.ones(len(THRESHOLDS))}
+    whole = {f"core.{name}": value for name, value in state.items()} | {"certainty": certainty()}
     write_weights(options.out, whole, info)
 
 

@@ -25,7 +25,7 @@ from raincast import __version__
 from raincast.commands import help, jobs, overrides
 from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
 from raincast.system.faults import reason_of
-from raincast.system.run_folder import alone, remove_if_empty
+from raincast.system.run_folder import alone, make, remove_if_empty
 
 log = logging.getLogger(__name__)
 
@@ -218,6 +218,7 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
         _check_checkpoint(cfg)
         _check_types(command, cfg)
         with alone(folder) if locks else nullcontext():
+            make(Path(cfg.paths.run_dir))  # another folder than Hydra's, if set
             result = _command(command)(cfg)
         if several:
             jobs.note(result)
@@ -243,6 +244,7 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
             return math.nan
         if is_first:
             remove_if_empty(folder)
+            remove_if_empty(Path(cfg.paths.run_dir))
         sys.stderr.write(f"Error: {machine or jobs.said(error)}\n")
         raise SystemExit(1) from error
 

@@ -126,8 +126,8 @@ def test_all_are_scored_on_the_windows_that_a_party_s_files_have(
     assert f"file has forecasts for {len(kept)} of the {len(wanted)} init times of split=test" in caplog.text
     write(wanted["init_time"].values[0] + np.timedelta64(1, "m"), tmp_path / "other" / "a.nc")
     data.common_times = None
-    with pytest.raises(ValueError, match=r"No init time of split=test .* has a forecast of every forecaster"):
-        keep_common(data, "test", [ForecastFiles(tmp_path / "other")])
+    with pytest.raises(ValueError, match=r"No init time of split=all .* has a forecast of every forecaster"):
+        keep_common(data, "test", [ForecastFiles(tmp_path / "other")], asked="all")
     # of forecasts that do not reach as far as the windows the whole ones count
     times = wanted["init_time"].values
     write(times[0], tmp_path / "short" / "a.nc")

@@ -253,6 +253,21 @@ def test_a_clock_that_is_set_back_keeps_no_file_waiting(scene: Scene) -> None:
     assert scene.made == [0]
 
 
+def test_a_slow_clock_makes_no_old_frame_fresh(scene: Scene) -> None:
+    """Half an hour after the frames around it, and two minutes after its own time by a clock that was set back."""
+    clock = ManualClock(scene.start - MINUTE)
+    for number in (0, 1, 3, 4, 5, 6, 7, 8):
+        at = time_in_seconds(scene.frames, number) + MINUTE
+        clock.events.append((at, lambda number=number: write_frame(scene.incoming, scene.frames, number)))
+    clock.events.append((scene.start + 44 * MINUTE, lambda: setattr(clock, "time", scene.start + 12 * MINUTE)))
+    clock.events.append((scene.start + 12 * MINUTE, lambda: write_frame(scene.incoming, scene.frames, 2)))
+    until = str(np.datetime64(round(scene.start + 46 * MINUTE), "s"))
+    own = {"output": scene.output, "poll_s": MINUTE, "settle_s": 30.0, "until": until, "verify": False}
+    watcher = Watcher(scene.incoming, scene.reader, scene.pipeline, Settings(**own), clock=clock)
+    assert watcher.run() == 0
+    assert scene.made == [0, 1, 3, 4, 5, 6, 7, 8] and watcher.record.counts["stale"] == 1
+
+
 def test_an_emptied_forecast_is_made_again(scene: Scene) -> None:
     for number in range(4):
         scene.arrives(number)

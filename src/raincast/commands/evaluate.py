@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     data = assembly.datamodule_of(settings, assembly.archive_path(cfg, archive=settings["archive"]))
     data.needed = (cfg.split, "val") if cfg.calibrate else (cfg.split,)
     if cfg.list_windows:
-        return _list_windows(data, cfg.split, Path(cfg.list_windows))
+        return _list_windows(data, cfg.split, Path(cfg.list_windows), asked=asked)
     metrics = assembly.metrics(cfg, data)
     run_dir = Path(cfg.paths.run_dir)
     here: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
         networks = [scoring.variant(network, **how) for how in scoring.variants(cfg).values()]
         forecasters[:0] = networks
         here = tuple(one.name for one in networks) if network.device.type == "cuda" else ()
-    keep_common(data, cfg.split, forecasters)
+    keep_common(data, cfg.split, forecasters, asked=asked)
     work, cost = scoring.work_of(cfg, settings, checkpoint, data, metrics), Cost()
     scores = scoring.score(cfg, work, data, here=here, cost=cost).assign_attrs(cost.attrs(), split=asked)
     if checkpoint is not None:
@@ -92,8 +92,12 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     return scores
 
 
-def keep_common(data: "RadarDataModule", split: str, forecasters: "list[Forecaster]") -> None:
-    """Restrict scoring to windows that every forecaster has a forecast of; raises ValueError if there are none."""
+def keep_common(data: "RadarDataModule", split: str, forecasters: "list[Forecaster]", *, asked: str = "") -> None:
+    """Restrict scoring to windows that every forecaster has a forecast of; raises ValueError if there are none.
+
+    `asked` is what the user called `split`.
+    """
+    asked = asked or split
     wanted = {data.newest(place.start) for place in data.eval_places(split)}
     step = schema.step_timedelta(data.archive.step_minutes)
     leads = frozenset(number * step for number in range(1, data.lead_steps + 1))
@@ -114,12 +118,12 @@ def keep_common(data: "RadarDataModule", split: str, forecasters: "list[Forecast
         lacking += short
         log.info(
             "%s has forecasts for %d of the %d init times of split=%s; all are scored on the common ones.%s",
-            forecaster.name, len(own), len(wanted), split, short,
+            forecaster.name, len(own), len(wanted), asked, short,
         )  # fmt: skip
     if wanted and not common:
         first, last_time = min(wanted), max(wanted)
         raise ValueError(
-            f"No init time of split={split} ({_minute(first)} to {_minute(last_time)} UTC) has a forecast of "
+            f"No init time of split={asked} ({_minute(first)} to {_minute(last_time)} UTC) has a forecast of "
             f"every forecaster.{lacking} list_windows=windows.csv writes the init times and areas to forecast."
         )
     if len(common) < len(wanted):
@@ -130,7 +134,7 @@ def _minute(time: np.datetime64) -> str:
     return str(np.datetime_as_string(time, unit="m"))
 
 
-def _list_windows(data: "RadarDataModule", split: str, path: Path) -> "xr.Dataset":
+def _list_windows(data: "RadarDataModule", split: str, path: Path, *, asked: str) -> "xr.Dataset":
     """Write a CSV of the forecasts to make: init times (UTC), leads, and areas in pixels of the archive's grid."""
     import pandas as pd
     import xarray as xr
@@ -143,7 +147,7 @@ def _list_windows(data: "RadarDataModule", split: str, path: Path) -> "xr.Datase
     columns = ["init_time", "first_lead_minutes", "last_lead_minutes", "y0", "y1", "x0", "x1"]
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
-    log.info("%d windows of split=%s of %s: %s", len(rows), split, data.archive.path, report.short(path))
+    log.info("%d windows of split=%s of %s: %s", len(rows), asked, data.archive.path, report.short(path))
     return xr.Dataset()
 
 

@@ -82,7 +82,12 @@ class Intake:
         """Whether the folder was looked through once, by this run or one before."""
 
     def is_fresh(self, time: np.datetime64, now: float) -> bool:
-        """Whether a frame is new enough to be forecast from."""
+        """Whether a frame is new enough to be forecast from.
+
+        By the clock, and by the newest frame, in case the clock is slow.
+        """
+        newest = self.recent.newest
+        now = now if newest is None else max(now, seconds_of(newest))
         return self.max_age_minutes is None or now - seconds_of(time) <= 60.0 * self.max_age_minutes
 
     def chunks(self, now: float, stopped: Callable[[], bool]) -> Iterator[int]:
