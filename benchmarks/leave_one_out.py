@@ -5,11 +5,12 @@
 For each NAME=ARCHIVES the weights `folds/without_NAME.npz` are used, or trained first (`benchmarks/pretrain.py`,
 `--minutes` each). `--only` scores only some networks; `--box` uses the bundled weights for all of them.
 
-From each archive evenly spaced start times are taken, and at each the wettest window of `--size` pixels at the
-newest frame. All forecasters read the same four frames and are scored on the same pixels: observed at the valid
-time, and reached by Lucas-Kanade's motion from inside the window. CSI is computed per start time and then
-averaged; the network's rates are decided by `csi` and by `area` (bias 1). CRPS is in mm/h, the integral over rates
-from the same thresholds for all. Intervals are 95 % intervals of paired differences, from resampling start times.
+From each archive evenly spaced start times are taken, and at each the `--places` wettest windows of `--size`
+pixels of the newest frame, without overlap. All forecasters read the same four frames and are scored on the same
+pixels: observed at the valid time, and reached by Lucas-Kanade's motion from inside the window. CSI is computed per
+window and then averaged; the network's rates are decided by `csi` and by `area` (bias 1). CRPS is in mm/h, the
+integral over rates from the same thresholds for all. Intervals are 95 % intervals of paired differences, from
+resampling windows.
 """
 
 import argparse
@@ -70,8 +71,8 @@ class Network:
         return made
 
 
-def windows(path: Path, starts: int, size: int) -> Iterator[dict[str, Any]]:
-    """Yield past and later frames of the wettest window at each start time."""
+def windows(path: Path, starts: int, size: int, places: int = 1) -> Iterator[dict[str, Any]]:
+    """Yield past and later frames of the wettest windows at each start time, which do not overlap."""
     archive = Archive.open(path)
     step, pixel = archive.step_minutes, archive.grid.pixel_km
     multiple = max(1, round(5 / step))
@@ -82,28 +83,30 @@ def windows(path: Path, starts: int, size: int) -> Iterator[dict[str, Any]]:
     for first in np.unique(firsts[np.linspace(0, firsts.size - 1, starts).round().astype(int)]):
         frames = archive.read(int(first), (PAST + steps - 1) * multiple + 1)
         frames = frames.reshape(len(frames), *archive.grid.shape)[::multiple]
-        y, x = _wettest(frames[PAST - 1], size)
-        window = np.ascontiguousarray(frames[:, y, x])
-        if (np.nan_to_num(window[PAST - 1]) >= 0.1).mean() < 0.01:
-            continue
-        yield {
-            "past": window[:PAST], "later": window[PAST:], "step": step * multiple, "pixel": pixel,
-            "start": f"{path.name}:{first}",
-        }  # fmt: skip
+        for place, (y, x) in enumerate(_wettest(frames[PAST - 1], size, places)):
+            window = np.ascontiguousarray(frames[:, y, x])
+            if (np.nan_to_num(window[PAST - 1]) >= 0.1).mean() < 0.01:
+                continue
+            yield {
+                "past": window[:PAST], "later": window[PAST:], "step": step * multiple, "pixel": pixel,
+                "start": f"{path.name}:{first}" + (f":{place}" if place else ""),
+            }  # fmt: skip
 
 
-def _wettest(frame: Maps, size: int) -> tuple[slice, slice]:
+def _wettest(frame: Maps, size: int, places: int) -> list[tuple[slice, slice]]:
     H, W = frame.shape
     amount, seen = 1.0 - np.exp(-np.nan_to_num(frame)), np.isfinite(frame)
-    best, found = -1.0, (slice(0, H), slice(0, W))
     height, width = min(size, H), min(size, W)
+    found = []
     for y in range(0, H - height + 1, max(1, height // 4)):
         for x in range(0, W - width + 1, max(1, width // 4)):
             part = slice(y, y + height), slice(x, x + width)
-            value = float(amount[part].mean() * seen[part].mean() ** 2)
-            if value > best:
-                best, found = value, part
-    return found
+            found.append((float(amount[part].mean() * seen[part].mean() ** 2), y, x))
+    kept: list[tuple[int, int]] = []
+    for _, y, x in sorted(found, key=lambda window: -window[0]):
+        if len(kept) < places and all(abs(y - v) >= height or abs(x - u) >= width for v, u in kept):
+            kept.append((y, x))
+    return [(slice(y, y + height), slice(x, x + width)) for y, x in kept]
 
 
 def score(window: dict[str, Any], network: Network, *, ensembles: Sequence[Any]) -> list[dict[str, Any]]:
@@ -248,7 +251,8 @@ def main() -> None:
     parser.add_argument("--box", action="store_true", help="score the bundled weights")
     parser.add_argument("--plain", action="store_true", help="with the certainty of the logits left at 1")
     parser.add_argument("--starts", type=int, default=10, help="of each archive")
-    parser.add_argument("--ensembles", type=int, default=5, help="start times of each archive with STEPS")
+    parser.add_argument("--places", type=int, default=1, help="windows of each start time")
+    parser.add_argument("--ensembles", type=int, default=5, help="windows of each archive with STEPS")
     parser.add_argument("--linda", action="store_true")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", type=Path, help="rows as JSON")
@@ -274,8 +278,8 @@ def main() -> None:
             state = {**state, "certainty": torch.ones_like(state["certainty"])}
         network, rows = Network(state), []
         for archive in paths:
-            for number, window in enumerate(windows(Path(archive), options.starts, options.size)):
-                with_ensembles = number % max(1, options.starts // max(1, options.ensembles)) == 0
+            for number, window in enumerate(windows(Path(archive), options.starts, options.size, options.places)):
+                with_ensembles = number % max(1, options.starts * options.places // max(1, options.ensembles)) == 0
                 ensembles = [Steps(num_members=20)] if with_ensembles and options.ensembles else []
                 if ensembles and options.linda:
                     ensembles.append(Linda())

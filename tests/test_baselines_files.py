@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from asking import query, rates_of
 
 from raincast.baselines import ForecastFiles
 from raincast.evaluation import evaluate
-from raincast.forecasting.files.dataset import forecast_dataset
+from raincast.forecasting.files.dataset import MEMBER, MEMBERS, forecast_dataset, with_members
 from raincast.forecasting.files.netcdf import write_forecast
+from raincast.schema import RAIN as RAIN_NAME
 from raincast.schema import Grid, mock_grid
 
 GRID = mock_grid(12, 10)
@@ -136,3 +138,49 @@ def test_lead_times_that_are_no_steps_are_read_by_their_time(tmp_path):
     asked = query(RAIN[:1], 4, step_minutes=4.0, times=times(0), grid=GRID)
     out = ForecastFiles(tmp_path).predict(dataclasses.replace(asked, lead_minutes=[10.0, 20.0])).rates
     np.testing.assert_allclose(out[0, :, 0], rates(0)[[1, 3], :5, :4], rtol=1e-6)
+
+
+def write_members(folder: Path, number: int, num_members: int, *, alone: bool = False) -> Path:
+    """A forecast whose member m has m mm/h more, and rates of its own; with `alone`, none."""
+    path = write(folder, number)
+    with xr.open_dataset(path, decode_timedelta=True) as file:
+        dataset = file.load()
+    dataset = with_members(dataset, np.stack([rates(number) + m for m in range(num_members)], axis=1))
+    path.unlink()
+    return write_forecast(dataset, path) if not alone else _renamed(dataset.drop_vars(RAIN_NAME), path)
+
+
+def _renamed(dataset: xr.Dataset, path: Path) -> Path:
+    """In another party's words."""
+    dataset.rename({MEMBERS: "precipitation", MEMBER: "realization"}).to_netcdf(path, engine="netcdf4")
+    return path
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_members_are_scored_as_an_ensemble(tmp_path, alone):
+    for number in range(2):
+        write_members(tmp_path, number, 3, alone=alone)
+    files = ForecastFiles(tmp_path)
+    assert files.gives.members
+    asked = query(RAIN, 2, times=times(1, 0), grid=GRID, y=[3, 7], x=[0, 6])
+    made = files.predict(dataclasses.replace(asked, members=True))
+    one, other = rates(1)[:2, 3:8, :4], rates(0)[:2, 7:12, 6:]
+    for sample, known in enumerate((one, other)):
+        for member in range(3):
+            np.testing.assert_allclose(made.members[sample, :, member], known + member, atol=1e-3)
+        np.testing.assert_allclose(made.rates[sample, :, 0], known + alone, atol=1e-3)
+    assert files.predict(asked).members is None
+    np.testing.assert_allclose(files.predict(asked).rates, made.rates)
+    rate_alone = ForecastFiles(tmp_path, members=False)
+    assert not rate_alone.gives.members and len(rate_alone.gives.times) == 2
+
+
+def test_forecasts_without_members_among_others_are_left_out_and_named(tmp_path, caplog):
+    write(tmp_path, 0)
+    write_members(tmp_path, 1, 3)
+    files = ForecastFiles(tmp_path)
+    assert "1 of the 2 forecasts" in caplog.text and list(files.gives.times) == [times(1)[0]]
+    assert len(ForecastFiles(tmp_path, members=False).gives.times) == 2
+    write_members(tmp_path, 2, 4)
+    with pytest.raises(ValueError, match="have 3 and 4 members"):
+        ForecastFiles(tmp_path)

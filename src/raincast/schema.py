@@ -273,18 +273,23 @@ def continuous_longitudes(dataset: xr.Dataset) -> xr.Dataset:
     return continuous
 
 
+def rain_variables(dataset: xr.Dataset, *, members: bool = False) -> list[str]:
+    """Return the names of the rain rates with or without a dimension of members, by standard_name and units."""
+    return [
+        str(name)
+        for name, variable in dataset.data_vars.items()
+        if variable.attrs.get("standard_name") in RAIN_STANDARD_NAMES
+        and unit_of(variable.attrs.get("units"), RATE) is not None
+        and (member_dimension(dataset, str(name)) is not None) == members
+    ]
+
+
 def find_rain_variable(dataset: xr.Dataset) -> str:
     """Return the name of the rain-rate variable, by its standard_name and units, ignoring ensemble members.
 
     Raises ValueError if there is none or more than one.
     """
-    found = [
-        str(name)
-        for name, variable in dataset.data_vars.items()
-        if variable.attrs.get("standard_name") in RAIN_STANDARD_NAMES
-        and unit_of(variable.attrs.get("units"), RATE) is not None
-        and not any(dataset[dim].attrs.get("standard_name") == "realization" for dim in variable.dims)
-    ]
+    found = rain_variables(dataset)
     if len(found) == 1:
         return found[0]
     listing = "; ".join(
@@ -297,6 +302,25 @@ def find_rain_variable(dataset: xr.Dataset) -> str:
         f"{', '.join(EXAMPLES[RATE])}. Found: {listing or 'no variables'}. Rewrite the file with: "
         "python ingest.py source=cf source.variable=NAME files=… archive=… (source.units=mm/h if it has no units)"
     )
+
+
+def find_member_variable(dataset: xr.Dataset) -> str | None:
+    """Return the name of the rain-rate variable of an ensemble: one that has a dimension of realizations, or None.
+
+    Raises ValueError if there are more than one.
+    """
+    found = rain_variables(dataset, members=True)
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} variables ({', '.join(found)}) are rain rates of members: keep one.")
+    return found[0] if found else None
+
+
+def member_dimension(dataset: xr.Dataset, variable: str) -> str | None:
+    """Return the dimension of a variable whose coordinate is a realization, or None."""
+    for dim in dataset[variable].dims:
+        if dim in dataset.coords and dataset[dim].attrs.get("standard_name") == "realization":
+            return str(dim)
+    return None
 
 
 def mm_h_per(units: Any) -> float:

@@ -119,9 +119,9 @@ def _open_remote(path: RemotePath, **options: Any) -> xr.Dataset:
     return exact_times(xr.open_dataset(path.open(), engine="h5netcdf", chunks=None, **options))
 
 
-def open_packed(path: Path, variable: str, **options: Any) -> xr.Dataset:
-    """Open like `open_plain`, but leave `variable` packed, for `Packing` to decode."""
-    return open_plain(path, mask_and_scale={variable: False}, **options)
+def open_packed(path: Path, *variables: str, **options: Any) -> xr.Dataset:
+    """Open like `open_plain`, but leave `variables` packed, for `Packing` to decode."""
+    return open_plain(path, mask_and_scale=dict.fromkeys(variables, False), **options)
 
 
 def open_dataset(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:

@@ -1,5 +1,7 @@
 """Forecasts of other parties, from CF files."""
 
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,57 +12,91 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.head import open_packed, open_plain
 from raincast.archive.packing import Packing
-from raincast.forecaster import Gives, Prediction, Query
+from raincast.forecaster import Gives, Prediction, Query, Rain
 from raincast.schema import INIT_TIME, LEAD_TIME, Grid, X, Y
+
+log = logging.getLogger(__name__)
 
 
 class ForecastFiles:
     """Forecasts in CF netCDF files: one file, or a folder with one file per init_time.
 
     Files have the layout of `forecast.py`: a rain rate (lead_time, y, x), a scalar init_time (UTC), lead_time as a
-    duration, and a projection. `gives.times` are their init and lead times; other windows cannot be scored. Files
-    may cover a larger area and more leads than are scored, but not a smaller area. Missing pixels count as no
-    rain. Nothing is interpolated.
+    duration, and a projection. An ensemble is a rain rate with one more dimension, whose coordinate has the
+    standard_name realization; without a rate of its own beside it, the rate is the mean of the members.
+    `gives.times` are their init and lead times; other windows cannot be scored. Files may cover a larger area and
+    more leads than are scored, but not a smaller area. Missing pixels count as no rain. Nothing is interpolated.
     """
 
-    def __init__(self, path: str | Path | None, *, name: str = "file") -> None:
-        """`name` is the party's name in tables. Raises ValueError if `path` has no readable forecast."""
+    def __init__(self, path: str | Path | None, *, name: str = "file", members: bool = True) -> None:
+        """`name` is the party's name in tables; `members=False` ignores members.
+
+        If only some files have members, the others are left out, with a warning. Raises ValueError if `path` has
+        no readable forecast, or ensembles of different sizes.
+        """
         if path is None:
             raise ValueError(
                 "path=null: set the path of the forecasts, for example baseline.file.path=their/forecasts."
             )
         self.name = name
         self.path = Path(path)
-        self._files, leads = _index(self.path)
-        self.gives = Gives(times=leads)
+        self._files = _index(self.path)
+        sizes = {file.num_members for file in self._files.values()} if members else {0}
+        if len(sizes - {0}) > 1:
+            raise ValueError(
+                f"The ensembles in {self.path} have {' and '.join(map(str, sorted(sizes - {0})))} members. Score "
+                "those of each size on their own, or only the rates: baseline.file.members=false."
+            )
+        if len(sizes) > 1:
+            whole = {time: file for time, file in self._files.items() if file.num_members}
+            log.warning(
+                "%d of the %d forecasts in %s have no members and are left out (baseline.file.members=false "
+                "scores the rates of all).", len(self._files) - len(whole), len(self._files), self.path,
+            )  # fmt: skip
+            self._files = whole
+        self._has_members = max(sizes) > 1
+        self.gives = Gives(members=self._has_members, times={time: f.leads for time, f in self._files.items()})
 
     def predict(self, query: Query) -> Prediction:
-        """Return rates at lead times of the files. Raises ValueError without `times`, `grid` or a forecast."""
+        """Return rates at lead times of the files, and members.
+
+        Raises ValueError without `times`, `grid` or a forecast.
+        """
         if query.times is None or query.grid is None:
             raise ValueError(
                 f"{self.name} are forecasts in files, found by time and place: the query needs times and a grid."
             )
-        rates = np.empty((len(query.rain), len(query.lead_minutes), 1, *query.rain.shape[3:]), np.float32)
-        for number, time in enumerate(query.times):
-            newest = time.astype("datetime64[ns]")
-            rates[number, :, 0] = self._read(newest, query.lead_times, query.sample_grid(number))
-        return Prediction(rates)
+        read = [
+            self._read(
+                time.astype("datetime64[ns]"),
+                query.lead_times,
+                query.sample_grid(number),
+                members=query.members and self._has_members,
+            )
+            for number, time in enumerate(query.times)
+        ]
+        rates, members = zip(*read, strict=True)
+        return Prediction(np.stack(rates)[:, :, None], None if members[0] is None else np.stack(members))
 
-    def _read(self, time: np.datetime64, leads: npt.NDArray[np.timedelta64], crop: Grid) -> np.ndarray:
+    def _read(
+        self, time: np.datetime64, leads: npt.NDArray[np.timedelta64], crop: Grid, *, members: bool
+    ) -> tuple[Rain, Rain | None]:
+        """Return rates (L, H, W) and members (L, M, H, W)."""
         if time not in self._files:
             first, last = min(self._files), max(self._files)
             raise ValueError(
                 f"{self.path} has no forecast from {_text(time)}; it has {len(self._files)}, from {_text(first)} "
                 f"to {_text(last)}. Add it, or score only windows that it has (data.split, data.eval_stride)."
             )
-        path = self._files[time]
+        file = self._files[time]
+        path = file.path
         with _open(path) as dataset:
             if dataset[INIT_TIME].values.astype("datetime64[ns]") != time:
                 raise ValueError(f"{path} was rewritten: it is no longer from {_text(time)}. Start again.")
-            variable = schema.find_rain_variable(dataset)
-        with open_packed(path, variable, decode_timedelta=True) as dataset:
-            rain = dataset[variable].transpose(LEAD_TIME, Y, X)
-            rows, columns = _place(path, dataset, variable, crop)
+            ensemble = schema.find_member_variable(dataset) if members or file.members_alone else None
+            variable = ensemble if file.members_alone else schema.find_rain_variable(dataset)
+        wanted = {name for name in (variable, ensemble) if name is not None}
+        with open_packed(path, *wanted, decode_timedelta=True) as dataset:
             own = dataset[LEAD_TIME].values.astype("timedelta64[ns]")
             absent = np.setdiff1d(leads, own)
             if len(absent):
@@ -69,28 +105,54 @@ class ForecastFiles:
                     "fewer steps, or add them."
                 )
             order = [int(np.flatnonzero(own == lead)[0]) for lead in leads]
-            raw = rain.isel({Y: rows, X: columns}).values[order]
-            values = Packing.of(dataset[variable]).decode(raw, str(path)) * schema.mm_h_per(rain.attrs["units"])
-        filled: np.ndarray = np.maximum(np.nan_to_num(values, nan=0.0, posinf=0.0), 0.0).astype(np.float32)
-        return filled
+            read = {name: _rates(path, dataset, name, order, crop) for name in wanted}
+        if file.members_alone:
+            assert ensemble is not None
+            return read[ensemble].mean(1), read[ensemble] if members else None
+        assert variable is not None
+        return read[variable], None if ensemble is None else read[ensemble]
 
 
-def _index(path: Path) -> tuple[dict[Any, Path], dict[Any, frozenset[Any]]]:
-    """Return the file and the lead times of each init_time."""
+@dataclass(frozen=True)
+class _File:
+    """A forecast file: its lead times, its number of members, and whether it has no other rates."""
+
+    path: Path
+    leads: frozenset[Any]
+    num_members: int
+    members_alone: bool
+
+
+def _rates(path: Path, dataset: xr.Dataset, variable: str, order: list[int], crop: Grid) -> Rain:
+    """Return a rain rate in mm/h, (L, H, W) or (L, M, H, W), at the pixels of `crop`; 0 where missing."""
+    member = schema.member_dimension(dataset, variable)
+    rain = dataset[variable].transpose(*([LEAD_TIME] if member is None else [LEAD_TIME, member]), Y, X)
+    rows, columns = _place(path, dataset, variable, crop)
+    raw = rain.isel({Y: rows, X: columns}).values[order]
+    values = Packing.of(dataset[variable]).decode(raw, str(path)) * schema.mm_h_per(rain.attrs["units"])
+    filled: Rain = np.maximum(np.nan_to_num(values, nan=0.0, posinf=0.0), 0.0).astype(np.float32)
+    return filled
+
+
+def _index(path: Path) -> dict[Any, _File]:
+    """Return the file of each init_time."""
     files = [path] if path.is_file() else sorted(path.glob("*.nc"))
     if not files:
         raise ValueError(f"path={path} is neither a forecast file nor a folder with forecast files (*.nc).")
-    found: dict[Any, Path] = {}
-    leads: dict[Any, frozenset[Any]] = {}
+    found: dict[Any, _File] = {}
     for file in files:
         with _open(file) as dataset:
             time = dataset[INIT_TIME].values.astype("datetime64[ns]")[()]
             own = frozenset(np.atleast_1d(dataset[LEAD_TIME].values).astype("timedelta64[ns]"))
+            ensemble = schema.find_member_variable(dataset)
+            member = None if ensemble is None else schema.member_dimension(dataset, ensemble)
+            num_members = 0 if member is None else dataset.sizes[member]
+            alone = ensemble is not None and not schema.rain_variables(dataset)
         if time in found:
-            raise ValueError(f"{found[time]} and {file} are both from {_text(time)}: remove one of them.")
-        found[time] = file
-        leads[time] = next((other for other in leads.values() if other == own), own)  # share equal sets
-    return found, leads
+            raise ValueError(f"{found[time].path} and {file} are both from {_text(time)}: remove one of them.")
+        own = next((other.leads for other in found.values() if other.leads == own), own)  # share equal sets
+        found[time] = _File(file, own, num_members, alone)
+    return found
 
 
 def _open(path: Path) -> xr.Dataset:
