@@ -9,7 +9,6 @@ from raincast.metrics.probabilistic import (
     bin_sums,
     brier,
     brier_parts,
-    exceedance_share,
     reliability_curve,
     roc,
     roc_area,
@@ -28,6 +27,11 @@ def fields(seed: int = 0, batch: int = 2, members: int = 5):
     target, ensemble = rain[:, :, :1].clone(), rain[:, :, 1:]
     target[torch.rand(target.shape, generator=g) < 0.2] = torch.nan
     return ensemble, target, target.isfinite()
+
+
+def exceedance_share(ensemble: torch.Tensor, thresholds) -> torch.Tensor:
+    """The share of the members that reach each threshold: (B, T, K, H, W)."""
+    return torch.stack([(ensemble >= threshold).double().mean(2) for threshold in thresholds], dim=2)
 
 
 def some(num_bins: int = 11, **kwargs):

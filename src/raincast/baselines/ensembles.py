@@ -2,14 +2,17 @@
 
 import importlib.util
 import zlib
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from raincast.baselines.cascades import AR_ORDER, DRY_THRESHOLD
-from raincast.baselines.evolution import Evolution, from_decibels, to_decibels
+from raincast.baselines.cascades import DRY_THRESHOLD
+from raincast.baselines.evolution import AR_ORDER, Evolution, from_decibels, to_decibels
 from raincast.forecaster import Gives, Prediction, Query
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Ensemble(Evolution):
     """`num_members` forecasts of the same rain; their mean is the deterministic forecast.
 
@@ -18,29 +21,20 @@ class Ensemble(Evolution):
     forecast is extrapolation or persistence (see `Evolution`), all members are equal.
     """
 
-    gives = Gives(members=True, probabilities=True)
+    gives: ClassVar[Gives] = Gives(members=True, probabilities=True)
+    num_members: int = 20
+    seed: int = 0
+    km_per_pixel: float | None = None
+    step_minutes: float | None = None
 
-    def __init__(
-        self,
-        *,
-        num_members: int,
-        seed: int,
-        km_per_pixel: float | None,
-        step_minutes: float | None,
-        num_frames: int,
-        method: str,
-        motion_frames: int,
-    ) -> None:
-        if num_members < 2:
-            raise ValueError(f"num_members={num_members}: an ensemble needs at least 2.")
-        stated = [value for value in (km_per_pixel, step_minutes) if value is not None]
-        if not all(value > 0 for value in stated):
-            raise ValueError(f"km_per_pixel={km_per_pixel}, step_minutes={step_minutes}: both must be above 0.")
-        super().__init__(num_frames=num_frames, method=method, motion_frames=motion_frames)
-        self.num_members = num_members
-        self.seed = seed
-        self.km_per_pixel = km_per_pixel
-        self.step_minutes = step_minutes
+    def __post_init__(self) -> None:
+        """Raise ValueError for fewer than 2 members, and for sizes that are not above 0."""
+        super().__post_init__()
+        if self.num_members < 2:
+            raise ValueError(f"num_members={self.num_members}: an ensemble needs at least 2.")
+        km, minutes = self.km_per_pixel, self.step_minutes
+        if not all(value > 0 for value in (km, minutes) if value is not None):
+            raise ValueError(f"km_per_pixel={km}, step_minutes={minutes}: both must be above 0.")
 
     def predict(self, query: Query) -> Prediction:
         """Return the mean and, if requested, the members and the share of them that reach each threshold.
@@ -75,37 +69,16 @@ class Ensemble(Evolution):
         return km
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Steps(Ensemble):
     """STEPS (Bowler et al. 2006): S-PROG in which noise with the same spectrum replaces the lost scales.
 
     A window with 20 members and 12 steps takes 5 s on 128 × 128, 20 s on 256 × 256 (one core). It needs 3 frames;
-    otherwise see `Ensemble`.
+    otherwise see `Ensemble`. `num_scales` is the number of cascade levels.
     """
 
     name = "steps"
-
-    def __init__(
-        self,
-        *,
-        num_members: int = 20,
-        seed: int = 0,
-        km_per_pixel: float | None = None,
-        step_minutes: float | None = None,
-        num_scales: int = 6,
-        method: str = "lucas_kanade",
-        motion_frames: int = 3,
-    ) -> None:
-        """`num_scales` levels of the cascade."""
-        super().__init__(
-            num_members=num_members,
-            seed=seed,
-            km_per_pixel=km_per_pixel,
-            step_minutes=step_minutes,
-            num_frames=AR_ORDER + 1,
-            method=method,
-            motion_frames=motion_frames,
-        )
-        self.num_scales = num_scales
+    num_scales: int = 6
 
     def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query, seed: int) -> np.ndarray:
         from pysteps.nowcasts.steps import forecast
@@ -125,39 +98,23 @@ class Steps(Ensemble):
         return from_decibels(decibels)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Linda(Ensemble):
     """LINDA (Pulkkinen et al. 2021), for intense local rain: each cell grows, decays and blurs separately.
 
     A window with 20 members and 12 steps takes 1 minute on 64 × 64 and more than 3 on 128 × 128 (one core), so use
     it for single events. It needs 3 frames, and scikit-image to detect the cells; otherwise see `Ensemble`.
+    `num_cells` is the maximum number of cells.
     """
 
     name = "linda"
+    num_cells: int = 25
 
-    def __init__(
-        self,
-        *,
-        num_members: int = 20,
-        seed: int = 0,
-        km_per_pixel: float | None = None,
-        step_minutes: float | None = None,
-        num_cells: int = 25,
-        method: str = "lucas_kanade",
-        motion_frames: int = 3,
-    ) -> None:
-        """`num_cells` is the maximum number of cells. Raises ValueError without scikit-image."""
+    def __post_init__(self) -> None:
+        """Raise ValueError without scikit-image."""
+        super().__post_init__()
         if importlib.util.find_spec("skimage") is None:
             raise ValueError('linda needs scikit-image to find rain cells: pip install "raincast[linda]".')
-        super().__init__(
-            num_members=num_members,
-            seed=seed,
-            km_per_pixel=km_per_pixel,
-            step_minutes=step_minutes,
-            num_frames=AR_ORDER + 1,
-            method=method,
-            motion_frames=motion_frames,
-        )
-        self.num_cells = num_cells
 
     def _draw(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query, seed: int) -> np.ndarray:
         from pysteps.nowcasts.linda import forecast

@@ -1,6 +1,8 @@
 """Base of the forecasts in which rain evolves as it moves: S-PROG, ANVIL, STEPS and LINDA (pysteps)."""
 
 import logging
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,7 +18,11 @@ DRY_RATE = 0.1
 DRY_DECIBELS = -15.0
 """Value of no rain on the scale 10·log10(rate): 5 below `DRY_RATE`, as in pysteps' examples."""
 
+AR_ORDER = 2
+"""Order of the autoregressive models in time, the default of all these methods."""
 
+
+@dataclass(kw_only=True, eq=False, repr=False)
 class Evolution:
     """Rain that moves and evolves; each method only implements `_evolve`.
 
@@ -26,18 +32,19 @@ class Evolution:
     is logged once.
     """
 
-    name: str
-    gives = Gives()
-    num_members = 1
+    name: ClassVar[str]
+    gives: ClassVar[Gives] = Gives()
+    num_frames: int = field(default=AR_ORDER + 1, init=False)
+    num_members: int = field(default=1, init=False)
+    method: str = "lucas_kanade"
+    motion_frames: int = 3
+    _told: set[str] = field(default_factory=set, init=False)
 
-    def __init__(self, *, num_frames: int, method: str, motion_frames: int) -> None:
-        check_method(method)
-        if motion_frames < 2:
-            raise ValueError(f"motion_frames={motion_frames}: motion needs at least 2 frames.")
-        self.num_frames = num_frames
-        self.method = method
-        self.motion_frames = motion_frames
-        self._told: set[str] = set()
+    def __post_init__(self) -> None:
+        """Raise ValueError for an unknown method, or fewer than 2 frames."""
+        check_method(self.method)
+        if self.motion_frames < 2:
+            raise ValueError(f"motion_frames={self.motion_frames}: motion needs at least 2 frames.")
 
     def predict(self, query: Query) -> Prediction:
         """Return rates, the mean of members if any. Raises ValueError for lead times not multiples of the step."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from raincast.metrics.frames import over_frames, reaching
+from raincast.metrics.frames import over_frames
 from raincast.transforms import ZR, DbzScaling
 
 HKO7_THRESHOLDS = (0.5, 2.0, 5.0, 10.0, 30.0)
@@ -116,31 +116,6 @@ class BalancedSums(NamedTuple):
     """with at least one counted pixel"""
     squared: Float[Tensor, "..."]
     absolute: Float[Tensor, "..."]
-
-
-def balanced_sums(
-    pred: Float[Tensor, "b t 1 h w"],
-    target: Float[Tensor, "b t 1 h w"],
-    mask: Bool[Tensor, "b t 1 h w"],
-    *,
-    thresholds: Sequence[float] = HKO7_THRESHOLDS,
-    weights: Sequence[float] = HKO7_WEIGHTS,
-    pixel: DbzScaling = HKO7_PIXEL,
-) -> BalancedSums:
-    """Sums over C, H, W where `mask` is True, (B, T) each, of rates in mm/h; NaN inside the mask is an error.
-
-    The weight is that of the observed rate (Shi et al. 2017); both rates are limited to what a pixel can hold.
-    """
-    return BalancedSums(
-        *over_frames(
-            lambda p, t, n: balanced_rows(
-                *reaching(p, t, least_rate(pixel)), n, thresholds=thresholds, weights=weights, pixel=pixel
-            ),
-            pred,
-            target,
-            mask,
-        )
-    )
 
 
 def balanced_rows(

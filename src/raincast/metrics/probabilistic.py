@@ -27,14 +27,6 @@ class BinSums(NamedTuple):
     """(probability − event)², whatever the bin's width"""
 
 
-def exceedance_share(
-    ensemble: Float[Tensor, "b t m h w"], thresholds: Sequence[float]
-) -> Float[Tensor, "b t k h w"]:
-    """The share of the members that reach each threshold in mm/h (`>=`), the probability an ensemble states."""
-    check_thresholds(thresholds)
-    return torch.stack([(ensemble >= t).double().mean(2) for t in thresholds], dim=2)
-
-
 def bin_sums(
     probability: Float[Tensor, "b t k h w"],
     target: Float[Tensor, "b t 1 h w"],
