@@ -18,7 +18,31 @@ from torch import Tensor, nn
 from raincast.transforms import THRESHOLDS, UNKNOWN, RateScaling, Transform
 
 
-class BalancedLoss(nn.Module):
+class MaskedLoss(nn.Module):
+    """The sum of `terms` over the pixels of the mask, divided by the number of all pixels."""
+
+    num_channels: int
+    bounds: Tensor
+    weights: Tensor
+
+    def forward(
+        self,
+        pred: Float[Tensor, "b t n h w"],
+        target: Float[Tensor, "b t 1 h w"],
+        mask: Bool[Tensor, "b t 1 h w"],
+    ) -> Float[Tensor, ""]:
+        """Return the loss. Pixels where `mask` is False, even NaN, change neither value nor gradient."""
+        _check_shapes(pred, target, self.num_channels)
+        zero = target.new_zeros(())
+        pred, target = torch.where(mask, pred.to(target.dtype), zero), torch.where(mask, target, zero)
+        return torch.where(mask, self.terms(pred, target), zero).sum() / target.numel()
+
+    def terms(self, pred: Tensor, target: Tensor) -> Float[Tensor, "b t m h w"]:
+        """Return what each pixel adds to the loss. Both arguments have the target's precision, without NaN."""
+        raise NotImplementedError
+
+
+class BalancedLoss(MaskedLoss):
     """Squared and absolute error, with pixels weighted by their observed rain rate (Shi et al. 2017).
 
     weight · (mse_weight · (pred − target)² + mae_weight · |pred − target|), for the head that outputs the rain
@@ -26,8 +50,6 @@ class BalancedLoss(nn.Module):
     """
 
     num_channels = 1
-    bounds: Tensor
-    weights: Tensor
 
     def __init__(
         self,
@@ -53,32 +75,19 @@ class BalancedLoss(nn.Module):
         self.mse_weight = mse_weight
         self.mae_weight = mae_weight
 
-    def forward(
-        self,
-        pred: Float[Tensor, "b t n h w"],
-        target: Float[Tensor, "b t 1 h w"],
-        mask: Bool[Tensor, "b t 1 h w"],
-    ) -> Float[Tensor, ""]:
-        """Return the loss. Pixels where `mask` is False, even NaN, change neither value nor gradient."""
-        _check_shapes(pred, target, self.num_channels)
-        zero = target.new_zeros(())
-        target = torch.where(mask, target, zero)
-        error = torch.where(mask, pred.to(target.dtype), zero) - target
-        weight = self.weights.to(target.dtype)[torch.bucketize(target, self.bounds.to(target.dtype), right=True)]
-        # error is 0 outside the mask, so the weight there does not matter
-        balanced = weight * (self.mse_weight * error.square() + self.mae_weight * error.abs())
-        return balanced.sum() / target.numel()
+    def terms(self, pred: Tensor, target: Tensor) -> Float[Tensor, "b t m h w"]:
+        """Return the weighted errors."""
+        error = pred - target
+        weight = self.weights.to(target.dtype)[_classes(target, self.bounds)]
+        return weight * (self.mse_weight * error.square() + self.mae_weight * error.abs())
 
 
-class ClassLoss(nn.Module):
+class ClassLoss(MaskedLoss):
     """Cross-entropy of rain classes: weight · −ln P(observed class), in nats.
 
     For the head whose channels are classes. It ignores the order of classes: predicting 10 or 0 instead of 30 mm/h
     costs the same.
     """
-
-    bounds: Tensor
-    weights: Tensor
 
     def __init__(
         self, transform: Transform, *, thresholds: Sequence[float], weights: Sequence[float] | None = None
@@ -89,21 +98,13 @@ class ClassLoss(nn.Module):
         self.register_buffer("bounds", _bounds(transform, thresholds), persistent=False)
         self.register_buffer("weights", _weights(weights, self.num_channels, "classes"), persistent=False)
 
-    def forward(
-        self,
-        pred: Float[Tensor, "b t n h w"],
-        target: Float[Tensor, "b t 1 h w"],
-        mask: Bool[Tensor, "b t 1 h w"],
-    ) -> Float[Tensor, ""]:
-        """Return the loss of the logits `pred`. Pixels where `mask` is False change neither value nor gradient."""
-        logits, target = _without_masked(pred, target, mask, self.num_channels)
+    def terms(self, pred: Tensor, target: Tensor) -> Float[Tensor, "b t m h w"]:
+        """Return the weighted cross-entropy; `pred` are logits."""
         observed = _classes(target, self.bounds)
-        surprise = -logits.log_softmax(2).gather(2, observed)
-        weighted = self.weights.to(target.dtype)[observed] * surprise
-        return torch.where(mask, weighted, target.new_zeros(())).sum() / target.numel()
+        return self.weights.to(target.dtype)[observed] * -pred.log_softmax(2).gather(2, observed)
 
 
-class OrdinalLoss(nn.Module):
+class OrdinalLoss(MaskedLoss):
     """Binary cross-entropy of "at least this threshold", summed over the thresholds, in nats.
 
     For the head whose channels are classes. Σ_k weight_k · −ln P(R >= t_k), or −ln P(R < t_k) if the observed rate
@@ -116,9 +117,6 @@ class OrdinalLoss(nn.Module):
     With squares instead of logarithms this sum is the ranked probability score (Epstein 1969).
     """
 
-    bounds: Tensor
-    weights: Tensor
-
     def __init__(
         self, transform: Transform, *, thresholds: Sequence[float], weights: Sequence[float] | None = None
     ) -> None:
@@ -128,22 +126,16 @@ class OrdinalLoss(nn.Module):
         self.register_buffer("bounds", _bounds(transform, thresholds), persistent=False)
         self.register_buffer("weights", _weights(weights, len(thresholds), "thresholds"), persistent=False)
 
-    def forward(
-        self,
-        pred: Float[Tensor, "b t n h w"],
-        target: Float[Tensor, "b t 1 h w"],
-        mask: Bool[Tensor, "b t 1 h w"],
-    ) -> Float[Tensor, ""]:
-        """Return the loss of the logits `pred`. Pixels where `mask` is False change neither value nor gradient."""
-        logits, target = _without_masked(pred, target, mask, self.num_channels)
+    def terms(self, pred: Tensor, target: Tensor) -> Float[Tensor, "b t m h w"]:
+        """Return the weighted sum over the thresholds; `pred` are logits."""
         observed = _classes(target, self.bounds).squeeze(2)
-        below = _running_logsumexp(logits.unbind(2))
-        above = _running_logsumexp(logits.unbind(2)[::-1])[::-1]
+        below = _running_logsumexp(pred.unbind(2))
+        above = _running_logsumexp(pred.unbind(2)[::-1])[::-1]
         surprise = torch.zeros_like(below[-1])
         for k, weight in enumerate(self.weights.to(target.dtype), start=1):
             happened = torch.where(observed >= k, above[k], below[k - 1])
             surprise = surprise + weight * (below[-1] - happened)
-        return torch.where(mask.squeeze(2), surprise, target.new_zeros(())).sum() / target.numel()
+        return surprise[:, :, None]
 
 
 class DistributionLoss(nn.Module):
@@ -193,7 +185,7 @@ class DistributionLoss(nn.Module):
         return each.sum() / target.numel()
 
 
-class QuantileLoss(nn.Module):
+class QuantileLoss(MaskedLoss):
     """Pinball loss of quantiles in network units (Koenker & Bassett 1978), averaged over the levels.
 
     weight_l · max(l · (target − q_l), (l − 1) · (target − q_l)), which is minimal if a share l of the targets is
@@ -201,7 +193,6 @@ class QuantileLoss(nn.Module):
     """
 
     levels: Tensor
-    weights: Tensor
 
     def __init__(
         self, transform: Transform, *, levels: Sequence[float], weights: Sequence[float] | None = None
@@ -218,19 +209,11 @@ class QuantileLoss(nn.Module):
         self.register_buffer("levels", torch.tensor(list(levels), dtype=torch.float64), persistent=False)
         self.register_buffer("weights", _weights(weights, len(levels), "levels"), persistent=False)
 
-    def forward(
-        self,
-        pred: Float[Tensor, "b t n h w"],
-        target: Float[Tensor, "b t 1 h w"],
-        mask: Bool[Tensor, "b t 1 h w"],
-    ) -> Float[Tensor, ""]:
-        """Return the loss of the quantiles `pred`. Masked pixels change neither value nor gradient."""
-        quantiles, target = _without_masked(pred, target, mask, self.num_channels)
-        # both are 0 outside the mask, and so is the error
-        error = target - quantiles
+    def terms(self, pred: Tensor, target: Tensor) -> Float[Tensor, "b t m h w"]:
+        """Return the pinball loss of each quantile in `pred`."""
+        error = target - pred
         level, weight = (values.to(target.dtype)[:, None, None] for values in (self.levels, self.weights))
-        pinball = weight * torch.maximum(level * error, (level - 1) * error)
-        return pinball.sum() / self.num_channels / target.numel()
+        return weight * torch.maximum(level * error, (level - 1) * error) / self.num_channels
 
 
 def _bounds(transform: Transform, thresholds: Sequence[float]) -> Tensor:
@@ -255,13 +238,6 @@ def _weights(weights: Sequence[float] | None, count: int, what: str) -> Tensor:
 def _classes(target: Tensor, bounds: Tensor) -> Int64[Tensor, "b t 1 h w"]:
     """Return the class of each pixel: the number of `bounds` that it reaches."""
     return torch.bucketize(target, bounds.to(target.dtype), right=True)
-
-
-def _without_masked(pred: Tensor, target: Tensor, mask: Tensor, num_channels: int) -> tuple[Tensor, Tensor]:
-    """Return both in the target's precision, with 0 outside the mask."""
-    _check_shapes(pred, target, num_channels)
-    zero = target.new_zeros(())
-    return torch.where(mask, pred.to(target.dtype), zero), torch.where(mask, target, zero)
 
 
 def _check_shapes(pred: Tensor, target: Tensor, num_channels: int) -> None:

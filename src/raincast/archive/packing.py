@@ -17,7 +17,6 @@ import xarray as xr
 log = logging.getLogger(__name__)
 
 ATTRS = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
-VALID_ATTRS = ("valid_range", "valid_min", "valid_max")
 MOST_CODES_BEYOND = 10
 """Warn above this number of distinct values outside the valid range: missing codes are few, rain rates many."""
 LOOKED_AT = 4096

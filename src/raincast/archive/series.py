@@ -203,11 +203,9 @@ class Archive:
             done = end
         return out
 
-    def read_stored(
-        self, first: int, num_times: int, *, y: slice = slice(None), x: slice = slice(None)
-    ) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
+    def read_stored(self, first: int, num_times: int) -> npt.NDArray[np.int16] | npt.NDArray[np.float32]:
         """Return codes if the archive stores them (`coded`), else rain rates: the cheapest form to read."""
-        return (self.read_codes if self.coded else self.read)(first, num_times, y=y, x=x)
+        return (self.read_codes if self.coded else self.read)(first, num_times)
 
     def _windows(self, first: int, num_times: int) -> list[tuple[_Part, slice]]:
         """Return the parts that contain the frames, each with its slice of own frames. Raises IndexError."""

@@ -127,7 +127,7 @@ def event_maps(
     for done, (rank, event) in enumerate(chosen.items(), 1):
         note = (
             f"CSI of {forecasters[0].name} at ≥ {float(own['threshold']):g} mm/h over all lead times and "
-            f"{counted(len(places[event]), 'window')} of the event: {values[event]:.3f}. "
+            f"{len(places[event])} window{'s' * (len(places[event]) != 1)} of the event: {values[event]:.3f}. "
             "Shown is its wettest window."
         )
         maps.append(_maps_of(f"{rank} event: {event}", note, places[event], forecasters, data))
@@ -147,11 +147,6 @@ def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "
         if k >= 0:
             found[ordered[k]].append(place)
     return found
-
-
-def counted(number: int, noun: str) -> str:
-    """Return text such as `1 window` or `3 windows`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _maps_of(

@@ -85,7 +85,7 @@ def forecast_animation(
     if len(past):
         repeats[len(past) - 1] = _REST_REPEATS
     if Path(path).suffix == ".mp4":
-        return save_mp4(frames, Path(path), palette=_palette(), repeats=repeats, frame_ms=_FRAME_MS)
+        return _save_mp4(frames, Path(path), repeats)
     return _save_gif(frames, Path(path), repeats)
 
 
@@ -271,18 +271,12 @@ def check_installed() -> None:
         )
 
 
-def save_mp4(
-    frames: Sequence[Indices], path: Path, *, palette: Sequence[int], repeats: Sequence[int], frame_ms: int
-) -> Path:
-    """Write frames (H, W), each shown `repeats` times for `frame_ms`, atomically; return the path.
-
-    `palette` holds red, green and blue, 0 to 255, of each index in turn. H.264 needs even sizes: a row or column
-    of the frame's last colours is added if necessary.
-    """
+def _save_mp4(frames: Sequence[Indices], path: Path, repeats: Sequence[int]) -> Path:
+    """Write the frames; H.264 needs even sizes, so a row or column of the frame's last colours may be added."""
     check_installed()
     import imageio_ffmpeg
 
-    colours = np.array(palette, np.uint8).reshape(-1, 3)
+    colours = np.array(_palette(), np.uint8).reshape(-1, 3)
     height, width = frames[0].shape
     odd = ((0, height % 2), (0, width % 2))
     size = (width + width % 2, height + height % 2)
@@ -291,7 +285,7 @@ def save_mp4(
     options = ["-crf", "16", "-preset", "medium", "-tune", "animation", "-movflags", "+faststart", "-f", "mp4"]
     with atomic(path) as partial:
         writer = imageio_ffmpeg.write_frames(
-            str(partial), size, fps=1000 / frame_ms, codec="libx264", quality=None, macro_block_size=1,
+            str(partial), size, fps=1000 / _FRAME_MS, codec="libx264", quality=None, macro_block_size=1,
             ffmpeg_log_level="error", output_params=options,
         )  # fmt: skip
         with closing(writer):

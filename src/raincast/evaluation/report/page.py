@@ -9,7 +9,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from raincast.evaluation.report import ensembles, event_maps, probabilities, sections
+from raincast.evaluation.report import event_maps, probabilities, sections
 from raincast.evaluation.report.event_maps import EventMaps
 from raincast.evaluation.report.tables import lead_minutes
 from raincast.evaluation.verdict import sentence
@@ -56,7 +56,7 @@ def _sections(evaluation: Evaluation) -> Iterator[page.Section]:
         "Against lead time": sections.curves(scores),
         "Performance": sections.performance(scores),
         "Probabilities": probabilities.probabilities(scores),
-        "Ensembles": ensembles.ensembles(scores),
+        "Ensembles": probabilities.ensembles(scores),
         "Scales": sections.scales(scores, threshold),
         "Neighbourhoods, amounts, onsets": sections.users(scores, threshold),
         "By event": sections.by(evaluation.by_event, "event", threshold),

@@ -69,7 +69,8 @@ def check_sequence(
         raise ValueError(f"A layer with in_channels=0 takes x=None, found x of shape {tuple(x.shape)}.")
     if x.ndim != 5 or x.shape[2] != in_channels:
         raise ValueError(f"Expected x of shape (B, T, {in_channels}, H, W), found {tuple(x.shape)}.")
-    _check_dtype(x, "x", dtype)
+    if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x.device.type)):
+        raise ValueError(f"x is {x.dtype} but the layer's weights are {dtype}. Convert one of them.")
     if x.shape[1] < 1 or num_steps not in (None, x.shape[1]):
         raise ValueError(f"x has {x.shape[1]} steps but num_steps={num_steps}. Leave num_steps out, or x.")
     return int(x.shape[1])
@@ -86,11 +87,6 @@ def check_state(state: State, x: Tensor | None, channels: Sequence[int], names: 
             raise ValueError(f"Expected the state {name} of shape {expected}, found {tuple(tensor.shape)}.")
         if not tensor.is_floating_point():
             raise ValueError(f"Expected the state {name} as floating-point numbers, found {tensor.dtype}.")
-
-
-def _check_dtype(x: Tensor, name: str, dtype: torch.dtype) -> None:
-    if x.dtype != dtype and not (x.is_floating_point() and autocast_dtype(x.device.type)):
-        raise ValueError(f"{name} is {x.dtype} but the layer's weights are {dtype}. Convert one of them.")
 
 
 Initialisation = Literal["xavier", "he", "orthogonal"]

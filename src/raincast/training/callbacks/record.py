@@ -27,9 +27,9 @@ class RunRecord(Callback):
     replaced atomically. wandb's summary gets the same numbers at the end.
     """
 
-    def __init__(self, path: str | Path, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.facts = facts or {}
+        self.facts: Mapping[str, Any] = {}
         self.num_windows = 0
         self.hours = self.gpu_hours = 0.0
         self._num_gpus = 0
