@@ -7,8 +7,8 @@ For each NAME=ARCHIVES the weights `folds/without_NAME.npz` are used, or trained
 
 From each archive evenly spaced start times are taken, and at each the `--places` wettest windows of `--size`
 pixels of the newest frame, without overlap. All forecasters read the same four frames and are scored on the same
-pixels: observed at the valid time, and reached by Lucas-Kanade's motion from inside the window. CSI is computed per
-window and then averaged; the network's rates are decided by `csi` and by `area` (bias 1). CRPS is in mm/h, the
+pixels: observed at the valid time, and reached by Lucas-Kanade's motion from inside the window. CSI is computed
+per window and then averaged; the network's rates are decided by `csi` and by `area` (bias 1). CRPS is in mm/h, the
 integral over rates from the same thresholds for all. Intervals are 95 % intervals of paired differences, from
 resampling windows.
 """

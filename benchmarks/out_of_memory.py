@@ -105,7 +105,8 @@ def commands(folder: Path, shared: Path) -> dict[str, list[str]]:
         "ingest": f"ingest.py files={frames} archive={folder}/out workers=2",
         "training": f"train.py {NETWORK} data.archive={archive} paths.run_dir={folder}/run",
         "evaluation": f"evaluate.py {checkpoint} data.archive={archive} "
-        f"baselines=[persistence,extrapolation,sprog] workers=2 device=cpu paths.run_dir={folder}/run unfinished={folder}/sums",
+        f"baselines=[persistence,extrapolation,sprog] workers=2 device=cpu paths.run_dir={folder}/run "
+        f"unfinished={folder}/sums",
         "forecast": f"forecast.py input={frames} members=20 animation=false folder={folder}/out",
         "hindcast": f"forecast.py {checkpoint} input={frames} init_time=/ folder={folder}/out workers=2 "
         "animation=false device=cpu",
