@@ -44,6 +44,17 @@ def warned_of_nothing() -> None:
     packing._said.clear()
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and evaluation without their pictures and page, which take most of the time of a small one.
+
+    For tests of other things; what is drawn is tested where it is looked at. A fixture of a session or a module draws.
+    """
+    monkeypatch.setattr("raincast.commands.report.example_picture", lambda *args: args[-1])
+    monkeypatch.setattr("raincast.evaluation.report.score_figures.csi_plot", lambda *args: args[-1])
+    monkeypatch.setattr("raincast.commands.evaluate.write_page", lambda *args: args[4])
+
+
 @pytest.fixture(scope="session")
 def radar_dir() -> Path:
     """The folder of real radar files: $RAINCAST_RADAR, or shared/radar beside the checkout."""

@@ -48,21 +48,16 @@ def compose_config(command: str, run_dir: Path, *overrides: str) -> DictConfig:
 
 def run_script(cwd: Path, script: str, *overrides: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """`python SCRIPT.py overrides` in the folder `cwd`, offline and on one thread."""
-    return run_command(cwd, sys.executable, str(REPO / f"{script}.py"), *overrides, timeout=timeout)
-
-
-def run_command(cwd: Path, *command: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """A command in the folder `cwd`, offline and on one thread."""
-    environment = _environment(cwd)
+    command, environment = [sys.executable, str(REPO / f"{script}.py"), *overrides], _environment(cwd)
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
 def run_forked(cwd: Path, script: str, *overrides: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """As `run_script`, but forked from a process that has imported everything, which saves seconds.
 
-    `script` may be raincast, then a command comes first.
+    `script` may be raincast, then a command comes first, or torchrun.
     """
-    command = [script if script == "raincast" else str(REPO / f"{script}.py"), *overrides]
+    command = [script if script in ("raincast", "torchrun") else str(REPO / f"{script}.py"), *overrides]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
         process = server().Process(target=_as_script, args=(cwd, command, _environment(cwd), files))
@@ -103,5 +98,7 @@ def _as_script(cwd: Path, command: list[str], environment: dict[str, str], files
     sys.argv = command
     if command[0] == "raincast":
         main()
+    elif command[0] == "torchrun":
+        runpy.run_module("torch.distributed.run", run_name="__main__")
     else:
         runpy.run_path(command[0], run_name="__main__")

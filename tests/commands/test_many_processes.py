@@ -2,17 +2,17 @@
 
 import csv
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from running import REPO, TINY, compose_config, run_command, run_forked
+from running import REPO, TINY, compose_config, run_forked
 
 from raincast import assembly, cli
 from raincast.commands.train import train
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 COMMON = [
     *TINY,
     "data.eval_stride=1",  # 25 windows of validation: one of two processes gets one more
@@ -66,8 +66,9 @@ def test_torchrun_and_shared_weights(tiny_archive: Path, tmp_path: Path) -> None
     common = [*COMMON, f"data.archive={tiny_archive}"]
     train(compose_config("train", tmp_path / "one", *common))
     shared = ["data.batch_size=2", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    two = run_command(tmp_path, *torchrun, str(REPO / "train.py"), *common, *shared)
+    # processes that are forked from torchrun's own have imported all
+    torchrun = ["--standalone", "--nproc-per-node=2", "--run-path", "--start-method=fork", str(REPO / "train.py")]
+    two = run_forked(tmp_path, "torchrun", *torchrun, *common, *shared)
     assert two.returncode == 0, two.stderr[-3000:]
     (run_dir,) = (tmp_path / "outputs" / "train").glob("*/*")
     assert sorted(p.name for p in run_dir.glob("*.log")) == ["train.log"]
@@ -86,7 +87,7 @@ def test_a_process_that_fails_ends_the_others_with_its_reason(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]))
     start = [*COMMON, f"data.archive={tiny_archive}", f"hydra.run.dir={tmp_path}/run", "trainer=ddp"]
     fail = ["+callbacks.fail._target_=failing.Failing", "trainer.devices=2", "trainer.accelerator=cpu"]
-    failed = run_forked(tmp_path, "train", *start, *fail, timeout=150)  # a hang would be killed here
+    failed = run_forked(tmp_path, "train", *start, *fail, timeout=280)  # a hang would be killed here
     assert failed.returncode != 0
     assert "RuntimeError: the reason" in failed.stderr
 

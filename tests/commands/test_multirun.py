@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from running import TINY, run_forked, run_script
+from running import TINY, run_forked
 
 from raincast import schema
 
@@ -26,7 +26,7 @@ def test_every_job_speaks_and_a_table_ends_them(tiny_archive: Path, tmp_path: Pa
 
 def test_ingests_go_where_everything_goes(tmp_path: Path) -> None:
     schema.mock_archive(12, 20, 14).to_netcdf(tmp_path / "rain.nc")
-    ran = run_script(tmp_path, "ingest", "-m", "files=rain.nc", "archive=a,b")
+    ran = run_forked(tmp_path, "ingest", "-m", "files=rain.nc", "archive=a,b")
     assert ran.returncode == 0, ran.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [
         "a",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from running import TINY, compose_config, run_forked, run_script
+from running import TINY, compose_config, run_forked
 
 from raincast import schema
 from raincast.archive import Archive
@@ -264,7 +264,7 @@ def test_the_commands_run_one_after_the_other_as_scripts(tiny_archive: Path, tmp
     """train.py → evaluate.py → forecast.py, each with the command that the one before it printed."""
     few = ["trainer.max_epochs=1", "data.samples_per_epoch=8", "data.eval_stride=8"]
     overrides = [*TINY, f"data.archive={tiny_archive}", *few]
-    output = run_script(tmp_path, "train", *overrides)
+    output = run_forked(tmp_path, "train", *overrides)
     for script in ("evaluate", "forecast"):
         assert output.returncode == 0, output.stderr[-3000:]
         line = next(line for line in output.stderr.splitlines() if f"python {script}.py" in line)

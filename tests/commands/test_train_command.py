@@ -19,6 +19,8 @@ from raincast.commands.train import TrainResult, train
 from raincast.training.callbacks.progress import EarlyStop
 from raincast.training.module import NowcastModule
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # the picture of `tiny_run` is looked at
+
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return torch.load(checkpoint, weights_only=True)["state_dict"]
