@@ -30,7 +30,7 @@ def execute(path: Path, folder: Path, settings_dir: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, 4)
     resources = {"metadata": {"path": str(folder)}}
-    return NotebookClient(notebook, timeout=100, kernel_name="python3", resources=resources).execute()
+    return NotebookClient(notebook, timeout=280, kernel_name="python3", resources=resources).execute()
 
 
 def test_there_are_notebooks() -> None:

@@ -162,4 +162,4 @@ def test_numpy_needs_no_torch():
         "for t in (DbzScaling(), LogScaling()): t.inverse(t.forward(np.ones(2)))\n"
         "sys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -55,7 +55,7 @@ def test_whole_frames_need_a_size(tmp_path: Path) -> None:
 def test_a_refusal_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     """Here the folder one works in is the run's folder, which is elsewhere removed when nothing came of it."""
     (tmp_path / "mine.log").write_text("keep me", encoding="utf-8")
-    ran = run_forked(tmp_path, "raincast", "summary", "batch_size=0", timeout=100)
+    ran = run_forked(tmp_path, "raincast", "summary", "batch_size=0")
     assert ran.returncode == 1
     assert ran.stderr == "Error: batch_size=0: give a whole number, at least 1.\n"
     assert [p.name for p in tmp_path.iterdir()] == ["mine.log"]

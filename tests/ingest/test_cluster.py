@@ -198,20 +198,27 @@ def test_who_is_stopped_leaves_no_writer_behind(
     assert days(out) == local
 
 
-def nap(task: int, tick: Tick) -> tuple[float, float, int]:
+def nap(task: tuple[int, Path, int], tick: Tick) -> tuple[float, float, int]:
+    """From when to when a process slept, until so many have begun: a busy machine starts the second late."""
+    number, folder, at_once = task
     start = time.time()
+    (folder / f"{os.getpid()}").touch()
+    while len(list(folder.iterdir())) < at_once and time.time() < start + 60:
+        time.sleep(0.01)
     time.sleep(0.2)
-    tick(task)
+    tick(number)
     return start, time.time(), os.getpid()
 
 
 @pytest.mark.parametrize(("workers", "at_once"), [(None, 2), (1, 1)])
 def test_no_more_tasks_than_workers_at_once(
-    address: str, tmp_path: Path, workers: int | None, at_once: int
+    address: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, workers: int | None, at_once: int
 ) -> None:
     told: list[int] = []
+    began = tmp_path_factory.mktemp("began")
     with Cluster(address, tmp_path, workers) as cluster:
-        outcomes = dict(cluster.run(nap, range(1, 7), large=False, progress=told.append))
+        tasks = [(number, began, at_once) for number in range(1, 7)]
+        outcomes = dict(cluster.run(nap, tasks, large=False, progress=told.append))
     assert sorted(outcomes) == list(range(6)) and told[-1] == 21 and told == sorted(told)
     spans = [span for span in outcomes.values() if not isinstance(span, Exception)]
     assert len(spans) == 6
@@ -222,9 +229,9 @@ def test_no_more_tasks_than_workers_at_once(
 def test_a_worker_stops_when_nobody_waits_any_more(tmp_path: Path) -> None:
     permit = _Permit(tmp_path / ".cluster.1.partial", _versions())
     with pytest.raises(RuntimeError, match=r"does not see .*a shared file system"):
-        _Call(nap, 3, permit)()
+        _Call(nap, (3, tmp_path, 0), permit)()
     permit.path.touch()
-    assert _Call(nap, 3, permit)()[1] == 3
+    assert _Call(nap, (3, tmp_path, 0), permit)()[1] == 3
 
     def next_ingest(task: int, tick: Tick) -> None:
         tick(task)
