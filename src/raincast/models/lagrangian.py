@@ -15,6 +15,7 @@ from raincast.models.layers.convlstm import ConvLSTM
 from raincast.models.layers.recurrent import SLOPE, CellFactory
 from raincast.models.members import correlated_noise
 from raincast.models.optical_flow import displacements, find_flow, inside, move, smooth
+from raincast.models.persistence import observed_persistence
 from raincast.models.sprog import NUM_BANDS, sprog, statistics
 from raincast.models.weights import BOX, box
 from raincast.transforms import THRESHOLDS, UNKNOWN
@@ -46,6 +47,9 @@ FASTEST_KM_H = 150.0
 PIVOT = -1.0
 """Logit that `certainty` does not change: a probability of 27 %. The expected area stays about the same."""
 
+LEAST_CHANCE = 1e-6
+"""Lower bound of probabilities while they are advected; 1 less this is the upper."""
+
 MOST_FRAMES = 4
 """Number of past frames used: the newest ones."""
 
@@ -58,11 +62,12 @@ class LagrangianForecaster(PhysicalNetwork):
 
     The flow of the past frames is estimated (`optical_flow.find_flow`) and taken to be steady. Past frames are
     advected to the time of the newest one. Growth and decay remain to be forecast: `core` gives the distribution
-    in these coordinates, and its logits are advected forward once. The last channel is `UNKNOWN` at pixels whose
-    rain comes from outside the grid or from where nothing was observed. The probability of rain from outside is
-    the share of the advected frame that reaches the threshold. The distances of logits from `PIVOT` are multiplied
-    by the `certainty` of each threshold, which no gradient changes: trained weights are too uncertain on other
-    radars.
+    in these coordinates. Outside training, it is corrected by how long the rain has persisted so far
+    (`persistence.observed_persistence`). Then the probabilities are advected forward once. The last channel is
+    `UNKNOWN` at pixels whose rain comes from outside the grid or from where nothing was observed. The probability
+    of rain from outside is the share of the advected frame that reaches the threshold. The distances of logits
+    from `PIVOT` are multiplied by the `certainty` of each threshold, which no gradient changes: trained weights
+    are too uncertain on other radars.
 
     Takes frames of rain in mm/h (`transform=rate`) and a mask of observed pixels, on any grid, and `scale`: the
     time step in minutes and the pixel size in km of each sample.
@@ -121,8 +126,13 @@ class LagrangianForecaster(PhysicalNetwork):
         of = _followed(x, num_steps, scale)
         logits = self.core(of.past, of.seen, of.scale, longest=num_steps)
         logits = PIVOT + (logits - PIVOT) * self.certainty[:, None, None]
+        if not self.training:
+            logits = observed_persistence(logits, of.past, of.seen)
         far = of.far.flatten(0, 1)
-        moved = move(logits.flatten(0, 1), far, border=True)
+        # means of neighbouring probabilities: those of their logits would lose small cores
+        moved = (
+            move(logits.sigmoid().flatten(0, 1), far, border=True).clamp(LEAST_CHANCE, 1.0 - LEAST_CHANCE).logit()
+        )
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
         newest = newest[:, None].expand(-1, num_steps, -1, -1, -1).flatten(0, 1)
         newest = move(newest, far)

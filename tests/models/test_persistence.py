@@ -1,0 +1,69 @@
+"""Probabilities follow how long the rain of the past frames has persisted."""
+
+import math
+
+import torch
+
+from raincast.models.persistence import PRIOR_PIXELS, observed_persistence
+from raincast.transforms import THRESHOLDS
+
+FIVE = THRESHOLDS.index(5.0)
+NUM = len(THRESHOLDS)
+
+
+def frames(*shares: float, side: int = 40) -> torch.Tensor:
+    """10 mm/h on the first rows; of them in the frame after each, all but the first `shares` of the columns."""
+    rain = torch.zeros(len(shares), side, side)
+    rain[:, :10] = 10.0
+    for number, share in enumerate(shares):
+        rain[number, :10, : round(share * side)] = 0.0
+    return rain[None]
+
+
+def logits(steps: int, chance: float, side: int = 40) -> torch.Tensor:
+    return torch.full((1, steps, NUM, side, side), math.log(chance / (1 - chance)))
+
+
+def test_rain_that_stayed_is_likely_to_stay_and_dry_pixels_to_stay_dry() -> None:
+    past = frames(0.0, 0.0, 0.0, 0.0)
+    made = observed_persistence(logits(3, 0.5), past, torch.ones_like(past)).sigmoid()
+    wet, dry = made[0, :, FIVE, :10], made[0, :, FIVE, 10:]
+    count = 400.0
+    torch.testing.assert_close(wet, torch.full_like(wet, (count + 0.5 * PRIOR_PIXELS) / (count + PRIOR_PIXELS)))
+    assert (dry < 0.01).all()
+
+
+def test_half_of_the_rain_that_vanishes_halves_the_probability_and_the_past_counts_less_far_ahead() -> None:
+    past = frames(0.0, 0.0, 0.0, 0.5)  # of what rained at any time before, half still does
+    steps = 12
+    made = observed_persistence(logits(steps, 0.95), past, torch.ones_like(past)).sigmoid()
+    wet = made[0, :, FIVE, :10, 20:].mean((-2, -1))
+    assert (0.49 < wet[:3]).all() and (wet[:3] < 0.52).all()
+    assert (wet[3:].diff() > 0).all() and wet[-1] < 0.95
+    # the shift itself falls with the root of the lead time
+    shift = math.log(0.95 / 0.05) - wet.logit()
+    torch.testing.assert_close(shift[-1] / shift[2], torch.tensor(0.5), rtol=1e-3, atol=0)
+
+
+def test_differences_between_pixels_stay_and_a_higher_threshold_is_not_reached_more_often() -> None:
+    generator = torch.Generator().manual_seed(0)
+    past = frames(0.0, 0.1, 0.2, 0.3)
+    before = torch.randn(1, 4, NUM, 40, 40, generator=generator).cumsum(2).neg()
+    before = before.sort(dim=2, descending=True).values
+    made = observed_persistence(before.clone(), past, torch.ones_like(past))
+    assert (made.diff(dim=2) <= 0).all()
+    change = (made - before)[0, 0, NUM - 1, 10:]  # no other threshold changes the highest
+    torch.testing.assert_close(change, change[:1, :1].expand_as(change), rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_not_observed_changes_nothing() -> None:
+    past = frames(0.0, 0.0, 0.0, 0.0)
+    before = logits(3, 0.3)
+    seen = torch.ones_like(past)
+    seen[:, :-1] = 0.0  # one frame alone says nothing
+    torch.testing.assert_close(observed_persistence(before.clone(), past, seen), before, rtol=1e-4, atol=1e-4)
+    seen = torch.ones_like(past)
+    seen[:, -1, :, :20] = 0.0
+    made = observed_persistence(before.clone(), past, seen)
+    torch.testing.assert_close(made[..., :20], before[..., :20])
+    assert (made[0, :, FIVE, :10, 20:] > before[0, :, FIVE, :10, 20:]).all()
