@@ -142,7 +142,8 @@ def test_a_forecast_takes_other_rules_and_members(tmp_path: Path) -> None:
     by_area = raincast.load_forecaster(members=3, lead_steps=3)(frames)
     by_mean = raincast.load_forecaster(rates_by="mean", lead_steps=3)(frames)
     assert (by_area.attrs["rates_by"], by_mean.attrs["rates_by"]) == ("area", "mean")
-    assert float(by_mean["rain_rate"].std()) < float(by_area["rain_rate"].std())
+    # the mean spreads light rain over more pixels
+    assert float((by_mean["rain_rate"] > 0.1).mean()) > float((by_area["rain_rate"] > 0.1).mean())
     xr.testing.assert_equal(by_mean["rain_rate_exceedance"], by_area["rain_rate_exceedance"])
     members = by_area["rain_rate_members"]
     assert members.dims == ("lead_time", "member", "y", "x") and members.member.values.tolist() == [1, 2, 3]
