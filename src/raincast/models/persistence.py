@@ -1,5 +1,6 @@
 """How long the rain at hand has persisted: a correction of probabilities by the past frames, without weights."""
 
+import itertools
 import math
 
 import torch
@@ -21,7 +22,7 @@ LOWEST, HIGHEST = 1e-6, 0.999
 def observed_persistence(
     logits: Float[Tensor, "b leads k h w"], past: Float[Tensor, "b t h w"], seen: Float[Tensor, "b t h w"]
 ) -> Float[Tensor, "b leads k h w"]:
-    """Change the logits in place so that they agree with what the past frames show, and return them.
+    """Return logits that agree with what the past frames show.
 
     `logits` of P(R ≥ τ) at `THRESHOLDS` after 1, 2, … steps and `past` rates (mm/h) lie in coordinates that move
     with the rain; `seen` is 1 where they were observed. Pixels whose newest frame reaches a threshold, and those
@@ -36,9 +37,10 @@ def observed_persistence(
     logarithm = torch.arange(1, steps + 1, device=logits.device, dtype=logits.dtype).log()
     weight = torch.exp(-0.5 * (logarithm - math.log(lags)).clamp_min(0.0))
     at = torch.arange(lags, device=logits.device).clamp_max(steps - 1)
-    for k, threshold in enumerate(THRESHOLDS):
-        own, wet, was_wet = logits[:, :, k], newest >= threshold, before >= threshold
-        chance = own.sigmoid()
+    levels = []
+    for own, threshold in zip(logits.unbind(2), THRESHOLDS, strict=True):
+        wet, was_wet = newest >= threshold, before >= threshold
+        chance, moved = own.sigmoid(), own
         for now, then, sign in ((wet & known, was_wet & both, -1.0), (~wet & known, ~was_wet & both, 1.0)):
             count = now.sum((-2, -1))
             mean = (chance * now[:, None]).sum((-2, -1)) / count.clamp_min(1)[:, None]
@@ -50,7 +52,7 @@ def observed_persistence(
             expected = observed[:, :1] + slope[:, None] * logarithm
             shift = weight * (expected - mean.clamp(LOWEST, HIGHEST).logit())
             shift = shift * (count >= FEWEST_PIXELS)[:, None]
-            own += shift[..., None, None] * now[:, None]
-    for k in reversed(range(len(THRESHOLDS) - 1)):  # a higher threshold is not reached more often
-        logits[:, :, k] = torch.maximum(logits[:, :, k], logits[:, :, k + 1])
-    return logits
+            moved = moved + shift[..., None, None] * now[:, None]
+        levels.append(moved)
+    # a higher threshold is not reached more often
+    return torch.stack(list(itertools.accumulate(reversed(levels), torch.maximum))[::-1], dim=2)
