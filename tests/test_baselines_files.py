@@ -184,3 +184,8 @@ def test_forecasts_without_members_among_others_are_left_out_and_named(tmp_path,
     write_members(tmp_path, 2, 4)
     with pytest.raises(ValueError, match="have 3 and 4 members"):
         ForecastFiles(tmp_path)
+    (tmp_path / "1.nc").unlink()
+    write_members(tmp_path, 1, 4)
+    asked = dataclasses.replace(query(RAIN[:1], 2, times=times(1), grid=GRID), members=True)
+    with pytest.raises(ValueError, match="was rewritten: it no longer has 3 members"):
+        files.predict(asked)

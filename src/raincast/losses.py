@@ -19,7 +19,7 @@ from raincast.transforms import THRESHOLDS, UNKNOWN, RateScaling, Transform
 
 
 class MaskedLoss(nn.Module):
-    """The sum of `terms` over the pixels of the mask, divided by the number of all pixels."""
+    """The sum of `terms` over the pixels that count, divided by the number of all pixels."""
 
     num_channels: int
     bounds: Tensor
@@ -33,9 +33,13 @@ class MaskedLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         """Return the loss. Pixels where `mask` is False, even NaN, change neither value nor gradient."""
         _check_shapes(pred, target, self.num_channels)
-        zero = target.new_zeros(())
+        zero, mask = target.new_zeros(()), self.counted(pred, mask)
         pred, target = torch.where(mask, pred.to(target.dtype), zero), torch.where(mask, target, zero)
         return torch.where(mask, self.terms(pred, target), zero).sum() / target.numel()
+
+    def counted(self, pred: Tensor, mask: Tensor) -> Bool[Tensor, "b t 1 h w"]:
+        """Return the pixels that count: those of the mask."""
+        return mask
 
     def terms(self, pred: Tensor, target: Tensor) -> Float[Tensor, "b t m h w"]:
         """Return what each pixel adds to the loss. Both arguments have the target's precision, without NaN."""
@@ -138,7 +142,7 @@ class OrdinalLoss(MaskedLoss):
         return surprise[:, :, None]
 
 
-class DistributionLoss(nn.Module):
+class DistributionLoss(MaskedLoss):
     """The loss of `head=distribution`: cross-entropy at each threshold plus the CRPS in mm/h.
 
     Σ_k w_k · cross-entropy of "at least τ_k" + crps_weight · Σ_k Δ_k · (P(R ≥ τ_k) − [target ≥ τ_k])². The weights
@@ -148,7 +152,6 @@ class DistributionLoss(nn.Module):
     """
 
     thresholds: Tensor
-    weights: Tensor
     widths: Tensor
 
     def __init__(self, transform: Transform, *, power: float = 0.5, crps_weight: float = 1.0) -> None:
@@ -166,23 +169,17 @@ class DistributionLoss(nn.Module):
         self.register_buffer("weights", weights / weights.mean(), persistent=False)
         self.register_buffer("widths", torch.tensor(edges).diff(), persistent=False)
 
-    def forward(
-        self,
-        pred: Float[Tensor, "b t n h w"],
-        target: Float[Tensor, "b t 1 h w"],
-        mask: Bool[Tensor, "b t 1 h w"],
-    ) -> Float[Tensor, ""]:
-        """Return the loss. Pixels where `mask` is False, even NaN, change neither value nor gradient."""
-        _check_shapes(pred, target, self.num_channels)
-        counted = mask & (pred[:, :, -1:] != UNKNOWN)
-        zero = target.new_zeros(())
-        observed = (torch.where(mask, target, zero) >= self.thresholds[:, None, None]).to(target.dtype)
-        logits = torch.where(counted, pred[:, :, :-1].to(target.dtype), zero)
+    def counted(self, pred: Tensor, mask: Tensor) -> Bool[Tensor, "b t 1 h w"]:
+        """Return the pixels of the mask whose rain does not come from where nothing is known."""
+        return mask & (pred[:, :, -1:] != UNKNOWN)
+
+    def terms(self, pred: Tensor, target: Tensor) -> Float[Tensor, "b t m h w"]:
+        """Return the weighted cross-entropy and CRPS at each threshold; all but the last of `pred` are logits."""
+        logits, observed = pred[:, :, :-1], (target >= self.thresholds[:, None, None]).to(target.dtype)
         entropy = F.binary_cross_entropy_with_logits(logits, observed, reduction="none")
         square = (logits.sigmoid() - observed).square()
         weights, widths = self.weights[:, None, None], self.crps_weight * self.widths[:, None, None]
-        each = torch.where(counted, weights * entropy + widths * square, zero)
-        return each.sum() / target.numel()
+        return weights * entropy + widths * square
 
 
 class QuantileLoss(MaskedLoss):

@@ -8,7 +8,7 @@ import torch
 
 from raincast.losses import DistributionLoss
 from raincast.models.distribution import DistributionHead
-from raincast.models.lagrangian import DRY, LEAST_CHANCE, PIVOT, LagrangianForecaster, distribution, log_rate
+from raincast.models.lagrangian import DRY, PIVOT, SMALLEST_CHANCE, LagrangianForecaster, distribution, log_rate
 from raincast.models.sprog import sprog
 from raincast.transforms import THRESHOLDS, UNKNOWN, RateScaling
 
@@ -65,7 +65,7 @@ def test_untrained_it_is_s_prog() -> None:
     )  # fmt: skip
     spread = ((3.0 * anchor.variance).sqrt() / math.pi).clamp_min(0.12)
     expected = torch.stack([(anchor.field - math.log(t)) / spread[..., None, None] for t in THRESHOLDS], dim=2)
-    expected = expected.clamp(*torch.tensor([LEAST_CHANCE, 1 - LEAST_CHANCE]).logit())
+    expected = expected.clamp(*torch.tensor([SMALLEST_CHANCE, 1 - SMALLEST_CHANCE]).logit())
     inner = (..., slice(12, -12), slice(12, -12))
     torch.testing.assert_close(output[:, :, :-1][inner], expected[inner], rtol=0.02, atol=0.3)
 
@@ -205,7 +205,9 @@ def test_certainty_moves_logits_away_from_the_pivot_and_keeps_it() -> None:
     network.certainty[: THRESHOLDS.index(2.0) + 1] = 1.2
     after = network(x, 2, scale())
     inner = (slice(None), slice(None), slice(0, THRESHOLDS.index(2.0) + 1), slice(16, -16), slice(16, -16))
-    moved = (PIVOT + 1.2 * (before[inner] - PIVOT)).clamp(*torch.tensor([LEAST_CHANCE, 1 - LEAST_CHANCE]).logit())
+    moved = (PIVOT + 1.2 * (before[inner] - PIVOT)).clamp(
+        *torch.tensor([SMALLEST_CHANCE, 1 - SMALLEST_CHANCE]).logit()
+    )
     torch.testing.assert_close(after[inner], moved, rtol=0.02, atol=0.02)
     torch.testing.assert_close(after[:, :, -1], before[:, :, -1])
     assert "certainty" not in dict(network.named_parameters()), "training leaves it"

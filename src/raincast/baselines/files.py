@@ -1,7 +1,7 @@
 """Forecasts of other parties, from CF files."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,13 @@ class ForecastFiles:
         file = self._files[time]
         path = file.path
         with _open(path) as dataset:
+            now = _File.of(path, dataset)
             if dataset[INIT_TIME].values.astype("datetime64[ns]") != time:
                 raise ValueError(f"{path} was rewritten: it is no longer from {_text(time)}. Start again.")
+            if members and now.num_members != file.num_members:
+                raise ValueError(
+                    f"{path} was rewritten: it no longer has {file.num_members} members. Start again."
+                )
             ensemble = schema.find_member_variable(dataset) if members or file.members_alone else None
             variable = ensemble if file.members_alone else schema.find_rain_variable(dataset)
         wanted = {name for name in (variable, ensemble) if name is not None}
@@ -122,6 +127,15 @@ class _File:
     num_members: int
     members_alone: bool
 
+    @classmethod
+    def of(cls, path: Path, dataset: xr.Dataset) -> "_File":
+        """Read this from the open file."""
+        leads = frozenset(np.atleast_1d(dataset[LEAD_TIME].values).astype("timedelta64[ns]"))
+        ensemble = schema.find_member_variable(dataset)
+        member = None if ensemble is None else schema.member_dimension(dataset, ensemble)
+        num_members = 0 if member is None else dataset.sizes[member]
+        return cls(path, leads, num_members, ensemble is not None and not schema.rain_variables(dataset))
+
 
 def _rates(path: Path, dataset: xr.Dataset, variable: str, order: list[int], crop: Grid) -> Rain:
     """Return a rain rate in mm/h, (L, H, W) or (L, M, H, W), at the pixels of `crop`; 0 where missing."""
@@ -143,15 +157,11 @@ def _index(path: Path) -> dict[Any, _File]:
     for file in files:
         with _open(file) as dataset:
             time = dataset[INIT_TIME].values.astype("datetime64[ns]")[()]
-            own = frozenset(np.atleast_1d(dataset[LEAD_TIME].values).astype("timedelta64[ns]"))
-            ensemble = schema.find_member_variable(dataset)
-            member = None if ensemble is None else schema.member_dimension(dataset, ensemble)
-            num_members = 0 if member is None else dataset.sizes[member]
-            alone = ensemble is not None and not schema.rain_variables(dataset)
+            own = _File.of(file, dataset)
         if time in found:
             raise ValueError(f"{found[time].path} and {file} are both from {_text(time)}: remove one of them.")
-        own = next((other.leads for other in found.values() if other.leads == own), own)  # share equal sets
-        found[time] = _File(file, own, num_members, alone)
+        leads = next((other.leads for other in found.values() if other.leads == own.leads), own.leads)
+        found[time] = replace(own, leads=leads)  # equal sets are shared
     return found
 
 

@@ -47,7 +47,7 @@ FASTEST_KM_H = 150.0
 PIVOT = -1.0
 """Logit that `certainty` does not change: a probability of 27 %. The expected area stays about the same."""
 
-LEAST_CHANCE = 1e-6
+SMALLEST_CHANCE = 1e-6
 """Lower bound of probabilities while they are advected; 1 less this is the upper."""
 
 MOST_FRAMES = 4
@@ -130,9 +130,8 @@ class LagrangianForecaster(PhysicalNetwork):
             logits = observed_persistence(logits, of.past, of.seen)
         far = of.far.flatten(0, 1)
         # means of neighbouring probabilities: those of their logits would lose small cores
-        moved = (
-            move(logits.sigmoid().flatten(0, 1), far, border=True).clamp(LEAST_CHANCE, 1.0 - LEAST_CHANCE).logit()
-        )
+        chance = move(logits.sigmoid().flatten(0, 1), far, border=True)
+        moved = chance.clamp(SMALLEST_CHANCE, 1.0 - SMALLEST_CHANCE).logit()
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
         newest = newest[:, None].expand(-1, num_steps, -1, -1, -1).flatten(0, 1)
         newest = move(newest, far)
