@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 from raincast import schema
 from raincast.archive import Archive, PartWriter, open_part
 from raincast.archive.chunks import ChunkedCodes, Unpacked
-from raincast.archive.part import PACKED
 from raincast.data.dataset import WindowDataset, collate
 from raincast.data.rain import Lattice, rain_table
 from raincast.data.sampler import Place
@@ -37,6 +36,7 @@ from raincast.system.heap import keep_freed_memory
 
 SIZE, NUM_FRAMES, STEP_MINUTES = 512, 2000, 5
 INPUT_STEPS, LEAD_STEPS, BATCH = 8, 16, 4
+PACKED = {"compression": "zstd", "complevel": 3}  # as in archives
 
 
 def make_archive(folder: Path) -> Archive:

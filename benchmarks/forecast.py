@@ -114,9 +114,10 @@ def _network(way: str, files: str, checkpoint: str, reader: Any) -> Callable[[St
 def _baseline(way: str, files: str, reader: Any) -> Callable[[Stopwatch, Path, int], None]:
     from raincast.baselines import Extrapolation, Steps
     from raincast.forecaster import Query
-    from raincast.forecasting import grid_of, open_series
+    from raincast.forecasting import open_series
     from raincast.forecasting.files.dataset import forecast_dataset
     from raincast.forecasting.files.netcdf import write_forecast
+    from raincast.schema import grid_of
 
     forecaster = Extrapolation() if way == "extrapolation" else Steps(num_members=20)
 

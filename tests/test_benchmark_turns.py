@@ -1,6 +1,8 @@
-"""benchmarks/turns.py: programs take turns in order, and what they measured is written."""
+"""Benchmarks: programs take turns in order, what they measured is written, and all imports exist."""
 
+import ast
 import contextlib
+import importlib
 import json
 import threading
 from pathlib import Path
@@ -40,3 +42,12 @@ def test_two_programs_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             0 <= waited <= whole for waited, whole in zip(measured["waiting"], measured["seconds"], strict=True)
         )
         assert measured["memory_mib"] > 10
+
+
+@pytest.mark.parametrize("script", sorted((REPO / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_what_a_benchmark_imports_from_raincast_exists(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("raincast"):
+            module = importlib.import_module(str(node.module))
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.import_module(f"{node.module}.{name}")
