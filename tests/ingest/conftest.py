@@ -1,64 +1,22 @@
 """Small files in the formats of the services."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
+import knmi_file
 import pytest
 
 WriteKNMI = Callable[..., Path]
-PROJ4 = "+proj=stere +lat_0=90 +lon_0=0.0 +lat_ts=60.0 +a=6378.137 +b=6356.752 +x_0=0 +y_0=0"
-NO_DATA = 65535
-
-
-def _knmi_time(time: datetime) -> bytes:
-    month = "JANFEBMARAPRMAYJUNJULAUGSEPOCTNOVDEC"[3 * time.month - 3 : 3 * time.month]
-    return f"{time.day:02d}-{month}-{time.year};{time:%H:%M:%S}.000".encode()
 
 
 @pytest.fixture
 def write_knmi(tmp_path: Path) -> WriteKNMI:
     """Write one frame of codes (0.01 mm) as KNMI HDF5: write_knmi("2020-01-01T00:05", codes)."""
 
-    def write(
-        end: str, codes: Any = None, *, name: str = "", minutes: int = 5, column_offset: float = 0.0
-    ) -> Path:
-        time = datetime.fromisoformat(end)
-        if codes is None:
-            rng = np.random.default_rng(time.hour * 60 + time.minute)
-            codes = rng.integers(0, 40, (6, 5))
-            codes[0, 0] = NO_DATA
-        codes = np.asarray(codes, np.uint16)
-        path = tmp_path / (name or f"RAD_{time:%Y%m%d%H%M}.h5")
-        with h5py.File(path, "w") as file:
-            file.create_group("overview").attrs.update(
-                product_group_name=np.bytes_(b"RAD_NL25_TEST"),
-                product_datetime_start=np.array([_knmi_time(time - timedelta(minutes=minutes))]),
-                product_datetime_end=np.array([_knmi_time(time)]),
-            )
-            file.create_group("geographic").attrs.update(
-                geo_column_offset=np.array([column_offset], np.float32),
-                geo_row_offset=np.array([3650.0], np.float32),
-                geo_dim_pixel=np.bytes_(b"KM,KM"),
-                geo_number_columns=np.array([codes.shape[1]], np.int32),
-                geo_number_rows=np.array([codes.shape[0]], np.int32),
-                geo_pixel_def=np.bytes_(b"LU"),
-                geo_pixel_size_x=np.array([1.0], np.float32),
-                geo_pixel_size_y=np.array([-1.0], np.float32),
-            )
-            projection = file.create_group("geographic/map_projection")
-            projection.attrs["projection_proj4_params"] = np.bytes_(PROJ4.encode())
-            image = file.create_group("image1")
-            image.attrs["image_geo_parameter"] = np.bytes_(b"ACCUMULATED_PRECIPITATION_[MM]")
-            image.create_dataset("image_data", data=codes, compression="gzip")
-            image.create_group("calibration").attrs.update(
-                calibration_formulas=np.bytes_(b"GEO=0.01*PV+0.0"),
-                calibration_missing_data=np.array([NO_DATA], np.int32),
-                calibration_out_of_image=np.array([NO_DATA], np.int32),
-            )
-        return path
+    def write(end: str, codes: Any = None, *, name: str = "", **settings: Any) -> Path:
+        path = tmp_path / (name or f"RAD_{datetime.fromisoformat(end):%Y%m%d%H%M}.h5")
+        return knmi_file.write(path, end, codes, **settings)
 
     return write

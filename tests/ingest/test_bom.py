@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from encoded import check_encoded
 from pyproj import Proj
-from spoiling import check_reads_or_names, spoilt
 
 from raincast import schema
 from raincast.archive import Archive
@@ -137,11 +136,6 @@ def test_a_spoilt_size_is_refused_before_anything_is_loaded(tmp_path: Path) -> N
         file.createVariable("precipitation", "f4", ("y", "x"), zlib=True)
     with pytest.raises(ValueError, match=r"a\.nc .* 10000 × 10000 pixels, and max_megapixels=50 allows"):
         BoM().scan(path)
-
-
-def test_damaged_files_name_themselves(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.nc")
-    assert check_reads_or_names(BoM(), path, spoilt(path.read_bytes(), num=20, head=4096)) > 20
 
 
 def test_a_folder_becomes_an_archive(tmp_path: Path) -> None:

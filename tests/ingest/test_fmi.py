@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from pyproj import Proj, Transformer
-from spoiling import check_reads_or_names, spoilt
 
 from raincast import schema
 from raincast.ingest.readers.fmi import FMI
@@ -42,10 +41,6 @@ ITEMS = """<GDALMetadata>
 <Item name="Undetect">0</Item>
 {more}</GDALMetadata>
 """
-CASES = [
-    ("20160928", "2016-09-28T14:45", "2016-09-28T18:00", (0.30, 0.28, 0.31), 167),
-    ("20170509", "2017-05-09T10:45", "2017-05-09T14:00", (0.09, 0.08, 0.10), 63),
-]
 
 
 def write_pgm(path: Path, codes: Any = CODES, *, zipped: bool = False, **header: Any) -> Path:
@@ -237,34 +232,6 @@ def test_without_rasterio_the_extra_is_named(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match=r'a\.tif cannot be read .*rasterio.*pip install -e "\.\[gis\]"'):
         FMI().scan(path)
     assert read(write_pgm(tmp_path / "a.pgm")).shape == (2, 3)
-
-
-@pytest.mark.parametrize("kind", ["pgm", "pgm.gz", "tif"])
-def test_any_damage_reads_or_is_a_value_error(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"a.{kind}"
-    codes = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
-    content = (
-        write_tiff(path, codes) if kind == "tif" else write_pgm(path, codes, zipped=kind == "pgm.gz")
-    ).read_bytes()
-    assert check_reads_or_names(FMI(), path, spoilt(content)) > 40
-
-
-@pytest.mark.radar
-@pytest.mark.parametrize(("folder", "first", "last", "wet", "largest"), CASES)
-def test_real_figures(
-    radar_dir: Path, folder: str, first: str, last: str, wet: tuple[float, float, float], largest: float
-) -> None:
-    paths = sorted((radar_dir / "fmi" / folder).glob("*.pgm.gz"))
-    times = np.array([FMI().scan(path).times[0] for path in paths])
-    assert len(times) == 40 and set(np.diff(times)) == {np.timedelta64(5, "m")}
-    assert (times[0], times[-1]) == (np.datetime64(first), np.datetime64(last))
-    frames = np.stack([read(path) for path in paths])
-    assert frames.shape == (40, 1226, 760)
-    covered = ~np.isnan(frames)
-    shares = [(frame[ok] > 0.1).mean() for frame, ok in zip(frames, covered, strict=True)]
-    np.testing.assert_allclose((np.mean(shares), min(shares), max(shares)), wet, atol=0.005)
-    assert np.nanmax(frames) == pytest.approx(largest, abs=1)
-    assert covered.mean() == pytest.approx(0.757, abs=0.001)
 
 
 @pytest.mark.radar

@@ -211,7 +211,6 @@ def test_a_spoilt_size_is_refused_before_anything_is_loaded(tmp_path: Path) -> N
 
 def test_damaged_files_name_themselves(tmp_path: Path) -> None:
     path = write(tmp_path / NAME)
-    assert check_reads_or_names(GeoTIFF("rate"), path, spoilt(path.read_bytes())) > 20
     packed = gzip.compress(path.read_bytes())
     assert check_reads_or_names(GeoTIFF("rate"), path, spoilt(packed)) > 40
 

@@ -7,7 +7,6 @@ import h5py
 import numpy as np
 import pytest
 from pyproj import CRS, Transformer
-from spoiling import check_reads_or_names, spoilt
 
 from raincast import schema
 from raincast.archive import Archive
@@ -350,11 +349,6 @@ def test_polar_objects_are_refused_with_the_way_to_grid_them(tmp_path: Path, kin
         ODIM().scan(path)
     with pytest.raises(ValueError, match="what/object is VP: raincast reads COMP and IMAGE"):
         ODIM().scan(write(tmp_path / "b.h5", kind="VP"))
-
-
-def test_any_damage_reads_or_is_a_value_error(tmp_path: Path) -> None:
-    content = write(tmp_path / "a.h5").read_bytes()
-    assert check_reads_or_names(ODIM(), tmp_path / "a.h5", spoilt(content)) > 40
 
 
 @pytest.mark.parametrize("name", ["what", "where", "dataset1", "dataset1/data1/data", "dataset1/data1/what"])

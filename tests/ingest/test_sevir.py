@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from encoded import check_encoded
 from pyproj import Proj
-from spoiling import check_reads_or_names, spoilt
 
 from raincast import schema
 from raincast.archive import Archive
@@ -284,8 +283,3 @@ def test_spoilt_sizes_are_refused_before_anything_is_loaded(tmp_path: Path, shap
     for call in (SEVIR().scan, lambda path: SEVIR().read(path, slice(0, 1))):
         with pytest.raises(ValueError, match=r"a\.h5 .*(no event is larger|max_megapixels=50 allows)"):
             call(tmp_path / "a.h5")
-
-
-def test_damaged_files_name_themselves(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.bin")
-    assert check_reads_or_names(SEVIR(), path, spoilt(path.read_bytes(), head=4096)) > 40
