@@ -18,7 +18,7 @@ from raincast.baselines import Extrapolation, Persistence
 from raincast.checkpoint import describe
 from raincast.data.datamodule import RadarDataModule
 from raincast.data.windows import BlockSplit, TestAll
-from raincast.evaluation import Metrics, score_windows
+from raincast.evaluation import Metrics, evaluate
 from raincast.forecaster import Prediction, Query
 from raincast.losses import BalancedLoss
 from raincast.plain import construct
@@ -166,7 +166,7 @@ def test_forecasters_are_scored_on_a_dataset_as_on_its_archive(folder: Path) -> 
     )
     data = RadarDataModule(folder, split=TestAll(), input_steps=3, lead_steps=2, eval_stride=2, num_workers=0)
     data.needed = ("test",)
-    expected = score_windows(
+    expected = evaluate(
         [Persistence(), Extrapolation()],
         data.eval_batches("test"),
         Metrics([0.5, 1], event_hours=scores.attrs["event_hours"]),

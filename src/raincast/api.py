@@ -113,7 +113,8 @@ def evaluate(
     import xarray as xr
 
     from raincast import schema
-    from raincast.evaluation import Metrics, Resampling, blocks, score_windows, with_intervals
+    from raincast.evaluation import Metrics, Resampling, blocks, with_intervals
+    from raincast.evaluation import evaluate as score
     from raincast.evaluation.windows import newest_frames, windows_of
     from raincast.system.progress import Bar
 
@@ -135,7 +136,7 @@ def evaluate(
     times, grid = frames[schema.TIME].values[newest], schema.grid_of(frames)
     metrics = Metrics(thresholds, **{"event_hours": blocks.kept_hours(times), **settings})
     with Bar(f"scoring {', '.join(one.name for one in made)}") as bar:
-        scores = score_windows(
+        scores = score(
             made,
             windows_of(frames, newest, **steps),
             metrics,

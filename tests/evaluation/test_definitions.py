@@ -5,7 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
-from raincast.evaluation import SCORES, Metrics, score_windows
+from raincast.evaluation import SCORES, Metrics, evaluate
 from raincast.forecaster import Gives, Prediction
 
 LEADS, SIZE, SHIFT = 6, 48, 4
@@ -80,7 +80,7 @@ def scores() -> xr.Dataset:
     times = np.datetime64("2026-01-01T12", "s").astype(np.int64) + 86400 * torch.arange(4)
     batch = {"input": torch.from_numpy(RAIN[:, :2]), "target": tensor, "target_mask": torch.ones_like(tensor).bool(),
              "time": times, "y": torch.zeros(4), "x": torch.zeros(4)}  # fmt: skip
-    return score_windows(said, [batch], METRICS, lead_steps=LEADS, step_minutes=5.0, pixel_km=1.0)
+    return evaluate(said, [batch], METRICS, lead_steps=LEADS, step_minutes=5.0, pixel_km=1.0)
 
 
 ZERO_IS_PERFECT = {"far", "mean_error", "mae", "rmse", "balanced_mse", "balanced_mae", "onset_far", "brier"}

@@ -17,7 +17,7 @@ from raincast.commands import scoring
 from raincast.data.dataset import WindowDataset
 from raincast.data.sampler import Place
 from raincast.data.source import Source
-from raincast.evaluation import Metrics, Scoring, engine, score_windows, to_dataset
+from raincast.evaluation import Metrics, Scoring, engine, evaluate, to_dataset
 from raincast.evaluation import work as parts
 from raincast.schema import mock_archive
 
@@ -92,7 +92,7 @@ def test_any_batch_and_any_pieces_give_the_same_bits(data, tmp_path, monkeypatch
         results.append(dataset(engine.run(work(data, tmp_path / str(size), makers, size), PLACES, workers=1)))
     batches = [data.dataset.decode(b) for b in _loader(data, 7)]
     forecasters = [Persistence(), Counting([], name="other")]
-    results.append(score_windows(forecasters, batches, METRICS, lead_steps=3, step_minutes=5.0, pixel_km=1.0))
+    results.append(evaluate(forecasters, batches, METRICS, lead_steps=3, step_minutes=5.0, pixel_km=1.0))
     for other in results[1:]:
         xr.testing.assert_identical(other, results[0])
     assert results[0].sizes["event"] == 2 and results[0].attrs["num_windows"] == 20

@@ -10,7 +10,7 @@ from asking import rates_of
 from running import compose_config
 
 from raincast import assembly
-from raincast.evaluation import Metrics, describe_protocol, score_windows
+from raincast.evaluation import Metrics, describe_protocol, evaluate
 from raincast.evaluation.protocols import HKO7_NOISE, PROTOCOLS, SEVIR_THRESHOLDS
 from raincast.forecaster import Gives, Prediction
 from raincast.ingest.readers.sevir import SEVIR
@@ -50,7 +50,7 @@ def metrics(name: str) -> Metrics:
 
 
 def scored(name: str, batches):
-    own = score_windows([Half()], batches, metrics(name), lead_steps=LEADS, step_minutes=6.0)
+    own = evaluate([Half()], batches, metrics(name), lead_steps=LEADS, step_minutes=6.0)
     return own.isel(forecaster=0)
 
 
@@ -133,5 +133,5 @@ def test_other_settings_are_refused_under_a_published_name(name):
 
 
 def test_no_score_of_our_own_has_a_published_name(batches):
-    own = score_windows([Half()], batches, Metrics((0.5,)), lead_steps=LEADS, step_minutes=6.0)
+    own = evaluate([Half()], batches, Metrics((0.5,)), lead_steps=LEADS, step_minutes=6.0)
     assert not [name for name in own if str(name).startswith(tuple(PROTOCOLS))] and describe_protocol(own) == ""

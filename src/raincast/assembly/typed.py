@@ -202,7 +202,8 @@ def _faults(
         elif isinstance(value, dict) and ("_target_" in value or expected in (Any, Node) or _holds_targets(value)):
             yield from _faults(value, known, full, BUILT.get(full))
         elif not _fits(value, expected):
-            yield f"{full}={_shown(value)}: give {_words(expected)}.{_hint(full, value, expected)}"
+            shown = value if isinstance(value, str) else json.dumps(value, default=str)
+            yield f"{full}={shown}: give {_words(expected)}.{_hint(full, value, expected)}"
 
 
 def _holds_targets(node: Mapping[str, Any]) -> bool:
@@ -241,7 +242,8 @@ def _fits(value: Any, expected: Any) -> bool:
         return True
     if get_origin(expected) in (Union, types.UnionType):
         return any(_fits(value, member) for member in get_args(expected))
-    if get_origin(expected) is Callable or (inspect.isclass(expected) and not _is_plain(expected)):
+    plain = (str, int, float, bool, Path, types.NoneType, list, dict, tuple)
+    if get_origin(expected) is Callable or (inspect.isclass(expected) and expected not in plain):
         return isinstance(value, dict | list)
     try:
         TypeAdapter(expected).validate_json(json.dumps(value, default=str), strict=True)
@@ -250,10 +252,6 @@ def _fits(value: Any, expected: Any) -> bool:
     except PydanticUserError:  # a list or mapping of what a _target_ builds
         return isinstance(value, dict | list)
     return True
-
-
-def _is_plain(expected: Any) -> bool:
-    return expected in (str, int, float, bool, Path, types.NoneType, list, dict, tuple)
 
 
 def _words(expected: Any) -> str:
@@ -295,7 +293,3 @@ def _unknown(full: str, key: str, target: str | None, hints: Mapping[str, Any]) 
     near = difflib.get_close_matches(key, hints, n=2)
     found = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(hints)}."
     return f"{full}: {target.rpartition('.')[2]} has no such key. {found}"
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -4,8 +4,8 @@ Each is a `forecaster.Forecaster`. They forecast in whole steps and use only the
 nonnegative everywhere, and 0 where nothing is known.
 """
 
-from raincast.baselines.cascades import Anvil, SProg
 from raincast.baselines.ensembles import Ensemble, Linda, Steps
+from raincast.baselines.evolution import Anvil, SProg
 from raincast.baselines.files import ForecastFiles
 from raincast.baselines.motion import METHODS, SMALLEST_GRID, Extrapolation
 from raincast.baselines.past import Persistence

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from raincast.baselines.cascades import DRY_THRESHOLD
-from raincast.baselines.evolution import AR_ORDER, Evolution, from_decibels, to_decibels
+from raincast.baselines.evolution import AR_ORDER, DRY_THRESHOLD, Evolution, from_decibels, to_decibels
 from raincast.forecaster import Gives, Prediction, Query
 
 

@@ -158,11 +158,8 @@ class Extrapolation:
         numbers, spacing = evenly_spaced(frames, self.motion_frames)
         motion = find_motion(frames[numbers], self.method, spacing=spacing)
         if motion is None:
-            self._tell()
+            if not self._told:
+                log.info("No motion to follow in some windows: %s is persistence there.", self.name)
+                self._told = True
             return persist(frames, num_steps), PERSISTENCE
         return advect(past.filled[-1], motion, past.age + num_steps)[past.age :], EXTRAPOLATION
-
-    def _tell(self) -> None:
-        if not self._told:
-            log.info("No motion to follow in some windows: %s is persistence there.", self.name)
-            self._told = True

@@ -26,10 +26,10 @@ def score(
     forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, metrics: "Metrics"
 ) -> "xr.Dataset":
     """Score all forecasters on the windows of `split`, with a progress bar."""
-    from raincast.evaluation import score_windows
+    from raincast.evaluation import evaluate
 
     with Bar(f"scoring {', '.join(f.name for f in forecasters)}") as bar:
-        return score_windows(
+        return evaluate(
             forecasters,
             data.eval_batches(split),
             metrics,

@@ -162,12 +162,6 @@ def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
         yield f"{key} {old}, now {new}"
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    container: Any = OmegaConf.to_container(config, resolve=False)
-    plain: dict[str, Any] = container
-    return plain
-
-
 def logger_ids(cfg: DictConfig, old: assembly.Checkpoint | None) -> dict[str, str]:
     """Return the ids of logger runs to continue: from the checkpoint, or from a run killed before its first."""
     if old is not None:
@@ -191,8 +185,9 @@ def note_logger_ids(cfg: DictConfig, ids: dict[str, str]) -> None:
 
 def _identity(cfg: DictConfig) -> str:
     """Return a hash that changes with anything that determines the run."""
-    plain = {key: value for key, value in _plain(cfg).items() if key not in (*NOT_COMPARED, "hydra")}
-    plain["callbacks"] = {key: value for key, value in _plain(cfg)["callbacks"].items() if key != "best"}
+    whole: Any = OmegaConf.to_container(cfg, resolve=False)
+    plain = {key: value for key, value in whole.items() if key not in (*NOT_COMPARED, "hydra")}
+    plain["callbacks"] = {key: value for key, value in whole["callbacks"].items() if key != "best"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -65,7 +65,9 @@ def _train(cfg: DictConfig) -> TrainResult:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     head = assembly.head(cfg)
-    data = _open_data(cfg)
+    with report.Bar("building the archive") as bar:
+        archive = assembly.archive_path(cfg, progress=bar.update)
+    data = assembly.datamodule(cfg, archive)
     info = assembly.metadata(cfg, data)
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
     net = assembly.network(model, num_channels=head.num_channels, inputs=assembly.inputs_of(info["channels"]))
@@ -91,12 +93,6 @@ def _train(cfg: DictConfig) -> TrainResult:
     trainer.precision_plugin.convert_module(module)
     trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
     return _finish(cfg, trainer, data, loggers, references)
-
-
-def _open_data(cfg: DictConfig) -> "RadarDataModule":
-    with report.Bar("building the archive") as bar:
-        archive = assembly.archive_path(cfg, progress=bar.update)
-    return assembly.datamodule(cfg, archive)
 
 
 def _check(cfg: DictConfig, data: "RadarDataModule", net: "nn.Module", info: dict[str, Any]) -> None:

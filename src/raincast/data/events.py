@@ -47,7 +47,10 @@ class EventSplit:
             raise ValueError(
                 f"{self.events}: the column split holds {wrong}; give {', '.join(SPLITS)} in every row."
             )
-        events = [TimeRange(row["split"] if any(given) else "", *self._bounds(row)) for row in rows]
+        events = [
+            TimeRange(row["split"] if any(given) else "", parse_utc(row["start"]), parse_utc(row["stop"]))
+            for row in rows
+        ]
         events = [event for event in in_order(events) if _holds_frames(event, times)]
         if not any(given):
             names = draw_splits(len(events), self.fractions, self.seed)
@@ -67,9 +70,6 @@ class EventSplit:
                 f"row per event; found: {found}."
             )
         return rows
-
-    def _bounds(self, row: dict[str, str]) -> tuple[np.datetime64, np.datetime64]:
-        return parse_utc(row["start"]), parse_utc(row["stop"])
 
 
 def _holds_frames(event: TimeRange, times: Times) -> bool:

@@ -25,7 +25,9 @@ def join(each: Mapping[str, xr.Dataset]) -> xr.Dataset:
     once; different forecasters of one name get the label of their file appended. Raises ValueError if nothing is
     left.
     """
-    _check(each)
+    for label, scores in each.items():
+        if f"{SUMS}hits" not in scores or WINDOWS not in scores:
+            raise ValueError(f"{label} has no sums by event: give scores.nc of this version's evaluate.py.")
     hours = math.lcm(*(int(scores.attrs["event_hours"]) for scores in each.values()))
     each = {label: blocks.merged(scores, hours) for label, scores in each.items()}
     whole = {label: scores.sizes["event"] for label, scores in each.items()}
@@ -57,12 +59,6 @@ def _sums_of(label: str, scores: xr.Dataset, names: Mapping[tuple[str, str], str
     kept = [str(name) for name, values in scores.data_vars.items() if "forecaster" in values.dims]
     kept = [name for name in kept if name.startswith((SUMS, HOURS))]
     return scores.sel(forecaster=own)[kept].assign_coords(forecaster=[names[label, name] for name in own])
-
-
-def _check(each: Mapping[str, xr.Dataset]) -> None:
-    for label, scores in each.items():
-        if f"{SUMS}hits" not in scores or WINDOWS not in scores:
-            raise ValueError(f"{label} has no sums by event: give scores.nc of this version's evaluate.py.")
 
 
 def _common_coords(each: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:

@@ -61,7 +61,8 @@ class EventSums:
         """Add the sums of one window."""
         own = self.sums.setdefault(event, {})
         for name, values in {WINDOWS: np.array(1, np.int64), **named}.items():
-            exact = _exact(values)
+            is_float = values.dtype.kind == "f"
+            exact = FixedPoint.of(values.astype(np.float64)) if is_float else values.astype(np.int64)
             own[name] = _plus(own[name], exact) if name in own else exact
 
     def merge(self, other: "EventSums") -> None:
@@ -112,12 +113,6 @@ class EventSums:
             elif half == ["coarse"]:
                 own[name] = FixedPoint(values, arrays[f"{event}|{name}|fine"])
         return made
-
-
-def _exact(values: Array) -> Exact:
-    if values.dtype.kind == "f":
-        return FixedPoint.of(values.astype(np.float64))
-    return values.astype(np.int64)
 
 
 def _plus(a: Exact, b: Exact) -> Exact:

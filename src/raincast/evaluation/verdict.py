@@ -64,14 +64,11 @@ def _against(scores: xr.Dataset, other: str, score: str) -> str:
         return "not comparable with {}: too little rain"
     parts = []
     for k, (word, at) in enumerate(words.items()):
-        where = "at every threshold" if len(at) == len(thresholds) > 1 else f"at {_rates(at)} mm/h"
+        rates = _listed([f"{t:g}" for t in at], "and")
+        where = "at every threshold" if len(at) == len(thresholds) > 1 else f"at {rates} mm/h"
         than = " than" if word != UNDECIDED else " against"
         parts.append(f"{word}{than} {{}} {where}" if k == 0 else f"{word} {where}")
     return ", ".join(parts)
-
-
-def _rates(thresholds: Sequence[float]) -> str:
-    return _listed([f"{t:g}" for t in thresholds], "and")
 
 
 def _listed(names: Sequence[str], last: str) -> str:

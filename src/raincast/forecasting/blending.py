@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast import schema
-from raincast.baselines.cascades import DRY_THRESHOLD
-from raincast.baselines.evolution import DRY_RATE, from_decibels, to_decibels
+from raincast.baselines.evolution import DRY_RATE, DRY_THRESHOLD, from_decibels, to_decibels
 from raincast.baselines.motion import quiet
 from raincast.forecaster import Rain
 from raincast.forecasting.gaps import Past
@@ -245,7 +244,8 @@ def blend_members(
     """
     leads, num_nowcasts, height, width = nowcast.shape
     num_members = max(num_nowcasts, len(model))
-    frames = _frames(past)
+    there = past.rain[~past.absent][-3:]
+    frames = there if len(there) > 1 else np.repeat(there, 2, axis=0)  # pysteps needs two
     noisy = num_nowcasts == 1 and bool((nowcast >= DRY_RATE).any()) and not past.dry
     decibels = np.empty((num_nowcasts, leads + 1, height, width), np.float32)
     decibels[:, 0] = to_decibels(np.nan_to_num(frames[-1]))
@@ -309,12 +309,6 @@ def _alone_from(leads: int, step_minutes: float) -> int | None:
     if leads * step_minutes < 60 * LONG_HOURS:
         return None
     return round(60 * GROWS_FROM_HOURS / step_minutes)
-
-
-def _frames(past: Past) -> Rain:
-    """Return the newest three observed frames (T, H, W); a single frame is repeated, as pysteps needs two."""
-    there = past.rain[~past.absent][-3:]
-    return there if len(there) > 1 else np.repeat(there, 2, axis=0)
 
 
 def _motion(frames: Rain) -> Floats:

@@ -15,7 +15,7 @@ from raincast.archive import Archive
 from raincast.archive.find import accompanies, find_files
 from raincast.ingest.readers import Head, Reader, check_period, fetching
 from raincast.ingest.scan import place
-from raincast.schema import Grid, Meaning
+from raincast.schema import Grid
 from raincast.system.faults import MachineError
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,9 @@ class FileSeries:
         pieces = list(self._kept.values())
         newest = pieces[-1]
         # including the periods that become known with the step
-        if len(kinds := {str(_meaning(piece, step_minutes)) for piece in pieces}) > 1:
+        methods = ((piece[schema.RAIN].attrs["cell_methods"], piece.attrs) for piece in pieces)
+        kinds = {str(schema.meaning_of(said, attrs, step_minutes)) for said, attrs in methods}
+        if len(kinds) > 1:
             raise ValueError(f"The frames mix {' and '.join(sorted(kinds))}: give files of one kind.")
         grid = schema.grid_of(newest)
         return schema.rain_dataset(
@@ -236,10 +238,6 @@ def _fits(head: Head, newest: Head) -> bool:
     if one.is_averaged and other.is_averaged and (one.minutes is None or other.minutes is None):
         return True  # the period is requested elsewhere
     return one.same_as(other)
-
-
-def _meaning(frame: xr.Dataset, step_minutes: float) -> Meaning:
-    return schema.meaning_of(frame[schema.RAIN].attrs["cell_methods"], frame.attrs, step_minutes)
 
 
 def _is_of(frame: xr.Dataset, time: np.datetime64) -> bool:

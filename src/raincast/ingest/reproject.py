@@ -118,7 +118,9 @@ class Weights:
         self.points = _num_points(self.source, target)
         # tiles are nearly square: on a rotated or curved grid long ones would need large windows of the old image
         length = max(1, math.isqrt(TILE_POINTS // self.points**2))
-        rows, columns = (_slices(size, length) for size in self.shape)
+        rows, columns = (
+            [slice(start, min(start + length, size)) for start in range(0, size, length)] for size in self.shape
+        )
         tiles = (self._tile(target, part) for part in itertools.product(rows, columns))
         self._tiles = [tile for tile in tiles if tile is not None]
 
@@ -167,10 +169,6 @@ class Weights:
         starts = np.concatenate([[0], np.cumsum(per_pixel)]).astype(np.int32)
         kind = np.uint8 if self.points**2 < 256 else np.uint32
         return _Tile(part, used, counts[inside].astype(kind), indices, starts)
-
-
-def _slices(size: int, length: int) -> list[slice]:
-    return [slice(start, min(start + length, size)) for start in range(0, size, length)]
 
 
 def _window(

@@ -233,9 +233,5 @@ def _stamp(time: Any) -> str:
     return np.datetime_as_string(np.datetime64(time, "s"), unit="m").replace("-", "").replace(":", "")
 
 
-def _palette() -> list[int]:
-    colours = ("#ffffff", *rain_image.RAIN_COLOURS, "#9a9a9a", "#5d6a73")
-    return [round(255 * part) for colour in colours for part in to_rgb(colour)]
-
-
-_PALETTE = _palette()
+_COLOURS = ("#ffffff", *rain_image.RAIN_COLOURS, "#9a9a9a", "#5d6a73")
+_PALETTE = [round(255 * part) for colour in _COLOURS for part in to_rgb(colour)]

@@ -111,7 +111,8 @@ class Verification:
         if found:
             hour = int(seconds_of(time)) // HOUR_S
             if hour not in self.counts:
-                self.counts[hour] = self._no_counts()
+                shape = (len(METHODS), self.lead_steps, len(self.thresholds), 4)
+                self.counts[hour] = np.zeros(shape, np.int64)
             for lead, counts in found.items():
                 self.counts[hour][: len(counts), lead - 1] += counts
         self.scored[int(seconds_of(time))] = len(found)
@@ -171,9 +172,6 @@ class Verification:
             return
         self.counts = {int(hour): np.array(counts, np.int64) for hour, counts in state["counts"].items()}
         self.scored = {int(time): int(number) for time, number in state["scored"].items()}
-
-    def _no_counts(self) -> Counts:
-        return np.zeros((len(METHODS), self.lead_steps, len(self.thresholds), 4), np.int64)
 
     def _reference(self, init_time: np.datetime64) -> Path:
         return self.references / f"{forecast_name(init_time).replace('forecast', 'references')}.nc"

@@ -46,7 +46,9 @@ def bin_sums(
             f"num_bins={num_bins} must be 2 or more, and {len(thresholds)} thresholds have as many probabilities, "
             f"found {probability.shape[2]}."
         )
-    _check_probabilities(probability, mask)
+    wrong = int((~((probability >= 0) & (probability <= 1)) & mask).sum())
+    if wrong:
+        raise ValueError(f"{wrong} probabilities inside the mask are NaN, below 0 or above 1.")
     check_finite("target", target, mask)
     B, T, K = probability.shape[:3]
     given = mask.expand_as(probability)
@@ -119,9 +121,3 @@ def roc_area(sums: BinSums) -> Float[Tensor, "..."]:
     """Area under the ROC by trapezoids, 0.5 without skill; NaN where there was no event, or nothing else."""
     pofd, pod = roc(sums)
     return torch.trapezoid(pod, pofd, dim=-1)
-
-
-def _check_probabilities(probability: Tensor, mask: Tensor) -> None:
-    wrong = int((~((probability >= 0) & (probability <= 1)) & mask).sum())
-    if wrong:
-        raise ValueError(f"{wrong} probabilities inside the mask are NaN, below 0 or above 1.")

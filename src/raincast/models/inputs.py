@@ -90,10 +90,6 @@ def _scaled(channels: Sequence[tuple[str, Transform]], covariates: Covariates, g
     return torch.stack(scaled, dim=2)
 
 
-def _precision(network: nn.Module) -> torch.dtype:
-    return next((weight.dtype for weight in network.parameters()), torch.float32)
-
-
 def run_network(
     network: nn.Module,
     transform: Transform,
@@ -104,7 +100,7 @@ def run_network(
     covariates: Covariates,
 ) -> Float[Tensor, "b s n h w"]:
     """Run the network on rain in mm/h, in the precision of its weights, and return its output."""
-    precision = _precision(network)
+    precision = next((weight.dtype for weight in network.parameters()), torch.float32)
     frames = inputs.frames(transform, rain, covariates).to(precision)
     others = [known.to(precision) for known in inputs.ahead(covariates, num_steps)]
     if isinstance(network, PhysicalNetwork):

@@ -120,7 +120,9 @@ class _Canvas:
         if max_pixels < 1:
             raise ValueError(f"max_pixels={max_pixels} leaves no picture. Use 100 to 1000.")
         self.view = view
-        self.map_shape = view.fit(_map_pixels(max(shape), max_pixels))
+        # small grids are enlarged by a whole number, so that pixels look alike
+        longest = max(shape)
+        self.map_shape = view.fit(max_pixels if longest >= max_pixels else max_pixels // longest * longest)
         self.panel_width = max(self.map_shape[1], _MIN_PANEL)
         self.num_panels = num_panels
         self.font = _font(13)
@@ -220,11 +222,6 @@ def _fitted(text: str, width: int) -> str:
 def _hatched(height: int, width: int) -> Indices:
     rows, columns = np.indices((height, width))
     return np.where((rows + columns) % 8 == 0, _HATCH, MISSING_CLASS).astype(np.uint8)
-
-
-def _map_pixels(longest: int, max_pixels: int) -> int:
-    """Return the longer side of the map; small grids are enlarged by a whole number, so that pixels look alike."""
-    return max_pixels if longest >= max_pixels else max_pixels // longest * longest
 
 
 def _greys(image: Image.Image) -> Indices:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import archive, schema
-from raincast.schema import Grid
 from raincast.synthetic.fields import Floats, Weather, draw_weather, rain_fields
 from raincast.version import __version__
 
@@ -154,7 +153,7 @@ def _day_dataset(day: int, config: dict[str, Any], count: _Counter) -> xr.Datase
     return schema.rain_dataset(
         rain[present],
         times[present],
-        _grid(size),
+        schema.mock_grid(size, size),
         step_minutes=step_minutes,
         cell_methods="time: point",
         attrs={
@@ -164,11 +163,6 @@ def _day_dataset(day: int, config: dict[str, Any], count: _Counter) -> xr.Datase
             CONFIG_ATTR: json.dumps(config),
         },
     )
-
-
-def _grid(size: int) -> Grid:
-    """Return a 1 km polar-stereographic grid, north up, with the north-west corner of the mock grid."""
-    return schema.mock_grid(size, size)
 
 
 def _coverage(size: int) -> npt.NDArray[np.bool_]:

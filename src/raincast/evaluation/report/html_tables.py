@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from raincast.evaluation.report.tables import best_of, difference_cells
 from raincast.evaluation.verdict import verdict
 from raincast.metrics.registry import SCORES
 from raincast.plotting.page import Cell, Table
@@ -14,8 +15,6 @@ from raincast.schema import LEAD_TIME
 
 Floats = npt.NDArray[np.float64]
 Badness = Callable[[Floats], Floats]
-UNDEFINED = "–"
-
 COLUMNS = (
     *("csi", "pod", "far", "frequency_bias", "hss", "ets", "f1"),
     *("mean_error", "mae", "rmse", "correlation", "uncentred_correlation", "balanced_mse", "balanced_mae"),
@@ -49,12 +48,7 @@ class Column:
 
     def cells(self) -> list[Cell]:
         """Return one cell per forecaster; the best is bold, with all that round to the same, unless all do."""
-        texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in self.means]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            bad = np.where(np.isfinite(self.means), self.badness(self.means), np.nan)
-        best = texts[int(np.nanargmin(bad))] if np.isfinite(bad).any() else None
-        if all(text == best for text, own in zip(texts, bad, strict=True) if np.isfinite(own)):
-            best = None  # nobody is ahead
+        texts, best = best_of(self.means, self.badness)
         return [Cell(text, self._interval(k), text == best) for k, text in enumerate(texts)]
 
     def _interval(self, k: int) -> str:
@@ -108,13 +102,8 @@ def difference_tables(scores: xr.Dataset, threshold: float) -> list[Table]:
     for other in others:
         pair = {"forecaster": first, "reference": other, "threshold": threshold}
         low, high = scores["csi_mean_difference_interval"].sel(pair).values
-        difference = signed(float(means.sel(forecaster=first) - means.sel(forecaster=other)))
-        interval = f"{signed(low)} to {signed(high)}" if np.isfinite(low) else UNDEFINED
-        rows.append([Cell(text) for text in (other, difference, interval, verdict(scores, other, threshold))])
+        cells = difference_cells(float(means.sel(forecaster=first) - means.sel(forecaster=other)), low, high)
+        said = (other, *(cell.replace("-", "−") for cell in cells), verdict(scores, other, threshold))
+        rows.append([Cell(text) for text in said])
     percent = f"{100 * float(scores.attrs['confidence']):g} % interval"
     return [Table([f"{first} minus", "difference of CSI", percent, f"{first} is"], rows)]
-
-
-def signed(value: float) -> str:
-    """Format a value with its sign, using a true minus."""
-    return f"{value:+.3f}".replace("-", "−") if np.isfinite(value) else UNDEFINED

@@ -13,25 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from raincast.evaluation.report.probability_figures import rank_histograms, reliability_diagram, roc_diagram
-from raincast.evaluation.report.score_axes import OBSERVED_COLOUR, look, panel_grid, svg, tidy, with_legend
+from raincast.evaluation.report.score_axes import OBSERVED_COLOUR, look, panel_grid, tidy, with_legend
 from raincast.evaluation.report.tables import lead_minutes
 from raincast.plotting.pictures import save
 from raincast.schema import LEAD_TIME
-
-__all__ = [
-    "csi_plot",
-    "dot_panels",
-    "dots",
-    "lead_curves",
-    "look",
-    "performance_diagram",
-    "rank_histograms",
-    "reliability_diagram",
-    "roc_diagram",
-    "spectra",
-    "svg",
-]
 
 _WAVELENGTHS = [digit * 10.0**power for power in range(-1, 4) for digit in (1, 2, 5)]  # km
 
@@ -170,13 +155,6 @@ def spectra(
         axis.xaxis.label.set_fontsize(8)
         tidy(axis)
     return with_legend(figure, axes[:1])
-
-
-def dots(
-    values: xr.DataArray, dim: str, *, title: str, support: npt.NDArray[np.float64] | None = None, unit: str = ""
-) -> Figure:
-    """Plot one score (forecaster, `dim`) as dots at each label of `dim`, and `support` below it."""
-    return dot_panels({title: values}, dim, support=support, unit=unit)
 
 
 def dot_panels(

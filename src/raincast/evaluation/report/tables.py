@@ -5,8 +5,9 @@
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ def score_table(scores: xr.Dataset, *, threshold: float, score: str = "csi", max
     """
     values = _at_threshold(scores, score, threshold)
     minutes = lead_minutes(scores)
-    kept = _spread(minutes.size, max_columns)
+    kept = np.unique(np.linspace(0, minutes.size - 1, min(minutes.size, max_columns)).round()).astype(int)
     title = f"{SCORES[score].heading} at ≥ {threshold:g} mm/h, by lead time in minutes"
     table = _empty_table(title, ["forecaster"], [f"+{minutes[k]:g}" for k in kept])
     columns = [_best_bold(values[:, k], score) for k in kept]
@@ -62,7 +63,7 @@ def summary_table(scores: xr.Dataset) -> Table:
     names = [name for name in SUMMARY if name in scores]
     table = _empty_table("Means over lead times", ["threshold", "forecaster"], [SCORES[n].heading for n in names])
     for threshold in scores["threshold"].values:
-        columns = [_best_bold(_mean_over_leads(scores, name, threshold), name) for name in names]
+        columns = [_best_bold(lead_mean(_at_threshold(scores, name, threshold)), name) for name in names]
         for row, forecaster in enumerate(scores["forecaster"].values):
             label = f"≥ {threshold:g} mm/h" if row == 0 else ""
             table.add_row(label, str(forecaster), *(column[row] for column in columns))
@@ -86,22 +87,31 @@ def difference_table(scores: xr.Dataset, *, score: str = "csi") -> Table:
         for row, other in enumerate(others):
             pair = {"forecaster": first, "reference": other, "threshold": threshold}
             low, high = scores[f"{score}_mean_difference_interval"].sel(pair).values
-            difference = means.sel(forecaster=first, threshold=threshold) - means.sel(
-                forecaster=other, threshold=threshold
-            )
-            table.add_row(
-                f"≥ {threshold:g} mm/h" if row == 0 else "",
-                other,
-                _signed(float(difference)),
-                f"{_signed(low)} to {_signed(high)}" if np.isfinite(low) else UNDEFINED,
-                verdict(scores, other, threshold, score=score),
-            )
+            at = means.sel(threshold=threshold)
+            cells = difference_cells(float(at.sel(forecaster=first) - at.sel(forecaster=other)), low, high)
+            label = f"≥ {threshold:g} mm/h" if row == 0 else ""
+            table.add_row(label, other, *cells, verdict(scores, other, threshold, score=score))
         table.add_section()
     return table
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}" if np.isfinite(value) else UNDEFINED
+def difference_cells(difference: float, low: float, high: float) -> tuple[str, str]:
+    """Return a difference and its interval as text, with signs."""
+
+    def signed(value: float) -> str:
+        return f"{value:+.3f}" if np.isfinite(value) else UNDEFINED
+
+    return signed(difference), f"{signed(low)} to {signed(high)}" if np.isfinite(low) else UNDEFINED
+
+
+def best_of(values: npt.NDArray[np.float64], badness: Callable[[Any], Any]) -> tuple[list[str], str | None]:
+    """Return the values as text, and the text of the best; None if all are alike or at most one is defined."""
+    texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in values]
+    defined = np.isfinite(values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bad = np.where(defined, badness(values), np.nan)
+    known = [text for text, own in zip(texts, bad, strict=True) if np.isfinite(own)]
+    return texts, None if len(set(known)) < 2 else texts[int(np.nanargmin(bad))]
 
 
 def table_text(table: Table) -> str:
@@ -135,16 +145,6 @@ def _at_threshold(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArr
     return values.transpose("forecaster", LEAD_TIME).values.astype(np.float64)
 
 
-def _mean_over_leads(scores: xr.Dataset, score: str, threshold: float) -> npt.NDArray[np.float64]:
-    """Return (forecaster,) means over the lead times at which the score is defined; NaN if there are none."""
-    return lead_mean(_at_threshold(scores, score, threshold))
-
-
-def _spread(num: int, at_most: int) -> list[int]:
-    """Return at most `at_most` of the numbers below `num`, evenly spread, with the first and the last."""
-    return [int(k) for k in np.unique(np.linspace(0, num - 1, min(num, at_most)).round())]
-
-
 def _empty_table(title: str, labels: Sequence[str], numbers: Sequence[str]) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", title_justify="left")
     for label in labels:
@@ -156,13 +156,7 @@ def _empty_table(title: str, labels: Sequence[str], numbers: Sequence[str]) -> T
 
 def _best_bold(values: npt.NDArray[np.float64], score: str) -> list[Text]:
     """Format one column; the best is bold, with all that round to the same, unless all do or it is alone."""
-    texts = [f"{value:.3f}" if np.isfinite(value) else UNDEFINED for value in values]
-    badness = np.where(np.isfinite(values), SCORES[score].badness(values), np.nan)
-    if np.isfinite(badness).sum() < 2:
-        return [Text(text) for text in texts]
-    best = texts[int(np.nanargmin(badness))]
-    if all(text == best for text, bad in zip(texts, badness, strict=True) if np.isfinite(bad)):
-        return [Text(text) for text in texts]  # none is ahead
+    texts, best = best_of(values, SCORES[score].badness)
     return [Text(text, style="bold" if text == best else "") for text in texts]
 
 

@@ -54,7 +54,7 @@ def at_place(
     enough = share >= LEAST_KNOWN - 1e-9
     if threshold is None and ONSET in forecast:
         threshold = float(forecast[ONSET].attrs["threshold_mm_h"])
-    now = np.array(_mean_of(newest[window], pixels.weights) if newest is not None else np.nan)
+    now = np.array(mean_of(newest[window], pixels.weights) if newest is not None else np.nan)
     spell = spells = None
     if threshold is not None:
         spell = spell_of(_means(rain[:, None], weights) >= threshold, now >= threshold, enough, step)
@@ -82,6 +82,7 @@ def _means(values: Floats, weights: Floats) -> Floats:
     return means
 
 
-def _mean_of(values: Floats, weights: Floats) -> float:
+def mean_of(values: Floats, weights: Floats) -> float:
+    """Return the weighted mean of the known `values`; NaN if none is known."""
     known = np.where(np.isfinite(values), weights, 0.0)
     return float((np.nan_to_num(values) * known).sum() / known.sum()) if known.any() else np.nan

@@ -120,12 +120,7 @@ def pixels_of(place: Location, grid: Grid) -> Pixels | None:
     weights = _shares(place, grid, rows, columns)
     if not weights.any():
         return None
-    return Pixels(rows, columns, weights, 1.0 if _is_within(grid, x, y) else _share_within(place, grid))
-
-
-def _is_within(grid: Grid, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> bool:
-    """Whether all of these points lie in the grid's pixels."""
-    return bool(_inside(grid, x, y).all())
+    return Pixels(rows, columns, weights, 1.0 if _inside(grid, x, y).all() else _share_within(place, grid))
 
 
 def _inside(grid: Grid, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.forecasting.files.dataset import MEMBERS
-from raincast.forecasting.files.netcdf import write_forecast
+from raincast.forecasting.files.netcdf import write_forecast, write_zarr
 from raincast.forecasting.gaps import on_times, past_of
 from raincast.forecasting.series import Series
 
@@ -103,8 +103,6 @@ def write_outputs(
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, Path] = {}
     if "zarr" in outputs.formats:
-        from raincast.forecasting.files.netcdf import write_zarr
-
         written["zarr"] = write_zarr(forecast, path.with_suffix(".zarr"))
     if "geotiff" in outputs.formats:
         from raincast.forecasting.files.geotiff import write_geotiffs

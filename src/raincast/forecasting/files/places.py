@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.forecasting.files.at_place import AtPlace, at_place
+from raincast.forecasting.files.at_place import AtPlace, at_place, mean_of
 from raincast.forecasting.files.dataset import (
     LAT,
     LAT_ATTRS,
@@ -109,9 +109,9 @@ def _rows(
         window = (where.y, where.x)
         observed = np.where(np.isfinite(forecast[RAIN].values[lead][window]), where.weights, 0).sum()
         flags = forecast[QUALITY].values[lead][window][where.weights > 0] if QUALITY in forecast else [0]
-        means = [_mean(values[lead][window], where.weights) for values in columns.values()]
+        means = [mean_of(values[lead][window], where.weights) for values in columns.values()]
         share = where.inside * observed / where.weights.sum()
-        yield [*row, f"{share:.3g}", int(np.bitwise_or.reduce(flags)), *means]
+        yield [*row, f"{share:.3g}", int(np.bitwise_or.reduce(flags)), *map(_cell, means)]
 
 
 def _further_names(forecast: xr.Dataset) -> list[str]:
@@ -137,7 +137,11 @@ def _further(said: AtPlace, lead: int) -> list[str]:
             found += list(shares[lead])
         if said.spells is not None:
             found += [*said.spells.onset, *said.spells.end, said.spells.begins, said.spells.goes_on]
-    return [f"{value:.4g}" if np.isfinite(value) else "" for value in found]
+    return [_cell(value) for value in found]
+
+
+def _cell(value: float) -> str:
+    return f"{value:.4g}" if np.isfinite(value) else ""
 
 
 def write_place_members(
@@ -210,12 +214,6 @@ def _place_variables(forecast: xr.Dataset, example: AtPlace) -> dict[str, Variab
             dims = (QUANTILE,) if QUANTILE in forecast[name].dims else ()
             variables[name] = (dims, attrs, lambda at, of=of: of(at.spells))  # type: ignore[misc]
     return variables
-
-
-def _mean(values: npt.NDArray[np.float32], weights: npt.NDArray[np.float64]) -> str:
-    weights = np.where(np.isfinite(values), weights, 0)
-    total = weights.sum()
-    return f"{(np.nan_to_num(values) * weights).sum() / total:.4g}" if total > 0 else ""
 
 
 def _utc(time: Any) -> str:

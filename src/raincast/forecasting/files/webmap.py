@@ -83,7 +83,7 @@ class _Mercator:
             float(edge) for edge in (np.nanmin(lon), np.nanmax(lon), np.nanmin(lat), np.nanmax(lat))
         )
         left, right = RADIUS * np.radians([west, east])
-        bottom, top = _northing(np.array([south, north]))
+        bottom, top = RADIUS * np.log(np.tan(np.pi / 4 + np.radians([south, north]) / 2))
         # half a pixel of the grid: each of them is then seen where it is
         finest = grid.pixel_km * 500 / np.cos(np.radians((south + north) / 2))
         self.size = max(finest, (right - left) / LONGEST_SIDE, (top - bottom) / LONGEST_SIDE)
@@ -109,10 +109,6 @@ class _Mercator:
         half = self.size / 2
         numbers = (self.size, 0.0, 0.0, -self.size, self.left + half, self.top - half)
         return "".join(f"{number:.10f}\n" for number in numbers)
-
-
-def _northing(lat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return RADIUS * np.log(np.tan(np.pi / 4 + np.radians(lat) / 2))
 
 
 def _latitude(y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

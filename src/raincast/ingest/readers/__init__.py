@@ -6,11 +6,11 @@ To add a format, add a module here, a `conf/source/NAME.yaml` with its class and
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -241,6 +241,27 @@ def starts_with(path: Path, *signatures: bytes) -> bool:
             return file.read(max(map(len, signatures))).startswith(signatures)
     except OSError:
         return False
+
+
+def hdf5_has(path: Path, test: Callable[[Any], bool]) -> bool:
+    """Return `test(file)` of an HDF5 file; False if it is damaged or no HDF5."""
+    import h5py
+
+    if not starts_with(path, HDF5_SIGNATURE):
+        return False
+    try:
+        with h5py.File(path) as file:
+            return test(file)
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError):
+        return False
+
+
+def known_step(*stated: float | None, example: int = 5) -> float:
+    """Return the first step that is stated, in minutes. Raises ValueError if there is none."""
+    for minutes in stated:
+        if minutes:
+            return minutes
+    raise ValueError(f"it states no step. Give it with source.step_minutes={example}")
 
 
 @contextmanager

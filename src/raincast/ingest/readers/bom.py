@@ -22,14 +22,14 @@ from raincast.archive.codes import bands
 from raincast.archive.head import open_plain
 from raincast.archive.limits import check_image, check_unpacking
 from raincast.archive.packing import Packing
-from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, known_step, naming, starts_with
+from raincast.ingest.readers.cf import NETCDF3_SIGNATURES
 from raincast.ingest.readers.common.axes import crs_in_metres, find_grid
 from raincast.ingest.readers.common.unpack import check_whole
 from raincast.schema import MOMENTARY, Grid, Meaning, X, Y
 from raincast.transforms import accumulation_to_rate
 
 FORMAT = "BoM netCDF"
-NETCDF3_SIGNATURES = (b"CDF\x01", b"CDF\x02", b"CDF\x05")
 DEPTH, RATE = "precipitation", "rain_rate"
 QUANTITIES = {DEPTH: units.ACCUMULATION, RATE: units.RATE}
 START, END = "start_time", "valid_time"
@@ -72,9 +72,7 @@ class BoM:
         """Read the file's single frame, or none if `frames` is empty."""
         with self._open(path) as (dataset, field):
             meaning = _meaning(dataset, field)
-            step = self.step_minutes or meaning.minutes or step_minutes
-            if step is None:
-                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            step = known_step(self.step_minutes, meaning.minutes, step_minutes)
             return schema.rain_dataset(
                 _rates(field, meaning.minutes)[None][frames],
                 np.array([_time(dataset, END)])[frames],

@@ -17,7 +17,7 @@ from raincast.archive.head import open_packed, open_plain
 from raincast.archive.limits import check_image, check_unpacking
 from raincast.archive.packing import Packing, warn_once
 from raincast.archive.times import stated_minutes, valid_times
-from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers import ALL, Head, hdf5_has, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
 from raincast.ingest.readers.common.unpack import check_whole
 from raincast.ingest.readers.common.values import choose_zr
@@ -74,9 +74,7 @@ class CF:
         """Return True for a Zarr folder, netCDF-3, or HDF5 with netCDF-4 dimension scales at its root."""
         if path.is_dir():
             return any((path / name).exists() for name in ZARR_METADATA)
-        if starts_with(path, HDF5_SIGNATURE):
-            return _has_dimension_scales(path)
-        return starts_with(path, *NETCDF3_SIGNATURES)
+        return starts_with(path, *NETCDF3_SIGNATURES) or hdf5_has(path, _has_dimension_scales)
 
     def scan(self, path: Path) -> Head:
         """Return the times, grid and step of the file."""
@@ -248,15 +246,9 @@ class CF:
         return {"source": f"CF variable {field.name}"} | attrs
 
 
-def _has_dimension_scales(path: Path) -> bool:
-    import h5py
-
-    try:
-        with h5py.File(path) as file:
-            members = [member for member in file.values() if member is not None]  # None: a damaged member
-            return any(member.attrs.get("CLASS") == b"DIMENSION_SCALE" for member in members)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError):
-        return False
+def _has_dimension_scales(file: Any) -> bool:
+    members = [member for member in file.values() if member is not None]  # None: a damaged member
+    return any(member.attrs.get("CLASS") == b"DIMENSION_SCALE" for member in members)
 
 
 def _known_units() -> str:

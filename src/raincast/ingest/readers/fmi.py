@@ -20,11 +20,10 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.limits import check_image
-from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers import ALL, Head, known_step, naming
 from raincast.ingest.readers.common.axes import crs_in_metres
-from raincast.ingest.readers.common.packed import all_bytes, first_bytes
-from raincast.ingest.readers.common.tiff import open_raster, raster_grid
-from raincast.ingest.readers.common.tiff_items import TIFF_SIGNATURES, find_items, tiff_items
+from raincast.ingest.readers.common.tiff import TIFF_SIGNATURES, find_items, open_raster, raster_grid, tiff_items
+from raincast.ingest.readers.common.unpack import all_bytes, first_bytes
 from raincast.ingest.readers.common.values import check_gain, choose_zr
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
@@ -84,9 +83,7 @@ class FMI:
         """Read the file's single frame, or none if `frames` is empty."""
         with naming(path, FORMAT):
             image = _read(path, pixels=True)
-            step = self.step_minutes or step_minutes or image.accumulation_minutes
-            if step is None:
-                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            step = known_step(self.step_minutes, step_minutes, image.accumulation_minutes)
             zr, said = choose_zr({}, self.zr_a, self.zr_b, default=ZR_RAIN)
             attrs = {"source": self.source, "title": image.title}
             return schema.rain_dataset(

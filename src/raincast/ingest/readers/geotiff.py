@@ -15,9 +15,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.readers.common.tiff import open_raster, raster_grid, zr_items
-from raincast.ingest.readers.common.tiff_items import tiff_directory
+from raincast.ingest.readers import ALL, Head, known_step, naming
+from raincast.ingest.readers.common.tiff import open_raster, raster_grid, tiff_directory, zr_items
 from raincast.ingest.readers.common.values import check_gain, choose_zr, equals
 from raincast.ingest.readers.fmi import FMI
 from raincast.ingest.readers.opera_tiff import OperaTiff
@@ -74,9 +73,7 @@ class GeoTIFF:
         """Read the file's single frame, or none if `frames` is empty."""
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
             quantity = self._quantity(dataset)
-            step = self.step_minutes or step_minutes or self.accumulation_minutes
-            if step is None:
-                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            step = known_step(self.step_minutes, step_minutes, self.accumulation_minutes)
             grid = raster_grid(dataset)
             meaning = self._meaning(quantity).over(step)
             rates = self._rates(dataset, quantity, meaning.minutes or step)

@@ -15,7 +15,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.limits import check_image, open_hdf5
-from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers import ALL, Head, hdf5_has, naming
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.values import check_gain
 from raincast.schema import Grid, Meaning
@@ -40,15 +40,8 @@ class KNMI:
 
     def recognises(self, path: Path) -> bool:
         """Return True for HDF5 with KNMI's groups."""
-        import h5py
-
-        if not starts_with(path, HDF5_SIGNATURE):
-            return False
-        try:
-            with h5py.File(path) as file:
-                return all(name in file for name in ("overview", "geographic/map_projection", self.image))
-        except (OSError, RuntimeError):
-            return False
+        names = ("overview", "geographic/map_projection", self.image)
+        return hdf5_has(path, lambda file: all(name in file for name in names))
 
     def scan(self, path: Path) -> Head:
         """Return the time, grid and step of the file."""

@@ -19,7 +19,7 @@ from raincast import schema
 from raincast.archive.limits import read_all
 from raincast.ingest.readers import ALL, Head, naming
 from raincast.ingest.readers.common.axes import crs_in_metres
-from raincast.ingest.readers.common.packed import first_bytes
+from raincast.ingest.readers.common.unpack import first_bytes
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.readers.common.packed import first_bytes
+from raincast.ingest.readers import ALL, Head, known_step, naming
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid
+from raincast.ingest.readers.common.unpack import first_bytes
 from raincast.schema import MOMENTARY
 
 FORMAT = "MRMS GRIB2"
@@ -52,9 +52,7 @@ class MRMS:
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """Read the messages numbered `frames`; only these are unpacked."""
         with naming(path, FORMAT), open_raster(path, "GRIB") as dataset:
-            step = self.step_minutes or step_minutes
-            if step is None:
-                raise ValueError("it states no step. Give it with source.step_minutes=2")
+            step = known_step(self.step_minutes, step_minutes, example=2)
             bands = _bands(path, dataset)[frames]
             return schema.rain_dataset(
                 _rates(dataset, bands),

@@ -17,7 +17,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.limits import check_image
-from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers import ALL, Head, known_step, naming
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.unpack import (
     Stream,
@@ -71,9 +71,7 @@ class NIMROD:
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """Read the fields numbered `frames`; the pixels of others are skipped."""
         with naming(path, FORMAT), unpacked(path) as files:
-            step = self.step_minutes or step_minutes
-            if step is None:
-                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            step = known_step(self.step_minutes, step_minutes)
             fields = _fields(files)
             first = next(fields)
             header = first[1]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, known_step, naming, starts_with
 from raincast.ingest.readers.common.odim_file import (
     Image,
     attributes,
@@ -100,9 +100,7 @@ class ODIM:
         with naming(path, FORMAT):
             listed = self._frames(path)
             first, wanted = listed[0], listed[frames]
-            step = self.step_minutes or step_minutes or first.meaning.minutes
-            if step is None:
-                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            step = known_step(self.step_minutes, step_minutes, first.meaning.minutes)
             rain = np.empty((len(wanted), *first.grid.shape), np.float32)
             with h5py_files(path, {frame.file for frame in wanted}) as files:
                 for number, name, file in files:

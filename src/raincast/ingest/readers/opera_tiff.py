@@ -16,10 +16,9 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
-from raincast.ingest.readers import ALL, Head, naming
+from raincast.ingest.readers import ALL, Head, known_step, naming
 from raincast.ingest.readers.common.odim_file import nominal_time, scan_attrs, stated_time
-from raincast.ingest.readers.common.tiff import open_raster, raster_grid, zr_items
-from raincast.ingest.readers.common.tiff_items import find_items
+from raincast.ingest.readers.common.tiff import find_items, open_raster, raster_grid, zr_items
 from raincast.ingest.readers.common.values import choose_zr, equals
 from raincast.ingest.readers.odim import ACCUMULATION, QUANTITIES
 from raincast.schema import Grid, Meaning
@@ -54,9 +53,7 @@ class OperaTiff:
         with naming(path, FORMAT), open_raster(path, "GTiff") as dataset:
             quantity = _quantity(dataset)
             time, meaning = _time(dataset, quantity), _meaning(dataset, quantity)
-            step = self.step_minutes or step_minutes or meaning.minutes
-            if step is None:
-                raise ValueError("it states no step. Give it with source.step_minutes=5")
+            step = known_step(self.step_minutes, step_minutes, meaning.minutes)
             attrs: dict[str, Any] = {"source": self.source, "title": dataset.tags().get("prodname", quantity)}
             if QUANTITIES[quantity] == "dBZ":
                 attrs |= self._zr(dataset)[1]

@@ -11,7 +11,7 @@ import xarray as xr
 
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, starts_with
 from raincast.ingest.readers.cf import NETCDF3_SIGNATURES
-from raincast.ingest.readers.common.packed import first_bytes
+from raincast.ingest.readers.common.unpack import first_bytes
 
 # NOAA ICD 2620010, the volume header record; ICD 2620001, the WMO heading before a product
 NEXRAD_SIGNATURES = (b"AR2V", b"ARCHIVE2")

@@ -18,6 +18,7 @@ a column of `depth_m`, M = 1000·VIL/depth in g/m³; M = 0.00344·Z^(4/7) (D. Gr
 181 and 219 are 0.40, 2.3, 12.3, 26.4, 47.6 and 138 mm/h. Codes from 247 on exceed 300 mm/h, ingest's max_rate.
 """
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,12 +33,67 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.limits import open_hdf5
-from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, naming, starts_with
+from raincast.ingest.readers import ALL, Head, hdf5_has, naming
 from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.corners import grid_between
-from raincast.ingest.readers.common.sevir_catalog import CORNERS, Event, events_by_name
 from raincast.schema import MOMENTARY, Grid
 from raincast.transforms import ZR
+
+CORNERS = ("llcrnrlat", "llcrnrlon", "urcrnrlat", "urcrnrlon")
+COLUMNS = ("id", "file_name", "file_index", "img_type", "time_utc", "minute_offsets", "proj", *CORNERS)
+MAX_EVENTS = 150_000  # of eight nominal hours from 2100 on reach 2236; datetime64[ns] ends in 2262
+
+
+@dataclass(frozen=True)
+class Event:
+    """A row of the catalog. `slot` is its rank in true time; `offsets` are minutes from `time`."""
+
+    slot: int
+    name: str
+    file: tuple[str, int]
+    time: np.datetime64
+    offsets: tuple[float, ...]
+    proj: str
+    corners: tuple[float, float, float, float]
+
+
+@lru_cache(maxsize=2)
+def events_by_name(catalog: Path, size: int, changed: int) -> dict[str, tuple[Event, ...]]:
+    """Return the VIL events of a catalog by id; `size` and `changed` (its modification time) are cache keys.
+
+    Slots follow true time, then id, file and index.
+    """
+    with catalog.open(newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{catalog} is not SEVIR's catalog: it has no column {', '.join(missing)}")
+        names = ("time_utc", "id", "file_name", "file_index")
+        entries = {tuple(str(row[name]) for name in names): row for row in rows if row["img_type"] == "vil"}
+    if len(entries) > MAX_EVENTS:
+        raise ValueError(f"{catalog} lists {len(entries)} events: raincast reads at most {MAX_EVENTS}")
+    found: dict[str, tuple[Event, ...]] = {}
+    for slot, key in enumerate(sorted(entries)):
+        event = _event(catalog, slot, entries[key])
+        found[event.name] = (*found.get(event.name, ()), event)
+    return found
+
+
+def _event(catalog: Path, slot: int, row: Mapping[str, str]) -> Event:
+    try:
+        south, west, north, east = (float(row[name]) for name in CORNERS)
+        return Event(
+            slot=slot,
+            name=row["id"],
+            file=(Path(row["file_name"]).name, int(float(row["file_index"]))),
+            time=np.datetime64(row["time_utc"].strip(), "ns"),
+            offsets=tuple(float(text) for text in row["minute_offsets"].split(":")),
+            proj=row["proj"].strip(),
+            corners=(south, west, north, east),
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{catalog}: the row of {row.get('id')} cannot be read: {error}") from error
+
 
 FORMAT = "SEVIR HDF5"
 CATALOG = "CATALOG.csv"
@@ -71,15 +127,7 @@ class SEVIR:
 
     def recognises(self, path: Path) -> bool:
         """Return True for HDF5 with a four-dimensional `vil` and event ids."""
-        import h5py
-
-        if not starts_with(path, HDF5_SIGNATURE):
-            return False
-        try:
-            with h5py.File(path) as file:
-                return "id" in file and getattr(file.get("vil"), "ndim", 0) == 4
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError):
-            return False
+        return hdf5_has(path, lambda file: "id" in file and getattr(file.get("vil"), "ndim", 0) == 4)
 
     def scan(self, path: Path) -> Head:
         """Return the times and grid of all events in the catalog; no times if `event` is in another file."""

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from raincast.models.layers.recurrent import (
     SLOPE,
     Initialisation,
+    RecurrentLayer,
     State,
     check_layer,
-    check_sequence,
     check_state,
     initialise_gates,
 )
@@ -21,7 +21,7 @@ from raincast.models.layers.recurrent import (
 Activation = Literal["leaky_relu", "tanh"]
 
 
-class ConvGRU(nn.Module):
+class ConvGRU(RecurrentLayer):
     """A ConvGRU layer over a whole sequence. `*` is a convolution, `∘` element-wise, f the activation:
 
         Z_t  = σ(W_xz * X_t + W_hz * H_{t-1} + b_z)
@@ -61,21 +61,11 @@ class ConvGRU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(gates))
         initialise_gates(self.input_weight, self.state_weight, num_gates=3, how=initialisation)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b t c h w"] | None,
-        state: State | None = None,
-        num_steps: int | None = None,
-    ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
-        """Return the hidden states of all steps, and the last state to continue from.
-
-        Without `state` the layer starts from zeros. A layer without input takes `x=None` and needs `state` and
-        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
-        """
-        steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
+    def run(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
+        """Evaluate the equations; all steps of the input are convolved in one call."""
         hidden = first_hidden(x, state, self.hidden_channels)
         outputs = []
-        for given in input_terms(x, self.input_weight, self.bias, steps):
+        for given in input_terms(x, self.input_weight, self.bias, num_steps):
             carried = F.conv2d(hidden, self.state_weight, padding=self.state_weight.shape[-1] // 2)
             hidden = gru_update(given, carried, hidden, self.activate)
             outputs.append(hidden)

@@ -4,15 +4,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.fast.sequence import convlstm_sequence
 from raincast.models.layers.recurrent import (
     Initialisation,
+    RecurrentLayer,
     State,
     check_layer,
-    check_sequence,
     check_state,
     initialise_gates,
 )
@@ -20,7 +19,7 @@ from raincast.models.layers.recurrent import (
 Peephole = Literal["none", "channel", "pixel"]
 
 
-class ConvLSTM(nn.Module):
+class ConvLSTM(RecurrentLayer):
     """A ConvLSTM layer over a whole sequence. `*` is a convolution, `∘` element-wise:
 
         i_t = σ(W_xi * X_t + W_hi * H_{t-1} + W_ci ∘ C_{t-1} + b_i)
@@ -91,18 +90,8 @@ class ConvLSTM(nn.Module):
         with torch.no_grad():
             self.bias.chunk(4)[1].fill_(forget_bias)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b t c h w"] | None,
-        state: State | None = None,
-        num_steps: int | None = None,
-    ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
-        """Return the hidden states of all steps, and the last state to continue from.
-
-        Without `state` the layer starts from zeros. A layer without input takes `x=None` and needs `state` and
-        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
-        """
-        steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
+    def run(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
+        """Evaluate the equations, by the fast path where it has these settings."""
         if state is not None:
             width = self.hidden_channels
             check_state(state, x, (width, width), ("hidden", "cell"))
@@ -111,10 +100,10 @@ class ConvLSTM(nn.Module):
             hidden, cell = (None, None) if state is None else state
             weights = (self.input_weight, self.state_weight, self.bias, self.peephole)
             outputs, *last = convlstm_sequence(
-                x, hidden, cell, *weights, num_steps=steps, recompute=self.recompute
+                x, hidden, cell, *weights, num_steps=num_steps, recompute=self.recompute
             )
             return outputs, tuple(last)
-        return self.definition(x, state, steps)
+        return self.definition(x, state, num_steps)
 
     def _takes_fast_way(self) -> bool:
         # compilers and exporters get the definition: they fuse it themselves

@@ -33,6 +33,32 @@ class CellFactory(Protocol):
         """Build a layer with the interface of this module and an attribute `hidden_channels`."""
 
 
+class RecurrentLayer(nn.Module):
+    """A layer with the interface of this module: `run` does the work, after the checks."""
+
+    in_channels: int
+    hidden_channels: int
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t c h w"] | None,
+        state: State | None = None,
+        num_steps: int | None = None,
+    ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
+        """Return the hidden states of all steps, and the last state to continue from.
+
+        Without `state` the layer starts from zeros. A layer without input takes `x=None` and needs `state` and
+        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
+        """
+        dtype = next(self.parameters()).dtype
+        steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=dtype)
+        return self.run(x, state, steps)
+
+    def run(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
+        """Return what `forward` does; all arguments but the form of `state` are checked."""
+        raise NotImplementedError
+
+
 def check_layer(
     name: str, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int
 ) -> None:

@@ -2,21 +2,20 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.layers.convgru import input_terms
 from raincast.models.layers.recurrent import (
     Initialisation,
+    RecurrentLayer,
     State,
     check_layer,
-    check_sequence,
     check_state,
     initialise_gates,
 )
 
 
-class STLSTM(nn.Module):
+class STLSTM(RecurrentLayer):
     """A stack of ST-LSTM layers over a whole sequence; they share a memory M in addition to each layer's cell C.
 
     Layer l of n, with X^1 the input and X^l = H^{l-1}_t above; `*` is a convolution, `∘` element-wise:
@@ -62,23 +61,13 @@ class STLSTM(nn.Module):
             for channels in (in_channels, *[hidden_channels] * (num_layers - 1))
         )
 
-    def forward(
-        self,
-        x: Float[Tensor, "b t c h w"] | None,
-        state: State | None = None,
-        num_steps: int | None = None,
-    ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
-        """Return the top layer's hidden states at all steps, and the last state to continue from.
-
-        Without `state` the stack starts from zeros. A stack without input takes `x=None` and needs `state` and
-        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
-        """
+    def run(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
+        """Evaluate the equations; the hidden states are those of the top layer."""
         bottom, *above = self.layers
         assert isinstance(bottom, _Unit)
-        steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=bottom.bias.dtype)
         hidden, cell, memory = self._unpack(x, state)
         outputs = []
-        for term in input_terms(x, bottom.input_weight, bottom.bias, steps):
+        for term in input_terms(x, bottom.input_weight, bottom.bias, num_steps):
             hidden[0], cell[0], memory = bottom(term, hidden[0], cell[0], memory)
             for n, layer in enumerate(above, start=1):
                 assert isinstance(layer, _Unit)

@@ -6,10 +6,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raincast.models.layers.convgru import Activation, activation_of, first_hidden, gru_update, input_terms
-from raincast.models.layers.recurrent import Initialisation, State, check_layer, check_sequence, initialise_gates
+from raincast.models.layers.recurrent import Initialisation, RecurrentLayer, State, check_layer, initialise_gates
 
 
-class TrajGRU(nn.Module):
+class TrajGRU(RecurrentLayer):
     """A TrajGRU layer over a whole sequence: a ConvGRU whose state arrives along L learned flows.
 
         U_t, V_t = γ(X_t, H_{t-1})
@@ -76,21 +76,11 @@ class TrajGRU(nn.Module):
         self.flow_weight = nn.Parameter(torch.zeros(2 * num_links, flow_channels, state_kernel, state_kernel))
         self.flow_offset = nn.Parameter(torch.zeros(2 * num_links))
 
-    def forward(
-        self,
-        x: Float[Tensor, "b t c h w"] | None,
-        state: State | None = None,
-        num_steps: int | None = None,
-    ) -> tuple[Float[Tensor, "b steps hidden h w"], State]:
-        """Return the hidden states of all steps, and the last state to continue from.
-
-        Without `state` the layer starts from zeros. A layer without input takes `x=None` and needs `state` and
-        `num_steps`; otherwise `num_steps` is the length of `x` and may be omitted.
-        """
-        steps = check_sequence(x, state, num_steps, in_channels=self.in_channels, dtype=self.state_weight.dtype)
+    def run(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
+        """Evaluate the equations; all steps of the input are convolved in one call."""
         hidden = first_hidden(x, state, self.hidden_channels)
-        to_gates = input_terms(x, self.input_weight, self.bias, steps)
-        to_flow = input_terms(x, self.flow_input_weight, self.flow_bias, steps)
+        to_gates = input_terms(x, self.input_weight, self.bias, num_steps)
+        to_flow = input_terms(x, self.flow_input_weight, self.flow_bias, num_steps)
         outputs = []
         for given, given_flow in zip(to_gates, to_flow, strict=True):
             carried = F.conv2d(warp(hidden, self._flow(given_flow, hidden)), self.state_weight)

@@ -103,7 +103,9 @@ def summarise(
     }
     _check(sizes, optimizer_slots, device)
     net = _on_meta(network)
-    criterion: Loss = _squared_error if loss is None else _loss_on_meta(loss)
+    criterion: Loss = loss or _squared_error
+    if isinstance(loss, nn.Module):
+        criterion = _on_meta(loss)
     batch = _batch(net, **sizes)
     weights = list(net.parameters())
     trained = [p for p in weights if p.requires_grad]
@@ -173,10 +175,6 @@ def _on_meta(module: nn.Module) -> nn.Module:
     for buffer in module.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device=META)
     return copy.deepcopy(module, memo)
-
-
-def _loss_on_meta(loss: Loss) -> Loss:
-    return _on_meta(loss) if isinstance(loss, nn.Module) else loss
 
 
 def _squared_error(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:

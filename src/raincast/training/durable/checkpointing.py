@@ -135,9 +135,8 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         if self._agreed(trainer, not _is_finite(trainer.lightning_module)):
-            raise FloatingPointError(
-                f"The network's weights are no longer finite. {self._kept()} Lower optimizer.lr."
-            )
+            kept = f"{self.path} is from before that." if self.path.exists() else "Nothing was saved yet."
+            raise FloatingPointError(f"The network's weights are no longer finite. {kept} Lower optimizer.lr.")
         new = self.path.with_name(f".{self.path.name}.new")
         trainer.save_checkpoint(new)
         if trainer.is_global_zero:
@@ -147,9 +146,6 @@ class LastCheckpoint(Checkpoint):
             flush(self.path.parent)
         trainer.strategy.barrier("LastCheckpoint")
         self._saved_at = time.monotonic()
-
-    def _kept(self) -> str:
-        return f"{self.path} is from before that." if self.path.exists() else "Nothing was saved yet."
 
     def _leave(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:

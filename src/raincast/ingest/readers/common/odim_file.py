@@ -121,17 +121,14 @@ def _exact_time(what: Mapping[str, Any], which: str) -> np.datetime64 | None:
 def is_odim(path: Path, *, without: Collection[str] = ()) -> bool:
     """Return True if `path`, or the first file packed in it, has an ODIM object that is not in `without`."""
     try:
-        if not starts_with(path, HDF5_SIGNATURE) and not _holds_hdf5(path):
+        size = len(HDF5_SIGNATURE)
+        if not starts_with(path, HDF5_SIGNATURE) and first_bytes_inside(path, size)[:1] != [HDF5_SIGNATURE]:
             return False
         with h5py_files(path, {0}, checked=False) as files:
             _, _, file = next(files)
             return attributes(file, "what").get("object") not in (None, *without)
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError, StopIteration):
         return False
-
-
-def _holds_hdf5(path: Path) -> bool:
-    return any(start == HDF5_SIGNATURE for start in first_bytes_inside(path, len(HDF5_SIGNATURE))[:1])
 
 
 @contextmanager
