@@ -278,7 +278,7 @@ def train(sampler: Sampler, out: Path, *, minutes: float, batch: int, lr: float,
         rain, observed, later, minute, pixel, leads = sampler.batch(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             longest = round(float((leads[:, -1] / minute).max()))
-            logits = core(rain, observed, Scale(minute, pixel, leads), longest=longest)
+            logits = torch.stack(core(rain, observed, Scale(minute, pixel, leads), longest=longest), dim=1)
         known = torch.zeros_like(logits[:, :, :1]).float()
         loss = loss_of(torch.cat([logits.float(), known], 2), later[:, :, None], later.isfinite()[:, :, None])
         optimizer.zero_grad()

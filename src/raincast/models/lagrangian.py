@@ -1,5 +1,6 @@
 """A ConvLSTM encoder-forecaster in Lagrangian coordinates that predicts the error of S-PROG's forecast."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from raincast.models.layers.convlstm import ConvLSTM
 from raincast.models.layers.recurrent import SLOPE, CellFactory
 from raincast.models.members import correlated_noise
 from raincast.models.optical_flow import displacements, find_flow, inside, move, smooth
-from raincast.models.persistence import observed_persistence
+from raincast.models.persistence import corrected
 from raincast.models.sprog import NUM_BANDS, sprog, statistics
 from raincast.models.weights import BOX, box
 from raincast.transforms import THRESHOLDS, UNKNOWN
@@ -124,22 +125,15 @@ class LagrangianForecaster(PhysicalNetwork):
         """Forecast logits at `THRESHOLDS` and the advected newest frame (mm/h) from rain (mm/h) and its mask."""
         check_frames(x, self.in_channels, num_steps)
         of = _followed(x, num_steps, scale)
-        logits = self.core(of.past, of.seen, of.scale, longest=num_steps)
-        logits = PIVOT + (logits - PIVOT) * self.certainty[:, None, None]
+        leads: Sequence[Tensor] = self.core(of.past, of.seen, of.scale, longest=num_steps)
+        certainty = self.certainty[:, None, None]
+        leads = [torch.addcmul(PIVOT * (1.0 - certainty), own, certainty) for own in leads]
         if not self.training:
-            logits = observed_persistence(logits, of.past, of.seen)
-        far = of.far.flatten(0, 1)
-        # means of neighbouring probabilities: those of their logits would lose small cores
-        chance = move(logits.sigmoid().flatten(0, 1), far, border=True)
-        moved = chance.clamp(SMALLEST_CHANCE, 1.0 - SMALLEST_CHANCE).logit()
+            leads = corrected(leads, of.past, of.seen)
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
-        newest = newest[:, None].expand(-1, num_steps, -1, -1, -1).flatten(0, 1)
-        newest = move(newest, far)
-        reached = inside(far) > 0
-        known = (newest[:, 1:] > 0.5) & reached
-        moved = torch.where(reached, moved, _shares(newest[:, :1], known))
-        newest = torch.where(known, newest[:, :1], torch.full_like(newest[:, :1], UNKNOWN))
-        return torch.cat([moved, newest], dim=1).view(-1, num_steps, len(THRESHOLDS) + 1, *x.shape[-2:])
+        return _stacked(
+            (_advected(own, newest, far) for own, far in zip(leads, of.far.unbind(1), strict=True)), num_steps
+        )
 
     def noise(
         self,
@@ -250,8 +244,8 @@ class LagrangianCore(nn.Module):
         scale: Scale,
         *,
         longest: int,
-    ) -> Float[Tensor, "b leads k h w"]:
-        """Return logits at `THRESHOLDS` from at least three frames in mm/h without NaN.
+    ) -> list[Float[Tensor, "b k h w"]]:
+        """Return logits at `THRESHOLDS` of each lead time from at least three frames in mm/h without NaN.
 
         `observed` is 1 where they were observed, else 0. `longest` is the largest lead time in steps.
         """
@@ -312,8 +306,8 @@ class LagrangianCore(nn.Module):
             return distribution(anchor.field[:, leads], spread[:, leads], correction)
 
         if torch.is_grad_enabled():
-            return logits(slice(None))
-        return torch.cat([logits(slice(lead, lead + 1)) for lead in range(L)], dim=1)
+            return list(logits(slice(None)).unbind(1))
+        return [logits(slice(lead, lead + 1))[:, 0] for lead in range(L)]
 
 
 def motion(rain: Float[Tensor, "n t h w"], pixel_km: Float[Tensor, " n"]) -> Float[Tensor, "n 2 h w"]:
@@ -340,11 +334,42 @@ def distribution(
     return first[:, :, None] - torch.cat([torch.zeros_like(first)[:, :, None], steps.cumsum(2)], dim=2)
 
 
+def _advected(logits: Tensor, newest: Tensor, far: Tensor) -> Tensor:
+    """Advect logits (B, K, H, W) and the newest frame and its mask (B, 2, H, W) by `far` (B, 2, H, W).
+
+    Returns (B, K + 1, H, W), the output of the forecaster for one lead time.
+    """
+    # means of neighbouring probabilities: those of their logits would lose small cores
+    fields = move(torch.cat([logits.sigmoid(), newest], dim=1), far, border=True)
+    chance, rain, seen = fields[:, :-2], fields[:, -2:-1], fields[:, -1:]
+    reached = inside(far)
+    known = (seen > 0.5).to(reached.dtype) * reached
+    rain = torch.where(known > 0, rain, torch.full_like(rain, UNKNOWN))
+    # a sum of products is faster than torch.where, whose mask would be repeated for each threshold
+    moved = chance.logit(SMALLEST_CHANCE) * reached
+    moved = moved + (1.0 - reached) * _shares(rain, known)
+    return torch.cat([moved, rain], dim=1)
+
+
 def _shares(newest: Tensor, known: Tensor) -> Tensor:
-    """Return the logit (N, K, 1, 1) of the share of known pixels that reach each threshold."""
-    count = known.sum((-2, -1)).clamp_min(1)
-    shares = [((newest >= threshold) & known).sum((-2, -1)) / count for threshold in THRESHOLDS]
-    return torch.cat(shares, dim=1).clamp(SMALLEST_SHARE, 0.5).logit()[..., None, None]
+    """Return the logit (N, K, 1, 1) of the share of known pixels that reach each threshold.
+
+    `newest` is `UNKNOWN`, below all thresholds, at the others.
+    """
+    reached = [(newest >= threshold).to(newest.dtype).sum((-2, -1)) for threshold in THRESHOLDS]
+    shares = torch.cat(reached, dim=1) / known.sum((-2, -1)).clamp_min(1.0)
+    return shares.clamp(SMALLEST_SHARE, 0.5).logit()[..., None, None]
+
+
+def _stacked(steps: Iterator[Tensor], num_steps: int) -> Tensor:
+    """Stack lead times along a new second axis, (B, L, …), one at a time to save memory."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.stack(list(steps), dim=1)
+    first = next(steps)
+    made = first.new_empty(first.shape[0], num_steps, *first.shape[1:])
+    for lead, step in enumerate(itertools.chain([first], steps)):
+        made[:, lead] = step
+    return made
 
 
 def _each(frames: Tensor, far: Tensor) -> Tensor:

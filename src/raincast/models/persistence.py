@@ -1,7 +1,7 @@
 """How long the rain at hand has persisted: a correction of probabilities by the past frames, without weights."""
 
-import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -31,28 +31,59 @@ def observed_persistence(
     oldest frame the frequency's logit is linear in the logarithm of the lead time, and the comparison counts less.
     All logits of one kind move by the difference.
     """
-    newest, known = past[:, -1], seen[:, -1] > 0.5
-    before, both = past[:, :-1].flip(1), (seen[:, :-1].flip(1) > 0.5) & known[:, None]
-    lags, steps = before.shape[1], logits.shape[1]
-    logarithm = torch.arange(1, steps + 1, device=logits.device, dtype=logits.dtype).log()
+    return torch.stack(list(corrected([own.clone() for own in logits.unbind(1)], past, seen)), dim=1)
+
+
+def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor) -> Sequence[Tensor]:
+    """Return what `observed_persistence` does, from and as one tensor (B, K, H, W) for each lead time.
+
+    Unless gradients are recorded, the result overwrites `leads`.
+    """
+    in_place = not torch.is_grad_enabled()
+    levels = [[level if in_place else level.clone() for level in own.unbind(1)] for own in leads]
+    # masks are numbers: their products and sums are faster than logic and sums of bytes
+    both = (seen > 0.5).to(leads[0].dtype)
+    both = both * both[:, -1:]
+    rain = torch.where(both > 0, past, -torch.ones_like(past))
+    newest, known, before, both = rain[:, -1], both[:, -1], rain[:, :-1].flip(1), both[:, :-1].flip(1)
+    for k in reversed(range(len(THRESHOLDS))):
+        wet = (newest >= THRESHOLDS[k]).to(known.dtype)
+        kinds = (wet, known - wet)
+        was_wet = (before >= THRESHOLDS[k]).to(known.dtype)
+        were = was_wet.sum((-2, -1))
+        hits = was_wet.mul_(wet[:, None]).sum((-2, -1))
+        hits_of_dry = (both * wet[:, None]).sum((-2, -1)) - hits
+        counted = ((hits, were), (hits_of_dry, both.sum((-2, -1)) - were))
+        means: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for own in levels:
+            chance = own[k].sigmoid()
+            for kind, sums in zip(kinds, means, strict=True):
+                sums.append((chance * kind).sum((-2, -1)))
+        shifts = [
+            _shift(torch.stack(sums, dim=1), kind.sum((-2, -1)), *numbers, sign)
+            for sums, kind, numbers, sign in zip(means, kinds, counted, (-1.0, 1.0), strict=True)
+        ]
+        for lead, own in enumerate(levels):
+            for kind, shift in zip(kinds, shifts, strict=True):
+                own[k].addcmul_(kind, shift[:, lead, None, None])
+            if k + 1 < len(own):  # a higher threshold is not reached more often
+                own[k] = torch.maximum(own[k], own[k + 1], out=own[k] if in_place else None)
+    return leads if in_place else [torch.stack(own, dim=1) for own in levels]
+
+
+def _shift(sums: Tensor, count: Tensor, hits: Tensor, total: Tensor, sign: float) -> Tensor:
+    """Return the number (B, L) to add to the logits of `count` pixels whose probabilities add up to `sums`.
+
+    `hits` of the `total` pixels of this kind before reached the threshold in the newest frame, (B, lags). Their
+    share rises (`sign` 1) or falls (−1) with the lead time.
+    """
+    lags, L = hits.shape[1], sums.shape[1]
+    logarithm = torch.arange(1, L + 1, device=sums.device, dtype=sums.dtype).log()
     weight = torch.exp(-0.5 * (logarithm - math.log(lags)).clamp_min(0.0))
-    at = torch.arange(lags, device=logits.device).clamp_max(steps - 1)
-    levels = []
-    for own, threshold in zip(logits.unbind(2), THRESHOLDS, strict=True):
-        wet, was_wet = newest >= threshold, before >= threshold
-        chance, moved = own.sigmoid(), own
-        for now, then, sign in ((wet & known, was_wet & both, -1.0), (~wet & known, ~was_wet & both, 1.0)):
-            count = now.sum((-2, -1))
-            mean = (chance * now[:, None]).sum((-2, -1)) / count.clamp_min(1)[:, None]
-            # the observed frequency at each lag, (B, lags)
-            hits = (then & wet[:, None]).sum((-2, -1))
-            observed = (hits + PRIOR_PIXELS * mean[:, at]) / (then.sum((-2, -1)) + PRIOR_PIXELS)
-            observed = observed.clamp(LOWEST, HIGHEST).logit()
-            slope = sign * (sign * (observed[:, -1] - observed[:, 0])).clamp_min(0.0) / math.log(max(lags, 2))
-            expected = observed[:, :1] + slope[:, None] * logarithm
-            shift = weight * (expected - mean.clamp(LOWEST, HIGHEST).logit())
-            shift = shift * (count >= FEWEST_PIXELS)[:, None]
-            moved = moved + shift[..., None, None] * now[:, None]
-        levels.append(moved)
-    # a higher threshold is not reached more often
-    return torch.stack(list(itertools.accumulate(reversed(levels), torch.maximum))[::-1], dim=2)
+    at = torch.arange(lags, device=sums.device).clamp_max(L - 1)
+    mean = sums / count.clamp_min(1.0)[:, None]
+    observed = (hits + PRIOR_PIXELS * mean[:, at]) / (total + PRIOR_PIXELS)
+    observed = observed.clamp(LOWEST, HIGHEST).logit()
+    slope = sign * (sign * (observed[:, -1:] - observed[:, :1])).clamp_min(0.0) / math.log(max(lags, 2))
+    shift = weight * (observed[:, :1] + slope * logarithm - mean.clamp(LOWEST, HIGHEST).logit())
+    return shift * (count >= FEWEST_PIXELS)[:, None]

@@ -22,7 +22,7 @@ FORMAT = 1
 
 def box_bytes_per_pixel(lead_steps: int) -> float:
     """Return the bytes per pixel that a forecast by the bundled weights allocates (`models.size`, CPU)."""
-    return max(1000.0, 430.0 + 250.0 * lead_steps)
+    return max(1050.0, 430.0 + 250.0 * lead_steps)
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
