@@ -1,4 +1,4 @@
-"""Complete trained weights for the box: scores on unseen data, and the certainty of each threshold.
+"""Complete trained weights for the box: scores on unseen data, and what they lose or gain on other radars.
 
     python benchmarks/leave_one_out.py --box mch=data/mch2016 --starts 8 --ensembles 0 --out mch.json
     python benchmarks/box.py weights.npz --scored "MeteoSwiss, 11 July 2016" 1.0 0.13 mch.json --scored …
@@ -10,6 +10,7 @@
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from raincast.transforms import THRESHOLDS
 
 CERTAINTY, UNTIL, GONE_AT = 1.2, 2.0, 8.0
 """Factor up to a threshold in mm/h; it falls to 1 at the other, linearly in the logarithm."""
+LOCATION = 0.5
+"""Share of the learned correction of the location that is kept: half of it fits the radars of training alone."""
 NAMES = {"area": "raincast", "sprog": "S-PROG", "extrapolation": "extrapolation"}
 
 
@@ -28,6 +31,22 @@ def certainty() -> torch.Tensor:
     """Return the factor of each threshold, (K,)."""
     shares = [math.log(threshold / UNTIL) / math.log(GONE_AT / UNTIL) for threshold in THRESHOLDS]
     return torch.tensor([CERTAINTY + (1.0 - CERTAINTY) * min(1.0, max(0.0, share)) for share in shares])
+
+
+def for_other_radars(core: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state of `LagrangianForecaster` for radars that were not trained on, from that of its core."""
+    state = {f"core.{name}": value.clone() for name, value in core.items()}
+    for name in ("core.out.weight", "core.out.bias"):
+        state[name][0] *= LOCATION
+    return state | {"certainty": certainty()}
+
+
+def as_trained(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Undo `for_other_radars`."""
+    made = {name: value.clone() for name, value in state.items()}
+    for name in ("core.out.weight", "core.out.bias"):
+        made[name][0] /= LOCATION
+    return made | {"certainty": torch.ones_like(made["certainty"])}
 
 
 def scores_of(name: str, pixel_km: float, wet_share: float, rows: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pretrain
 import torch
 import yaml
+from box import as_trained
 from rich.console import Console
 from rich.table import Table
 
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12.0, help="of training each fold")
     parser.add_argument("--only", nargs="*", help="networks that are scored")
     parser.add_argument("--box", action="store_true", help="score the bundled weights")
-    parser.add_argument("--plain", action="store_true", help="with the certainty of the logits left at 1")
+    parser.add_argument("--plain", action="store_true", help="the weights as they were trained")
     parser.add_argument("--starts", type=int, default=10, help="of each archive")
     parser.add_argument("--places", type=int, default=1, help="windows of each start time")
     parser.add_argument("--ensembles", type=int, default=5, help="windows of each archive with STEPS")
@@ -275,7 +276,7 @@ def main() -> None:
                 )
             state = read_weights(path)[0]
         if options.plain:
-            state = {**state, "certainty": torch.ones_like(state["certainty"])}
+            state = as_trained(state)
         network, rows = Network(state), []
         for archive in paths:
             for number, window in enumerate(windows(Path(archive), options.starts, options.size, options.places)):

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
-from box import certainty
+from box import for_other_radars
 from torch import Tensor
 
 from raincast.archive import Archive
@@ -290,7 +290,7 @@ def train(sampler: Sampler, out: Path, *, minutes: float, batch: int, lr: float,
         with torch.no_grad():
             for mean, value in zip(averaged.parameters(), core.parameters(), strict=True):
                 mean.lerp_(value, 1.0 - min(0.998, step / (10 + step)))
-        losses.append(float(loss))
+        losses.append(loss.item())
         if step % 100 == 0:
             log.info("step %d, %.0f s, loss %.4f, rate %.1e", step, used, np.mean(losses[-100:]), rate)
         if step % 500 == 0:
@@ -344,8 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
     )
     info = {"networks": list(networks), "minutes": options.minutes, "config": config_of_box()}
-    whole = {f"core.{name}": value for name, value in state.items()} | {"certainty": certainty()}
-    write_weights(options.out, whole, info)
+    write_weights(options.out, for_other_radars(state), info)
 
 
 if __name__ == "__main__":

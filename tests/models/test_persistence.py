@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from raincast.models.persistence import PRIOR_PIXELS, observed_persistence
+from raincast.models.persistence import HIGHEST, LOWEST, PRIOR_PIXELS, observed_changes, observed_persistence
 from raincast.transforms import THRESHOLDS
 
 FIVE = THRESHOLDS.index(5.0)
@@ -29,7 +29,11 @@ def test_rain_that_stayed_is_likely_to_stay_and_dry_pixels_to_stay_dry() -> None
     made = observed_persistence(logits(3, 0.5), past, torch.ones_like(past)).sigmoid()
     wet, dry = made[0, :, FIVE, :10], made[0, :, FIVE, 10:]
     count = 400.0
-    torch.testing.assert_close(wet, torch.full_like(wet, (count + 0.5 * PRIOR_PIXELS) / (count + PRIOR_PIXELS)))
+    stayed = torch.tensor((count + 0.5 * PRIOR_PIXELS) / (count + PRIOR_PIXELS))
+    by_rate = (stayed.logit() / torch.arange(1, 4)).sigmoid()  # first by its rate, then by the threshold alone
+    expected = ((count + by_rate * PRIOR_PIXELS) / (count + PRIOR_PIXELS)).clamp(max=HIGHEST)
+    ends = [0, 2]  # between the first and the last, the logit is linear in the logarithm of the lead time
+    torch.testing.assert_close(wet[ends], expected[ends, None, None].expand_as(wet[ends]))
     assert (dry < 0.01).all()
 
 
@@ -74,3 +78,45 @@ def test_gradients_pass() -> None:
     leaf = logits(3, 0.3).requires_grad_()
     observed_persistence(leaf, past, torch.ones_like(past)).sum().backward()
     assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.any()
+
+
+def rising(side: int = 40) -> torch.Tensor:
+    """In one step 3 mm/h become 6 on the first rows, and 1.2 stays on the next; the newest 3 mm/h are elsewhere."""
+    rain = torch.zeros(2, side, side)
+    rain[0, :10], rain[1, :10] = 3.0, 6.0
+    rain[:, 10:20] = 1.2
+    rain[1, 20:30] = 3.0
+    return rain[None]
+
+
+def test_rain_changes_as_rain_of_that_rate_has_changed() -> None:
+    past = rising()
+    made = observed_changes(logits(1, 0.3)[:, 0], past, torch.ones_like(past), 1).sigmoid()[0, FIVE]
+    count = 400.0
+    grown = (count + 0.3 * PRIOR_PIXELS) / (count + PRIOR_PIXELS)
+    torch.testing.assert_close(made[20:30], torch.full((10, 40), grown))
+    assert (made[10:20] < 0.01).all() and (made[30:] < 0.01).all()
+    torch.testing.assert_close(made[:10], torch.full((10, 40), 0.3))  # no such rate before: nothing is known
+
+
+def test_changes_count_less_far_ahead_and_only_where_they_were_observed() -> None:
+    past = rising()
+    older = torch.cat([past[:, :1], past], dim=1)
+    before, seen = logits(1, 0.3)[:, 0], torch.ones_like(older)
+    near = observed_changes(before, older, seen, 1) - before
+    far = observed_changes(before, older, seen, 2) - before
+    torch.testing.assert_close(far[0, FIVE, 20:], near[0, FIVE, 20:] / 2)
+    seen[:, :-1] = 0.0
+    torch.testing.assert_close(observed_changes(before, older, seen, 1), before, rtol=1e-5, atol=1e-5)
+    seen[:] = 1.0
+    seen[:, -1, :, :20] = 0.0
+    made = observed_changes(before, older, seen, 1)
+    torch.testing.assert_close(made[..., :20], before[..., :20])
+    assert (made[0, FIVE, 20:30, 20:] > 3.0).all()
+
+
+def test_sums_of_many_small_numbers_keep_their_digits() -> None:
+    past = torch.zeros(1, 2, 1500, 1500)
+    before = torch.full((1, NUM, 1500, 1500), math.log(1e-3 / (1 - 1e-3)))
+    made = observed_changes(before, past, torch.ones_like(past), 1)
+    torch.testing.assert_close(made.sigmoid(), torch.full_like(made, LOWEST), rtol=1e-3, atol=0)

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from raincast.transforms import THRESHOLDS
@@ -18,6 +19,9 @@ FEWEST_PIXELS = 3
 LOWEST, HIGHEST = 1e-6, 0.999
 """Bounds of the observed frequencies."""
 
+CLASSES = tuple(sorted([*THRESHOLDS, *(math.sqrt(low * high) for low, high in pairwise(THRESHOLDS))]))
+"""Rates (mm/h) that divide pixels into classes: the thresholds, and one rate between each two."""
+
 
 def observed_persistence(
     logits: Float[Tensor, "b leads k h w"], past: Float[Tensor, "b t h w"], seen: Float[Tensor, "b t h w"]
@@ -29,7 +33,8 @@ def observed_persistence(
     where it does not, are treated apart. Their mean probability of reaching it j steps later is compared with a
     frequency: how many pixels of that kind j steps before the newest frame reach it in the newest. Beyond the
     oldest frame the frequency's logit is linear in the logarithm of the lead time, and the comparison counts less.
-    All logits of one kind move by the difference.
+    All logits of one kind move by the difference. Lead times within the past frames' reach are first compared by
+    smaller kinds: see `observed_changes`.
     """
     return torch.stack(list(corrected([own.clone() for own in logits.unbind(1)], past, seen)), dim=1)
 
@@ -40,6 +45,10 @@ def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor) -> Sequence[T
     Unless gradients are recorded, the result overwrites `leads`.
     """
     in_place = not torch.is_grad_enabled()
+    reach = past.shape[1] - 1
+    leads = [
+        observed_changes(own, past, seen, lag) if lag <= reach else own for lag, own in enumerate(leads, start=1)
+    ]
     levels = [[level if in_place else level.clone() for level in own.unbind(1)] for own in leads]
     # masks are numbers: their products and sums are faster than logic and sums of bytes
     both = (seen > 0.5).to(leads[0].dtype)
@@ -87,3 +96,39 @@ def _shift(sums: Tensor, count: Tensor, hits: Tensor, total: Tensor, sign: float
     slope = sign * (sign * (observed[:, -1:] - observed[:, :1])).clamp_min(0.0) / math.log(max(lags, 2))
     shift = weight * (observed[:, :1] + slope * logarithm - mean.clamp(LOWEST, HIGHEST).logit())
     return shift * (count >= FEWEST_PIXELS)[:, None]
+
+
+def observed_changes(
+    logits: Float[Tensor, "b k h w"], past: Float[Tensor, "b t h w"], seen: Float[Tensor, "b t h w"], lag: int
+) -> Float[Tensor, "b k h w"]:
+    """Return logits after `lag` steps that agree with how rain of each rate has changed in as many steps.
+
+    Pixels are divided by the rate of the newest frame (`CLASSES`). The mean probability of each class at each
+    threshold is compared with how many pixels of that class `lag` steps before reach it in the newest frame.
+    All logits of a class move by the difference over `lag`: the farther ahead, the less the present rate says.
+    Unless gradients are recorded, the result overwrites `logits`.
+    """
+    edges = torch.tensor(CLASSES, dtype=past.dtype, device=past.device)
+    num = len(CLASSES) + 1
+    now = torch.bucketize(past[:, -1], edges, right=True)
+    then = torch.bucketize(past[:, -1 - lag], edges, right=True)
+    known = (seen[:, -1] > 0.5).to(past.dtype)
+    both = known * (seen[:, -1 - lag] > 0.5)
+    changes = _sums(both[:, None], (then * num + now)[:, None], num * num).view(-1, num, num)
+    reached = changes.flip(2).cumsum(2).flip(2)  # pixels of a class that become at least so wet
+    reached = reached[:, :, [CLASSES.index(threshold) + 1 for threshold in THRESHOLDS]].transpose(1, 2)
+    total = changes.sum(2)[:, None]
+    place = now[:, None].expand(logits.shape)
+    count = _sums(known[:, None], now[:, None], num)
+    mean = _sums(logits.sigmoid() * known[:, None], place, num) / count.clamp_min(1.0)
+    observed = (reached + PRIOR_PIXELS * mean) / (total + PRIOR_PIXELS)
+    shift = observed.clamp(LOWEST, HIGHEST).logit() - mean.clamp(LOWEST, HIGHEST).logit()
+    shift = shift * (count >= FEWEST_PIXELS) / lag
+    shift = shift[:, :, None].expand(-1, -1, logits.shape[2], -1).gather(3, place)
+    return torch.addcmul(logits, shift, known[:, None], out=None if torch.is_grad_enabled() else logits)
+
+
+def _sums(values: Float[Tensor, "b k h w"], place: Int[Tensor, "b k h w"], num: int) -> Float[Tensor, "b k num"]:
+    """Return the sum of the values at each place; rows first, for sums of many small numbers lose digits."""
+    rows = torch.zeros((*values.shape[:3], num), dtype=values.dtype, device=values.device)
+    return rows.scatter_add(3, place, values).sum(2)
