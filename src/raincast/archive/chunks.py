@@ -75,11 +75,13 @@ class Unpacked:
             self.num_bytes -= self._chunks.popitem(last=False)[1].nbytes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ChunkedCodes:
     """Codes (T, H, W) in chunks that are compressed with zstd only.
 
     On any error of `read`, use netCDF4 instead: it fills chunks that were never written, and reports damage.
+    `has_negative` is True once a chunk had a negative code other than missing. Chunks are checked right after they
+    are unpacked, while they are in the processor's cache: a check of each window would take five times as long.
     """
 
     number: int
@@ -88,6 +90,7 @@ class ChunkedCodes:
     shape: tuple[int, int, int]
     chunk: tuple[int, int, int]
     unpacked: Unpacked
+    has_negative: bool = False
 
     @classmethod
     def of(cls, path: Path, variable: str, unpacked: Unpacked) -> "ChunkedCodes | None":
@@ -137,6 +140,8 @@ class ChunkedCodes:
         if len(packed) != num_bytes:
             raise ValueError(f"The chunk at {origin} has {len(packed)} bytes, not {num_bytes}.")
         chunk: Codes = np.frombuffer(packed, CODES).reshape(self.chunk)
+        # as unsigned numbers, negative codes are above the code of missing, 2**15
+        self.has_negative |= bool(np.maximum.reduce(np.frombuffer(packed, np.uint16)) > 2**15)
         self.unpacked.keep(key, chunk)
         return chunk
 

@@ -92,6 +92,8 @@ class OpenPart:
         """Read codes (T, H, W) into `out`, a view with any strides."""
         if self.is_coded:
             self._read(time, y, x, out=out)
+            if self.chunks is not None and not self.chunks.has_negative:
+                return
             # finds negative codes except MISSING_CODE, without a copy
             absurd = out.view(np.uint16) > np.uint16(2**15)
             if absurd.any():
@@ -113,6 +115,7 @@ class OpenPart:
         if self.chunks is not None:
             with contextlib.suppress(*UNREADABLE):
                 return self.chunks.read(time, y, x, out=out)
+            self.chunks.has_negative = True  # not known of what netCDF4 reads
         with naming(self.path):
             if self.codes is not None:
                 raw = self.codes.read(time, y, x)
