@@ -24,6 +24,8 @@ class MaskedLoss(nn.Module):
     num_channels: int
     bounds: Tensor
     weights: Tensor
+    is_zero_at_zero = False
+    """Whether `terms` are 0 where both arguments are 0, as they are at pixels that do not count."""
 
     def forward(
         self,
@@ -35,7 +37,8 @@ class MaskedLoss(nn.Module):
         _check_shapes(pred, target, self.num_channels)
         zero, mask = target.new_zeros(()), self.counted(pred, mask)
         pred, target = torch.where(mask, pred.to(target.dtype), zero), torch.where(mask, target, zero)
-        return torch.where(mask, self.terms(pred, target), zero).sum() / target.numel()
+        terms = self.terms(pred, target)
+        return (terms if self.is_zero_at_zero else torch.where(mask, terms, zero)).sum() / target.numel()
 
     def counted(self, pred: Tensor, mask: Tensor) -> Bool[Tensor, "b t 1 h w"]:
         """Return the pixels that count: those of the mask."""
@@ -54,6 +57,7 @@ class BalancedLoss(MaskedLoss):
     """
 
     num_channels = 1
+    is_zero_at_zero = True
 
     def __init__(
         self,
@@ -190,6 +194,7 @@ class QuantileLoss(MaskedLoss):
     """
 
     levels: Tensor
+    is_zero_at_zero = True
 
     def __init__(
         self, transform: Transform, *, levels: Sequence[float], weights: Sequence[float] | None = None
