@@ -85,7 +85,7 @@ class Candidates:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How training crops are drawn and augmented.
+    """Settings for drawing and augmenting training crops.
 
     A crop with rain R in mm/h is drawn in proportion to
     min(1, min_weight + rain_weight · mean(1 − exp(−R / rain_scale))), the acceptance probability of DGMR

@@ -1,4 +1,4 @@
-"""Forecasts while radar files arrive: what is new is forecast, reported, and verified by what comes after."""
+"""Live mode: forecasts from radar files as they arrive, reports on them, and their verification."""
 
 from raincast.live.clock import Clock, SystemClock
 from raincast.live.settings import Settings

@@ -1,4 +1,4 @@
-"""Time as a watcher sees it, so that a day can pass in seconds."""
+"""The clock of a watcher, which tests replace so that a day passes in seconds."""
 
 import time
 from threading import Event
@@ -8,40 +8,40 @@ import numpy as np
 
 
 class Clock(Protocol):
-    """Seconds since 1970 (UTC), and waiting."""
+    """A clock that tells the time and waits."""
 
     def now(self) -> float:
-        """What time it is."""
+        """Return the time in seconds since 1970 (UTC)."""
         ...
 
     def wait(self, seconds: float, stop: Event) -> None:
-        """Let time pass; returns early once `stop` is set."""
+        """Wait for `seconds`; return early if `stop` is set."""
         ...
 
 
 class SystemClock:
-    """The machine's own."""
+    """The machine's clock."""
 
     def now(self) -> float:
-        """What time it is."""
+        """Return the time in seconds since 1970 (UTC)."""
         return time.time()
 
     def wait(self, seconds: float, stop: Event) -> None:
-        """Sleep, until `stop` at most."""
+        """Sleep for `seconds`, or until `stop` is set."""
         stop.wait(seconds)
 
 
 def seconds_of(time: np.datetime64) -> float:
-    """A UTC time in seconds since 1970."""
+    """Convert a UTC time to seconds since 1970."""
     return float(time.astype("datetime64[ms]").astype(np.int64)) / 1000.0
 
 
 def time_of(seconds: float) -> np.datetime64:
-    """Seconds since 1970 as a UTC time."""
+    """Convert seconds since 1970 to a UTC time."""
     time: np.datetime64 = np.datetime64(round(seconds * 1000), "ms").astype("datetime64[ns]")
     return time
 
 
 def text_of(seconds: float) -> str:
-    """Seconds since 1970 as ISO 8601, to the second."""
+    """Format seconds since 1970 as ISO 8601, to the second."""
     return f"{np.datetime64(round(seconds), 's')}Z"

@@ -1,4 +1,4 @@
-"""From files that arrive to frames in memory: each once, none that is damaged or of another grid."""
+"""Read arriving files into frames in memory: each frame once, none that is damaged or on another grid."""
 
 import logging
 import math
@@ -21,17 +21,17 @@ from raincast.system.faults import MachineError
 log = logging.getLogger(__name__)
 
 CHUNK = 12
-"""Frames at most that are read before what they make due is forecast: a long backlog never lies in memory."""
+"""Largest number of frames read before the forecasts they make due, so that a long backlog is never in memory."""
 FIRST_LOOK = 64
-"""Files in a row without a frame of use after which, at the first look, the older ones are left alone."""
+"""On the first look, the number of consecutive useless files after which older ones are not opened."""
 FUTURE_STEPS = 2
-"""Frames further ahead of the clock than this are a mistake of either."""
+"""Steps ahead of the clock beyond which either a frame's time or the clock must be wrong."""
 REMEMBERED_FILES = 5000
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A frame in a file: number `number` of it, of `time`."""
+    """Frame number `number` of the file `path`, of `time`; `arrived` is in seconds since 1970."""
 
     time: np.datetime64
     path: Path
@@ -41,11 +41,11 @@ class Offer:
 
 
 class Intake:
-    """The files of `folder` as `recent` frames.
+    """Read the files of `folder` into `recent`.
 
-    A frame is fresh while it is no older than `max_age_minutes`; None: always. Frames of the last `kept_minutes`
-    stay in memory, and as many more as forecasts need. `seen` are the times that were taken, with the file that
-    they came from, of the last `seen_hours`.
+    A frame is fresh if it is no older than `max_age_minutes` (None: always). Frames of the last `kept_minutes`
+    stay in memory, and as many more as forecasts need. `seen` maps the times taken in the last `seen_hours` to
+    their files.
     """
 
     def __init__(
@@ -62,42 +62,42 @@ class Intake:
     ) -> None:
         self.folder, self.reader, self.record = folder, reader, record
         self.max_age_minutes = max_age_minutes
-        # input of the oldest frame that may still be forecast, and a margin for late ones
+        # the input of the oldest frame that may still start a forecast, and a margin for late frames
         fresh = CHUNK if max_age_minutes is None else math.ceil(max_age_minutes / step_minutes)
         kept = math.floor(kept_minutes / step_minutes) + 1
         self.recent = RecentFrames(step_minutes, max(input_steps + fresh + 1, kept))
-        # a chunk's first frame is still in memory at its end, with its input
+        # short enough that the first frame of a chunk, with its input, is still in memory at its end
         self.chunk_span = (fresh + 1) * schema.step_timedelta(step_minutes)
         self.seen: dict[np.datetime64, str] = {}
         self.seen_s = max(3600.0 * seen_hours, 60.0 * step_minutes * self.recent.most)
         self.arrived: dict[np.datetime64, float] = {}
         self.num_bad = 0
         self.grid: Grid | None = None
-        """of the frames so far"""
+        """The grid of the frames so far."""
         self.meaning: Meaning | None = None
         self.num_grids = 1
         self._first = True
         self._period_checked = False
         self._looked = False
-        """Whether the folder was looked through once, by this run or one before."""
+        """True once this run or an earlier one has looked through the whole folder."""
 
     def is_fresh(self, time: np.datetime64, now: float) -> bool:
-        """Whether a frame is new enough to be forecast from.
+        """Return True if a frame is new enough to start a forecast, by the clock and by the newest frame.
 
-        By the clock, and by the newest frame, in case the clock is slow.
+        The newest frame counts in case the clock is slow.
         """
         newest = self.recent.newest
         now = now if newest is None else max(now, seconds_of(newest))
         return self.max_age_minutes is None or now - seconds_of(time) <= 60.0 * self.max_age_minutes
 
     def chunks(self, now: float, stopped: Callable[[], bool]) -> Iterator[int]:
-        """Take what has arrived, in the order of time, a few frames at once; how many of them are new.
+        """Take the arrived frames in the order of time, a few at once, and yield the number of new ones.
 
-        After each chunk `to_state` says how far it came: whoever goes on from there does nothing twice.
+        After each chunk `to_state` records the progress, so that a run that resumes from it repeats nothing.
         """
         ready = self.folder.look(now)
         if self.recent.newest is None:
-            self.grid = self.meaning = None  # the newest file says which it is
+            self.grid = self.meaning = None  # the newest file determines them
         offers, fresh_files = self._offers(ready, now, stopped)
         used = dict.fromkeys(fresh_files, 0)
         broken: set[Path] = set()
@@ -117,7 +117,7 @@ class Intake:
                     self.folder.handle(offer.path, offer.number)
             yield new
             if stopped():
-                return  # the files are not decided on: the next run begins with them
+                return  # these files remain undecided: the next run begins with them
         for path in fresh_files:
             if path not in broken:
                 self._decide(path, used[path], offers, now)
@@ -125,7 +125,7 @@ class Intake:
         self._forget()
 
     def _cut(self, offers: list[Offer]) -> Iterator[list[Offer]]:
-        """A few frames at once, of so short a time that all of them are in memory together."""
+        """Yield chunks of frames, each short enough that all its frames are in memory together."""
         chunk: list[Offer] = []
         for offer in offers:
             if chunk and (len(chunk) == CHUNK or offer.time - chunk[0].time >= self.chunk_span):
@@ -136,7 +136,7 @@ class Intake:
             yield chunk
 
     def refill(self) -> None:
-        """After a restart: the frames of files that were taken already, as far back as they are kept."""
+        """After a restart, read the frames of files that were taken before, as far back as frames are kept."""
         if not self.seen:
             return
         first = seconds_of(max(self.seen)) - 60.0 * self.recent.step_minutes * (self.recent.most - 1)
@@ -154,11 +154,11 @@ class Intake:
                         self.grid = self.grid or frame.grid
                         self.recent.add(time, frame.turned_to(self.grid))
                         self.arrived[time] = self.folder.arrived(path)
-            except Exception as error:  # whatever a library throws: the file was good once, and is no longer
+            except Exception as error:  # a library may raise anything: the file was good once, and is no longer
                 log.warning("%s was read before and cannot be any more: %s", path, error)
 
     def to_state(self) -> dict[str, Any]:
-        """What was taken, as plain data."""
+        """Return the record of taken frames as plain data."""
         return {
             "looked": self._looked,
             "files": self.folder.to_state(REMEMBERED_FILES),
@@ -166,7 +166,7 @@ class Intake:
         }
 
     def from_state(self, state: dict[str, Any]) -> None:
-        """Take up what an earlier run took."""
+        """Restore the record of an earlier run."""
         self._looked = bool(state["looked"])
         self.folder.from_state(state["files"])
         self.seen = {time_of(int(ms) / 1000): path for ms, path in state["seen"].items()}
@@ -174,7 +174,7 @@ class Intake:
     def _offers(
         self, ready: list[Path], now: float, stopped: Callable[[], bool]
     ) -> tuple[list[Offer], list[Path]]:
-        """Frames of the files that can be scanned, and those files; the newest file is looked at first."""
+        """Return the frames of the files that can be scanned, and those files; the newest is scanned first."""
         offers: list[Offer] = []
         files: list[Path] = []
         useless = 0
@@ -202,13 +202,13 @@ class Intake:
         except MachineError as error:
             self._wait(path, error, now)
             return None
-        except Exception as error:  # whatever a library throws at one file, the others go on
+        except Exception as error:  # a library may raise anything; other files are not affected
             self._fail(path, str(error), now)
             return None
         if self.folder.changed(path):
             return None
         if head.meaning and head.meaning.lacks_period and not self._period_checked:
-            self._period_checked = True  # there is no more to go by here than the network's own step
+            self._period_checked = True  # only the network's own step is known here
             check_period(self.reader, path, head.meaning, head.times[:0], self.recent.step_minutes)
         if head.step_minutes and head.step_minutes != self.recent.step_minutes:
             self._refuse(
@@ -229,11 +229,11 @@ class Intake:
             self._refuse(path, f"it holds {meaning}, the frames before it {self.meaning}", now)
             return None
         self.meaning = self.meaning or meaning
-        self.grid = self.grid or head.grid  # the row order of the first: others are turned to it
+        self.grid = self.grid or head.grid  # later frames are turned to the row order of the first
         return head
 
     def _is_of_a_new_grid(self, head: Head, now: float) -> bool:
-        """Whether no fresh frame of the grid so far is left, and this file has one: it goes on with its grid."""
+        """Return True if no fresh frame of the current grid is left and this file has one: its grid takes over."""
         newest, ours = head.times.max().astype("datetime64[ns]"), self.recent.newest
         return (
             ours is not None
@@ -256,10 +256,10 @@ class Intake:
         return seconds_of(time) > now + 60.0 * self.recent.step_minutes * FUTURE_STEPS
 
     def _is_useful(self, offer: Offer, newest: np.datetime64 | None, now: float) -> bool:
-        """Whether a frame is worth reading; those that are not are counted, with the reason."""
+        """Return True if a frame is worth reading; others are counted, with the reason."""
         time = offer.time
         if time in self.seen and (time in self.recent or self.seen[time] != str(offer.path)):
-            return False  # where it is not in memory, it could not be read again after a restart
+            return False  # if it is not in memory, it could not be read again after a restart
         if self._is_future(time, now):
             if not self.folder.is_postponed(offer.path):
                 self.record.counts["future"] += 1
@@ -275,7 +275,7 @@ class Intake:
         return self.max_age_minutes is None or self._is_near(time, newest)
 
     def _take(self, offer: Offer, now: float, broken: set[Path]) -> bool:
-        """Read one frame and keep it, unless something is wrong with it."""
+        """Read one frame and keep it; return False if something is wrong with it."""
         path, time = offer.path, offer.time
         try:
             frame = self._read(path, offer.number)
@@ -289,7 +289,7 @@ class Intake:
             broken.add(path)
             return False
         if self.folder.changed(path):
-            broken.add(path)  # it is looked at again as another
+            broken.add(path)  # it is looked at again as a new file
             return False
         newest = self.recent.newest
         if newest is not None and (time - newest) % schema.step_timedelta(self.recent.step_minutes):
@@ -331,12 +331,12 @@ class Intake:
         self.folder.decide(path, TAKEN, newest=max((seconds_of(offer.time) for offer in own), default=0.0))
 
     def _wait(self, path: Path, error: MachineError, now: float) -> None:
-        """No fault of the file: it is looked at again, however often."""
+        """Record a fault of the machine, not of the file, which is tried again without limit."""
         self.record.fail(str(path), str(error), now)
         log.error("waiting    %s: %s", path, error)
 
     def _fail(self, path: Path, reason: str, now: float) -> None:
-        """A file that cannot be read is tried again, and then given up."""
+        """Record a file that cannot be read; after a few tries it counts as corrupt."""
         if self.folder.failed(path, now):
             self.num_bad += 1
             self.record.counts["corrupt"] += 1

@@ -1,4 +1,4 @@
-"""What is expected at places, for other programs: the content of `forecast.json`. docs/live.md has the schema."""
+"""The forecast at places for other programs: the content of `forecast.json`. docs/live.md has the schema."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid
 
 VERSION = 1
 RAIN_FROM = 0.1
-"""mm/h from which on it rains."""
+"""Lowest rate in mm/h that counts as rain."""
 RAIN_NOW, DRY, UNKNOWN, OUTSIDE = "rain", "dry", "unknown", "outside"
 
 
 @dataclass(frozen=True, eq=False)
 class Located:
-    """A place and its pixels in a grid; None where it lies outside."""
+    """A place and its pixels in a grid; None if it lies outside."""
 
     place: Location
     pixels: Pixels | None
 
     @classmethod
     def of(cls, place: Location, grid: Grid) -> "Located":
-        """Where `place` lies in `grid`."""
+        """Find the pixels of `place` in `grid`."""
         return cls(place, pixels_of(place, grid))
 
 
@@ -42,9 +42,9 @@ def outlook(
     *,
     rain_from: float = RAIN_FROM,
 ) -> dict[str, Any]:
-    """The content of forecast.json. `newest` is the observation at init_time, (H, W) in mm/h, if it is known.
+    """Return the content of forecast.json. `newest` is the observation at init_time, (H, W) in mm/h, if known.
 
-    A place is dry only where all of its values are known and below `rain_from`: what is not known is null.
+    A place is dry only if all its values are known and below `rain_from` mm/h. Unknown values are null.
     """
     thresholds = [float(t) for t in forecast[THRESHOLD].values] if EXCEEDANCE in forecast else []
     return {
@@ -100,7 +100,7 @@ def _at(
 def _members(
     forecast: xr.Dataset, newest: npt.NDArray[np.float32] | None, pixels: Pixels, rain_from: float
 ) -> dict[str, Any]:
-    """What the members say of the mean over a place: null is not known, or not within the forecast."""
+    """Return statistics over members of the mean rate over a place; null if unknown or not within the forecast."""
     said = at_place(forecast, pixels, newest, rain_from)
     assert said.members is not None and said.spells is not None
     percent = [f"{100 * share:g}" for share in QUANTILES]
@@ -119,7 +119,7 @@ def _members(
 
 
 def _plain(values: Any) -> Any:
-    """Numbers or lists of them, None for NaN."""
+    """Convert to numbers or lists of them, with None for NaN."""
     if np.ndim(values):
         return [_plain(value) for value in values]
     return round(float(values), 3) if np.isfinite(values) else None
@@ -128,7 +128,7 @@ def _plain(values: Any) -> Any:
 def _timeline(
     rates: Sequence[float | None], minutes: Sequence[float], valid: Sequence[str], rain_from: float
 ) -> dict[str, Any]:
-    """When it rains; `rates` are those at `valid`, so many `minutes` after init_time."""
+    """Return when it rains; `rates` (mm/h) are at the times `valid`, `minutes` after init_time."""
     wet = [None if rate is None else rate >= rain_from for rate in rates]
     begins = next((number for number, is_wet in enumerate(wet) if is_wet), None)
     if begins is None:
@@ -139,7 +139,7 @@ def _timeline(
             "rain_until_minutes": None,
             "rain_until": None,
         }
-    # what is not known ends no rain
+    # an unknown value does not end the rain
     after = next((number for number in range(begins + 1, len(wet)) if wet[number] is not True), None)
     ends = after if after is not None and wet[after] is False else None
     return {
@@ -152,14 +152,14 @@ def _timeline(
 
 
 def _chance(probabilities: Mapping[str, Sequence[float | None]], rain_from: float) -> float | None:
-    """The largest probability within the forecast of the lowest threshold that means rain."""
+    """Return the largest probability, over lead times, of the lowest threshold that counts as rain."""
     meant = [threshold for threshold in probabilities if float(threshold) >= rain_from]
     known = [value for value in probabilities[min(meant, key=float)] if value is not None] if meant else []
     return max(known, default=None)
 
 
 def _mean(values: npt.NDArray[np.floating], weights: npt.NDArray[np.float64]) -> float | None:
-    """Over the part that is known; None where none is."""
+    """Return the weighted mean of the known part; None if nothing is known."""
     known = np.where(np.isfinite(values), weights, 0.0)
     total = known.sum()
     return round(float((np.nan_to_num(values) * known).sum() / total), 3) if total > 0 else None
@@ -172,5 +172,5 @@ def _words(flags: Any) -> list[str]:
 
 
 def utc(time: Any) -> str:
-    """2026-01-31T12:05:00Z."""
+    """Format a time as 2026-01-31T12:05:00Z."""
     return f"{np.datetime_as_string(np.datetime64(time, 's'), unit='s')}Z"

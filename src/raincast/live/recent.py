@@ -1,4 +1,4 @@
-"""The newest frames in memory, as a series that forecasts are made of."""
+"""The newest frames in memory, as a series for forecasts."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from raincast.schema import Grid
 
 Times = npt.NDArray[np.datetime64]
 FROZEN_PIXELS = 10
-"""Wet pixels from which on two equal images are one, sent twice: rain does not stand still to the last digit."""
+"""Fewest wet pixels for which two equal images count as the same image sent twice."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One frame in mm/h, (H, W), NaN for missing, with what its file says of it."""
+    """One frame (H, W) in mm/h, NaN for missing, with the attributes of its file."""
 
     rain: npt.NDArray[np.float32]
     grid: Grid
@@ -27,13 +27,13 @@ class Frame:
 
     @classmethod
     def of(cls, dataset: xr.Dataset) -> "Frame":
-        """The only frame of a reader's Dataset."""
+        """Return the only frame of a reader's Dataset."""
         rain = dataset[schema.RAIN]
         attrs = {key: value for key, value in dataset.attrs.items() if key != schema.STEP_MINUTES}
         return cls(rain.values[0], schema.grid_of(dataset), str(rain.attrs["cell_methods"]), attrs)
 
     def turned_to(self, grid: Grid) -> "Frame":
-        """With rows and columns in the order of `grid`; ValueError where its pixels are others."""
+        """Return the frame with rows and columns in the order of `grid`; ValueError if the pixels differ."""
         turn = self.grid.turn_to(grid)
         if turn is None:
             raise ValueError(f"its grid of {self.grid.shape} is not that of the frames before it")
@@ -41,7 +41,7 @@ class Frame:
 
 
 class RecentFrames:
-    """The `most` newest frames, one a time; a `nowcast.Series` of steps of `step_minutes`."""
+    """The `most` newest frames, one per time: a `forecasting.Series` with steps of `step_minutes`."""
 
     kept_bytes = 0
 
@@ -53,30 +53,30 @@ class RecentFrames:
 
     @property
     def times(self) -> Times:
-        """The frames there are, ascending."""
+        """Times of the frames, ascending."""
         return np.array(sorted(self._frames), dtype="datetime64[ns]")
 
     @property
     def newest(self) -> np.datetime64 | None:
-        """The time of the newest frame."""
+        """Time of the newest frame; None if there is none."""
         return max(self._frames, default=None)
 
     @property
     def horizon(self) -> np.datetime64 | None:
-        """Frames before this time are not kept."""
+        """Time before which frames are not kept."""
         newest = self.newest
         return None if newest is None else newest - (self.most - 1) * schema.step_timedelta(self.step_minutes)
 
     def __contains__(self, time: np.datetime64) -> bool:
-        """Whether there is a frame at `time`."""
+        """Return True if there is a frame at `time`."""
         return time in self._frames
 
     def frame(self, time: np.datetime64) -> Frame:
-        """The frame at `time`, which is there."""
+        """Return the frame at `time`, which must exist."""
         return self._frames[time]
 
     def add(self, time: np.datetime64, frame: Frame) -> None:
-        """One more; those that are too old go."""
+        """Add a frame, and drop those before the horizon."""
         self._frames[time] = frame
         self.version += 1
         horizon = self.horizon
@@ -88,14 +88,14 @@ class RecentFrames:
         self.version += 1
 
     def is_frozen(self, time: np.datetime64, frame: Frame) -> bool:
-        """Whether it is the image of the step before under a new time."""
+        """Return True if `frame` repeats the image of the step before."""
         before = self._frames.get(time - schema.step_timedelta(self.step_minutes))
         if before is None or before.rain.shape != frame.rain.shape or (frame.rain > 0).sum() < FROZEN_PIXELS:
             return False
         return np.array_equal(before.rain, frame.rain, equal_nan=True)
 
     def read(self, wanted: Times) -> xr.Dataset:
-        """The frames at `wanted`, which all have to be there."""
+        """Return the frames at `wanted`, which must all exist, as a Dataset."""
         frames = [self._frames[time] for time in wanted.astype("datetime64[ns]")]
         newest = frames[-1]
         return schema.rain_dataset(

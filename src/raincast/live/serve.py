@@ -1,4 +1,4 @@
-"""The folder of a page over HTTP, read-only: its files, any point at `/at`, and `/health` for a monitor."""
+"""Serve the folder of a page over HTTP, read-only: its files, `/at` for any point, `/health` for monitors."""
 
 import contextlib
 import json
@@ -27,13 +27,13 @@ from raincast.live.site import FORECAST, NEWEST
 log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 32
-"""Requests that are answered at once; others wait in the system's queue."""
+"""Number of requests answered at once; others wait in the system's queue."""
 TIMEOUT_S = 10
-"""Seconds that a client may let a read or a write wait."""
+"""Longest time in seconds that a read from or a write to a client may take."""
 LONGEST_S = 60
-"""Seconds that a request may take in all: who sends a letter now and then keeps its place no longer."""
+"""Longest time in seconds for a whole request, so that slow clients do not block others."""
 AHEAD_STEPS = 2
-"""Frames further ahead of the clock than this are a mistake of either."""
+"""Steps ahead of the clock beyond which either a frame's time or the clock must be wrong."""
 FILES = re.compile(r"/(index\.html|forecast\.(?:json|js|nc)|maps/[A-Za-z0-9_.]{1,80}\.png)")
 TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -45,7 +45,7 @@ TYPES = {
 
 
 class Refused(Exception):
-    """A request that gets no answer but a status and a reason."""
+    """A request that is answered with an error status and a reason."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -53,7 +53,7 @@ class Refused(Exception):
 
 
 class Points:
-    """The outlook at any point, from the forecast that lies in `folder`; one at a time, for HDF5 bears no two."""
+    """Forecasts at any point, read from `folder` by one thread at a time, because HDF5 is not thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Points:
         self._known: tuple[Any, xr.Dataset, Any] | None = None
 
     def at(self, lat: float, lon: float) -> dict[str, Any]:
-        """The content of forecast.json for one point; Refused where there is no forecast."""
+        """Return the content of forecast.json for one point in degrees; raises Refused without a forecast."""
         with self._lock:
             forecast, newest = self._load()
         located = Located.of(Location(f"{lat:g},{lon:g}", (lon, lat)), schema.grid_of(forecast))
@@ -81,7 +81,7 @@ class Points:
         return self._known[1], self._known[2]
 
     def _newest(self, forecast: xr.Dataset) -> Any:
-        """The observation at init_time; None where that of another time lies there."""
+        """Return the observation at init_time; None if the stored one is of another time."""
         try:
             with np.load(self.folder / NEWEST, allow_pickle=False) as file:
                 same = file["time"] == forecast[schema.INIT_TIME].values.astype("datetime64[ns]")
@@ -91,7 +91,7 @@ class Points:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `folder`; `/health` is 503 when the newest frame is older than `stale_minutes`."""
+    """Serve `folder`; `/health` answers 503 if the newest frame is older than `stale_minutes`."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -115,7 +115,7 @@ class Server(ThreadingHTTPServer):
         super().__init__((host, port), Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own, once there are few enough."""
+        """Answer in a new thread, once few enough are running."""
         self._free.acquire()
         try:
             super().process_request(request, client_address)
@@ -124,7 +124,7 @@ class Server(ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and make room for the next."""
+        """Answer the request within the time limit, then free its place."""
         limit = threading.Timer(self.longest_s, _hang_up, (request,))
         limit.daemon = True
         limit.start()
@@ -135,11 +135,11 @@ class Server(ThreadingHTTPServer):
             self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away, or asked in a way that nobody foresaw, is one line."""
+        """Log one line for a client that disconnected or sent an unexpected request."""
         log.info("a request from %s failed", client_address[0], exc_info=log.isEnabledFor(logging.DEBUG))
 
     def health(self) -> tuple[HTTPStatus, dict[str, Any]]:
-        """Whether there is a forecast, and from how new a frame."""
+        """Return the status code and content of `/health`."""
         try:
             said = json.loads((self.folder / "forecast.json").read_text(encoding="utf-8"))
             init_time = np.datetime64(str(said["init_time"]).removesuffix("Z"), "s")
@@ -148,26 +148,26 @@ class Server(ThreadingHTTPServer):
         age_s = self.now() - float(init_time.astype(np.int64))
         word = "stale" if age_s > 60 * self.stale_minutes else "ok"
         if age_s < -60 * AHEAD_STEPS * float(said["step_minutes"]):
-            word = "ahead of the clock"  # one of both is wrong: how old the data are is not known
+            word = "ahead of the clock"  # either is wrong, so the age of the data is unknown
         status = HTTPStatus.OK if word == "ok" else HTTPStatus.SERVICE_UNAVAILABLE
         return status, {"status": word, "init_time": said["init_time"], "age_s": round(age_s)}
 
 
 def _hang_up(request: socket.socket) -> None:
-    """End a connection, so that whoever waits for it in another thread goes on."""
+    """Close a connection, which ends the wait of the thread that reads from it."""
     with contextlib.suppress(OSError):
         request.shutdown(socket.SHUT_RDWR)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET and HEAD of what there is; nothing else."""
+    """Answer GET and HEAD requests only."""
 
     server: Server
     timeout = TIMEOUT_S
     server_version, sys_version = "raincast", ""
 
     def do_GET(self) -> None:
-        """A file, a point, or how it goes."""
+        """Send a file, the forecast at a point, or the health."""
         try:
             status, kind, content = self._find()
         except Refused as refused:
@@ -185,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def log_message(self, form: str, *arguments: Any) -> None:
-        """To the log, where a client's control characters mean nothing."""
+        """Write to the log, with control characters of the client escaped."""
         log.debug("%s %s", self.address_string(), ascii(form % arguments))
 
     def _find(self) -> tuple[HTTPStatus, str, bytes]:
@@ -212,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _point(query: str) -> dict[str, float]:
-    """`lat` and `lon` of a query, in degrees; Refused for anything else."""
+    """Parse `lat` and `lon` of a query, in degrees; raises Refused for anything else."""
     try:
         given = parse_qs(query, strict_parsing=True, max_num_fields=4)
         lat, lon = (float(given[name][0]) for name in ("lat", "lon"))

@@ -1,4 +1,4 @@
-"""What a watcher is told: where to write, how long to wait, what is too old."""
+"""Settings of a watcher: output, delays, and age limits."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -7,10 +7,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of one watcher; `conf/forecast.yaml` says what each value means. None: no limit, or never.
-
-    ValueError for values that contradict each other.
-    """
+    """Settings of a watcher, explained in `conf/forecast.yaml`; None means no limit, or never."""
 
     output: str | Path
     once: bool = False
@@ -26,7 +23,7 @@ class Settings:
     sprog_pixels: int = 1_000_000
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Raise ValueError for impossible values, or values that contradict each other."""
         for name in ("poll_s", "deadline_s", "skill_hours"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"live.{name}={getattr(self, name)} has to be above 0.")
@@ -52,7 +49,7 @@ class Settings:
             )
 
     def until_seconds(self) -> float | None:
-        """`until` in seconds since 1970; ValueError where it is no time."""
+        """Return `until` in seconds since 1970; raises ValueError if it is not a time."""
         if self.until is None:
             return None
         try:

@@ -1,7 +1,7 @@
-"""The page that a duty forecaster leaves open, and `forecast.json` beside it: files in a folder, no program.
+"""The live page and `forecast.json`: files in a folder, which need no server program.
 
-`index.html` stays as it is and reads `forecast.js` again and again, the same as `forecast.json` with what the page
-needs besides: a browser lets a page on a disk load scripts, but no data. Maps are palette PNGs in `maps/`.
+`index.html` never changes. It regularly loads `forecast.js`, which holds `forecast.json` and further data for the
+page, because browsers let a page on a disk load scripts, but not data. Maps are palette PNGs in `maps/`.
 """
 
 import json
@@ -37,21 +37,21 @@ FORECAST, NEWEST = "forecast.nc", ".newest.npz"
 """The forecast, and the observation at its init_time, for `raincast serve`."""
 SCRIPT = "forecast.js"
 LONGEST = 640
-"""Pixels of the longer side of a map."""
+"""Number of pixels of the longer side of a map."""
 FORECASTS_KEPT = 2
-"""The newest, and that before it, which an open page shows until it looks again."""
+"""The newest forecast and the one before, which an open page shows until it reloads."""
 PAST_MINUTES = 60
 CHANCES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Classes of probabilities, in the colours of the rates."""
+"""Boundaries of the classes of probabilities, drawn in the colours of the rates."""
 CLEAR, COAST = 0, rain_image.MISSING_CLASS + 1
-"""Numbers in the palette: nothing falls, a coast."""
+"""Palette indices of dry pixels and of coasts."""
 
 
 class Site:
-    """The files in `folder`, made anew with each forecast.
+    """The files in `folder`, updated with each forecast.
 
-    `places` have their outlook in it. Maps of what was observed in the last `hours` stay. The page's head turns
-    red when the newest frame is older than `stale_minutes`; None: never.
+    `places` are listed with their forecasts. Maps of the observations of the last `hours` are kept. The page's
+    header turns red when the newest frame is older than `stale_minutes` (None: never).
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Site:
         self.title, self.coastlines = title, coastlines
         self._canvas: _Canvas | None = None
         self.shown = self._shown_before()
-        """Seconds since 1970: the init_time of the forecast that the page shows; None: it shows none."""
+        """Init time of the forecast shown on the page, in seconds since 1970; None without a forecast."""
 
     def update(
         self, forecast: xr.Dataset, past: Mapping[np.datetime64, Maps], *, file: Path, skill: dict[str, Any] | None
     ) -> None:
-        """Show `forecast`, which lies in `file`, and the frames `past` (H, W) by their times up to its init_time.
+        """Show `forecast`, stored in `file`, and the frames `past` (H, W) in mm/h by time, up to its init_time.
 
-        What a browser reads appears whole, `forecast.js` last: all that it names is there.
+        Each file is written atomically, `forecast.js` last, so that all files that it names exist.
         """
         grid = schema.grid_of(forecast)
         if self._canvas is None or not self._canvas.grid.same_as(grid):
@@ -111,7 +111,7 @@ class Site:
         self._forget(init_time)
 
     def _shown_before(self) -> float | None:
-        """What an earlier run put on the page."""
+        """Return the init time that an earlier run left on the page, in seconds since 1970; None without one."""
         try:
             text = (self.folder / SCRIPT).read_text(encoding="utf-8")
             said = json.loads(text.removeprefix("raincastForecast(").removesuffix(");\n"))
@@ -122,7 +122,7 @@ class Site:
     def _observed(
         self, init_time: np.datetime64, step: np.timedelta64, past: Mapping[np.datetime64, Maps]
     ) -> list[dict[str, Any]]:
-        """The last hour, from the first frame that came; a frame that did not come is there without a map."""
+        """Return the frames of the last hour, from the first observed one; missing frames have no map."""
         num_steps = int(np.timedelta64(PAST_MINUTES, "m") / step)
         times = [init_time - number * step for number in range(num_steps, -1, -1)]
         shown = [
@@ -165,7 +165,7 @@ class Site:
         return name
 
     def _forget(self, init_time: np.datetime64) -> None:
-        """Remove observations older than what is kept, and all forecasts but two; their names hold their time."""
+        """Remove maps of old observations, and of all forecasts but the newest two."""
         oldest = _stamp(init_time - np.timedelta64(round(60 * self.hours), "m"))
         maps = self.folder / MAPS
         old = [path for path in maps.glob("observed_*.png") if path.name.split("_")[1] < f"{oldest}.png"]
@@ -177,7 +177,7 @@ class Site:
 
 
 class _Canvas:
-    """What stays the same from map to map of a grid: size, coasts, where places lie."""
+    """Properties common to all maps of a grid: size, coasts, positions of places."""
 
     def __init__(self, grid: Grid, places: Sequence[Location], *, coastlines: bool) -> None:
         self.grid = grid
@@ -190,11 +190,11 @@ class _Canvas:
             self.coast = coast_pixels(self.view, *self.shape)
 
     def rates(self, rain: Maps) -> npt.NDArray[np.uint8]:
-        """The classes of rates in mm/h (H, W), as pixels of a map."""
+        """Return a map of palette indices for rates in mm/h, (H, W)."""
         return self._with_coasts(rain_image.rain_classes(self._fit(rain)))
 
     def chances(self, probability: Maps) -> npt.NDArray[np.uint8]:
-        """The classes of probabilities (H, W), as pixels of a map."""
+        """Return a map of palette indices for probabilities, (H, W)."""
         values = self._fit(probability)
         classes = np.digitize(values, np.array(CHANCES, np.float32)).astype(np.uint8)
         classes[np.isnan(values)] = rain_image.MISSING_CLASS
@@ -208,7 +208,7 @@ class _Canvas:
         return classes
 
     def _dot(self, located: Located) -> list[float] | None:
-        """Where a place lies on the map: shares of its width and height from the upper left."""
+        """Return the position of a place on the map, as fractions of width and height from the upper left."""
         from pyproj import Transformer
 
         if located.pixels is None:

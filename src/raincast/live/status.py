@@ -1,4 +1,4 @@
-"""What a monitor reads: one JSON file, replaced whole at every look at the folder."""
+"""The status file for monitors: JSON, replaced atomically at every look at the folder."""
 
 import json
 from collections import Counter, deque
@@ -17,7 +17,7 @@ WAITING, WORKING, STOPPED = "waiting", "working", "stopped"
 
 @dataclass
 class Record:
-    """What a watcher remembers of its work; it outlives a restart, all but `latencies` and `errors`.
+    """A watcher's record of its work; all but `latencies` and `errors` survive a restart.
 
     `counts` are of frames: forecast, late, stale, frozen, empty, future, refused, failed; and of files: taken,
     repeated, corrupt, other. Times are seconds since 1970.
@@ -33,7 +33,7 @@ class Record:
     errors: deque[dict[str, str]] = field(default_factory=lambda: deque(maxlen=ERRORS))
 
     def succeed(self, *, init_time: float, written: float, arrived: float, deadline_s: float, path: Path) -> bool:
-        """A forecast is there, `written` after its frame had `arrived`; whether that was in time."""
+        """Record a forecast, `written` after its frame had `arrived`; return True if it met the deadline."""
         latency = max(0.0, written - arrived)
         self.latencies.append(latency)
         self.counts["forecast"] += 1
@@ -52,7 +52,7 @@ class Record:
         return latency <= deadline_s
 
     def recover(self, *, init_time: float, written: float, path: Path) -> None:
-        """A forecast is there that a killed run wrote and did not note."""
+        """Record a forecast that a killed run wrote without recording it."""
         self.counts["forecast"] += 1
         if self.newest_forecast is None or init_time > self.newest_forecast:
             self.newest_forecast = init_time
@@ -65,11 +65,11 @@ class Record:
             }
 
     def fail(self, what: str, reason: str, now: float) -> None:
-        """Note an error for the status."""
+        """Record an error for the status."""
         self.errors.append({"time": text_of(now), "what": what, "reason": reason})
 
     def to_state(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the record as plain data."""
         return {
             "counts": dict(self.counts),
             "missed_deadlines": self.missed_deadlines,
@@ -81,11 +81,11 @@ class Record:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Record":
-        """What an earlier run left."""
+        """Restore the record of an earlier run."""
         return cls(**{**state, "counts": Counter(state["counts"])})
 
     def to_status(self, now: float) -> dict[str, Any]:
-        """Its part of the status file."""
+        """Return the record's part of the status file."""
         seconds = list(self.latencies)
         return {
             "last_success": self.last_success,
@@ -103,12 +103,12 @@ class Record:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace `path` whole: a reader finds the old file or the new one."""
+    """Replace `path` atomically: a reader finds the old file or the new one."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote; None where there is nothing, or nothing whole."""
+    """Read a file of `write_json`; None if it is absent or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""A forecast that verifies itself: each observation is compared with what was forecast for its time.
+"""Verification of live forecasts: each observation is compared with the earlier forecasts for its time.
 
-Beside the published forecast stand persistence, extrapolation and, on grids that are not too large for it, S-PROG:
-made at the same time from the same frames, and scored on the same pixels. Counts are kept by hour of valid time,
-so that the score of the last hours is a sum.
+Persistence, extrapolation and, on grids that are not too large, S-PROG are made at the same time from the same
+frames, and scored on the same pixels as the published forecast. Counts are kept by hour of valid time, so that the
+scores of the last hours follow from a sum.
 """
 
 import logging
@@ -41,11 +41,11 @@ Counts = npt.NDArray[np.int64]
 
 
 class Verification:
-    """Scores forecasts of `lead_steps` in the folder `forecasts` as observations come.
+    """Score the forecasts in the folder `forecasts` as observations arrive.
 
-    What the references said waits in the hidden folder `.references` there, until the last time that it is about
+    The forecasts of the reference methods are kept in its hidden folder `.references` until their last valid time
     has passed. S-PROG is one of them on grids of at most `sprog_pixels` pixels. `checkpoint` is the hash of the
-    network whose forecasts count.
+    network whose forecasts are scored.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class Verification:
         self.persistence, self.moving = Persistence(), (Extrapolation(), SProg())
         self.counts: dict[int, Counts] = {}
         self.scored: dict[int, int] = {}
-        """Valid times, in seconds, and the number of forecasts that they were compared with."""
+        """Number of forecasts compared with each valid time (seconds since 1970)."""
 
     def remember(self, init_time: np.datetime64, past: npt.NDArray[np.float32]) -> None:
-        """Make and keep what the references say from `init_time` on; `past` is (T, H, W) in mm/h."""
+        """Make and store the reference forecasts from `init_time`; `past` is (T, H, W) in mm/h."""
         rain, step_minutes = past[None, :, None], self.step_minutes
-        # one map of persistence is enough: it stays
+        # one map of persistence serves for all lead times
         made = [self.persistence.predict(Query.for_steps(rain, 1, step_minutes=step_minutes))]
         query = Query.for_steps(rain, self.lead_steps, step_minutes=step_minutes)
         moving = self.moving if past[0].size <= self.sprog_pixels else self.moving[:1]
@@ -94,15 +94,15 @@ class Verification:
             dataset.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding={RAIN: encoding})
 
     def remembers(self, init_time: np.datetime64) -> bool:
-        """Whether the references from `init_time` are there."""
+        """Return True if the reference forecasts from `init_time` are stored."""
         return self._reference(init_time).exists()
 
     def has_scored(self, time: np.datetime64) -> bool:
-        """Whether the observation of `time` was compared already."""
+        """Return True if the observation of `time` was compared before."""
         return int(seconds_of(time)) in self.scored
 
     def observe(self, time: np.datetime64, rain: npt.NDArray[np.float32]) -> int:
-        """Compare all forecasts for `time` with what came, (H, W) in mm/h; how many there were. Once a time."""
+        """Compare all forecasts for `time` with the observation (H, W) in mm/h, once; return their number."""
         found: dict[int, Counts] = {}
         for lead in range(1, self.lead_steps + 1):
             said = self._said(time - lead * self.step, lead)
@@ -119,23 +119,23 @@ class Verification:
         return len(found)
 
     def forget(self, newest: np.datetime64) -> None:
-        """Drop what is older than the rolling hours, and references to times that have passed."""
+        """Drop counts older than the rolling hours, and reference forecasts whose valid times have passed."""
         first = seconds_of(newest) - self.hours * HOUR_S
         self.counts = {hour: c for hour, c in self.counts.items() if (hour + 1) * HOUR_S > first}
         self.scored = {time: n for time, n in self.scored.items() if time > first - HOUR_S}
-        # a late observation may still come: twice the time
+        # twice the length, because observations may be late
         oldest = self._reference(newest - 2 * self.lead_steps * self.step).name
         for path in self.references.glob("references_*.nc"):
             if path.name < oldest:
                 path.unlink(missing_ok=True)
 
     def begin_anew(self) -> None:
-        """Compare nothing with what was said before: it was for another grid. The counts stay."""
+        """Drop the reference forecasts, which are for another grid; the counts stay."""
         for path in self.references.glob("references_*.nc"):
             path.unlink(missing_ok=True)
 
     def summary(self) -> dict[str, Any]:
-        """The rolling scores, for the status file; None where there was nothing to score."""
+        """Return the rolling scores for the status file; None where there was nothing to score."""
         leads = [self.step_minutes * lead for lead in range(1, self.lead_steps + 1)]
         total = sum(
             self.counts.values(), np.zeros((len(METHODS), self.lead_steps, len(self.thresholds), 4), np.int64)
@@ -155,7 +155,7 @@ class Verification:
         return table
 
     def to_state(self) -> dict[str, Any]:
-        """Counts and what they are made of, as plain data."""
+        """Return the counts, and the settings they depend on, as plain data."""
         return {
             "checkpoint": self.checkpoint,
             "thresholds": list(self.thresholds),
@@ -165,10 +165,10 @@ class Verification:
         }
 
     def from_state(self, state: dict[str, Any]) -> None:
-        """Take up the counts of an earlier run, if they are of the same network, thresholds and leads."""
+        """Restore the counts of an earlier run with the same network, thresholds and lead times."""
         same = ("checkpoint", "thresholds", "lead_steps")
         if any(state.get(key) != self.to_state()[key] for key in same):
-            log.warning("The rolling scores begin anew: network, thresholds or lead times are others than before.")
+            log.warning("The rolling scores start again: network, thresholds or lead times have changed.")
             return
         self.counts = {int(hour): np.array(counts, np.int64) for hour, counts in state["counts"].items()}
         self.scored = {int(time): int(number) for time, number in state["scored"].items()}
@@ -177,7 +177,7 @@ class Verification:
         return self.references / f"{forecast_name(init_time).replace('forecast', 'references')}.nc"
 
     def _said(self, init_time: np.datetime64, lead: int) -> npt.NDArray[np.float32] | None:
-        """What each of `METHODS` said, (3 or, with S-PROG, 4, H, W) in mm/h; None where not all of them did."""
+        """Return the forecasts of `METHODS`, (3 or, with S-PROG, 4, H, W) in mm/h; None if any is missing."""
         published = self.forecasts / f"{forecast_name(init_time)}.nc"
         if not (published.exists() and self.remembers(init_time)):
             return None
@@ -195,7 +195,7 @@ class Verification:
         return np.concatenate([forecast[None], references])
 
     def _count(self, said: npt.NDArray[np.float32], rain: npt.NDArray[np.float32]) -> Counts:
-        """(method, threshold, 4), over the pixels that were observed and forecast."""
+        """Return counts (method, threshold, 4) over the pixels that were observed and forecast."""
         mask = np.isfinite(rain) & np.isfinite(said[0])
         pred = torch.from_numpy(said)[:, None, None]
         target = torch.from_numpy(rain).expand_as(pred)
@@ -209,12 +209,12 @@ def _open(path: Path) -> xr.Dataset:
 
 
 def _contingency(counts: Counts) -> Contingency:
-    """(lead, threshold, 4) → tables of (threshold, lead)."""
+    """Convert counts (lead, threshold, 4) to tables of (threshold, lead)."""
     return Contingency(*torch.from_numpy(counts).movedim(-1, 0).transpose(-1, -2))
 
 
 def _rows(values: torch.Tensor) -> Any:
-    """Plain lists with None for undefined: JSON knows no NaN."""
+    """Convert to lists, with None for undefined values, as JSON has no NaN."""
     if values.ndim > 1:
         return [_rows(row) for row in values]
     return [None if value != value else round(value, 4) for value in values.tolist()]

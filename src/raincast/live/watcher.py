@@ -1,4 +1,4 @@
-"""The watcher: looks at a folder again and again, forecasts what is new, verifies it, says how it goes."""
+"""The watcher: forecasts from the new frames of a folder, verifies earlier forecasts, and writes its status."""
 
 import contextlib
 import logging
@@ -28,18 +28,18 @@ log = logging.getLogger(__name__)
 STATE, STATUS, LOCK = ".state.json", "status.json", ".watch.lock"
 STATE_FORMAT = 2
 SHOWN_AGAIN_S = 15.0
-"""After so long a page that could not be written is tried again."""
+"""Seconds after which writing the page is tried again."""
 MOST_TRIES = 8
-"""How often a forecast that failed is tried again, waiting twice as long each time."""
+"""Number of attempts at a forecast that fails; the delay doubles each time."""
 DONE, WITH_ERRORS = 0, 3
-"""Exit codes: ended as asked; the same, but some file was bad or a forecast failed."""
+"""Exit codes: ended as asked, without errors; or some file was bad, or a forecast failed."""
 
 
 class Watcher:
-    """Forecasts of `pipeline` from the files that arrive in `folder`, into `settings.output`.
+    """Forecast by `pipeline` from the files that arrive in `folder`, into `settings.output`.
 
-    Every good frame gets a forecast while it is fresh, the newest first; docs/live.md says what becomes of others.
-    `stop` may be set at any time, from a signal handler: the forecast at hand is finished.
+    Each good, fresh frame gets a forecast, the newest first; docs/live.md lists how other frames are treated.
+    `stop` may be set at any time, also by a signal handler: the current forecast is finished first.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class Watcher:
         self._failures: dict[np.datetime64, tuple[int, float]] = {}
         self._unverified: dict[np.datetime64, np.ndarray] = {}
         self._missed: set[np.datetime64] = set()
-        """Forecasts that failed or were refused, and are not there: they end in the exit code."""
+        """Init times whose forecast failed or was refused, and does not exist: they determine the exit code."""
         self._counted: dict[str, set[np.datetime64]] = {"forecast": set(), "refused": set(), "failed": set()}
-        """Init times that are in the counts, as far back as frames are kept: after a restart none counts twice."""
+        """Init times that were counted, as far back as frames are kept, so that a restart counts none twice."""
         self._whole: dict[np.datetime64, Sight] = {}
         self._taken_over: set[np.datetime64] = set()
         self._state_written: float | None = None
@@ -97,11 +97,11 @@ class Watcher:
 
     @property
     def status(self) -> Path:
-        """The file that a monitor reads."""
+        """Path of the status file, for monitors."""
         return self.output / STATUS
 
     def run(self) -> int:
-        """Go on until asked to stop; the exit code. ValueError where another watcher writes into `output`."""
+        """Run until asked to stop; return the exit code. ValueError if another watcher writes into `output`."""
         lock = self.output / LOCK
         refusal = (
             f"Another watcher writes into {self.output} ({lock} is locked). Stop it, or take another live.output=…"
@@ -110,7 +110,7 @@ class Watcher:
             return self._run()
 
     def round(self) -> None:
-        """Look at the folder once, and do what there is to do."""
+        """Look at the folder once: forecast, verify, and update the page."""
         self._save(WORKING)
         num_grids = self.intake.num_grids
         for _ in self.intake.chunks(self.clock.now(), self.stop.is_set):
@@ -120,7 +120,7 @@ class Watcher:
                 self.verification.begin_anew()
             self._forecast_due()
             self._verify()
-            self._save_state()  # a run that is killed goes on from here
+            self._save_state()  # a killed run resumes from here
         if self.stop.is_set():
             return
         self._forecast_due()
@@ -144,14 +144,14 @@ class Watcher:
         return WITH_ERRORS if bad and not self.stop.is_set() else DONE
 
     def _forecast_due(self) -> None:
-        """Forecasts of all fresh frames that have none, the newest first."""
+        """Forecast from all fresh frames without a forecast, the newest first."""
         for time in self.intake.recent.times[::-1]:
             if self.stop.is_set():
                 return
             now = self.clock.now()
             tries, not_before = self._failures.get(time, (0, 0.0))
             unchanged = self._refused.get(time) == self.intake.recent.version
-            # a clock that was set back is not waited for
+            # the delay does not grow if the clock is set back
             waits = now < not_before <= now + self.settings.poll_s * 2**tries
             if self._is_there(time):
                 self._take_over(time)
@@ -159,7 +159,7 @@ class Watcher:
                 self._forecast(time)
 
     def _is_there(self, time: np.datetime64) -> bool:
-        """Whether the forecast is whole; one that was emptied or cut, by a power cut say, is made anew."""
+        """Return True if the forecast is complete; one truncated by a power cut, for example, is made again."""
         path = self._path(time)
         try:
             sight = Sight.of(path)
@@ -169,13 +169,13 @@ class Watcher:
             try:
                 if not is_complete(path, self.verification.checkpoint, self.pipeline.lead_steps):
                     return False
-            except ValueError:  # by another network: it is not replaced
+            except ValueError:  # of another network: it is not replaced
                 pass
             self._whole[time] = sight
         return True
 
     def _take_over(self, time: np.datetime64) -> None:
-        """Once a forecast that is there: count it if a killed run wrote it last, and score it like others."""
+        """Take over an existing forecast, once: count it if a killed run wrote it, and verify it like others."""
         if time in self._taken_over:
             return
         self._taken_over.add(time)
@@ -187,7 +187,7 @@ class Watcher:
                 self._count_late(time)
                 self.record.recover(init_time=seconds_of(time), written=written, path=path)
         if self.settings.verify and not self.verification.remembers(time):
-            with contextlib.suppress(ValueError):  # frames are gone that it was made of
+            with contextlib.suppress(ValueError):  # its input frames are no longer kept
                 frames = self.pipeline.frames(self.intake.recent, time, source=self.source)
                 self._unverified[time] = frames["rain_rate"].values
 
@@ -196,14 +196,14 @@ class Watcher:
         self.record.counts["late"] += newest is not None and seconds_of(time) < newest
 
     def _forecast(self, time: np.datetime64) -> None:
-        """One forecast, or the reason why there is none."""
+        """Make one forecast, or record why there is none."""
         try:
             frames = self.pipeline.frames(self.intake.recent, time, source=self.source)
             forecast = self.pipeline(frames)
         except ValueError as error:
             self._refuse(time, error)
             return
-        except Exception as error:  # no memory, a broken GPU: the watcher lives on and tries again
+        except Exception as error:  # out of memory, a broken GPU: the watcher continues and tries again
             self._fail(time, error)
             return
         try:
@@ -237,9 +237,9 @@ class Watcher:
         self._save(WORKING)
 
     def _show_newest(self) -> None:
-        """Put the newest forecast on the page where it is not there yet: it was just made, or could not be shown.
+        """Show the newest forecast on the page, unless it is shown already.
 
-        What is shown is what the file holds, so that the page, `forecast.json` and `/at` agree.
+        It is read from its file, so that the page, `forecast.json` and `/at` agree.
         """
         newest, now = self.record.newest_forecast, self.clock.now()
         waits = now < self._shown_again_at <= now + SHOWN_AGAIN_S
@@ -254,13 +254,13 @@ class Watcher:
             with xr.open_dataset(self._path(time), engine="netcdf4", decode_timedelta=True) as file:
                 forecast = file.load()
             self.site.update(forecast, past, file=self._path(time), skill=skill)
-        except Exception as error:  # the forecast is there all the same
+        except Exception as error:  # the forecast exists nevertheless
             self._shown_again_at = now + SHOWN_AGAIN_S
             self.record.fail("site", f"{type(error).__name__}: {error}", now)
             log.error("the page is not up to date: %s", error)
 
     def _refuse(self, time: np.datetime64, error: ValueError) -> None:
-        """What the network does not take: not tried again before another frame has come."""
+        """Record input that the network does not accept; it is tried again only after another frame."""
         self._missed.add(time)
         if time not in self._counted["refused"]:
             self._counted["refused"].add(time)
@@ -290,7 +290,7 @@ class Watcher:
             )  # fmt: skip
 
     def _verify(self) -> None:
-        """After the forecasts are out: keep what the references say, and compare what had been said."""
+        """Store the reference forecasts, and compare earlier forecasts with the new observations."""
         recent = self.intake.recent
         if not self.settings.verify or (recent.version == self._verified and not self._unverified):
             return
@@ -331,7 +331,7 @@ class Watcher:
         return self.output / f"{forecast_name(time)}.nc"
 
     def _take_up(self) -> None:
-        """Go on from the state that an earlier run left."""
+        """Restore the state of an earlier run."""
         state = read_json(self.output / STATE)
         if state is None or state.get("format") != STATE_FORMAT or state.get("watch") != self.source:
             return
@@ -344,7 +344,7 @@ class Watcher:
         self._saved = self._done()
 
     def _save(self, doing: str) -> None:
-        """The status at every look, the state when something happened."""
+        """Write the status at every look, and the state if anything has changed."""
         try:
             write_json(self.status, self._status(doing))
             if doing != WORKING or self._saved is None:
@@ -362,7 +362,7 @@ class Watcher:
             log.error("The state cannot be written: %s", error)
 
     def _done(self) -> tuple[int, int]:
-        """Changes with whatever is done."""
+        """Return a value that changes with any work done."""
         return self.intake.recent.version, self.record.counts.total()
 
     def _state(self) -> dict[str, Any]:

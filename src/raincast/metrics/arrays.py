@@ -1,7 +1,8 @@
 """Scores of DataArrays: the same formulas, for xarray objects with named dimensions.
 
-`forecast` and `observed` are rain rates in mm/h with the same coordinates; a pixel that is NaN in either counts
-nowhere. Scores are over all dimensions but those in `keep` (such as "lead_time"), counts first and ratios last.
+`forecast` and `observed` are rain rates in mm/h with the same coordinates; a pixel that is NaN in either is left
+out. Scores are computed over all dimensions except those in `keep` (such as "lead_time"), from sums over all
+pixels.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -22,7 +23,7 @@ Dims = str | Sequence[Hashable]
 def csi(forecast: xr.DataArray, observed: xr.DataArray, *, threshold: float, keep: Dims = ()) -> xr.DataArray:
     """Critical success index of "at least `threshold` mm/h": hits / (hits + misses + false alarms).
 
-    NaN where the event neither came nor was forecast. ValueError or TypeError where the two do not fit together.
+    NaN where the event was neither observed nor forecast. Raises ValueError or TypeError if the two do not match.
     """
     return _categorical(categorical.csi, "critical success index", forecast, observed, threshold, keep)
 
@@ -45,12 +46,12 @@ def frequency_bias(
 
 
 def hss(forecast: xr.DataArray, observed: xr.DataArray, *, threshold: float, keep: Dims = ()) -> xr.DataArray:
-    """Heidke skill score: the share right beyond chance."""
+    """Heidke skill score: skill relative to a random forecast."""
     return _categorical(categorical.hss, "Heidke skill score", forecast, observed, threshold, keep)
 
 
 def ets(forecast: xr.DataArray, observed: xr.DataArray, *, threshold: float, keep: Dims = ()) -> xr.DataArray:
-    """Equitable threat score: CSI without the hits of chance."""
+    """Equitable threat score: CSI without the hits expected by chance."""
     return _categorical(categorical.ets, "equitable threat score", forecast, observed, threshold, keep)
 
 
@@ -85,8 +86,8 @@ def fss(
 ) -> xr.DataArray:
     """Fractions skill score of "at least `threshold` mm/h" in boxes of `box` × `box` pixels (Roberts, Lean 2008).
 
-    Both have the dimensions y and x, which cannot be kept. `boundary` says what lies outside the grid: "zero", as
-    in pysteps, or "inside", as in the package scores, which leaves out boxes that reach beyond it.
+    Both have the dimensions y and x, which cannot be kept. With `boundary="zero"` pixels outside the grid count as
+    dry, as in pysteps; with "inside" boxes that reach beyond the grid are left out, as in the package scores.
     """
     forecast, observed, kept = _together(forecast, observed, keep)
     if not {"y", "x"} <= set(forecast.dims) or {"y", "x"} & set(kept):
@@ -151,7 +152,7 @@ def _continuous(
 def _together(
     forecast: xr.DataArray, observed: xr.DataArray, keep: Dims
 ) -> tuple[xr.DataArray, xr.DataArray, list[Hashable]]:
-    """Both on the same dimensions and coordinates, and the dimensions to keep."""
+    """Return both arrays on the same dimensions and coordinates, and the dimensions to keep."""
     given: dict[str, Any] = {"forecast": forecast, "observed": observed}
     for name, array in given.items():
         if isinstance(array, xr.Dataset):

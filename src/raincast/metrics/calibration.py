@@ -1,8 +1,8 @@
-"""Calibration of exceedance probabilities: of what was stated as p, how much came, as a rising function of p.
+"""Calibration of exceedance probabilities: non-decreasing functions from stated to observed frequencies.
 
-Isotonic regression (Zadrozny and Elkan 2002) for each threshold and lead time by itself, on windows that
-training did not see: it may bend any way but down, and needs no number to be chosen. A rate without
-probabilities is calibrated, too: "reached" and "not reached" become how often it was so in either case.
+Isotonic regression (Zadrozny and Elkan 2002), separately for each threshold and lead time, on windows that
+training did not see. It has no parameter to choose. Rates without probabilities are calibrated as well: "reached"
+and "not reached" become the observed frequencies of either case.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,18 @@ Floats = npt.NDArray[np.float64]
 Knots = tuple[Floats, Floats]
 
 NUM_BINS = 1001
-"""Of `probabilistic.bin_sums` for `Calibration.fit`: per mille, since heavy rain is rarely stated as likely."""
+"""Number of bins of `probabilistic.bin_sums` for `Calibration.fit`: steps of 0.1 %, because probabilities of heavy
+rain are small."""
 MIN_EVENTS = 100
-"""Pixels that reached a threshold at a lead time, below which what the network states there stays as it is."""
+"""Fewest pixels that must reach a threshold at a lead time; with fewer, probabilities stay uncalibrated."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What stated probabilities become, piecewise linear, by threshold and lead time.
+    """Piecewise linear functions from stated to calibrated probabilities, by threshold and lead time.
 
-    `knots[k][t]` are (stated, calibrated) for threshold k in mm/h and lead t, both rising within 0 to 1; None
-    where there was too little rain to say. `fitted_on` says on what, as plain data.
+    `knots[k][t]` are (stated, calibrated) probabilities for threshold k in mm/h and lead t, both increasing; None
+    if there was too little rain. `fitted_on` describes the windows of the fit, as plain data.
     """
 
     thresholds: tuple[float, ...]
@@ -40,7 +41,7 @@ class Calibration:
     def fit(
         cls, sums: BinSums, thresholds: Sequence[float], *, fitted_on: Mapping[str, Any] | None = None
     ) -> "Calibration":
-        """From sums (K thresholds, T leads, bins), whose bins should be fine: `NUM_BINS`."""
+        """Fit to sums (K thresholds, T leads, bins) with `NUM_BINS` fine bins."""
         forecasts, events, probability = (values.double().cpu().numpy() for values in sums[:3])
         if forecasts.ndim != 3 or forecasts.shape[0] != len(thresholds):
             raise ValueError(
@@ -54,14 +55,14 @@ class Calibration:
 
     @property
     def num_leads(self) -> int:
-        """How many lead times it was fitted for."""
+        """Number of lead times of the fit."""
         return len(self.knots[0])
 
     def apply(self, probability: npt.NDArray[np.float32], thresholds: Sequence[float]) -> npt.NDArray[np.float32]:
-        """(B, T, K, H, W) stated probabilities of reaching `thresholds` → calibrated ones, same shape.
+        """Calibrate probabilities (B, T, K, H, W) of reaching `thresholds` in mm/h.
 
-        They never rise with the threshold, as those of a head. Leads after the last that was fitted are taken as
-        the last. ValueError for thresholds that were not fitted.
+        The result never rises with the threshold. Lead times after the last fitted one use the function of the
+        last. Raises ValueError for thresholds that were not fitted.
         """
         rows = self._rows(thresholds)
         calibrated = np.array(probability, np.float32)
@@ -84,7 +85,7 @@ class Calibration:
         return [self.thresholds.index(t) for t in thresholds]
 
     def to_plain(self) -> dict[str, Any]:
-        """Lists and numbers, as a checkpoint holds them."""
+        """Return lists and numbers for a checkpoint."""
         return {
             "thresholds": list(self.thresholds),
             "knots": [
@@ -96,7 +97,7 @@ class Calibration:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Calibration":
-        """Of `to_plain`."""
+        """Rebuild from `to_plain`."""
         knots = tuple(
             tuple(None if found is None else (np.array(found[0]), np.array(found[1])) for found in row)
             for row in plain["knots"]
@@ -105,7 +106,7 @@ class Calibration:
 
 
 def _fit_one(forecasts: Floats, events: Floats, probability: Floats) -> Knots | None:
-    """Knots of one threshold and lead time from sums by bin."""
+    """Return the knots of one threshold and lead time from sums by bin."""
     if events.sum() < MIN_EVENTS:
         return None
     used = forecasts > 0
@@ -120,5 +121,5 @@ def _fit_one(forecasts: Floats, events: Floats, probability: Floats) -> Knots | 
 
 
 def pool(sums: BinSums) -> BinSums:
-    """The sums of a batch (B, …) over its windows."""
+    """Add up the sums of a batch (B, …) over its windows."""
     return BinSums(*(torch.sum(values, dim=0) for values in sums))

@@ -1,4 +1,4 @@
-"""Scores of "rain of at least so much": counts per event and lead time, and the ratios made of them."""
+"""Categorical scores of rain at or above thresholds: counts per event and lead time, and their ratios."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -28,7 +28,7 @@ def contingency(
 ) -> Contingency:
     """Counts over C, H, W, each (B, K thresholds, T), of pred and target `>=` threshold, all in mm/h.
 
-    Pixels where `mask` is False count nowhere and may be NaN; NaN elsewhere is an error.
+    Pixels where `mask` is False are left out and may be NaN; NaN elsewhere is an error.
     """
     check_thresholds(thresholds)
     parts = over_frames(
@@ -40,15 +40,15 @@ def contingency(
 def joint_rows(
     pred: Float[Tensor, "n p"], target: Float[Tensor, "n p"], thresholds: Sequence[float]
 ) -> Int64[Tensor, "n i j"]:
-    """As `frames.Rows`: pixels whose forecast reaches i thresholds and whose observation j.
+    """Count the pixels whose forecast reaches i thresholds and whose observation reaches j, as `frames.Rows`.
 
-    Those below the first one on both sides may have been left out.
+    Pixels below the first threshold on both sides may have been left out.
     """
     return _joint_histogram(_bins(pred, thresholds), _bins(target, thresholds), len(thresholds) + 1)
 
 
 def from_joint(joint: Int64[Tensor, "b t i j"], count: Int64[Tensor, "b t"]) -> Contingency:
-    """(B, K thresholds, T) of what `joint_rows` gave of `count` pixels."""
+    """Convert the result of `joint_rows` for `count` pixels to counts (B, K thresholds, T)."""
     # reached[..., i, j]: pixels whose forecast reaches at least i thresholds and whose observation at least j
     reached = joint.flip(-2, -1).cumsum(-2).cumsum(-1).flip(-2, -1)
     hits = reached.diagonal(dim1=-2, dim2=-1)[..., 1:]
@@ -58,13 +58,13 @@ def from_joint(joint: Int64[Tensor, "b t i j"], count: Int64[Tensor, "b t"]) -> 
 
 
 def check_thresholds(thresholds: Sequence[float]) -> None:
-    """Refuse thresholds that do not cut increasing bins of rain."""
+    """Raise ValueError unless the thresholds are above 0 and increasing."""
     if not thresholds or thresholds[0] <= 0 or any(a >= b for a, b in pairwise(thresholds)):
         raise ValueError(f"thresholds={list(thresholds)} must be at least one, above 0, increasing, in mm/h.")
 
 
 def check_finite(name: str, values: Tensor, mask: Tensor) -> None:
-    """Refuse NaN where it would be scored."""
+    """Raise ValueError for NaN inside the mask."""
     missing = int((values.isnan() & mask).sum())
     if missing:
         raise ValueError(
@@ -74,7 +74,7 @@ def check_finite(name: str, values: Tensor, mask: Tensor) -> None:
 
 
 def _bins(values: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """How many thresholds each pixel reaches, as a float: comparisons into bytes, and bucketize, take longer."""
+    """Return how many thresholds each pixel reaches, as a float: comparisons to bytes and bucketize are slower."""
     bins, reached = torch.zeros_like(values), torch.empty_like(values)
     for threshold in thresholds:
         bins += torch.ge(values, threshold, out=reached)
@@ -119,8 +119,10 @@ def hss(counts: Contingency) -> Float[Tensor, "..."]:
 
 
 def ets(counts: Contingency) -> Float[Tensor, "..."]:
-    """Equitable threat score (Gilbert 1884), CSI without the hits of chance, (a − r) / (a + b + c − r) with
-    r = (a+b)(a+c) / n and letters as in `hss`; NaN where all pixels are events on both sides, or none are.
+    """Equitable threat score (Gilbert 1884), CSI without the hits expected by chance.
+
+    (a − r) / (a + b + c − r) with r = (a+b)(a+c) / n and letters as in `hss`; NaN where all pixels are events on
+    both sides, or none are.
     """
     a, c, b, d = (count.double() for count in counts)  # products of counts overflow int64
     # a − r = (ad − bc) / n: the difference of products keeps 0 exact where forecast and rain are independent

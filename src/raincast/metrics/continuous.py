@@ -1,4 +1,4 @@
-"""Errors in mm/h: sums per event and lead time, and the means made of them."""
+"""Errors in mm/h: sums per event and lead time, and means computed from them."""
 
 import functools
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ def uncentred_correlation(sums: ErrorSums) -> Float[Tensor, "..."]:
 
 
 def _variance(n: Tensor, total: Tensor, squared: Tensor) -> Tensor:
-    """n² times the variance; NaN where it is nothing but the rounding of its two terms."""
+    """n² times the variance; NaN if it is only the rounding error of its two terms."""
     variance = n * squared - total.square()
     return variance.masked_fill(variance <= 1e-12 * n * squared, torch.nan)
 
@@ -144,25 +144,25 @@ def balanced_rows(
 
 @functools.cache
 def least_rate(pixel: DbzScaling = HKO7_PIXEL) -> float:
-    """mm/h below which a rate is pixel 0, less a part of a thousand for the rounding of float32."""
+    """Rate in mm/h below which the pixel value is 0, reduced by 0.1 % for the rounding of float32."""
     return 0.999 * float(ZR(pixel.a, pixel.b).to_rate(torch.tensor(pixel.min_dbz, dtype=torch.float64)))
 
 
 def balanced_mse(sums: BalancedSums) -> Float[Tensor, "..."]:
-    """Mean weighted squared error of a pixel, whatever the image's size; NaN without pixels."""
+    """Mean weighted squared error per pixel, independent of the size of the image; NaN without pixels."""
     return sums.squared / sums.pixels
 
 
 def balanced_mae(sums: BalancedSums) -> Float[Tensor, "..."]:
-    """Mean weighted absolute error of a pixel, whatever the image's size; NaN without pixels."""
+    """Mean weighted absolute error per pixel, independent of the size of the image; NaN without pixels."""
     return sums.absolute / sums.pixels
 
 
 def hko7_b_mse(sums: BalancedSums) -> Float[Tensor, "..."]:
-    """HKO-7's B-MSE, a frame's sum: to be compared on its 480 × 480 pixels only; NaN without frames."""
+    """HKO-7's B-MSE, the sum over a frame, comparable only on its 480 × 480 pixels; NaN without frames."""
     return sums.squared / sums.frames
 
 
 def hko7_b_mae(sums: BalancedSums) -> Float[Tensor, "..."]:
-    """HKO-7's B-MAE, a frame's sum: to be compared on its 480 × 480 pixels only; NaN without frames."""
+    """HKO-7's B-MAE, the sum over a frame, comparable only on its 480 × 480 pixels; NaN without frames."""
     return sums.absolute / sums.frames

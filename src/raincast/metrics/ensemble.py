@@ -1,6 +1,7 @@
-"""Scores of ensembles, rain rates in mm/h: (B, T, M, H, W), where M members of one rain field stand in C's place.
+"""Scores of ensembles, rain rates in mm/h: (B, T, M, H, W), with M members of one rain field on the axis of
+channels.
 
-C of an ensemble is 1, so that no tensor has members and channels mixed on one axis.
+An ensemble has one channel, so members and channels never share an axis.
 """
 
 from itertools import product
@@ -54,9 +55,9 @@ def ensemble_sums(
 
 
 def crps(sums: EnsembleSums) -> Float[Tensor, "..."]:
-    """CRPS in mm/h of the members taken for the distribution, mean |x − y| − ½ mean |x − x'|; NaN without pixels.
+    """CRPS in mm/h with the members as the distribution, mean |x − y| − ½ mean |x − x'|; NaN without pixels.
 
-    From the members themselves, no distribution fitted to them. That of one member is its MAE.
+    No distribution is fitted to the members. The CRPS of one member is its MAE.
     """
     return (sums.absolute_error - 0.5 * sums.difference) / sums.count
 
@@ -80,7 +81,8 @@ def mean_rmse(sums: EnsembleSums) -> Float[Tensor, "..."]:
 
 
 def spread_error_ratio(sums: EnsembleSums) -> Float[Tensor, "..."]:
-    """`spread` over `mean_rmse`, 1 the best, below 1 too sure of itself; NaN where one is undefined or 0."""
+    """`spread` divided by `mean_rmse`: 1 is best, below 1 the ensemble is underdispersive; NaN if either is
+    undefined or 0."""
     return spread(sums) / mean_rmse(sums).masked_fill(sums.squared_error == 0, torch.nan)
 
 
@@ -89,11 +91,11 @@ def rank_histogram(
     target: Float[Tensor, "b t 1 h w"],
     mask: Bool[Tensor, "b t 1 h w"],
 ) -> Float[Tensor, "b t r"]:
-    """How many observations exceed 0, 1 … M members, float64 (B, T, M + 1), over the pixels of the mask.
+    """Count the pixels whose observation exceeds 0, 1 … M members, float64 (B, T, M + 1), inside the mask.
 
-    An observation that equals members counts in equal parts for every rank it could take (most are 0 mm/h among
-    zeros). The sums merge by addition; divided by their total they are frequencies, 1 / (M + 1) each of a
-    reliable ensemble. NaN inside the mask is an error.
+    An observation that equals members counts in equal parts for each possible rank (mostly 0 mm/h among zeros).
+    The counts merge by addition. Divided by their total they are frequencies, each 1 / (M + 1) for a reliable
+    ensemble. NaN inside the mask is an error.
     """
     check_members(ensemble, target, mask)
     B, T, M = ensemble.shape[:3]
@@ -111,7 +113,7 @@ def rank_histogram(
 
 
 def check_members(ensemble: Tensor, target: Tensor, mask: Tensor) -> None:
-    """ValueError for NaN inside the mask."""
+    """Raise ValueError for NaN inside the mask."""
     check_finite("ensemble", ensemble, mask.expand_as(ensemble))
     check_finite("target", target, mask)
 
@@ -119,5 +121,5 @@ def check_members(ensemble: Tensor, target: Tensor, mask: Tensor) -> None:
 def counted_pixels(
     members: Float[Tensor, "m h w"], observed: Float[Tensor, "1 h w"], mask: Bool[Tensor, "1 h w"]
 ) -> tuple[Float[Tensor, "m n"], Float[Tensor, " n"]]:
-    """Members and observation at the N pixels of the mask, float64."""
+    """Return members and observation at the N pixels of the mask, float64."""
     return members[:, mask[0]].double(), observed[0][mask[0]].double()

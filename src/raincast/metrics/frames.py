@@ -1,4 +1,4 @@
-"""Frame by frame on a CPU, whose caches hold one; all at once on a GPU, which would wait for its next order."""
+"""Sums over frames: one at a time on a CPU, whose caches hold one frame; all at once on a GPU."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,9 +20,9 @@ def over_frames(
     target: Float[Tensor, "b t c h w"],
     mask: Bool[Tensor, "b t c h w"],
 ) -> list[Shaped[Tensor, "b t *sums"]]:
-    """What `rows` sums over C, H, W of each frame where `mask` is True; NaN there is an error.
+    """Return the sums that `rows` computes over C, H, W of each frame inside `mask`; NaN there is an error.
 
-    On a CPU a frame's sums do not depend on the frames around it, to the last bit.
+    On a CPU the sums of a frame are bit-identical whatever the other frames are.
     """
     B, T = pred.shape[:2]
     flat = [field.flatten(2).flatten(0, 1) for field in (pred, target, mask)]
@@ -44,9 +44,10 @@ def over_frames(
 def reaching(
     pred: Float[Tensor, "n p"], target: Float[Tensor, "n p"], rate: float
 ) -> tuple[Float[Tensor, "n q"], Float[Tensor, "n q"]]:
-    """The pixels where either side is `>= rate`, in mm/h, for sums to which others add nothing.
+    """Select the pixels where either side is `>= rate` in mm/h, for sums to which other pixels add nothing.
 
-    Of a frame on a CPU, where others cost time: networks say a little rain in most places. Elsewhere all of them.
+    It selects only for one frame on a CPU, where it saves time: networks give a little rain at most pixels.
+    Otherwise it returns all.
     """
     if pred.device.type != "cpu" or len(pred) > 1:
         return pred, target
@@ -56,7 +57,7 @@ def reaching(
 
 
 def _check(counted: Sequence[Tensor], pred: Tensor, target: Tensor, mask: Tensor) -> None:
-    """Refuse NaN where it would be scored: a sum is spoilt by one, and cheaper than a search."""
+    """Raise ValueError for NaN inside the mask. A sum finds it, and is cheaper than a search."""
     if not bool((counted[0].sum() + counted[1].sum()).isnan()):
         return
     for name, field in (("pred", pred), ("target", target)):

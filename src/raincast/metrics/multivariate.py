@@ -1,7 +1,7 @@
 """Scores of members as a whole: means over boxes, and how well members agree with each other across boxes.
 
-A catchment receives the rain of many pixels. Members that are right at every pixel may still be wrong for it, if
-they do not rain together where it rains together.
+A catchment receives the rain of many pixels. Members that are reliable at every pixel may still be wrong for the
+catchment if they lack the spatial correlation of rain.
 """
 
 from itertools import product
@@ -30,9 +30,10 @@ def areal_means(
 ) -> tuple[Float[Tensor, "b t m v u"], Float[Tensor, "b t 1 v u"], Bool[Tensor, "b t 1 v u"]]:
     """Return means over boxes of `size` × `size` pixels side by side, float64, and which of them count.
 
-    A mean is over the pixels of the mask, the same on both sides; a box counts if these are at least half of it.
-    What is left at the lower and right edge after the last whole box does not count. A box larger than the field
-    has no place: V or U is then 0. NaN inside the mask is an error.
+    Means are over the pixels of the mask, the same on both sides. A box counts if at least half of it is in the
+    mask.
+    Pixels after the last whole box at the lower and right edges are left out. If the box is larger than the field,
+    there is none (V or U is 0). NaN inside the mask is an error.
     """
     if size < 1:
         raise ValueError(f"Boxes of {size} pixels: choose 1 or more.")

@@ -1,4 +1,4 @@
-"""SAL: do the rain areas of a forecast have the size, the amount and the place of those that came?
+"""SAL: structure, amplitude and location of rain areas, compared with the observation.
 
 Wernli et al. 2008, doi 10.1175/2008MWR2415.1, as pysteps computes it: objects are found by its cell detection
 (Feldmann et al. 2021) above a fifteenth of the 95th percentile of the wet pixels.
@@ -35,7 +35,7 @@ class SalSums(NamedTuple):
 
 
 def require() -> None:
-    """ValueError where scikit-image is missing, with which pysteps finds objects."""
+    """Raise ValueError if scikit-image is missing, which pysteps needs to find objects."""
     if importlib.util.find_spec("skimage") is None:
         raise ValueError('metrics.sal=true needs scikit-image to find rain areas: pip install "raincast[linda]".')
 
@@ -43,7 +43,7 @@ def require() -> None:
 def sal_sums(
     pred: Float[Tensor, "b t 1 h w"], target: Float[Tensor, "b t 1 h w"], mask: Bool[Tensor, "b t 1 h w"]
 ) -> SalSums:
-    """Of mm/h; pixels where `mask` is False are no rain on both sides. On the CPU, a frame after the other."""
+    """Return the sums for rates in mm/h, computed on the CPU; pixels where `mask` is False count as dry."""
     fields = [torch.where(mask, rain, 0.0)[:, :, 0].double().cpu().numpy() for rain in (pred, target)]
     B, T = fields[0].shape[:2]
     sums = np.zeros((5, B, T))
@@ -58,7 +58,7 @@ def sal_sums(
 
 
 def _sal(pred: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> tuple[float, float, float] | None:
-    """None where one side has no rain, or no object."""
+    """Return (S, A, L) of a frame; None if either side has no rain or no object."""
     if any(field.max() <= field.min() for field in (pred, target)):
         return None
     with (

@@ -1,7 +1,7 @@
-"""Scores of probabilities, of a threshold being reached: sums by probability bins, and what is made of them.
+"""Scores of probabilities of reaching a threshold: sums by probability bins, and the scores computed from them.
 
-Events and probabilities are compared where `mask` is True. Everything here comes from one table per threshold
-and lead time: Brier score, its decomposition, reliability diagram and ROC.
+Events and probabilities are compared where `mask` is True. One table per threshold and lead time gives the Brier
+score, its decomposition, the reliability diagram and the ROC.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,9 @@ def bin_sums(
 ) -> BinSums:
     """Sums over H, W, each (B, K thresholds, T, bins), of probabilities that `target` is `>=` it, in mm/h.
 
-    Bin i takes what is nearest to i / (num_bins − 1): 11 bins stand for 0, 10, … 100 %, and M + 1 hold each
-    probability of M members apart, so that the decomposition has no remainder. NaN inside the mask is an error.
+    Bin i holds the probabilities nearest to i / (num_bins − 1): 11 bins stand for 0, 10, … 100 %. With M + 1 bins
+    each probability of M members has its own, so that the decomposition has no remainder. NaN inside the mask is
+    an error.
     """
     check_thresholds(thresholds)
     if num_bins < 2 or probability.shape[2] != len(thresholds):
@@ -85,7 +86,7 @@ class BrierParts(NamedTuple):
 
 
 def brier_parts(sums: BinSums) -> BrierParts:
-    """The decomposition over all bins; NaN without pixels."""
+    """Decompose the Brier score over all bins; NaN without pixels."""
     n = sums.forecasts.double()
     total = n.sum(-1)
     share = n / total[..., None]
@@ -99,15 +100,16 @@ def brier_parts(sums: BinSums) -> BrierParts:
 
 
 def reliability_curve(sums: BinSums) -> tuple[Float[Tensor, "... n"], Float[Tensor, "... n"]]:
-    """(mean stated probability, observed frequency) of every bin; NaN in bins that nothing fell into."""
+    """Return (mean stated probability, observed frequency) by bin; NaN in empty bins."""
     return sums.probability / sums.forecasts, sums.events.double() / sums.forecasts
 
 
 def roc(sums: BinSums) -> tuple[Float[Tensor, "... m"], Float[Tensor, "... m"]]:
-    """(false alarm rate, probability of detection) of warning from each bin on, from (0, 0) to (1, 1).
+    """Return (false alarm rate, probability of detection) of warnings from each bin upwards, from (0, 0) to (1,
+    1).
 
-    Each has one point more than there are bins: the first never warns. The false alarm rate is false alarms /
-    observed non-events (also POFD), not the ratio FAR. NaN where there was no event, or nothing else.
+    Both have one point more than there are bins: the first never warns. The false alarm rate is false alarms /
+    observed non-events (POFD), not the ratio FAR. NaN if there was no event, or no non-event.
     """
     curves = []
     for counts in (sums.forecasts - sums.events, sums.events):
@@ -118,6 +120,6 @@ def roc(sums: BinSums) -> tuple[Float[Tensor, "... m"], Float[Tensor, "... m"]]:
 
 
 def roc_area(sums: BinSums) -> Float[Tensor, "..."]:
-    """Area under the ROC by trapezoids, 0.5 without skill; NaN where there was no event, or nothing else."""
+    """Area under the ROC by trapezoids, 0.5 without skill; NaN if there was no event, or no non-event."""
     pofd, pod = roc(sums)
     return torch.trapezoid(pod, pofd, dim=-1)

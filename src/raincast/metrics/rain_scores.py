@@ -18,14 +18,14 @@ class RainScores(Metric):
     States are int64 counts and float64 sums that merge across ranks by addition, so that the scores of N
     ranks are those of one process. `compute()` gives float64 tensors: csi, pod, far, frequency_bias, hss,
     ets, f1 of shape (K thresholds, T leads), mean_error, mae and rmse in mm/h, and both correlations (T);
-    beside them the sums themselves under their names in `Contingency` (K, T) and `ErrorSums` (T).
+    and also the sums, under their names in `Contingency` (K, T) and `ErrorSums` (T).
     Undefined is NaN.
     """
 
     full_state_update = False
 
     def __init__(self, thresholds: Sequence[float], num_leads: int) -> None:
-        """`thresholds` in mm/h, increasing; `num_leads` is T of the forecasts to come."""
+        """`thresholds` are in mm/h, increasing; `num_leads` is the number T of lead times of the forecasts."""
         super().__init__()
         check_thresholds(thresholds)
         self.thresholds = tuple(thresholds)
@@ -48,7 +48,7 @@ class RainScores(Metric):
         target: Float[Tensor, "b t c h w"],
         mask: Bool[Tensor, "b t c h w"],
     ) -> None:
-        """Add a batch in mm/h; pixels where `mask` is False count nowhere."""
+        """Add a batch in mm/h; pixels where `mask` is False are left out."""
         if pred.shape[1] != self.num_leads:
             raise ValueError(f"Expected {self.num_leads} lead times (num_leads), found {pred.shape[1]}.")
         self._add(contingency(pred, target, mask, self.thresholds))
@@ -59,7 +59,7 @@ class RainScores(Metric):
             setattr(self, name, getattr(self, name) + per_event.sum(0))
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores and sums by name."""
+        """Return scores and sums by name."""
         counts = Contingency(*(getattr(self, name) for name in Contingency._fields))
         errors = ErrorSums(*(getattr(self, name) for name in ErrorSums._fields))
         return {

@@ -1,4 +1,4 @@
-"""Scores that forgive a shift: fractions skill score, and rain pooled before it is counted."""
+"""Scores that tolerate displacement: fractions skill score, and counts of pooled rain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,11 +32,11 @@ def fraction_sums(
 ) -> FractionSums:
     """Sums over H, W, each (B, K thresholds, S boxes, T), of pred and target `>=` threshold, all in mm/h.
 
-    A box of `n` has n × n pixels, and one stands around every pixel (at the lower right of its middle four,
-    where n is even). Pixels where `mask` is False are no event on either side, so that what forecast or archive
-    say there adds nothing. With `boundary="zero"` what lies outside the grid is the same (as in pysteps); with
-    "inside" only boxes that lie wholly in the grid count (as in the package scores). A box larger than the grid
-    has then no place: both sums are 0, the score undefined. NaN inside the mask is an error.
+    A box of `n` has n × n pixels, and there is one around every pixel (for even n the pixel is the lower right of
+    the middle four). Pixels where `mask` is False are no event on either side. With `boundary="zero"` so are
+    pixels outside the grid (as in pysteps); with "inside" only boxes that lie wholly in the grid count (as in the
+    package scores). If the box is larger than the grid, both sums are then 0 and the score is undefined. NaN
+    inside the mask is an error.
     """
     check_thresholds(thresholds)
     check_finite("pred", pred, mask)
@@ -69,7 +69,7 @@ def fss(sums: FractionSums) -> Float[Tensor, "..."]:
 
 
 def box_size(scale_km: float, pixel_km: float) -> int:
-    """The box of so many km, in pixels: the nearest number, and 1 at least."""
+    """Convert the side of a box from km to pixels: the nearest whole number, at least 1."""
     if scale_km <= 0 or pixel_km <= 0:
         raise ValueError(f"A scale of {scale_km:g} km on pixels of {pixel_km:g} km: both must be above 0.")
     return max(1, round(scale_km / pixel_km))
@@ -83,12 +83,13 @@ def max_pool(
     size: int,
     stride: int | None = None,
 ) -> tuple[Float[Tensor, "b t c v u"], Float[Tensor, "b t c v u"], Bool[Tensor, "b t c v u"]]:
-    """The highest rates of `size` × `size` pixels, every `stride` (by default `size`), for `contingency` to count.
+    """Return the highest rates of `size` × `size` pixels, every `stride` pixels (by default `size`), for
+    `contingency`.
 
-    The order: first the maximum of the rates, then the threshold, then counts over everything, then the ratio.
-    (The first two may change places: a maximum reaches a threshold where any of its pixels does.) Only pixels
-    where `mask` is True enter a maximum, the same on both sides; a pool without any is masked. What is left at
-    the lower and right edge after the last whole pool does not count.
+    The maximum of the rates is taken first, then the threshold, the counts and the ratio. (The first two may be
+    exchanged: a maximum reaches a threshold if any of its pixels does.) Only pixels where `mask` is True enter a
+    maximum, the same on both sides; a pool without any is masked. Pixels after the last whole pool at the lower
+    and right edges are left out.
     """
     H, W = pred.shape[-2:]
     stride = size if stride is None else stride
@@ -124,7 +125,7 @@ class _Corners:
 
     @classmethod
     def of(cls, events: Bool[Tensor, "n y x"], boxes: Sequence[int], boundary: str) -> "_Corners":
-        """With the margin that `boxes` need."""
+        """Build the sums, with the margin that `boxes` needs."""
         # sums along the last axis are several times faster than along another
         along_x = events.cumsum(-1, dtype=torch.int32)
         total = along_x.mT.contiguous().cumsum(-1, dtype=torch.int32)
@@ -141,7 +142,7 @@ class _Corners:
         return cls(table, (X, Y), inside, (before[0], before[1]))
 
     def boxes(self, box: int) -> Int32[Tensor, "n u v"]:
-        """Events in every box of `box` pixels along a side."""
+        """Return the number of events in every box with sides of `box` pixels."""
         counts = self.table
         for dim, size, margin in zip((1, 2), self.size, self.margin, strict=True):
             if self.inside:

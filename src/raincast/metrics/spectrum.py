@@ -1,4 +1,4 @@
-"""How much of the rain's detail a forecast has: radially averaged power, and the scale below which it is blur."""
+"""Radially averaged power spectra of rain, and the effective resolution: the scale below which it is blurred."""
 
 from typing import NamedTuple
 
@@ -20,13 +20,13 @@ class SpectrumSums(NamedTuple):
 
 
 def num_wavelengths(height: int, width: int) -> int:
-    """How many rings there are: whole waves over the longer side, from 0 (the mean) on, to two pixels each."""
+    """Return the number of rings: waves over the longer side, from 0 (the mean) to a wavelength of two pixels."""
     longer = max(height, width)
     return longer // 2 + longer % 2
 
 
 def wavelengths(height: int, width: int, pixel_km: float) -> Float[Tensor, " w"]:
-    """In km, of each ring; infinite for the first, float64."""
+    """Return the wavelength of each ring in km, float64; infinite for the first."""
     longer = max(height, width)
     return pixel_km * longer / torch.arange(num_wavelengths(height, width), dtype=torch.float64)
 
@@ -36,10 +36,10 @@ def spectrum_sums(
 ) -> SpectrumSums:
     """Radially averaged power of each frame, (B, W wavelengths, T): |FFT|² / pixels, mean over a ring of waves.
 
-    Ring n has the waves that go about n times (± ½) into the longer side. Pixels where `mask` is False are 0 on
-    both sides, so that an edge of the radar's coverage is in both spectra alike; NaN inside it is an error. On a
-    square without missing pixels this is pysteps' `rapsd`. That of members is the mean of their powers, not the
-    power of their mean.
+    Ring n has the waves that fit n times (± ½) into the longer side. Pixels where `mask` is False are 0 on both
+    sides, so that the edge of the radar's coverage affects both spectra equally; NaN inside the mask is an error.
+    On a square without missing pixels this is pysteps' `rapsd`. The spectrum of members is the mean of their
+    powers, not the power of their mean.
     """
     check_finite("pred", pred, mask.expand_as(pred))
     check_finite("target", target, mask)
@@ -60,7 +60,8 @@ def spectrum_sums(
 
 
 def _rings(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(ring of each coefficient of rfft2, how many of fft2 it stands for, how many there are in each ring)."""
+    """Return the ring of each coefficient of rfft2, its multiplicity in fft2, and the number of coefficients per
+    ring."""
     longer = max(height, width)
     fy = torch.fft.fftfreq(height, device=device, dtype=torch.float64)
     fx = torch.fft.rfftfreq(width, device=device, dtype=torch.float64)
@@ -84,17 +85,18 @@ def target_spectrum(sums: SpectrumSums) -> Float[Tensor, "..."]:
 
 
 def ratio(sums: SpectrumSums) -> Float[Tensor, "..."]:
-    """Power of the forecast over that of the observation: below 1 too smooth, above too rough."""
+    """Power of the forecast divided by that of the observation: below 1 the forecast is too smooth, above 1 too
+    rough."""
     return sums.pred / sums.target.masked_fill(sums.target == 0, torch.nan)
 
 
 def effective_resolution(
     power_ratio: Float[Tensor, "... w"], wavelength_km: Float[Tensor, " w"], *, least: float = 0.5
 ) -> Float[Tensor, "..."]:
-    """The wavelength in km below which, going from long to short, the ratio of powers first falls under `least`.
+    """Return the wavelength in km at which, from long to short, the ratio of powers first falls below `least`.
 
-    Interpolated in the logarithm of the wavelength. Two pixels where it never does; NaN where the ratio is
-    undefined or too low from the longest wave on. The mean (infinitely long) does not count.
+    It is interpolated in the logarithm of the wavelength. If the ratio never falls, it is two pixels; NaN if the
+    ratio is undefined, or too low at the longest wave already. The mean (infinite wavelength) is left out.
     """
     values, km = power_ratio[..., 1:], wavelength_km[1:].double().log()
     low = ~(values >= least)

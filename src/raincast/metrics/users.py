@@ -1,4 +1,4 @@
-"""What users ask for: how much falls within an hour, and when it begins to rain."""
+"""Scores of depths over periods, and of the onset of rain."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,11 +18,10 @@ def accumulate(
     num_steps: int,
     step_minutes: float,
 ) -> tuple[Float[Tensor, "b n m h w"], Float[Tensor, "b n c h w"], Bool[Tensor, "b n c h w"]]:
-    """Rates in mm/h → amounts in mm of one period of `num_steps` after another, from the first step on.
+    """Convert rates in mm/h to amounts in mm over consecutive periods of `num_steps`, from the first step on.
 
-    `pred` may have M members in the place of C.
-    A pixel counts in a period where it counts in all of its steps. Steps left after the last whole period are not
-    looked at.
+    `pred` may have M members on the axis of channels. A pixel counts in a period if it counts in all its steps.
+    Steps after the last whole period are left out.
     """
     check_finite("pred", pred, mask)
     check_finite("target", target, mask)
@@ -36,7 +35,7 @@ def accumulate(
 
 
 class OnsetSums(NamedTuple):
-    """Pixels where it begins to rain, by the step of the beginning; they merge by addition."""
+    """Counts of pixels at which rain begins, by the step of the onset; they merge by addition."""
 
     hits: Int64[Tensor, "..."]
     """observed, and forecast to within a step"""
@@ -57,9 +56,9 @@ def onset_sums(
 ) -> OnsetSums:
     """Counts over H, W, each (B, K thresholds, T), of the first step at which `>=` threshold (mm/h) is reached.
 
-    Only pixels count that were observed below the threshold in the newest frame, `newest` (NaN = missing), and
-    observed at every step. Hits and misses stand at the step of the observed onset, false alarms at that of the
-    forecast one; a hit is at most `tolerance` steps early or late.
+    Only pixels count that are below the threshold in the newest frame, `newest` (NaN for missing), and observed at
+    every step. Hits and misses are counted at the step of the observed onset, false alarms at that of the forecast
+    onset; a hit is at most `tolerance` steps early or late.
     """
     check_thresholds(thresholds)
     check_finite("pred", pred, mask)
@@ -79,12 +78,12 @@ def onset_sums(
 
 
 def _first(reached: Bool[Tensor, "t p"]) -> Int64[Tensor, " p"]:
-    """The first step that is True; T where none is."""
+    """Return the first step that is True; T if none is."""
     return reached.int().argmax(0).masked_fill(~reached.any(0), len(reached))
 
 
 def _tables(forecast: Int64[Tensor, " p"], observed: Int64[Tensor, " p"], T: int, tolerance: int) -> Tensor:
-    """Hits, misses and false alarms by step, (3, T), of onsets at these steps; T is none."""
+    """Return hits, misses and false alarms by step, (3, T), from the steps of onsets; T means none."""
     rains, warned = observed < T, forecast < T
     hit = rains & warned & ((forecast - observed).abs() <= tolerance)
     chosen = observed[hit], observed[rains & ~hit], forecast[warned & ~hit]
@@ -106,9 +105,9 @@ def onset_pod(sums: OnsetSums) -> Float[Tensor, "..."]:
 
 
 def onset_far(sums: OnsetSums) -> Float[Tensor, "..."]:
-    """False alarms / (hits + false alarms), of one lead time those that were forecast for it; NaN without any.
+    """False alarms / (hits + false alarms); NaN without forecast onsets.
 
-    A hit that was forecast a step early or late stands at the observed step: only the sum over lead times is the
-    share of all forecast onsets.
+    Hits are counted at the observed step even if they were forecast a step early or late, so only the sum over
+    lead times is the share of all forecast onsets.
     """
     return far(_table(sums))

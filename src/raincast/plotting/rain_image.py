@@ -54,7 +54,7 @@ def rain_classes(rain: Rain) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class MapView:
-    """How a grid is shown: north up, east to the right, in km of its projection or in degrees.
+    """The view of a grid on a map: north up, east to the right, in km of its projection or in degrees.
 
     `left`, `right`, `bottom` and `top` are the outer edges of the outer pixels. `y_stretch` is the length on Earth
     of a unit of y relative to a unit of x: 1 except for lat/lon grids.

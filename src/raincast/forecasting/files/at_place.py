@@ -1,4 +1,4 @@
-"""A forecast at one place: means over its pixels, member by member, and what follows from them."""
+"""A forecast at one place: means over its pixels, by member, with depths, probabilities, onset and end."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ LEAST_KNOWN = 0.5
 
 @dataclass(frozen=True, eq=False)
 class AtPlace:
-    """Mean rates over a place (mm/h), and what follows. `known`: the share of it whose rates are known, (L,)."""
+    """Mean rates over a place in mm/h and quantities derived from them; `known` is its known share, (L,)."""
 
     known: Floats
     members: Floats | None = None
@@ -39,10 +39,10 @@ class AtPlace:
 def at_place(
     forecast: xr.Dataset, pixels: Pixels, newest: Floats | None, threshold: float | None = None
 ) -> AtPlace:
-    """The forecast over `pixels`. Onset and end are those of `threshold` mm/h, by default `products.onset`.
+    """Return the forecast over `pixels`. Onset and end refer to `threshold` mm/h, by default `products.onset`.
 
-    `newest` is the observation at init_time, (H, W) in mm/h; where it is None, nothing is said of the moment
-    itself. Means over a place are of its known part, where that is at least `LEAST_KNOWN` of it.
+    `newest` is the observation at init_time, (H, W) in mm/h; None if unknown. Means are over the known part of the
+    place, and missing if that is less than `LEAST_KNOWN` of it.
     """
     window, step = (pixels.y, pixels.x), float(forecast.attrs[STEP_MINUTES])
     rain = forecast[RAIN].values[:, *window]

@@ -37,7 +37,7 @@ class Outputs:
 
     @property
     def shows_observed(self) -> bool:
-        """Whether observations, if there are any, are drawn next to the forecast."""
+        """True if observations after the init time are drawn next to the forecast."""
         return bool(self.animation) or self.pictures
 
     @property
@@ -46,7 +46,7 @@ class Outputs:
         return "mp4" if self.animation == "mp4" else "gif"
 
     def __post_init__(self) -> None:
-        """Refuse what would fail after the forecast: formats, packages, time zones and places."""
+        """Raise ValueError for formats, packages, time zones or places that would fail after the forecast."""
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown:
             raise ValueError(f"formats: {', '.join(unknown)} unknown; there are {', '.join(FORMATS)}.")
@@ -136,7 +136,7 @@ def write_outputs(
 
 
 def what_came(series: Series, forecast: xr.Dataset) -> xr.Dataset | None:
-    """The frames of `series` at the valid times of `forecast`, up to the last one there is; None without any."""
+    """Return the frames of `series` at the valid times of `forecast`, up to the last known one, or None."""
     valid = forecast[schema.TIME].values.astype("datetime64[ns]")
     there = np.intersect1d(valid, series.times)
     if not there.size:

@@ -115,7 +115,7 @@ def _rows(
 
 
 def _further_names(forecast: xr.Dataset) -> list[str]:
-    """The names of what `_further` gives."""
+    """Return the names of the columns of `_further`."""
     names = [f"{ONSET}_minutes", f"{END}_minutes"] if ONSET in forecast else []
     if MEMBERS in forecast:
         names.append("known")
@@ -129,7 +129,7 @@ def _further_names(forecast: xr.Dataset) -> list[str]:
 
 
 def _further(said: AtPlace, lead: int) -> list[str]:
-    """What follows from mean rates over a place, and from those of its members."""
+    """Return the cells of onset and end, and of the statistics over members."""
     found: list[Any] = [said.spell.onset[0], said.spell.end[0]] if said.spell is not None else []
     if said.members is not None:
         found.append(said.known[lead])
@@ -147,10 +147,11 @@ def _cell(value: float) -> str:
 def write_place_members(
     forecast: xr.Dataset, places: list[Location], path: Path, newest: npt.NDArray[np.float32] | None = None
 ) -> Path:
-    """Write what the members say at places as CF netCDF, atomically; returns the path.
+    """Write the members at places as CF netCDF, atomically; return the path.
 
-    Rates and depths of each member as means over each place, the probabilities of amounts, and when rain begins
-    and ends. What is not known is missing: of places outside the grid, everything.
+    The file has mean rates (mm/h) and depths (mm) of each member over each place, the probabilities of
+    amounts, and the times at which rain begins and ends. Unknown values are missing, as are all of a place outside
+    the grid.
     """
     grid = schema.grid_of(forecast)
     located = [pixels_of(place, grid) for place in places]

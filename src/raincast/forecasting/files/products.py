@@ -31,7 +31,7 @@ ROWS = 64
 
 
 def amount_name(minutes: float) -> str:
-    """The name of the variable of depths over so many minutes: rain_amount_60min."""
+    """Return the name of the variable of depths over `minutes`: rain_amount_60min."""
     return f"rain_amount_{minutes:g}min"
 
 
@@ -47,7 +47,7 @@ def quantile_name(name: str) -> str:
 
 
 def known_pixels(dataset: xr.Dataset) -> npt.NDArray[np.bool_]:
-    """(lead, y, x): whether the rate of a pixel follows from what was observed."""
+    """Return a mask (lead, y, x): True where the rate of a pixel follows from observations."""
     known = np.isfinite(dataset[RAIN].values)
     if QUALITY in dataset:
         known &= (dataset[QUALITY].values & (MISSING | OUTSIDE_REACH)) == 0
@@ -144,7 +144,7 @@ def with_onset(dataset: xr.Dataset, threshold: float, newest: Rain) -> xr.Datase
 
 
 def _with_spells(dataset: xr.Dataset, threshold: float, newest: Rain, known: npt.NDArray[np.bool_]) -> xr.Dataset:
-    """Add what the members say of onset and end."""
+    """Add the statistics over members of onset and end."""
     members, step = dataset[MEMBERS].values, float(dataset.attrs[STEP_MINUTES])
     shape = members.shape[2:]
     onset, end = (np.empty((len(QUANTILES), *shape), np.float32) for _ in range(2))
