@@ -9,7 +9,7 @@ from asking import query, rates_of
 from pyproj import CRS
 from scipy.ndimage import gaussian_filter
 
-from raincast.baselines import METHODS, Anvil, Extrapolation, Linda, Persistence, SProg, Steps
+from raincast.baselines import METHODS, Anvil, Extrapolation, FastSProg, Linda, Persistence, SProg, Steps
 from raincast.baselines.evolution import from_decibels, to_decibels
 from raincast.baselines.motion import find_motion
 from raincast.schema import Grid, mock_grid
@@ -18,6 +18,7 @@ QUICK = {
     "extrapolation_darts": Extrapolation(method="darts"),
     "extrapolation_farneback": Extrapolation(method="farneback"),
     "sprog": SProg(),
+    "sprog_fast": FastSProg(),
     "anvil": Anvil(ar_order=1),
     "steps": Steps(num_members=2),
 }
@@ -204,6 +205,18 @@ def test_sprog_is_smoother_than_extrapolation_and_grows_smoother_with_lead():
     assert roughness(smooth[0]) < roughness(plain[0])
     assert roughness(smooth[-1]) < 0.8 * roughness(plain[-1])
     assert roughness(smooth[-1]) < roughness(smooth[0])
+
+
+def test_fast_sprog_agrees_with_that_of_pysteps_and_needs_a_pixel_size():
+    past = as_batch(changing(3, size=64))
+    ours, theirs = rates_of(FastSProg(), past, 6)[0, :, 0], rates_of(SProg(), past, 6)[0, :, 0]
+    inner = (slice(None), slice(12, -6), slice(18, -6))
+    logs = [np.log(np.maximum(rates[inner], 0.05)).reshape(6, -1) for rates in (ours, theirs)]
+    correlations = [np.corrcoef(*lead)[0, 1] for lead in zip(*logs, strict=True)]
+    assert correlations[0] > 0.95 and min(correlations) > 0.85, correlations
+    assert roughness(ours[-1]) == pytest.approx(roughness(theirs[-1]), rel=0.5)
+    with pytest.raises(ValueError, match="sprog_fast needs the size of a pixel"):
+        rates_of(FastSProg(), past, 1, pixel_km=None)
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)

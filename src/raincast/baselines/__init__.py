@@ -5,7 +5,7 @@ nonnegative everywhere, and 0 where nothing is known.
 """
 
 from raincast.baselines.ensembles import Ensemble, Linda, Steps
-from raincast.baselines.evolution import Anvil, SProg
+from raincast.baselines.evolution import Anvil, FastSProg, SProg
 from raincast.baselines.files import ForecastFiles
 from raincast.baselines.motion import METHODS, SMALLEST_GRID, Extrapolation
 from raincast.baselines.past import Persistence
@@ -16,6 +16,7 @@ __all__ = [
     "Anvil",
     "Ensemble",
     "Extrapolation",
+    "FastSProg",
     "ForecastFiles",
     "Linda",
     "Persistence",

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from raincast.baselines.motion import FAILURES, advect, check_method, find_motion, quiet
 from raincast.baselines.past import Past, evenly_spaced, look_back, persist
 from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query
+from raincast.models.optical_flow import displacements, inside, move
+from raincast.models.sprog import sprog
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +142,45 @@ class SProg(Evolution):
             ar_order=AR_ORDER,
         )
         return from_decibels(decibels)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class FastSProg(Evolution):
+    """S-PROG as the default network computes it (`models.sprog`), in about half the time of pysteps'.
+
+    Rates get the distribution of the newest frame, as those of `SProg`. Bands are octaves of wavelengths in km.
+    The correlation with the fields of `SProg` is .99 after 5 and .96 after 60 minutes (FMI and MeteoSwiss,
+    256 × 256); heavy rain is forecast somewhat better.
+    """
+
+    name = "sprog_fast"
+
+    def predict(self, query: Query) -> Prediction:
+        """As `Evolution`. Raises ValueError also if the pixel size is unknown."""
+        if not query.pixel_km:
+            raise ValueError(f"{self.name} needs the size of a pixel: give the query a grid or pixel_km.")
+        return super().predict(query)
+
+    @torch.inference_mode()
+    def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:
+        levels = torch.from_numpy(np.log(10.0) / 10.0 * to_decibels(frames)).float()
+        flow = torch.from_numpy(motion[::-1].copy()).float()[None]  # y first
+        far = displacements(flow, max(num_steps, len(frames) - 1))[0]
+        older = move(levels[:-1, None], far[: len(frames) - 1].flip(0), border=True)[:, 0]
+        field = sprog(
+            torch.cat([older, levels[-1:]])[None],
+            torch.ones_like(levels[:1]),
+            torch.arange(1.0, num_steps + 1)[None],
+            step_minutes=torch.tensor([query.step_minutes], dtype=torch.float32),
+            pixel_km=torch.tensor([query.pixel_km], dtype=torch.float32),
+            longest=num_steps,
+        ).field[0]
+        matched = torch.empty_like(field).flatten(1)
+        newest = levels[-1].flatten().sort().values.expand_as(matched)
+        matched.scatter_(1, field.flatten(1).argsort(dim=1), newest)
+        moved = move(matched.view(-1, 1, *field.shape[1:]), far[:num_steps])
+        moved = torch.where(inside(far[:num_steps]) > 0, moved, torch.nan)[:, 0]
+        return from_decibels(10.0 / np.log(10.0) * moved.double().numpy())
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
