@@ -38,12 +38,12 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What there is, for completion."""
+    """Return the public names, for completion in shells."""
     return sorted({*globals(), *__all__, *_ROOMS})
 
 
 def load_forecaster(path: "str | Path" = "box", *, device: str = "auto", **settings: Any) -> "ForecastPipeline":
-    """The forecaster that comes with raincast, or that of a checkpoint or a file of `export.py`.
+    """Load the forecaster of a checkpoint or of a file of `export.py`; by default the bundled one.
 
     `forecaster(dataset)` forecasts from a Dataset of frames; it is a `raincast.forecaster.Forecaster`, too.
 

@@ -68,7 +68,7 @@ class Checkpoint:
 
     @property
     def in_box(self) -> bool:
-        """True if these are the weights that come with raincast."""
+        """True for the weights that come with raincast."""
         return self.path == box_path()
 
     @property

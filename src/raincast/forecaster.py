@@ -239,7 +239,7 @@ class Forecaster(Protocol):
 
     @property
     def gives(self) -> Gives:
-        """The outputs that it has besides rates."""
+        """The outputs besides rates."""
         ...
 
     def predict(self, query: Query) -> Prediction:

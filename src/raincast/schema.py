@@ -40,7 +40,7 @@ TIME_ATTRS = {"standard_name": "time", "long_name": "valid time (UTC)", "axis": 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What rates in mm/h are over time: instantaneous, or averages over a number of minutes.
+    """The period of rates in mm/h: instantaneous, or averages over a number of minutes.
 
     `kind` is "momentary" for instantaneous rates, "mean" for mean rates and "depth" for rates computed from
     depths. Means and depths cover the `minutes` that end at the valid time; None if the source does not state the

@@ -1,4 +1,4 @@
-"""What a training run logs and records about itself."""
+"""The log and the records of a training run."""
 
 import logging
 import warnings

@@ -84,7 +84,7 @@ class Products:
 
 
 NEIGHBOURHOOD = "share of pixels around that reach the threshold, in a square of 1 km per minute of lead time"
-"""How probabilities are computed for a forecaster that gives none: see `share_around`."""
+"""Method of the probabilities of a forecaster that gives none: see `share_around`."""
 
 
 class ForecastPipeline:

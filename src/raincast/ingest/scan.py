@@ -102,7 +102,7 @@ class Found:
     step_minutes: float | None
     bad_files: dict[str, str]
     meanings: dict[int, Meaning]
-    """What the rates are over time, by file number; absent if the reader's head does not state it."""
+    """Period of the rates by file number; absent if the reader's head does not state it."""
     quality: dict[int, float]
     """Quality by file number; 0 if none is stated."""
     accompanying: tuple[str, ...] = ()

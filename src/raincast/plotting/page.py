@@ -18,7 +18,7 @@ from markupsafe import Markup
 from raincast.system.files import write_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""What a browser lets a page do: show and run its own content, and load nothing."""
+"""Content security policy: a page may show and run its own content, and load nothing."""
 
 
 @dataclass(frozen=True)

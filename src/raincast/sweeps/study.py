@@ -57,7 +57,7 @@ def without_password(where: str) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """Where a running trial reports its validation score: a study, and the storage's id of a trial in it."""
+    """Address of a running trial's validation scores: a study, and the storage's id of a trial in it."""
 
     study: str
     trial_id: int
@@ -126,7 +126,7 @@ class Sweep:
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
-        """Let the others see, while this context lasts, that this worker lives."""
+        """Signal to the other workers, within the block, that this worker is alive."""
         path = self._lock_path(self.worker)
         path.parent.mkdir(parents=True, exist_ok=True)
         beat = threading.Thread(target=self._beat, daemon=True)
@@ -169,7 +169,7 @@ class Sweep:
         return self.folder / "workers" / f"{worker}.lock"
 
     def begin_with(self, params: Mapping[str, Any]) -> None:
-        """Enqueue these values first, unless the study has begun."""
+        """Enqueue these values as the first trial, unless the study has begun."""
         if not self.study.get_trials(deepcopy=False):
             self.study.enqueue_trial(dict(params), user_attrs={DEFAULT: True})
 
@@ -223,7 +223,7 @@ class Sweep:
         self._tell(trial, TrialState.FAIL)
 
     def give_up(self, trial: Trial | FrozenTrial, reason: str) -> bool:
-        """Fail a trial that died with its worker, whatever the reason, and enqueue it again.
+        """Mark a trial whose worker died as failed, and enqueue its values again.
 
         Returns False if another worker was faster. It is tried again `retries` times, then it counts as failed.
         """
@@ -261,7 +261,7 @@ def _is_worker(said: Any) -> bool:
 
 
 def values_of(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """A trial's values of `space`, and no others; ValueError where they do not lie in it.
+    """Return a trial's values of the parameters of `space`. Raises ValueError for other values or keys.
 
     A trial that waits in a study may come from others, with any keys and values, and they become overrides.
     """

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 6.0
 PATIENCE_SECONDS = 60.0
-"""How long a cluster may be without workers: a batch system takes a while to start new ones."""
+"""Time in which a cluster may be without workers, because batch systems are slow to start new ones."""
 POLL_SECONDS = 0.5
 _REMEDY = (
     "All workers must see the archive and the files by the same paths (a shared file system), and write there."

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 NAME = ".ingest.lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What a network file system without locks says."""
+"""Error numbers of network file systems without locks."""
 
 
 @contextmanager
@@ -35,13 +35,13 @@ def held(lock: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def waited_for(lock: Path) -> Iterator[None]:
-    """Hold the file `lock` alone, once all others that hold it are done."""
+    """Wait until no other process holds the file `lock`, then hold it."""
     with _acquired(lock, timeout=-1):
         yield
 
 
 def is_held(lock: Path) -> bool | None:
-    """Whether a process holds the file `lock`; None where the file system has no locks."""
+    """Return True if a process holds the file `lock`; None where the file system has no locks."""
     file = FileLock(lock)
     try:
         file.acquire(timeout=0)

@@ -115,7 +115,7 @@ class RemotePath(PosixPath):
         return io.BufferedReader(RemoteFile(str(self)), BLOCK)
 
     def sight(self) -> int:
-        """A number that changes with the file (for a Zarr store, with its metadata). Checked once a minute."""
+        """Return a number that changes with the file (a Zarr store: with its metadata). Checked once a minute."""
         return int(_version(str(_described(self)))[1][:15], 16)
 
     def local(self) -> Path:
@@ -142,7 +142,7 @@ class RemotePath(PosixPath):
 
 
 def is_remote(path: Any) -> bool:
-    """Whether a path or text is a URL other than file://."""
+    """Return True for URLs other than file://."""
     return isinstance(path, RemotePath) or ("://" in str(path) and not str(path).startswith("file://"))
 
 
@@ -213,7 +213,7 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def tell(self) -> int:

@@ -1,4 +1,4 @@
-"""How a network is run: compilation, recomputation, precision, averaged weights. None changes what is computed."""
+"""Execution of a network: compilation, recomputation, precision, averaged weights. None changes its function."""
 
 import functools
 from collections.abc import Iterator, Sequence

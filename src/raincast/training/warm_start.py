@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What happened to each weight, by name.
+    """The fate of each weight, by name.
 
     `partly` lists weights with other input channels, and what was copied. `other_shape` and `new` start as without
     a warm start; `unused` exist only in the checkpoint.

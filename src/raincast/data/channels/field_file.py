@@ -39,7 +39,7 @@ def field_files(path: str, name: str) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Stored:
-    """How a variable is stored: its axes (None, or the index that is read of an axis of length 1) and packing."""
+    """Storage of a variable: its packing and axes (None, or the index that is read of an axis of length 1)."""
 
     axes: tuple[int | None, ...]
     packing: Packing

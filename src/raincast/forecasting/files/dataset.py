@@ -75,7 +75,7 @@ def forecast_dataset(
     cell_methods: str,
     attrs: Mapping[str, Any],
 ) -> xr.Dataset:
-    """A forecast as a CF Dataset, ready for `write_forecast`.
+    """Return a forecast as a CF Dataset, ready for `write_forecast`.
 
     `rain` is (lead, y, x) in mm/h with NaN for missing; lead 0 is one step after `init_time`, the UTC
     time of the last input frame. `cell_methods` is the archive's: with "time: mean" each lead gets the bounds
@@ -156,7 +156,7 @@ def with_quality(dataset: xr.Dataset, flags: npt.NDArray[np.uint8]) -> xr.Datase
 
 
 def lead_minutes_of(dataset: xr.Dataset) -> list[float]:
-    """The lead times of a `forecast_dataset` in minutes."""
+    """Return the lead times of a `forecast_dataset` in minutes."""
     return [float(lead / np.timedelta64(1, "m")) for lead in dataset[LEAD_TIME].values]
 
 

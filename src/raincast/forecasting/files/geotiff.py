@@ -51,7 +51,7 @@ def _step(axis: np.ndarray) -> float:
 
 
 def rasterio_or_refuse() -> Any:
-    """The package; ValueError that says how to install it where it is missing."""
+    """Return the module rasterio. Raises ValueError with the command that installs it if it is missing."""
     try:
         import rasterio  # type: ignore[import-untyped]
     except ImportError as error:

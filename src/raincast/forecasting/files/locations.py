@@ -102,7 +102,7 @@ class Pixels:
 
 
 def pixels_of(place: Location, grid: Grid) -> Pixels | None:
-    """The pixel of a point, or the share of each pixel in the polygons; None if the place is outside the grid."""
+    """Return the pixel of a point, or the share of each pixel in the polygons; None outside the grid."""
     from pyproj import Transformer
 
     to_grid = Transformer.from_crs("EPSG:4326", grid.crs_wkt, always_xy=True)
