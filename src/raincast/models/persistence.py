@@ -110,8 +110,8 @@ def observed_changes(
     """
     edges = torch.tensor(CLASSES, dtype=past.dtype, device=past.device)
     num = len(CLASSES) + 1
-    now = torch.bucketize(past[:, -1], edges, right=True)
-    then = torch.bucketize(past[:, -1 - lag], edges, right=True)
+    now = torch.bucketize(past[:, -1].contiguous(), edges, right=True)
+    then = torch.bucketize(past[:, -1 - lag].contiguous(), edges, right=True)
     known = (seen[:, -1] > 0.5).to(past.dtype)
     both = known * (seen[:, -1 - lag] > 0.5)
     changes = _sums(both[:, None], (then * num + now)[:, None], num * num).view(-1, num, num)
