@@ -29,6 +29,7 @@ import yaml
 from box import as_trained
 from rich.console import Console
 from rich.table import Table
+from unet import with_unet
 
 from raincast.archive import Archive
 from raincast.baselines import Anvil, Extrapolation, Linda, SProg, Steps
@@ -44,6 +45,8 @@ MINUTES = {1.0: (15, 30, 45, 60), 5.0: (15, 30, 45, 60)}
 THRESHOLDS = (1.0, 5.0, 10.0)
 RATES = tuple(float(rate) for rate in np.geomspace(0.1, 60.0, 28))
 """Rates in mm/h over which the CRPS is summed."""
+RELIABILITY_AT = 1.0
+"""Threshold in mm/h of the reliability."""
 WIDTHS = np.diff([0.0, *np.sqrt(np.array(RATES[1:]) * RATES[:-1]), 70.0])
 PAST = 4
 Maps = npt.NDArray[np.float32]
@@ -52,15 +55,20 @@ Maps = npt.NDArray[np.float32]
 class Network:
     """The network with given weights: probabilities at `RATES` and rates by two decisions."""
 
-    def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, state: Mapping[str, torch.Tensor], *, unet: bool = False) -> None:
         model = yaml.safe_load((pretrain.ROOT / "conf" / "model" / "lagrangian.yaml").read_text())
         settings = {key: model[key] for key in ("stages", "features", "hidden")}
         self.network = LagrangianForecaster(**settings).eval()
+        if unet:
+            with_unet(self.network.core)
         self.network.load_state_dict(dict(state))
 
     @torch.inference_mode()
     def __call__(self, past: Maps, steps: int, step: float, pixel: float) -> dict[str, Maps]:
-        """Forecast (T, H, W) in mm/h → rates (steps, H, W) by `csi` and `area`, exceedance (steps, K, H, W)."""
+        """Forecast (T, H, W) in mm/h → rates (steps, H, W) by `csi` and `area`, exceedance (steps, K, H, W).
+
+        The exceedance is that of `RATES`, and of `RELIABILITY_AT` alone under "reliability", (steps, H, W).
+        """
         rain = torch.from_numpy(past)[None]
         x = torch.stack([rain.nan_to_num(0.0), rain.isfinite().float()], dim=2)
         output = self.network(x, steps, torch.tensor([[step, pixel]]))
@@ -69,6 +77,9 @@ class Network:
             head = DistributionHead(rates_by=decision)
             made[decision] = head.rates(output, RateScaling())[0, :, 0].numpy()
         made["exceedance"] = DistributionHead().exceedance(output, RATES, RateScaling())[0].numpy()
+        made["reliability"] = (
+            DistributionHead().exceedance(output, [RELIABILITY_AT], RateScaling())[0, :, 0].numpy()
+        )
         return made
 
 
@@ -150,16 +161,18 @@ def score(window: dict[str, Any], network: Network, *, ensembles: Sequence[Any])
                 rows.append(
                     {**where, "who": name, "score": f"bias{threshold:g}", "value": float(said.sum() / wet.sum())}
                 )
-        chance = ours["exceedance"][number][_index(1.0)][counted]
+        chance = ours["reliability"][number][counted]
         for low in np.arange(0, 1, 0.1):
             inside = (chance >= low) & (chance < low + 0.1 + 1e-9)
             row = {**where, "who": "csi", "score": f"reliability{low:.1f}", "value": float(inside.sum())}
-            rows.append({**row, "stated": float(chance[inside].sum()), "wet": float((truth[inside] >= 1.0).sum())})
+            rows.append(
+                {
+                    **row,
+                    "stated": float(chance[inside].sum()),
+                    "wet": float((truth[inside] >= RELIABILITY_AT).sum()),
+                }
+            )
     return rows
-
-
-def _index(rate: float) -> int:
-    return int(np.argmin(np.abs(np.log(np.array(RATES) / rate))))
 
 
 def _shares(prediction: Any, number: int, counted: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating[Any]]:
@@ -255,6 +268,7 @@ def main() -> None:
     parser.add_argument("--places", type=int, default=1, help="windows of each start time")
     parser.add_argument("--ensembles", type=int, default=5, help="windows of each archive with STEPS")
     parser.add_argument("--linda", action="store_true")
+    parser.add_argument("--unet", action="store_true", help="the weights are those of benchmarks/unet.py")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", type=Path, help="rows as JSON")
     options = parser.parse_args()
@@ -277,7 +291,7 @@ def main() -> None:
             state = read_weights(path)[0]
         if options.plain:
             state = as_trained(state)
-        network, rows = Network(state), []
+        network, rows = Network(state, unet=options.unet), []
         for archive in paths:
             for number, window in enumerate(windows(Path(archive), options.starts, options.size, options.places)):
                 with_ensembles = number % max(1, options.starts * options.places // max(1, options.ensembles)) == 0

@@ -25,6 +25,7 @@ import torch
 import yaml
 from box import for_other_radars
 from torch import Tensor
+from unet import with_unet
 
 from raincast.archive import Archive
 from raincast.losses import DistributionLoss
@@ -250,14 +251,16 @@ def _box_means(values: Maps, side: int) -> Maps:
     return (sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]) / side**2
 
 
-def train(sampler: Sampler, out: Path, *, minutes: float, batch: int, lr: float, seed: int) -> dict[str, Tensor]:
+def train(
+    sampler: Sampler, out: Path, *, minutes: float, batch: int, lr: float, seed: int, unet: bool = False
+) -> dict[str, Tensor]:
     """Return the averaged weights after `minutes` of CPU time."""
     torch.manual_seed(seed)
     model = yaml.safe_load((ROOT / "conf" / "model" / "lagrangian.yaml").read_text())
     made = [
         LagrangianCore(stages=model["stages"], features=model["features"], hidden=model["hidden"]) for _ in "ab"
     ]
-    core, averaged = made
+    core, averaged = [with_unet(core) for core in made] if unet else made
     averaged.load_state_dict(core.state_dict())
     loss_of = DistributionLoss(RateScaling())
     optimizer = torch.optim.AdamW(core.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2)
@@ -326,6 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--unet", action="store_true", help="in the place of the ConvLSTMs (benchmarks/unet.py)")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
@@ -342,6 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch=options.batch,
         lr=options.lr,
         seed=options.seed,
+        unet=options.unet,
     )
     info = {"networks": list(networks), "minutes": options.minutes, "config": config_of_box()}
     write_weights(options.out, for_other_radars(state), info)
