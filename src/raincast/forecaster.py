@@ -42,7 +42,7 @@ class Gives:
 
     `members`: an ensemble. `probabilities`: of reaching thresholds. `rules`: the rules by which it can turn its
     probabilities into rates (`Query.rule`). `whole_grid`: it needs the whole grid at once. The pipeline then cuts
-    no tiles, and the forecaster saves memory by itself (`Query.tile_shape`). `times`: the only
+    no tiles, and the forecaster saves memory by itself (`Query.tile_shape`, `tile_overlap`). `times`: the only
     init times that it has forecasts of, each with its lead times; None: any.
     """
 
@@ -94,6 +94,8 @@ class Query:
     """one of `Gives.rules`; None: the forecaster's default"""
     tile_shape: tuple[int, int] | None = None
     """the largest (H, W) that fits in memory at once; None: the whole grid does"""
+    tile_overlap: int = 0
+    """pixels that tiles should share"""
 
     def __post_init__(self) -> None:
         """Check shapes and order, and fill in defaults."""

@@ -5,12 +5,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from asking import query
 from scipy.ndimage import uniform_filter
+from standing import moving
 
+import raincast
+from raincast import schema
 from raincast.forecaster import Prediction, Query
 from raincast.forecasting import Memory
-from raincast.forecasting.memory import SLACK, Footprint
+from raincast.forecasting.memory import GIB, SLACK, Footprint, _array_bytes
 from raincast.forecasting.network import NetworkForecaster
 from raincast.forecasting.tiles import Tiling, in_tiles
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
@@ -90,6 +94,66 @@ def test_a_network_in_tiles_is_the_whole_within_a_thousandth(network):
     assert np.abs(poor - whole).max() > 1e-3  # it would show if tiles shared too little
 
 
+@pytest.fixture(scope="module")
+def storm() -> xr.Dataset:
+    """Rain that moves on 200 × 230 pixels, a corner of which no radar sees."""
+    frames = moving(4, 200, 230)
+    frames[schema.RAIN][:, :30, :40] = np.nan
+    return frames
+
+
+def differing(a: xr.Dataset, b: xr.Dataset) -> float:
+    names = [name for name in ("rain_rate", "rain_rate_exceedance", "rain_rate_members") if name in a]
+    assert all((a[name].notnull() == b[name].notnull()).all() for name in names)
+    return max(float(np.abs(a[name] - b[name]).max()) for name in names)
+
+
+class Fixed(Memory):
+    """Tiles of so many pixels, on any grid."""
+
+    def __init__(self, side: int, overlap: int) -> None:
+        super().__init__()
+        self.tiles = Tiling((side, side), overlap, 8)
+
+    def tiling(self, *_: object) -> Tiling:
+        self.last = f"of {self.tiles.size}"
+        return self.tiles
+
+
+@pytest.mark.parametrize("rule", ["area", "csi"])
+def test_the_default_network_in_tiles_is_the_whole_within_a_thousandth(rule: str, storm: xr.Dataset) -> None:
+    """Rates, probabilities and members of the pipeline; motion, S-PROG and areas are those of the whole grid."""
+    made = raincast.load_forecaster(lead_steps=3, rates_by=rule, members=2, thresholds=[0.5, 2.0])
+    whole = made(storm)
+    assert "tiles" not in whole.attrs and float(whole["rain_rate"].max()) > 5
+    made.memory = Fixed(168, 128)
+    tiled = made(storm)
+    assert tiled.attrs["tiles"] == "of (168, 168)"
+    assert differing(tiled, whole) < 1e-3
+    made.memory = Fixed(40, 0)
+    assert differing(made(storm), whole) > 1e-3, "it would show if tiles shared too little"
+
+
+def test_without_memory_for_the_whole_grid_tiles_are_apart_and_it_says_so(
+    storm: xr.Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = raincast.load_forecaster(lead_steps=3, thresholds=[])
+    arrays = _array_bytes(made.footprint, (200, 230), 3, 0)
+    little = (arrays + SLACK * made.footprint.bytes_per_pixel(3) * 100**2) / GIB
+    made.memory = Memory(little)
+    tiled = made(storm)
+    assert tiled.attrs["tiles"].endswith("each forecast by itself") and tiled.attrs["forecast_method"] == "network"
+    assert "each tile is forecast by itself" in caplog.text
+    needed = float(caplog.text.split("memory_gib=")[1].split(" ")[0]) + 0.1
+    caplog.clear()
+    tiling = Memory(needed).tiling(made.footprint, (200, 230), 3, 0)
+    assert not caplog.text and (tiling is None or (tiling.overlap == 192 and not tiling.apart))
+    members = raincast.load_forecaster(lead_steps=3, thresholds=[], members=2)
+    members.memory = Memory(little)
+    with pytest.raises(ValueError, match=r"Members cannot be forecast in tiles.*memory_gib="):
+        members(storm)
+
+
 def test_where_memory_is_small_tiles_share_less_and_say_so(caplog):
     """KNMI's grid within 1.5 GiB, by a network that takes 9 kB a pixel."""
     footprint = Footprint(3, stride=4, bytes_per_pixel=lambda _: 9000.0 / SLACK)
@@ -103,7 +167,7 @@ def test_where_memory_is_small_tiles_share_less_and_say_so(caplog):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_memory_of_a_container_is_its_limit(tmp_path, version):
-    from raincast.forecasting.memory import GIB, _free_of_container
+    from raincast.forecasting.memory import _free_of_container
 
     controllers, folder = (("3:cpu,memory", tmp_path / "memory"), ("0:", tmp_path))[version - 1]
     most, used = (("limit_in_bytes", "usage_in_bytes"), ("max", "current"))[version - 1]

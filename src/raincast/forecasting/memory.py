@@ -1,13 +1,14 @@
 """The largest part of a grid that fits into memory at once."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from raincast.forecasting.motion import extrapolation_bytes
 from raincast.forecasting.tiles import Tiling
@@ -40,12 +41,15 @@ class Footprint:
 
     It holds `input_steps` frames and computes on `device`. Tiles begin at multiples of `stride` pixels.
     `bytes_per_pixel` maps the number of lead steps to the bytes that a forecast of one sample allocates.
+    `whole_bytes_per_pixel` is the same of what is computed for the whole grid even in tiles; None: nothing is, or
+    the forecaster cannot say.
     """
 
     input_steps: int
     device: str = "cpu"
     stride: int = 1
     bytes_per_pixel: Callable[[int], float] = _unknown_bytes
+    whole_bytes_per_pixel: Callable[[int], float] | None = None
 
     @classmethod
     def of_network(cls, forecaster: "NetworkForecaster") -> "Footprint":
@@ -54,7 +58,7 @@ class Footprint:
         side = -(-PROBE // stride) * stride
         kind: Literal["cpu", "cuda"] = "cpu" if forecaster.device.type == "cpu" else "cuda"
 
-        def per_pixel(lead_steps: int) -> float:
+        def per_pixel(lead_steps: int, **further: Any) -> float:
             from raincast.models.size.summary import forecast_bytes
 
             found = forecast_bytes(
@@ -64,20 +68,34 @@ class Footprint:
                 height=side,
                 width=side,
                 device=kind,
+                **further,
             )
             return found / side**2
 
-        return cls(forecaster.input_steps, str(forecaster.device), stride, per_pixel)
+        @functools.cache
+        def whole(lead_steps: int) -> float:
+            import torch
+
+            from raincast.models.lagrangian import Tile
+
+            smallest = slice(0, stride)
+            tile = Tile(smallest, smallest, torch.empty(stride, stride, device="meta"))
+            return per_pixel(lead_steps, tiles=[tile])
+
+        footprint = cls(forecaster.input_steps, str(forecaster.device), stride, per_pixel)
+        return replace(footprint, whole_bytes_per_pixel=whole) if forecaster.gives.whole_grid else footprint
 
     @classmethod
     def of_box(cls, forecaster: "NetworkForecaster") -> "Footprint":
         """Return the footprint of the bundled network, which is known for the CPU."""
-        from raincast.models.weights import box_bytes_per_pixel
+        from raincast.models.weights import box_bytes_per_pixel, box_whole_bytes_per_pixel
 
         estimated = cls.of_network(forecaster)
         if forecaster.device.type != "cpu":
             return estimated
-        return replace(estimated, bytes_per_pixel=box_bytes_per_pixel)
+        return replace(
+            estimated, bytes_per_pixel=box_bytes_per_pixel, whole_bytes_per_pixel=box_whole_bytes_per_pixel
+        )
 
 
 class Memory:
@@ -103,7 +121,8 @@ class Memory:
     ) -> Tiling | None:
         """Return the tiles for a grid of `shape` (H, W); None if one pass fits.
 
-        Raises ValueError if not even one tile fits.
+        Where what is computed for the whole grid does not fit, tiles are `apart`, with a warning. Raises
+        ValueError if not even one tile fits.
         """
         H, W = shape
         self.last = None
@@ -117,25 +136,38 @@ class Memory:
         if per_pixel * H * W <= available:
             return None
         wanted = -(-self.overlap // stride) * stride
-        side = int(int(max(available, 0) / per_pixel) ** 0.5) // stride * stride
-        overlap = min(wanted, (side - stride) // 2 // stride * stride)
-        if overlap < (least := min(wanted, -(-LEAST_OVERLAP // stride) * stride)):
+        least = min(wanted, -(-LEAST_OVERLAP // stride) * stride)
+        whole = 0.0
+        if footprint.whole_bytes_per_pixel is not None:
+            whole = SLACK * footprint.whole_bytes_per_pixel(lead_steps) * H * W
+        side, overlap = _largest_tile(available - whole, per_pixel, wanted, stride)
+        apart = whole > 0 and overlap < least
+        if apart:
+            side, overlap = _largest_tile(available, per_pixel, wanted, stride)
+        if overlap < least:
             needed = (arrays * on_host + per_pixel * (2 * least + stride) ** 2) / GIB
             raise ValueError(
                 f"A forecast of {H}×{W} pixels needs at least {needed:.1f} GiB, tile by tile; it may take "
                 f"{allowed:.1f}. Allow more with memory_gib=…, or crop the input (python ingest.py … grid.crop=…)."
             )
-        if overlap < wanted:
-            needed = (arrays * on_host + per_pixel * (2 * wanted + stride) ** 2) / GIB
+        needed = (arrays * on_host + whole + per_pixel * (2 * wanted + stride) ** 2) / GIB
+        if apart:
+            log.warning(
+                "%.1f GiB of memory are not enough for the motion, S-PROG and the areas of all %d×%d pixels: each "
+                "tile is forecast by itself, and differs from the whole. memory_gib=%.1f is enough.",
+                *(allowed, H, W, needed),
+            )
+        elif overlap < wanted:
             log.warning(
                 "%.1f GiB of memory are not enough for tiles that share tile_overlap=%d pixels: they share %d. "
                 "Near tile edges the forecast may differ from that of the whole grid. memory_gib=%.1f is enough.",
                 *(allowed, self.overlap, overlap, needed),
             )
         height, width = (min(int(side), -(-n // stride) * stride) for n in shape)
-        tiling = Tiling((height, width), overlap, stride)
+        tiling = Tiling((height, width), overlap, stride, apart)
         rows, columns = tiling.num_tiles((H, W))
         self.last = f"{rows} × {columns} (y × x) of {height} × {width} pixels that share {overlap} or more"
+        self.last += ", each forecast by itself" * apart
         log.info("%d×%d pixels in tiles: %s", H, W, self.last)
         return tiling
 
@@ -153,6 +185,12 @@ class Memory:
         if lead_steps not in self._known:
             self._known[lead_steps] = SLACK * footprint.bytes_per_pixel(lead_steps)
         return self._known[lead_steps]
+
+
+def _largest_tile(available: float, per_pixel: float, wanted: int, stride: int) -> tuple[int, int]:
+    """Return the side of the largest tile that fits into `available` bytes, and the overlap, at most `wanted`."""
+    side = int(int(max(available, 0) / per_pixel) ** 0.5) // stride * stride
+    return side, min(wanted, (side - stride) // 2 // stride * stride)
 
 
 def _array_bytes(footprint: Footprint, shape: tuple[int, ...], lead_steps: int, num_maps: int) -> float:

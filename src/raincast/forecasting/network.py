@@ -1,7 +1,7 @@
 """A trained network as a `Forecaster`."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from raincast.forecaster import NETWORK, Gives, Prediction, Query, ThresholdError
 from raincast.forecasting.fit import check_step
+from raincast.forecasting.tiles import Tiling
 from raincast.metrics.calibration import Calibration
 from raincast.models.distribution import DECISIONS, DistributionHead
 from raincast.models.frames import PhysicalNetwork
 from raincast.models.heads import Head
 from raincast.models.inputs import RAIN_ALONE, Inputs, predict_output
-from raincast.models.lagrangian import LagrangianForecaster
+from raincast.models.lagrangian import LagrangianForecaster, Tile
 from raincast.transforms import Transform
 
 
@@ -93,6 +94,7 @@ class NetworkForecaster:
             members=self.num_members > 0,
             probabilities=self.head.probabilistic or self.calibration is not None,
             rules=DECISIONS if isinstance(self.head, DistributionHead) else (),
+            whole_grid=isinstance(self.network, LagrangianForecaster),
         )
 
     @property
@@ -148,6 +150,7 @@ class NetworkForecaster:
         covariates = {name: self._tensor(values) for name, values in query.covariates.items()}
         if self.physical:
             covariates["scale"] = self._scale(query)
+        tiles = self._tiles(query)
         reduced = torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
         with reduced:
             output = predict_output(
@@ -157,10 +160,14 @@ class NetworkForecaster:
                 query.num_steps,
                 inputs=self.inputs,
                 covariates=covariates,
+                **({"tiles": tiles} if tiles else {}),
             )
         head = self.head if query.rule is None else self._head_by(query.rule)
+        # the head works on lead times apart: one at a time takes less memory
+        leads = [output[:, lead : lead + 1] for lead in range(query.num_steps)] if tiles else [output]
         if isinstance(head, DistributionHead):
-            head = head.stepped(output)
+            stepped = [head.stepped(lead) for lead in leads]
+            head = stepped[0]
         done = (NETWORK,) * len(query.rain)
         wants_members = self.ensemble or (query.members and self.gives.members)
         members = self._members(query, head, output, covariates) if wants_members else None
@@ -173,10 +180,10 @@ class NetworkForecaster:
                 query.thresholds,
                 done=done,
             )
-        rates = query.at_lead_times(head.rates(output, self.transform).cpu().numpy())
+        rates = query.at_lead_times(_joined(head.rates(lead, self.transform) for lead in leads))
         if not query.thresholds or not self.gives.probabilities:
             return Prediction(rates, members, done=done)
-        stated, calibrated = self._probabilities(head, output, query.thresholds)
+        stated, calibrated = self._probabilities(head, leads, query.thresholds)
         return Prediction(
             rates,
             members,
@@ -185,6 +192,16 @@ class NetworkForecaster:
             uncalibrated=query.at_lead_times(stated) if query.uncalibrated and calibrated is not None else None,
             done=done,
         )
+
+    def _tiles(self, query: Query) -> list[Tile]:
+        """Return the tiles of the layers with weights; none if the whole grid fits in memory or in one tile."""
+        shape = query.rain.shape[-2:]
+        if query.tile_shape is None or not isinstance(self.network, LagrangianForecaster):
+            return []
+        tiling = Tiling(query.tile_shape, query.tile_overlap, self.network.stride)
+        if tiling.num_tiles(shape) == (1, 1):
+            return []
+        return [Tile(y, x, torch.from_numpy(weight).to(self.device)) for y, x, weight in tiling.tiles(shape)]
 
     def _members(self, query: Query, head: Head, output: Tensor, covariates: Mapping[str, Tensor]) -> Maps:
         assert isinstance(self.network, LagrangianForecaster) and isinstance(head, DistributionHead)
@@ -236,13 +253,21 @@ class NetworkForecaster:
             raise ValueError(f"{self.name} works in physical units: the query needs grid or pixel_km.")
         return torch.tensor([[query.step_minutes, query.pixel_km]] * len(query.rain), device=self.device)
 
-    def _probabilities(self, head: Head, output: Tensor, thresholds: Sequence[float]) -> tuple[Maps, Maps | None]:
+    def _probabilities(
+        self, head: Head, leads: Sequence[Tensor], thresholds: Sequence[float]
+    ) -> tuple[Maps, Maps | None]:
         """Return the head's probabilities (B, num_steps, K, H, W), and the calibrated ones, if any."""
         try:
-            stated = head.exceedance(output, thresholds, self.transform).cpu().numpy()
+            stated = _joined(head.exceedance(lead, thresholds, self.transform) for lead in leads)
             return stated, None if self.calibration is None else self.calibration.apply(stated, thresholds)
         except ValueError as error:
             raise ThresholdError(str(error)) from error
 
     def _tensor(self, values: Maps) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self.device)
+
+
+def _joined(leads: Iterable[Tensor]) -> Maps:
+    """Return maps of successive lead times as one array (B, L, …)."""
+    maps: list[Maps] = [lead.cpu().numpy() for lead in leads]
+    return maps[0] if len(maps) == 1 else np.concatenate(maps, axis=1)

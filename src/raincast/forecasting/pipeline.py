@@ -350,8 +350,9 @@ class ForecastPipeline:
         tiling = self.memory.tiling(self.footprint, shape, self.lead_steps, self.num_maps)
         if tiling is None:
             prediction = self.forecaster.predict(query)
-        elif self.gives.whole_grid:
-            prediction = self.forecaster.predict(replace(query, tile_shape=tiling.size))
+        elif self.gives.whole_grid and not tiling.apart:
+            query = replace(query, tile_shape=tiling.size, tile_overlap=tiling.overlap)
+            prediction = self.forecaster.predict(query)
         else:
             prediction = in_tiles(self.forecaster.predict, query, tiling)
         prediction.check(query, self.name)

@@ -1,6 +1,6 @@
 """Forecasts in overlapping tiles, blended without seams, for grids too large for one pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +17,13 @@ class Tiling:
     """Tiles of at most `size` (y, x) pixels that share `overlap` pixels; both are multiples of `stride`.
 
     Every tile begins at a multiple of the network's stride, so that its coarse pixels are those of the whole grid.
+    `apart`: each is a forecast of its own, even by a forecaster that needs the whole grid.
     """
 
     size: tuple[int, int]
     overlap: int
     stride: int
+    apart: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes and overlaps that do not fit each other."""
@@ -46,32 +48,38 @@ class Tiling:
         """Return the number of tiles along y and x."""
         return len(self.spans(shape[0], 0)), len(self.spans(shape[1], 1))
 
+    def tiles(self, shape: tuple[int, int]) -> Iterator[tuple[slice, slice, Maps]]:
+        """Yield rows, columns and weights (h, w) of each tile of a grid; the weights of a pixel add up to 1.
+
+        They are 0 within three eighths of the overlap from a tile's edge, where a network is worst.
+        """
+        rows, columns = (self.spans(length, axis) for axis, length in enumerate(shape))
+        x_weights = _weights(columns, shape[1], self.overlap)
+        for y, wy in zip(rows, _weights(rows, shape[0], self.overlap), strict=True):
+            for x, wx in zip(columns, x_weights, strict=True):
+                yield y, x, (wy[:, None] * wx).astype(np.float32)
+
 
 def in_tiles(predict: Predict, query: Query, tiling: Tiling) -> Prediction:
     """Predict tile by tile: memory holds the whole prediction and the work of one tile.
 
-    Where tiles overlap, their predictions are averaged. The weights add up to 1 and are 0 within three eighths of
-    the overlap from a tile's edge, where a network is worst. Raises ValueError for members: those of two tiles are
-    unrelated.
+    Where tiles overlap, their predictions are averaged (`Tiling.tiles`). Raises ValueError for members: those of
+    two tiles are unrelated.
     """
     if query.members:
         raise ValueError("Members cannot be forecast in tiles: allow more with memory_gib=…, or crop the input.")
     H, W = query.rain.shape[-2:]
-    rows, columns = tiling.spans(H, 0), tiling.spans(W, 1)
-    y_weights, x_weights = _weights(rows, H, tiling.overlap), _weights(columns, W, tiling.overlap)
     whole: dict[str, Maps] = {}
     done: list[tuple[str, ...]] = []
-    for y, wy in zip(rows, y_weights, strict=True):
-        for x, wx in zip(columns, x_weights, strict=True):
-            weight = (wy[:, None] * wx).astype(np.float32)
-            tile = predict(query.crop(y, x))
-            done.append(tile.done)
-            parts = {"rates": tile.rates, "probabilities": tile.probabilities, "uncalibrated": tile.uncalibrated}
-            for name, part in parts.items():
-                if part is not None:
-                    if name not in whole:
-                        whole[name] = np.zeros((*part.shape[:-2], H, W), np.float32)
-                    whole[name][..., y, x] += part * weight
+    for y, x, weight in tiling.tiles((H, W)):
+        tile = predict(query.crop(y, x))
+        done.append(tile.done)
+        parts = {"rates": tile.rates, "probabilities": tile.probabilities, "uncalibrated": tile.uncalibrated}
+        for name, part in parts.items():
+            if part is not None:
+                if name not in whole:
+                    whole[name] = np.zeros((*part.shape[:-2], H, W), np.float32)
+                whole[name][..., y, x] += part * weight
     for name in whole.keys() - {"rates"}:
         np.clip(whole[name], 0, 1, out=whole[name])  # the weights add up to 1 up to rounding
     methods = tuple(", ".join(dict.fromkeys(ways)) for ways in zip(*done, strict=True))

@@ -98,8 +98,12 @@ def run_network(
     *,
     inputs: Inputs,
     covariates: Covariates,
+    **further: Any,
 ) -> Float[Tensor, "b s n h w"]:
-    """Run the network on rain in mm/h, in the precision of its weights, and return its output."""
+    """Run the network on rain in mm/h, in the precision of its weights, and return its output.
+
+    `further` are keyword arguments of the network.
+    """
     precision = next((weight.dtype for weight in network.parameters()), torch.float32)
     frames = inputs.frames(transform, rain, covariates).to(precision)
     others = [known.to(precision) for known in inputs.ahead(covariates, num_steps)]
@@ -107,7 +111,7 @@ def run_network(
         if "scale" not in covariates:
             raise ValueError("This network works in physical units: give the covariate scale, minutes and km.")
         others.append(covariates["scale"])
-    output: Tensor = network(frames, num_steps, *others)
+    output: Tensor = network(frames, num_steps, *others, **further)
     return output
 
 
@@ -119,9 +123,11 @@ def predict_output(
     *,
     inputs: Inputs = RAIN_ALONE,
     covariates: Covariates | None = None,
+    **further: Any,
 ) -> Float[Tensor, "b s n h w"]:
     """Run the network on rain in mm/h and return its output for the head, always in float32."""
-    return run_network(network, transform, rain, num_steps, inputs=inputs, covariates=covariates or {}).float()
+    given = {"inputs": inputs, "covariates": covariates or {}, **further}
+    return run_network(network, transform, rain, num_steps, **given).float()
 
 
 def predict_rates(

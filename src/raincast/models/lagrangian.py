@@ -1,8 +1,7 @@
 """A ConvLSTM encoder-forecaster in Lagrangian coordinates that predicts the error of S-PROG's forecast."""
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +55,14 @@ MOST_FRAMES = 4
 
 FEWEST_FRAMES = 3
 """Number of frames that S-PROG needs. If there are fewer, older ones count as missing."""
+
+
+class Tile(NamedTuple):
+    """A part of a grid, and the weight of its forecast at each pixel (h, w): over all tiles they add up to 1."""
+
+    y: slice
+    x: slice
+    weight: Tensor
 
 
 class LagrangianForecaster(PhysicalNetwork):
@@ -120,20 +127,47 @@ class LagrangianForecaster(PhysicalNetwork):
             ) from error
 
     def forward(
-        self, x: Float[Tensor, "b t 2 h w"], num_steps: int, scale: Float[Tensor, "b 2"]
+        self,
+        x: Float[Tensor, "b t 2 h w"],
+        num_steps: int,
+        scale: Float[Tensor, "b 2"],
+        *,
+        tiles: Sequence[Tile] = (),
     ) -> Float[Tensor, "b steps n h w"]:
-        """Forecast logits at `THRESHOLDS` and the advected newest frame (mm/h) from rain (mm/h) and its mask."""
+        """Forecast logits at `THRESHOLDS` and the advected newest frame (mm/h) from rain (mm/h) and its mask.
+
+        With `tiles` the layers with weights see one tile at a time, which saves memory; motion, S-PROG and all
+        numbers are still those of the whole grid. Tiles are not for training.
+        """
         check_frames(x, self.in_channels, num_steps)
         of = _followed(x, num_steps, scale)
-        leads: Sequence[Tensor] = self.core(of.past, of.seen, of.scale, longest=num_steps)
+        made: Tensor | None = None
+
+        def room() -> Sequence[Tensor]:
+            # the logits of the core lie where the output will be: that is most of the memory of a large grid
+            nonlocal made
+            made = of.past.new_empty(len(x), num_steps, len(THRESHOLDS) + 1, *x.shape[-2:])
+            return made[:, :, :-1].unbind(1)
+
+        of_itself = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        leads: Sequence[Tensor] = self.core(
+            of.past, of.seen, of.scale, longest=num_steps, room=None if of_itself else room, tiles=tiles
+        )
         certainty = self.certainty[:, None, None]
-        leads = [torch.addcmul(PIVOT * (1.0 - certainty), own, certainty) for own in leads]
+        if made is None:
+            leads = [torch.addcmul(PIVOT * (1.0 - certainty), own, certainty) for own in leads]
+        else:
+            for own in leads:
+                own.mul_(certainty).add_(PIVOT * (1.0 - certainty))
         if not self.training:
             leads = corrected(leads, of.past, of.seen)
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
-        return _stacked(
-            (_advected(own, newest, far) for own, far in zip(leads, of.far.unbind(1), strict=True)), num_steps
-        )
+        steps = (_advected(own, newest, far) for own, far in zip(leads, of.far.unbind(1), strict=True))
+        if made is None:
+            return torch.stack(list(steps), dim=1)
+        for lead, step in enumerate(steps):
+            made[:, lead] = step
+        return made
 
     def noise(
         self,
@@ -244,12 +278,15 @@ class LagrangianCore(nn.Module):
         scale: Scale,
         *,
         longest: int,
-    ) -> list[Float[Tensor, "b k h w"]]:
+        room: Callable[[], Sequence[Float[Tensor, "b k h w"]]] | None = None,
+        tiles: Sequence[Tile] = (),
+    ) -> Sequence[Float[Tensor, "b k h w"]]:
         """Return logits at `THRESHOLDS` of each lead time from at least three frames in mm/h without NaN.
 
-        `observed` is 1 where they were observed, else 0. `longest` is the largest lead time in steps.
+        `observed` is 1 where they were observed, else 0. `longest` is the largest lead time in steps. Without
+        gradients the result may be written into `room()`, which is called as late as possible, and the layers with
+        weights may go tile by tile.
         """
-        B, T, H, W = rain.shape
         L = scale.lead.shape[1]
         rate = log_rate(rain)
         valid = observed[:, -3:].amin(1)
@@ -266,48 +303,86 @@ class LagrangianCore(nn.Module):
         near = SPREAD_KM / scale.pixel[:, None] * (scale.lead / 60.0).pow(SPREAD_POWER)
         reached = torch.stack([(rain[:, -1] >= threshold).to(rain.dtype) for threshold in NEIGHBOURHOOD], dim=1)
         chance = smooth(reached, near)
+        step, pixel, lead = (scale.step / 5.0).log(), scale.pixel.log(), (scale.lead / 30.0).log()
+        wet = (rain[:, -1] >= DRY_RATE).to(rain.dtype).mean((-2, -1)).clamp(1e-3, 1.0).log()
+        amount = (rain[:, -3:] * valid[:, None]).mean((-2, -1))
+        growth = (amount[:, 2] + 0.02).log() - (amount[:, 0] + 0.02).log()
+        each = torch.stack([step, pixel, wet / 3.0, growth], dim=1)[:, None].expand(-1, L, -1)
+        numbers = torch.cat([torch.stack([lead, spread, scale.lead / 60.0], dim=2), each], dim=2)
+        factors = self.condition(torch.cat([anchor.correlation, numbers], dim=2))
+        whole = _Maps((rate - DRY) / 2.0, observed, anchor.field, chance)
+        constants = _Numbers(step, pixel, lead, spread, factors)
+        if room is None:
+            return list(self._logits(whole, constants))
+        made: Sequence[Tensor] = ()
+        for tile in tiles or (None,):
+            part = whole if tile is None else _Maps(*(maps[..., tile.y, tile.x] for maps in whole))
+            for number, logits in enumerate(self._logits(part, constants)):
+                made = made or room()
+                if tile is None:
+                    made[number].copy_(logits)
+                    continue
+                if tile is tiles[0]:
+                    made[number].zero_()
+                made[number][..., tile.y, tile.x] += logits * tile.weight
+        return made
+
+    def _logits(self, maps: "_Maps", of: "_Numbers") -> Iterator[Tensor]:
+        """Yield the logits (B, K, h, w) of each lead time in a part of the grid: the layers with weights."""
+        level, observed, field, chance = maps
+        B, T, H, W = level.shape
+        L = field.shape[1]
 
         def constant(values: Tensor, steps: int) -> Tensor:
             """(B,) or (B, steps) → (B, steps, 1, H, W)."""
             values = values[:, None].expand(B, steps) if values.ndim == 1 else values
             return values[:, :, None, None, None].expand(B, steps, 1, H, W)
 
-        step, pixel, lead = (scale.step / 5.0).log(), scale.pixel.log(), (scale.lead / 30.0).log()
-        level = (rate - DRY) / 2.0
-        location = (anchor.field - DRY) / 2.0
-        past = torch.cat([level[:, :, None], observed[:, :, None], constant(step, T), constant(pixel, T)], dim=2)
-        ahead = torch.cat(
-            [
-                location[:, :, None],
-                constant(spread, L),
-                constant(lead, L),
-                constant(step, L),
-                constant(pixel, L),
-            ],
-            dim=2,
-        )
-        context = self.recurrent(past, L, ahead)
+        location = (field - DRY) / 2.0
+        past = [level[:, :, None], observed[:, :, None], constant(of.step, T), constant(of.pixel, T)]
+        known = (of.spread, of.lead, of.step, of.pixel)
+        ahead = torch.cat([location[:, :, None], *(constant(number, L) for number in known)], dim=2)
+        context = self.recurrent(torch.cat(past, dim=2), L, ahead)
         change = level[:, 1:] - level[:, :-1]
         now = torch.stack([level[:, -1], change[:, -1], change[:, -2], observed[:, -1]], dim=1)
-        wet = (rain[:, -1] >= DRY_RATE).to(rain.dtype).mean((-2, -1)).clamp(1e-3, 1.0).log()
-        amount = (rain[:, -3:] * valid[:, None]).mean((-2, -1))
-        growth = (amount[:, 2] + 0.02).log() - (amount[:, 0] + 0.02).log()
-        each = torch.stack([step, pixel, wet / 3.0, growth], dim=1)[:, None].expand(B, L, -1)
-        numbers = torch.cat([torch.stack([lead, spread, scale.lead / 60.0], dim=2), each], dim=2)
-        factors = self.condition(torch.cat([anchor.correlation, numbers], dim=2))
 
         def logits(leads: slice) -> Tensor:
             """Return the logits of some lead times; a forecast takes one at a time to save memory."""
             known = (context[:, leads], location[:, leads, None], chance[:, leads])
             pixels = torch.cat([*known, now[:, None].expand(-1, known[0].shape[1], -1, -1, -1)], dim=2)
-            factor, shift = factors[:, leads, :, None, None].chunk(2, dim=2)
+            factor, shift = of.factors[:, leads, :, None, None].chunk(2, dim=2)
             hidden = framewise(self.pixelwise, pixels) * (1.0 + factor) + shift
             correction = framewise(self.out, F.leaky_relu(hidden, SLOPE)).float()
-            return distribution(anchor.field[:, leads], spread[:, leads], correction)
+            return distribution(field[:, leads], of.spread[:, leads], correction)
 
         if torch.is_grad_enabled():
-            return list(logits(slice(None)).unbind(1))
-        return [logits(slice(lead, lead + 1))[:, 0] for lead in range(L)]
+            yield from logits(slice(None)).unbind(1)
+        else:
+            for lead in range(L):
+                yield logits(slice(lead, lead + 1))[:, 0]
+
+
+class _Maps(NamedTuple):
+    """What the layers with weights see of a grid.
+
+    `level` is ln(rain rate) of past frames, 0 where dry, and `observed` their mask (B, T, H, W); `field` is
+    S-PROG's forecast (B, L, H, W), `chance` the neighbourhood probabilities (B, L, 3, H, W).
+    """
+
+    level: Tensor
+    observed: Tensor
+    field: Tensor
+    chance: Tensor
+
+
+class _Numbers(NamedTuple):
+    """Numbers of the whole grid: `step`, `pixel` (B,), `lead`, `spread` (B, L); `factors` of hidden channels."""
+
+    step: Tensor
+    pixel: Tensor
+    lead: Tensor
+    spread: Tensor
+    factors: Tensor
 
 
 def motion(rain: Float[Tensor, "n t h w"], pixel_km: Float[Tensor, " n"]) -> Float[Tensor, "n 2 h w"]:
@@ -359,17 +434,6 @@ def _shares(newest: Tensor, known: Tensor) -> Tensor:
     reached = [(newest >= threshold).to(newest.dtype).sum((-2, -1)) for threshold in THRESHOLDS]
     shares = torch.cat(reached, dim=1) / known.sum((-2, -1)).clamp_min(1.0)
     return shares.clamp(SMALLEST_SHARE, 0.5).logit()[..., None, None]
-
-
-def _stacked(steps: Iterator[Tensor], num_steps: int) -> Tensor:
-    """Stack lead times along a new second axis, (B, L, …), one at a time to save memory."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.stack(list(steps), dim=1)
-    first = next(steps)
-    made = first.new_empty(first.shape[0], num_steps, *first.shape[1:])
-    for lead, step in enumerate(itertools.chain([first], steps)):
-        made[:, lead] = step
-    return made
 
 
 def _each(frames: Tensor, far: Tensor) -> Tensor:

@@ -22,7 +22,12 @@ FORMAT = 1
 
 def box_bytes_per_pixel(lead_steps: int) -> float:
     """Return the bytes per pixel that a forecast by the bundled weights allocates (`models.size`, CPU)."""
-    return max(1050.0, 430.0 + 250.0 * lead_steps)
+    return max(1070.0, 500.0 + 245.0 * lead_steps)
+
+
+def box_whole_bytes_per_pixel(lead_steps: int) -> float:
+    """Return the bytes per pixel that remain for the whole grid when its layers with weights go tile by tile."""
+    return 400.0 + 87.0 * lead_steps
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:

@@ -147,11 +147,15 @@ def forecast_bytes(
     height: int,
     width: int,
     device: Literal["cpu", "cuda"] = "cpu",
+    **further: Any,
 ) -> int:
-    """Return the peak bytes that a forecast of one sample allocates, without the network's weights."""
+    """Return the peak bytes that a forecast of one sample allocates, without the network's weights.
+
+    `further` are keyword arguments of the network.
+    """
     net = _on_meta(network).eval()
     batch = _batch(net, batch_size=1, input_steps=input_steps, lead_steps=lead_steps, height=height, width=width)
-    return _nbytes(batch[2:]) + _forecast(net, batch, blocked=device == "cpu")[0]
+    return _nbytes(batch[2:]) + _forecast(net, batch, blocked=device == "cpu", **further)[0]
 
 
 def _check(sizes: Mapping[str, int], optimizer_slots: int, device: str) -> None:
@@ -209,18 +213,18 @@ class _Step:
     backward_peak: int
 
 
-def _forecast(net: nn.Module, batch: Sequence[Tensor], *, blocked: bool) -> tuple[int, int]:
+def _forecast(net: nn.Module, batch: Sequence[Tensor], *, blocked: bool, **further: Any) -> tuple[int, int]:
     """Return peak bytes and FLOPs of a forward pass without gradients."""
     num_steps = batch[0].shape[1]
     ledger = Ledger(blocked=blocked)
     with torch.no_grad(), ledger, FlopCounterMode(display=False) as flops:
-        _run(net, batch, num_steps)
+        _run(net, batch, num_steps, **further)
     return ledger.peak, flops.get_total_flops()
 
 
-def _run(net: nn.Module, batch: Sequence[Tensor], num_steps: int) -> Tensor:
+def _run(net: nn.Module, batch: Sequence[Tensor], num_steps: int, **further: Any) -> Tensor:
     frames, *known = (tensor.clone() for tensor in batch[2:])
-    output: Tensor = net(frames, num_steps, *known)
+    output: Tensor = net(frames, num_steps, *known, **further)
     return output
 
 
