@@ -197,3 +197,5 @@ def test_memory_decides_on_tiles(network):
         Memory(0)
     # a forecaster of which nothing is known
     assert Memory(2.0).tiling(Footprint(4), (2000, 2000), 6, 0) is not None
+    strip = Memory(0.6, overlap=32).tiling(footprint, (24, 40_000), 3, 0)  # narrower than the overlap
+    assert strip is not None and strip.num_tiles((24, 40_000))[0] == 1 < strip.num_tiles((24, 40_000))[1]

@@ -163,8 +163,9 @@ class Memory:
                 "Near tile edges the forecast may differ from that of the whole grid. memory_gib=%.1f is enough.",
                 *(allowed, self.overlap, overlap, needed),
             )
-        height, width = (min(int(side), -(-n // stride) * stride) for n in shape)
-        tiling = Tiling((height, width), overlap, stride, apart)
+        # along an axis that is shorter there is one tile, however little it is longer than the overlap
+        tiling = Tiling((int(side), int(side)), overlap, stride, apart)
+        height, width = (min(int(side), n) for n in shape)
         rows, columns = tiling.num_tiles((H, W))
         self.last = f"{rows} × {columns} (y × x) of {height} × {width} pixels that share {overlap} or more"
         self.last += ", each forecast by itself" * apart
