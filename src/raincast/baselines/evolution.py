@@ -5,13 +5,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from raincast.baselines.motion import FAILURES, advect, check_method, find_motion, quiet
 from raincast.baselines.past import Past, evenly_spaced, look_back, persist
 from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query
-from raincast.models.optical_flow import displacements, inside, move
-from raincast.models.sprog import sprog
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +158,13 @@ class FastSProg(Evolution):
             raise ValueError(f"{self.name} needs the size of a pixel: give the query a grid or pixel_km.")
         return super().predict(query)
 
-    @torch.inference_mode()
     def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:
+        # pysteps, which imports this module for its importer, should not wait for PyTorch
+        import torch
+
+        from raincast.models.optical_flow import displacements, inside, move
+        from raincast.models.sprog import sprog
+
         levels = torch.from_numpy(np.log(10.0) / 10.0 * to_decibels(frames)).float()
         flow = torch.from_numpy(motion[::-1].copy()).float()[None]  # y first
         far = displacements(flow, max(num_steps, len(frames) - 1))[0]
