@@ -1,4 +1,4 @@
-"""Complete trained weights for the box: scores on unseen data, and what they lose or gain on other radars.
+"""Complete trained weights for the box: adapt them to radars that were not trained on, and add scores.
 
     python benchmarks/leave_one_out.py --box mch=data/mch2016 --starts 8 --ensembles 0 --out mch.json
     python benchmarks/box.py weights.npz --scored "MeteoSwiss, 11 July 2016" 1.0 0.13 mch.json --scored …

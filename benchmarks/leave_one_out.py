@@ -76,10 +76,9 @@ class Network:
         for decision in ("csi", "area"):
             head = DistributionHead(rates_by=decision)
             made[decision] = head.rates(output, RateScaling())[0, :, 0].numpy()
-        made["exceedance"] = DistributionHead().exceedance(output, RATES, RateScaling())[0].numpy()
-        made["reliability"] = (
-            DistributionHead().exceedance(output, [RELIABILITY_AT], RateScaling())[0, :, 0].numpy()
-        )
+        head = DistributionHead()
+        made["exceedance"] = head.exceedance(output, RATES, RateScaling())[0].numpy()
+        made["reliability"] = head.exceedance(output, [RELIABILITY_AT], RateScaling())[0, :, 0].numpy()
         return made
 
 
@@ -285,9 +284,8 @@ def main() -> None:
             path = options.weights / f"without_{name}.npz"
             if not path.exists():
                 options.weights.mkdir(parents=True, exist_ok=True)
-                pretrain.main(
-                    [*options.networks, "--exclude", name, "--out", str(path), "--minutes", str(options.minutes)]
-                )
+                others = [*options.networks, "--exclude", name, *["--unet"] * options.unet]
+                pretrain.main([*others, "--out", str(path), "--minutes", str(options.minutes)])
             state = read_weights(path)[0]
         if options.plain:
             state = as_trained(state)
