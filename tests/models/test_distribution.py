@@ -13,6 +13,7 @@ from raincast.models.distribution import (
     best_cuts,
     decided_rate,
     expected_rate,
+    quantiles,
 )
 from raincast.transforms import THRESHOLDS, UNKNOWN, DbzScaling, RateScaling
 
@@ -92,12 +93,27 @@ def test_an_output_that_was_stepped_once_gives_the_same() -> None:
 
 
 def test_rates_rise_without_steps() -> None:
-    """Along a line on which the location rises evenly, the rate does too: no plateau at a threshold."""
+    """Along a line on which the location rises evenly, the rate does too: no plateau at a threshold.
+
+    Above the last threshold it rises with the fourth root: so much rarer is such rain.
+    """
     location = torch.linspace(-3.5, 4.5, 400)[None, None, None]
     rate = decided_rate(location - math.log(t) for t in THRESHOLDS)[0, 0, 0]
-    wet = rate > 0
-    torch.testing.assert_close(rate[wet], location[0, 0, 0][wet].exp(), rtol=1e-3, atol=0)
+    wet, expected, last = rate > 0, location[0, 0, 0].exp(), THRESHOLDS[-1]
+    expected = torch.where(expected > last, last * (expected / last) ** 0.25, expected)
+    torch.testing.assert_close(rate[wet], expected[wet], rtol=1e-3, atol=0)
     assert float(rate[wet].min()) >= 0.1 * (1 - 1e-5)
+
+
+def test_rain_above_the_last_threshold_is_not_twice_as_heavy_because_two_logits_are_alike() -> None:
+    """The logits of 35 and 50 mm/h are the same: nothing says how fast they fall, so the climate does."""
+    levels = torch.tensor([6.0 - 0.3 * k for k in range(len(THRESHOLDS) - 2)] + [1.0, 1.0])
+    rate = decided_rate(level[None] for level in levels)
+    torch.testing.assert_close(rate, torch.tensor([50.0 * math.exp(1.0 / 4.0)]))
+    torch.testing.assert_close(quantiles(levels[:, None], torch.zeros(1, 1))[0], rate)
+    shaped = torch.cat([levels, torch.zeros(1)])[None, None, :, None, None]
+    found = DistributionHead(area_step=False).exceedance(shaped, [50.0, 100.0], SCALE).flatten().logit()
+    torch.testing.assert_close(found, torch.tensor([1.0, 1.0 - 4.0 * math.log(2.0)]))
 
 
 def test_probabilities_are_those_at_the_thresholds_and_fall_between_them() -> None:

@@ -17,6 +17,9 @@ from raincast.transforms import THRESHOLDS, UNKNOWN, Transform
 DECISIONS = ("area", "csi", "mean", "matched")
 """Ways to turn probabilities into rates: see `DistributionHead`."""
 
+STEPS = tuple(math.log(high / low) for low, high in pairwise(THRESHOLDS))
+"""Distances of the thresholds in ln(mm/h)."""
+
 NEVER = -30.0
 """Logit that excludes pixels from areas and cuts where the advected newest frame has no data."""
 
@@ -38,9 +41,13 @@ CUTS = tuple(-3.0 + 0.15 * number for number in range(28))
 """Logits at which the expected CSI is compared, for probabilities of 5 to 74 %."""
 
 HIGHEST_RATE = 100.0
-"""Highest rate in mm/h that is forecast.
+"""Highest rate in mm/h that is forecast."""
 
-Above the last threshold only the probability of exceeding it is known.
+TAIL_POWER = 4.0
+"""Above the last threshold P(R ≥ r) falls as r^−4, and its logit at least as fast.
+
+From 50 to 100 mm/h it fell with powers of 4.4, 4.9, 3.4 and 3.9 in radar images of MeteoSwiss (2015 and 2016), FMI
+(2016) and MRMS.
 """
 
 
@@ -119,7 +126,8 @@ class DistributionHead:
     ) -> Float[Tensor, "b t k h w"]:
         """Return P(R ≥ threshold).
 
-        The logit is linear in ln(threshold) and constant below the lowest of `THRESHOLDS`.
+        The logit is linear in ln(threshold), constant below the lowest of `THRESHOLDS`, and falls above the last
+        as `TAIL_POWER` says.
         """
         check_output(output, self)
         check_thresholds(thresholds)
@@ -219,9 +227,9 @@ def decided_rate(excess: Iterable[Float[Tensor, "..."]]) -> Float[Tensor, "..."]
     """Return rates in mm/h from logits minus their cuts, one field per threshold in increasing order.
 
     The rate is the threshold at which this excess passes 0, and 0 mm/h where the first excess is negative. The
-    logarithm of the rate is linear between thresholds and continues with the same slope above the last one.
+    logarithm of the rate is linear between thresholds, and above the last one with the same slope or that of
+    `TAIL_POWER`, whichever rises less.
     """
-    steps = [math.log(high / low) for low, high in pairwise(THRESHOLDS)]
     above: Tensor | None = None
     for k, level in enumerate(excess):
         if above is None:
@@ -229,10 +237,10 @@ def decided_rate(excess: Iterable[Float[Tensor, "..."]]) -> Float[Tensor, "..."]
             continue
         below = torch.minimum(above, level)
         fall = (above - below).clamp_min_(1e-6)
-        rate += (above / fall).clamp_(0.0, 1.0).mul_(steps[k - 1])
+        rate += (above / fall).clamp_(0.0, 1.0).mul_(STEPS[k - 1])
         above = below
     assert above is not None
-    rate += above.clamp_min(0.0) / fall.clamp_min(0.1) * steps[-1]
+    rate += above.clamp_min(0.0) / _beyond(fall) * STEPS[-1]
     return torch.where(wet, rate.exp_().clamp_(max=HIGHEST_RATE), torch.zeros_like(rate))
 
 
@@ -273,7 +281,7 @@ def quantiles(levels: Float[Tensor, "k n"], cuts: Float[Tensor, "m n"]) -> Float
     index = reached.long().sub_(1).clamp_(min=0)
     above = levels.gather(0, index)
     fall = above - levels.gather(0, (index + 1).clamp_(max=last))
-    torch.where(index == last, (levels[-2] - levels[-1]).clamp_min(0.1), fall.clamp_min_(1e-6), out=fall)
+    torch.where(index == last, _beyond(levels[-2] - levels[-1]), fall.clamp_min_(1e-6), out=fall)
     known = torch.tensor(THRESHOLDS, dtype=levels.dtype, device=levels.device).log()
     steps = known.diff()
     steps = torch.cat([steps, steps[-1:]])
@@ -285,12 +293,17 @@ def quantiles(levels: Float[Tensor, "k n"], cuts: Float[Tensor, "m n"]) -> Float
 def expected_rate(chances: Sequence[Float[Tensor, "b t h w"]]) -> Float[Tensor, "b t h w"]:
     """Return ∫ P(R ≥ r) dr in mm/h by the trapezoidal rule.
 
-    Above the last threshold P falls as the cube of the rate.
+    Above the last threshold P falls as `TAIL_POWER` says.
     """
     rate = chances[0] * THRESHOLDS[0]
     for (low, high), (first, second) in zip(pairwise(THRESHOLDS), pairwise(chances), strict=True):
         rate = rate + (high - low) / 2.0 * (first + second)
-    return rate + chances[-1] * THRESHOLDS[-1] / 2.0
+    return rate + chances[-1] * THRESHOLDS[-1] / (TAIL_POWER - 1.0)
+
+
+def _beyond(fall: Tensor) -> Tensor:
+    """Return the fall of a logit beyond the last threshold, per step of the last two, from that between these."""
+    return fall.clamp_min(TAIL_POWER * STEPS[-1])
 
 
 def _flow_area(newest: Tensor) -> Tensor:
@@ -303,7 +316,9 @@ def _at(levels: Sequence[Tensor], threshold: float) -> Tensor:
     k = sum(known < threshold for known in THRESHOLDS)
     if k == 0:
         return levels[0]
-    k = min(k, len(levels) - 1)
+    if k == len(levels):
+        fall = _beyond(levels[-2] - levels[-1])
+        return levels[-1] - math.log(threshold / THRESHOLDS[-1]) / STEPS[-1] * fall
     low, high = THRESHOLDS[k - 1 : k + 1]
     return torch.lerp(levels[k - 1], levels[k], math.log(threshold / low) / math.log(high / low))
 
