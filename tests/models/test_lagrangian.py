@@ -8,7 +8,16 @@ import torch
 
 from raincast.losses import DistributionLoss
 from raincast.models.distribution import DistributionHead
-from raincast.models.lagrangian import DRY, PIVOT, SMALLEST_CHANCE, LagrangianForecaster, distribution, log_rate
+from raincast.models.lagrangian import (
+    DRY,
+    PIVOT,
+    REACH,
+    SMALLEST_CHANCE,
+    LagrangianForecaster,
+    Tile,
+    distribution,
+    log_rate,
+)
 from raincast.models.sprog import sprog
 from raincast.transforms import THRESHOLDS, UNKNOWN, RateScaling
 
@@ -110,6 +119,33 @@ def test_what_flows_in_from_outside_is_unknown() -> None:
     hole[:, :, :, 20:40, 20:40] = 0.0  # nobody looked there
     newest = forecaster()(hole, 1, scale())[0, 0, -1]
     assert (newest[24:36, 30:38] == UNKNOWN).all()
+
+
+@torch.inference_mode()
+def test_far_from_all_radars_nothing_is_computed_and_their_rain_is_the_same() -> None:
+    """The layers with weights see a part of the grid; the forecast of what was observed is that of the whole."""
+    seen: list[torch.Size] = []
+    network = forecaster()
+    for weight in network.core.out.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    network.core.recurrent.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
+    x = sample([storm(t, size=256, dx=2.0) for t in range(4)])
+    x[..., :90, :] = x[..., 130:, :] = x[..., :, 200:] = 0.0
+    part, whole = network(x, 3, scale()), network(x, 3, scale(), tiles=[Tile(slice(0, 256), slice(0, 256))])
+    assert seen == [(130 + REACH - 24, 256), (256, 256)], (
+        "90 less the reach is 26; a tile begins at a multiple of 4"
+    )
+    known = part[:, :, -1] != UNKNOWN
+    assert known.any() and torch.equal(part[:, :, -1], whole[:, :, -1])
+    for found, expected in zip(part[:, :, :-1].unbind(2), whole[:, :, :-1].unbind(2), strict=True):
+        torch.testing.assert_close(found[known], expected[known], rtol=0, atol=1e-4)
+    halves = [Tile(slice(y, y + 128), slice(0, 256), torch.ones(128, 256)) for y in (0, 128)]
+    x = sample([storm(t, size=256) for t in range(4)])
+    for start, passes in ((60, 2), (200, 1), (256, 1)):
+        seen.clear()
+        x[..., :start, :] = 0.0
+        network(x, 1, scale(), tiles=halves)
+        assert len(seen) == passes
 
 
 @torch.inference_mode()

@@ -107,19 +107,24 @@ class DistributionHead:
         """Return the rain rates in mm/h according to `rates_by`."""
         check_output(output, self)
         shift, thin = self._shift(output)
-        levels = _levels(output, shift)
         if self.rates_by == "mean":
-            return expected_rate([level.sigmoid() for level in levels])[:, :, None]
+            return expected_rate([level.sigmoid() for level in _levels(output, shift)])[:, :, None]
         if self.rates_by == "csi":
             cuts = best_cuts(thin)
         elif self.rates_by == "matched":
             cuts = area_cuts(thin, _flow_area(_thinned(output[:, :, -1:])))
         else:
             cuts = area_cuts(thin, thin.sigmoid().sum((-2, -1)))
-        # where the rain would come from is unknown, it rains if that is more likely than not
-        unknown = output[:, :, -1] == UNKNOWN
-        cut_maps = (torch.where(unknown, cut.clamp_min(0.0), cut) for cut in cuts[..., None, None].unbind(2))
-        return decided_rate(level - cut for level, cut in zip(levels, cut_maps, strict=True))[:, :, None]
+        if torch.compiler.is_compiling() or output.is_meta:  # no size may depend on the data
+            return _decided(
+                output.movedim(2, 0), *(numbers.movedim(2, 0)[..., None, None] for numbers in (shift, cuts))
+            )[:, :, None]
+        rates = torch.zeros_like(output[:, :, :1], dtype=torch.float32)
+        fields = zip(output.flatten(0, 1).flatten(2), rates.view(-1, rates.shape[-2:].numel()), strict=True)
+        for (values, made), shifts, own_cuts in zip(fields, shift.flatten(0, 1), cuts.flatten(0, 1), strict=True):
+            wet = (values[0].float() + shifts[0] >= own_cuts[0]).nonzero()[:, 0]  # most pixels are dry
+            made[wet] = _decided(values.index_select(1, wet), shifts, own_cuts)
+        return rates
 
     def exceedance(
         self, output: Float[Tensor, "b t n h w"], thresholds: Sequence[float], transform: Transform
@@ -167,12 +172,23 @@ class DistributionHead:
 
 
 def _levels(output: Tensor, shift: Tensor) -> Iterator[Tensor]:
-    """Yield the logits (B, T, H, W) of each threshold after the area step, non-increasing."""
-    level: Tensor | None = None
-    for k in range(len(THRESHOLDS)):
-        own = output[:, :, k].float() + shift[:, :, k, None, None]
-        level = own if level is None else torch.minimum(level, own)
-        yield level
+    """Return the logits (B, T, H, W) of each threshold after the area step, non-increasing."""
+    own = (output[:, :, k].float() + shift[:, :, k, None, None] for k in range(len(THRESHOLDS)))
+    return itertools.accumulate(own, torch.minimum)
+
+
+def _decided(
+    output: Float[Tensor, "n ..."], shift: Float[Tensor, "k ..."], cuts: Float[Tensor, "k ..."]
+) -> Tensor:
+    """Return the rates at pixels with this output, the channels first, that reach the cuts after the area step."""
+    # where the rain would come from is unknown, it rains if that is more likely than not
+    unknown = output[-1] == UNKNOWN
+    levels = itertools.accumulate(
+        (own.float() + step for own, step in zip(output, shift, strict=False)), torch.minimum
+    )
+    return decided_rate(
+        level - torch.where(unknown, cut.clamp_min(0.0), cut) for level, cut in zip(levels, cuts, strict=True)
+    )
 
 
 def _falling(logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import torch
@@ -57,12 +58,19 @@ FEWEST_FRAMES = 3
 """Number of frames that S-PROG needs. If there are fewer, older ones count as missing."""
 
 
+REACH = 64
+"""Distance in pixels beyond which the layers with weights do not notice what was observed."""
+
+
 class Tile(NamedTuple):
-    """A part of a grid, and the weight of its forecast at each pixel (h, w): over all tiles they add up to 1."""
+    """A part of a grid, and the weight of its forecast at each pixel (h, w): over all tiles they add up to 1.
+
+    A tile without a weight stands alone.
+    """
 
     y: slice
     x: slice
-    weight: Tensor
+    weight: Tensor | None = None
 
 
 class LagrangianForecaster(PhysicalNetwork):
@@ -160,7 +168,12 @@ class LagrangianForecaster(PhysicalNetwork):
             for own in leads:
                 own.mul_(certainty).add_(PIVOT * (1.0 - certainty))
         if not self.training:
-            leads = corrected(leads, of.past, of.seen)
+            if made is None:
+                leads = corrected(leads, of.past, of.seen)
+            else:
+                # in place; where nothing was observed, nothing is corrected
+                part = _bounds(of.seen[:, -1])
+                corrected([own[part] for own in leads], of.past[part], of.seen[part])
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
         steps = (_advected(own, newest, far) for own, far in zip(leads, of.far.unbind(1), strict=True))
         if made is None:
@@ -284,10 +297,11 @@ class LagrangianCore(nn.Module):
         """Return logits at `THRESHOLDS` of each lead time from at least three frames in mm/h without NaN.
 
         `observed` is 1 where they were observed, else 0. `longest` is the largest lead time in steps. Without
-        gradients the result may be written into `room()`, which is called as late as possible, and the layers with
-        weights may go tile by tile.
+        gradients the result may be written into `room()`, which is called as late as possible. The layers with
+        weights then go tile by tile, by default in one tile around all observed pixels. Farther than `REACH` from
+        these it is dry.
         """
-        L = scale.lead.shape[1]
+        B, L = scale.lead.shape
         rate = log_rate(rain)
         valid = observed[:, -3:].amin(1)
         anchor = sprog(
@@ -314,17 +328,22 @@ class LagrangianCore(nn.Module):
         constants = _Numbers(step, pixel, lead, spread, factors)
         if room is None:
             return list(self._logits(whole, constants))
+        dry = distribution(
+            rate.new_full((B, L, 1, 1), DRY), spread, rate.new_zeros(B, L, len(THRESHOLDS) + 1, 1, 1)
+        )
         made: Sequence[Tensor] = ()
-        for tile in tiles or (None,):
-            part = whole if tile is None else _Maps(*(maps[..., tile.y, tile.x] for maps in whole))
+        for tile in _tiles_around(observed[:, -1], tiles, self.stride):
+            part = _Maps(*(maps[..., tile.y, tile.x] for maps in whole))
             for number, logits in enumerate(self._logits(part, constants)):
-                made = made or room()
-                if tile is None:
-                    made[number].copy_(logits)
-                    continue
-                if tile is tiles[0]:
-                    made[number].zero_()
-                made[number][..., tile.y, tile.x] += logits * tile.weight
+                if not made:
+                    made = room()
+                    for own, fill in zip(made, dry.unbind(1), strict=True):
+                        own.copy_(fill)
+                here = made[number][..., tile.y, tile.x]
+                if tile.weight is None:
+                    here.copy_(logits)
+                else:
+                    here += (logits - dry[:, number]) * tile.weight
         return made
 
     def _logits(self, maps: "_Maps", of: "_Numbers") -> Iterator[Tensor]:
@@ -360,6 +379,34 @@ class LagrangianCore(nn.Module):
         else:
             for lead in range(L):
                 yield logits(slice(lead, lead + 1))[:, 0]
+
+
+def _bounds(
+    observed: Float[Tensor, "b h w"], reach: int = 0, stride: int = 1
+) -> tuple[EllipsisType, slice, slice]:
+    """Return rows and columns of all pixels within `reach` of the observed ones; of one such pixel without any.
+
+    They begin at multiples of `stride`, as the coarser levels of the whole grid do.
+    """
+    if observed.is_meta:  # memory is estimated for the worst case
+        return ..., slice(None), slice(None)
+    seen = (observed > 0).any(0)
+    lines = [line.nonzero()[:, 0].tolist() or [0] for line in (seen.any(1), seen.any(0))]
+    rows, columns = (slice(max(0, at[0] - reach) // stride * stride, at[-1] + reach + 1) for at in lines)
+    return ..., rows, columns
+
+
+def _tiles_around(observed: Float[Tensor, "b h w"], tiles: Sequence[Tile], stride: int) -> Sequence[Tile]:
+    """Return the tiles within `REACH` of observed pixels; without tiles, one around all of these."""
+    if not tiles:
+        return [Tile(*_bounds(observed, REACH, stride)[1:])]
+    if observed.is_meta:
+        return tiles
+
+    def near(part: slice) -> slice:
+        return slice(max(0, part.start - REACH), part.stop + REACH)
+
+    return [tile for tile in tiles if observed[:, near(tile.y), near(tile.x)].any()] or tiles[:1]
 
 
 class _Maps(NamedTuple):
@@ -421,8 +468,7 @@ def _advected(logits: Tensor, newest: Tensor, far: Tensor) -> Tensor:
     known = (seen > 0.5).to(reached.dtype) * reached
     rain = torch.where(known > 0, rain, torch.full_like(rain, UNKNOWN))
     # a sum of products is faster than torch.where, whose mask would be repeated for each threshold
-    moved = chance.logit(SMALLEST_CHANCE) * reached
-    moved = moved + (1.0 - reached) * _shares(rain, known)
+    moved = torch.addcmul((1.0 - reached) * _shares(rain, known), chance.logit(SMALLEST_CHANCE), reached)
     return torch.cat([moved, rain], dim=1)
 
 
