@@ -3,7 +3,8 @@
     python benchmarks/leave_one_out.py knmi=data/knmi mch=data/mch2015,data/mch2017 … --weights folds
 
 For each NAME=ARCHIVES the weights `folds/without_NAME.npz` are used, or trained first (`benchmarks/pretrain.py`,
-`--minutes` each). `--only` scores only some networks; `--box` uses the bundled weights for all of them.
+`--minutes` each). `--only` scores only some networks; `--box` uses the bundled weights for all of them. `--out`
+keeps the rows of a run; `--read` reports those of several, each network and all together.
 
 From each archive evenly spaced start times are taken, and at each the `--places` wettest windows of `--size`
 pixels of the newest frame, without overlap. All forecasters read the same four frames and are scored on the same
@@ -34,6 +35,8 @@ from unet import with_unet
 from raincast.archive import Archive
 from raincast.baselines import Anvil, Extrapolation, Linda, SProg, Steps
 from raincast.baselines.motion import find_motion
+from raincast.evaluation.report.probability_figures import reliability_diagram
+from raincast.evaluation.report.score_axes import look
 from raincast.forecaster import Query
 from raincast.models.distribution import DistributionHead
 from raincast.models.lagrangian import LagrangianForecaster
@@ -47,6 +50,8 @@ RATES = tuple(float(rate) for rate in np.geomspace(0.1, 60.0, 28))
 """Rates in mm/h over which the CRPS is summed."""
 RELIABILITY_AT = 1.0
 """Threshold in mm/h of the reliability."""
+FEWEST = 200
+"""Fewest pixels in a bin of probabilities whose frequency is shown."""
 WIDTHS = np.diff([0.0, *np.sqrt(np.array(RATES[1:]) * RATES[:-1]), 70.0])
 PAST = 4
 Maps = npt.NDArray[np.float32]
@@ -249,15 +254,35 @@ def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
             own = [r for r in rows if r["score"] == f"reliability{low}" and r["lead"] == lead]
             count = sum(r["value"] for r in own)
             stated, wet = (sum(r[key] for r in own) / max(count, 1) for key in ("stated", "wet"))
-            cells.append(f"{stated:.2f} → {wet:.2f}" if count >= 200 else "–")
+            cells.append(f"{stated:.2f} → {wet:.2f}" if count >= FEWEST else "–")
         reliability.add_row(f"{lead} min", *cells)
     console.print(reliability)
+
+
+def draw_reliability(path: Path, rows: list[dict[str, Any]], leads: Sequence[int] = (5, 15, 30, 60)) -> None:
+    """Draw the reliability of P(≥ 1 mm/h) for each network and all together, one curve for each lead time."""
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    panels = {name: [row for row in rows if row["network"] == name] for name in names} | {"together": rows}
+    drawn: dict[str, Any] = {}
+    for title, own in panels.items():
+        for lead in leads:
+            bins = [
+                [sum(row[key] for row in own if row["score"] == f"reliability{low:.1f}" and row["lead"] == lead)
+                 for key in ("stated", "wet", "value")]
+                for low in np.arange(0, 1, 0.1)
+            ]  # fmt: skip
+            stated, wet, count = np.array(bins).T
+            if count.any():
+                enough = np.where(count >= FEWEST, count, np.nan)
+                drawn.setdefault(title, {})[f"{lead} min"] = (stated / enough, wet / enough, count)
+    looks = {f"{lead} min": look(number) for number, lead in enumerate(leads)}
+    reliability_diagram(drawn, looks=looks).savefig(path, dpi=80)
 
 
 def main() -> None:
     """Train missing weights, score each network, print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="+", metavar="NAME=ARCHIVE[,ARCHIVE…]")
+    parser.add_argument("networks", nargs="*", metavar="NAME=ARCHIVE[,ARCHIVE…]")
     parser.add_argument("--weights", type=Path, default=Path("folds"))
     parser.add_argument("--minutes", type=float, default=12.0, help="of training each fold")
     parser.add_argument("--only", nargs="*", help="networks that are scored")
@@ -270,11 +295,15 @@ def main() -> None:
     parser.add_argument("--unet", action="store_true", help="the weights are those of benchmarks/unet.py")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--out", type=Path, help="rows as JSON")
+    parser.add_argument("--read", type=Path, nargs="*", default=[], help="rows of earlier runs")
+    parser.add_argument("--reliability", type=Path, help="a picture of the reliability at 1 mm/h")
     options = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=180)
+    everything: list[dict[str, Any]] = [row for path in options.read for row in json.loads(path.read_text())]
+    for name in dict.fromkeys(row["network"] for row in everything):
+        report(console, name, [row for row in everything if row["network"] == name])
     named = {name: paths.split(",") for name, paths in (entry.split("=", 1) for entry in options.networks)}
-    everything: list[dict[str, Any]] = []
     for name, paths in named.items():
         if options.only and name not in options.only:
             continue
@@ -300,6 +329,8 @@ def main() -> None:
         report(console, name, rows)
         everything += [{**row, "network": name} for row in rows]
     report(console, "all networks", everything)
+    if options.reliability:
+        draw_reliability(options.reliability, everything)
     if options.out:
         options.out.write_text(json.dumps(everything))
 
