@@ -30,10 +30,9 @@ def test_rain_that_stayed_is_likely_to_stay_and_dry_pixels_to_stay_dry() -> None
     wet, dry = made[0, :, FIVE, :10], made[0, :, FIVE, 10:]
     count = 400.0
     stayed = torch.tensor((count + 0.5 * PRIOR_PIXELS) / (count + PRIOR_PIXELS))
-    by_rate = (stayed.logit() / torch.arange(1, 4)).sigmoid()  # first by its rate, then by the threshold alone
-    expected = ((count + by_rate * PRIOR_PIXELS) / (count + PRIOR_PIXELS)).clamp(max=HIGHEST)
+    expected = ((count + stayed * PRIOR_PIXELS) / (count + PRIOR_PIXELS)).clamp(max=HIGHEST)  # by rate, then all
     ends = [0, 2]  # between the first and the last, the logit is linear in the logarithm of the lead time
-    torch.testing.assert_close(wet[ends], expected[ends, None, None].expand_as(wet[ends]))
+    torch.testing.assert_close(wet[ends], expected.expand_as(wet[ends]))
     assert (dry < 0.01).all()
 
 
@@ -44,9 +43,9 @@ def test_half_of_the_rain_that_vanishes_halves_the_probability_and_the_past_coun
     wet = made[0, :, FIVE, :10, 20:].mean((-2, -1))
     assert (wet[:3] > 0.49).all() and (wet[:3] < 0.52).all()
     assert (wet[3:].diff() > 0).all() and wet[-1] < 0.95
-    # the shift itself falls with the root of the lead time
+    # the shift of the rate falls with the square of the lead time, that of what is left with the root
     shift = math.log(0.95 / 0.05) - wet.logit()
-    torch.testing.assert_close(shift[-1] / shift[2], torch.tensor(0.5), rtol=1e-3, atol=0)
+    torch.testing.assert_close(shift[-1] / shift[2], torch.tensor(1 / 16 + 15 / 16 * 0.5), rtol=2e-3, atol=0)
 
 
 def test_differences_between_pixels_stay_and_a_higher_threshold_is_not_reached_more_often() -> None:
@@ -89,9 +88,14 @@ def rising(side: int = 40) -> torch.Tensor:
     return rain[None]
 
 
+def changed(steps: int, past: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Logits of 30 % after the correction by rate alone, (steps, K, H, W)."""
+    return torch.cat(list(observed_changes(list(logits(steps, 0.3).unbind(1)), past, seen)))
+
+
 def test_rain_changes_as_rain_of_that_rate_has_changed() -> None:
     past = rising()
-    made = observed_changes(logits(1, 0.3)[:, 0], past, torch.ones_like(past), 1).sigmoid()[0, FIVE]
+    made = changed(1, past, torch.ones_like(past)).sigmoid()[0, FIVE]
     count = 400.0
     grown = (count + 0.3 * PRIOR_PIXELS) / (count + PRIOR_PIXELS)
     torch.testing.assert_close(made[20:30], torch.full((10, 40), grown))
@@ -99,24 +103,28 @@ def test_rain_changes_as_rain_of_that_rate_has_changed() -> None:
     torch.testing.assert_close(made[:10], torch.full((10, 40), 0.3))  # no such rate before: nothing is known
 
 
-def test_changes_count_less_far_ahead_and_only_where_they_were_observed() -> None:
-    past = rising()
-    older = torch.cat([past[:, :1], past], dim=1)
-    before, seen = logits(1, 0.3)[:, 0], torch.ones_like(older)
-    near = observed_changes(before, older, seen, 1) - before
-    far = observed_changes(before, older, seen, 2) - before
-    torch.testing.assert_close(far[0, FIVE, 20:], near[0, FIVE, 20:] / 2)
+def test_light_rain_is_soon_forgotten_heavy_rain_beyond_the_past_and_nothing_is_learned_unseen() -> None:
+    past = torch.cat([rising()[:, :1], rising()], dim=1)
+    seen, start = torch.ones_like(past), math.log(0.3 / 0.7)
+    near, far, beyond, end = changed(4, past, seen)[:, :, 20:30, 0].mean(2) - start
+    light = THRESHOLDS.index(1.0)
+    torch.testing.assert_close(far[light], near[light] / 2)
+    torch.testing.assert_close(far[FIVE], near[FIVE])
+    certain = 400.0 / (400.0 + PRIOR_PIXELS)
+    torch.testing.assert_close(beyond[FIVE], near[FIVE] * (2 / 3) ** 2 * certain)
+    torch.testing.assert_close(end[FIVE], near[FIVE] / 4 * certain)
+    assert not beyond[light].any()
     seen[:, :-1] = 0.0
-    torch.testing.assert_close(observed_changes(before, older, seen, 1), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(changed(4, past, seen), logits(4, 0.3)[0], rtol=1e-5, atol=1e-5)
     seen[:] = 1.0
     seen[:, -1, :, :20] = 0.0
-    made = observed_changes(before, older, seen, 1)
-    torch.testing.assert_close(made[..., :20], before[..., :20])
+    made = changed(1, past, seen)
+    torch.testing.assert_close(made[..., :20], logits(1, 0.3)[0, ..., :20])
     assert (made[0, FIVE, 20:30, 20:] > 3.0).all()
 
 
 def test_sums_of_many_small_numbers_keep_their_digits() -> None:
     past = torch.zeros(1, 2, 1500, 1500)
     before = torch.full((1, NUM, 1500, 1500), math.log(1e-3 / (1 - 1e-3)))
-    made = observed_changes(before, past, torch.ones_like(past), 1)
+    (made,) = observed_changes([before], past, torch.ones_like(past))
     torch.testing.assert_close(made.sigmoid(), torch.full_like(made, LOWEST), rtol=1e-3, atol=0)

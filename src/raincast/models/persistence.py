@@ -19,6 +19,9 @@ FEWEST_PIXELS = 3
 LOWEST, HIGHEST = 1e-6, 0.999
 """Bounds of the observed frequencies."""
 
+HEAVY = 2.0
+"""Threshold in mm/h from which the present rate says how long rain lasts."""
+
 CLASSES = tuple(sorted([*THRESHOLDS, *(math.sqrt(low * high) for low, high in pairwise(THRESHOLDS))]))
 """Rates (mm/h) that divide pixels into classes: the thresholds, and one rate between each two."""
 
@@ -33,8 +36,7 @@ def observed_persistence(
     where it does not, are treated apart. Their mean probability of reaching it j steps later is compared with a
     frequency: how many pixels of that kind j steps before the newest frame reach it in the newest. Beyond the
     oldest frame the frequency's logit is linear in the logarithm of the lead time, and the comparison counts less.
-    All logits of one kind move by the difference. Lead times within the past frames' reach are first compared by
-    smaller kinds: see `observed_changes`.
+    All logits of one kind move by the difference. Before, smaller kinds are compared: see `observed_changes`.
     """
     return torch.stack(list(corrected([own.clone() for own in logits.unbind(1)], past, seen)), dim=1)
 
@@ -45,10 +47,7 @@ def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor) -> Sequence[T
     Unless gradients are recorded, the result overwrites `leads`.
     """
     in_place = not torch.is_grad_enabled()
-    reach = past.shape[1] - 1
-    leads = [
-        observed_changes(own, past, seen, lag) if lag <= reach else own for lag, own in enumerate(leads, start=1)
-    ]
+    leads = observed_changes(leads, past, seen)
     levels = [[level if in_place else level.clone() for level in own.unbind(1)] for own in leads]
     # masks are numbers: their products and sums are faster than logic and sums of bytes
     both = (seen > 0.5).to(leads[0].dtype)
@@ -99,33 +98,55 @@ def _shift(sums: Tensor, count: Tensor, hits: Tensor, total: Tensor, sign: float
 
 
 def observed_changes(
-    logits: Float[Tensor, "b k h w"], past: Float[Tensor, "b t h w"], seen: Float[Tensor, "b t h w"], lag: int
-) -> Float[Tensor, "b k h w"]:
-    """Return logits after `lag` steps that agree with how rain of each rate has changed in as many steps.
+    leads: Sequence[Float[Tensor, "b k h w"]], past: Float[Tensor, "b t h w"], seen: Float[Tensor, "b t h w"]
+) -> Sequence[Float[Tensor, "b k h w"]]:
+    """Return logits after 1, 2, … steps that agree with how rain of each rate has changed in as many steps.
 
     Pixels are divided by the rate of the newest frame (`CLASSES`). The mean probability of each class at each
-    threshold is compared with how many pixels of that class `lag` steps before reach it in the newest frame.
-    All logits of a class move by the difference over `lag`: the farther ahead, the less the present rate says.
-    Unless gradients are recorded, the result overwrites `logits`.
+    threshold is compared with how many pixels of that class so many steps before reach it in the newest frame.
+    All logits of a class move by the difference; those of thresholds below `HEAVY` by the difference over the
+    number of steps, for the present rate soon says little about light rain. Beyond the oldest frame those of the
+    higher thresholds move towards a frequency whose logit is linear in the logarithm of the lead time, the less
+    the farther ahead. Unless gradients are recorded, the result overwrites `leads`.
     """
     edges = torch.tensor(CLASSES, dtype=past.dtype, device=past.device)
-    num = len(CLASSES) + 1
-    now = torch.bucketize(past[:, -1].contiguous(), edges, right=True)
-    then = torch.bucketize(past[:, -1 - lag].contiguous(), edges, right=True)
-    known = (seen[:, -1] > 0.5).to(past.dtype)
-    both = known * (seen[:, -1 - lag] > 0.5)
-    changes = _sums(both[:, None], (then * num + now)[:, None], num * num).view(-1, num, num)
-    reached = changes.flip(2).cumsum(2).flip(2)  # pixels of a class that become at least so wet
-    reached = reached[:, :, [CLASSES.index(threshold) + 1 for threshold in THRESHOLDS]].transpose(1, 2)
-    total = changes.sum(2)[:, None]
-    place = now[:, None].expand(logits.shape)
-    count = _sums(known[:, None], now[:, None], num)
-    mean = _sums(logits.sigmoid() * known[:, None], place, num) / count.clamp_min(1.0)
-    observed = (reached + PRIOR_PIXELS * mean) / (total + PRIOR_PIXELS)
-    shift = observed.clamp(LOWEST, HIGHEST).logit() - mean.clamp(LOWEST, HIGHEST).logit()
-    shift = shift * (count >= FEWEST_PIXELS) / lag
-    shift = shift[:, :, None].expand(-1, -1, logits.shape[2], -1).gather(3, place)
-    return torch.addcmul(logits, shift, known[:, None], out=None if torch.is_grad_enabled() else logits)
+    num, reach = len(CLASSES) + 1, past.shape[1] - 1
+    classes = torch.bucketize(past.contiguous(), edges, right=True)
+    now, known = classes[:, -1:], (seen[:, -1:] > 0.5).to(past.dtype)
+    count = _sums(known, now, num)
+    at = [CLASSES.index(threshold) + 1 for threshold in THRESHOLDS]
+    light = sum(threshold < HEAVY for threshold in THRESHOLDS)
+    made = []
+    observed: list[Tensor] = []
+    """Logits of the frequencies after each number of steps, (B, K, num)."""
+    enough = (count >= FEWEST_PIXELS).to(past.dtype)
+    certain = torch.ones_like(count)
+    for steps, logits in enumerate(leads, start=1):
+        first = light if steps > reach else 0  # of the thresholds
+        own = logits[:, first:]
+        place = now.expand(own.shape)
+        mean = _sums(own.sigmoid() * known, place, num) / count.clamp_min(1.0)
+        expected = mean.clamp(LOWEST, HIGHEST).logit()
+        if steps <= reach:
+            then = classes[:, -1 - steps, None]
+            both = known * (seen[:, -1 - steps, None] > 0.5)
+            changes = _sums(both, then * num + now, num * num).view(-1, num, num)
+            reached = changes.flip(2).cumsum(2).flip(2)[:, :, at].transpose(1, 2)  # pixels that become so wet
+            total = changes.sum(2)[:, None]
+            certain = torch.minimum(certain, total / (total + PRIOR_PIXELS))
+            observed.append(
+                ((reached + PRIOR_PIXELS * mean) / (total + PRIOR_PIXELS)).clamp(LOWEST, HIGHEST).logit()
+            )
+            shift = observed[-1] - expected
+            shift = torch.cat([shift[:, :light] / steps, shift[:, light:]], dim=1) * enough
+        else:
+            near, far = observed[0][:, first:], observed[-1][:, first:]
+            trend = (far - near) / math.log(max(reach, 2)) * math.log(steps / reach)
+            shift = (far + trend - expected) * (reach / steps) ** 2 * certain * enough
+        shift = shift[:, :, None].expand(-1, -1, own.shape[2], -1).gather(3, place)
+        moved = torch.addcmul(own, shift, known, out=None if torch.is_grad_enabled() else own)
+        made.append(torch.cat([logits[:, :first], moved], dim=1) if torch.is_grad_enabled() else logits)
+    return made
 
 
 def _sums(values: Float[Tensor, "b k h w"], place: Int[Tensor, "b k h w"], num: int) -> Float[Tensor, "b k num"]:
