@@ -104,6 +104,31 @@ def test_a_chunk_is_unpacked_once_while_it_is_kept(path, codes, tmp_path):
     np.testing.assert_array_equal(chunks.read(slice(0, 8), slice(0, 64), slice(0, 64)), codes[:8, :64, :64])
 
 
+def test_each_chunk_is_checked_once_for_negative_codes(path, tmp_path):
+    for number, pixel in enumerate([(0, 0, 0), (9, 69, 70), (20, 3, 149)]):
+        own = tmp_path / f"{number}.nc"
+        own.write_bytes(path.read_bytes())
+        with netCDF4.Dataset(own, "a") as file:
+            file.set_auto_maskandscale(False)
+            file[schema.RAIN][pixel] = -1
+        chunks = ChunkedCodes.of(own, schema.RAIN, Unpacked(0))
+        for others in (True, True, False):
+            for index in np.ndindex(chunks.checked.shape):
+                first = np.multiply(index, chunks.chunk)
+                last = np.minimum(first + chunks.chunk, SHAPE)
+                if others == (not ((first <= pixel) & (pixel < last)).all()):
+                    chunks.read(*map(slice, first, last))
+            assert chunks.has_negative == (not others)
+            assert chunks.checked.sum() == chunks.checked.size - others
+
+
+def test_a_file_that_was_closed_for_others_is_opened_again(path, codes):
+    chunks = ChunkedCodes.of(path, schema.RAIN, Unpacked(0))
+    for _ in range(2):
+        np.testing.assert_array_equal(chunks.read(slice(0, 9), slice(0, 70), slice(0, 70)), codes[:9, :, :70])
+        chunks.files.close()
+
+
 @pytest.mark.parametrize(
     "encoding",
     [

@@ -7,6 +7,7 @@ filter creates one for each, and a window is not copied before it is rotated and
 import functools
 import itertools
 import math
+import operator
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,7 +82,8 @@ class ChunkedCodes:
 
     On any error of `read`, use netCDF4 instead: it fills chunks that were never written, and reports damage.
     `has_negative` is True once a chunk had a negative code other than missing. Chunks are checked right after they
-    are unpacked, while they are in the processor's cache: a check of each window would take five times as long.
+    are unpacked, while they are in the processor's cache: a check of each window would take five times as long. A
+    chunk that was evicted and is unpacked again is the same, and is not checked again.
     """
 
     number: int
@@ -91,6 +93,19 @@ class ChunkedCodes:
     chunk: tuple[int, int, int]
     unpacked: Unpacked
     has_negative: bool = False
+    opened: tuple[Any, Any] = (None, None)
+    """The file that was read last, with its variable."""
+
+    @functools.cached_property
+    def checked(self) -> npt.NDArray[np.bool_]:
+        """Return the mask of chunks, by their number along each axis, that were checked; none at first."""
+        sizes = zip(self.shape, self.chunk, strict=True)
+        return np.zeros([-(-size // length) for size, length in sizes], np.bool_)
+
+    @functools.cached_property
+    def num_bytes(self) -> int:
+        """Return the size of an unpacked chunk."""
+        return CODES.itemsize * math.prod(self.chunk)
 
     @classmethod
     def of(cls, path: Path, variable: str, unpacked: Unpacked) -> "ChunkedCodes | None":
@@ -118,7 +133,10 @@ class ChunkedCodes:
             out = np.empty([len(wanted) for wanted in ranges], np.int16)
         times, rows, columns = (list(_pieces(*pair)) for pair in zip(ranges, self.chunk, strict=True))
         with NETCDF4_PYTHON_LOCK:  # otherwise another thread's open could evict and close this file
-            dataset = h5py.h5d.open(self.files.acquire(needs_lock=False).id, self.variable)
+            file = self.files.acquire(needs_lock=False)
+            if file is not self.opened[0]:  # opening the variable takes about as long as copying two chunks
+                self.opened = file, h5py.h5d.open(file.id, self.variable)
+            dataset = self.opened[1]
             for t, time, to_time in times:
                 for y, row, to_row in rows:
                     band = out[to_time, to_row]
@@ -126,22 +144,24 @@ class ChunkedCodes:
                         band[:, :, to_column] = self._chunk(dataset, (t, y, x))[time, row, column]
         return out
 
-    def _chunk(self, dataset: Any, origin: tuple[int, int, int]) -> Codes:
-        """Return the whole chunk that begins at `origin`."""
-        key = (self.number, *origin)
+    def _chunk(self, dataset: Any, index: tuple[int, int, int]) -> Codes:
+        """Return the whole chunk with these numbers along time, y and x."""
+        key = (self.number, *index)
         kept = self.unpacked.get(key)
         if kept is not None:
             return kept
-        num_bytes = CODES.itemsize * math.prod(self.chunk)
+        origin = tuple(map(operator.mul, index, self.chunk))
         unfiltered, packed = dataset.read_direct_chunk(origin)
         # check the stated size first: a damaged zstd frame may state any size, which would be allocated
-        if not unfiltered and zstandard.frame_content_size(packed) == num_bytes:
+        if not unfiltered and zstandard.frame_content_size(packed) == self.num_bytes:
             packed = self.unpacked.decompressor.decompress(packed)
-        if len(packed) != num_bytes:
-            raise ValueError(f"The chunk at {origin} has {len(packed)} bytes, not {num_bytes}.")
-        chunk: Codes = np.frombuffer(packed, CODES).reshape(self.chunk)
-        # as unsigned numbers, negative codes are above the code of missing, 2**15
-        self.has_negative |= bool(np.maximum.reduce(np.frombuffer(packed, np.uint16)) > 2**15)
+        if len(packed) != self.num_bytes:
+            raise ValueError(f"The chunk at {origin} has {len(packed)} bytes, not {self.num_bytes}.")
+        chunk: Codes = np.ndarray(self.chunk, CODES, packed)
+        if not self.checked[index]:
+            # as unsigned numbers, negative codes are above the code of missing, 2**15
+            self.has_negative |= bool(np.maximum.reduce(np.frombuffer(packed, np.uint16)) > 2**15)
+            self.checked[index] = True
         self.unpacked.keep(key, chunk)
         return chunk
 
@@ -151,8 +171,8 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 def _pieces(wanted: range, length: int) -> Iterator[tuple[int, slice, slice]]:
-    """Yield, for each chunk along an axis, its origin, the slice within it and the slice within `wanted`."""
+    """Yield, for each chunk along an axis, its number, the slice within it and the slice within `wanted`."""
     assert wanted.step == 1, f"a step of {wanted.step} in a window"
     for origin in range(wanted.start - wanted.start % length, wanted.stop, length):
         low, high = max(wanted.start, origin), min(wanted.stop, origin + length)
-        yield origin, slice(low - origin, high - origin), slice(low - wanted.start, high - wanted.start)
+        yield origin // length, slice(low - origin, high - origin), slice(low - wanted.start, high - wanted.start)

@@ -67,7 +67,7 @@ class Source:
         over_step = own.is_averaged and own.minutes == self.archive.step_minutes
         return replace(own, minutes=self.every * self.archive.step_minutes) if over_step else own
 
-    @property
+    @cached_property
     def _means(self) -> bool:
         """Return True if the rates are means over exactly the step, so that they can be averaged."""
         return self.archive.meaning.same_as(Meaning("mean", self.archive.step_minutes))
