@@ -141,7 +141,7 @@ def test_far_from_all_radars_nothing_is_computed_and_their_rain_is_the_same() ->
         torch.testing.assert_close(found[known], expected[known], rtol=0, atol=1e-4)
     halves = [Tile(slice(y, y + 128), slice(0, 256), torch.ones(128, 256)) for y in (0, 128)]
     x = sample([storm(t, size=256) for t in range(4)])
-    for start, passes in ((60, 2), (200, 1), (256, 1)):
+    for start, passes in ((60, 2), (200, 1), (256, 0)):
         seen.clear()
         x[..., :start, :] = 0.0
         network(x, 1, scale(), tiles=halves)

@@ -332,18 +332,18 @@ class LagrangianCore(nn.Module):
             rate.new_full((B, L, 1, 1), DRY), spread, rate.new_zeros(B, L, len(THRESHOLDS) + 1, 1, 1)
         )
         made: Sequence[Tensor] = ()
-        for tile in _tiles_around(observed[:, -1], tiles, self.stride):
+        for tile in tiles or (Tile(*_bounds(observed[:, -1], REACH, self.stride)[1:]),):
             part = _Maps(*(maps[..., tile.y, tile.x] for maps in whole))
-            for number, logits in enumerate(self._logits(part, constants)):
+            leads = self._logits(part, constants) if _near(observed[:, -1], tile) else dry.unbind(1)
+            for number, logits in enumerate(leads):
                 if not made:
                     made = room()
                     for own, fill in zip(made, dry.unbind(1), strict=True):
-                        own.copy_(fill)
-                here = made[number][..., tile.y, tile.x]
+                        own.copy_(fill if tile.weight is None else torch.zeros_like(fill))
                 if tile.weight is None:
-                    here.copy_(logits)
+                    made[number][..., tile.y, tile.x] = logits
                 else:
-                    here += (logits - dry[:, number]) * tile.weight
+                    made[number][..., tile.y, tile.x] += logits * tile.weight
         return made
 
     def _logits(self, maps: "_Maps", of: "_Numbers") -> Iterator[Tensor]:
@@ -396,17 +396,12 @@ def _bounds(
     return ..., rows, columns
 
 
-def _tiles_around(observed: Float[Tensor, "b h w"], tiles: Sequence[Tile], stride: int) -> Sequence[Tile]:
-    """Return the tiles within `REACH` of observed pixels; without tiles, one around all of these."""
-    if not tiles:
-        return [Tile(*_bounds(observed, REACH, stride)[1:])]
-    if observed.is_meta:
-        return tiles
-
-    def near(part: slice) -> slice:
-        return slice(max(0, part.start - REACH), part.stop + REACH)
-
-    return [tile for tile in tiles if observed[:, near(tile.y), near(tile.x)].any()] or tiles[:1]
+def _near(observed: Float[Tensor, "b h w"], tile: Tile) -> bool:
+    """Return True unless a tile of several lies farther than `REACH` from all observed pixels."""
+    if tile.weight is None or observed.is_meta:
+        return True
+    y, x = (slice(max(0, part.start - REACH), part.stop + REACH) for part in (tile.y, tile.x))
+    return bool(observed[:, y, x].any())
 
 
 class _Maps(NamedTuple):
