@@ -146,9 +146,11 @@ def bare(overrides: list[str]) -> None:
     turns: Turns = assembly.make(cfg.callbacks.turns)
     data = assembly.datamodule(cfg, assembly.archive_path(cfg))
     head, model = assembly.head(cfg), OmegaConf.to_container(cfg.model, resolve=True)
-    network = assembly.network(model, num_channels=head.num_channels)  # type: ignore[arg-type]
+    info = assembly.metadata(cfg, data)
+    inputs = assembly.inputs_of(info["channels"])
+    network = assembly.network(model, num_channels=head.num_channels, inputs=inputs)  # type: ignore[arg-type]
     execution.prepare(network, compile=cfg.compile, recompute=cfg.recompute, tf32=cfg.tf32)
-    module: Any = assembly.module(cfg, network, head, assembly.metadata(cfg, data))
+    module: Any = assembly.module(cfg, network, head, info)
     module.log = lambda *_, **__: None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
