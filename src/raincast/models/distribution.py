@@ -17,7 +17,7 @@ from raincast.transforms import THRESHOLDS, UNKNOWN, Transform
 DECISIONS = ("area", "csi", "mean", "matched")
 """Ways to turn probabilities into rates: see `DistributionHead`."""
 
-STEPS = tuple(math.log(high / low) for low, high in pairwise(THRESHOLDS))
+LOG_STEPS = tuple(math.log(high / low) for low, high in pairwise(THRESHOLDS))
 """Distances of the thresholds in ln(mm/h)."""
 
 NEVER = -30.0
@@ -184,7 +184,7 @@ def _decided(
     # where the rain would come from is unknown, it rains if that is more likely than not
     unknown = output[-1] == UNKNOWN
     levels = itertools.accumulate(
-        (own.float() + step for own, step in zip(output, shift, strict=False)), torch.minimum
+        (own.float() + step for own, step in zip(output[:-1], shift, strict=True)), torch.minimum
     )
     return decided_rate(
         level - torch.where(unknown, cut.clamp_min(0.0), cut) for level, cut in zip(levels, cuts, strict=True)
@@ -253,10 +253,10 @@ def decided_rate(excess: Iterable[Float[Tensor, "..."]]) -> Float[Tensor, "..."]
             continue
         below = torch.minimum(above, level)
         fall = (above - below).clamp_min_(1e-6)
-        rate += (above / fall).clamp_(0.0, 1.0).mul_(STEPS[k - 1])
+        rate += (above / fall).clamp_(0.0, 1.0).mul_(LOG_STEPS[k - 1])
         above = below
     assert above is not None
-    rate += above.clamp_min(0.0) / _beyond(fall) * STEPS[-1]
+    rate += above.clamp_min(0.0) / _beyond(fall) * LOG_STEPS[-1]
     return torch.where(wet, rate.exp_().clamp_(max=HIGHEST_RATE), torch.zeros_like(rate))
 
 
@@ -319,7 +319,7 @@ def expected_rate(chances: Sequence[Float[Tensor, "b t h w"]]) -> Float[Tensor, 
 
 def _beyond(fall: Tensor) -> Tensor:
     """Return the fall of a logit beyond the last threshold, per step of the last two, from that between these."""
-    return fall.clamp_min(TAIL_POWER * STEPS[-1])
+    return fall.clamp_min(TAIL_POWER * LOG_STEPS[-1])
 
 
 def _flow_area(newest: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ def _at(levels: Sequence[Tensor], threshold: float) -> Tensor:
         return levels[0]
     if k == len(levels):
         fall = _beyond(levels[-2] - levels[-1])
-        return levels[-1] - math.log(threshold / THRESHOLDS[-1]) / STEPS[-1] * fall
+        return levels[-1] - math.log(threshold / THRESHOLDS[-1]) / LOG_STEPS[-1] * fall
     low, high = THRESHOLDS[k - 1 : k + 1]
     return torch.lerp(levels[k - 1], levels[k], math.log(threshold / low) / math.log(high / low))
 

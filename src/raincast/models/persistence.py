@@ -44,9 +44,9 @@ def observed_persistence(
 def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor) -> Sequence[Tensor]:
     """Return what `observed_persistence` does, from and as one tensor (B, K, H, W) for each lead time.
 
-    Unless gradients are recorded, the result overwrites `leads`.
+    Unless gradients are recorded or the network is traced, the result overwrites `leads`.
     """
-    in_place = not torch.is_grad_enabled()
+    in_place = _in_place()
     leads = observed_changes(leads, past, seen)
     levels = [[level if in_place else level.clone() for level in own.unbind(1)] for own in leads]
     # masks are numbers: their products and sums are faster than logic and sums of bytes
@@ -107,7 +107,7 @@ def observed_changes(
     All logits of a class move by the difference; those of thresholds below `HEAVY` by the difference over the
     number of steps, for the present rate soon says little about light rain. Beyond the oldest frame those of the
     higher thresholds move towards a frequency whose logit is linear in the logarithm of the lead time, the less
-    the farther ahead. Unless gradients are recorded, the result overwrites `leads`.
+    the farther ahead. Unless gradients are recorded or the network is traced, the result overwrites `leads`.
     """
     edges = torch.tensor(CLASSES, dtype=past.dtype, device=past.device)
     num, reach = len(CLASSES) + 1, past.shape[1] - 1
@@ -117,8 +117,7 @@ def observed_changes(
     at = [CLASSES.index(threshold) + 1 for threshold in THRESHOLDS]
     light = sum(threshold < HEAVY for threshold in THRESHOLDS)
     made = []
-    observed: list[Tensor] = []
-    """Logits of the frequencies after each number of steps, (B, K, num)."""
+    observed: list[Tensor] = []  # logits of frequencies by number of steps
     enough = (count >= FEWEST_PIXELS).to(past.dtype)
     certain = torch.ones_like(count)
     for steps, logits in enumerate(leads, start=1):
@@ -128,9 +127,9 @@ def observed_changes(
         mean = _sums(own.sigmoid() * known, place, num) / count.clamp_min(1.0)
         expected = mean.clamp(LOWEST, HIGHEST).logit()
         if steps <= reach:
-            then = classes[:, -1 - steps, None]
-            both = known * (seen[:, -1 - steps, None] > 0.5)
-            changes = _sums(both, then * num + now, num * num).view(-1, num, num)
+            before = slice(-1 - steps, -steps)
+            both = known * (seen[:, before] > 0.5)
+            changes = _sums(both, classes[:, before] * num + now, num * num).view(-1, num, num)
             reached = changes.flip(2).cumsum(2).flip(2)[:, :, at].transpose(1, 2)  # pixels that become so wet
             total = changes.sum(2)[:, None]
             certain = torch.minimum(certain, total / (total + PRIOR_PIXELS))
@@ -144,9 +143,17 @@ def observed_changes(
             trend = (far - near) / math.log(max(reach, 2)) * math.log(steps / reach)
             shift = (far + trend - expected) * (reach / steps) ** 2 * certain * enough
         shift = shift[:, :, None].expand(-1, -1, own.shape[2], -1).gather(3, place)
-        moved = torch.addcmul(own, shift, known, out=None if torch.is_grad_enabled() else own)
-        made.append(torch.cat([logits[:, :first], moved], dim=1) if torch.is_grad_enabled() else logits)
+        if _in_place():
+            made.append(logits)
+            own.addcmul_(shift, known)
+        else:
+            made.append(torch.cat([logits[:, :first], torch.addcmul(own, shift, known)], dim=1))
     return made
+
+
+def _in_place() -> bool:
+    # a tracer writes out all views of a tensor again after each change of one, and for one batch size only
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 def _sums(values: Float[Tensor, "b k h w"], place: Int[Tensor, "b k h w"], num: int) -> Float[Tensor, "b k num"]:
