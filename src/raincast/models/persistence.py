@@ -13,6 +13,9 @@ from raincast.transforms import THRESHOLDS
 PRIOR_PIXELS = 5.0
 """The forecast counts as much as so many observed pixels."""
 
+PRIOR_OF_A_RATE = 20.0
+"""The same for pixels of one rate, which are few and close to each other."""
+
 FEWEST_PIXELS = 3
 """Fewer pixels of the newest frame say nothing about their persistence."""
 
@@ -132,16 +135,16 @@ def observed_changes(
             changes = _sums(both, classes[:, before] * num + now, num * num).view(-1, num, num)
             reached = changes.flip(2).cumsum(2).flip(2)[:, :, at].transpose(1, 2)  # pixels that become so wet
             total = changes.sum(2)[:, None]
-            certain = torch.minimum(certain, total / (total + PRIOR_PIXELS))
+            certain = torch.minimum(certain, total / (total + PRIOR_OF_A_RATE))
             observed.append(
-                ((reached + PRIOR_PIXELS * mean) / (total + PRIOR_PIXELS)).clamp(LOWEST, HIGHEST).logit()
+                ((reached + PRIOR_OF_A_RATE * mean) / (total + PRIOR_OF_A_RATE)).clamp(LOWEST, HIGHEST).logit()
             )
             shift = observed[-1] - expected
             shift = torch.cat([shift[:, :light] / steps, shift[:, light:]], dim=1) * enough
         else:
             near, far = observed[0][:, first:], observed[-1][:, first:]
             trend = (far - near) / math.log(max(reach, 2)) * math.log(steps / reach)
-            shift = (far + trend - expected) * (reach / steps) ** 2 * certain * enough
+            shift = (far + trend - expected) * (reach / steps) ** 3 * certain * enough
         shift = shift[:, :, None].expand(-1, -1, own.shape[2], -1).gather(3, place)
         if _in_place():
             made.append(logits)
