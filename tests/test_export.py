@@ -15,9 +15,13 @@ import raincast
 from raincast import assembly, export, schema
 from raincast.archive import Archive
 from raincast.commands import export as command
-from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
+from raincast.export.onnx_operators import REWRITTEN
+from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster, persistence
 from raincast.models.heads import RateHead
 from raincast.models.inputs import Inputs, predict_rates
+from raincast.models.lagrangian import log_rate
+from raincast.models.optical_flow import smooth
+from raincast.models.sprog import sprog
 from raincast.transforms import DbzScaling, LinearScaling, LogScaling
 
 STAGES = [{"conv_channels": 3, "hidden_channels": 4, "stride": 2}]
@@ -91,6 +95,51 @@ def test_the_onnx_of_a_network_gives_its_outputs(tmp_path: Path) -> None:
     for batch in (1, 3):
         frames = torch.rand(batch, 1, 1, 10, 8)
         assert_near(run(frames.numpy())[0], network(frames, 2), 1e-4)
+
+
+class Advection(nn.Module):
+    """The parts of LagrangianForecaster that have operators which ONNX lacks, on frames in mm/h."""
+
+    def forward(self, frames: torch.Tensor, num_steps: int) -> torch.Tensor:
+        rain = frames[:, :, 0]
+        seen, one = torch.ones_like(rain), torch.ones_like(rain[:, 0, 0, 0])
+        steps = torch.stack([one * step for step in range(1, num_steps + 1)], dim=1)
+        scale = {"step_minutes": 5.0 * one, "pixel_km": one}
+        field = sprog(log_rate(rain), seen[:, 0], steps, **scale, longest=num_steps).field[:, :, None]
+        thresholds = torch.tensor(persistence.THRESHOLDS).log()[:, None, None]
+        logits = persistence.corrected(list((field - thresholds).unbind(1)), rain, seen)
+        return torch.cat([field, smooth(rain, steps), torch.stack(list(logits), dim=1)], dim=2)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9)])
+def test_fourier_transforms_as_products_with_matrices(size: tuple[int, int]) -> None:
+    aten = torch.ops.aten
+    fields = torch.rand(2, 3, *size)
+    spectrum = torch.fft.rfft2(fields)
+    torch.testing.assert_close(REWRITTEN[aten.fft_rfft2.default](fields), spectrum, rtol=0.0, atol=1e-5)
+    spectrum = spectrum + torch.rand(spectrum.shape[-1])  # not that of a real map at wavenumbers 0 and w / 2
+    back = REWRITTEN[aten.fft_irfft2.default](spectrum, size)
+    torch.testing.assert_close(back, torch.fft.irfft2(spectrum, size), rtol=0.0, atol=1e-6)
+    for side in size:
+        for name in ("fftfreq", "rfftfreq"):
+            made = REWRITTEN[getattr(aten, f"fft_{name}").default](side, dtype=torch.float32)
+            torch.testing.assert_close(made, getattr(torch.fft, name)(side))
+
+
+def test_the_onnx_of_what_moves_rain_gives_its_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (the extra export)")
+    # two thresholds in place of 13, for time
+    monkeypatch.setattr(persistence, "THRESHOLDS", (0.1, 1.0))
+    monkeypatch.setattr(persistence, "CLASSES", (0.1, 0.3, 1.0))
+    size = (20, 21)
+    traced = export.trace_network(Advection(), input_steps=3, lead_steps=2, size=size)
+    run, _ = export.read_onnx(export.write_onnx(traced, tmp_path / "n.onnx"))
+    for batch in (1, 2):
+        rain = torch.as_tensor(command.random_rain((batch, 3, 1, *size), seed=batch)).nan_to_num(0.0)
+        with torch.no_grad():
+            expected = Advection()(rain, 2)
+        assert expected.std() > 1.0
+        assert_near(run(rain.numpy())[0], expected, 1e-4)
 
 
 def test_the_box_is_a_program_for_one_grid_and_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

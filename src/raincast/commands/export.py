@@ -218,7 +218,7 @@ def _scale(cfg: DictConfig, checkpoint: assembly.Checkpoint) -> tuple[float, flo
     """
     if cfg.format != "torch":
         raise ValueError(
-            "format=onnx: torch.onnx cannot translate the Fourier transforms of this network. Use format=torch."
+            "format=onnx: an ONNX file of this network differs from it by more than is allowed. Use format=torch."
         )
     if cfg.size is None:
         raise ValueError("size=null: a file of this network is for one grid. Give its pixels: size=[256,256].")

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from raincast.export.onnx_operators import rewritten
 from raincast.export.pt2 import checked_archive
 from raincast.export.quiet import quiet
 from raincast.export.trace import Traced
@@ -36,16 +37,24 @@ def write_torch(traced: Traced, path: Path, metadata: Mapping[str, str] | None =
 
 def write_onnx(traced: Traced, path: Path, metadata: Mapping[str, str] | None = None) -> Path:
     """Write one ONNX file including the weights (at most 2 GB); needs the packages onnx and onnxscript."""
+    from onnxscript import optimizer
+
     with quiet():
+        program = rewritten(traced.program)
         made = torch.onnx.export(
-            traced.program,
+            program,
             dynamo=True,
+            optimize=program is traced.program,  # takes many minutes for thousands of operators
             dynamic_shapes=traced.axes,  # the program is already dynamic; this names the axes
             input_names=traced.inputs,
             output_names=traced.outputs,
             verbose=False,
         )
-    assert made is not None
+        assert made is not None
+        if program is not traced.program:
+            # onnxruntime optimises too, but warns of each constant in a CastLike
+            optimizer.fold_constants(made.model)
+            optimizer.remove_unused_nodes(made.model)
     for node in made.model.graph.all_nodes():
         node.metadata_props.clear()  # the tracer's metadata, which is larger than a small network
     made.model.metadata_props.update(metadata or {})

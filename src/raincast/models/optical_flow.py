@@ -118,10 +118,9 @@ def smooth(fields: Float[Tensor, "n c h w"], spread: Tensor) -> Tensor:
     like = {"device": fields.device, "dtype": fields.dtype}
     squares = torch.fft.fftfreq(h, **like)[:, None].square() + torch.fft.rfftfreq(w, **like)[None].square()
     response = torch.exp(-2.0 * torch.pi**2 * spread.square()[..., None, None, None] * squares)
-    spectrum = torch.fft.rfft2(padded)
     if spread.ndim == 2:
-        spectrum = spectrum[:, None]
-    means: Tensor = torch.fft.irfft2(spectrum * response, s=(h, w))
+        padded = padded[:, None]
+    means: Tensor = torch.fft.irfft2(torch.fft.rfft2(padded) * response, s=(h, w))
     return means[..., margin : margin + H, margin : margin + W]
 
 

@@ -127,8 +127,9 @@ def decompose(frames: Float[Tensor, "b t h w"]) -> Float[Tensor, "b t bands h w"
     """Decompose `frames` into bands of wavelengths, fine to coarse, that add up to them."""
     H, W = frames.shape[-2:]
     filters = band_filters(H, W, frames)
-    spectrum = torch.fft.rfft2(frames)
-    bands: Tensor = torch.fft.irfft2(spectrum[:, :, None] * filters, s=(H, W))
+    # the axis of bands before the transform: ONNX cannot add one to complex numbers
+    spectrum = torch.fft.rfft2(frames[:, :, None])
+    bands: Tensor = torch.fft.irfft2(spectrum * filters, s=(H, W))
     return bands
 
 
