@@ -50,6 +50,8 @@ RATES = tuple(float(rate) for rate in np.geomspace(0.1, 60.0, 28))
 """Rates in mm/h over which the CRPS is summed."""
 RELIABILITY_AT = 1.0
 """Threshold in mm/h of the reliability."""
+BINS = tuple(f"{low:.1f}" for low in np.arange(0, 1, 0.1))
+"""Lower bounds of the bins of probabilities."""
 FEWEST = 200
 """Fewest pixels in a bin of probabilities whose frequency is shown."""
 WIDTHS = np.diff([0.0, *np.sqrt(np.array(RATES[1:]) * RATES[:-1]), 70.0])
@@ -166,7 +168,7 @@ def score(window: dict[str, Any], network: Network, *, ensembles: Sequence[Any])
                     {**where, "who": name, "score": f"bias{threshold:g}", "value": float(said.sum() / wet.sum())}
                 )
         chance = ours["reliability"][number][counted]
-        for low in np.arange(0, 1, 0.1):
+        for low in map(float, BINS):
             inside = (chance >= low) & (chance < low + 0.1 + 1e-9)
             row = {**where, "who": "csi", "score": f"reliability{low:.1f}", "value": float(inside.sum())}
             rows.append(
@@ -245,18 +247,29 @@ def report(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
     console.print(paired)
     reliability = Table(title=f"{name}: P(≥ 1 mm/h), forecast → observed", title_justify="left")
     reliability.add_column("lead")
-    lows = [f"{low:.1f}" for low in np.arange(0, 1, 0.1)]
-    for low in lows:
+    for low in BINS:
         reliability.add_column(low)
     for lead in LEADS:
-        cells = []
-        for low in lows:
-            own = [r for r in rows if r["score"] == f"reliability{low}" and r["lead"] == lead]
-            count = sum(r["value"] for r in own)
-            stated, wet = (sum(r[key] for r in own) / max(count, 1) for key in ("stated", "wet"))
-            cells.append(f"{stated:.2f} → {wet:.2f}" if count >= FEWEST else "–")
-        reliability.add_row(f"{lead} min", *cells)
+        shown = np.round(reliability_of(rows, lead)[:2], 2).T
+        reliability.add_row(
+            f"{lead} min", *("–" if np.isnan(wet) else f"{stated:.2f} → {wet:.2f}" for stated, wet in shown)
+        )
     console.print(reliability)
+
+
+def reliability_of(rows: list[dict[str, Any]], lead: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """Return mean probability, frequency and number of pixels in each of `BINS`.
+
+    The first two are NaN for fewer than `FEWEST` pixels.
+    """
+    sums = [
+        [sum(row[key] for row in rows if (row["score"], row["lead"]) == (f"reliability{low}", lead))
+         for low in BINS]
+        for key in ("stated", "wet", "value")
+    ]  # fmt: skip
+    stated, wet, count = np.array(sums, np.float64)
+    enough = np.where(count >= FEWEST, count, np.nan)
+    return stated / enough, wet / enough, count
 
 
 def draw_reliability(path: Path, rows: list[dict[str, Any]], leads: Sequence[int] = (5, 15, 30, 60)) -> None:
@@ -266,15 +279,9 @@ def draw_reliability(path: Path, rows: list[dict[str, Any]], leads: Sequence[int
     drawn: dict[str, Any] = {}
     for title, own in panels.items():
         for lead in leads:
-            bins = [
-                [sum(row[key] for row in own if row["score"] == f"reliability{low:.1f}" and row["lead"] == lead)
-                 for key in ("stated", "wet", "value")]
-                for low in np.arange(0, 1, 0.1)
-            ]  # fmt: skip
-            stated, wet, count = np.array(bins).T
-            if count.any():
-                enough = np.where(count >= FEWEST, count, np.nan)
-                drawn.setdefault(title, {})[f"{lead} min"] = (stated / enough, wet / enough, count)
+            curve = reliability_of(own, lead)
+            if curve[2].any():
+                drawn.setdefault(title, {})[f"{lead} min"] = curve
     looks = {f"{lead} min": look(number) for number, lead in enumerate(leads)}
     reliability_diagram(drawn, looks=looks).savefig(path, dpi=80)
 
@@ -298,6 +305,8 @@ def main() -> None:
     parser.add_argument("--read", type=Path, nargs="*", default=[], help="rows of earlier runs")
     parser.add_argument("--reliability", type=Path, help="a picture of the reliability at 1 mm/h")
     options = parser.parse_args()
+    if not (options.networks or options.read):
+        parser.error("name networks to score, or rows to --read")
     torch.set_num_threads(1)
     console = Console(width=180)
     everything: list[dict[str, Any]] = [row for path in options.read for row in json.loads(path.read_text())]
