@@ -1,9 +1,11 @@
 """What all tests share: the real radar files, a tiny archive, a tiny trained network."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import running
 from running import REPO, TINY, compose_config
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -45,14 +47,10 @@ def warned_of_nothing() -> None:
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training and evaluation without their pictures and page, which take most of the time of a small one.
-
-    For tests of other things; what is drawn is tested where it is looked at. A fixture of a session or a module draws.
-    """
-    monkeypatch.setattr("raincast.commands.report.example_picture", lambda *args: args[-1])
-    monkeypatch.setattr("raincast.evaluation.report.score_figures.csi_plot", lambda *args: args[-1])
-    monkeypatch.setattr("raincast.commands.evaluate.write_page", lambda *args: args[4])
+def undrawn() -> Iterator[None]:
+    """`running.undrawn` for a test; a fixture of a session or a module draws."""
+    with running.undrawn():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from running import compose_config, server
+from running import compose_config, server, undrawn
 
 
 def run(
@@ -51,13 +51,8 @@ def kill_command(
 
 
 def _command(run_dir: Path, command: str, overrides: list[str]) -> None:
-    from raincast.commands import evaluate, report
-    from raincast.evaluation.report import score_figures
-
-    # drawing takes longer than all else
-    report.example_picture = score_figures.csi_plot = lambda *args: args[-1]
-    evaluate.write_page = lambda *args: args[4]
-    importlib.import_module(f"raincast.commands.{command}").run(compose_config(command, run_dir, *overrides))
+    with undrawn():
+        importlib.import_module(f"raincast.commands.{command}").run(compose_config(command, run_dir, *overrides))
 
 
 def _written(path: Path) -> int | None:
@@ -68,13 +63,12 @@ def _written(path: Path) -> int | None:
 
 
 def _train(run_dir: Path, overrides: list[str], prepare: Callable[[], None] | None) -> None:
-    from raincast.commands import report
     from raincast.commands.train import train
 
-    report.example_picture = lambda *args: args[-1]  # drawing takes longer than such a run
     if prepare is not None:
         prepare()
-    train(compose_config("train", run_dir, *overrides))
+    with undrawn():
+        train(compose_config("train", run_dir, *overrides))
 
 
 def kill_in_step(number: int, how: int = signal.SIGKILL) -> None:

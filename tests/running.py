@@ -6,8 +6,11 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
@@ -44,6 +47,21 @@ def compose_config(command: str, run_dir: Path, *overrides: str) -> DictConfig:
     run_dir.mkdir(parents=True, exist_ok=True)
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         return compose(command, overrides=[*overrides, f"paths.run_dir={run_dir}"])
+
+
+@contextmanager
+def undrawn(*, page: bool = False) -> Iterator[None]:
+    """Training and evaluation without their pictures, and without the page unless `page` is set.
+
+    These take most of the time of a small one. For tests of other things; what is drawn is tested where it is
+    looked at.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raincast.commands.report.example_picture", lambda *args: args[-1])
+        patch.setattr("raincast.evaluation.report.score_figures.csi_plot", lambda *args: args[-1])
+        if not page:
+            patch.setattr("raincast.commands.evaluate.write_page", lambda *args: args[4])
+        yield
 
 
 def run_script(cwd: Path, script: str, *overrides: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """Damaged copies of a file: what a broken download, a full disk or a bad sector leaves."""
 
+import functools
 import multiprocessing
 import shutil
 import traceback
@@ -225,9 +226,8 @@ def ingest_with(reader: Reader, good: list[Path], path: Path, out: Path, frame: 
     archive = Archive.open(out)
     rain = archive.read(0, archive.num_times)
     assert ((rain >= 0) & (rain <= 300) | np.isnan(rain)).all()
-    times = [reader.scan(file).times[0] for file in good]
+    times, reference = _frames_of(reader, tuple(good))
     own = set() if str(path) in report.bad_files else set(reader.scan(path).times)
-    reference = np.stack([reader.read(file, step_minutes=5)[RAIN].values[0] for file in good])
     for time, values in zip(times, reference, strict=True):
         number = int(np.searchsorted(archive.times, time))
         assert archive.times[number] == time, f"the good frame of {time} is lost"
@@ -240,6 +240,13 @@ def ingest_with(reader: Reader, good: list[Path], path: Path, out: Path, frame: 
     between = times[half - 1] < archive.times[there[0]] < times[half]
     same = num_others == 1 and between and np.allclose(rain[there[0]], expected, atol=0.0101, equal_nan=True)
     return "same" if same else "other"
+
+
+@functools.lru_cache(maxsize=1)
+def _frames_of(reader: Reader, good: tuple[Path, ...]) -> tuple[list[np.datetime64], np.ndarray]:
+    """Times and rates (mm/h) of files of one frame that stay as they are while others are damaged."""
+    times = [reader.scan(file).times[0] for file in good]
+    return times, np.stack([reader.read(file, step_minutes=5)[RAIN].values[0] for file in good])
 
 
 def open_as_archive(path: Path, frame: Path) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from running import compose_config
+from running import compose_config, undrawn
 
 from raincast import assembly
 from raincast.commands.evaluate import run as evaluate
@@ -18,9 +18,9 @@ from raincast.forecasting.pipeline import NEIGHBOURHOOD
 def calibrated(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("calibrated")
     few = ["baselines=[]", "metrics.thresholds=[0.5,1,30]", "data.eval_stride=2", "device=cpu"]
-    evaluate(
-        compose_config("evaluate", run_dir, f"checkpoint={tiny_run}/checkpoints/best.ckpt", "calibrate=true", *few)
-    )
+    checkpoint = f"checkpoint={tiny_run}/checkpoints/best.ckpt"
+    with undrawn():
+        evaluate(compose_config("evaluate", run_dir, checkpoint, "calibrate=true", *few))
     return run_dir / "calibrated.ckpt"
 
 

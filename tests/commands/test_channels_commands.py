@@ -10,7 +10,7 @@ import xarray as xr
 from asking import rates_of
 from encoded import check_encoded
 from hydra.errors import InstantiationException
-from running import TINY, compose_config
+from running import TINY, compose_config, undrawn
 
 import raincast
 from raincast import assembly
@@ -19,6 +19,8 @@ from raincast.commands.evaluate import run as evaluate
 from raincast.commands.export import run as export
 from raincast.commands.forecast import run as forecast
 from raincast.commands.train import train
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 KNOWN = (
     "{{_target_: raincast.data.channels.field.Field, path: {path}, variable: rain_rate, role: future, transform: \
@@ -35,7 +37,8 @@ def run_dir(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         f"+data.channels.model={KNOWN.format(path=tiny_archive)}",
     ]
     short = ["data.samples_per_epoch=16", "trainer.max_epochs=2", "data.eval_stride=8"]
-    train(compose_config("train", folder, *TINY, f"data.archive={tiny_archive}", *channels, *short))
+    with undrawn():
+        train(compose_config("train", folder, *TINY, f"data.archive={tiny_archive}", *channels, *short))
     return folder
 
 

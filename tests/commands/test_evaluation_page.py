@@ -1,6 +1,7 @@
 """What `evaluate.py` leaves: one page that a browser opens from disk, and rows for other programs."""
 
 import html.parser
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import xarray as xr
 from browser import look_at
 from markupsafe import Markup
-from running import compose_config
+from running import compose_config, undrawn
 
 from raincast.archive import Archive
 from raincast.commands.evaluate import run as evaluate
@@ -17,6 +18,12 @@ from raincast.commands.evaluation_outputs import scores_by
 from raincast.data.windows import window_starts
 
 FORECASTERS = ["network", "persistence", "extrapolation"]
+
+
+@pytest.fixture(autouse=True)
+def only_the_page() -> Iterator[None]:
+    with undrawn(page=True):
+        yield
 
 
 class Page(html.parser.HTMLParser):
@@ -55,7 +62,8 @@ def written(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.eval_stride=4",
         "resamples=40",
     ]
-    evaluate(compose_config("evaluate", run_dir, checkpoint, "calibrate=true", "device=cpu", *few))
+    with undrawn(page=True):
+        evaluate(compose_config("evaluate", run_dir, checkpoint, "calibrate=true", "device=cpu", *few))
     return run_dir
 
 

@@ -36,6 +36,7 @@ def foreign_file(path: Path, num_times: int = 12) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_ingest_makes_an_archive_that_trains(tmp_path: Path) -> None:
     foreign_file(tmp_path / "rain.nc", 40)
     ingest(compose_config("ingest", tmp_path / "i", f"files={tmp_path}/*.nc", f"archive={tmp_path}/archive"))
@@ -169,6 +170,7 @@ def test_forecast_of_an_archive_is_where_it_belongs(tiny_run: Path, tiny_archive
     assert written.with_suffix(".gif").read_bytes().startswith(b"GIF8")
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("head", ["softmax", "ordinal", "quantiles"])
 def test_every_head_trains_scores_and_forecasts(head: str, tiny_archive: Path, tmp_path: Path) -> None:
     """Of its checkpoint alone: rates, and probabilities at the thresholds that training scored, or others."""

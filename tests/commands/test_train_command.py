@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from asking import rates_of
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from running import TINY, compose_config, run_forked
+from running import TINY, compose_config, run_forked, undrawn
 
 from raincast import assembly
 from raincast.commands.evaluate import run as evaluate
@@ -114,7 +114,8 @@ def schedule(lr: float, total: int) -> list[float]:
 def two_epochs(tiny_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two epochs, of six steps each."""
     folder = tmp_path_factory.mktemp("runs") / "two"
-    train(compose_config("train", folder, *TINY, f"data.archive={tiny_archive}", "data.eval_stride=20"))
+    with undrawn():
+        train(compose_config("train", folder, *TINY, f"data.archive={tiny_archive}", "data.eval_stride=20"))
     assert learning_rates(folder) == pytest.approx(schedule(1e-2, 12))
     return folder
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from running import TINY, compose_config
+from running import TINY, compose_config, undrawn
 
 from raincast.commands import references
 from raincast.commands.train import TrainResult, train
@@ -21,7 +21,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(run_dir: Path, tiny_archive: Path) -> TrainResult:
     """Four epochs, watched in every way, the best chosen by skill against persistence."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, undrawn():
         patch.setenv("RAINCAST_CACHE", str(run_dir / "cache"))
         overrides = [
             "trainer.max_epochs=4",

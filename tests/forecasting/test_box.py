@@ -110,6 +110,7 @@ def test_forecast_needs_no_checkpoint_and_says_how_good_its_weights_were(
         assert made.attrs["source"].endswith("LagrangianForecaster")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_evaluate_scores_the_box_its_rules_and_members(tiny_archive: Path, tmp_path: Path) -> None:
     given = [f"data.archive={tiny_archive}", "data.eval_stride=20", "baselines=[persistence]", "workers=1"]
     given += [f"paths.output_dir={tmp_path}"]
@@ -171,6 +172,7 @@ def test_members_beside_calibrated_probabilities_are_warned_of(
     assert "Members come from the network's own distribution" in caplog.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_training_begins_with_the_box_and_the_checkpoint_forecasts(tiny_archive: Path, tmp_path: Path) -> None:
     given = [
         "experiment=radar", "logger=csv", f"data.archive={tiny_archive}", "data.crop=32", "data.samples_per_epoch=4",

@@ -9,7 +9,8 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 from raincast import schema
-from raincast.ingest.readers import Auto
+from raincast.archive.head import open_packed
+from raincast.ingest.readers import Auto, cf
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.knmi import KNMI
 from raincast.transforms import ZR
@@ -128,6 +129,20 @@ def test_reflectivity_by_the_stated_zr(tmp_path: Path) -> None:
     assert (dataset.attrs["zr_a"], dataset.attrs["zr_b"]) == (256, 1.42)
     dry = CF(missing_is_dry=True).read(path)
     assert float(dry[schema.RAIN][0, 0, 0]) == 0.0
+
+
+def test_a_file_is_opened_again_only_to_unpack_its_coordinates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = []
+    monkeypatch.setattr(cf, "open_packed", lambda *a: again.append(a[0].name) or open_packed(*a))
+    dataset = schema.rain_dataset(RAIN, TIMES, schema.mock_grid(6, 5), step_minutes=5, cell_methods="time: point")
+    packing = {"dtype": "int16", "scale_factor": 500.0, "_FillValue": -1}
+    to_file(dataset, tmp_path / "packed.nc", x=packing)
+    for path in (rain_file(tmp_path / "plain.nc"), rain_file(tmp_path / "plain.zarr"), tmp_path / "packed.nc"):
+        assert CF().scan(path).grid.same_as(schema.mock_grid(6, 5))
+        np.testing.assert_array_equal(CF().read(path)[schema.RAIN], RAIN)
+    assert again == ["packed.nc"] * 2
 
 
 def test_packed_integers_and_valid_range(tmp_path: Path) -> None:

@@ -5,16 +5,19 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib import rc_context
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 from pyproj import CRS
 
 from raincast import schema
-from raincast.evaluation.report.score_figures import csi_plot
+from raincast.evaluation.report.score_axes import svg
+from raincast.evaluation.report.score_figures import csi_plot, lead_curves
 from raincast.plotting import animation, rain_image
 from raincast.plotting.coastlines import coast_lines, coast_pixels, resolution
 from raincast.plotting.graticule import Graticule
-from raincast.plotting.pictures import forecast_animation, forecast_picture
+from raincast.plotting.pictures import DOTS_PER_INCH, forecast_animation, forecast_picture, save
 from raincast.plotting.rain_image import MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView
 from raincast.schema import Grid
 
@@ -258,6 +261,20 @@ def test_csi_is_plotted_with_undefined_values(num_thresholds, tmp_path):
     csi[:, 3] = np.nan
     path = csi_plot(scores(csi).isel(threshold=slice(num_thresholds)), tmp_path / "csi.png")
     assert rgb(path).std() > 0
+
+
+def test_figures_are_drawn_once_and_as_matplotlib_saves_them(tmp_path, monkeypatch):
+    drawn = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(1) or draw(self, renderer))
+    panels = {"CSI": scores(np.linspace(0.9, 0.1, 24).reshape(2, 4, 3))["csi"][:, 0]}
+    made, expected, as_svg, as_expected = (lead_curves(scores(np.zeros((2, 4, 3))), panels) for _ in range(4))
+    written, svg_bytes = save(made, tmp_path / "a.png").read_bytes(), svg(as_svg)
+    assert len(drawn) == 2
+    expected.savefig(tmp_path / "b.png", dpi=DOTS_PER_INCH)
+    with rc_context({"svg.hashsalt": "raincast"}):
+        as_expected.savefig(tmp_path / "b.svg", metadata={"Date": None})
+    assert (written, svg_bytes) == tuple((tmp_path / name).read_bytes() for name in ("b.png", "b.svg"))
 
 
 def test_pictures_leave_pyplot_alone(tmp_path):

@@ -33,6 +33,7 @@ from raincast.sweeps.process import OUTPUT, TrialOutcome, read_outcome, run_proc
 from raincast.sweeps.study import LINK, open_storage
 from raincast.sweeps.worker import run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 LR = ["~sweep.space", '+sweep.space={optimizer.lr:"tag(log, interval(1e-3, 1e-1))"}']
 RunTrial = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 

@@ -133,6 +133,7 @@ def test_a_network_that_reads_no_forecast_is_refused(tmp_path: Path) -> None:
     assembly.make(compose_config("train", tmp_path, *TINY, "curriculum=growing_lead").curriculum).check(net)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_by_curriculum_trains_and_says_what_is_asked(tiny_archive: Path, tmp_path: Path) -> None:
     """Both at once; the steps' numbers make the schedule move within the run."""
     overrides = [

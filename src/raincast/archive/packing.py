@@ -16,7 +16,8 @@ import xarray as xr
 
 log = logging.getLogger(__name__)
 
-ATTRS = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
+FILLS = ("_FillValue", "missing_value")
+ATTRS = ("scale_factor", "add_offset", *FILLS, "_Unsigned")
 MOST_CODES_BEYOND = 10
 """Warn above this number of distinct values outside the valid range: missing codes are few, rain rates many."""
 LOOKED_AT = 4096
@@ -58,7 +59,7 @@ class Packing:
             raise ValueError("its scale_factor is 0: every value would be the same. Correct the attribute")
         fills = {
             _in_type(value, dtype)
-            for name in ("_FillValue", "missing_value")
+            for name in FILLS
             for value in np.ravel(said.get(name, []))
             if not isinstance(value, str | bytes) and np.isfinite(value)
         }

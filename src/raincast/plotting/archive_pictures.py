@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from raincast.archive.statistics import RATE_EDGES, WET_MM_H, Statistics
 from raincast.plotting.graticule import Graticule
-from raincast.plotting.pictures import CURVE_COLOURS, DOTS_PER_INCH, draw_coasts, draw_graticule
+from raincast.plotting.pictures import CURVE_COLOURS, DOTS_PER_INCH, draw_coasts, draw_graticule, write_png
 from raincast.plotting.rain_image import MISSING_COLOUR, MapView, Rain, credit, extent_of, resample
 
 BLUE, ORANGE = CURVE_COLOURS[:2]
@@ -157,5 +157,5 @@ def _tidy(panel: Axes) -> None:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    write_png(figure, buffer)
     return buffer.getvalue()

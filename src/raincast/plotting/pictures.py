@@ -6,6 +6,7 @@ threads, in loops of thousands, and on machines without a screen.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -178,5 +179,13 @@ def save(figure: Figure, path: str | Path) -> Path:
     """Write `figure` as a PNG; its folder is created if necessary."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
+    write_png(figure, path)
     return path
+
+
+def write_png(figure: Figure, file: Path | BinaryIO) -> None:
+    """Write `figure` as a PNG at `DOTS_PER_INCH`."""
+    figure.dpi = DOTS_PER_INCH
+    # figure.savefig would draw everything twice, first without a picture, to lay it out
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(file)

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from raincast.plotting.page import Picture
@@ -29,8 +30,10 @@ def shown(figure: Figure, alt: str, note: str = "") -> Picture:
 def svg(figure: Figure) -> bytes:
     """Render the figure as SVG; equal figures give equal bytes."""
     buffer = io.BytesIO()
+    # figure.savefig would draw everything twice, first without a picture, to lay it out
+    canvas: Any = FigureCanvasSVG(figure)
     with rc_context({"svg.hashsalt": "raincast"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        canvas.print_svg(buffer, metadata={"Date": None})
     return buffer.getvalue()
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from raincast import schema
 from raincast.archive.codes import bands
 from raincast.archive.head import open_packed, open_plain
 from raincast.archive.limits import check_image, check_unpacking
-from raincast.archive.packing import Packing, warn_once
+from raincast.archive.packing import ATTRS, FILLS, Packing, warn_once
 from raincast.archive.times import stated_minutes, valid_times
 from raincast.ingest.readers import ALL, Head, hdf5_has, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
@@ -111,9 +111,12 @@ class CF:
         with naming(path, FORMAT):
             check_whole(path)
             check_unpacking(path)
-        with naming(path, FORMAT), open_plain(path, mask_and_scale=False) as opened:
+        with naming(path, FORMAT), ExitStack() as stack:
+            opened = stack.enter_context(open_plain(path, mask_and_scale=False))
             name, quantity = self.choose(opened)
-        with naming(path, FORMAT), open_packed(path, name) as opened:
+            if any(_is_packed(array) for other, array in opened.variables.items() if other != name):
+                stack.close()
+                opened = stack.enter_context(open_packed(path, name))
             dataset = schema.regular_part(opened)
             field = in_our_words(dataset[name])
             check_image(field.sizes[Y], field.sizes[X])
@@ -249,6 +252,13 @@ class CF:
 def _has_dimension_scales(file: Any) -> bool:
     members = [member for member in file.values() if member is not None]  # None: a damaged member
     return any(member.attrs.get("CLASS") == b"DIMENSION_SCALE" for member in members)
+
+
+def _is_packed(array: xr.Variable) -> bool:
+    """Return True if unpacking may change the values; a float that is NaN where missing stays as it is."""
+    stated = {name: array.attrs[name] for name in ATTRS if name in array.attrs}
+    fills = [stated.pop(name) for name in FILLS if name in stated]
+    return bool(stated) or not all(array.dtype.kind == "f" and np.all(np.asarray(fill) != fill) for fill in fills)
 
 
 def _known_units() -> str:
