@@ -1,5 +1,6 @@
 """What all tests share: the real radar files, a tiny archive, a tiny trained network."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
     places = {(tests / name).with_suffix(".py"): place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end: the garbage collector does not look at it again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

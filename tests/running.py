@@ -1,18 +1,22 @@
 """How tests run the commands: tiny configs, composed in this process or run as scripts."""
 
+import copy
+import functools
 import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir, main
@@ -43,10 +47,36 @@ TINY = [
 
 def compose_config(command: str, run_dir: Path, *overrides: str) -> DictConfig:
     """The config of a command, with its run folder at `run_dir`."""
-    GlobalHydra.instance().clear()
     run_dir.mkdir(parents=True, exist_ok=True)
-    with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        return compose(command, overrides=[*overrides, f"paths.run_dir={run_dir}"])
+    return composed(command, [*overrides, f"paths.run_dir={run_dir}"])
+
+
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of a command as Hydra composes it: first the files that are chosen, then the values that are given.
+
+    The first takes most of the time and is done once.
+    """
+    choices = tuple(override for override in overrides if _chooses_files(override))
+    values = [override for override in overrides if override not in choices]
+    cfg = copy.deepcopy(_files_of(conf_dir(), command, choices))
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), cfg)
+    return cfg
+
+
+def _chooses_files(override: str) -> bool:
+    """Whether it names a folder of conf/, as head=softmax and data/channels=[sun] do."""
+    group = override.lstrip("~+").partition("=")[0].partition("@")[0]
+    return (conf_dir() / group).is_dir()
+
+
+@functools.cache
+def _files_of(folder: Path, command: str, choices: tuple[str, ...]) -> DictConfig:
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_dir(str(folder), version_base=HYDRA_VERSION_BASE):
+            return compose(command, overrides=list(choices))
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 @contextmanager
@@ -70,15 +100,17 @@ def run_script(cwd: Path, script: str, *overrides: str, timeout: float = 600) ->
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
-def run_forked(cwd: Path, script: str, *overrides: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def run_forked(
+    cwd: Path, script: str, *overrides: str, timeout: float = 600, drawn: bool = True
+) -> subprocess.CompletedProcess[str]:
     """As `run_script`, but forked from a process that has imported everything, which saves seconds.
 
-    `script` may be raincast, then a command comes first, or torchrun.
+    `script` may be raincast, then a command comes first, or torchrun. It may be `undrawn`.
     """
     command = [script if script in ("raincast", "torchrun") else str(REPO / f"{script}.py"), *overrides]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = server().Process(target=_as_script, args=(cwd, command, _environment(cwd), files))
+        process = server().Process(target=_as_script, args=(cwd, command, _environment(cwd), files, drawn))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -105,7 +137,7 @@ def _environment(cwd: Path) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "HOME": str(cwd), "XDG_CACHE_HOME": cache}
 
 
-def _as_script(cwd: Path, command: list[str], environment: dict[str, str], files: list[Path]) -> None:
+def _as_script(cwd: Path, command: list[str], environment: dict[str, str], files: list[Path], drawn: bool) -> None:
     """`python COMMAND` in this process, its output into two files."""
     for number, path in enumerate(files, start=1):
         with path.open("w") as file:
@@ -114,9 +146,10 @@ def _as_script(cwd: Path, command: list[str], environment: dict[str, str], files
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = command
-    if command[0] == "raincast":
-        main()
-    elif command[0] == "torchrun":
-        runpy.run_module("torch.distributed.run", run_name="__main__")
-    else:
-        runpy.run_path(command[0], run_name="__main__")
+    with nullcontext() if drawn else undrawn():
+        if command[0] == "raincast":
+            main()
+        elif command[0] == "torchrun":
+            runpy.run_module("torch.distributed.run", run_name="__main__")
+        else:
+            runpy.run_path(command[0], run_name="__main__")

@@ -266,6 +266,7 @@ def test_the_folder_of_a_run_is_its_name_its_command_or_the_time() -> None:
 def test_a_folder_set_in_the_place_of_hydras_is_made(tiny_archive: Path, tmp_path: Path) -> None:
     """The evaluation ended in an error when all scores were there."""
     given = [f"data.archive={tiny_archive}", "checkpoint=null", "baselines=[persistence]", "data.eval_stride=8"]
+    given += ["default_data.lead_steps=2", "metrics.thresholds=[1]"]
     done = run_forked(tmp_path, "evaluate", *given, "paths.run_dir=new/folder", "resamples=40")
     assert done.returncode == 0 and (tmp_path / "new" / "folder" / "scores.nc").exists(), done.stderr
     refused = run_forked(tmp_path, "evaluate", "data.archive=none", "paths.run_dir=other")

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
-from running import REPO, compose_config
+from running import REPO, TINY, compose_config
 
 from raincast import plain
 from raincast.assembly.typed import check
+from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 
 CONF = REPO / "conf"
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
@@ -177,3 +180,23 @@ def test_the_2015_network_of_the_config_has_the_published_size(tmp_path: Path) -
     config = compose_config("train", tmp_path, "model=convlstm_2015")
     net = assembly.network(OmegaConf.to_container(config.model))  # type: ignore[arg-type]
     assert sum(p.numel() for p in net.parameters()) == 7_585_296
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides"),
+    [
+        ("train", [*TINY, "head=softmax", "data/channels=[observed,sun]", "+data.channels.more={a:1}"]),
+        ("train", ["logger=csv", "experiment=radar", "~callbacks.pictures", "data.crop=32", "logger=wandb"]),
+        ("evaluate", ["checkpoint=x", "data.eval_stride=6"]),
+    ],
+)
+def test_tests_compose_as_hydra_does(command: str, overrides: list[str], tmp_path: Path) -> None:
+    """`compose_config` composes the files that are chosen once."""
+    made = compose_config(command, tmp_path, *overrides)
+    with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+        expected = compose(command, overrides=[*overrides, f"paths.run_dir={tmp_path}"])
+    assert made == expected and OmegaConf.is_struct(made)
+    made.paths.run_dir = "changed"
+    assert compose_config(command, tmp_path, *overrides) == expected
+    with pytest.raises(ConfigCompositionException, match="Could not override 'data.cropp'"):
+        compose_config(command, tmp_path, *overrides, "data.cropp=1")

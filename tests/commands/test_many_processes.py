@@ -43,7 +43,7 @@ def test_two_processes_train_and_score_as_one(tiny_archive: Path, tmp_path: Path
     exact = [*COMMON, f"data.archive={tiny_archive}", "trainer.precision=64-true"]
     train(compose_config("train", tmp_path / "one", *exact))
     start = [*exact, f"hydra.run.dir={tmp_path}/two", "data.batch_size=2", "trainer=ddp", "trainer.devices=2"]
-    two = run_forked(tmp_path, "train", *start, "trainer.accelerator=cpu", "trainer.max_epochs=2")
+    two = run_forked(tmp_path, "train", *start, "trainer.accelerator=cpu", "trainer.max_epochs=2", drawn=False)
     assert two.returncode == 0, two.stderr[-3000:]
     assert {"processes": 2, "strategy": "DDPStrategy"}.items() <= used(tmp_path / "two").items()
     expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -68,7 +68,7 @@ def test_torchrun_and_shared_weights(tiny_archive: Path, tmp_path: Path) -> None
     shared = ["data.batch_size=2", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.max_epochs=2"]
     # processes that are forked from torchrun's own have imported all
     torchrun = ["--standalone", "--nproc-per-node=2", "--run-path", "--start-method=fork", str(REPO / "train.py")]
-    two = run_forked(tmp_path, "torchrun", *torchrun, *common, *shared)
+    two = run_forked(tmp_path, "torchrun", *torchrun, *common, *shared, drawn=False)
     assert two.returncode == 0, two.stderr[-3000:]
     (run_dir,) = (tmp_path / "outputs" / "train").glob("*/*")
     assert sorted(p.name for p in run_dir.glob("*.log")) == ["train.log"]

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
-from running import REPO, TINY, compose_config
+from running import REPO, TINY, compose_config, composed
 
 from raincast import assembly
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
@@ -56,7 +56,8 @@ def launched(folder: Path, *overrides: str) -> Iterator[DictConfig]:
 
 @pytest.fixture(autouse=True)
 def plain_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without pictures, but where the test is about them."""
+    """Configs that are composed quickly, and pages without pictures, but where the test is about them."""
+    monkeypatch.setattr("raincast.sweeps.worker.compose", composed)
     if "page" not in request.node.name:
         monkeypatch.setattr("raincast.sweeps.report.pictures", lambda sweep: {})
 
@@ -387,7 +388,7 @@ def test_a_sweep_never_reads_the_test_split(tiny_archive: Path, tmp_path: Path) 
         link = json.loads(environment[LINK]) | {"parent": os.getppid()}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(LINK, json.dumps(link))
-            config = compose("train", [*overrides, f"paths.run_dir={run_dir}"])
+            config = composed("train", [*overrides, f"paths.run_dir={run_dir}"])
             train(config)
             data = assembly.datamodule(config, archive)
         data.setup("test")
