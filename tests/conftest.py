@@ -16,13 +16,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 LONGEST = (
-    "commands/test_many_processes", "test_export", "commands/test_channels_commands", "commands/test_train_command",
-    "test_notebooks", "commands/test_other_commands", "ingest/test_damaged", "forecasting/test_box",
-    "ingest/test_cluster", "commands/test_kills", "test_cli", "live/test_watcher", "evaluation/test_engine",
-    "commands/test_evaluation_page", "ingest/test_workers", "sweeps/test_sweep_command", "forecasting/test_python",
-    "commands/test_multirun", "test_packaging", "commands/test_training_log",
-    "attacks/test_checkpoints", "live/test_replay", "training/test_module", "test_baselines_evolution",
-    "models/test_sequence",
+    "test_export", "ingest/test_damaged", "commands/test_many_processes", "test_notebooks",
+    "commands/test_other_commands", "live/test_watcher", "forecasting/test_box", "commands/test_channels_commands",
+    "commands/test_train_command", "commands/test_kills", "ingest/test_cluster", "ingest/test_workers",
+    "sweeps/test_sweep_command", "test_cli", "forecasting/test_python", "evaluation/test_engine",
+    "live/test_replay", "training/test_module", "commands/test_evaluation_page", "test_packaging", "test_conf",
+    "ingest/test_ingest_zarr", "ingest/test_ingest_archive", "training/test_execution",
+    "commands/test_inspect_command", "forecasting/test_parallel", "test_baselines_evolution",
+    "commands/test_multirun", "attacks/test_checkpoints", "commands/test_demo", "commands/test_training_log",
+    "plotting/test_pictures", "training/test_debugging", "models/test_sequence", "models/test_lagrangian",
 )  # fmt: skip
 """Files of tests that take longest, by the seconds they took."""
 

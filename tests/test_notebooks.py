@@ -1,11 +1,14 @@
 """The notebooks: each runs from top to bottom, shows a picture, and is committed without outputs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from running import REPO
 
@@ -17,20 +20,34 @@ def code_cells(notebook: Any) -> Iterator[Any]:
     return (cell for cell in notebook.cells if cell.cell_type == "code")
 
 
+BEGIN_ANEW = """%reset -f
+import os, sys
+_ = [sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] == "raincast"]
+os.chdir({folder!r})
+del _, os, sys
+"""
+
+
 @pytest.fixture(scope="module")
-def settings_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of all notebooks, so that matplotlib looks for fonts once."""
-    return tmp_path_factory.mktemp("settings")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsyncKernelManager]:
+    """Of all notebooks: what they import takes seconds. `make docs` runs each in a kernel of its own."""
+    settings_dir, manager = tmp_path_factory.mktemp("settings"), AsyncKernelManager(kernel_name="python3")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):  # nothing lands in the home folder
+            patch.setenv(variable, str(settings_dir / variable.lower()))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for variable in [name for name in os.environ if name.startswith("RAINCAST_")]:
+            patch.delenv(variable)  # as its first reader runs it: on the built-in archive
+        run_sync(manager.start_kernel)()
+    yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
 
 
-def execute(path: Path, folder: Path, settings_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def execute(path: Path, folder: Path, kernel: AsyncKernelManager) -> Any:
     """Run a notebook in `folder`; a cell that fails raises CellExecutionError with its traceback."""
-    for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):  # nothing lands in the home folder
-        monkeypatch.setenv(variable, str(settings_dir / variable.lower()))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, 4)
-    resources = {"metadata": {"path": str(folder)}}
-    return NotebookClient(notebook, timeout=280, kernel_name="python3", resources=resources).execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(BEGIN_ANEW.format(folder=str(folder))))
+    return NotebookClient(notebook, timeout=280, km=kernel).execute()
 
 
 def test_there_are_notebooks() -> None:
@@ -38,11 +55,8 @@ def test_there_are_notebooks() -> None:
 
 
 @each_notebook
-def test_a_notebook_runs_and_shows_a_picture(
-    path: Path, tmp_path: Path, settings_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAINCAST_ARCHIVE", raising=False)  # as its first reader runs it: on the built-in archive
-    outputs = [o for cell in code_cells(execute(path, tmp_path, settings_dir, monkeypatch)) for o in cell.outputs]
+def test_a_notebook_runs_and_shows_a_picture(path: Path, tmp_path: Path, kernel: AsyncKernelManager) -> None:
+    outputs = [o for cell in code_cells(execute(path, tmp_path, kernel)) for o in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     # warnings of libraries would be the first thing that a reader sees
     assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]

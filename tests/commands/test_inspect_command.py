@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 import yaml
 from PIL import Image
-from running import REPO, compose_config, run_script
+from running import REPO, compose_config, run_forked
 
 from raincast import schema
 from raincast.archive import Archive, write_part
@@ -62,7 +62,7 @@ def archive(tmp_path: Path) -> Path:
 
 def test_the_command(archive: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in archive.iterdir()}
-    done = run_script(tmp_path, "ingest", f"inspect={archive}", "report=page.html")
+    done = run_forked(tmp_path, "ingest", f"inspect={archive}", "report=page.html")
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in archive.iterdir()} == before
     found = Archive.open(archive)

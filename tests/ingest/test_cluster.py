@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import xarray as xr
-from running import run_script
+from running import run_forked
 
 from raincast import schema
 from raincast.ingest import ingest
@@ -125,7 +125,7 @@ def test_the_bytes_are_those_of_this_machine(
 def test_as_a_command_with_stores(files: list[Path], address: str, tmp_path: Path) -> None:
     keys = [f"files={files[0].parent}/*.nc", "source=cf", "source.step_minutes=5", "format=zarr"]
     for archive, more in (("local", []), ("cluster", [f"scheduler={address}"])):
-        done = run_script(tmp_path, "ingest", *keys, f"archive={archive}", *more)
+        done = run_forked(tmp_path, "ingest", *keys, f"archive={archive}", *more)
         assert done.returncode == 0, done.stderr
     assert "On 2 workers of the dask cluster" in done.stdout + done.stderr
     one, other = (

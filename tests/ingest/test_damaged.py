@@ -237,7 +237,8 @@ def try_all(
 @pytest.mark.parametrize("name", KINDS)
 def test_a_damaged_file_among_good_ones(tmp_path: Path, process: Watched, name: str) -> None:
     write, reader = KINDS[name]
-    good = [write(tmp_path / f"good-{minute}.{name}", minute) for minute in (0, 5, 15, 20)]
+    # fewer, and one on another grid would stop the ingest
+    good = [write(tmp_path / f"good-{minute}.{name}", minute) for minute in (5, 15, 20)]
     path = tmp_path / f"damaged.{name}"
     whole = write(path.with_name(f"whole-{path.name}"), 10)
     np.save(tmp_path / "frame.npy", np.minimum(reader.read(whole, step_minutes=5)[schema.RAIN].values[0], 300))
