@@ -32,6 +32,7 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     """Files are given to the workers in the order of the collection, not by their number of tests."""
     config.option.loadscopereorder = False
+    gc.disable()  # until all is imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,6 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What was imported stays until the end: the garbage collector does not look at it again and again."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,11 @@
 """What the process that others are forked from imports; loaded by name, see `server` of running.py."""
 
+# ruff: noqa: E402
 import contextlib
 import gc
 import importlib
+
+gc.disable()  # until all is imported
 
 import hydra.core.override_parser.overrides_parser
 import lightning.pytorch.callbacks
@@ -30,5 +33,6 @@ for name in ("dask.array", "distributed"):  # xarray imports them when it writes
         importlib.import_module(name)
 
 gc.freeze()  # a fork's garbage collector need not look at what was imported
+gc.enable()
 
 __all__ = ["hydra", "lightning", "netCDF4", "raincast", "rich", "running", "torchmetrics", "xarray"]

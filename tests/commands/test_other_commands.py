@@ -62,7 +62,11 @@ def test_ingest_leaves_a_bad_file_out_and_says_so(tmp_path: Path) -> None:
     assert "b.nc" in (tmp_path / "archive" / "ingest_report.json").read_text()
 
 
-def test_evaluate_writes_table_plot_and_scores(tiny_run: Path, tmp_path: Path) -> None:
+def test_evaluate_writes_table_plot_and_scores(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the page has tests of its own
+    monkeypatch.setattr("raincast.commands.evaluate.write_page", lambda *args: args[4])
     checkpoint = f"checkpoint={tiny_run}/checkpoints/best.ckpt"
     evaluate(compose_config("evaluate", tmp_path, checkpoint, "data.eval_stride=6", "device=cpu"))
     with xr.open_dataset(tmp_path / "scores.nc") as scores:
