@@ -108,7 +108,7 @@ class Advection(nn.Module):
         scale = {"step_minutes": 5.0 * one, "pixel_km": one}
         field = sprog(log_rate(rain), seen[:, 0], steps, **scale, longest=num_steps).field[:, :, None]
         thresholds = torch.tensor(persistence.THRESHOLDS).log()[:, None, None]
-        logits = persistence.corrected(list((field - thresholds).unbind(1)), rain, seen)
+        logits = persistence.corrected(list((field - thresholds).unbind(1)), rain, seen, one)
         return torch.cat([field, smooth(rain, steps), torch.stack(list(logits), dim=1)], dim=2)
 
 

@@ -16,6 +16,8 @@ from raincast.transforms import THRESHOLDS
 
 FIVE = THRESHOLDS.index(5.0)
 NUM = len(THRESHOLDS)
+KM = torch.ones(1)
+ONE_WINDOW = torch.full((1,), 1e-3)  # pixels so small that the window holds all
 
 
 def frames(*shares: float, side: int = 40) -> torch.Tensor:
@@ -33,7 +35,7 @@ def logits(steps: int, chance: float, side: int = 40) -> torch.Tensor:
 
 def test_rain_that_stayed_is_likely_to_stay_and_dry_pixels_to_stay_dry() -> None:
     past = frames(0.0, 0.0, 0.0, 0.0)
-    made = observed_persistence(logits(3, 0.5), past, torch.ones_like(past)).sigmoid()
+    made = observed_persistence(logits(3, 0.5), past, torch.ones_like(past), KM).sigmoid()
     wet, dry = made[0, :, FIVE, :10], made[0, :, FIVE, 10:]
     count = 400.0
     stayed = torch.tensor((count + 0.5 * PRIOR_OF_A_RATE) / (count + PRIOR_OF_A_RATE))
@@ -43,16 +45,45 @@ def test_rain_that_stayed_is_likely_to_stay_and_dry_pixels_to_stay_dry() -> None
     assert (dry < 0.01).all()
 
 
-def test_half_of_the_rain_that_vanishes_halves_the_probability_and_the_past_counts_less_far_ahead() -> None:
-    past = frames(0.0, 0.0, 0.0, 0.5)  # of what rained at any time before, half still does
+def test_half_of_the_rain_that_vanishes_halves_the_probability() -> None:
+    past = frames(0.0, 0.5, 0.75, 0.875)  # half of what rained rains a frame later, a quarter two frames later
     steps = 12
-    made = observed_persistence(logits(steps, 0.95), past, torch.ones_like(past)).sigmoid()
-    wet = made[0, :, FIVE, :10, 20:].mean((-2, -1))
-    assert (wet[:3] > 0.49).all() and (wet[:3] < 0.52).all()
-    assert (wet[3:].diff() > 0).all() and wet[-1] < 0.95
-    # the shift of the rate falls with the cube of the lead time, that of what is left with the root
-    shift = math.log(0.95 / 0.05) - wet.logit()
-    torch.testing.assert_close(shift[-1] / shift[2], torch.tensor(1 / 64 + 63 / 64 * 0.5), rtol=5e-3, atol=0)
+    made = observed_persistence(logits(steps, 0.95), past, torch.ones_like(past), KM).sigmoid()
+    wet = made[0, :, FIVE, :10, 36:].mean((-2, -1))
+    torch.testing.assert_close(wet[:3], 0.5 ** torch.arange(1.0, 4.0), rtol=0.15, atol=0.0)
+
+
+def test_the_past_counts_less_far_ahead() -> None:
+    # after each number of steps half of what rained rains, and half of what did not
+    patterns = torch.tensor(
+        [[1, 1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 1, 1, 0, 0], [1, 0, 1, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 1, 1, 0]]
+    )
+    past = (10.0 * patterns).repeat_interleave(20, dim=1)[None, :, None].expand(-1, -1, 160, -1).contiguous()
+    made = observed_persistence(logits(12, 0.95, side=160), past, torch.ones_like(past), ONE_WINDOW)
+    shift = math.log(0.95 / 0.05) - made[0, :, :, 0, 0]
+    torch.testing.assert_close(
+        made[0, :3, : FIVE + 1, 0, 0].sigmoid(), torch.full((3, FIVE + 1), 0.5), rtol=0.1, atol=0
+    )
+    light = THRESHOLDS.index(1.0)
+    # with the root of the lead time; heavy rain is compared twice, in all blocks and around each
+    torch.testing.assert_close(shift[11, light] / shift[2, light], torch.tensor(0.5), rtol=0.05, atol=0)
+    torch.testing.assert_close(shift[11, FIVE] / shift[2, FIVE], torch.tensor(0.75), rtol=0.05, atol=0)
+    assert (shift[2:].diff(dim=0)[:, :FIVE] < 0).all()
+
+
+def test_rain_that_vanishes_on_one_side_is_likely_to_vanish_there() -> None:
+    past = torch.zeros(1, 4, 40, 320)
+    past[:, :, :20] = 10.0
+    for number in range(4):  # in the east, a quarter of the rows less each time
+        past[:, number, : 5 * number, 160:] = 0.0
+    made = observed_persistence(logits(3, 0.5, side=320)[..., :40, :], past, torch.ones_like(past), KM).sigmoid()
+    west, east = made[0, 0, FIVE, 16:19, 20], made[0, 0, FIVE, 16:19, 300]
+    assert (west > 0.95).all() and (east < 0.8).all()
+    # 600 km of 10 km pixels are many windows; of small pixels they are one
+    made = observed_persistence(
+        logits(3, 0.5, side=320)[..., :40, :], past, torch.ones_like(past), ONE_WINDOW
+    ).sigmoid()
+    torch.testing.assert_close(made[0, 0, FIVE, 16:19, 20], made[0, 0, FIVE, 16:19, 300], rtol=0.03, atol=0.0)
 
 
 def test_differences_between_pixels_stay_and_a_higher_threshold_is_not_reached_more_often() -> None:
@@ -60,7 +91,7 @@ def test_differences_between_pixels_stay_and_a_higher_threshold_is_not_reached_m
     past = frames(0.0, 0.1, 0.2, 0.3)
     before = torch.randn(1, 4, NUM, 40, 40, generator=generator).cumsum(2).neg()
     before = before.sort(dim=2, descending=True).values
-    made = observed_persistence(before, past, torch.ones_like(past))
+    made = observed_persistence(before, past, torch.ones_like(past), ONE_WINDOW)
     assert (made.diff(dim=2) <= 0).all()
     change = (made - before)[0, 0, NUM - 1, 10:]  # no other threshold changes the highest
     torch.testing.assert_close(change, change[:1, :1].expand_as(change), rtol=1e-4, atol=1e-4)
@@ -71,10 +102,10 @@ def test_what_was_not_observed_changes_nothing() -> None:
     before = logits(3, 0.3)
     seen = torch.ones_like(past)
     seen[:, :-1] = 0.0  # one frame alone says nothing
-    torch.testing.assert_close(observed_persistence(before, past, seen), before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(observed_persistence(before, past, seen, KM), before, rtol=1e-4, atol=1e-4)
     seen = torch.ones_like(past)
     seen[:, -1, :, :20] = 0.0
-    made = observed_persistence(before, past, seen)
+    made = observed_persistence(before, past, seen, KM)
     torch.testing.assert_close(made[..., :20], before[..., :20])
     assert (made[0, :, FIVE, :10, 20:] > before[0, :, FIVE, :10, 20:]).all()
 
@@ -82,7 +113,7 @@ def test_what_was_not_observed_changes_nothing() -> None:
 def test_gradients_pass() -> None:
     past = frames(0.0, 0.1, 0.2, 0.3)
     leaf = logits(3, 0.3).requires_grad_()
-    observed_persistence(leaf, past, torch.ones_like(past)).sum().backward()
+    observed_persistence(leaf, past, torch.ones_like(past), KM).sum().backward()
     assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.any()
 
 

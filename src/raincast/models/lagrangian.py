@@ -16,7 +16,7 @@ from raincast.models.layers.convlstm import ConvLSTM
 from raincast.models.layers.recurrent import SLOPE, CellFactory
 from raincast.models.members import correlated_noise
 from raincast.models.optical_flow import displacements, find_flow, inside, move, smooth
-from raincast.models.persistence import corrected
+from raincast.models.persistence import BLOCK, corrected
 from raincast.models.sprog import NUM_BANDS, sprog, statistics
 from raincast.models.weights import BOX, box
 from raincast.transforms import THRESHOLDS, UNKNOWN
@@ -169,11 +169,11 @@ class LagrangianForecaster(PhysicalNetwork):
                 own.mul_(certainty).add_(PIVOT * (1.0 - certainty))
         if not self.training:
             if made is None:
-                leads = corrected(leads, of.past, of.seen)
+                leads = corrected(leads, of.past, of.seen, of.scale.pixel)
             else:
                 # in place; where nothing was observed, nothing is corrected
-                part = _bounds(of.seen[:, -1])
-                corrected([own[part] for own in leads], of.past[part], of.seen[part])
+                part = _bounds(of.seen[:, -1], stride=BLOCK)
+                corrected([own[part] for own in leads], of.past[part], of.seen[part], of.scale.pixel)
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
         steps = (_advected(own, newest, far) for own, far in zip(leads, of.far.unbind(1), strict=True))
         if made is None:

@@ -5,13 +5,20 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from raincast.transforms import THRESHOLDS
 
 PRIOR_PIXELS = 5.0
-"""The forecast counts as much as so many observed pixels."""
+"""The forecast counts as much as so many observed pixels of the whole grid."""
+
+WINDOW_KM, PRIOR_OF_A_WINDOW = 32.0, 100.0
+"""Standard deviation of the window within which rain is assumed to persist alike, and the same number there."""
+
+BLOCK = 8
+"""Side in pixels of the blocks in which pixels are counted; between their centres, shifts are interpolated."""
 
 PRIOR_OF_A_RATE = 20.0
 """The same for pixels of one rate, which are few and close to each other."""
@@ -30,21 +37,25 @@ CLASSES = tuple(sorted([*THRESHOLDS, *(math.sqrt(low * high) for low, high in pa
 
 
 def observed_persistence(
-    logits: Float[Tensor, "b leads k h w"], past: Float[Tensor, "b t h w"], seen: Float[Tensor, "b t h w"]
+    logits: Float[Tensor, "b leads k h w"],
+    past: Float[Tensor, "b t h w"],
+    seen: Float[Tensor, "b t h w"],
+    pixel_km: Float[Tensor, " b"],
 ) -> Float[Tensor, "b leads k h w"]:
     """Return logits that agree with what the past frames show.
 
     `logits` of P(R ≥ τ) at `THRESHOLDS` after 1, 2, … steps and `past` rates (mm/h) lie in coordinates that move
     with the rain; `seen` is 1 where they were observed. Pixels whose newest frame reaches a threshold, and those
-    where it does not, are treated apart. Their mean probability of reaching it j steps later is compared with a
-    frequency: how many pixels of that kind j steps before the newest frame reach it in the newest. Beyond the
-    oldest frame the frequency's logit is linear in the logarithm of the lead time, and the comparison counts less.
-    All logits of one kind move by the difference. Before, smaller kinds are compared: see `observed_changes`.
+    where it does not, are treated apart. Around each pixel (`WINDOW_KM`), their mean probability of reaching it j
+    steps later is compared with a frequency: how many pixels of that kind reach it j steps later in the past
+    frames. Beyond these the frequency's logit is linear in the logarithm of the lead time, and the comparison
+    counts less. The logits of one kind move by the difference. Before, smaller kinds are compared: see
+    `observed_changes`.
     """
-    return torch.stack(list(corrected([own.clone() for own in logits.unbind(1)], past, seen)), dim=1)
+    return torch.stack(list(corrected([own.clone() for own in logits.unbind(1)], past, seen, pixel_km)), dim=1)
 
 
-def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor) -> Sequence[Tensor]:
+def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor, pixel_km: Tensor) -> Sequence[Tensor]:
     """Return what `observed_persistence` does, from and as one tensor (B, K, H, W) for each lead time.
 
     Unless gradients are recorded or the network is traced, the result overwrites `leads`.
@@ -52,52 +63,111 @@ def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor) -> Sequence[T
     in_place = _in_place()
     leads = observed_changes(leads, past, seen)
     levels = [[level if in_place else level.clone() for level in own.unbind(1)] for own in leads]
+    blocks = _Blocks(past, pixel_km)
     # masks are numbers: their products and sums are faster than logic and sums of bytes
-    both = (seen > 0.5).to(leads[0].dtype)
-    both = both * both[:, -1:]
-    rain = torch.where(both > 0, past, -torch.ones_like(past))
-    newest, known, before, both = rain[:, -1], both[:, -1], rain[:, :-1].flip(1), both[:, :-1].flip(1)
+    observed = (seen > 0.5).to(past.dtype)
+    observed = observed * observed[:, -1:]
+    pairs = blocks.successions(observed, observed)
     for k in reversed(range(len(THRESHOLDS))):
-        wet = (newest >= THRESHOLDS[k]).to(known.dtype)
-        kinds = (wet, known - wet)
-        was_wet = (before >= THRESHOLDS[k]).to(known.dtype)
-        were = was_wet.sum((-2, -1))
-        hits = was_wet.mul_(wet[:, None]).sum((-2, -1))
-        hits_of_dry = (both * wet[:, None]).sum((-2, -1)) - hits
-        counted = ((hits, were), (hits_of_dry, both.sum((-2, -1)) - were))
-        means: tuple[list[Tensor], list[Tensor]] = ([], [])
+        wet = (past >= THRESHOLDS[k]).to(past.dtype) * observed
+        were, hits = blocks.successions(wet, observed), blocks.successions(wet, wet)
+        counted = ((hits, were), (blocks.successions(observed, wet) - hits, pairs - were))
+        kinds = (wet[:, -1], observed[:, -1] - wet[:, -1])
+        sums: tuple[list[Tensor], list[Tensor]] = ([], [])
         for own in levels:
             chance = own[k].sigmoid()
-            for kind, sums in zip(kinds, means, strict=True):
-                sums.append((chance * kind).sum((-2, -1)))
-        shifts = [
-            _shift(torch.stack(sums, dim=1), kind.sum((-2, -1)), *numbers, sign)
-            for sums, kind, numbers, sign in zip(means, kinds, counted, (-1.0, 1.0), strict=True)
-        ]
-        for lead, own in enumerate(levels):
-            for kind, shift in zip(kinds, shifts, strict=True):
-                own[k].addcmul_(kind, shift[:, lead, None, None])
+            for kind, of_kind in zip(kinds, sums, strict=True):
+                of_kind.append(blocks.sums(chance * kind))
+        for kind, of_kind, numbers, sign in zip(kinds, sums, counted, (-1.0, 1.0), strict=True):
+            if in_place and not kind.any():
+                continue
+            shift = blocks.shift(
+                torch.stack(of_kind, dim=1), blocks.sums(kind), *numbers, sign, THRESHOLDS[k] >= HEAVY
+            )
+            for lead, own in enumerate(levels):
+                own[k].addcmul_(kind, blocks.at_pixels(shift[:, lead]))
+        for own in levels:
             if k + 1 < len(own):  # a higher threshold is not reached more often
                 own[k] = torch.maximum(own[k], own[k + 1], out=own[k] if in_place else None)
     return leads if in_place else [torch.stack(own, dim=1) for own in levels]
 
 
-def _shift(sums: Tensor, count: Tensor, hits: Tensor, total: Tensor, sign: float) -> Tensor:
-    """Return the number (B, L) to add to the logits of `count` pixels whose probabilities add up to `sums`.
+class _Blocks:
+    """Numbers of pixels in each block, and how forecast and observed frequencies differ around it."""
 
-    `hits` of the `total` pixels of this kind before reached the threshold in the newest frame, (B, lags). Their
-    share rises (`sign` 1) or falls (−1) with the lead time.
+    def __init__(self, past: Float[Tensor, "b t h w"], pixel_km: Float[Tensor, " b"]) -> None:
+        self.size = past.shape[-2:]
+        self.window = []
+        for side in self.size:
+            centres = torch.arange(-(-side // BLOCK), device=past.device, dtype=past.dtype) * BLOCK
+            apart = (centres[:, None] - centres) * pixel_km[:, None, None, None] / WINDOW_KM
+            self.window.append(torch.exp(-0.5 * apart.square()))
+
+    def sums(self, maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b y x"]:
+        H, W = self.size
+        if H % BLOCK or W % BLOCK:
+            maps = F.pad(maps, (0, -W % BLOCK, 0, -H % BLOCK))
+        return F.avg_pool2d(maps[:, None], BLOCK)[:, 0] * float(BLOCK**2)
+
+    def successions(
+        self, before: Float[Tensor, "b t h w"], after: Float[Tensor, "b t h w"]
+    ) -> Float[Tensor, "b lags y x"]:
+        """Return how many pixels were in `before` and 1, 2, … frames later in `after`."""
+        lags = range(1, before.shape[1])
+        return torch.stack([self.sums((before[:, :-lag] * after[:, lag:]).sum(1)) for lag in lags], dim=1)
+
+    def at_pixels(self, blocks: Float[Tensor, "b y x"]) -> Float[Tensor, "b h w"]:
+        """Interpolate between the centres of blocks."""
+        H, W = self.size
+        pixels = F.interpolate(blocks[:, None], scale_factor=float(BLOCK), mode="bilinear", align_corners=False)
+        return pixels[:, 0, :H, :W]
+
+    def shift(
+        self,
+        sums: Float[Tensor, "b l y x"],
+        count: Float[Tensor, "b y x"],
+        hits: Float[Tensor, "b lags y x"],
+        total: Float[Tensor, "b lags y x"],
+        sign: float,
+        few: bool,
+    ) -> Float[Tensor, "b l y x"]:
+        """Return the number to add to the logits of pixels of one kind in each block.
+
+        The probabilities of the block's `count` pixels of this kind add up to `sums`; `hits` of `total` pixels
+        reached the threshold 1, 2, … steps later. Their share rises (`sign` 1) or falls (−1) with the lead time.
+        If such pixels are `few`, what is not known around a block is taken from all blocks.
+        """
+        rows, columns = self.window
+        numbers = (sums, count[:, None], hits, total)
+        near_sums, near_count, *near = (rows @ number @ columns for number in numbers)
+        mean = _mean(near_sums, near_count)
+        if not few:
+            return _shift(mean, near_count, *near, PRIOR_OF_A_WINDOW, sign)
+        all_sums, all_count, *all_blocks = (number.sum((-2, -1), keepdim=True) for number in numbers)
+        first = _shift(_mean(all_sums, all_count), all_count, *all_blocks, PRIOR_PIXELS, sign)
+        mean = (mean.logit() + first).sigmoid().clamp(LOWEST, HIGHEST)
+        return first + _shift(mean, near_count, *near, PRIOR_OF_A_WINDOW, sign)
+
+
+def _mean(sums: Tensor, count: Tensor) -> Tensor:
+    return (sums / count.clamp_min(1.0)).clamp(LOWEST, HIGHEST)
+
+
+def _shift(mean: Tensor, count: Tensor, hits: Tensor, total: Tensor, prior: float, sign: float) -> Tensor:
+    """Return the difference (B, L, y, x) between the logits of observed and `mean` forecast frequencies.
+
+    `mean` counts as much as `prior` observed pixels.
     """
-    lags, L = hits.shape[1], sums.shape[1]
-    logarithm = torch.arange(1, L + 1, device=sums.device, dtype=sums.dtype).log()
-    weight = torch.exp(-0.5 * (logarithm - math.log(lags)).clamp_min(0.0))
-    at = torch.arange(lags, device=sums.device).clamp_max(L - 1)
-    mean = sums / count.clamp_min(1.0)[:, None]
-    observed = (hits + PRIOR_PIXELS * mean[:, at]) / (total + PRIOR_PIXELS)
-    observed = observed.clamp(LOWEST, HIGHEST).logit()
+    lags, L = hits.shape[1], mean.shape[1]
+    logarithm = torch.arange(1, L + 1, device=mean.device, dtype=mean.dtype).log()[:, None, None]
+    beyond = (logarithm - math.log(lags)).clamp_min(0.0)
+    at = torch.arange(lags, device=mean.device).clamp_max(L - 1)
+    observed = ((hits + prior * mean[:, at]) / (total + prior)).clamp(LOWEST, HIGHEST).logit()
     slope = sign * (sign * (observed[:, -1:] - observed[:, :1])).clamp_min(0.0) / math.log(max(lags, 2))
-    shift = weight * (observed[:, :1] + slope * logarithm - mean.clamp(LOWEST, HIGHEST).logit())
-    return shift * (count >= FEWEST_PIXELS)[:, None]
+    fewest = total.amin(1, keepdim=True)
+    certain = torch.where(beyond > 0, fewest / (fewest + prior), torch.ones_like(fewest))
+    weight = certain * torch.exp(-0.5 * beyond) * (count >= FEWEST_PIXELS)
+    return weight * (observed[:, :1] + slope * logarithm - mean.logit())
 
 
 def observed_changes(
