@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,12 +79,11 @@ def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor, pixel_km: Ten
             chance = own[k].sigmoid()
             for kind, of_kind in zip(kinds, sums, strict=True):
                 of_kind.append(blocks.sums(chance * kind))
-        for kind, of_kind, numbers, sign in zip(kinds, sums, counted, (-1.0, 1.0), strict=True):
-            if in_place and not kind.any():
+        for kind, chances, (hit, total), sign in zip(kinds, sums, counted, (-1.0, 1.0), strict=True):
+            if in_place and not kind.is_meta and not kind.any():
                 continue
-            shift = blocks.shift(
-                torch.stack(of_kind, dim=1), blocks.sums(kind), *numbers, sign, THRESHOLDS[k] >= HEAVY
-            )
+            numbers = _Counted(torch.stack(chances, dim=1), blocks.sums(kind)[:, None], hit, total)
+            shift = blocks.shift(numbers, sign, few=THRESHOLDS[k] >= HEAVY)
             for lead, own in enumerate(levels):
                 own[k].addcmul_(kind, blocks.at_pixels(shift[:, lead]))
         for own in levels:
@@ -122,51 +122,53 @@ class _Blocks:
         pixels = F.interpolate(blocks[:, None], scale_factor=float(BLOCK), mode="bilinear", align_corners=False)
         return pixels[:, 0, :H, :W]
 
-    def shift(
-        self,
-        sums: Float[Tensor, "b l y x"],
-        count: Float[Tensor, "b y x"],
-        hits: Float[Tensor, "b lags y x"],
-        total: Float[Tensor, "b lags y x"],
-        sign: float,
-        few: bool,
-    ) -> Float[Tensor, "b l y x"]:
+    def shift(self, of: "_Counted", sign: float, *, few: bool) -> Float[Tensor, "b l y x"]:
         """Return the number to add to the logits of pixels of one kind in each block.
 
-        The probabilities of the block's `count` pixels of this kind add up to `sums`; `hits` of `total` pixels
-        reached the threshold 1, 2, … steps later. Their share rises (`sign` 1) or falls (−1) with the lead time.
-        If such pixels are `few`, what is not known around a block is taken from all blocks.
+        Their share that reaches the threshold rises (`sign` 1) or falls (−1) with the lead time. If such pixels
+        are `few`, what is not known around a block is taken from all blocks.
         """
         rows, columns = self.window
-        numbers = (sums, count[:, None], hits, total)
-        near_sums, near_count, *near = (rows @ number @ columns for number in numbers)
-        mean = _mean(near_sums, near_count)
+        near = _Counted(*(rows @ number @ columns for number in of))
+        mean = near.mean()
         if not few:
-            return _shift(mean, near_count, *near, PRIOR_OF_A_WINDOW, sign)
-        all_sums, all_count, *all_blocks = (number.sum((-2, -1), keepdim=True) for number in numbers)
-        first = _shift(_mean(all_sums, all_count), all_count, *all_blocks, PRIOR_PIXELS, sign)
+            return _shift(mean, near, PRIOR_OF_A_WINDOW, sign)
+        whole = _Counted(*(number.sum((-2, -1), keepdim=True) for number in of))
+        first = _shift(whole.mean(), whole, PRIOR_PIXELS, sign)
         mean = (mean.logit() + first).sigmoid().clamp(LOWEST, HIGHEST)
-        return first + _shift(mean, near_count, *near, PRIOR_OF_A_WINDOW, sign)
+        return first + _shift(mean, near, PRIOR_OF_A_WINDOW, sign)
 
 
-def _mean(sums: Tensor, count: Tensor) -> Tensor:
-    return (sums / count.clamp_min(1.0)).clamp(LOWEST, HIGHEST)
+class _Counted(NamedTuple):
+    """Numbers of pixels of one kind in blocks (B, …, y, x).
+
+    The forecast probabilities of its `pixels` (B, 1, y, x) add up to `chances` (B, L, y, x). `hits` of the
+    `total` pixels in past frames (B, lags, y, x) reached the threshold 1, 2, … steps later.
+    """
+
+    chances: Tensor
+    pixels: Tensor
+    hits: Tensor
+    total: Tensor
+
+    def mean(self) -> Tensor:
+        return (self.chances / self.pixels.clamp_min(1.0)).clamp(LOWEST, HIGHEST)
 
 
-def _shift(mean: Tensor, count: Tensor, hits: Tensor, total: Tensor, prior: float, sign: float) -> Tensor:
+def _shift(mean: Tensor, of: _Counted, prior: float, sign: float) -> Tensor:
     """Return the difference (B, L, y, x) between the logits of observed and `mean` forecast frequencies.
 
     `mean` counts as much as `prior` observed pixels.
     """
-    lags, L = hits.shape[1], mean.shape[1]
+    lags, L = of.hits.shape[1], mean.shape[1]
     logarithm = torch.arange(1, L + 1, device=mean.device, dtype=mean.dtype).log()[:, None, None]
     beyond = (logarithm - math.log(lags)).clamp_min(0.0)
     at = torch.arange(lags, device=mean.device).clamp_max(L - 1)
-    observed = ((hits + prior * mean[:, at]) / (total + prior)).clamp(LOWEST, HIGHEST).logit()
+    observed = ((of.hits + prior * mean[:, at]) / (of.total + prior)).clamp(LOWEST, HIGHEST).logit()
     slope = sign * (sign * (observed[:, -1:] - observed[:, :1])).clamp_min(0.0) / math.log(max(lags, 2))
-    fewest = total.amin(1, keepdim=True)
+    fewest = of.total.amin(1, keepdim=True)
     certain = torch.where(beyond > 0, fewest / (fewest + prior), torch.ones_like(fewest))
-    weight = certain * torch.exp(-0.5 * beyond) * (count >= FEWEST_PIXELS)
+    weight = certain * torch.exp(-0.5 * beyond) * (of.pixels >= FEWEST_PIXELS)
     return weight * (observed[:, :1] + slope * logarithm - mean.logit())
 
 
