@@ -105,7 +105,7 @@ def run_forked(
 ) -> subprocess.CompletedProcess[str]:
     """As `run_script`, but forked from a process that has imported everything, which saves seconds.
 
-    `script` may be raincast, then a command comes first, or torchrun. It may be `undrawn`.
+    `script` may be raincast, then a command comes first, or torchrun. Without `drawn` it makes no pictures (`undrawn`).
     """
     command = [script if script in ("raincast", "torchrun") else str(REPO / f"{script}.py"), *overrides]
     with tempfile.TemporaryDirectory() as folder:

@@ -171,7 +171,7 @@ class LagrangianForecaster(PhysicalNetwork):
             if made is None:
                 leads = corrected(leads, of.past, of.seen, of.scale.pixel)
             else:
-                # in place; where nothing was observed, nothing is corrected
+                # in place, in the blocks of the whole grid; where nothing was observed, nothing is corrected
                 part = _bounds(of.seen[:, -1], stride=BLOCK)
                 corrected([own[part] for own in leads], of.past[part], of.seen[part], of.scale.pixel)
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)

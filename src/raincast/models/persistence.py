@@ -13,16 +13,19 @@ from torch import Tensor
 from raincast.transforms import THRESHOLDS
 
 PRIOR_PIXELS = 5.0
-"""The forecast counts as much as so many observed pixels of the whole grid."""
+"""The forecast counts as much as so many observed pixels when all pixels of the grid are compared."""
 
-WINDOW_KM, PRIOR_OF_A_WINDOW = 32.0, 100.0
-"""Standard deviation of the window within which rain is assumed to persist alike, and the same number there."""
-
-BLOCK = 8
-"""Side in pixels of the blocks in which pixels are counted; between their centres, shifts are interpolated."""
+PRIOR_OF_A_WINDOW = 100.0
+"""The same for pixels of a window, which resemble each other."""
 
 PRIOR_OF_A_RATE = 20.0
 """The same for pixels of one rate, which are few and close to each other."""
+
+WINDOW_KM = 32.0
+"""Standard deviation of the window within which rain is assumed to persist alike."""
+
+BLOCK = 8
+"""Side in pixels of the blocks in which pixels are counted; between their centres, shifts are interpolated."""
 
 FEWEST_PIXELS = 3
 """Fewer pixels of the newest frame say nothing about their persistence."""
@@ -93,7 +96,11 @@ def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor, pixel_km: Ten
 
 
 class _Blocks:
-    """Numbers of pixels in each block, and how forecast and observed frequencies differ around it."""
+    """Numbers of pixels in each block, and how forecast and observed frequencies differ around it.
+
+    Sums over a window are products with matrices: the rounding of Fourier transforms (`optical_flow.smooth`) would
+    show in small numbers.
+    """
 
     def __init__(self, past: Float[Tensor, "b t h w"], pixel_km: Float[Tensor, " b"]) -> None:
         self.size = past.shape[-2:]
@@ -104,6 +111,7 @@ class _Blocks:
             self.window.append(torch.exp(-0.5 * apart.square()))
 
     def sums(self, maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b y x"]:
+        """Return the sum over each block; those at the edges may hold fewer pixels."""
         H, W = self.size
         if H % BLOCK or W % BLOCK:
             maps = F.pad(maps, (0, -W % BLOCK, 0, -H % BLOCK))
