@@ -25,6 +25,7 @@ from raincast import __version__
 from raincast.commands import help, jobs, overrides
 from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
 from raincast.system.faults import reason_of
+from raincast.system.heap import pause_collector, resume_collector
 from raincast.system.run_folder import alone, make, remove_if_empty
 
 log = logging.getLogger(__name__)
@@ -120,11 +121,13 @@ def _run(command: str) -> None:
     if command == "train":
         sys.argv += _shared_run_dir(sys.argv[1:], os.environ)
     app = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name=command)(task)
+    pause_collector()  # until the command's modules are imported
     try:
         try:
             if not _helped(command):
                 app()
         finally:
+            resume_collector()
             sys.stdout.flush()
     except SystemExit as stop:
         if stop.code == 1 and not started:
@@ -219,7 +222,9 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
         _check_types(command, cfg)
         with alone(folder) if locks else nullcontext():
             make(Path(cfg.paths.run_dir))  # another folder than Hydra's, if set
-            result = _command(command)(cfg)
+            run = _command(command)
+            resume_collector()
+            result = run(cfg)
         if several:
             jobs.note(result)
         return result

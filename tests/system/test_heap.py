@@ -1,4 +1,4 @@
-"""Memory that a step frees is there for the next one."""
+"""Memory that a step frees is there for the next one, and what was imported is not collected."""
 
 import os
 import subprocess
@@ -44,3 +44,14 @@ def test_what_the_environment_says_of_malloc_stays() -> None:
     assert not kept
     if sys.platform == "linux" and os.confstr("CS_GNU_LIBC_VERSION"):
         assert faults > PAGES / 2
+
+
+def test_the_collector_leaves_out_what_was_imported_and_nothing_later() -> None:
+    code = (
+        "import gc; from raincast.system.heap import pause_collector, resume_collector\n"
+        "pause_collector(); paused = not gc.isenabled(); kept = [[] for _ in range(9)]; resume_collector()\n"
+        "frozen = gc.get_freeze_count(); later = [[] for _ in range(9)]; pause_collector(); resume_collector()\n"
+        "print(paused, gc.isenabled(), frozen > 9, gc.get_freeze_count() == frozen)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True"] * 4

@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, TypeVar
 
+from raincast.system.heap import pause_collector, resume_collector
+
 log = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
@@ -225,6 +227,7 @@ _place: tuple[Any, int] | None = None
 def _begin_worker(lifeline: Connection, counts: Any, numbers: Any) -> None:
     """Initialise a worker: choose its counter, and make it end with the main process."""
     global _place
+    pause_collector()  # until the modules of the first task are imported
     with numbers.get_lock():
         _place = counts, numbers.value % len(counts)
         numbers.value += 1
@@ -245,6 +248,7 @@ def _die_with(lifeline: Connection) -> None:
 def _call(function: Callable[[Task, Tick], Result], task: Task) -> tuple[Result, int]:
     """Call the function; return its result and its ticks."""
     assert _place is not None
+    resume_collector()
     counts, number = _place
 
     def tick(more: int) -> None:
