@@ -47,7 +47,7 @@ def changed(config: DictConfig, *overrides: str) -> DictConfig:
         ("train", "model.stages=5", "model.stages=5: give a list, each a mapping {key: value}."),
         ("train", "model.cell.peephole=pixels", "model.cell.peephole=pixels: give none or channel or pixel."),
         ("train", "+optimizer.momentum=0.9", "optimizer.momentum: adamw_warmup_cosine has no such key. There are params, "),
-        ("train", "+data.cropp=64", "data.cropp: RadarDataModule has no such key. Did you mean crop?"),
+        ("train", "+data.cropp=64", "data.cropp: RadarData has no such key. Did you mean crop?"),
         ("train", "+optimiser.lr=1", "optimiser: nothing reads this key."),
         ("train", "+basline=[]", "basline: nothing reads this key. Did you mean baselines"),
         ("train", "+paths.dat_dir=x", "paths.dat_dir: nothing reads this key. Did you mean paths.data_dir"),

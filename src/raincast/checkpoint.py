@@ -15,7 +15,7 @@ from raincast.system.safe_zip import check_zip
 from raincast.version import __version__
 
 if TYPE_CHECKING:
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
     from raincast.metrics.calibration import Calibration
     from raincast.models.inputs import Inputs
 
@@ -196,7 +196,7 @@ def _of_weights(path: Path) -> Checkpoint:
     return Checkpoint(path, info, config, named, epoch=0, step=0)
 
 
-def describe(settings: Mapping[str, Any] | str, data: "RadarDataModule") -> dict[str, Any]:
+def describe(settings: Mapping[str, Any] | str, data: "RadarData") -> dict[str, Any]:
     """Return a checkpoint's metadata as plain data, for the argument `metadata` of a NowcastModule.
 
     `settings` are the nodes "model", "transform" and "head", each with the `_target_` of its class, as in conf/,

@@ -22,6 +22,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "raincast.data.channels.field": ("Field",),
     "raincast.data.datamodule": ("RadarDataModule",),
     "raincast.data.events": ("EventSplit",),
+    "raincast.data.radar": ("RadarData",),
     "raincast.data.sampler": ("Sampling",),
     "raincast.data.windows": ("BlockSplit", "DateSplit", "TestAll"),
     "raincast.models.distribution": ("DistributionHead",),

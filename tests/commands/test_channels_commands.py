@@ -72,7 +72,7 @@ def test_evaluate_and_forecast_see_the_same_channels(run_dir: Path, tiny_archive
     from raincast.data.sampler import Place
 
     config = assembly.read_checkpoint(run_dir / "checkpoints" / "last.ckpt").config
-    data = assembly.datamodule_of(config["data"], tiny_archive)
+    data = assembly.data_of(config["data"], tiny_archive)
     sample: Any = data.dataset.sample(Place(18, 0, 0, 32, 32))  # frames 18 to 20, then three to come
     network = raincast.load_forecaster(run_dir / "checkpoints" / "last.ckpt", device="cpu")
     covariates = {name: sample[name].numpy()[None] for name in ("past", "future")}

@@ -69,7 +69,7 @@ def test_shared_memory_that_is_too_small_for_the_loading_processes_is_named_befo
     """A process that writes beyond it dies by SIGBUS, without a word."""
     data = make(batch_size=2, crop=None, num_workers=3)
     a_batch = 2 * data.dataset.num_steps * 12 * 10 * 2
-    monkeypatch.setattr("raincast.data.datamodule.shared_memory_bytes", lambda: 7 * a_batch - 1)
+    monkeypatch.setattr("raincast.data.radar.shared_memory_bytes", lambda: 7 * a_batch - 1)
     with pytest.raises(
         ValueError, match=r"3 loading processes .*/dev/shm.*--shm-size.*data\.batch_size=2.*num_workers=0"
     ):
@@ -77,7 +77,7 @@ def test_shared_memory_that_is_too_small_for_the_loading_processes_is_named_befo
     with pytest.raises(ValueError, match=r"data\.eval_batch_size"):
         make(eval_batch_size=99, num_workers=3).val_dataloader()
     make(batch_size=2, crop=None).train_dataloader()  # none of it is needed without processes
-    monkeypatch.setattr("raincast.data.datamodule.shared_memory_bytes", lambda: 7 * a_batch)
+    monkeypatch.setattr("raincast.data.radar.shared_memory_bytes", lambda: 7 * a_batch)
     data.train_dataloader()
 
 

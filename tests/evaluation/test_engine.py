@@ -162,7 +162,7 @@ def test_two_processes_equal_one_and_leave_nothing_behind(tiny_run: Path, tmp_pa
         cfg = compose_config("evaluate", tmp_path / "run", f"checkpoint={path}", *own)
         checkpoint = assembly.read_checkpoint(path)
         settings = checkpoint.config["data"] | {"eval_stride": 4, "eval_batch_size": 2}
-        data = assembly.datamodule_of(settings, settings["archive"])
+        data = assembly.data_of(settings, settings["archive"])
         own_work = scoring.work_of(cfg, settings, checkpoint, data, assembly.metrics(cfg, data))
         cost = parts.Cost()
         scores = scoring.score(cfg, own_work, data, cost=cost)

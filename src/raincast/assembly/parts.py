@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from raincast.data.channels.declared import Channels
     from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
     from raincast.evaluation import Metrics
     from raincast.forecaster import Forecaster
     from raincast.ingest.readers import Reader
@@ -63,22 +64,21 @@ def archive_path(
 
 
 def datamodule(cfg: DictConfig, archive: Path) -> "RadarDataModule":
-    """Build the datamodule of the command's own `cfg.data` on `archive`."""
-    module: RadarDataModule = make(cfg.data, archive=str(archive))
-    return module
-
-
-def datamodule_of(data: Mapping[str, Any], archive: Path) -> "RadarDataModule":
-    """Build the datamodule of a checkpoint's settings (plain data) on `archive`.
-
-    Raises ValueError if it is not one.
-    """
+    """Build `cfg.data` on `archive` for training by Lightning."""
     from raincast.data.datamodule import RadarDataModule
 
-    module = construct({**data, "archive": str(archive)})
-    if not isinstance(module, RadarDataModule) or not hasattr(module.split, "ranges"):
-        raise ValueError(f"The data of a checkpoint must be a RadarDataModule with a split, found {data}.")
-    return module
+    settings: Any = make(cfg.data, archive=str(archive), _partial_=True)
+    return RadarDataModule(*settings.args, **settings.keywords)
+
+
+def data_of(data: Mapping[str, Any], archive: Path) -> "RadarData":
+    """Build the data of a checkpoint's settings (plain data) on `archive`; raises ValueError if it is not any."""
+    from raincast.data.radar import RadarData
+
+    made = construct({**data, "archive": str(archive)})
+    if not isinstance(made, RadarData) or not hasattr(made.split, "ranges"):
+        raise ValueError(f"The data of a checkpoint must be a RadarData with a split, found {data}.")
+    return made
 
 
 def head(cfg: DictConfig) -> "Head":
@@ -143,7 +143,7 @@ def channels(cfg: DictConfig) -> "Channels":
     return Channels(make(declared))
 
 
-def check_crop(data: "RadarDataModule", net: "nn.Module", crop: int | None) -> None:
+def check_crop(data: "RadarData", net: "nn.Module", crop: int | None) -> None:
     """Raise ValueError unless a training crop is a multiple of the network's stride; whole frames are padded."""
     stride = int(getattr(net, "stride", 1))
     if crop is None or crop % stride == 0 or data.crop == data.archive.grid.shape:
@@ -156,7 +156,7 @@ def check_crop(data: "RadarDataModule", net: "nn.Module", crop: int | None) -> N
     )
 
 
-def metrics(cfg: DictConfig, data: "RadarDataModule") -> "Metrics":
+def metrics(cfg: DictConfig, data: "RadarData") -> "Metrics":
     """Build the settings of `cfg.metrics` without the goal.
 
     Raises ValueError if these windows do not allow them.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from torch import nn
 
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
     from raincast.models.heads import Head
     from raincast.training.skill import Scores
 
@@ -29,7 +29,7 @@ EXTRAS = ("tensorboard", "mlflow")
 """Loggers that need a package of the same name, which an extra of that name installs."""
 
 
-def metadata(cfg: DictConfig, data: "RadarDataModule") -> dict[str, Any]:
+def metadata(cfg: DictConfig, data: "RadarData") -> dict[str, Any]:
     """Return the metadata of a checkpoint, as plain data."""
     return describe(config_text(cfg), data)
 

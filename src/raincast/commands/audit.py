@@ -10,7 +10,7 @@ from raincast import assembly
 
 if TYPE_CHECKING:
     from raincast.data.audit import Audit
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,10 @@ def run(cfg: DictConfig) -> "Audit":
         expected = str(checkpoint.info["split_hash"])
         settings = checkpoint.config["data"]
         archive = assembly.archive_path(cfg, archive=settings.get("archive"))
-        data = assembly.datamodule_of(settings, archive)
+        data = assembly.data_of(settings, archive)
     else:
         archive = Path(cfg.audit)
-        data = assembly.datamodule(cfg, archive)
+        data = assembly.make(cfg.data, archive=str(archive))
     windows = data.windows
     found = audit(
         windows.starts, data.input_steps + data.lead_steps, frame_slots(data.archive.times, data.archive.step)
@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> "Audit":
     return found
 
 
-def _result(found: "Audit", data: "RadarDataModule") -> str:
+def _result(found: "Audit", data: "RadarData") -> str:
     frames = ", ".join(f"{name} {number}" for name, number in found.num_frames.items())
     lines = [f"Frames in windows: {frames}."]
     for (a, b), slots in found.shared.items():
@@ -63,7 +63,7 @@ def _result(found: "Audit", data: "RadarDataModule") -> str:
     return "\n".join(lines)
 
 
-def _warn_of_same_times(data: "RadarDataModule") -> None:
+def _warn_of_same_times(data: "RadarData") -> None:
     """Warn if another archive's training times are val or test times: two radars may see the same rain."""
     from raincast.data.audit import same_times, window_times
 

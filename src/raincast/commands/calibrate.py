@@ -10,7 +10,7 @@ from raincast import assembly
 from raincast.commands import report
 
 if TYPE_CHECKING:
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
     from raincast.forecaster import Forecaster
     from raincast.forecasting.network import NetworkForecaster
     from raincast.metrics.calibration import Calibration
@@ -23,7 +23,7 @@ NAME = "calibrated.ckpt"
 def calibrate(
     checkpoint: assembly.Checkpoint,
     network: "NetworkForecaster",
-    data: "RadarDataModule",
+    data: "RadarData",
     thresholds: list[float],
     *,
     split: str,
@@ -62,7 +62,7 @@ def calibrate(
     return assembly.read_checkpoint(path)
 
 
-def fit(forecaster: "Forecaster", data: "RadarDataModule", thresholds: list[float]) -> "Calibration":
+def fit(forecaster: "Forecaster", data: "RadarData", thresholds: list[float]) -> "Calibration":
     """Fit the calibration of `forecaster`, which has none yet, on the validation windows of `data`.
 
     The probability of a forecaster without probabilities is 1 where its rate reaches the threshold, else 0. Raises

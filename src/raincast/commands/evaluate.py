@@ -18,7 +18,7 @@ from raincast.data.windows import SPLITS
 if TYPE_CHECKING:
     import xarray as xr
 
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
     from raincast.forecaster import Forecaster
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     settings = _data_settings(checkpoint, cfg)
     if asked == "all":
         cfg.split, settings["split"] = "test", {"_target_": "raincast.data.windows.TestAll"}
-    data = assembly.datamodule_of(settings, assembly.archive_path(cfg, archive=settings["archive"]))
+    data = assembly.data_of(settings, assembly.archive_path(cfg, archive=settings["archive"]))
     data.needed = (cfg.split, "val") if cfg.calibrate else (cfg.split,)
     if cfg.list_windows:
         return _list_windows(data, cfg.split, Path(cfg.list_windows), asked=asked)
@@ -92,7 +92,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     return scores
 
 
-def keep_common(data: "RadarDataModule", split: str, forecasters: "list[Forecaster]", *, asked: str = "") -> None:
+def keep_common(data: "RadarData", split: str, forecasters: "list[Forecaster]", *, asked: str = "") -> None:
     """Restrict scoring to windows that every forecaster has a forecast of; raises ValueError if there are none.
 
     `asked` is what the user called `split`.
@@ -134,7 +134,7 @@ def _minute(time: np.datetime64) -> str:
     return str(np.datetime_as_string(time, unit="m"))
 
 
-def _list_windows(data: "RadarDataModule", split: str, path: Path, *, asked: str) -> "xr.Dataset":
+def _list_windows(data: "RadarData", split: str, path: Path, *, asked: str) -> "xr.Dataset":
     """Write a CSV of the forecasts to make: init times (UTC), leads, and areas in pixels of the archive's grid."""
     import pandas as pd
     import xarray as xr
@@ -173,7 +173,7 @@ def _data_settings(checkpoint: assembly.Checkpoint | None, cfg: DictConfig) -> d
     return settings | ({"split": stated["split"]} if "split" in stated else {})
 
 
-def _check_data(checkpoint: assembly.Checkpoint, data: "RadarDataModule") -> None:
+def _check_data(checkpoint: assembly.Checkpoint, data: "RadarData") -> None:
     """Raise ValueError if the step differs from training; warn if the windows do."""
     if checkpoint.path.suffix == ".npz":
         log.info("The weights were trained on the radar networks %s.", checkpoint.info["archive"]["identity"])

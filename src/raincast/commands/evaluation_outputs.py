@@ -17,7 +17,7 @@ from raincast.version import __version__
 if TYPE_CHECKING:
     import xarray as xr
 
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
     from raincast.data.sampler import Place
     from raincast.evaluation.report.event_maps import EventMaps
     from raincast.forecaster import Forecaster
@@ -54,7 +54,7 @@ def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
 def write_page(
     scores: "xr.Dataset",
     forecasters: "Sequence[Forecaster]",
-    data: "RadarDataModule",
+    data: "RadarData",
     checkpoint: assembly.Checkpoint | None,
     path: Path,
     settings: Mapping[str, Any],
@@ -102,7 +102,7 @@ def scores_by(scores: "xr.Dataset", dim: str) -> "xr.Dataset":
 def event_maps(
     by_event: "xr.Dataset",
     forecasters: "Sequence[Forecaster]",
-    data: "RadarDataModule",
+    data: "RadarData",
     split: str,
     bar: report.Bar,
 ) -> "list[EventMaps]":
@@ -135,7 +135,7 @@ def event_maps(
     return maps
 
 
-def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "dict[str, list[Place]]":
+def places_by_event(data: "RadarData", split: str, events: list[str]) -> "dict[str, list[Place]]":
     """Return the windows of each event, which lasts at most until the next one begins."""
     places = data.eval_places(split)
     newest = np.array([data.sources[0].newest(place.start) for place in places], "datetime64[s]")
@@ -150,7 +150,7 @@ def places_by_event(data: "RadarDataModule", split: str, events: list[str]) -> "
 
 
 def _maps_of(
-    title: str, note: str, places: "list[Place]", forecasters: "Sequence[Forecaster]", data: "RadarDataModule"
+    title: str, note: str, places: "list[Place]", forecasters: "Sequence[Forecaster]", data: "RadarData"
 ) -> "EventMaps":
     from raincast.evaluation import rates_by_name
     from raincast.evaluation.report.event_maps import EventMaps
@@ -175,7 +175,7 @@ def _maps_of(
 
 
 def facts(
-    scores: "xr.Dataset", data: "RadarDataModule", checkpoint: assembly.Checkpoint | None
+    scores: "xr.Dataset", data: "RadarData", checkpoint: assembly.Checkpoint | None
 ) -> dict[str, list[tuple[str, str]]]:
     """Return how the network was trained, if there is one, and what was scored: names and values by heading."""
     height, width = data.archive.grid.shape

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from torch import Tensor
 
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ SOURCES = ("evaluation", "metrics", "baselines", "forecaster")
 """The code on which the scores depend, besides windows and settings; if it changes, they are computed again."""
 
 
-def reference_scores(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset | None":
+def reference_scores(cfg: DictConfig, data: "RadarData") -> "xr.Dataset | None":
     """Return the scores of `cfg.baselines` on the validation windows of `data`, or None without baselines.
 
     Scores that were computed before come from the cache. Of several processes one scores, and the others wait for
@@ -72,13 +72,13 @@ def as_tensors(scores: "xr.Dataset | None") -> "Mapping[str, Mapping[str, Tensor
     }
 
 
-def _score(cfg: DictConfig, data: "RadarDataModule") -> "xr.Dataset":
+def _score(cfg: DictConfig, data: "RadarData") -> "xr.Dataset":
     forecasters = assembly.baselines(cfg, list(cfg.baselines))
     log.info("Scoring %s on the validation windows, once for all runs.", " and ".join(f.name for f in forecasters))
     return report.score(forecasters, data, "val", assembly.metrics(cfg, data))
 
 
-def _key(cfg: DictConfig, data: "RadarDataModule") -> str:
+def _key(cfg: DictConfig, data: "RadarData") -> str:
     settings = {name: OmegaConf.to_container(cfg.baseline[name], resolve=True) for name in cfg.baselines}
     follows = (
         __version__,

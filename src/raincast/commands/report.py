@@ -15,16 +15,14 @@ from raincast.system.progress import short as short
 if TYPE_CHECKING:
     import xarray as xr
 
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
     from raincast.evaluation import Metrics
     from raincast.forecaster import Forecaster
 
 log = logging.getLogger(__name__)
 
 
-def score(
-    forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, metrics: "Metrics"
-) -> "xr.Dataset":
+def score(forecasters: "list[Forecaster]", data: "RadarData", split: str, metrics: "Metrics") -> "xr.Dataset":
     """Score all forecasters on the windows of `split`, with a progress bar."""
     from raincast.evaluation import evaluate
 
@@ -55,7 +53,7 @@ def goal_threshold(thresholds: Sequence[float]) -> float:
 
 def after_training(
     best: Path,
-    data: "RadarDataModule",
+    data: "RadarData",
     run_dir: Path,
     metrics: "Metrics",
     loggers: list[Any],
@@ -97,7 +95,7 @@ def after_training(
     return scores
 
 
-def example_picture(forecasters: "list[Forecaster]", data: "RadarDataModule", split: str, path: Path) -> Path:
+def example_picture(forecasters: "list[Forecaster]", data: "RadarData", split: str, path: Path) -> Path:
     """Draw the window of `split` with the most rain in the lead frames: the observation and each forecast."""
     from raincast.evaluation import rates_by_name
     from raincast.plotting.pictures import forecast_picture

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import lightning as L
     from lightning.pytorch.loggers import Logger
 
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def logger_ids(loggers: "list[Logger]") -> dict[str, str]:
 
 
 def facts(
-    cfg: DictConfig, trainer: "L.Trainer", net: Any, data: "RadarDataModule", info: dict[str, Any]
+    cfg: DictConfig, trainer: "L.Trainer", net: Any, data: "RadarData", info: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the actual facts of the run, read from the trainer, the data and the machine, not from the config."""
     from raincast.training import execution

@@ -20,7 +20,7 @@ from raincast.version import __version__
 if TYPE_CHECKING:
     import xarray as xr
 
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
     from raincast.evaluation import Metrics
     from raincast.evaluation.work import Cost, ScoringWork
     from raincast.forecaster import Forecaster
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def score(
     cfg: DictConfig,
     work: "ScoringWork",
-    data: "RadarDataModule",
+    data: "RadarData",
     *,
     here: Collection[str] = (),
     cost: "Cost | None" = None,
@@ -60,7 +60,7 @@ def work_of(
     cfg: DictConfig,
     settings: Mapping[str, Any],
     checkpoint: assembly.Checkpoint | None,
-    data: "RadarDataModule",
+    data: "RadarData",
     metrics: "Metrics",
 ) -> "ScoringWork":
     """Return the work for all cores: the network of `checkpoint`, if there is one, and `cfg.baselines`.
@@ -94,7 +94,7 @@ def work_of(
     unfinished = Path(cfg.unfinished)
     return ScoringWork(
         key=follows,
-        data=functools.partial(assembly.datamodule_of, settings, data.archive.path),
+        data=functools.partial(assembly.data_of, settings, data.archive.path),
         makers=makers | baselines,
         folders={name: unfinished / f"{name}-{_digest((follows, what))}" for name, what in own.items()},
         scoring=scoring,
@@ -129,7 +129,7 @@ def variant(
     return network if rule is None else network.by_rule(rule)
 
 
-def _key(cfg: DictConfig, data: "RadarDataModule", scoring: Any) -> str:
+def _key(cfg: DictConfig, data: "RadarData", scoring: Any) -> str:
     """Return a hash that changes with anything that determines a score, including this code."""
     return _digest(
         (

@@ -16,8 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, stdtrit
 
 from raincast.evaluation import groups
 from raincast.metrics.registry import Score
@@ -72,7 +71,7 @@ class Resampling:
         if num_events < 2:
             return self.bounds
         factor = math.sqrt(num_events / (num_events - 1))
-        low = float(norm.cdf(factor * student.ppf(self.bounds[0], num_events - 1)))
+        low = float(ndtr(factor * stdtrit(num_events - 1, self.bounds[0])))
         return low, 1 - low
 
 

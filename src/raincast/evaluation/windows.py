@@ -1,4 +1,4 @@
-"""The windows of a Dataset of frames, for scoring without an archive on disk or a datamodule."""
+"""The windows of a Dataset of frames, for scoring without an archive on disk."""
 
 from collections.abc import Iterator
 

@@ -26,7 +26,7 @@ from raincast.system.files import atomic
 from raincast.system.provenance import peak_memory_gib
 
 if TYPE_CHECKING:
-    from raincast.data.datamodule import RadarDataModule
+    from raincast.data.radar import RadarData
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class ScoringWork:
     """
 
     key: str
-    data: "Callable[[], RadarDataModule]"
+    data: "Callable[[], RadarData]"
     makers: Mapping[str, Callable[[], Forecaster]]
     folders: Mapping[str, Path]
     scoring: Scoring
@@ -152,7 +152,7 @@ def score(task: Task, tick: Callable[[int], None]) -> Spent:
     return Spent(os.getpid(), time.process_time() - before, peak_memory_gib())
 
 
-def _batches(data: "RadarDataModule", task: Task) -> Iterator[tuple[int, Sample]]:
+def _batches(data: "RadarData", task: Task) -> Iterator[tuple[int, Sample]]:
     """Yield batches that hold the same windows wherever a task begins, as results may depend on the batch."""
     size = task.work.batch_size
     for offset in range(0, len(task.places), size):

@@ -32,10 +32,10 @@ def keep_freed_memory() -> bool:
 
 
 def pause_collector() -> None:
-    """Look for no cycles of garbage until `resume_collector`: for the time in which a process imports its modules.
+    """Look for no cycles of garbage until `resume_collector`: while a process imports its modules.
 
-    Importing torch, xarray and others makes a million objects that stay. The collector would look through them again
-    and again, which takes 0.8 s of a forecast.
+    Importing torch, xarray and others makes a million objects that stay. The collector would look through them
+    again and again, which takes 0.8 s of a forecast.
     """
     gc.disable()
 
