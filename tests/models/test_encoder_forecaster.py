@@ -1,10 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from jaxtyping import TypeCheckError
 from torch import nn
 
 from raincast.losses import BalancedLoss
 from raincast.models import PyramidEncoderForecaster, StackedEncoderForecaster
+from raincast.models.frames import from_patches
 from raincast.transforms import DbzScaling
 
 SMALL = [
@@ -233,3 +235,10 @@ def test_what_is_known_in_advance_has_to_be_given() -> None:
         net(torch.zeros(1, 2, 1, 8, 8), 3)
     with pytest.raises(ValueError, match=r"shape None, found \(1, 3, 1, 8, 8\).*future_channels"):
         pyramid()(torch.zeros(1, 2, 1, 8, 8), 3, torch.zeros(1, 3, 1, 8, 8))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_patches_become_pixels_again(patch: int) -> None:
+    frames = torch.randn(2, 5, 3, 7, 8).permute(0, 1, 4, 2, 3)  # channels last, as convolutions hand them on
+    pixels = from_patches(frames, patch)
+    assert torch.equal(pixels, F.pixel_shuffle(frames, patch)) and pixels.is_contiguous()

@@ -1,5 +1,6 @@
 """`python forecast.py` without input: a forecast of the bundled event, compared with the observation."""
 
+import functools
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,7 @@ def compare(made: "xr.Dataset", picture: Path) -> None:
         log.info("  %-14s %s", name, "  ".join(f"{score:.2f}" for score in scores))
 
 
+@functools.cache
 def _event() -> "Archive":
     from raincast.archive import Archive
 

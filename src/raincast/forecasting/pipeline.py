@@ -390,9 +390,9 @@ def _is_finite(prediction: Prediction, past: Past) -> bool:
 
     A broken network gives NaN.
     """
-    observed = np.isfinite(past.rain).any(axis=0)
-    given = (prediction.rates, prediction.probabilities)
-    return all(bool(np.isfinite(maps[..., observed]).all()) for maps in given if maps is not None)
+    never = ~np.isfinite(past.rain).any(axis=0)
+    given = (maps for maps in (prediction.rates, prediction.probabilities) if maps is not None)
+    return all(bool((np.isfinite(one) | never).all()) for maps in given for one in maps.reshape(-1, *never.shape))
 
 
 def _own(maps: Rain, source: Rain) -> Rain:

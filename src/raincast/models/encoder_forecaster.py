@@ -21,6 +21,7 @@ from raincast.models.frames import (
     check_frames,
     check_future,
     framewise,
+    from_patches,
     initialise,
     initialise_output,
     merge,
@@ -98,7 +99,7 @@ class StackedEncoderForecaster(nn.Module):
             outputs.append(below)
         B = x.shape[0]  # not len(x), which a tracer takes for a constant
         frames = split(self.head(torch.cat([merge(hidden) for hidden in outputs], dim=1)), B)
-        return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
+        return from_patches(frames, self.patch)[..., :H, :W]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +219,7 @@ class PyramidEncoderForecaster(nn.Module):
         states = self._encode(F.pixel_unshuffle(pad(x, self.stride), self.patch))
         known = None if ahead is None or self.known is None else framewise(self.known, pad(ahead, self.stride))
         frames = framewise(self.head, self._forecast(states, num_steps, known))
-        return F.pixel_shuffle(frames, self.patch)[..., :H, :W]
+        return from_patches(frames, self.patch)[..., :H, :W]
 
     def _encode(self, hidden: Tensor) -> list[State]:
         states = []

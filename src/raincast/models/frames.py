@@ -40,6 +40,12 @@ def pad(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, -W % multiple, 0, -H % multiple)) if H % multiple or W % multiple else x
 
 
+def from_patches(frames: Tensor, patch: int) -> Tensor:
+    """Reshape (B, T, C·patch², H, W) → (B, T, C, patch·H, patch·W), contiguous."""
+    # pixel_shuffle would copy single pixels, too, and take twice as long
+    return frames.contiguous() if patch == 1 else F.pixel_shuffle(frames, patch)
+
+
 def initialise(conv: nn.Conv2d | nn.ConvTranspose2d, *, fan_in: int | float) -> None:
     """Initialise as He et al.; PyTorch's own version misjudges the fan-in of a strided transposed convolution."""
     nn.init.normal_(conv.weight, std=nn.init.calculate_gain("leaky_relu", SLOPE) / math.sqrt(fan_in))

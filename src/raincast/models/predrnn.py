@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from raincast.models.frames import check_frames, framewise, initialise_output, pad
+from raincast.models.frames import check_frames, framewise, from_patches, initialise_output, pad
 from raincast.models.layers.recurrent import Initialisation
 from raincast.models.layers.st_lstm import STLSTM
 
@@ -74,7 +74,7 @@ class PredRNN(nn.Module):
         while len(outputs) < num_steps:
             hidden, state = self.stack(outputs[-1], state)
             outputs.append(framewise(self.head, hidden))
-        return F.pixel_shuffle(torch.cat(outputs, dim=1), self.patch)[..., :H, :W]
+        return from_patches(torch.cat(outputs, dim=1), self.patch)[..., :H, :W]
 
     def unroll(
         self,
@@ -99,7 +99,7 @@ class PredRNN(nn.Module):
             if step + 1 < frames.shape[1]:
                 chosen = use_truth[:, step, None, None, None, None] & known[:, step + 1 : step + 2]
                 read = torch.where(chosen, frames[:, step + 1 : step + 2], outputs[-1])
-        return F.pixel_shuffle(torch.cat(outputs, dim=1), self.patch)[..., :H, :W]
+        return from_patches(torch.cat(outputs, dim=1), self.patch)[..., :H, :W]
 
     def _patches(self, frames: Tensor) -> Tensor:
         return F.pixel_unshuffle(pad(frames, self.stride), self.patch)

@@ -121,8 +121,8 @@ def with_exceedance(
         raise ValueError(
             f"The probabilities have shape {probability.shape}: pass (lead, threshold, y, x), here {expected}."
         )
-    bad = (probability < 0) | (probability > 1)
-    if bad.any():
+    if np.fmin.reduce(probability, axis=None) < 0 or np.fmax.reduce(probability, axis=None) > 1:
+        bad = (probability < 0) | (probability > 1)
         raise ValueError(f"{bad.sum()} probabilities lie outside 0 to 1, the first is {probability[bad][0]}.")
     values = probability.astype(np.float32, copy=False)
     attrs = EXCEEDANCE_ATTRS | ({"comment": comment} if comment else {})

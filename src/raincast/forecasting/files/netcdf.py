@@ -45,9 +45,7 @@ def write_forecast(
     _check_forecast(dataset)
     plain = _in_file_form(_for_pysteps(dataset) if for_pysteps else dataset)
     plain, encoding = _coded(plain, _encoding(plain))
-    with atomic(path) as partial:
-        plain.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding=encoding)
-    return path
+    return _write(plain, path, encoding)
 
 
 def write_zarr(dataset: xr.Dataset, path: Path) -> Path:
@@ -73,8 +71,19 @@ def write_plain(dataset: xr.Dataset, path: Path) -> Path:
         encoding[str(name)] = {"zlib": True, "complevel": 4, "_FillValue": np.float32(np.nan)}
         others = (c for n, c in plain.coords.items() if n not in plain.dims and set(c.dims) <= set(variable.dims))
         variable.attrs["coordinates"] = " ".join(str(coordinate.name) for coordinate in others)
-    with atomic(path) as partial:
-        plain.to_netcdf(partial, engine="netcdf4", format="NETCDF4", encoding=encoding)
+    return _write(plain, path, encoding)
+
+
+def _write(dataset: xr.Dataset, path: Path, encoding: dict[str, dict[str, Any]]) -> Path:
+    """Write netCDF-4 atomically, as `Dataset.to_netcdf` does.
+
+    That would look for a dask cluster first: where dask is installed, it imports dask.distributed for 0.2 s.
+    """
+    from netCDF4 import Dataset
+
+    with atomic(path) as partial, Dataset(partial, "w", format="NETCDF4") as file:
+        store = xr.backends.NetCDF4DataStore(file)  # type: ignore[no-untyped-call]
+        dataset.dump_to_store(store, encoding=encoding)
     return path
 
 
