@@ -17,7 +17,7 @@ from raincast.ingest.readers import Reader
 from raincast.schema import RAIN
 
 
-def spoilt(content: bytes, *, seed: int = 0, head: int = 512, num: int = 40) -> Iterator[bytes]:
+def spoilt(content: bytes, *, seed: int = 0, head: int = 512, num: int = 20) -> Iterator[bytes]:
     """`num` truncations, `num` flipped bytes, half of them in the first `head`; nothing, zeros, noise."""
     rng = np.random.default_rng(seed)
     yield b""
@@ -60,7 +60,7 @@ def damaged(path: Path, num: int, *, seed: int = 0, head: int = 512) -> Iterator
     for number in range(num - 1):
         kind = ("cut", "flip", "type", "cut", "flip", "zeros")[number % 6]
         # every other one near the begin, where the words are, the rest of it is data
-        place = int(rng.integers(0, min(head, len(content)) if number % 12 < 6 else len(content)))
+        place = int(rng.integers(0, min(head, len(content)) if number % 2 == 0 else len(content)))
         if kind == "cut":
             yield kind, content[: max(1, place)]
         elif kind == "flip":
