@@ -51,6 +51,8 @@ WORK_S = 30.0
 """Longest time in seconds for the work of one check of the folder."""
 MARGIN_S = 150.0
 """No delay ends so close to the age limit that the moment of a check decides."""
+MAX_DELAY_S = 7200.0
+"""Longest delay of a file; half as long after that the replay ends."""
 SHARES = {"removed": 0.04, "delayed": 0.08, "damaged": 0.05, "doubled": 0.08, "in_pieces": 0.1, "frozen": 0.02}
 
 
@@ -151,7 +153,9 @@ def plan(
         if kind == "delayed":
             limit = 60.0 * MAX_AGE_MINUTES
             delay = (
-                rng.uniform(300, limit - MARGIN_S) if rng.random() < 0.5 else rng.uniform(limit + MARGIN_S, 7200)
+                rng.uniform(300, limit - MARGIN_S)
+                if rng.random() < 0.5
+                else rng.uniform(limit + MARGIN_S, MAX_DELAY_S)
             )
             deliver(seconds_of(frame) + delay, whole, frame, good=True)
         elif kind == "damaged":
@@ -348,8 +352,9 @@ def replay(
     incoming.mkdir(parents=True)
     files, frozen = as_files(truth, folder)
     planned = plan(times, files, frozen, seed)
-    start, end = seconds_of(times[0]) - POLL_S, seconds_of(times[-1]) + 3 * 3600.0
-    troubles = troubles_of(start, end - 3 * 3600.0, with_full_disk=disk is not None)
+    start, last = seconds_of(times[0]) - POLL_S, seconds_of(times[-1])
+    end = last + 1.5 * MAX_DELAY_S
+    troubles = troubles_of(start, last, with_full_disk=disk is not None)
     clock = ReplayClock(start, incoming, planned.deliveries, troubles, disk or Disk(folder))
     noting = Noting(pipeline, truth, output)
     site = NotingSite(site_folder, clock, places=places_in(schema.grid_of(truth)), stale_minutes=MAX_AGE_MINUTES)
@@ -361,7 +366,7 @@ def replay(
         output=output, until=str(time_of(end).astype("datetime64[s]")), poll_s=POLL_S, settle_s=SETTLE_S,
         max_age_minutes=MAX_AGE_MINUTES, keep_hours=None,
     )  # fmt: skip
-    clock.stop_at = start + (end - 3 * 3600.0 - start) / 2
+    clock.stop_at = start + (last - start) / 2
     with onlooker:
         codes = [Watcher(incoming, reader, noting, settings, clock=clock, site=site).run()]
         first_site, site = site, NotingSite(site_folder, clock, places=site.places, stale_minutes=MAX_AGE_MINUTES)

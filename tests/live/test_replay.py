@@ -53,6 +53,7 @@ def test_a_replay_ends_with_every_due_forecast_and_none_wrong(
     # more of everything than in a day: three hours have few frames
     monkeypatch.setattr(replay, "SHARES", dict.fromkeys(replay.SHARES, 0.1))
     monkeypatch.setattr(replay, "POLL_S", 60.0)
+    monkeypatch.setattr(replay, "MAX_DELAY_S", 1800.0)
     outcome = replay.replay(truth, pipeline, reader, tmp_path / "replay", disk=disk)
     assert not outcome.problems
     assert outcome.num_forecasts >= outcome.num_due >= 3 and min(outcome.fates.values()) >= 1
@@ -75,6 +76,7 @@ def test_a_replay_notices_what_is_wrong(
     reader = assembly.make(compose_config("forecast", tmp_path / "config").source)
     monkeypatch.setattr(replay, "SHARES", dict.fromkeys(replay.SHARES, 0.14))
     monkeypatch.setattr(replay, "POLL_S", 60.0)
+    monkeypatch.setattr(replay, "MAX_DELAY_S", 1800.0)
     # a watcher that takes stale frames and images sent twice for new
     monkeypatch.setattr(Intake, "is_fresh", lambda *_: True)
     monkeypatch.setattr(RecentFrames, "is_frozen", lambda *_: False)
