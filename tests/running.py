@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, flag_override
 
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir, main
 
@@ -51,15 +51,18 @@ def compose_config(command: str, run_dir: Path, *overrides: str) -> DictConfig:
     return composed(command, [*overrides, f"paths.run_dir={run_dir}"])
 
 
-def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+def composed(command: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     """The config of a command as Hydra composes it: first the files that are chosen, then the values that are given.
 
-    The first takes most of the time and is done once.
+    The first takes most of the time and is done once. `with_hydra`: with Hydra's own node.
     """
     choices = tuple(override for override in overrides if _chooses_files(override))
     values = [override for override in overrides if override not in choices]
-    cfg = copy.deepcopy(_files_of(conf_dir(), command, choices))
+    cfg = copy.deepcopy(_files_of(conf_dir(), command, choices, with_hydra=with_hydra))
     ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), cfg)
+    if with_hydra:
+        with flag_override(cfg, ["readonly", "struct"], False):
+            cfg.hydra.overrides.task = list(overrides)
     return cfg
 
 
@@ -70,11 +73,11 @@ def _chooses_files(override: str) -> bool:
 
 
 @functools.cache
-def _files_of(folder: Path, command: str, choices: tuple[str, ...]) -> DictConfig:
+def _files_of(folder: Path, command: str, choices: tuple[str, ...], *, with_hydra: bool) -> DictConfig:
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(folder), version_base=HYDRA_VERSION_BASE):
-            return compose(command, overrides=list(choices))
+            return compose(command, overrides=list(choices), return_hydra_config=with_hydra)
     finally:
         GlobalHydra.instance().hydra = outer
 

@@ -17,14 +17,11 @@ import numpy
 import optuna
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from running import REPO, TINY, compose_config, composed
 
 from raincast import assembly
-from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 from raincast.commands.train import train
 from raincast.sweeps import process
 from raincast.sweeps.callback import TrialCallback
@@ -40,14 +37,14 @@ RunTrial = Callable[[Sequence[str], Path, Mapping[str, str]], int]
 
 @contextmanager
 def launched(folder: Path, *overrides: str) -> Iterator[DictConfig]:
-    """The config of a worker, as Hydra hands it to the command."""
-    GlobalHydra.instance().clear()
+    """The config of a worker, as Hydra hands it to the command; those of its trials are composed quickly."""
     given = ["experiment=convlstm", "sweep=convlstm", f"paths.output_dir={folder}", *overrides]
-    with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-        cfg = compose("train", given, return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
+    cfg = composed("train", given, with_hydra=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raincast.sweeps.worker.compose", composed)
         try:
             yield cfg
         finally:
@@ -56,8 +53,7 @@ def launched(folder: Path, *overrides: str) -> Iterator[DictConfig]:
 
 @pytest.fixture(autouse=True)
 def plain_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configs that are composed quickly, and pages without pictures, but where the test is about them."""
-    monkeypatch.setattr("raincast.sweeps.worker.compose", composed)
+    """Pages without pictures, but where the test is about them."""
     if "page" not in request.node.name:
         monkeypatch.setattr("raincast.sweeps.report.pictures", lambda sweep: {})
 
