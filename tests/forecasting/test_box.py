@@ -112,7 +112,7 @@ def test_forecast_needs_no_checkpoint_and_says_how_good_its_weights_were(
 @pytest.mark.usefixtures("undrawn")
 def test_evaluate_scores_the_box_its_rules_and_members(tiny_archive: Path, tmp_path: Path) -> None:
     given = [f"data.archive={tiny_archive}", "data.eval_stride=20", "baselines=[persistence]", "workers=1"]
-    given += [f"paths.output_dir={tmp_path}"]
+    given += [f"paths.output_dir={tmp_path}", "default_data.lead_steps=4"]
     scores = evaluate.run(compose_config("evaluate", tmp_path / "a", *given, "rates_by=[csi]", "members=4"))
     assert list(scores["forecaster"].values) == ["network", "network_csi", "network_members", "persistence"]
     csi = scores["csi"].sel(threshold=1).isel(lead_time=0)  # later rain comes from outside 32 km
@@ -189,16 +189,16 @@ def test_training_begins_with_the_box_and_the_checkpoint_forecasts(tiny_archive:
     assert assembly.head(nothing).num_channels == 14
 
 
-@pytest.mark.parametrize("leads", [1, 2, 3, 12, 36])
-def test_the_memory_of_the_box_is_that_of_its_network(leads: int) -> None:
+def test_the_memory_of_the_box_is_that_of_its_network() -> None:
     """What is written down to save the seconds of an estimate is no less than it, and not much more."""
     estimated, known = Footprint.of_network(box_forecaster()), Footprint.of_box(box_forecaster())
-    found = estimated.bytes_per_pixel(leads)
-    assert found <= known.bytes_per_pixel(leads) <= 1.35 * found
+    for leads in (1, 3, 36):  # the first is on the constant part, the second just beyond it
+        found = estimated.bytes_per_pixel(leads)
+        assert found <= known.bytes_per_pixel(leads) <= 1.35 * found, leads
     assert estimated.whole_bytes_per_pixel is not None and known.whole_bytes_per_pixel is not None
-    if leads in (1, 12):
+    for leads in (1, 8):
         found = estimated.whole_bytes_per_pixel(leads)
-        assert found <= known.whole_bytes_per_pixel(leads) <= 1.35 * found
+        assert found <= known.whole_bytes_per_pixel(leads) <= 1.35 * found, leads
 
 
 def test_a_forecast_by_the_box_imports_only_what_it_needs(tmp_path: Path) -> None:
