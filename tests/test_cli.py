@@ -91,8 +91,7 @@ def test_a_shell_completes_keys_and_choices(
     assert set(offered) <= set(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", ["train", "ingest"])
+@pytest.mark.parametrize(("command", "unbuffered"), [("train", ""), ("ingest", "1")])
 def test_help_may_be_cut_off(command: str, unbuffered: str, tmp_path: Path) -> None:
     code = f"import sys; sys.argv = ['raincast', '{command}', '--help']; from raincast.cli import main; main()"
     with subprocess.Popen(
@@ -267,7 +266,7 @@ def test_a_folder_set_in_the_place_of_hydras_is_made(tiny_archive: Path, tmp_pat
     """The evaluation ended in an error when all scores were there."""
     given = [f"data.archive={tiny_archive}", "checkpoint=null", "baselines=[persistence]", "data.eval_stride=8"]
     given += ["default_data.lead_steps=2", "metrics.thresholds=[1]"]
-    done = run_forked(tmp_path, "evaluate", *given, "paths.run_dir=new/folder", "resamples=40")
+    done = run_forked(tmp_path, "evaluate", *given, "paths.run_dir=new/folder", "resamples=40", drawn=False)
     assert done.returncode == 0 and (tmp_path / "new" / "folder" / "scores.nc").exists(), done.stderr
     refused = run_forked(tmp_path, "evaluate", "data.archive=none", "paths.run_dir=other")
     assert refused.returncode == 1 and not (tmp_path / "other").exists()

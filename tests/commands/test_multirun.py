@@ -8,7 +8,8 @@ from raincast import schema
 
 
 def test_every_job_speaks_and_a_table_ends_them(tiny_archive: Path, tmp_path: Path) -> None:
-    overrides = [*TINY, f"data.archive={tiny_archive}", "data.eval_stride=20", "trainer.max_epochs=1"]
+    overrides = [*TINY, f"data.archive={tiny_archive}", "data.eval_stride=20", "data.samples_per_epoch=8"]
+    overrides += ["trainer.max_epochs=1"]
     ran = run_forked(tmp_path, "train", "-m", *overrides, "data.batch_size=0,4", drawn=False)
     (folder,) = (tmp_path / "outputs" / "sweep").glob("*/*")
     assert ran.returncode == 1, "one of them failed"

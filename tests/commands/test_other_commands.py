@@ -269,12 +269,15 @@ def test_forecast_of_radar_files_equals_that_of_their_archive(tiny_run: Path, tm
 def test_the_commands_run_one_after_the_other_as_scripts(tiny_archive: Path, tmp_path: Path) -> None:
     """train.py → evaluate.py → forecast.py, each with the command that the one before it printed."""
     few = ["trainer.max_epochs=1", "data.samples_per_epoch=8", "data.eval_stride=8"]
-    less = {"evaluate": ["baselines=[persistence]", "metrics.thresholds=[1]", "resamples=40"]}
+    less = {
+        "evaluate": ["baselines=[persistence]", "metrics.thresholds=[1]", "resamples=40"],
+        "forecast": ["animation=false"],
+    }
     overrides = [*TINY, f"data.archive={tiny_archive}", *few]
     output = run_forked(tmp_path, "train", *overrides, drawn=False)
     for script in ("evaluate", "forecast"):
         assert output.returncode == 0, output.stderr[-3000:]
         line = next(line for line in output.stderr.splitlines() if f"python {script}.py" in line)
-        output = run_forked(tmp_path, script, *line.split()[2:], *less.get(script, ()))
+        output = run_forked(tmp_path, script, *line.split()[2:], *less[script], drawn=False)
     assert output.returncode == 0, output.stderr[-3000:]
     assert len(list(tmp_path.glob("outputs/forecast/*/*/forecast_*.nc"))) == 1

@@ -217,6 +217,7 @@ def test_resuming_as_another_run_is_refused(tiny_run: Path, tiny_archive: Path, 
 
 def test_a_sweep_runs_every_trial_and_logs_offline_to_wandb(tiny_archive: Path, tmp_path: Path) -> None:
     overrides = [o for o in TINY if o != "logger=csv"]
+    overrides += ["data.samples_per_epoch=8", "data.eval_stride=20"]
     sweep = run_forked(
         tmp_path, "train", "-m", *overrides, f"data.archive={tiny_archive}", "trainer.max_epochs=1",
         "optimizer.lr=1e-3,3e-4", f"hydra.sweep.dir={tmp_path}/sweep",
