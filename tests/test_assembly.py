@@ -11,6 +11,7 @@ from running import compose_config
 from raincast import assembly
 from raincast.assembly import run
 from raincast.commands import report, run_log
+from raincast.data.datamodule import RadarDataModule
 from raincast.models.layers.convlstm import ConvLSTM
 from raincast.transforms import DbzScaling
 
@@ -57,6 +58,22 @@ def test_a_damaged_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None
     (tmp_path / "a.ckpt").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.ckpt is damaged"):
         assembly.read_checkpoint(tmp_path / "a.ckpt")
+
+
+class OwnData(RadarDataModule):
+    """A subclass as a user may write it."""
+
+
+def test_training_takes_data_of_ones_own_and_refuses_what_lightning_cannot_use(
+    tiny_archive: Path, tmp_path: Path
+) -> None:
+    config = compose_config("train", tmp_path)
+    assert type(assembly.datamodule(config, tiny_archive)) is RadarDataModule
+    config.data._target_ = f"{__name__}.OwnData"
+    assert type(assembly.datamodule(config, tiny_archive)) is OwnData
+    config.data._target_ = "raincast.data.windows.BlockSplit"
+    with pytest.raises(ValueError, match=r"data\._target_=raincast\.data\.windows\.BlockSplit: training needs"):
+        assembly.datamodule(config, tiny_archive)
 
 
 def test_wandb_stays_offline_without_a_key_or_a_network(
