@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from raincast import assembly
 from raincast.baselines import Extrapolation, Persistence
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
-from raincast.data.datamodule import RadarDataModule
+from raincast.data.radar import RadarData
 from raincast.data.sampler import Place
 from raincast.data.windows import TrainAll
 from raincast.evaluation import EventSums, Scoring
@@ -50,7 +50,7 @@ def main() -> None:
             else untrained(cfg)
         )
         seen, leads = network.input_steps, network.lead_steps
-        data = RadarDataModule(Path(folder) / "rain", split=TrainAll(), input_steps=seen, lead_steps=leads)
+        data = RadarData(Path(folder) / "rain", split=TrainAll(), input_steps=seen, lead_steps=leads)
         places = [Place(start, 0, 0, SIZE, SIZE) for start in range(FRAMES - seen - leads + 1)]
         scoring = Scoring(assembly.metrics(cfg, data), 5.0, data.archive.grid.pixel_km)
         sys.stdout.write(f"{asked.windows} windows of {seen + leads} × {SIZE}², metrics={asked.metrics}\n")
