@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from omegaconf import DictConfig
 from running import compose_config, server, undrawn
 
 
@@ -24,7 +25,7 @@ def run(
     """
     path, left = writes or (run_dir, 0)
     before = _written(path)
-    process = server().Process(target=_train, args=(run_dir, overrides, prepare))
+    process = server().Process(target=_train, args=(compose_config("train", run_dir, *overrides), prepare))
     process.start()
     while left > 0 and process.is_alive():
         time.sleep(0.01)
@@ -62,13 +63,13 @@ def _written(path: Path) -> int | None:
         return None
 
 
-def _train(run_dir: Path, overrides: list[str], prepare: Callable[[], None] | None) -> None:
+def _train(cfg: DictConfig, prepare: Callable[[], None] | None) -> None:
     from raincast.commands.train import train
 
     if prepare is not None:
         prepare()
     with undrawn():
-        train(compose_config("train", run_dir, *overrides))
+        train(cfg)
 
 
 def kill_in_step(number: int, how: int = signal.SIGKILL) -> None:

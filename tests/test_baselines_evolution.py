@@ -91,30 +91,31 @@ AWKWARD = {
     "extreme": moving(3) * 1e4,
 }
 FEW = ["no rain", "all missing", "one pixel", "one frame", "parts missing"]
-CASES = [(name, case) for name in QUICK for case in AWKWARD] + [(name, case) for name in SLOW for case in FEW]
-
-
-@pytest.mark.parametrize(("name", "case"), CASES)
-def test_always_finite_and_never_negative(name, case):
-    rain = as_batch(AWKWARD[case])
-    before = rain.copy()
-    forecaster = (QUICK | SLOW)[name]
-    out = rates_of(forecaster, rain, 3)
-    assert forecaster.name == name
-    assert out.shape == (1, 3, 1, *rain.shape[-2:])
-    assert out.dtype == np.float32
-    assert np.isfinite(out).all()
-    assert (out >= 0).all()
-    np.testing.assert_array_equal(rain, before)
 
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
-@pytest.mark.parametrize("case", ["no rain", "all missing", "one pixel", "narrow", "one frame"])
-def test_without_motion_they_are_persistence(name, case):
-    rain = as_batch(AWKWARD[case])
-    np.testing.assert_allclose(
-        rates_of((QUICK | SLOW)[name], rain, 2), rates_of(Persistence(), rain, 2), rtol=1e-6, atol=0
-    )
+def test_always_finite_and_never_negative(name):
+    forecaster = (QUICK | SLOW)[name]
+    assert forecaster.name == name
+    for case in AWKWARD if name in QUICK else FEW:
+        rain = as_batch(AWKWARD[case])
+        before = rain.copy()
+        out = rates_of(forecaster, rain, 3)
+        assert out.shape == (1, 3, 1, *rain.shape[-2:]), case
+        assert out.dtype == np.float32, case
+        assert np.isfinite(out).all(), case
+        assert (out >= 0).all(), case
+        np.testing.assert_array_equal(rain, before, case)
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+def test_without_motion_they_are_persistence(name):
+    for case in ("no rain", "all missing", "one pixel", "narrow", "one frame"):
+        rain = as_batch(AWKWARD[case])
+        expected = rates_of(Persistence(), rain, 2)
+        np.testing.assert_allclose(
+            rates_of((QUICK | SLOW)[name], rain, 2), expected, rtol=1e-6, atol=0, err_msg=case
+        )
 
 
 @pytest.mark.parametrize("name", ["sprog", "anvil", "steps", "linda"])

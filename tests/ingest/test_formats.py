@@ -128,13 +128,17 @@ def test_each_file_has_one_reader_and_the_others_say_why_not(
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize(
-    "content", [b"", b"\x1f\x8b", b"no radar", b"GRIB", b"GIF89a", b"P5\n", b"II*\0", b"\x89HDF\r\n\x1a\n"]
-)
-def test_nothing_at_all(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / "a.bin").write_bytes(content)
-    for path in (tmp_path / "a.bin", tmp_path / "absent.bin", tmp_path):
-        assert not READERS[name].recognises(path) or (name, content) == ("mch_gif", b"GIF89a")
+def test_nothing_at_all(tmp_path: Path, name: str) -> None:
+    beginnings = [b"", b"\x1f\x8b", b"no radar", b"GRIB", b"GIF89a", b"P5\n", b"II*\0", b"\x89HDF\r\n\x1a\n"]
+    for number, content in enumerate(beginnings):
+        (tmp_path / f"{number}.bin").write_bytes(content)
+    for path in (
+        *(tmp_path / f"{number}.bin" for number in range(len(beginnings))),
+        tmp_path / "no.bin",
+        tmp_path,
+    ):
+        is_gif = path.is_file() and path.read_bytes() == b"GIF89a"
+        assert not READERS[name].recognises(path) or (name == "mch_gif" and is_gif), path
         for call in (READERS[name].scan, READERS[name].read):
             with pytest.raises(ValueError, match=path.name):
                 call(path)

@@ -189,7 +189,7 @@ def test_dry_stays_dry_and_one_frame_stays_where_it_is() -> None:
 def test_a_few_wet_pixels_leave_the_rest_dry() -> None:
     """Specks that come and go have no motion; wherever they are said to go, most of the grid stays dry."""
     generator = torch.Generator().manual_seed(2)
-    for _ in range(20):
+    for _ in range(6):
         rain = (torch.rand(1, 4, 37, 48, generator=generator) > 0.999).float() * 3.0
         x = torch.stack([rain, torch.ones_like(rain)], dim=2)
         output = forecaster()(x, 12, scale(5.0, 2.0))
