@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,10 @@ def server() -> "multiprocessing.context.ForkServerContext":
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no other thread
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preload"])
+    with pytest.MonkeyPatch.context() as patch:
+        # up to Python 3.12 the server does not get the path of this process, and says nothing where it finds no preload
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        forkserver.ensure_running()
     return context
 
 

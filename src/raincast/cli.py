@@ -26,14 +26,12 @@ from raincast.commands import help, jobs, overrides
 from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
 from raincast.system.faults import reason_of
 from raincast.system.heap import pause_collector, resume_collector
-from raincast.system.run_folder import alone, make, remove_if_empty
+from raincast.system.run_folder import alone, is_first_process, make, remove_if_empty
 
 log = logging.getLogger(__name__)
 
 COMMANDS = ("train", "evaluate", "forecast", "ingest", "export", "summary", "serve")
 USER_ERRORS = (ValueError, FloatingPointError, FileNotFoundError, FileExistsError, NotADirectoryError)
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-"""Environment variables in which torchrun, Lightning and SLURM pass a process its rank."""
 
 
 def train() -> None:
@@ -214,7 +212,7 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
     several = jobs.one_of_several()
     folder = Path(HydraConfig.get().runtime.output_dir)
     # the other processes of a run share the folder of the first
-    is_first = not any(int(os.environ.get(rank, "0")) for rank in RANKS)
+    is_first = is_first_process()
     locks = is_first and folder.resolve() != Path.cwd()
     try:
         _check_missing(cfg)

@@ -11,6 +11,7 @@ from running import REPO, TINY, compose_config, run_forked
 
 from raincast import assembly, cli
 from raincast.commands.train import train
+from raincast.system import run_folder
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 COMMON = [
@@ -132,3 +133,12 @@ def test_a_torchrun_without_a_store_is_asked_for_a_folder() -> None:
     with pytest.raises(SystemExit, match=r"hydra\.run\.dir=…"):
         cli._shared_run_dir([], environment)
     assert cli._shared_run_dir(["hydra.run.dir=here"], environment) == []
+
+
+def test_a_process_knows_its_rank_though_it_was_forked_after_all_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps the rank of when it was imported: the second process wrote a log of its own."""
+    assert run_folder.is_first_process()
+    monkeypatch.setenv("RANK", "1")
+    assert not run_folder.is_first_process()
+    monkeypatch.setenv("RANK", "0")
+    assert run_folder.is_first_process()

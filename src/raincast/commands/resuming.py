@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly
 from raincast.system.files import write_text
+from raincast.system.run_folder import is_first_process
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +35,7 @@ def alone(cfg: DictConfig) -> Iterator[None]:
 
     The system releases the lock of a process that dies. Raises ValueError also if `name` is taken by another run.
     """
-    if not _has_own_folder(cfg) or _rank() > 0:
+    if not _has_own_folder(cfg) or not is_first_process():
         yield
         return
     from raincast.system.lock import held
@@ -51,13 +52,6 @@ def alone(cfg: DictConfig) -> Iterator[None]:
 
 def _has_own_folder(cfg: DictConfig) -> bool:
     return cfg.resume is not None or cfg.name is not None
-
-
-def _rank() -> int:
-    """Return this process's rank among those that train together; 0 also before they were started."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    return int(getattr(rank_zero_only, "rank", None) or 0)
 
 
 def find(cfg: DictConfig) -> assembly.Checkpoint | None:
@@ -179,7 +173,7 @@ def logger_ids(cfg: DictConfig, old: assembly.Checkpoint | None) -> dict[str, st
 
 def note_logger_ids(cfg: DictConfig, ids: dict[str, str]) -> None:
     """Save the ids for a run killed before its first checkpoint."""
-    if _has_own_folder(cfg) and ids and _rank() == 0:
+    if _has_own_folder(cfg) and ids and is_first_process():
         (Path(cfg.paths.run_dir) / "loggers.json").write_text(json.dumps(ids), encoding="utf-8")
 
 

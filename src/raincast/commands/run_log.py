@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from raincast.system import provenance
+from raincast.system.run_folder import is_first_process
 
 if TYPE_CHECKING:
     import lightning as L
@@ -28,13 +29,11 @@ NOTHING_TO_MEND = (
 
 def silence_libraries() -> None:
     """Suppress warnings that nobody can act on, greetings, and repetitions by processes other than the first."""
-    from lightning.pytorch.utilities import rank_zero_only
-
     for message in NOTHING_TO_MEND:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if getattr(rank_zero_only, "rank", 0):
+    if not is_first_process():
         logging.getLogger("raincast").setLevel(logging.WARNING)
 
 

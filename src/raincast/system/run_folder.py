@@ -1,5 +1,6 @@
 """Run folders: each run creates its own and locks it while it runs."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,9 +9,19 @@ from pathlib import Path
 from raincast.system.lock import held
 
 LOCK = ".run.lock"
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Environment variables in which torchrun, Lightning, SLURM and LSF pass a process its rank."""
 
 _made: dict[Path, list[Path]] = {}
 """Folders that this process has created, each with the parent folders that it also created."""
+
+
+def is_first_process() -> bool:
+    """Return True if this process is the only one of its run, or the one of rank 0.
+
+    Lightning's `rank_zero_only.rank` is that of when Lightning was imported: wrong in a process forked after that.
+    """
+    return not any(int(os.environ.get(rank, "0")) for rank in RANKS)
 
 
 def own(path: Path) -> Path:
