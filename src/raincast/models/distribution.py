@@ -324,7 +324,8 @@ def _beyond(fall: Tensor) -> Tensor:
 
 def _flow_area(newest: Tensor) -> Tensor:
     """Count the pixels of the advected newest frame (B, T, 1, h, w) that reach each threshold: (B, T, K)."""
-    return torch.cat([(newest >= threshold).to(newest.dtype).sum((-2, -1)) for threshold in THRESHOLDS], dim=2)
+    thresholds = torch.tensor(THRESHOLDS, dtype=newest.dtype, device=newest.device)[:, None, None]
+    return (newest >= thresholds).to(newest.dtype).sum((-2, -1))
 
 
 def _at(levels: Sequence[Tensor], threshold: float) -> Tensor:

@@ -175,6 +175,10 @@ class LagrangianForecaster(PhysicalNetwork):
                 part = _bounds(of.seen[:, -1], stride=BLOCK)
                 corrected([own[part] for own in leads], of.past[part], of.seen[part], of.scale.pixel)
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
+        if torch.compiler.is_compiling():  # all at once: a tracer writes out each turn of a loop
+            each = newest[:, None].expand(-1, num_steps, -1, -1, -1).flatten(0, 1)
+            moved = _advected(torch.stack(list(leads), dim=1).flatten(0, 1), each, of.far.flatten(0, 1))
+            return moved.unflatten(0, of.far.shape[:2])
         steps = (_advected(own, newest, far) for own, far in zip(leads, of.far.unbind(1), strict=True))
         if made is None:
             return torch.stack(list(steps), dim=1)
@@ -374,7 +378,7 @@ class LagrangianCore(nn.Module):
             correction = framewise(self.out, F.leaky_relu(hidden, SLOPE)).float()
             return distribution(field[:, leads], of.spread[:, leads], correction)
 
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             yield from logits(slice(None)).unbind(1)
         else:
             for lead in range(L):
@@ -472,8 +476,9 @@ def _shares(newest: Tensor, known: Tensor) -> Tensor:
 
     `newest` is `UNKNOWN`, below all thresholds, at the others.
     """
-    reached = [(newest >= threshold).to(newest.dtype).sum((-2, -1)) for threshold in THRESHOLDS]
-    shares = torch.cat(reached, dim=1) / known.sum((-2, -1)).clamp_min(1.0)
+    thresholds = torch.tensor(THRESHOLDS, dtype=newest.dtype, device=newest.device)[:, None, None]
+    reached = (newest >= thresholds).to(newest.dtype).sum((-2, -1))
+    shares = reached / known.sum((-2, -1)).clamp_min(1.0)
     return shares.clamp(SMALLEST_SHARE, 0.5).logit()[..., None, None]
 
 

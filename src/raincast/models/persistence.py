@@ -64,35 +64,44 @@ def corrected(leads: Sequence[Tensor], past: Tensor, seen: Tensor, pixel_km: Ten
 
     Unless gradients are recorded or the network is traced, the result overwrites `leads`.
     """
-    in_place = _in_place()
+    in_place, light = _in_place(), sum(threshold < HEAVY for threshold in THRESHOLDS)
     leads = observed_changes(leads, past, seen)
-    levels = [[level if in_place else level.clone() for level in own.unbind(1)] for own in leads]
+    if in_place:  # one lead time and threshold after the other, to save memory
+        parts = [own[:, None] for own in leads]
+        groups = [slice(k, k + 1) for k in range(len(THRESHOLDS))]
+    else:  # many at once: a tracer writes out each turn of a loop
+        parts, groups = [torch.stack(list(leads), dim=1)], [slice(0, light), slice(light, len(THRESHOLDS))]
     blocks = _Blocks(past, pixel_km)
+    thresholds = torch.tensor(THRESHOLDS, dtype=past.dtype, device=past.device)[:, None, None]
     # masks are numbers: their products and sums are faster than logic and sums of bytes
     observed = (seen > 0.5).to(past.dtype)
-    observed = observed * observed[:, -1:]
+    observed = (observed * observed[:, -1:])[:, :, None]
     pairs = blocks.successions(observed, observed)
-    for k in reversed(range(len(THRESHOLDS))):
-        wet = (past >= THRESHOLDS[k]).to(past.dtype) * observed
+    made: list[list[Tensor]] = [[] for _ in parts]  # from the highest threshold to the lowest
+    for group in reversed(groups):
+        wet = (past[:, :, None] >= thresholds[group]).to(past.dtype) * observed
         were, hits = blocks.successions(wet, observed), blocks.successions(wet, wet)
         counted = ((hits, were), (blocks.successions(observed, wet) - hits, pairs - were))
-        kinds = (wet[:, -1], observed[:, -1] - wet[:, -1])
+        kinds = (wet[:, -1:], observed[:, -1:] - wet[:, -1:])
         sums: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for own in levels:
-            chance = own[k].sigmoid()
+        for part in parts:
+            chance = part[:, :, group].sigmoid()
             for kind, of_kind in zip(kinds, sums, strict=True):
                 of_kind.append(blocks.sums(chance * kind))
+        levels = [part[:, :, group] for part in parts]
         for kind, chances, (hit, total), sign in zip(kinds, sums, counted, (-1.0, 1.0), strict=True):
             if in_place and not kind.is_meta and not kind.any():
                 continue
-            numbers = _Counted(torch.stack(chances, dim=1), blocks.sums(kind)[:, None], hit, total)
-            shift = blocks.shift(numbers, sign, few=THRESHOLDS[k] >= HEAVY)
-            for lead, own in enumerate(levels):
-                own[k].addcmul_(kind, blocks.at_pixels(shift[:, lead]))
-        for own in levels:
-            if k + 1 < len(own):  # a higher threshold is not reached more often
-                own[k] = torch.maximum(own[k], own[k + 1], out=own[k] if in_place else None)
-    return leads if in_place else [torch.stack(own, dim=1) for own in levels]
+            numbers = _Counted(torch.cat(chances, dim=1), blocks.sums(kind), hit, total)
+            shifts = blocks.shift(numbers, sign, few=group.start >= light).chunk(len(parts), dim=1)
+            levels = [
+                torch.addcmul(level, kind, blocks.at_pixels(shift), out=level if in_place else None)
+                for level, shift in zip(levels, shifts, strict=True)
+            ]
+        for level, own in zip(levels, made, strict=True):
+            for one in reversed(level.unbind(2)):  # a higher threshold is not reached more often
+                own.append(torch.maximum(one, own[-1], out=one if in_place else None) if own else one)
+    return leads if in_place else torch.stack(made[0][::-1], dim=2).unbind(1)
 
 
 class _Blocks:
@@ -107,30 +116,33 @@ class _Blocks:
         self.window = []
         for side in self.size:
             centres = torch.arange(-(-side // BLOCK), device=past.device, dtype=past.dtype) * BLOCK
-            apart = (centres[:, None] - centres) * pixel_km[:, None, None, None] / WINDOW_KM
+            apart = (centres[:, None] - centres) * pixel_km[:, None, None, None, None] / WINDOW_KM
             self.window.append(torch.exp(-0.5 * apart.square()))
 
-    def sums(self, maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b y x"]:
+    def sums(self, maps: Float[Tensor, "b n k h w"]) -> Float[Tensor, "b n k y x"]:
         """Return the sum over each block; those at the edges may hold fewer pixels."""
         H, W = self.size
+        maps, first = maps.flatten(1, 2), maps.shape[1:3]
         if H % BLOCK or W % BLOCK:
             maps = F.pad(maps, (0, -W % BLOCK, 0, -H % BLOCK))
-        return F.avg_pool2d(maps[:, None], BLOCK)[:, 0] * float(BLOCK**2)
+        return F.avg_pool2d(maps, BLOCK).unflatten(1, first) * float(BLOCK**2)
 
     def successions(
-        self, before: Float[Tensor, "b t h w"], after: Float[Tensor, "b t h w"]
-    ) -> Float[Tensor, "b lags y x"]:
+        self, before: Float[Tensor, "b t k h w"], after: Float[Tensor, "b t k h w"]
+    ) -> Float[Tensor, "b lags k y x"]:
         """Return how many pixels were in `before` and 1, 2, … frames later in `after`."""
         lags = range(1, before.shape[1])
-        return torch.stack([self.sums((before[:, :-lag] * after[:, lag:]).sum(1)) for lag in lags], dim=1)
+        return torch.cat([self.sums((before[:, :-lag] * after[:, lag:]).sum(1, True)) for lag in lags], dim=1)
 
-    def at_pixels(self, blocks: Float[Tensor, "b y x"]) -> Float[Tensor, "b h w"]:
+    def at_pixels(self, blocks: Float[Tensor, "b l k y x"]) -> Float[Tensor, "b l k h w"]:
         """Interpolate between the centres of blocks."""
         H, W = self.size
-        pixels = F.interpolate(blocks[:, None], scale_factor=float(BLOCK), mode="bilinear", align_corners=False)
-        return pixels[:, 0, :H, :W]
+        pixels = F.interpolate(
+            blocks.flatten(1, 2), scale_factor=float(BLOCK), mode="bilinear", align_corners=False
+        )
+        return pixels.unflatten(1, blocks.shape[1:3])[..., :H, :W]
 
-    def shift(self, of: "_Counted", sign: float, *, few: bool) -> Float[Tensor, "b l y x"]:
+    def shift(self, of: "_Counted", sign: float, *, few: bool) -> Float[Tensor, "b l k y x"]:
         """Return the number to add to the logits of pixels of one kind in each block.
 
         Their share that reaches the threshold rises (`sign` 1) or falls (−1) with the lead time. If such pixels
@@ -148,10 +160,10 @@ class _Blocks:
 
 
 class _Counted(NamedTuple):
-    """Numbers of pixels of one kind in blocks (B, …, y, x).
+    """Numbers of pixels of one kind in blocks (B, …, K, y, x).
 
-    The forecast probabilities of its `pixels` (B, 1, y, x) add up to `chances` (B, L, y, x). `hits` of the
-    `total` pixels in past frames (B, lags, y, x) reached the threshold 1, 2, … steps later.
+    The forecast probabilities of its `pixels` (B, 1, K, y, x) add up to `chances` (B, L, K, y, x). `hits` of the
+    `total` pixels in past frames (B, lags, K, y, x) reached the threshold 1, 2, … steps later.
     """
 
     chances: Tensor
@@ -164,12 +176,12 @@ class _Counted(NamedTuple):
 
 
 def _shift(mean: Tensor, of: _Counted, prior: float, sign: float) -> Tensor:
-    """Return the difference (B, L, y, x) between the logits of observed and `mean` forecast frequencies.
+    """Return the difference (B, L, K, y, x) between the logits of observed and `mean` forecast frequencies.
 
     `mean` counts as much as `prior` observed pixels.
     """
     lags, L = of.hits.shape[1], mean.shape[1]
-    logarithm = torch.arange(1, L + 1, device=mean.device, dtype=mean.dtype).log()[:, None, None]
+    logarithm = torch.arange(1, L + 1, device=mean.device, dtype=mean.dtype).log()[:, None, None, None]
     beyond = (logarithm - math.log(lags)).clamp_min(0.0)
     at = torch.arange(lags, device=mean.device).clamp_max(L - 1)
     observed = ((of.hits + prior * mean[:, at]) / (of.total + prior)).clamp(LOWEST, HIGHEST).logit()
