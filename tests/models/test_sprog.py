@@ -83,6 +83,28 @@ def test_correlations_that_no_process_has_are_moved_to_the_nearest() -> None:
     assert float(second[0, 2]) > 2 * 0.9**2 - 1
 
 
+def test_rounding_shows_neither_in_bands_longer_than_the_grid_nor_in_small_correlations() -> None:
+    frames = noise(1, 3, 64, 64).cumsum(1) - 3.0
+    of, exact = (
+        module.statistics(
+            fields,
+            torch.ones_like(fields[:, 0]),
+            step_minutes=fields.new_full((1,), 5.0),
+            pixel_km=fields.new_ones(1),
+        )
+        for fields in (frames, frames.double())
+    )
+    assert exact.deviation[0, -1] < 1e-4, "the last band holds waves of 256 pixels and the mean"
+    for name in ("first", "second", "mean"):
+        torch.testing.assert_close(getattr(of, name).double(), getattr(exact, name), rtol=0, atol=1e-4)
+    first = torch.tensor([1e-3, 0.011, 0.03, 0.5])
+    _, least = stationary(first, first * 0.0 - 1.0)
+    torch.testing.assert_close(least, stationary(first.double(), first.double() * 0.0 - 1.0)[1].float())
+    square = first.double().square()  # the bound as Pulkkinen et al. write it
+    bound = (3.0 * square - 2.0 + 2.0 * (1.0 - square).pow(1.5)) / square
+    torch.testing.assert_close(least, bound.float(), rtol=1e-5, atol=1e-9)
+
+
 def test_too_few_pixels_live_as_rain_usually_does() -> None:
     frames = noise(1, 3, 64, 64)
     valid = torch.zeros(1, 64, 64)

@@ -178,7 +178,7 @@ class LagrangianForecaster(PhysicalNetwork):
         if torch.compiler.is_compiling():  # all at once: a tracer writes out each turn of a loop
             each = newest[:, None].expand(-1, num_steps, -1, -1, -1).flatten(0, 1)
             moved = _advected(torch.stack(list(leads), dim=1).flatten(0, 1), each, of.far.flatten(0, 1))
-            return moved.unflatten(0, of.far.shape[:2])
+            return moved.reshape(*of.far.shape[:2], *moved.shape[1:])
         steps = (_advected(own, newest, far) for own, far in zip(leads, of.far.unbind(1), strict=True))
         if made is None:
             return torch.stack(list(steps), dim=1)

@@ -122,10 +122,11 @@ class _Blocks:
     def sums(self, maps: Float[Tensor, "b n k h w"]) -> Float[Tensor, "b n k y x"]:
         """Return the sum over each block; those at the edges may hold fewer pixels."""
         H, W = self.size
-        maps, first = maps.flatten(1, 2), maps.shape[1:3]
+        flat = maps.flatten(1, 2)
         if H % BLOCK or W % BLOCK:
-            maps = F.pad(maps, (0, -W % BLOCK, 0, -H % BLOCK))
-        return F.avg_pool2d(maps, BLOCK).unflatten(1, first) * float(BLOCK**2)
+            flat = F.pad(flat, (0, -W % BLOCK, 0, -H % BLOCK))
+        means = F.avg_pool2d(flat, BLOCK)
+        return means.reshape(*maps.shape[:3], *means.shape[2:]) * float(BLOCK**2)
 
     def successions(
         self, before: Float[Tensor, "b t k h w"], after: Float[Tensor, "b t k h w"]
@@ -140,7 +141,7 @@ class _Blocks:
         pixels = F.interpolate(
             blocks.flatten(1, 2), scale_factor=float(BLOCK), mode="bilinear", align_corners=False
         )
-        return pixels.unflatten(1, blocks.shape[1:3])[..., :H, :W]
+        return pixels.reshape(*blocks.shape[:3], *pixels.shape[2:])[..., :H, :W]
 
     def shift(self, of: "_Counted", sign: float, *, few: bool) -> Float[Tensor, "b l k y x"]:
         """Return the number to add to the logits of pixels of one kind in each block.

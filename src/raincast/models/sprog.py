@@ -90,7 +90,9 @@ def statistics(
     pixel_km: Float[Tensor, " b"],
 ) -> Bands:
     """Decompose three frames and compute the statistics that `sprog` needs; arguments as there."""
-    bands = decompose(frames)  # B, 3, K, H, W
+    # without the mean, whose rounding would outweigh the longest bands, almost empty on small grids
+    whole = frames.mean((-2, -1), keepdim=True)
+    bands = decompose(frames - whole)  # B, 3, K, H, W
     weight = valid[:, None, None]
     count = weight.sum((-2, -1)).clamp_min(1.0)
     mean = (bands * weight).sum((-2, -1)) / count
@@ -109,7 +111,8 @@ def statistics(
     first, second = stationary(first, second)
     deviation = (newest.square().sum(-1) / count[:, 0]).sqrt()
     before = (older.square().sum(-1) / count[:, 0]).sqrt()
-    return Bands(centred, mean[:, 2], first, second, deviation, before)
+    newest_mean = torch.cat([mean[:, 2, :-1], mean[:, 2, -1:] + whole[:, 2, :, 0]], dim=1)
+    return Bands(centred, newest_mean, first, second, deviation, before)
 
 
 def usual_correlation(minutes: Float[Tensor, " b"], pixel_km: Float[Tensor, " b"]) -> Float[Tensor, "b bands"]:
@@ -157,8 +160,9 @@ def stationary(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """
     first = first.clamp(0.0, LARGEST_CORRELATION)
     square = first.square()
-    least = (3.0 * square - 2.0 + 2.0 * (1.0 - square).pow(1.5)) / square.clamp_min(1e-6)
-    least = torch.where(first > 1e-2, least, torch.zeros_like(least))
+    root = (1.0 - square).sqrt()
+    # (3 r² − 2 + 2 (1 − r²)^1.5) / r², which would lose all digits of a small r
+    least = square * (1.0 + 2.0 * root) / (1.0 + root).square()
     return first, torch.maximum(second, least).clamp_max(LARGEST_CORRELATION).minimum(first)
 
 
