@@ -2,8 +2,10 @@
 
 import math
 
+import pytest
 import torch
 
+from raincast.models import persistence
 from raincast.models.persistence import (
     HIGHEST,
     LOWEST,
@@ -48,7 +50,7 @@ def test_rain_that_stayed_is_likely_to_stay_and_dry_pixels_to_stay_dry() -> None
 def test_half_of_the_rain_that_vanishes_halves_the_probability() -> None:
     past = frames(0.0, 0.5, 0.75, 0.875)  # half of what rained rains a frame later, a quarter two frames later
     steps = 12
-    made = observed_persistence(logits(steps, 0.95), past, torch.ones_like(past), KM).sigmoid()
+    made = observed_persistence(logits(steps, 0.95), past, torch.ones_like(past), ONE_WINDOW).sigmoid()
     wet = made[0, :, FIVE, :10, 36:].mean((-2, -1))
     torch.testing.assert_close(wet[:3], 0.5 ** torch.arange(1.0, 4.0), rtol=0.15, atol=0.0)
 
@@ -84,6 +86,22 @@ def test_rain_that_vanishes_on_one_side_is_likely_to_vanish_there() -> None:
         logits(3, 0.5, side=320)[..., :40, :], past, torch.ones_like(past), ONE_WINDOW
     ).sigmoid()
     torch.testing.assert_close(made[0, 0, FIVE, 16:19, 20], made[0, 0, FIVE, 16:19, 300], rtol=0.03, atol=0.0)
+
+
+def test_the_second_window_shows_what_the_first_has_blurred(monkeypatch: pytest.MonkeyPatch) -> None:
+    past = torch.zeros(1, 4, 40, 320)
+    past[:, :, :20] = 10.0
+    for number in range(4):
+        past[:, number, : 5 * number, 160:] = 0.0
+
+    def contrast() -> float:
+        """Between 24 km west and 24 km east of the border, on the logarithmic scale of odds."""
+        made = observed_persistence(logits(3, 0.5, side=320)[..., :40, :], past, torch.ones_like(past), KM)
+        return float(made[0, 0, FIVE, 17, 136] - made[0, 0, FIVE, 17, 184])
+
+    both = contrast()
+    monkeypatch.setattr(persistence, "WINDOWS_KM", persistence.WINDOWS_KM[:1])
+    assert both > 1.1 * contrast() > 0
 
 
 def test_differences_between_pixels_stay_and_a_higher_threshold_is_not_reached_more_often() -> None:

@@ -21,8 +21,11 @@ PRIOR_OF_A_WINDOW = 100.0
 PRIOR_OF_A_RATE = 20.0
 """The same for pixels of one rate, which are few and close to each other."""
 
-WINDOW_KM = 32.0
-"""Standard deviation of the window within which rain is assumed to persist alike."""
+WINDOWS_KM = 32.0, 24.0
+"""Standard deviations of the windows within which rain is assumed to persist alike.
+
+The second shows what the first has blurred.
+"""
 
 BLOCK = 8
 """Side in pixels of the blocks in which pixels are counted; between their centres, shifts are interpolated."""
@@ -50,7 +53,7 @@ def observed_persistence(
 
     `logits` of P(R ≥ τ) at `THRESHOLDS` after 1, 2, … steps and `past` rates (mm/h) lie in coordinates that move
     with the rain; `seen` is 1 where they were observed. Pixels whose newest frame reaches a threshold, and those
-    where it does not, are treated apart. Around each pixel (`WINDOW_KM`), their mean probability of reaching it j
+    where it does not, are treated apart. Around each pixel (`WINDOWS_KM`), their mean probability of reaching it j
     steps later is compared with a frequency: how many pixels of that kind reach it j steps later in the past
     frames. Beyond these the frequency's logit is linear in the logarithm of the lead time, and the comparison
     counts less. The logits of one kind move by the difference. Before, smaller kinds are compared: see
@@ -113,11 +116,14 @@ class _Blocks:
 
     def __init__(self, past: Float[Tensor, "b t h w"], pixel_km: Float[Tensor, " b"]) -> None:
         self.size = past.shape[-2:]
-        self.window = []
-        for side in self.size:
-            centres = torch.arange(-(-side // BLOCK), device=past.device, dtype=past.dtype) * BLOCK
-            apart = (centres[:, None] - centres) * pixel_km[:, None, None, None, None] / WINDOW_KM
-            self.window.append(torch.exp(-0.5 * apart.square()))
+        self.windows = [[self._window(side, pixel_km, km) for side in self.size] for km in WINDOWS_KM]
+
+    @staticmethod
+    def _window(side: int, pixel_km: Tensor, km: float) -> Float[Tensor, "b 1 1 n n"]:
+        """Return the weight of each block for each other one along one side of the grid."""
+        centres = torch.arange(-(-side // BLOCK), device=pixel_km.device, dtype=pixel_km.dtype) * BLOCK
+        apart = (centres[:, None] - centres) * pixel_km[:, None, None, None, None] / km
+        return torch.exp(-0.5 * apart.square())
 
     def sums(self, maps: Float[Tensor, "b n k h w"]) -> Float[Tensor, "b n k y x"]:
         """Return the sum over each block; those at the edges may hold fewer pixels."""
@@ -147,17 +153,20 @@ class _Blocks:
         """Return the number to add to the logits of pixels of one kind in each block.
 
         Their share that reaches the threshold rises (`sign` 1) or falls (−1) with the lead time. If such pixels
-        are `few`, what is not known around a block is taken from all blocks.
+        are `few`, what is not known around a block is taken from all blocks. What one window leaves of the
+        difference, the next one compares.
         """
-        rows, columns = self.window
-        near = _Counted(*(rows @ number @ columns for number in of))
-        mean = near.mean()
-        if not few:
-            return _shift(mean, near, PRIOR_OF_A_WINDOW, sign)
-        whole = _Counted(*(number.sum((-2, -1), keepdim=True) for number in of))
-        first = _shift(whole.mean(), whole, PRIOR_PIXELS, sign)
-        mean = (mean.logit() + first).sigmoid().clamp(LOWEST, HIGHEST)
-        return first + _shift(mean, near, PRIOR_OF_A_WINDOW, sign)
+        shift = known = torch.zeros_like(of.chances)
+        if few:
+            whole = _Counted(*(number.sum((-2, -1), keepdim=True) for number in of))
+            difference, weight = _difference(whole.mean(), whole, PRIOR_PIXELS, sign)
+            shift = known = (weight * difference).expand_as(shift)
+        for rows, columns in self.windows:
+            near = _Counted(*(rows @ number @ columns for number in of))
+            mean = (near.mean().logit() + known).sigmoid().clamp(LOWEST, HIGHEST)
+            difference, weight = _difference(mean, near, PRIOR_OF_A_WINDOW, sign)
+            shift, known = shift + weight * difference, known + difference
+        return shift
 
 
 class _Counted(NamedTuple):
@@ -176,10 +185,10 @@ class _Counted(NamedTuple):
         return (self.chances / self.pixels.clamp_min(1.0)).clamp(LOWEST, HIGHEST)
 
 
-def _shift(mean: Tensor, of: _Counted, prior: float, sign: float) -> Tensor:
-    """Return the difference (B, L, K, y, x) between the logits of observed and `mean` forecast frequencies.
+def _difference(mean: Tensor, of: _Counted, prior: float, sign: float) -> tuple[Tensor, Tensor]:
+    """Return how far the logits of observed and `mean` forecast frequencies differ, and how much that counts.
 
-    `mean` counts as much as `prior` observed pixels.
+    Both are (B, L, K, y, x). `mean` counts as much as `prior` observed pixels.
     """
     lags, L = of.hits.shape[1], mean.shape[1]
     logarithm = torch.arange(1, L + 1, device=mean.device, dtype=mean.dtype).log()[:, None, None, None]
@@ -190,7 +199,7 @@ def _shift(mean: Tensor, of: _Counted, prior: float, sign: float) -> Tensor:
     fewest = of.total.amin(1, keepdim=True)
     certain = torch.where(beyond > 0, fewest / (fewest + prior), torch.ones_like(fewest))
     weight = certain * torch.exp(-0.5 * beyond) * (of.pixels >= FEWEST_PIXELS)
-    return weight * (observed[:, :1] + slope * logarithm - mean.logit())
+    return observed[:, :1] + slope * logarithm - mean.logit(), weight
 
 
 def observed_changes(
