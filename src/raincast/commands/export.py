@@ -126,7 +126,7 @@ class Apart:
 
 
 LEAST, MOST = Apart(1e-3, 1e-4, 1e-3), Apart(1e-2, 1e-3, 1e-2)
-"""Bounds of what is allowed. Files without an error are about ten times below the first on the bundled event."""
+"""Bounds of what is allowed. Files without an error are five to ten times below the first on the bundled event."""
 
 
 def allowed(itself: Apart) -> Apart:
