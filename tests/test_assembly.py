@@ -2,6 +2,7 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,13 +65,18 @@ class OwnData(RadarDataModule):
     """A subclass as a user may write it."""
 
 
+def own_data(**settings: Any) -> OwnData:
+    return OwnData(**settings)
+
+
 def test_training_takes_data_of_ones_own_and_refuses_what_lightning_cannot_use(
     tiny_archive: Path, tmp_path: Path
 ) -> None:
     config = compose_config("train", tmp_path)
     assert type(assembly.datamodule(config, tiny_archive)) is RadarDataModule
-    config.data._target_ = f"{__name__}.OwnData"
-    assert type(assembly.datamodule(config, tiny_archive)) is OwnData
+    for own in ("OwnData", "own_data"):
+        config.data._target_ = f"{__name__}.{own}"
+        assert type(assembly.datamodule(config, tiny_archive)) is OwnData
     config.data._target_ = "raincast.data.windows.BlockSplit"
     with pytest.raises(ValueError, match=r"data\._target_=raincast\.data\.windows\.BlockSplit: training needs"):
         assembly.datamodule(config, tiny_archive)

@@ -223,7 +223,7 @@ def test_no_more_tasks_than_workers_at_once(
     assert sorted(outcomes) == list(range(6)) and told[-1] == 21 and told == sorted(told)
     spans = [span for span in outcomes.values() if not isinstance(span, Exception)]
     assert len(spans) == 6
-    # whenever one begins: others may begin during a long one, after each other
+    # counted when a task begins: during a long task several short ones may run, one after the other
     assert max(sum(begun <= start < end for begun, end, _ in spans) for start, _, _ in spans) == at_once
     assert list(tmp_path.iterdir()) == []
 

@@ -66,19 +66,20 @@ def archive_path(
 def datamodule(cfg: DictConfig, archive: Path) -> "RadarDataModule":
     """Build `cfg.data` on `archive` for training by Lightning.
 
-    Raises ValueError if its class is neither RadarData nor a RadarDataModule.
+    Raises ValueError if its class is neither RadarData nor a RadarDataModule. A function is called as it is.
     """
     from raincast.data.datamodule import RadarDataModule
     from raincast.data.radar import RadarData
 
     settings: Any = make(cfg.data, archive=str(archive), _partial_=True)
     kind = RadarDataModule if settings.func is RadarData else settings.func
-    if not issubclass(kind, RadarDataModule):
+    if isinstance(kind, type) and not issubclass(kind, RadarDataModule):
         raise ValueError(
             f"data._target_={cfg.data._target_}: training needs raincast.data.radar.RadarData, or a subclass of "
             "raincast.data.datamodule.RadarDataModule."
         )
-    return kind(*settings.args, **settings.keywords)
+    made: RadarDataModule = kind(*settings.args, **settings.keywords)
+    return made
 
 
 def data_of(data: Mapping[str, Any], archive: Path) -> "RadarData":
