@@ -150,3 +150,17 @@ def test_projection_of_files_without_wkt():
     degrees = rain_attrs(grid_mapping="")
     degrees.y.attrs["units"] = "degrees_north"
     assert CRS.from_wkt(schema.find_crs_wkt(degrees, schema.RAIN)) == CRS.from_epsg(4326)
+
+
+def test_times_as_text_are_utc_unless_they_state_an_offset():
+    noon = np.datetime64("2015-07-28T12:00", "ns")
+    for text in ("2015-07-28T12:00", "2015-07-28 12:00Z", "2015-07-28T14:00+02:00", "20150728T1200", noon):
+        assert schema.parse_utc(text) == noon, text
+    assert schema.parse_utc("20150728") == np.datetime64("2015-07-28")  # to numpy the year 20,150,728
+    assert schema.parse_utc("2015-07") == np.datetime64("2015-07-01")
+    assert schema.parse_utc("2015") == np.datetime64("2015-01-01")
+    for text in ("", "NaT", "today", "28.07.2015", "2015-07-28/2015-07-29"):
+        with pytest.raises(ValueError, match="is not a date"):
+            schema.parse_utc(text)
+    with pytest.raises(ValueError, match="outside the years"):
+        schema.parse_utc("0015-07-28")

@@ -31,7 +31,6 @@ def open_radar(
     `open_radar(files, source="cf", variable="R")`. Only frames from `start` to `end` (UTC, both inclusive) are
     kept. Frames are read when they are looked at. FileNotFoundError or ValueError say what is wrong with a file.
     """
-    import numpy as np
 
     from raincast import assembly, schema
     from raincast.archive.find import find_files
@@ -41,9 +40,9 @@ def open_radar(
     series = FileSeries(assembly.reader_named(source, **settings), find_files(files))
     times = series.times
     if start is not None:
-        times = times[times >= np.datetime64(start)]
+        times = times[times >= schema.parse_utc(start)]
     if end is not None:
-        times = times[times <= np.datetime64(end)]
+        times = times[times <= schema.parse_utc(end)]
     if not times.size:
         raise ValueError(f"There is no frame from {start} to {end}: the files have {_span(series.times)} UTC.")
     first = series.read(times[:1])

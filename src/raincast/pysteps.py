@@ -256,7 +256,9 @@ def _unknown(flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 
 def _number(path: Path, times: npt.NDArray[np.datetime64], time: str | np.datetime64) -> int:
-    wanted = np.datetime64(str(time).removesuffix("Z"), "ns")
+    from raincast import schema
+
+    wanted = schema.parse_utc(time)
     if wanted not in times:
         raise ValueError(
             f"{path} has no frame of {time}: it has {times.size} from {times.min()} to {times.max()}."

@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -236,6 +237,27 @@ def rain_dataset(
     )
 
 
+def parse_utc(time: object) -> np.datetime64:
+    """Return a datetime64, or a time as ISO 8601 text, in ns; UTC unless the text states an offset (+02:00).
+
+    Raises ValueError for anything else, and outside the years 1678 to 2261. (numpy reads 20150728 as a year, which
+    wraps around, and `today` as a time.)
+    """
+    if isinstance(time, np.datetime64):
+        moment: np.datetime64 = time.astype("datetime64[ns]")
+        return moment
+    text = str(time).strip()
+    try:
+        parsed = datetime.fromisoformat(text if len(text) > 7 else f"{text}-01-01"[:10])
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a date; write 2015-07-28 or 2015-07-28T06:00 (UTC).") from error
+    if not 1678 <= parsed.year <= 2261:
+        raise ValueError(f"{text!r} is outside the years 1678 to 2261.")
+    if parsed.tzinfo is not None:
+        parsed = parsed.astimezone(UTC).replace(tzinfo=None)
+    return np.datetime64(parsed, "ns")
+
+
 def step_timedelta(step_minutes: float) -> np.timedelta64:
     """Return the step as a timedelta64 in ns."""
     return np.timedelta64(round(step_minutes * 60e9), "ns")
@@ -255,8 +277,7 @@ def regular_part(dataset: xr.Dataset) -> xr.Dataset:
     if start is None or TIME not in dataset.variables:
         return dataset
     times = dataset[TIME].values
-    utc = np.datetime64(str(start).removesuffix("Z").removesuffix("+00:00"))
-    first = int(np.searchsorted(times, utc.astype(times.dtype)))
+    first = int(np.searchsorted(times, parse_utc(start).astype(times.dtype)))
     return dataset.isel({TIME: slice(first, None)}) if first else dataset
 
 

@@ -202,6 +202,7 @@ DATES = {"train": [["2026-03-01", "2026-03-02"]], "val": [["2026-03-02", "2026-0
         ([["2026-02-01", "2026-04-01"]], "overlap"),
         ([["2026-03-04", "2026-03-03"]], "test from 2026-03-04.* until 2026-03-03.* ends before it begins"),
         ([["2026-03-04", "the end"]], "'the end' is not a date; write 2015-07-28"),
+        ([["20260304", "40000101"]], "'40000101' is outside the years"),
     ],
 )
 def test_dates_that_cannot_be_are_refused(test, message):

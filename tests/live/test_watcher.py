@@ -518,3 +518,8 @@ def test_a_damaged_state_begins_anew(scene: Scene) -> None:
 def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(output=tmp_path, **given)
+
+
+def test_the_end_is_utc_unless_it_states_an_offset(tmp_path):
+    assert Settings(output=tmp_path, until="1970-01-02").until_seconds() == 86400
+    assert Settings(output=tmp_path, until="1970-01-01T02:00+02:00").until_seconds() == 0

@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from raincast import schema
+
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
@@ -175,9 +177,9 @@ def draw_splits(num: int, fractions: Sequence[float], seed: int) -> list[str]:
 def parse_utc(text: str) -> np.datetime64:
     """Parse a date or time in UTC. Raises ValueError for anything else."""
     try:
-        return np.datetime64(str(text), "ns")
+        return schema.parse_utc(text)
     except ValueError as error:
-        raise ValueError(f"data.split: {text!r} is not a date; write 2015-07-28 or 2015-07-28T06:00.") from error
+        raise ValueError(f"data.split: {error}") from error
 
 
 def _minutes(minutes: float) -> np.timedelta64:

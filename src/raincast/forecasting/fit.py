@@ -151,6 +151,6 @@ def as_rain(frames: xr.Dataset) -> xr.Dataset:
 def parse_init_time(text: str | np.datetime64) -> np.datetime64:
     """Parse a time in UTC; raises ValueError for anything else."""
     try:
-        return np.datetime64(str(text).removesuffix("Z"), "ns")
+        return schema.parse_utc(text)
     except ValueError as error:
         raise ValueError(f"init_time={text}: write latest or 2010-08-26T06:00 (UTC).") from error

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from raincast import schema
 from raincast.archive.find import find_files
 from raincast.archive.head import open_plain
 from raincast.archive.times import MINUTES_PER, stated_minutes
@@ -199,7 +200,10 @@ class WeatherModel:
                 "blending.run_time=2026-01-31T06:00, or blending.run_time=first if that is the first time in it"
             )
         if stated != FIRST:
-            return np.datetime64(str(stated).removesuffix("Z"), "ns")
+            try:
+                return schema.parse_utc(stated)
+            except ValueError as error:
+                raise ValueError(f"blending.run_time: {error}") from error
         times: Times = np.atleast_1d(dataset[TIME].values).astype("datetime64[ns]")
         return _moment(times.min())
 

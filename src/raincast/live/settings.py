@@ -1,8 +1,11 @@
 """Settings of a watcher: output, delays, and age limits."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
+
+import numpy as np
+
+from raincast import schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,6 @@ class Settings:
         if self.until is None:
             return None
         try:
-            return datetime.fromisoformat(str(self.until)).replace(tzinfo=UTC).timestamp()
+            return float(schema.parse_utc(self.until).astype("datetime64[ms]").astype(np.int64)) / 1000
         except ValueError as error:
             raise ValueError(f"live.until={self.until}: write 2026-11-25T22:00 (UTC).") from error
