@@ -322,3 +322,22 @@ def test_the_log_is_utf_8_in_any_locale(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(conf)]
     subprocess.run(command, cwd=tmp_path, env={**os.environ, **ascii_only}, check=True, capture_output=True)
     assert "CSI ≥ 1 mm/h" in (tmp_path / "train.log").read_text(encoding="utf-8")
+
+
+def test_networks_archives_and_run_folders_in_the_wrong_place_are_named(tmp_path: Path) -> None:
+    from raincast.archive.head import archive_files
+    from raincast.checkpoint import check_there
+    from raincast.ingest.readers import Auto
+    from raincast.ingest.readers.knmi import KNMI
+
+    network = tmp_path / "checkpoints" / "best.ckpt"
+    network.parent.mkdir()
+    network.write_bytes(b"PK")
+    with pytest.raises(FileNotFoundError, match=r"is a folder, not a checkpoint\. There are: .*best\.ckpt"):
+        check_there(tmp_path)
+    with pytest.raises(ValueError, match=r"best\.ckpt is a network .*not an archive"):
+        archive_files(network)
+    with pytest.raises(ValueError, match=r"best\.ckpt \(a network: give it as checkpoint=…\)"):
+        Auto({"knmi": KNMI()}).scan(network)
+    with pytest.raises(FileNotFoundError, match=r"files='.*/checkpoints/\*\*/\*' archive=data/checkpoints"):
+        archive_files(network.parent)

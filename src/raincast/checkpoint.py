@@ -78,15 +78,18 @@ class Checkpoint:
 
 
 def check_there(path: str | Path) -> None:
-    """Raise FileNotFoundError, with a list of nearby checkpoints, if `path` is not a file."""
+    """Raise FileNotFoundError, with a list of those in it or nearby, if `path` is not a file."""
     if not Path(path).is_file():
-        nearby = sorted(str(p) for p in Path("outputs").glob("**/*.ckpt"))[-4:]
+        inside = list(Path(path).glob("**/*.ckpt")) if Path(path).is_dir() else []
+        found = sorted(inside or Path("outputs").glob("**/*.ckpt"), key=lambda p: p.stat().st_mtime)
+        nearby = [str(p) for p in found[-4:]]
         hint = (
             f" There are: {', '.join(nearby)}."
             if nearby
             else " checkpoint=box uses the weights that come with raincast."
         )
-        raise FileNotFoundError(f"There is no checkpoint {path}.{hint}")
+        what = f"{path} is a folder, not a checkpoint" if Path(path).is_dir() else f"There is no checkpoint {path}"
+        raise FileNotFoundError(f"{what}.{hint}")
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

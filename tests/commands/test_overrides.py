@@ -44,6 +44,13 @@ def test_a_path_arrives_as_it_was_typed(path: str) -> None:
     assert (cfg.files, cfg.archive) == (path, path)
 
 
+def test_several_patterns_for_files_need_no_quotes() -> None:
+    assert quoted(["files=a/*.h5,b/*.h5"]) == ["files='a/*.h5,b/*.h5'"]
+    assert quoted(["data.channels.wind.path=a,b"]) == ["data.channels.wind.path='a,b'"]
+    kept = ["files=[a,b]", "files='a,b'", "archive=a,b", "input=a.nc"]
+    assert quoted(kept) == kept, "lists, quotes of one's own, and keys that take one path"
+
+
 def test_what_the_grammar_knows_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [
         "baselines=[a,b]", "data.more=[{archive: x}]", "name=null", "+x=1", "~data.crop", "-m", "optimizer.lr=1e-3,1e-4",

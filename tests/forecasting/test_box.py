@@ -135,6 +135,9 @@ def test_a_file_of_weights_is_a_checkpoint() -> None:
     query = Query.for_steps(np.ones((1, 4, 1, 16, 16), np.float32), 2, step_minutes=5.0, pixel_km=1.0)
     rates = [assembly.forecaster_of(each, device="cpu").predict(query).rates for each in (box, named)]
     np.testing.assert_array_equal(*rates)
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device={device}: .*Give auto, cpu or cuda"):
+            assembly.forecaster_of(box, device=device)
 
 
 def test_a_forecast_takes_other_rules_and_members(tmp_path: Path) -> None:

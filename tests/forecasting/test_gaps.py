@@ -56,6 +56,11 @@ def test_beyond_the_budget_the_rain_moves_on_and_without_motion_it_stays():
     np.testing.assert_array_equal(alone["rain_rate"].values[:, :-2], expected[:, :-2])
 
 
+def test_fewer_than_no_missing_frames_are_refused():
+    with pytest.raises(ValueError, match="max_missing=-1: give a number of input frames, 0 or more"):
+        pipeline(max_missing=-1)
+
+
 def test_on_large_grids_the_motion_of_blocks_moves_the_pixels(monkeypatch):
     from raincast.forecasting import motion
 

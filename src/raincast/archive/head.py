@@ -25,6 +25,7 @@ from raincast.system.remote import NO_PACKAGE, RemotePath, is_remote, zarr_store
 log = logging.getLogger(__name__)
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+NETWORKS = (".ckpt", ".onnx", ".pt2")
 IF_DAMAGED = "If it is damaged, remove it and ingest its frames again."
 
 
@@ -50,6 +51,8 @@ class Head:
 
 def archive_files(path: Path) -> list[Path]:
     """Return the sorted files of the archive at `path`. Raises FileNotFoundError, with a remedy, for none."""
+    if path.suffix in NETWORKS and path.is_file():
+        raise ValueError(f"{path} is a network (checkpoint=…), not an archive.")
     if path.is_file() or path.suffix == ".zarr" or is_zarr(path):
         files = [path] if path.exists() else []
     else:
@@ -61,11 +64,13 @@ def archive_files(path: Path) -> list[Path]:
         )
     if not files:
         what = "holds no .nc or .zarr file" if path.is_dir() else "does not exist"
+        # a folder of other files may be that of the radar files
+        full = path.is_dir() and any(path.iterdir())
+        made = f"files='{path}/**/*' archive=data/{path.name}" if full else f"files='…' archive={path}"
         near = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.is_dir() else []
         beside = f" Beside it: {', '.join(near[:8])}." if near else ""
         raise FileNotFoundError(
-            f"The archive {path} {what}.{beside} Create one from radar files with: "
-            f"python ingest.py source=auto files='…' archive={path}"
+            f"The archive {path} {what}.{beside} Create one from radar files with: python ingest.py {made}"
         )
     return files
 

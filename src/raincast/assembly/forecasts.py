@@ -34,13 +34,9 @@ def forecaster_of(
     checkpoint: Checkpoint, *, device: str = "auto", precision: str = "float32"
 ) -> "NetworkForecaster":
     """Build the network of a checkpoint; `precision` is one of `forecasting.network.PRECISIONS`."""
-    import torch
-
     from raincast.forecasting.network import NetworkForecaster
     from raincast.metrics.calibration import Calibration
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     config = checkpoint.config
     net_head: Head = construct(config["head"])
     inputs = checkpoint.inputs
@@ -58,10 +54,24 @@ def forecaster_of(
         lead_steps=info["lead_steps"],
         step_minutes=info["step_minutes"],
         inputs=inputs,
-        device=device,
+        device=_usable(device),
         calibration=None if plain is None else Calibration.from_plain(plain),
         precision=precision,
     )
+
+
+def _usable(device: str) -> str:
+    """Return the name of a device, chosen if it is "auto"; raises ValueError if torch has no such device here."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(f"device={device}: {reason}. Give auto, cpu or cuda.") from error
+    return device
 
 
 def _network(checkpoint: Checkpoint, model: Mapping[str, Any]) -> "nn.Module":

@@ -11,12 +11,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+FILES = ("files", "input", "nwp", "path")
+"""Keys, or their last parts, that take several patterns in one text."""
+
 
 def quoted(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with quotes around each value that Hydra's grammar rejects.
 
-    Such values are paths with `=`, `(`, `[0-2]` or non-ASCII letters. With -m a comma separates values, so a value
-    with a comma is left unchanged.
+    Such values are paths with `=`, `(`, `[0-2]` or non-ASCII letters, and several patterns for a key of `FILES`.
+    With -m a comma separates values, so a value with a comma is left unchanged.
     """
     several = not {"-m", "--multirun"}.isdisjoint(arguments)
     parser = OverridesParser.create()
@@ -25,7 +28,10 @@ def quoted(arguments: Sequence[str]) -> list[str]:
 
 def _quoted(parser: OverridesParser, argument: str, several: bool) -> str:
     key, equals, value = argument.partition("=")
-    if argument.startswith("-") or not equals or (several and "," in value) or _parses(parser, argument):
+    patterns = key.rpartition(".")[2] in FILES and "," in value and value[0] not in "['\""
+    if argument.startswith("-") or not equals or (several and "," in value):
+        return argument
+    if not patterns and _parses(parser, argument):
         return argument
     # Hydra reads \' as a quote, and \\ as \ only before a quote or at the end
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)

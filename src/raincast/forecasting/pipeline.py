@@ -121,6 +121,8 @@ class ForecastPipeline:
     ) -> None:
         if lead_steps is not None and lead_steps < 1:
             raise ValueError(f"lead_steps={lead_steps}: give a whole number of at least 1.")
+        if max_missing is not None and max_missing < 0:
+            raise ValueError(f"max_missing={max_missing}: give a number of input frames, 0 or more.")
         if thresholds and not forecaster.gives.probabilities:
             log.warning(
                 "%s gives no probabilities. Those for exceedance=… are the %s.", forecaster.name, NEIGHBOURHOOD

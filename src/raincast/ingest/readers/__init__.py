@@ -18,6 +18,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.absurd import find_absurd, name_absurd
+from raincast.archive.head import NETWORKS
 from raincast.archive.limits import DEFAULT_MEGAPIXELS, limited
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import raise_if_handles, reason_of
@@ -284,6 +285,8 @@ def _content(path: Path) -> str:
     size = path.stat().st_size if path.exists() else 0
     if size == 0:
         return "absent or empty"
+    if path.suffix in NETWORKS:
+        return "a network: give it as checkpoint=…"
     if starts_with(path, HDF5_SIGNATURE):
         return f"{size} bytes of {_hdf5_state(path)}"
     if packed := _packed_in(path):
