@@ -80,3 +80,53 @@ def _has_wkt1(crs: Any) -> bool:
         return bool(crs.to_wkt("WKT1_GDAL"))
     except CRSError:
         return False
+
+
+METRES = {"m": 1.0, "meter": 1.0, "metre": 1.0, "km": 1000.0, "kilometer": 1000.0, "kilometre": 1000.0}
+_LEAST_RADIUS = 1e5
+"""Radius in m below which an Earth is stated in km, as KNMI does: +a=6378.14."""
+_WKT2 = ("PROJCRS[", "GEOGCRS[", "BOUNDCRS[")
+_LENGTHS = ("a", "b", "R", "x_0", "y_0")
+
+
+def crs_in_metres(definition: Any) -> tuple[str, float]:
+    """Return the WKT of a projection with axes in metres, and the length of its original unit in metres.
+
+    `definition` is anything that pyproj accepts (proj4, WKT, EPSG code, CF attributes as a dict). A geographic CRS
+    keeps degrees, with factor 1. If the Earth's radius is in km, so are all its lengths. Raises ValueError for an
+    unknown projection.
+    """
+    return _in_metres(definition) if isinstance(definition, str) else _converted(definition)
+
+
+def _converted(definition: Any) -> tuple[str, float]:
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        crs = CRS.from_cf(definition) if isinstance(definition, dict) else CRS.from_user_input(definition)
+    except (CRSError, KeyError) as error:
+        raise ValueError(f"pyproj knows no projection {definition!r}: {error}") from error
+    if crs.is_compound:
+        crs = crs.sub_crs_list[0]  # the vertical part does not matter for pixel positions
+    # the axes of a projection with a datum shift (+towgs84) are those of the projection inside it
+    axes = (crs.source_crs if crs.is_bound and crs.source_crs else crs).axis_info
+    in_km = crs.ellipsoid is not None and crs.ellipsoid.semi_major_metre < _LEAST_RADIUS
+    # an axis of a derived geographic system (rotated pole) is in degrees too
+    factor = 1.0 if crs.is_geographic or not axes else float(axes[0].unit_conversion_factor)
+    if factor == 1.0 and not in_km:
+        # pyproj may word WKT with a datum shift anew each time: keep the text of an archive
+        is_ours = isinstance(definition, str) and definition.startswith(_WKT2)
+        return str(definition if is_ours else crs.to_wkt()), 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a PROJ dict loses names but keeps the geometry
+        parameters = crs.to_dict()
+    parameters.pop("to_meter", None)
+    parameters.pop("units", None)
+    if in_km:
+        parameters |= {name: 1000 * float(parameters[name]) for name in _LENGTHS if name in parameters}
+        factor = 1.0 if crs.is_geographic else 1000.0
+    return str(CRS.from_dict(parameters).to_wkt()), factor
+
+
+_in_metres = functools.lru_cache(maxsize=64)(_converted)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from raincast.projection import axis_attrs, is_geographic, mapping_attrs
+from raincast.projection import METRES, axis_attrs, crs_in_metres, is_geographic, mapping_attrs
 from raincast.units import EXAMPLES, RATE, unit_of
 
 TIME, Y, X = "time", "y", "x"
@@ -116,6 +116,8 @@ def meaning_of(cell_methods: Any, attrs: Mapping[str, Any], step_minutes: float)
     return Meaning("mean", float(attrs.get(ACCUMULATION_MINUTES, step_minutes)))
 
 
+LEAST_PIXEL_KM, LARGEST_PIXEL_KM = 0.01, 500.0
+"""Beyond these sizes of pixels, coordinates are in another unit: X-band radars have 50 m, weather models 2.5°."""
 FORWARD, BACKWARD = slice(None), slice(None, None, -1)
 KM_PER_DEGREE = 111.2
 """Kilometres per degree of latitude: 6371 km · π / 180."""
@@ -356,27 +358,70 @@ def mm_h_per(units: Any) -> float:
 
 def find_crs_wkt(dataset: xr.Dataset, variable: str) -> str | None:
     """Return the projection of `variable` as WKT, from its grid mapping, or WGS 84 for lat/lon axes, else None."""
+    definition = find_crs(dataset, variable)
+    return None if definition is None else crs_in_metres(definition)[0]
+
+
+def find_crs(dataset: xr.Dataset, variable: str) -> Any:
+    """Return the projection of `variable` as stated: text, CF attributes, or None."""
     mapping = dataset[variable].attrs.get("grid_mapping") or dataset[variable].encoding.get("grid_mapping")
     if mapping in dataset.variables:
         attrs = dataset[mapping].attrs
-        wkt = attrs.get("crs_wkt") or attrs.get("spatial_ref")
-        if wkt:
+        if wkt := attrs.get("crs_wkt") or attrs.get("spatial_ref"):
             return str(wkt)
         if "grid_mapping_name" in attrs:
-            from pyproj import CRS as ProjCRS
-
-            return str(ProjCRS.from_cf(attrs).to_wkt())
-    if Y in dataset.variables and dataset[Y].attrs.get("units") == "degrees_north":
-        from pyproj import CRS as ProjCRS
-
-        return str(ProjCRS.from_epsg(4326).to_wkt())
-    return None
+            return attrs
+    is_lat_lon = Y in dataset.variables and dataset[Y].attrs.get("units") == "degrees_north"
+    return "EPSG:4326" if is_lat_lon else None
 
 
 def grid_of(dataset: xr.Dataset, variable: str = RAIN) -> Grid:
-    """Return the grid of `variable`."""
-    y, x = (dataset[axis].values.astype(np.float64) for axis in (Y, X))
-    return Grid(y, x, str(find_crs_wkt(dataset, variable)))
+    """Return the grid of `variable`, in metres or degrees. Raises ValueError as `grid_on`."""
+    return grid_on(dataset[Y], dataset[X], find_crs(dataset, variable))
+
+
+def grid_on(y: xr.DataArray, x: xr.DataArray, definition: Any, *, remedy: str = "") -> Grid:
+    """Return the grid of two coordinates, in metres or degrees, by a projection (see `projection.crs_in_metres`).
+
+    Coordinates without units are in the unit of the projection. Raises ValueError, with `remedy`, if units and
+    projection contradict each other, and for pixels of a size that no image of rain has.
+    """
+    units = [str(axis.attrs.get("units", "")).strip().lower() for axis in (y, x)]
+    if isinstance(definition, dict) and METRES.get(units[1].removesuffix("s")) == 1000.0:
+        definition = definition | _false_origin(definition)
+    wkt, of_crs = crs_in_metres(definition)
+    in_degrees = is_geographic(wkt)
+    values = [axis.values.astype(np.float64) for axis in (y, x)]
+    fits = any(unit.startswith("degree") for unit in units) is in_degrees
+    if not fits and not (in_degrees and units == ["", ""] and np.abs(values[0]).max(initial=0) <= 90):
+        listed = ", ".join(map(repr, units))
+        raise ValueError(f"its coordinates are in {listed}, but its projection is {wkt[:60]}…{remedy}")
+    if in_degrees:
+        values[1] = np.unwrap(values[1], period=360)  # some files jump at the date line
+    for axis, unit, own in zip((Y, X), units, values, strict=True):
+        if not in_degrees and unit and unit.removesuffix("s") not in METRES:
+            raise ValueError(
+                f"the coordinate {axis} is in {unit!r}; raincast knows {', '.join(METRES)} and degrees"
+            )
+        if not in_degrees:
+            own *= METRES.get(unit.removesuffix("s"), of_crs)
+        km = _spacing(own) * (KM_PER_DEGREE if in_degrees else 1e-3)
+        if own.size > 1 and not LEAST_PIXEL_KM <= km <= LARGEST_PIXEL_KM:
+            raise ValueError(
+                f"the coordinate {axis} has steps of {km:.3g} km: it is not in {unit or 'metres'}. State its "
+                f"unit in the file ({', '.join(METRES)} or degrees)"
+            )
+    return Grid(values[0], values[1], wkt)
+
+
+def _false_origin(mapping: Mapping[str, Any]) -> dict[str, float]:
+    """Return the false origin of CF attributes in metres, for coordinates in km.
+
+    CF gives both in one unit, but some files state the false origin in metres: no projection has one of less than
+    20 km, and none on Earth has one of more than 20,000 km.
+    """
+    origin = {name: float(mapping[name]) for name in ("false_easting", "false_northing") if name in mapping}
+    return {name: 1000.0 * value if abs(value) < 20_000 else value for name, value in origin.items()}
 
 
 def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:
@@ -401,8 +446,13 @@ def check_archive(dataset: xr.Dataset, name: str = "dataset") -> None:
             check_cell_methods(dataset[variable].attrs.get("cell_methods"), variable)
         except ValueError as error:
             problems.append(str(error))
-        if find_crs_wkt(dataset, variable) is None:
-            problems.append(f"{variable} has no grid_mapping with crs_wkt: its position on Earth is unknown.")
+        try:
+            if find_crs(dataset, variable) is None:
+                problems.append(f"{variable} has no grid_mapping with crs_wkt: its position on Earth is unknown.")
+            elif {Y, X} <= dataset.variables.keys():
+                grid_of(dataset, variable)
+        except ValueError as error:
+            problems.append(f"{error}.")
     problems += _time_problems(dataset) + _axis_problems(dataset)
     if problems:
         listed = "\n  - ".join(problems)

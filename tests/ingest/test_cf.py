@@ -9,6 +9,7 @@ import xarray as xr
 from pyproj import CRS, Transformer
 
 from raincast import schema
+from raincast.archive import Archive
 from raincast.archive.head import open_packed
 from raincast.ingest.readers import Auto, cf
 from raincast.ingest.readers.cf import CF
@@ -176,7 +177,7 @@ def test_float32_axes_are_evened_out(tmp_path: Path) -> None:
 
 def test_uneven_axis_is_refused(tmp_path: Path) -> None:
     dataset = lat_lon_dataset()
-    dataset = dataset.assign_coords(lat=("lat", np.arange(6.0) ** 2, dataset.lat.attrs))
+    dataset = dataset.assign_coords(lat=("lat", 0.01 * np.arange(6.0) ** 2, dataset.lat.attrs))
     with pytest.raises(ValueError, match=r"a\.nc .*not evenly spaced"):
         CF().scan(to_file(dataset, tmp_path / "a.nc"))
 
@@ -319,3 +320,77 @@ def test_real_smhi(radar_dir: Path) -> None:
     wkt = dataset[schema.CRS].attrs["crs_wkt"]
     found = Transformer.from_crs(4326, wkt, always_xy=True).transform(lon, lat)
     assert np.hypot(found[0] - x, found[1] - y).max() < 1000
+
+
+def placed(y: Any, x: Any, unit: str, mapping: dict[str, Any], **more: Any) -> xr.Dataset:
+    """Rain on coordinates in `unit` and on the projection that `mapping` describes."""
+    axes = {name: (name, values, {"units": unit}) for name, values in (("y", y), ("x", x))}
+    attrs = {"units": "mm/h", "standard_name": "rainfall_rate", "grid_mapping": "crs"}
+    return xr.Dataset(
+        {"rain_rate": (("time", "y", "x"), RAIN, attrs)}, {"time": TIMES, **axes, "crs": ((), 0, mapping), **more}
+    )
+
+
+KM_Y, KM_X = -3650.5 - np.arange(6.0), 200.5 + np.arange(5.0)
+KNMI_KM = "+proj=stere +lat_0=90 +lon_0=0 +lat_ts=60 +a=6378.14 +b=6356.75 +x_0=0 +y_0=0"
+CF_LAEA = {
+    "grid_mapping_name": "lambert_azimuthal_equal_area",
+    "latitude_of_projection_origin": 52.0,
+    "longitude_of_projection_origin": 10.0,
+    "false_easting": 4321.0,
+    "false_northing": 3210.0,
+}
+LAEA_M = "+proj=laea +lat_0=52 +lon_0=10 +x_0=4321000 +y_0=3210000 +ellps=WGS84"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "y", "x", "true"),
+    [
+        ({"proj4_params": KNMI_KM}, KM_Y, KM_X, KNMI_KM.replace("6378.14", "6378140").replace("6356.75", "6356750")),
+        ({"crs_wkt": CRS.from_proj4(KNMI_KM).to_wkt()}, KM_Y, KM_X, KNMI_KM.replace("78.14", "78140").replace("56.75", "56750")),
+        (CF_LAEA, 3210.0 + KM_Y[::-1] + 3650, 4321.0 + KM_X, LAEA_M),
+        (CF_LAEA | {"false_easting": 4_321_000.0, "false_northing": 3_210_000.0}, 3210.0 + KM_Y[::-1] + 3650, 4321.0 + KM_X, LAEA_M),
+    ],
+    ids=["radii in km", "WKT with radii in km", "false origin in km", "false origin in m"],
+)  # fmt: skip
+def test_lengths_in_km_are_at_their_place_in_files_and_archives(
+    tmp_path: Path, mapping: dict[str, Any], y: Any, x: Any, true: str
+) -> None:
+    path = to_file(placed(y, x, "km", mapping), tmp_path / "a.nc")
+    grids = [CF().scan(path).grid]
+    if "proj4_params" not in mapping:  # archives state their projection as CF does
+        grids.append(Archive.open(path).grid)
+    expected = Transformer.from_crs(true, "EPSG:4326", always_xy=True).transform(1000 * x[0], 1000 * y[0])
+    for grid in grids:
+        point = Transformer.from_crs(grid.crs_wkt, "EPSG:4326", always_xy=True).transform(grid.x[0], grid.y[0])
+        np.testing.assert_allclose(point, expected, atol=1e-6)
+        assert grid.pixel_km == pytest.approx(1.0)
+
+
+def test_coordinates_that_are_no_lengths_are_refused(tmp_path: Path) -> None:
+    numbers = placed(np.arange(6.0), np.arange(5.0), "", {"crs_wkt": CRS.from_epsg(3035).to_wkt()})
+    path = to_file(numbers, tmp_path / "numbers.nc")
+    for read in (CF().scan, Archive.open):
+        with pytest.raises(ValueError, match=r"steps of 0\.001 km"):
+            read(path)
+    rotated = lat_lon_dataset()
+    for name, role in (("lat", "grid_latitude"), ("lon", "grid_longitude")):
+        rotated[name].attrs = {"units": "degrees", "standard_name": role}
+    with pytest.raises(ValueError, match="names no projection"):
+        CF().scan(to_file(rotated, tmp_path / "rotated.nc"))
+
+
+def test_a_projection_is_compared_with_the_files_own_latitudes_and_longitudes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    y, x = 3_200_000.0 + 1000 * np.arange(6), 4_300_000.0 + 1000 * np.arange(5)
+    lon, lat = Transformer.from_crs(3035, 4326, always_xy=True).transform(*np.meshgrid(x, y))
+    for name, epsg, told in (("right", 3035, 0), ("wrong", 3034, 1)):
+        caplog.clear()
+        own = {
+            "lat": (("y", "x"), lat, {"units": "degrees_north"}),
+            "lon": (("y", "x"), lon, {"units": "degrees_east"}),
+        }
+        dataset = placed(y, x, "m", {"crs_wkt": CRS.from_epsg(epsg).to_wkt()}, **own)
+        CF().scan(to_file(dataset, tmp_path / f"{name}.nc"))
+        assert caplog.text.count("km from its own latitudes and longitudes") == told, name

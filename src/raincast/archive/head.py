@@ -170,11 +170,7 @@ def _read_head(path: Path, sight: int) -> Head:
     with open_dataset(path) as dataset:
         schema.check_archive(dataset, str(path))
         variable = schema.find_rain_variable(dataset)
-        grid = Grid(
-            y=dataset[schema.Y].values.astype(np.float64),
-            x=dataset[schema.X].values.astype(np.float64),
-            crs_wkt=str(schema.find_crs_wkt(dataset, variable)),
-        )
+        grid = schema.grid_of(dataset, variable)
         rain_attrs, step_minutes = dict(dataset[variable].attrs), schema.find_step_minutes(dataset)
         times, minutes = valid_times(dataset, dataset[variable])
         if (times != dataset[schema.TIME].values).any():

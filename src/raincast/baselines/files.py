@@ -182,11 +182,10 @@ def _open(path: Path) -> xr.Dataset:
 
 def _place(path: Path, dataset: xr.Dataset, variable: str, crop: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows and columns of the pixels of `crop` in the file. Raises ValueError if they are not there."""
-    axes = [dataset[axis].values.astype(np.float64) for axis in (Y, X)]
-    wkt = str(schema.find_crs_wkt(dataset, variable))
-    sought = crop.y, Grid(axes[0], axes[1], wkt).near(crop.x)
-    picked = [np.abs(axis[:, None] - wanted).argmin(axis=0) for axis, wanted in zip(axes, sought, strict=True)]
-    own = Grid(axes[0][picked[0]], axes[1][picked[1]], wkt)
+    grid = schema.grid_of(dataset, variable)
+    pairs = ((grid.y, crop.y), (grid.x, grid.near(crop.x)))
+    picked = [np.abs(axis[:, None] - wanted).argmin(axis=0) for axis, wanted in pairs]
+    own = Grid(grid.y[picked[0]], grid.x[picked[1]], grid.crs_wkt)
     if not own.same_as(crop):
         raise ValueError(
             f"{path} does not have the pixels that are scored (y {crop.y[0]:g} … {crop.y[-1]:g}, x {crop.x[0]:g} "

@@ -86,9 +86,7 @@ def _load(maps: Path) -> tuple[npt.NDArray[np.float32], Grid]:
         )
     try:
         with xr.open_dataset(maps, engine="netcdf4", chunks=None) as dataset:
-            y, x = (dataset[axis].values.astype(np.float64) for axis in (Y, X))
-            grid = Grid(y=y, x=x, crs_wkt=str(schema.find_crs_wkt(dataset, WET_SHARE)))
-            return dataset[WET_SHARE].transpose(Y, X).values, grid
+            return dataset[WET_SHARE].transpose(Y, X).values, schema.grid_of(dataset, WET_SHARE)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"clutter_maps={maps} has no {WET_SHARE} on (y, x): {error}. Take the .nc file that "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raincast.ingest.readers.common.axes import crs_in_metres, is_geographic
+from raincast.projection import crs_in_metres, is_geographic
 from raincast.schema import Grid
 
 Floats = npt.NDArray[np.float64]

@@ -215,13 +215,10 @@ def _space_axes(array: xr.DataArray, time: str | None) -> tuple[str, str]:
 
 def _flips(dataset: xr.Dataset, array: xr.DataArray, axes: tuple[str, str], site: Site) -> tuple[slice, slice]:
     """Return the flips that put rows and columns in the archive's order. Raises ValueError for another grid."""
-    y, x = (
-        array[axis].values.astype(np.float64) * (1000.0 if array[axis].attrs.get("units") == "km" else 1.0)
-        for axis in axes
-    )
-    wkt = (
-        schema.find_crs_wkt(dataset, str(array.name)) or site.grid.crs_wkt
-    )  # many files state no projection: assume the archive's
+    definition = schema.find_crs(dataset, str(array.name)) or site.grid.crs_wkt  # many files state no projection
+    remedy = ". Reproject it to the archive's grid first, for example with rioxarray's reproject_match"
+    grid = schema.grid_on(array[axes[0]], array[axes[1]], definition, remedy=remedy)
+    y, x, wkt = grid.y, grid.x, grid.crs_wkt
     for rows in (slice(None), slice(None, None, -1)):
         for columns in (slice(None), slice(None, None, -1)):
             if site.grid.same_as(Grid(y[rows], x[columns], wkt)):

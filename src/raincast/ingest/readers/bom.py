@@ -24,8 +24,9 @@ from raincast.archive.limits import check_image, check_unpacking
 from raincast.archive.packing import Packing
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, known_step, naming, starts_with
 from raincast.ingest.readers.cf import NETCDF3_SIGNATURES
-from raincast.ingest.readers.common.axes import crs_in_metres, find_grid
+from raincast.ingest.readers.common.axes import find_grid
 from raincast.ingest.readers.common.unpack import check_whole
+from raincast.projection import crs_in_metres
 from raincast.schema import MOMENTARY, Grid, Meaning, X, Y
 from raincast.transforms import accumulation_to_rate
 

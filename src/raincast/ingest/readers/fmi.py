@@ -21,10 +21,10 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.limits import check_image
 from raincast.ingest.readers import ALL, Head, known_step, naming
-from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.tiff import TIFF_SIGNATURES, find_items, open_raster, raster_grid, tiff_items
 from raincast.ingest.readers.common.unpack import all_bytes, first_bytes
 from raincast.ingest.readers.common.values import check_gain, choose_zr
+from raincast.projection import crs_in_metres
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -16,15 +16,14 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.limits import check_image, open_hdf5
 from raincast.ingest.readers import ALL, Head, hdf5_has, naming
-from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.values import check_gain
+from raincast.projection import crs_in_metres
 from raincast.schema import Grid, Meaning
 from raincast.transforms import accumulation_to_rate
 
 FORMAT = "KNMI HDF5"
 _MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 _METRES = {"KM": 1000.0, "M": 1.0}
-_LENGTHS = ("a", "b", "x_0", "y_0")
 
 
 @dataclass(frozen=True)
@@ -177,16 +176,5 @@ def _file_grid(file: Any) -> Grid:
 def _grid(axes: tuple[tuple[float, float, int], ...], corner: float, proj4: str) -> Grid:
     """Return the grid in metres. Offsets count pixels from the projection's origin to the first one's `corner`."""
     y, x = (size * (offset + corner + np.arange(number, dtype=np.float64)) for offset, size, number in axes)
-    return Grid(y=y, x=x, crs_wkt=crs_in_metres(_proj4_in_metres(proj4))[0])
-
-
-def _proj4_in_metres(proj4: str) -> str:
-    """Convert a PROJ string to metres; KNMI gives the Earth's radii in km, so its coordinates are in km too."""
     # some products write 'y_0=0' without the plus
-    pairs = (word.lstrip("+").partition("=") for word in proj4.split())
-    parameters = {name: value for name, _, value in pairs if name}
-    parameters.pop("units", None)
-    if float(parameters.get("a", 1e7)) < 1e5:
-        for name in set(_LENGTHS) & set(parameters):
-            parameters[name] = repr(float(parameters[name]) * 1000)
-    return " ".join(f"+{name}={value}" if value else f"+{name}" for name, value in parameters.items())
+    return Grid(y=y, x=x, crs_wkt=crs_in_metres(" ".join(f"+{word.lstrip('+')}" for word in proj4.split()))[0])

@@ -18,8 +18,8 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.limits import read_all
 from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.unpack import first_bytes
+from raincast.projection import crs_in_metres
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -23,8 +23,9 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, Head, naming, starts_with
-from raincast.ingest.readers.common.axes import crs_in_metres, even_axis
+from raincast.ingest.readers.common.axes import even_axis
 from raincast.ingest.readers.common.pickled import unpickle_dates
+from raincast.projection import crs_in_metres
 from raincast.schema import Grid, Meaning
 from raincast.transforms import accumulation_to_rate
 

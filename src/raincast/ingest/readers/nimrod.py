@@ -18,7 +18,6 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.limits import check_image
 from raincast.ingest.readers import ALL, Head, known_step, naming
-from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.unpack import (
     Stream,
     at_end,
@@ -27,6 +26,7 @@ from raincast.ingest.readers.common.unpack import (
     read_exactly,
     unpacked,
 )
+from raincast.projection import crs_in_metres
 from raincast.schema import Grid, Meaning
 
 FORMAT = "NIMROD"

@@ -17,7 +17,6 @@ import xarray as xr
 
 from raincast import schema
 from raincast.ingest.readers import ALL, Head, naming
-from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.unpack import (
     Stream,
     at_end,
@@ -27,6 +26,7 @@ from raincast.ingest.readers.common.unpack import (
     unpacked,
 )
 from raincast.ingest.readers.common.values import choose_zr
+from raincast.projection import crs_in_metres
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 

@@ -1,20 +1,22 @@
 """Coordinates of a CF file: which are time, y and x, their units, and the projection."""
 
-import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from raincast.schema import TIME, Grid, X, Y
+from raincast.archive.packing import warn_once
+from raincast.schema import KM_PER_DEGREE, TIME, Grid, X, Y, grid_on
 
 _ROLE_WORDS = {
     TIME: ("time", "valid_time", "t"),
     Y: ("y", "projection_y_coordinate", "latitude", "grid_latitude", "lat", "northing", "rlat"),
     X: ("x", "projection_x_coordinate", "longitude", "grid_longitude", "lon", "easting", "rlon"),
 }
-_METRES = {"m": 1.0, "meter": 1.0, "metre": 1.0, "km": 1000.0, "kilometer": 1000.0, "kilometre": 1000.0}
+_ROTATED = ("grid_latitude", "grid_longitude")
+_PIXELS_APART = 1.5
+"""Services round latitudes and longitudes, and some state those of the pixels' corners."""
 _PROJ_ATTRS = (
     "proj4",
     "proj4_params",
@@ -114,24 +116,46 @@ def _no_coordinates(array: xr.DataArray, absent: list[str]) -> str:
 def find_grid(dataset: xr.Dataset, field: xr.DataArray, crs: str | None = None) -> Grid:
     """Return the grid of `field` (coordinates y and x) in metres or degrees, by `crs` or the file's projection."""
     definition = crs or _crs_definition(dataset, field)
-    in_degrees = [_axis_unit(field, axis).startswith("degree") for axis in (Y, X)]
-    if definition is None and all(in_degrees):
+    is_rotated = any(field[axis].attrs.get("standard_name") in _ROTATED for axis in (Y, X))
+    in_degrees = all(str(field[axis].attrs.get("units", "")).lower().startswith("degree") for axis in (Y, X))
+    if definition is None and in_degrees and not is_rotated:
         definition = "EPSG:4326"
     if definition is None:
         raise ValueError(
             "it names no projection (no grid_mapping with crs_wkt, no proj_string). "
             "Set source.crs=…, e.g. source.crs=EPSG:3035 or a proj4 string in quotes"
         )
-    wkt, factor = crs_in_metres(definition)
-    if any(in_degrees) is not is_geographic(wkt):
-        units = ", ".join(repr(_axis_unit(field, axis)) for axis in (Y, X))
-        raise ValueError(
-            f"its coordinates are in {units}, but its projection is {wkt[:60]}… "
-            "Set the right one with source.crs=…"
+    grid = grid_on(field[Y], field[X], definition, remedy=". Set the right one with source.crs=…")
+    found = Grid(even_axis(grid.y, Y), even_axis(grid.x, X), grid.crs_wkt)
+    _compare_with_lat_lon(dataset, field, found)
+    return found
+
+
+def _compare_with_lat_lon(dataset: xr.Dataset, field: xr.DataArray, grid: Grid) -> None:
+    """Warn if the file's own latitudes and longitudes of the corners contradict its projection."""
+    roles = find_roles(dataset[field.name])
+    stated = {}
+    for name, variable in dataset.variables.items():
+        words = {variable.attrs.get("standard_name"), variable.attrs.get("units")}
+        for what, unit in (("latitude", "degrees_north"), ("longitude", "degrees_east")):
+            if roles and words & {what, unit} and set(variable.dims) == {roles[Y], roles[X]}:
+                corners = dataset[name].isel({roles[Y]: [0, -1], roles[X]: [0, -1]})
+                stated[what] = corners.transpose(roles[Y], roles[X]).values.astype(np.float64)
+    if len(stated) < 2:
+        return
+    from pyproj import CRS, Transformer
+
+    crs = CRS.from_wkt(grid.crs_wkt)
+    to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    lon, lat = to_degrees.transform(*np.meshgrid(grid.x[[0, -1]], grid.y[[0, -1]]))
+    east = (stated["longitude"] - lon + 180) % 360 - 180
+    km = KM_PER_DEGREE * np.hypot(stated["latitude"] - lat, east * np.cos(np.radians(lat)))
+    apart = km[np.isfinite(km)].max(initial=0)
+    if apart > _PIXELS_APART * grid.pixel_km:
+        warn_once(
+            f"{field.name}: the corners by its projection and coordinates y and x are up to {apart:.3g} km from "
+            "its own latitudes and longitudes. The projection is used: check it, and the units of y and x"
         )
-    y, x = (field[axis].values * _metres_per(field, axis, factor) for axis in (Y, X))
-    y, x = even_axis(y, Y), even_axis(np.unwrap(x, period=360) if all(in_degrees) else x, X)
-    return Grid(y=y, x=x, crs_wkt=wkt)
 
 
 def _crs_definition(dataset: xr.Dataset, field: xr.DataArray) -> Any:
@@ -155,57 +179,6 @@ def _crs_definition(dataset: xr.Dataset, field: xr.DataArray) -> Any:
 def _is_crs(text: Any) -> bool:
     """Return True if an attribute defines a projection; one called `projection` is often only a title."""
     return isinstance(text, str) and ("proj=" in text or "[" in text or text.upper().startswith("EPSG:"))
-
-
-def _axis_unit(field: xr.DataArray, axis: str) -> str:
-    return str(field[axis].attrs.get("units", "")).strip().lower()
-
-
-def _metres_per(field: xr.DataArray, axis: str, of_crs: float) -> float:
-    """Return metres per unit of a coordinate: 1 for degrees, `of_crs` if no unit is stated."""
-    unit = _axis_unit(field, axis)
-    if unit == "":
-        return of_crs
-    if unit.startswith("degree"):
-        return 1.0
-    if unit.removesuffix("s") not in _METRES:
-        raise ValueError(f"the coordinate {axis} is in {unit!r}; raincast knows {', '.join(_METRES)} and degrees")
-    return _METRES[unit.removesuffix("s")]
-
-
-def crs_in_metres(definition: Any) -> tuple[str, float]:
-    """Return the WKT of a projection with axes in metres, and the length of its original unit in metres.
-
-    `definition` is anything that pyproj accepts (proj4, WKT, EPSG code, CF attributes as a dict). A geographic CRS
-    keeps degrees, with factor 1. Raises ValueError for an unknown projection.
-    """
-    from pyproj import CRS
-    from pyproj.exceptions import CRSError
-
-    try:
-        crs = CRS.from_cf(definition) if isinstance(definition, dict) else CRS.from_user_input(definition)
-    except (CRSError, KeyError) as error:
-        raise ValueError(f"pyproj knows no projection {definition!r}: {error}") from error
-    if crs.is_compound:
-        crs = crs.sub_crs_list[0]  # the vertical part does not matter for pixel positions
-    # the axes of a projection with a datum shift (+towgs84) are those of the projection inside it
-    axes = (crs.source_crs if crs.is_bound and crs.source_crs else crs).axis_info
-    # an axis of a derived geographic system (rotated pole) is in degrees too
-    factor = 1.0 if crs.is_geographic or not axes else float(axes[0].unit_conversion_factor)
-    if factor == 1.0:
-        return str(crs.to_wkt()), 1.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a PROJ dict loses names but keeps the geometry
-        parameters = crs.to_dict()
-    parameters.pop("to_meter", None)
-    return str(CRS.from_dict(parameters | {"units": "m"}).to_wkt()), factor
-
-
-def is_geographic(crs_wkt: str) -> bool:
-    """Return True if the coordinates are in degrees."""
-    from pyproj import CRS
-
-    return bool(CRS.from_wkt(crs_wkt).is_geographic)
 
 
 def even_axis(values: npt.NDArray[Any], name: str) -> npt.NDArray[np.float64]:

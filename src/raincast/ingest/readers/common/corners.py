@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive.limits import check_image
-from raincast.ingest.readers.common.axes import crs_in_metres, is_geographic
+from raincast.projection import crs_in_metres, is_geographic
 from raincast.schema import Grid
 
 CORNERS = ("LL", "UL", "UR", "LR")

@@ -15,8 +15,8 @@ import numpy as np
 
 from raincast.archive.limits import check_bytes, check_image
 from raincast.ingest.readers import starts_with
-from raincast.ingest.readers.common.axes import crs_in_metres
 from raincast.ingest.readers.common.unpack import GZIP_SIGNATURE, all_bytes
+from raincast.projection import crs_in_metres
 from raincast.schema import Grid
 
 _CACHE_MB = 16  # GDAL's default is 5 % of the memory, for blocks that are never read twice
