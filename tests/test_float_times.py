@@ -69,6 +69,19 @@ def test_a_past_channel_has_the_value_of_its_own_time(units: str, dtype: type, t
     np.testing.assert_array_equal(reader.read(TIMES, slice(0, 1), slice(0, 1)).ravel(), np.arange(48))
 
 
+def test_a_mean_is_known_at_the_end_of_its_period(tmp_path: Path) -> None:
+    """Services stamp hourly means at their start: a past channel would see an hour ahead."""
+    dataset = rain()
+    dataset[schema.RAIN].attrs["cell_methods"] = "time: mean"
+    dataset["time_bnds"] = (("time", "bnds"), np.stack([TIMES, TIMES + np.timedelta64(5, "m")], axis=1))
+    dataset["time"].attrs["bounds"] = "time_bnds"
+    dataset.to_netcdf(tmp_path / "a.nc")
+    for role, first in (("past", 0), ("future", 1)):
+        field = Field(str(tmp_path / "a.nc"), schema.RAIN, role, LinearScaling())  # type: ignore[arg-type]
+        reader = field.bind("x", Site(schema.mock_grid(6, 5), lambda: None, "the archive"))
+        assert reader.read(TIMES[1:2], slice(0, 1), slice(0, 1)).item() == first, role
+
+
 @pytest.mark.parametrize("unit", ["days", "hours", "seconds"])
 def test_lead_times_of_baseline_files(unit: str, tmp_path: Path) -> None:
     rates = np.ones((24, 6, 5), np.float32)
@@ -98,3 +111,19 @@ def test_files_are_closed_after_they_were_read(tmp_path: Path) -> None:
     path = stored(rain(), tmp_path / "a.nc", "days since 1900-01-01", np.float64)
     CF().scan(path)
     assert str(path) not in {str(Path(link).resolve()) for link in Path("/proc/self/fd").iterdir()}
+
+
+def test_a_time_zone_is_an_offset_or_refused(tmp_path: Path) -> None:
+    """xarray drops a zone's name, and reads UTC+2 and 2:00 as −2 h."""
+    for zone, hours in (("", 0), (" UTC", 0), ("Z", 0), (" +02:00", 2), (" -5", -5), (" +0530", 5.5)):
+        path = tmp_path / f"a{hours}{len(zone)}.nc"
+        numbers = rain().assign_coords(time=("time", 300.0 * np.arange(48)))
+        numbers.time.attrs |= {"units": f"seconds since 2020-06-01 00:00:00{zone}"}
+        numbers.to_netcdf(path)
+        np.testing.assert_array_equal(CF().scan(path).times, TIMES - np.timedelta64(round(3600 * hours), "s"))
+    for zone in ("CET", "local", "UTC+2", "2:00", "Europe/Berlin"):
+        numbers.time.attrs["units"] = f"seconds since 2020-06-01 00:00:00 {zone}"
+        numbers.to_netcdf(tmp_path / "b.nc")
+        for read in (CF().scan, Archive.open):
+            with pytest.raises(ValueError, match="does not know the time zone"):
+                read(tmp_path / "b.nc")

@@ -96,22 +96,27 @@ class Meaning:
 
 
 MOMENTARY = Meaning("momentary")
-_EXTREMES = re.compile(r"\btime[a-z_0-9]*: *(maximum|minimum|median|range|standard_deviation|variance|mode)\b")
+_OVER_TIME = re.compile(r"(?<!\w)\w*time\w* *: *(?:\w+ *: *)*(\w+)")
+_EXTREMES = {"maximum", "minimum", "median", "range", "standard_deviation", "variance", "mode"}
+
+
+def time_methods(cell_methods: Any) -> list[str]:
+    """Return the statistics over time in CF's `cell_methods`; several axes may share one: "time: y: x: mean"."""
+    return _OVER_TIME.findall(str(cell_methods).lower())
 
 
 def check_cell_methods(cell_methods: Any, name: str) -> None:
     """Raise ValueError for a statistic over time that is neither mean nor sum, such as the maximum of an hour."""
-    match = _EXTREMES.search(str(cell_methods))
-    if match:
+    for method in _EXTREMES.intersection(time_methods(cell_methods)):
         raise ValueError(
-            f"{name} is a {match[1]} over time (cell_methods: {cell_methods}). raincast reads momentary rates, "
+            f"{name} is a {method} over time (cell_methods: {cell_methods}). raincast reads momentary rates, "
             "means over time and depths: use such a product"
         )
 
 
 def meaning_of(cell_methods: Any, attrs: Mapping[str, Any], step_minutes: float) -> Meaning:
     """Return the meaning of a rain variable from its `cell_methods` and the attributes of its file."""
-    if "mean" not in str(cell_methods):
+    if "mean" not in time_methods(cell_methods):
         return MOMENTARY
     return Meaning("mean", float(attrs.get(ACCUMULATION_MINUTES, step_minutes)))
 

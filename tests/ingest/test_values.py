@@ -392,10 +392,21 @@ def test_a_quantity_is_what_a_file_states(tmp_path: Path, name: str, attrs: dict
 
 
 def test_an_extreme_over_time_is_no_rain_rate(tmp_path: Path) -> None:
-    path = cf_file(tmp_path / "a.nc", attrs={"cell_methods": "time: maximum"}, minutes=5 * np.arange(6))
-    for read in (CF().scan, Archive.open):
-        with pytest.raises(ValueError, match=r"rain is a maximum over time .*means over time and depths"):
-            read(path)
+    for methods in ("time: maximum", "time: y: x: maximum"):
+        path = cf_file(tmp_path / "a.nc", attrs={"cell_methods": methods}, minutes=5 * np.arange(6))
+        for read in (CF().scan, Archive.open):
+            with pytest.raises(ValueError, match=r"rain is a maximum over time .*means over time and depths"):
+                read(path)
+
+
+def test_the_method_over_time_is_told_from_that_over_areas(tmp_path: Path) -> None:
+    for methods, kind in (
+        ("time: y: x: mean", "mean"),
+        ("area: mean time: point", "momentary"),
+        ("area: mean", "momentary"),
+    ):
+        path = cf_file(tmp_path / "a.nc", attrs={"cell_methods": methods}, minutes=5 * np.arange(6))
+        assert CF().scan(path).meaning.kind == Archive.open(path).meaning.kind == kind, methods
 
 
 def test_knmis_other_products_are_refused_by_name(write_knmi: Any) -> None:

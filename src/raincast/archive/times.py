@@ -9,11 +9,17 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from raincast.schema import TIME
+from raincast.schema import TIME, time_methods
 
 _MINUTE = 60 * 10**9
 _ROUND = (10**6, 10**7, 10**8, 10**9, 5 * 10**9, 10**10, 3 * 10**10, _MINUTE, 5 * _MINUTE)
 """Candidates for the rounding in ns; each is a multiple of the one before."""
+
+
+_REFERENCE = re.compile(
+    r" since +\d+-\d+-\d+(?:[T ]+\d+(?::\d+(?::\d+(?:\.\d*)?)?)?)?(?<!:) *(?![\d:.T])(.*?) *$", re.I
+)
+_KNOWN_ZONE = re.compile(r"\(?(?:z|utc?|gmt|zulu)\)?|[-+]\d\d?(?::?\d\d)?|[-+]?[0:.]+", re.I)
 
 
 PERIOD_ATTRS = {"accum_time_h": 60.0, "accutime": 1.0, "accumulation_minutes": 1.0}
@@ -28,8 +34,11 @@ def exact_times(dataset: xr.Dataset) -> xr.Dataset:
     "days since 1900" in float64 resolve 0.6 µs, "hours since 2020" in float32 only 2 s: times on a step of 5 min
     are off it when they are read back. Each variable is rounded to the finest of 1 ms, 1 s … that is at least
     twice its resolution. Raises ValueError if the resolution is coarser than half a minute and the times are not
-    multiples of 5 min.
+    multiples of 5 min, and for a time zone by name.
     """
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind == "M":
+            _check_zone(str(name), str(variable.encoding.get("units", "")))
     rounded = {
         name: _rounded(str(name), variable)
         for name, variable in dataset.variables.items()
@@ -44,6 +53,17 @@ def exact_times(dataset: xr.Dataset) -> xr.Dataset:
     exact = dataset.assign_coords(coords).assign(variables)
     exact.set_close(dataset.close)
     return exact
+
+
+def _check_zone(name: str, units: str) -> None:
+    """Raise ValueError for a zone that is neither UTC nor an offset: xarray ignores "CET" and misreads "UTC+2"."""
+    match = _REFERENCE.search(units)
+    zone = match[1].strip() if match else ""
+    if zone and not _KNOWN_ZONE.fullmatch(zone):
+        raise ValueError(
+            f"{name} is in {units!r}: raincast does not know the time zone {zone!r}. State its offset from UTC in "
+            "the file, for example +01:00"
+        )
 
 
 def _rounded(name: str, variable: xr.Variable) -> xr.Variable:
@@ -91,7 +111,7 @@ def valid_times(
     """
     times = np.atleast_1d(field[TIME].values).astype("datetime64[ns]")
     bounds = dataset.variables.get(field[TIME].attrs.get("bounds", ""))
-    is_point = not is_depth and "time: point" in str(field.attrs.get("cell_methods", ""))
+    is_point = not is_depth and "point" in time_methods(field.attrs.get("cell_methods"))
     if bounds is None or bounds.size != 2 * times.size or is_point:
         return times, None
     start, end = bounds.values.reshape(-1, 2).astype("datetime64[ns]").T

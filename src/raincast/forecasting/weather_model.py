@@ -19,7 +19,7 @@ from raincast.forecasting.regrid import Regrid, Scattered
 from raincast.ingest.readers import naming
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
-from raincast.schema import TIME, Grid, X, Y
+from raincast.schema import TIME, Grid, X, Y, time_methods
 from raincast.system.files import sight_of
 from raincast.units import ACCUMULATION, REFLECTIVITY, Unit, unit_of
 
@@ -258,7 +258,7 @@ class WeatherModel:
             field = dataset[name]
             starts, ends = _periods(dataset, field)
             depth = unit.quantity == ACCUMULATION
-            if not depth and "time: mean" not in str(field.attrs.get("cell_methods")):
+            if not depth and "mean" not in time_methods(field.attrs.get("cell_methods")):
                 starts = ends
             elif np.isnat(starts).all():
                 starts = self._stated_starts(dataset, field, ends, depth)

@@ -53,7 +53,10 @@ class Field:
     def bind(self, name: str, site: Site) -> Reader:
         """Open the files and check them against the grid. Raises ValueError or FileNotFoundError."""
         files = field_files(self.path, name)
-        parts = [FieldFile.open(file, self.variable, name, site, num_files=len(files)) for file in files]
+        at_end = self.role == "past"  # until its period has ended, nobody knows a mean
+        parts = [
+            FieldFile.open(file, self.variable, name, site, num_files=len(files), at_end=at_end) for file in files
+        ]
         if self.role == "static":
             return _static(parts, name)
         without = [part.path for part in parts if part.times is None]

@@ -14,6 +14,7 @@ from raincast.archive.find import find_files
 from raincast.archive.head import DAMAGE, engine_of, is_zarr, open_plain
 from raincast.archive.open_part import RawVariable
 from raincast.archive.packing import Packing
+from raincast.archive.times import valid_times
 from raincast.data.channels import Site, Times, Values
 from raincast.data.channels.carried import CODE_DTYPES
 from raincast.schema import Grid
@@ -85,12 +86,18 @@ class FieldFile:
     stored: _Stored
     sight: int
     num_files: int = 1
+    at_end: bool = False
     _open: dict[int, Any] = field(default_factory=dict, repr=False)
     _seen: dict[int, int] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, path: Path, variable: str, name: str, site: Site, *, num_files: int = 1) -> "FieldFile":
-        """Open one of `num_files` of a field. Raises ValueError if the variable is absent or the grid differs."""
+    def open(
+        cls, path: Path, variable: str, name: str, site: Site, *, num_files: int = 1, at_end: bool = False
+    ) -> "FieldFile":
+        """Open one of `num_files` of a field; `at_end`: a value that covers a period is dated at its end.
+
+        Raises ValueError if the variable is absent or the grid differs.
+        """
         try:
             sight = sight_of(path)
             with _open(path) as dataset:
@@ -106,12 +113,12 @@ class FieldFile:
                 time = _time_axis(array)
                 y, x = _space_axes(array, time)
                 flips = _flips(dataset, array, (y, x), site)
-                times = None if time is None else array[time].values.astype("datetime64[ns]")
+                times = _times(dataset, array, at_end)
         except UNREADABLE as error:
             raise ValueError(f"channels.{name}: {path}: {error}") from error
         if times is not None and (np.diff(times) <= np.timedelta64(0)).any():
             raise ValueError(f"channels.{name}: the times of {path} are not ascending, or repeat.")
-        return cls(path, variable, times, flips, site.grid.shape, stored, sight, num_files)
+        return cls(path, variable, times, flips, site.grid.shape, stored, sight, num_files, at_end)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files out of the pickle: an HDF5 handle that crosses a fork reads garbage."""
@@ -156,8 +163,7 @@ class FieldFile:
             whole = dataset[self.variable]
             single = _lengths_of_one(whole)
             array = whole.squeeze(single, drop=True)
-            time = _time_axis(array)
-            times = None if time is None else array[time].values.astype("datetime64[ns]")
+            times = _times(dataset, array, self.at_end)
             same = _Stored.of(whole, single) == self.stored and array.shape[-2:] == self.shape
         if self.times is not None:
             same = same and times is not None and np.array_equal(times[: self.times.size], self.times)
@@ -190,6 +196,17 @@ def _open(path: Path, *, mask_and_scale: bool = True) -> xr.Dataset:
 def _time_axis(array: xr.DataArray) -> str | None:
     found = [str(d) for d in array.dims if d in array.coords and np.issubdtype(array[d].dtype, np.datetime64)]
     return found[0] if found else None
+
+
+def _times(dataset: xr.Dataset, array: xr.DataArray, at_end: bool) -> Times | None:
+    """Return the times of a field, or the ends of its time bounds if `at_end`; None without a time axis."""
+    time = _time_axis(array)
+    if time is None:
+        return None
+    if at_end:
+        return valid_times(dataset, array.rename({time: schema.TIME}))[0]
+    times: Times = array[time].values.astype("datetime64[ns]")
+    return times
 
 
 def _lengths_of_one(array: xr.DataArray) -> list[str]:

@@ -230,7 +230,7 @@ class CF:
         """Return what the rates are over time; the period is None if neither the file nor the user states it."""
         name = str(field.name)
         schema.check_cell_methods(field.attrs.get("cell_methods"), name)
-        averaged = "time: mean" in str(field.attrs.get("cell_methods"))
+        averaged = "mean" in schema.time_methods(field.attrs.get("cell_methods"))
         if quantity != ACCUMULATION and not averaged:
             return Meaning("momentary", quantity=name)
         stated = _valid_times(dataset, field, quantity)[1] or _period_minutes(dataset, field, quantity)
