@@ -43,7 +43,7 @@ def test_of_any_archive_such_a_value_is_missing_and_named(
     assert np.isnan([*windows, radar]).all() and codes == MISSING_CODE
     (record,) = caplog.records  # once, however often it is read
     assert record.getMessage().startswith(f"{path} holds 1 values") and NAMED in record.getMessage()
-    assert f"{np.float32(value):g} mm/h" in record.getMessage()
+    assert f"{np.float32(value):g} in the frame" in record.getMessage()
 
 
 @pytest.mark.parametrize("ours", [True, False])

@@ -29,6 +29,7 @@ _NAMES = {
     "m": "m meter meters metre metres",
     "in": "in inch inches",
     "kg": "kg kilogram kilograms",
+    "l": "l litre litres liter liters",
     "s": "s sec secs second seconds",
     "min": "min mins minute minutes",
     "h": "h hr hrs hour hours",
@@ -36,6 +37,10 @@ _NAMES = {
 }
 _NAME_OF = {spelling: name for name, spellings in _NAMES.items() for spelling in spellings.split()}
 _SUPERSCRIPTS = str.maketrans("⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹", "-+0123456789")
+_NUMBER = re.compile(r"(\d{1,6}(?:\.\d{1,6})?(?:e[-+]?\d\d?)?|1/[1-9]\d{0,5}) *\*? *(?=[a-z])")
+_TIME = r"(?P<number>[1-9]\d{0,3})[- ]*(?P<time>[a-z]+)"
+_SEVERAL = re.compile(rf"(?P<depth>.*?)(?:(?:/|\bper\b) *\(? *{_TIME}\.? *\)?)")
+"""A depth per several units of time: "mm/5min", "mm per 5 minutes"."""
 _FACTOR = re.compile(r"([a-z]+) *\^? *([-+]?\d+)?")
 
 
@@ -54,6 +59,7 @@ def parse_unit(text: object) -> Unit | None:
     words = str(text or "").strip().lower()
     if words in ("dbz", "db z", "dbz (decibel)"):
         return Unit(REFLECTIVITY, 1.0)
+    words, number = _number(words)
     powers = _powers(words)
     if powers is None:
         return None
@@ -64,7 +70,7 @@ def parse_unit(text: object) -> Unit | None:
             return None
         per_time = 1 / _HOURS[times[0]]
     by_itself = True
-    if powers == {"kg": 1, "m": -2}:  # 1 kg of water per m² is 1 mm
+    if powers in ({"kg": 1, "m": -2}, {"l": 1, "m": -2}):  # 1 kg or l of water per m² is 1 mm
         depth = Fraction(1)
     elif len(powers) == 1 and next(iter(powers.values())) == 1 and next(iter(powers)) in _LENGTHS:
         length = next(iter(powers))
@@ -72,13 +78,24 @@ def parse_unit(text: object) -> Unit | None:
         by_itself = times[0] != "s" if times else length == "mm"
     else:
         return None
-    return Unit(RATE if times else ACCUMULATION, float(depth * per_time), by_itself)
+    return Unit(RATE if times else ACCUMULATION, float(number * depth * per_time), by_itself)
 
 
 def unit_of(text: object, quantity: str) -> Unit | None:
     """Parse a unit like `parse_unit`; None if it is not a unit of `quantity`."""
     unit = parse_unit(text)
     return unit if unit is not None and unit.quantity == quantity else None
+
+
+def _number(words: str) -> tuple[str, Fraction]:
+    """Split numbers off: "0.1 mm" is ("mm", 1/10), and "mm/5min" is ("mm/min", 1/5)."""
+    factor = Fraction(1)
+    words = re.sub(r"[][{}]", "", words.translate(_SUPERSCRIPTS))
+    if match := _NUMBER.match(words):
+        factor, words = Fraction(match[1]), words[match.end() :]
+    if match := _SEVERAL.fullmatch(words):
+        factor, words = factor / int(match["number"]), f"{match['depth']}/{match['time']}"
+    return words if factor > 0 else "", factor
 
 
 def _powers(words: str) -> dict[str, int] | None:

@@ -51,6 +51,28 @@ def test_undetected_may_be_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path), [[np.nan, np.nan, 2.5]])
 
 
+def test_masks_scales_in_tags_and_dry_codes_of_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mask = np.array([[255, 255, 0], [255, 255, 255]], np.uint8)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        path = write(tmp_path / NAME, nodata=None)
+        with rasterio.open(path, "r+") as file:
+            file.write_mask(mask)
+    masked = np.where(mask == 0, np.nan, PIXELS.astype(np.float32))
+    np.testing.assert_array_equal(read(path), masked)
+    alpha = write(tmp_path / NAME, np.stack([PIXELS, mask]), nodata=None, alpha="yes", photometric="minisblack")
+    np.testing.assert_array_equal(read(alpha, band=1), masked)
+    tagged = write(tmp_path / NAME, tags={"gain": "0.1"})
+    with pytest.raises(
+        ValueError, match=r"its tag gain is 0\.1, but its band states no scale: set source\.scale=0\.1"
+    ):
+        read(tagged)
+    np.testing.assert_allclose(read(tagged, scale=0.1), np.where(PIXELS == 255, np.nan, 0.1 * PIXELS), rtol=1e-6)
+    dry = write(tmp_path / NAME, nodata=0)
+    assert np.isnan(read(dry)).sum() == 1
+    assert "set source=geotiff source.undetect=0" in caplog.text
+    np.testing.assert_array_equal(read(dry, undetect=0), PIXELS)
+
+
 def test_an_archive_goes_on_with_the_same_nan(tmp_path: Path) -> None:
     """NaN equals nothing, itself included."""
     reader = GeoTIFF("rate", undetect=float("nan"), step_minutes=5)

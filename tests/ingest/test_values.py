@@ -14,11 +14,13 @@ from encoded import check_encoded
 
 from raincast import schema
 from raincast.archive import Archive
+from raincast.archive.packing import Packing
 from raincast.data.channels import Site
 from raincast.data.channels.field import Field
 from raincast.forecasting import open_series
 from raincast.ingest import ingest
-from raincast.ingest.readers import Auto
+from raincast.ingest.quality import Cleaned, Quality
+from raincast.ingest.readers import Auto, Limited
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.geotiff import GeoTIFF
 from raincast.ingest.readers.knmi import KNMI
@@ -323,7 +325,19 @@ def test_the_files_own_zr_is_used(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.parametrize(
     "spelling",
-    ["mm/hour", "mm hr-1", "mm per hour", "kg m-2 h-1", "mm h⁻¹", "mm.h-1", "kg/(m2 h)", "millimetres / hours"],
+    [
+        "mm/hour",
+        "mm hr-1",
+        "mm per hour",
+        "kg m-2 h-1",
+        "mm h⁻¹",
+        "mm.h-1",
+        "kg/(m2 h)",
+        "millimetres / hours",
+        "l m-2 h-1",
+        "mm h^{-1}",
+        "5 mm/5h",
+    ],
 )
 def test_units_are_understood_by_one_list(tmp_path: Path, spelling: str) -> None:
     path = cf_file(tmp_path / "a.nc", minutes=5 * np.arange(6), attrs={"units": spelling})
@@ -331,9 +345,40 @@ def test_units_are_understood_by_one_list(tmp_path: Path, spelling: str) -> None
         np.testing.assert_array_equal(rain, RAIN)
 
 
-@pytest.mark.parametrize("text", ["K", "mm/h*32", "s-1", "kg", "mm month-1", "1", "", None, "m2", "kg m-2 s"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "K",
+        "mm/h*32",
+        "s-1",
+        "kg",
+        "mm month-1",
+        "1",
+        "",
+        None,
+        "m2",
+        "kg m-2 s",
+        "0 mm",
+        "mm/0min",
+        "5 min",
+        "mm/5",
+    ],
+)
 def test_what_is_no_unit_of_rain(text: Any) -> None:
     assert parse_unit(text) is None
+
+
+def test_units_have_numbers() -> None:
+    spelled = {
+        "0.1 mm": 0.1,
+        "1e-2 mm h-1": 0.01,
+        "1/100 mm": 0.01,
+        "mm/5min": 12,
+        "mm/(10 min)": 6,
+        "mm per 3 hours": 1 / 3,
+    }
+    for text, factor in spelled.items():
+        assert parse_unit(text).factor == pytest.approx(factor), text  # type: ignore[union-attr]
 
 
 def test_a_file_without_units_names_the_key_that_states_them(tmp_path: Path) -> None:
@@ -443,3 +488,49 @@ def test_an_odim_files_own_zr_and_a_gain_of_zero(tmp_path: Path, caplog: pytest.
     for call in (ODIM().scan, ODIM().read):
         with pytest.raises(ValueError, match="its gain is 0 and its offset -32: values cannot be computed"):
             call(path)
+
+
+# codes that look like values
+
+
+def test_codes_that_are_not_declared(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Undeclared codes of missing are not rain, and never the dry pixels that a Z-R relation makes of −9999 dBZ."""
+    reader = Limited(CF())
+    dbz = np.where(RAIN > 5, np.float32(30), np.float32(-np.inf))
+    dbz[:, 0, 0] = -9999
+    attrs = {"units": "dBZ", "standard_name": "equivalent_reflectivity_factor"}
+    read = reader.read(cf_file(tmp_path / "dbz.nc", dbz, attrs=attrs))[schema.RAIN].values
+    assert np.isnan(read[:, 0, 0]).all() and np.isnan(read).sum() == len(read)
+    assert "cannot be rain" in caplog.text
+    codes = np.full(RAIN.shape, 100, np.uint16)
+    codes[:, 0, 0] = 65535  # netCDF's own fill value
+    stated = xr.Variable(("time", "y", "x"), codes, {"scale_factor": 0.01})
+    assert np.isnan(Packing.of(stated).decode(codes)[:, 0, 0]).all()
+    stated.attrs = {"scale_factor": 0.01, "nodata": 100}
+    assert np.isnan(Packing.of(stated).decode(codes)).all()
+
+
+def test_a_scale_under_another_name_is_refused_and_a_dry_code_of_missing_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = np.ones(RAIN.shape, np.int16)
+    for name in ("gain", "scale", "slope"):
+        path = cf_file(tmp_path / f"{name}.nc", codes, attrs={name: 0.01})
+        with pytest.raises(ValueError, match=rf"{name}=0.01, which no convention applies"):
+            CF().scan(path)
+    for code, told in ((-1, 0), (0, 1)):
+        path = cf_file(tmp_path / f"{told}.nc", codes, attrs={"missing_value": np.int16(code)})
+        CF().scan(path)
+        assert caplog.text.count("pixels without rain count as missing") == told
+
+
+def test_many_capped_pixels_and_forecasts_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = cf_file(tmp_path / "a.nc", np.full(RAIN.shape, 655.35, np.float32))
+    Cleaned(CF(), Quality()).read(path)
+    assert "exceed max_rate=300 mm/h" in caplog.text
+    with xr.open_dataset(path) as dataset:
+        run = dataset.load().assign_coords(run=dataset.time[0].values - np.timedelta64(1, "h"))
+    run.run.attrs["standard_name"] = "forecast_reference_time"
+    run.to_netcdf(tmp_path / "run.nc")
+    CF().scan(tmp_path / "run.nc")
+    assert "holds forecasts" in caplog.text

@@ -41,8 +41,8 @@ def name_absurd(
         return
     frame, row, column = map(int, np.argwhere(absurd)[0])
     log.warning(
-        "%s holds %d values that cannot be rain (negative, infinite or above %g mm/h); they count as missing. "
-        "The first: %g mm/h in the frame of %s, row %d, column %d (from 0).",
+        "%s holds %d values that cannot be rain (negative, infinite or above %g mm/h, or "
+        "below -100 dBZ); they count as missing. The first: %g in the frame of %s, row %d, column %d (from 0).",
         *(path, absurd.sum(), MOST_MM_H, rates[frame, row, column], np.datetime_as_string(times[frame], unit="m")),
         *(row + first_pixel[0], column + first_pixel[1]),
     )

@@ -15,7 +15,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.codes import CODES
 from raincast.archive.limits import check_file
-from raincast.archive.packing import Packing
+from raincast.archive.packing import Packing, warn_dry_fill
 from raincast.archive.times import exact_times, stated_minutes, valid_times
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import raise_if_handles, reason_of
@@ -171,6 +171,9 @@ def _read_head(path: Path, sight: int) -> Head:
         schema.check_archive(dataset, str(path))
         variable = schema.find_rain_variable(dataset)
         grid = schema.grid_of(dataset, variable)
+        packing = Packing.of(dataset[variable])
+        if packing.has_dry_fill:
+            warn_dry_fill(variable)
         rain_attrs, step_minutes = dict(dataset[variable].attrs), schema.find_step_minutes(dataset)
         times, minutes = valid_times(dataset, dataset[variable])
         if (times != dataset[schema.TIME].values).any():
@@ -186,8 +189,7 @@ def _read_head(path: Path, sight: int) -> Head:
             variable=variable,
             attrs=meaning.attrs(step_minutes) | dataset.attrs,
             rain_attrs=rain_attrs,
-            coded=Packing.of(dataset[variable]) == CODES
-            and schema.mm_h_per(dataset[variable].attrs["units"]) == 1,
+            coded=packing == CODES and schema.mm_h_per(dataset[variable].attrs["units"]) == 1,
             sight=sight,
         )
 

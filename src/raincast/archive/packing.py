@@ -4,6 +4,7 @@ Conventions: CF 1.11, sections 2.5.1 (missing data, valid range) and 8.1 (packin
 User's Guide (attribute conventions).
 """
 
+import contextlib
 import logging
 import re
 from collections.abc import Mapping
@@ -18,6 +19,12 @@ log = logging.getLogger(__name__)
 
 FILLS = ("_FillValue", "missing_value")
 ATTRS = ("scale_factor", "add_offset", *FILLS, "_Unsigned")
+DEFAULT_FILLS = {np.dtype(kind): float(fill) for kind, fill in (
+    ("i2", -32767), ("u2", 65535), ("i4", -(2**31) + 1), ("u4", 2**32 - 1),
+)}  # fmt: skip
+"""netCDF's own fill values: missing if a file states no _FillValue (NUG, attribute conventions)."""
+SCALES = ("scale", "gain", "slope", "multiplier")
+"""Names that files use for a scale, although no convention of netCDF or GDAL has them."""
 MOST_CODES_BEYOND = 10
 """Warn above this number of distinct values outside the valid range: missing codes are few, rain rates many."""
 LOOKED_AT = 4096
@@ -57,15 +64,28 @@ class Packing:
         )
         if scale == 0:
             raise ValueError("its scale_factor is 0: every value would be the same. Correct the attribute")
+        if "scale_factor" not in said and dtype.kind in "iu" and (found := unapplied_scale(array.attrs)):
+            raise ValueError(
+                f"its integers have the attribute {found[0]}={found[1]:g}, which no convention applies. If it is "
+                f"their scale, rename it: ncrename -a {getattr(array, 'name', '')}@{found[0]},scale_factor FILE "
+                "(add_offset for an offset). Otherwise remove it"
+            )
         fills = {
             _in_type(value, dtype)
-            for name in FILLS
+            for name in (*FILLS, "nodata")
             for value in np.ravel(said.get(name, []))
             if not isinstance(value, str | bytes) and np.isfinite(value)
         }
+        if not said.keys() & {"_FillValue", "_Unsigned"} and dtype in DEFAULT_FILLS:
+            fills.add(DEFAULT_FILLS[dtype])
         packed = "scale_factor" in said or "add_offset" in said
         low, high = _limits(said, dtype, scale, offset, packed=packed)
         return cls(dtype, scale, offset, tuple(sorted(fills)), low, high)
+
+    @property
+    def has_dry_fill(self) -> bool:
+        """Return True if a code of missing also is the number of no rain, 0 in the variable's unit."""
+        return any(fill * self.scale + self.offset == 0 for fill in self.fills)
 
     @property
     def has_limits(self) -> bool:
@@ -117,6 +137,23 @@ class Packing:
                 "%s leaves out %.3g%% of the observed values of a frame, with %d distinct numbers. Check "
                 "these attributes.", said, 100 * num_beyond / max(1, num_observed), num_codes,
             )  # fmt: skip
+
+
+def unapplied_scale(said: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Return the name and value of an attribute that looks like a scale other than 1, or None."""
+    for name in SCALES:
+        with contextlib.suppress(TypeError, ValueError):
+            if (value := float(np.ravel(said.get(name, 1.0))[0])) != 1.0:
+                return name, value
+    return None
+
+
+def warn_dry_fill(name: str) -> None:
+    """Warn once that pixels without rain count as missing, since their number is that of missing pixels."""
+    warn_once(
+        f"{name}: its code of missing pixels is 0 (_FillValue or missing_value), so pixels without rain count as "
+        "missing. If it means no rain, read it with source=cf source.missing_is_dry=true"
+    )
 
 
 def warn_once(text: str) -> None:

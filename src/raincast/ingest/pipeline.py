@@ -17,7 +17,7 @@ from raincast.archive import Archive
 from raincast.archive.find import find_files
 from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.layout import PartLayout
-from raincast.ingest.quality import Clutter, Quality
+from raincast.ingest.quality import Clutter, Quality, warn_capped
 from raincast.ingest.readers import Reader, check_period, fetching, key_of
 from raincast.ingest.region import Region
 from raincast.ingest.report import IngestReport, missing_times
@@ -348,12 +348,15 @@ class _Job:
         kept = np.union1d(present, written)
         step = schema.step_timedelta(self.step_minutes)
         num_missing, missing = missing_times(offered[0], offered[-1], kept, step) if offered.size else (0, offered)
+        num_capped = sum(day.num_capped for day in days)
+        num_pixels = written.size * found.grid.shape[0] * found.grid.shape[1]
+        warn_capped(num_capped, num_pixels, self.quality.max_rate, str(self.layout.archive))
         bad_files = found.bad_files | {path: why for day in days for path, why in day.bad_files.items()}
         return IngestReport(
             archive=self.layout.archive,
             num_written=written.size,
             num_present=int(np.isin(offered, present).sum()),
-            num_capped=sum(day.num_capped for day in days),
+            num_capped=num_capped,
             duplicates=tuple(self._duplicates(offers)),
             off_step=tuple(self._text(off_step, number) for number in range(len(off_step))),
             bad_files=bad_files,

@@ -14,6 +14,7 @@ from raincast import schema
 from raincast.archive import MAX_RATE
 from raincast.archive.absurd import find_absurd
 from raincast.archive.codes import bands
+from raincast.archive.packing import warn_once
 from raincast.ingest.readers import ALL, Head, Reader
 from raincast.schema import WET_SHARE, Grid, X, Y
 
@@ -174,6 +175,19 @@ def drop_specks(rain: npt.NDArray[np.float32], num_pixels: int) -> None:
     rain[small[areas]] = 0.0
 
 
+MOST_CAPPED, FEW_PIXELS = 1e-3, 10
+"""Share of pixels above `max_rate` from which a warning is due. Hail and clutter of OPERA reach 1e-5."""
+
+
+def warn_capped(num_capped: int, num_pixels: int, max_rate: float, what: str) -> None:
+    """Warn once if rain does not explain how many pixels were capped: a wrong unit or scale, a code of missing."""
+    if num_capped > max(FEW_PIXELS, MOST_CAPPED * num_pixels):
+        warn_once(
+            f"More than {MOST_CAPPED:.1%} of the pixels of {what} exceed max_rate={max_rate:g} mm/h and are set "
+            "to it, which rain does not explain: check unit, scale and code of missing pixels of the files"
+        )
+
+
 @dataclass(frozen=True)
 class Cleaned:
     """A reader whose frames are cleaned by `quality`, for files that go to a network without an archive."""
@@ -193,5 +207,7 @@ class Cleaned:
         """Read frames with the reader and clean their rates with `Quality.clean`."""
         dataset = self.reader.read(path, frames, step_minutes=step_minutes)
         rain = dataset[schema.RAIN]
-        clean = np.stack([self.quality.clean(frame)[0] for frame in rain.values])
-        return dataset.assign({schema.RAIN: rain.copy(data=clean)})
+        cleaned = [self.quality.clean(frame) for frame in rain.values]
+        for _, num_capped in cleaned:
+            warn_capped(num_capped, rain[0].size, self.quality.max_rate, "a frame")
+        return dataset.assign({schema.RAIN: rain.copy(data=np.stack([clean for clean, _ in cleaned]))})

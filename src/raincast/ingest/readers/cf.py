@@ -15,12 +15,12 @@ from raincast import schema
 from raincast.archive.codes import bands
 from raincast.archive.head import open_packed, open_plain
 from raincast.archive.limits import check_image, check_unpacking
-from raincast.archive.packing import ATTRS, FILLS, Packing, warn_once
+from raincast.archive.packing import ATTRS, FILLS, Packing, warn_dry_fill, warn_once
 from raincast.archive.times import stated_minutes, valid_times
 from raincast.ingest.readers import ALL, Head, hdf5_has, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words
 from raincast.ingest.readers.common.unpack import check_whole
-from raincast.ingest.readers.common.values import choose_zr
+from raincast.ingest.readers.common.values import choose_zr, rate_of_dbz
 from raincast.schema import TIME, Meaning, X, Y
 from raincast.transforms import accumulation_to_rate
 from raincast.units import ACCUMULATION, EXAMPLES, RATE, REFLECTIVITY, Unit, parse_unit, unit_of
@@ -79,9 +79,16 @@ class CF:
     def scan(self, path: Path) -> Head:
         """Return the times, grid and step of the file."""
         with self._open(path) as (dataset, field, quantity):
-            Packing.of(field)  # raises ValueError for invalid packing attributes
+            packing = Packing.of(field)  # raises ValueError for invalid packing attributes
+            if packing.has_dry_fill and quantity != REFLECTIVITY and not self.missing_is_dry:
+                warn_dry_fill(str(field.name))
+            times = _valid_times(dataset, field, quantity)[0]
+            if _are_forecasts(dataset, times):
+                warn_once(
+                    f"{field.name} holds forecasts, by its forecast reference time or period, not observed rain"
+                )
             return Head(
-                _valid_times(dataset, field, quantity)[0],
+                times,
                 find_grid(dataset, field, self.crs),
                 self._step(dataset),
                 self._meaning(dataset, field, quantity),
@@ -221,7 +228,7 @@ class CF:
         """Return the conversion of a rate, a depth over `minutes` or dBZ to mm/h, and attributes about it."""
         if unit.quantity == REFLECTIVITY:
             zr, attrs = choose_zr({**dataset.attrs, **field.attrs}, self.zr_a, self.zr_b)
-            return zr.to_rate, attrs
+            return lambda dbz: rate_of_dbz(zr, dbz), attrs
         if unit.quantity == ACCUMULATION:
             return lambda values: accumulation_to_rate(values * unit.factor, minutes), {}
         return lambda values: values * unit.factor, {}
@@ -279,6 +286,17 @@ def _valid_times(
 ) -> tuple[npt.NDArray[np.datetime64], float | None]:
     """Return the valid times and the minutes that a value covers; depths always have a period."""
     return valid_times(dataset, field, is_depth=quantity == ACCUMULATION)
+
+
+def _are_forecasts(dataset: xr.Dataset, times: npt.NDArray[np.datetime64]) -> bool:
+    """Return True if the file states a run before its valid times, or lead times above 0."""
+    for variable in dataset.variables.values():
+        role = variable.attrs.get("standard_name")
+        if role == "forecast_reference_time" and variable.dtype.kind == "M" and variable.size == 1:
+            return bool((times > variable.values.ravel()[0]).any())
+        if role == "forecast_period" and variable.dtype.kind in "miuf":
+            return bool((variable.values.astype(np.float64) > 0).any())
+    return False
 
 
 def _period_minutes(dataset: xr.Dataset, field: xr.DataArray, quantity: str) -> float | None:

@@ -15,9 +15,10 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.codes import bands
+from raincast.archive.packing import unapplied_scale, warn_once
 from raincast.ingest.readers import ALL, Head, known_step, naming
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid, tiff_directory, zr_items
-from raincast.ingest.readers.common.values import check_gain, choose_zr, equals
+from raincast.ingest.readers.common.values import check_gain, choose_zr, equals, rate_of_dbz
 from raincast.ingest.readers.fmi import FMI
 from raincast.ingest.readers.opera_tiff import OperaTiff
 from raincast.schema import MOMENTARY, Meaning
@@ -134,24 +135,62 @@ class GeoTIFF:
         offset = dataset.offsets[band - 1] if self.offset is None else self.offset
         nodata = dataset.nodatavals[band - 1] if self.nodata is None else self.nodata
         check_gain(scale, offset)
+        self._check_scale(dataset, band)
         unit = parse_unit(dataset.units[band - 1])
         factor = 1.0 if unit is None else unit.factor
         pixels = dataset.read(band)
         if pixels.dtype.kind not in "iuf":
             raise ValueError(f"its pixels are {pixels.dtype}, not integers or floats")
+        if (
+            nodata is not None
+            and offset + scale * nodata == 0
+            and quantity != REFLECTIVITY
+            and self.undetect is None
+        ):
+            warn_once(
+                f"The files' code of missing pixels is {nodata:g}, a rate of 0, so pixels without rain count as "
+                f"missing. If it means no rain, set source=geotiff source.undetect={nodata:g}"
+            )
+        outside = self._outside(dataset, band)
         zr = self._zr(dataset)[0] if quantity == REFLECTIVITY else ZR()
         rates = np.empty(pixels.shape, np.float32)
         with np.errstate(over="ignore"):  # undeclared fill values may overflow; infinite is missing in an archive
             for rows in bands(pixels.shape):
                 values = (offset + scale * pixels[rows].astype(np.float64)) * factor
                 if quantity == REFLECTIVITY:
-                    values = zr.to_rate(values)
+                    values = rate_of_dbz(zr, values)
                 elif quantity == ACCUMULATION:
                     values = accumulation_to_rate(values, interval)
-                values[equals(pixels[rows], self.undetect)] = 0.0
                 values[equals(pixels[rows], nodata)] = np.nan
+                values[equals(pixels[rows], self.undetect)] = 0.0  # as configured, even if the file says missing
+                values[outside[rows]] = np.nan
                 rates[rows] = values
         return rates
+
+    def _outside(self, dataset: Any, band: int) -> npt.NDArray[np.bool_]:
+        """Return the pixels that a mask or an alpha band of the file leaves out, (H, W)."""
+        from rasterio.enums import MaskFlags  # type: ignore[import-untyped]
+
+        if MaskFlags.per_dataset not in dataset.mask_flag_enums[band - 1]:
+            return np.zeros(dataset.shape, bool)
+        left_out: npt.NDArray[np.bool_] = dataset.read_masks(band) == 0
+        return left_out
+
+    def _check_scale(self, dataset: Any, band: int) -> None:
+        """Raise ValueError for integers whose tags state a scale that GDAL does not know."""
+        if (
+            self.scale is not None
+            or dataset.scales[band - 1] != 1.0
+            or np.dtype(dataset.dtypes[band - 1]).kind == "f"
+        ):
+            return
+        tags = dataset.tags() | dataset.tags(band)
+        if found := unapplied_scale({name.lower(): text for name, text in tags.items()}):
+            name, value = found
+            raise ValueError(
+                f"its tag {name} is {value:g}, but its band states no scale: set source.scale={value:g}, or "
+                "source.scale=1 if its pixels are scaled already"
+            )
 
     def _band(self, dataset: Any) -> int:
         band = self.band or 1

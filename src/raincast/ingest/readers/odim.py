@@ -16,6 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
+from raincast.archive.packing import warn_once
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, known_step, naming, starts_with
 from raincast.ingest.readers.common.odim_file import (
     Image,
@@ -27,7 +28,7 @@ from raincast.ingest.readers.common.odim_file import (
     scan_attrs,
 )
 from raincast.ingest.readers.common.unpack import in_member
-from raincast.ingest.readers.common.values import check_gain, choose_zr, equals, is_nan
+from raincast.ingest.readers.common.values import check_gain, choose_zr, equals, is_nan, rate_of_dbz
 from raincast.ingest.readers.mch_gif import quality_in_name
 from raincast.ingest.readers.polar import POLAR_OBJECTS, refuse
 from raincast.schema import Grid, Meaning
@@ -249,6 +250,11 @@ class ODIM:
         nodata, undetect = image.what.get("nodata"), image.what.get("undetect")
         is_dbz = QUANTITIES[image.quantity] == "dBZ"
         zr = choose_zr(image.how, self.zr_a, self.zr_b)[0] if is_dbz else ZR()
+        if nodata is not None and undetect is not None and float(nodata) == float(undetect):
+            warn_once(
+                f"nodata and undetect of {image.quantity} are both {float(nodata):g}: pixels without echo count "
+                "as missing, as those without coverage do"
+            )
 
         def convert(raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
             missing, undetected = equals(raw, nodata), equals(raw, undetect)
@@ -260,7 +266,8 @@ class ODIM:
             with np.errstate(over="ignore"):  # `Quality` caps values that are too large
                 values = raw[measured].astype(np.float64) * gain + offset
                 if is_dbz:
-                    values = zr.to_rate(values)
+                    # where missing is told by nodata, an undeclared code of no echo remains
+                    values = rate_of_dbz(zr, values) if nodata is None else zr.to_rate(values)
                 elif interval is not None:
                     values = accumulation_to_rate(values, interval)
                 rates[measured] = values

@@ -19,7 +19,7 @@ from raincast.archive.codes import bands
 from raincast.ingest.readers import ALL, Head, known_step, naming
 from raincast.ingest.readers.common.odim_file import nominal_time, scan_attrs, stated_time
 from raincast.ingest.readers.common.tiff import find_items, open_raster, raster_grid, zr_items
-from raincast.ingest.readers.common.values import choose_zr, equals
+from raincast.ingest.readers.common.values import choose_zr, equals, rate_of_dbz
 from raincast.ingest.readers.odim import ACCUMULATION, QUANTITIES
 from raincast.schema import Grid, Meaning
 from raincast.transforms import ZR, accumulation_to_rate
@@ -80,7 +80,7 @@ class OperaTiff:
                 part = pixels[rows]
                 values = part.astype(np.float64)
                 if QUANTITIES[quantity] == "dBZ":
-                    values = self._zr(dataset)[0].to_rate(values)
+                    values = rate_of_dbz(self._zr(dataset)[0], values)
                 elif minutes is not None:
                     values = accumulation_to_rate(values, minutes)
                 values[equals(part, undetect)] = 0.0

@@ -45,6 +45,19 @@ def choose_zr(
     return zr, {"zr_a": zr.a, "zr_b": zr.b, ZR_FROM: origin}
 
 
+LEAST_DBZ = -100.0
+"""Reflectivity below which a value is an undeclared code. −∞, the logarithm of no echo, is not."""
+
+
+def rate_of_dbz(zr: ZR, dbz: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the rates in mm/h of reflectivities; those below `LEAST_DBZ` stay, so that they count as absurd.
+
+    An undeclared −9999 may mean missing or no echo: `archive.absurd` makes it missing, with a warning.
+    """
+    rates: npt.NDArray[Any] = np.where((dbz < LEAST_DBZ) & (dbz > -np.inf), dbz, zr.to_rate(dbz))
+    return rates
+
+
 def check_gain(gain: float, offset: float) -> None:
     """Raise ValueError for a gain of 0, which would make all values equal, or numbers that are not finite."""
     if gain == 0 or not np.isfinite([gain, offset]).all():
