@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raincast.api import open_sample
 from raincast.synthetic import build_builtin_archive
-from raincast.system.conf import sample_path
+from raincast.system.paths import sample_path
 from raincast.version import __version__
 
 SMALL = ["data.eval_stride=6", "baselines=[persistence,extrapolation]"]

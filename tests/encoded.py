@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from raincast.archive.codes import CODE_MM_H, THRESHOLDS
+from raincast.archive.rates import CODE_MM_H, THRESHOLDS
 
 
 def check_encoded(found: Any, rain: Any) -> None:

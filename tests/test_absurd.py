@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from raincast import schema
-from raincast.archive import MISSING_CODE, Archive, absurd, write_part
+from raincast.archive import MISSING_CODE, Archive, rates, write_part
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Limited
 from raincast.ingest.readers.cf import CF
@@ -19,7 +19,7 @@ NAMED = r"the frame of 2026-01-01T00:10, row 3, column 4"
 
 @pytest.fixture(autouse=True)
 def _nothing_named_yet() -> None:
-    absurd._named.clear()
+    rates._named.clear()
 
 
 def with_value(value: float) -> xr.Dataset:

@@ -24,7 +24,7 @@ from raincast.archive import (
     nearest_codes,
     write_part,
 )
-from raincast.archive.codes import THRESHOLDS
+from raincast.archive.rates import THRESHOLDS
 from raincast.schema import mock_archive, mock_grid
 
 RAIN = schema.RAIN

@@ -10,7 +10,7 @@ import pytest
 from raincast import schema
 from raincast.archive import Archive, write_part
 from raincast.archive.chunks import ChunkedCodes, Unpacked
-from raincast.archive.codes import MISSING_CODE
+from raincast.archive.rates import MISSING_CODE
 
 SHAPE = (21, 70, 150)  # with chunks that are not full at each far edge
 

@@ -16,7 +16,7 @@ from raincast.cli import run_folder
 from raincast.commands import jobs
 from raincast.commands.forecast import run as forecast
 from raincast.commands.train import train
-from raincast.system import run_folder as folders
+from raincast.system import lock as folders
 
 
 def refused(result: subprocess.CompletedProcess[str], folder: Path) -> str:
@@ -276,7 +276,7 @@ def test_runs_of_the_same_second_have_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two trainings mixed their checkpoints, and an evaluation deleted the folder of another."""
-    found = [folders.own(tmp_path / "evaluate" / "2026-01-02" / "03-04-05") for _ in range(3)]
+    found = [folders.own_folder(tmp_path / "evaluate" / "2026-01-02" / "03-04-05") for _ in range(3)]
     assert [path.name for path in found] == ["03-04-05", "03-04-05-2", "03-04-05-3"]
     monkeypatch.setattr(folders, "_made", {found[1].absolute(): []})  # the second of three processes
     for path in found:

@@ -18,7 +18,7 @@ import raincast
 from raincast import assembly, export, schema
 from raincast.archive import Archive
 from raincast.commands import export as command
-from raincast.export.onnx_operators import REWRITTEN
+from raincast.export.files import REWRITTEN
 from raincast.forecaster import Query
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster, optical_flow
 from raincast.models.heads import RateHead

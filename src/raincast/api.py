@@ -76,7 +76,7 @@ def open_archive(path: str | Path) -> "xr.Dataset":
 
 def open_sample() -> "xr.Dataset":
     """Open the bundled radar event: thunderstorms over Switzerland, in mm/h. Source: MeteoSwiss."""
-    from raincast.system.conf import sample_path
+    from raincast.system.paths import sample_path
 
     return open_archive(sample_path())
 
@@ -185,7 +185,7 @@ def _made(given: str | Path) -> "Forecaster":
     from omegaconf import OmegaConf
 
     from raincast import assembly
-    from raincast.system.conf import conf_dir
+    from raincast.system.paths import conf_dir
 
     known = {path.stem: path for path in sorted((conf_dir() / "baseline").glob("*.yaml")) if path.stem != "file"}
     if str(given) in known:
@@ -206,7 +206,7 @@ def train(*overrides: str, archive: str | Path | None = None, folder: str | Path
     from hydra import compose, initialize_config_dir
 
     from raincast.commands.train import train as run
-    from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
+    from raincast.system.paths import HYDRA_VERSION_BASE, conf_dir
     from raincast.system.remote import as_path
 
     if folder is None:

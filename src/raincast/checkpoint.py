@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from raincast.plain import construct, merged, read_config
-from raincast.system.files import atomic
-from raincast.system.safe_zip import check_zip
+from raincast.system.files import atomic, check_zip
 from raincast.version import __version__
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from raincast import __version__
 from raincast.commands import help, jobs, overrides
-from raincast.system.conf import HYDRA_VERSION_BASE, conf_dir
 from raincast.system.faults import reason_of
 from raincast.system.heap import pause_collector, resume_collector
-from raincast.system.run_folder import alone, is_first_process, make, remove_if_empty
+from raincast.system.lock import alone, is_first_process, make_folder, remove_if_empty
+from raincast.system.paths import HYDRA_VERSION_BASE, conf_dir
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
         _check_checkpoint(cfg)
         _check_types(command, cfg)
         with alone(folder) if locks else nullcontext():
-            make(Path(cfg.paths.run_dir))  # another folder than Hydra's, if set
+            make_folder(Path(cfg.paths.run_dir))  # another folder than Hydra's, if set
             run = _command(command)
             resume_collector()
             result = run(cfg)

@@ -11,7 +11,7 @@ from running import REPO, TINY, compose_config, run_forked
 
 from raincast import assembly, cli
 from raincast.commands.train import train
-from raincast.system import run_folder
+from raincast.system.lock import is_first_process
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 COMMON = [
@@ -137,8 +137,8 @@ def test_a_torchrun_without_a_store_is_asked_for_a_folder() -> None:
 
 def test_a_process_knows_its_rank_though_it_was_forked_after_all_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning keeps the rank of when it was imported: the second process wrote a log of its own."""
-    assert run_folder.is_first_process()
+    assert is_first_process()
     monkeypatch.setenv("RANK", "1")
-    assert not run_folder.is_first_process()
+    assert not is_first_process()
     monkeypatch.setenv("RANK", "0")
-    assert run_folder.is_first_process()
+    assert is_first_process()

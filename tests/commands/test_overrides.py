@@ -15,7 +15,7 @@ from raincast.commands import jobs, report
 from raincast.commands.help import help_text
 from raincast.commands.overrides import quoted, suggestions
 from raincast.sweeps.report import again_command
-from raincast.system.shell import as_typed
+from raincast.system.paths import as_typed
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_commands_in_messages_are_those_that_this_user_types(monkeypatch: pytest
     text = "Next: python train.py experiment=radar, then python evaluate.py; python my_train.py stays"
     assert as_typed(text) == text, "in the repository"
     installed = "Next: raincast train experiment=radar, then raincast evaluate; python my_train.py stays"
-    monkeypatch.setattr("raincast.system.shell.CHECKOUT", False)
+    monkeypatch.setattr("raincast.system.paths.CHECKOUT", False)
     assert as_typed(text) == installed == jobs.said(ValueError(text))
     assert again_command(["optimizer.lr=1e-3"]).startswith("raincast train -m optimizer.lr=1e-3 seed=")
     record = logging.LogRecord("raincast", logging.INFO, "", 0, text, None, None)

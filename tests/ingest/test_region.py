@@ -7,7 +7,7 @@ import pytest
 
 from raincast import schema
 from raincast.archive import Archive
-from raincast.archive.codes import CODE_MM_H
+from raincast.archive.rates import CODE_MM_H
 from raincast.ingest import ingest
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.region import Region
@@ -23,7 +23,7 @@ def test_area_mean_is_that_of_the_observed_pixels() -> None:
 
 @pytest.mark.parametrize("coarsen", [1, 2, 3, 7])
 def test_area_mean_against_loops(coarsen: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raincast.archive.codes.BAND_PIXELS", 200)  # several bands
+    monkeypatch.setattr("raincast.archive.rates.BAND_PIXELS", 200)  # several bands
     rng = np.random.default_rng(0)
     rain = rng.gamma(0.3, 4.0, (42, 21)).astype(np.float32)
     rain[rng.random(rain.shape) < 0.4] = NAN

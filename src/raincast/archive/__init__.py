@@ -5,9 +5,9 @@ disk: int16 codes of 0.01 mm/h in chunks of (8, 64, 64), compressed with zstd 3.
 reads about 7 × faster than from the usual one-frame zlib chunks.
 """
 
-from raincast.archive.codes import CHUNKS, CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS, encode, nearest_codes
 from raincast.archive.head import archive_files
 from raincast.archive.part import PartWriter, write_part
+from raincast.archive.rates import CHUNKS, CODE_MM_H, MAX_RATE, MISSING_CODE, TIME_UNITS, encode, nearest_codes
 from raincast.archive.series import Archive
 from raincast.archive.zarr_part import ZarrPartWriter
 

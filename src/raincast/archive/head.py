@@ -13,9 +13,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.codes import CODES
 from raincast.archive.limits import check_file
 from raincast.archive.packing import Packing, warn_dry_fill
+from raincast.archive.rates import CODES
 from raincast.archive.times import exact_times, stated_minutes, valid_times
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import raise_if_handles, reason_of

@@ -14,11 +14,10 @@ from xarray.backends import CachingFileManager
 from xarray.backends.netCDF4_ import NETCDF4_PYTHON_LOCK
 
 from raincast import schema
-from raincast.archive.absurd import find_absurd, name_absurd
 from raincast.archive.chunks import MOST_OPEN, UNREADABLE, ChunkedCodes, Unpacked, most_open, open_files
-from raincast.archive.codes import CODE_MM_H, CODES, MISSING_CODE, encode
 from raincast.archive.head import engine_of, naming, open_dataset
 from raincast.archive.packing import Packing
+from raincast.archive.rates import CODE_MM_H, CODES, MISSING_CODE, encode, find_absurd, name_absurd
 
 UNPACKED_BYTES = 2**29
 """Limit on unpacked chunks that a process caches for all files of an archive together."""
@@ -30,7 +29,7 @@ CHUNK_SLOTS = 10007  # a prime, ten times the 64 KiB chunks in 64 MiB: two chunk
 class OpenPart:
     """An open file and the meaning of its numbers.
 
-    A netCDF file with the codes of `archive.codes` is read chunk by chunk (`chunks`), or with netCDF4 (`codes`) if
+    A netCDF file with the codes of `archive.rates` is read chunk by chunk (`chunks`), or with netCDF4 (`codes`) if
     it is compressed in another way. Other files are read with xarray (`array`).
     """
 
@@ -72,7 +71,7 @@ class OpenPart:
 
     @property
     def is_coded(self) -> bool:
-        """Return True if the stored numbers are the codes of `archive.codes`."""
+        """Return True if the stored numbers are the codes of `archive.rates`."""
         return self.packing == CODES and self.to_mm_h == 1
 
     def read(self, time: slice, y: slice, x: slice) -> npt.NDArray[np.float32]:

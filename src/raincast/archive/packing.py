@@ -103,8 +103,8 @@ class Packing:
     ) -> npt.NDArray[np.float64]:
         """Return stored numbers (any shape) as values in the variable's unit, NaN for missing.
 
-        Infinite numbers are missing unless `keep_infinite`, for callers that report them (`absurd`). Warns, once
-        per `name`, if the valid range excludes most observed values or many distinct ones.
+        Infinite numbers are missing unless `keep_infinite`, for callers that report them (`name_absurd`). Warns,
+        once per `name`, if the valid range excludes most observed values or many distinct ones.
         """
         numbers = self.numbers(raw).astype(np.float64)
         missing = np.isnan(numbers) if keep_infinite else ~np.isfinite(numbers)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.codes import CHUNKS, CODE_MM_H, MISSING_CODE, TIME_UNITS, encode
+from raincast.archive.rates import CHUNKS, CODE_MM_H, MISSING_CODE, TIME_UNITS, encode
 from raincast.archive.series import Archive
 from raincast.schema import (
     BOUNDS,

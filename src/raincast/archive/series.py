@@ -64,7 +64,7 @@ class Archive:
     rain_attrs: dict[str, Any]
     parts: tuple[_Part, ...]
     coded: bool = False
-    """True if all files store the codes of `archive.codes`."""
+    """True if all files store the codes of `archive.rates`."""
     _told: set[int] = field(default_factory=set, repr=False)
     _open: dict[tuple[int, Path], _Opened] = field(default_factory=dict, repr=False)
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from raincast.archive.codes import CHUNKS
+from raincast.archive.rates import CHUNKS
 from raincast.archive.series import Archive
 from raincast.schema import CAPPED_PIXELS
 

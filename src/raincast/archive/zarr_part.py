@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast import schema
-from raincast.archive.codes import CODE_MM_H, MISSING_CODE, bands
 from raincast.archive.part import COVERAGE_ATTRS, TIME_CODES, PartWriter, in_seconds
+from raincast.archive.rates import CODE_MM_H, MISSING_CODE, bands
 from raincast.archive.series import Archive
 from raincast.schema import (
     BOUNDS,

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
 
 from raincast.plain import construct
-from raincast.system.conf import conf_dir
+from raincast.system.paths import conf_dir
 from raincast.system.remote import as_path
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raincast import schema
 from raincast.commands import report
-from raincast.system.conf import sample_path
+from raincast.system.paths import sample_path
 
 if TYPE_CHECKING:
     import xarray as xr

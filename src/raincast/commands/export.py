@@ -229,7 +229,7 @@ def real_rain(steps: int, grid: tuple[int, int], *, number: int) -> npt.NDArray[
     corner is missing.
     """
     from raincast.archive import Archive
-    from raincast.system.conf import sample_path
+    from raincast.system.paths import sample_path
 
     event = Archive.open(sample_path())
     steps_read = min(steps, event.num_times)

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from raincast.system.shell import as_typed
+from raincast.system.paths import as_typed
 
 WIDTH = 100
 _KEY = re.compile(r"(?P<indent> *)(?P<item>- )?(?P<key>[\w.]+):(?P<rest>.*)")

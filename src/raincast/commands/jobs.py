@@ -14,8 +14,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from raincast.system import run_folder
-from raincast.system.shell import as_typed
+from raincast.system.lock import make_folder, own_folder
+from raincast.system.paths import as_typed
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,10 @@ def _own(config: DictConfig, kind: str) -> None:
     key, path = f"hydra.{kind}.dir", Path(config.hydra[kind].dir)
     given = any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
     if given or not re.fullmatch(r"\d\d-\d\d-\d\d", path.name):
-        run_folder.make(path)  # the folder of a name, or of the same earlier command
+        make_folder(path)  # the folder of a name, or of the same earlier command
         return
     with read_write(config.hydra), open_dict(config.hydra):
-        config.hydra[kind].dir = str(run_folder.own(path))
+        config.hydra[kind].dir = str(own_folder(path))
         # jobs compose their configs again, from the overrides
         config.hydra.overrides.hydra.append(f"{key}='{config.hydra[kind].dir}'")
 

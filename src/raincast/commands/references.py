@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from raincast import assembly
 from raincast.commands import report
 from raincast.data.rain import part_key
-from raincast.system.cache import cache_folder
 from raincast.system.files import atomic
 from raincast.system.lock import waited_for
+from raincast.system.paths import cache_folder
 from raincast.system.provenance import code_hash
 from raincast.version import __version__
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly
 from raincast.system.files import write_text
-from raincast.system.run_folder import is_first_process
+from raincast.system.lock import is_first_process
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from raincast.system import provenance
-from raincast.system.run_folder import is_first_process
+from raincast.system.lock import is_first_process
 
 if TYPE_CHECKING:
     import lightning as L

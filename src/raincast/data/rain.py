@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive import Archive
-from raincast.archive.codes import CHUNKS, CODE_MM_H
-from raincast.system.cache import cache_folder
+from raincast.archive.rates import CHUNKS, CODE_MM_H
 from raincast.system.files import atomic
 from raincast.system.lock import waited_for
+from raincast.system.paths import cache_folder
 from raincast.system.remote import RemotePath
 
 log = logging.getLogger(__name__)

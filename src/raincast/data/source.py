@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive import Archive
-from raincast.archive.codes import CODE_MM_H, MISSING_CODE, nearest_codes
+from raincast.archive.rates import CODE_MM_H, MISSING_CODE, nearest_codes
 from raincast.data.channels import Site
 from raincast.data.channels.carried import Carried, Layout
 from raincast.data.channels.declared import BoundChannels, Channels

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from raincast.system.safe_zip import check_zip
+from raincast.system.files import check_zip
 
 MAX_JSON = 200 * 1024**2
 """Bytes; networks of the configs have 0.5 to 5 MB."""

@@ -1,7 +1,10 @@
 """Trace networks and layers to the programs that `files.py` writes."""
 
+import contextlib
 import copy
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from raincast.export.quiet import quiet
 from raincast.models.frames import PhysicalNetwork
 from raincast.models.heads import Head
 from raincast.models.inputs import RAIN_ALONE, Inputs, predict_rates
@@ -278,3 +280,19 @@ def _example_grid(network: nn.Module) -> tuple[int, int]:
 def _frozen(module: nn.Module) -> nn.Module:
     """Return a copy on the CPU in float32 and evaluation mode; the caller's module is unchanged."""
     return copy.deepcopy(module).cpu().float().eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress warnings, and the exporters' log messages below errors, within the block."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

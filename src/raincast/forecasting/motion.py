@@ -6,7 +6,7 @@ pysteps needs more than a kilobyte per pixel to estimate motion, so motion is es
 import numpy as np
 import numpy.typing as npt
 
-from raincast.archive.codes import bands
+from raincast.archive.rates import bands
 from raincast.baselines.motion import advect, find_motion, quiet
 from raincast.baselines.past import evenly_spaced, look_back, persist
 from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query, Rain

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.codes import bands
+from raincast.archive.rates import bands
 from raincast.data.channels import Site
 from raincast.data.channels.declared import Channels, read_covariates
 from raincast.forecaster import (

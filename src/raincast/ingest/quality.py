@@ -12,9 +12,8 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import MAX_RATE
-from raincast.archive.absurd import find_absurd
-from raincast.archive.codes import bands
 from raincast.archive.packing import warn_once
+from raincast.archive.rates import bands, find_absurd
 from raincast.ingest.readers import ALL, Head, Reader
 from raincast.schema import WET_SHARE, Grid, X, Y
 
@@ -133,7 +132,7 @@ class Quality:
     ) -> tuple[npt.NDArray[np.float32], int]:
         """Return `rain` (H, W) in mm/h within the limits, and the number of capped pixels.
 
-        Values that cannot be rain (`archive.absurd`) become missing (NaN). `window` is the part of the service's
+        Values that cannot be rain (`archive.rates`) become missing (NaN). `window` is the part of the service's
         image that `rain` covers.
         """
         clean = np.empty(rain.shape, np.float32)

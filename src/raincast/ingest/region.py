@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from raincast.archive.codes import bands
+from raincast.archive.rates import bands
 from raincast.ingest.reproject import target_grid, weights_between
 from raincast.projection import crs_in_metres, is_geographic
 from raincast.schema import Grid

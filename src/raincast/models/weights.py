@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raincast.system.safe_zip import check_zip
+from raincast.system.files import check_zip
 
 BOX = "box"
 """Name of the bundled weights in settings."""

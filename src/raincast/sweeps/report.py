@@ -18,7 +18,7 @@ from raincast.sweeps.pictures import pictures
 from raincast.sweeps.study import DEFAULT, REASON, RETRY_OF, SURPLUS, TRIED_AGAIN, Sweep
 from raincast.system import progress
 from raincast.system.files import atomic
-from raincast.system.shell import as_typed
+from raincast.system.paths import as_typed
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from functools import lru_cache
 from pathlib import Path, PosixPath
 from typing import Any, TypeVar
 
-from raincast.system.cache import cache_folder
 from raincast.system.faults import MachineError
 from raincast.system.files import atomic
+from raincast.system.paths import cache_folder
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.absurd import find_absurd, name_absurd
 from raincast.archive.head import NETWORKS
 from raincast.archive.limits import DEFAULT_MEGAPIXELS, limited
+from raincast.archive.rates import find_absurd, name_absurd
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import raise_if_handles, reason_of
 from raincast.system.remote import is_remote, local
@@ -165,7 +165,7 @@ def check_period(
 class Limited:
     """A reader that refuses images of more than `max_megapixels` (`archive.limits`).
 
-    Values that cannot be rain (`archive.absurd`) become missing, with a warning.
+    Values that cannot be rain (`archive.rates`) become missing, with a warning.
     """
 
     reader: Reader

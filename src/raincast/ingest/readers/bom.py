@@ -18,10 +18,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema, units
-from raincast.archive.codes import bands
 from raincast.archive.head import open_plain
 from raincast.archive.limits import check_image, check_unpacking
 from raincast.archive.packing import Packing
+from raincast.archive.rates import bands
 from raincast.ingest.readers import ALL, HDF5_SIGNATURE, Head, known_step, naming, starts_with
 from raincast.ingest.readers.cf import NETCDF3_SIGNATURES
 from raincast.ingest.readers.common.axes import find_grid

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.codes import bands
 from raincast.archive.head import open_packed, open_plain
 from raincast.archive.limits import check_image, check_unpacking
 from raincast.archive.packing import ATTRS, FILLS, Packing, warn_dry_fill, warn_once
+from raincast.archive.rates import bands
 from raincast.archive.times import stated_minutes, valid_times
 from raincast.ingest.readers import ALL, Head, hdf5_has, naming, starts_with
 from raincast.ingest.readers.common.axes import find_grid, find_roles, in_our_words

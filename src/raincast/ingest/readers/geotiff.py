@@ -14,8 +14,8 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.codes import bands
 from raincast.archive.packing import unapplied_scale, warn_once
+from raincast.archive.rates import bands
 from raincast.ingest.readers import ALL, Head, known_step, naming
 from raincast.ingest.readers.common.tiff import open_raster, raster_grid, tiff_directory, zr_items
 from raincast.ingest.readers.common.values import check_gain, choose_zr, equals, rate_of_dbz

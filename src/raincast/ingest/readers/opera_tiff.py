@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.archive.codes import bands
+from raincast.archive.rates import bands
 from raincast.ingest.readers import ALL, Head, known_step, naming
 from raincast.ingest.readers.common.odim_file import nominal_time, scan_attrs, stated_time
 from raincast.ingest.readers.common.tiff import find_items, open_raster, raster_grid, zr_items

@@ -20,8 +20,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from raincast.system.cache import cache_folder, check_owner
 from raincast.system.files import flush
+from raincast.system.paths import cache_folder, check_owner
 
 log = logging.getLogger(__name__)
 
