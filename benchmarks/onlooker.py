@@ -17,9 +17,9 @@ from raincast import schema
 from raincast.forecasting import forecast_name
 from raincast.forecasting.files.locations import Location
 from raincast.live import Site
-from raincast.live.clock import seconds_of, time_of
 from raincast.live.outlook import RAIN_FROM
 from raincast.live.serve import Server
+from raincast.live.settings import seconds_of, time_of
 from raincast.plotting.rain_image import rain_classes
 
 PAGE_LAG_S = 60.0

@@ -43,7 +43,7 @@ from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 from raincast.forecasting import forecast_name
 from raincast.forecasting.gaps import on_times
 from raincast.live import Settings, Watcher
-from raincast.live.clock import seconds_of, time_of
+from raincast.live.settings import seconds_of, time_of
 
 POLL_S, SETTLE_S, MAX_AGE_MINUTES = 15.0, 20.0, 20.0
 USUAL_DELAY_S = (60.0, 100.0)

@@ -10,7 +10,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive import Archive
-from raincast.live.clock import seconds_of
+from raincast.live.settings import seconds_of
 
 MINUTE = 60.0
 

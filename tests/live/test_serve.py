@@ -14,8 +14,8 @@ import pytest
 from test_site import INIT, LEADS, place, show
 
 from raincast.live import Site
-from raincast.live.clock import seconds_of
 from raincast.live.serve import Handler, Server
+from raincast.live.settings import seconds_of
 
 now = seconds_of(INIT) + 60.0
 

@@ -16,8 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from raincast.training.durable.checkpoint_io import CheckpointNotWritten, DurableCheckpointIO, damage, newest_whole
 from raincast.training.durable.checkpointing import LastCheckpoint, StopSignals
-from raincast.training.durable.csv_log import ContinuedCSVLogger
-from raincast.training.durable.random_streams import RandomStreams
+from raincast.training.durable.continuing import ContinuedCSVLogger, RandomStreams
 
 
 def checkpoint(value: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 
-from raincast.training.callbacks.pace import Pace
+from raincast.training.callbacks.speed import Pace
 
 
 def test_a_card_that_does_not_say_how_busy_it_is_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,8 @@ def module(
     references: "Mapping[str, Scores] | None" = None,
 ) -> "L.LightningModule":
     """Build the LightningModule of a run; `references` are baselines' scores on the validation windows."""
+    from raincast.training.execution import ShardedModule
     from raincast.training.module import NowcastModule
-    from raincast.training.parallel import ShardedModule
 
     transform = make(cfg.transform)
     return (ShardedModule if is_sharded(cfg) else NowcastModule)(
@@ -73,7 +73,7 @@ def module(
 def is_sharded(cfg: DictConfig) -> bool:
     """Return True if the processes of a run share its weights (trainer=fsdp); raises ValueError if they cannot."""
     target = OmegaConf.select(cfg, "trainer.strategy._target_")
-    sharded = bool(target == "raincast.training.parallel.Sharded")
+    sharded = bool(target == "raincast.training.execution.Sharded")
     if sharded and cfg.ema is not None:
         raise ValueError(
             f"ema={cfg.ema} averages whole weights, which trainer=fsdp does not have: leave one of them out."
@@ -149,7 +149,7 @@ def loggers(cfg: DictConfig, resumed: Mapping[str, str], step: int) -> "list[Log
 
     `resumed` holds the wandb and MLflow ids of the resumed run; its CSV file continues after `step` steps.
     """
-    from raincast.training.durable.csv_log import ContinuedCSVLogger
+    from raincast.training.durable.continuing import ContinuedCSVLogger
 
     built: list[Logger] = [ContinuedCSVLogger(cfg.paths.run_dir, name="csv", step=step)]
     for name, node in cfg.logger.items():

@@ -1,7 +1,6 @@
 """Live mode: forecasts from radar files as they arrive, reports on them, and their verification."""
 
-from raincast.live.clock import Clock, SystemClock
-from raincast.live.settings import Settings
+from raincast.live.settings import Clock, Settings, SystemClock
 from raincast.live.site import Site
 from raincast.live.watcher import Watcher
 

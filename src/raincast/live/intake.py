@@ -11,9 +11,9 @@ import numpy as np
 
 from raincast import schema
 from raincast.ingest.readers import Head, Reader, check_period
-from raincast.live.clock import seconds_of, time_of
 from raincast.live.folder import OLD, OTHER, TAKEN, Folder
 from raincast.live.recent import Frame, RecentFrames
+from raincast.live.settings import seconds_of, time_of
 from raincast.live.status import Record
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError

@@ -1,7 +1,12 @@
-"""Settings of a watcher: output, delays, and age limits."""
+"""Settings of a watcher (output, delays, age limits), and its clock."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
+from typing import Protocol
+
+import numpy as np
 
 import numpy as np
 
@@ -59,3 +64,43 @@ class Settings:
             return float(schema.parse_utc(self.until).astype("datetime64[ms]").astype(np.int64)) / 1000
         except ValueError as error:
             raise ValueError(f"live.until={self.until}: write 2026-11-25T22:00 (UTC).") from error
+
+
+class Clock(Protocol):
+    """A clock that tells the time and waits; tests replace it so that a day passes in seconds."""
+
+    def now(self) -> float:
+        """Return the time in seconds since 1970 (UTC)."""
+        ...
+
+    def wait(self, seconds: float, stop: Event) -> None:
+        """Wait for `seconds`; return early if `stop` is set."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        """Return the time in seconds since 1970 (UTC)."""
+        return time.time()
+
+    def wait(self, seconds: float, stop: Event) -> None:
+        """Sleep for `seconds`, or until `stop` is set."""
+        stop.wait(seconds)
+
+
+def seconds_of(time: np.datetime64) -> float:
+    """Convert a UTC time to seconds since 1970."""
+    return float(time.astype("datetime64[ms]").astype(np.int64)) / 1000.0
+
+
+def time_of(seconds: float) -> np.datetime64:
+    """Convert seconds since 1970 to a UTC time."""
+    time: np.datetime64 = np.datetime64(round(seconds * 1000), "ms").astype("datetime64[ns]")
+    return time
+
+
+def text_of(seconds: float) -> str:
+    """Format seconds since 1970 as ISO 8601, to the second."""
+    return f"{np.datetime64(round(seconds), 's')}Z"

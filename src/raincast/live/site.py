@@ -22,8 +22,8 @@ from PIL import Image
 from raincast import schema
 from raincast.forecasting.files.dataset import lead_minutes_of
 from raincast.forecasting.files.locations import Location
-from raincast.live.clock import seconds_of
 from raincast.live.outlook import Located, outlook, utc
+from raincast.live.settings import seconds_of
 from raincast.plotting import rain_image
 from raincast.plotting.coastlines import coast_pixels
 from raincast.plotting.rain_image import MapView

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from raincast.live.clock import text_of
+from raincast.live.settings import text_of
 from raincast.system.files import write_text
 
 LATENCIES = 288

@@ -20,7 +20,7 @@ from raincast.archive import CODE_MM_H, MAX_RATE, MISSING_CODE, nearest_codes
 from raincast.baselines import Extrapolation, Persistence, SProg
 from raincast.forecaster import Query
 from raincast.forecasting import forecast_name
-from raincast.live.clock import seconds_of
+from raincast.live.settings import seconds_of
 from raincast.metrics import categorical
 from raincast.metrics.categorical import Contingency
 from raincast.schema import LEAD_TIME, RAIN, X, Y

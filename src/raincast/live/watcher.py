@@ -12,10 +12,9 @@ import xarray as xr
 
 from raincast.forecasting import ForecastPipeline, Outputs, forecast_name, is_complete, write_outputs
 from raincast.ingest.readers import Reader
-from raincast.live.clock import Clock, SystemClock, seconds_of, text_of, time_of
 from raincast.live.folder import Folder
 from raincast.live.intake import Intake
-from raincast.live.settings import Settings
+from raincast.live.settings import Clock, Settings, SystemClock, seconds_of, text_of, time_of
 from raincast.live.site import PAST_MINUTES, Site
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
