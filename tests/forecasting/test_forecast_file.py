@@ -19,9 +19,8 @@ from raincast.forecasting.files.dataset import (
     with_exceedance,
     with_quality,
 )
-from raincast.forecasting.files.geotiff import write_geotiffs
+from raincast.forecasting.files.maps import MISSING_ALPHA, write_geotiffs, write_pngs
 from raincast.forecasting.files.netcdf import write_forecast, write_zarr
-from raincast.forecasting.files.webmap import MISSING_ALPHA, write_pngs
 from raincast.plotting.rain_image import MISSING_CLASS, rain_classes
 from raincast.schema import Grid
 

@@ -14,11 +14,10 @@ from standing import pipeline
 from raincast import schema
 from raincast.forecasting import Products
 from raincast.forecasting.files.dataset import forecast_dataset, with_exceedance, with_members
-from raincast.forecasting.files.ensemble import QUANTILES
 from raincast.forecasting.files.locations import Location, pixels_of, read_places
 from raincast.forecasting.files.netcdf import write_forecast, write_zarr
 from raincast.forecasting.files.places import write_place_members, write_places
-from raincast.forecasting.files.products import with_amounts, with_matched, with_onset
+from raincast.forecasting.files.products import QUANTILES, with_amounts, with_matched, with_onset
 
 
 @pytest.fixture

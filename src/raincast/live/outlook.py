@@ -9,11 +9,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.forecasting.files.at_place import at_place
 from raincast.forecasting.files.dataset import MEMBERS, QUALITY, QUALITY_ATTRS, lead_minutes_of
-from raincast.forecasting.files.ensemble import QUANTILES
 from raincast.forecasting.files.locations import Location, Pixels, pixels_of
-from raincast.forecasting.files.products import AMOUNT
+from raincast.forecasting.files.places import at_place
+from raincast.forecasting.files.products import AMOUNT, QUANTILES
 from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid
 
 VERSION = 1

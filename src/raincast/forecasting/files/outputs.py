@@ -10,6 +10,7 @@ import xarray as xr
 
 from raincast import schema
 from raincast.forecasting.files.dataset import MEMBERS
+from raincast.forecasting.files.maps import rasterio_or_refuse, write_geotiffs, write_pngs
 from raincast.forecasting.files.netcdf import write_forecast, write_zarr
 from raincast.forecasting.gaps import on_times, past_of
 from raincast.forecasting.series import Series
@@ -57,8 +58,6 @@ class Outputs:
 
             check_installed()
         if "geotiff" in self.formats:
-            from raincast.forecasting.files.geotiff import rasterio_or_refuse
-
             rasterio_or_refuse()
         if self.time_zone is not None:
             from raincast.plotting.rain_image import valid_text
@@ -105,12 +104,8 @@ def write_outputs(
     if "zarr" in outputs.formats:
         written["zarr"] = write_zarr(forecast, path.with_suffix(".zarr"))
     if "geotiff" in outputs.formats:
-        from raincast.forecasting.files.geotiff import write_geotiffs
-
         written["geotiff"] = write_geotiffs(forecast, folder, path.stem)
     if "png" in outputs.formats:
-        from raincast.forecasting.files.webmap import write_pngs
-
         written["web map"] = write_pngs(forecast, folder, path.stem)
     if outputs.places is not None:
         from raincast.forecasting.files.locations import read_places

@@ -1,9 +1,10 @@
-"""Tables of a forecast at named points and over polygons."""
+"""A forecast at named points and over polygons, and tables of it."""
 
 import csv
 import functools
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy.typing as npt
 import xarray as xr
 
 from raincast import schema
-from raincast.forecasting.files.at_place import AtPlace, at_place, mean_of
 from raincast.forecasting.files.dataset import (
     LAT,
     LAT_ATTRS,
@@ -20,10 +20,11 @@ from raincast.forecasting.files.dataset import (
     LON_ATTRS,
     MEMBER,
     MEMBERS,
+    MISSING,
+    OUTSIDE_REACH,
     QUALITY,
     lead_minutes_of,
 )
-from raincast.forecasting.files.ensemble import QUANTILES, Spell
 from raincast.forecasting.files.locations import Location, Pixels, pixels_of
 from raincast.forecasting.files.netcdf import write_plain
 from raincast.forecasting.files.products import (
@@ -35,16 +36,96 @@ from raincast.forecasting.files.products import (
     ONLY_KNOWN,
     ONSET,
     QUANTILE,
+    QUANTILES,
+    Spell,
     amount_minutes,
     amount_name,
+    depths,
+    known_throughout,
     quantile_name,
+    share_reaching,
+    spell_of,
 )
-from raincast.schema import EXCEEDANCE, INIT_TIME, LEAD_TIME, RAIN, RAIN_ATTRS, THRESHOLD, TIME
+from raincast.schema import EXCEEDANCE, INIT_TIME, LEAD_TIME, RAIN, RAIN_ATTRS, STEP_MINUTES, THRESHOLD, TIME
 from raincast.system.files import atomic
 
 log = logging.getLogger(__name__)
 
+Floats = npt.NDArray[np.floating[Any]]
+
 MOST_NAMED = 10
+
+LEAST_KNOWN = 0.5
+"""Share of a place that must be known; below it the place is missing, like a pixel in reprojection."""
+
+
+@dataclass(frozen=True, eq=False)
+class AtPlace:
+    """Mean rates over a place in mm/h and quantities derived from them; `known` is its known share, (L,)."""
+
+    known: Floats
+    members: Floats | None = None
+    """(L, M); None without members. NaN where too little is known"""
+    depths: dict[float, Floats] = field(default_factory=dict)
+    """mm over so many minutes up to each lead, (L, M)"""
+    reached: dict[float, Floats] = field(default_factory=dict)
+    """the share of members that reach each amount, (L, K)"""
+    spell: Spell | None = None
+    """of the rates; None without `products.onset`"""
+    spells: Spell | None = None
+    """of the members"""
+
+
+def at_place(
+    forecast: xr.Dataset, pixels: Pixels, newest: Floats | None, threshold: float | None = None
+) -> AtPlace:
+    """Return the forecast over `pixels`. Onset and end refer to `threshold` mm/h, by default `products.onset`.
+
+    `newest` is the observation at init_time, (H, W) in mm/h; None if unknown. Means are over the known part of the
+    place, and missing if that is less than `LEAST_KNOWN` of it.
+    """
+    window, step = (pixels.y, pixels.x), float(forecast.attrs[STEP_MINUTES])
+    rain = forecast[RAIN].values[:, *window]
+    is_known = np.isfinite(rain)
+    if QUALITY in forecast:
+        is_known &= (forecast[QUALITY].values[:, *window] & (MISSING | OUTSIDE_REACH)) == 0
+    weights = np.where(is_known, pixels.weights, 0.0)
+    share = weights.sum(axis=(1, 2)) / pixels.weights.sum() * pixels.inside
+    enough = share >= LEAST_KNOWN - 1e-9
+    if threshold is None and ONSET in forecast:
+        threshold = float(forecast[ONSET].attrs["threshold_mm_h"])
+    now = np.array(mean_of(newest[window], pixels.weights) if newest is not None else np.nan)
+    spell = spells = None
+    if threshold is not None:
+        spell = spell_of(_means(rain[:, None], weights) >= threshold, now >= threshold, enough, step)
+    if MEMBERS not in forecast:
+        return AtPlace(share, spell=spell)
+    members = _means(forecast[MEMBERS].values[:, :, *window], weights)
+    members[~enough] = np.nan
+    if threshold is not None:
+        spells = spell_of(members >= threshold, now >= threshold, enough, step)
+    amounts = list(forecast[AMOUNT].values) if AMOUNT in forecast else []
+    sums, reached = {}, {}
+    for span in amount_minutes(forecast):
+        count = round(span / step)
+        sums[span] = depths(members, count, step)
+        if amounts:
+            reached[span] = share_reaching(sums[span], amounts, known_throughout(enough, count))
+    return AtPlace(share, members, sums, reached, spell, spells)
+
+
+def _means(values: Floats, weights: Floats) -> Floats:
+    """Return weighted means (L, M) of (L, M, h, w) with weights (L, h, w); NaN if all weights are 0."""
+    total = weights.sum(axis=(1, 2))
+    sums = np.einsum("lmyx,lyx->lm", np.nan_to_num(values), weights)
+    means: Floats = np.where(total > 0, sums.T / np.where(total > 0, total, 1.0), np.nan).T
+    return means
+
+
+def mean_of(values: Floats, weights: Floats) -> float:
+    """Return the weighted mean of the known `values`; NaN if none is known."""
+    known = np.where(np.isfinite(values), weights, 0.0)
+    return float((np.nan_to_num(values) * known).sum() / known.sum()) if known.any() else np.nan
 
 
 def write_places(
