@@ -36,7 +36,7 @@ from raincast.archive import Archive
 from raincast.baselines import Anvil, Extrapolation, Linda, SProg, Steps
 from raincast.baselines.motion import find_motion
 from raincast.evaluation.report.probability_figures import reliability_diagram
-from raincast.evaluation.report.score_axes import look
+from raincast.evaluation.report.score_figures import look
 from raincast.forecaster import Query
 from raincast.models.distribution import DistributionHead
 from raincast.models.lagrangian import LagrangianForecaster

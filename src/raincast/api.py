@@ -114,7 +114,7 @@ def evaluate(
     from raincast import schema
     from raincast.evaluation import Metrics, Resampling, blocks, with_intervals
     from raincast.evaluation import evaluate as score
-    from raincast.evaluation.windows import newest_frames, windows_of
+    from raincast.evaluation.queries import newest_frames, windows_of
     from raincast.system.progress import Bar
 
     if isinstance(frames, str | Path):

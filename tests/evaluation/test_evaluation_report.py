@@ -13,9 +13,8 @@ from PIL import Image
 from raincast.evaluation import SCORES
 from raincast.evaluation.report.event_maps import EventMaps, sprite
 from raincast.evaluation.report.html_tables import COLUMNS, Column, difference_tables
-from raincast.evaluation.report.page import Evaluation, write_report
+from raincast.evaluation.report.page import Evaluation, by_figure, write_report
 from raincast.evaluation.report.probabilities import ensembles, rank_counts, reliability_curves, roc_curves
-from raincast.evaluation.report.sections import by_figure
 from raincast.plotting.page import Folded, Picture, Table
 from raincast.plotting.rain_image import MISSING_CLASS, MapView, rain_classes
 from raincast.schema import Grid, find_crs_wkt, mock_archive

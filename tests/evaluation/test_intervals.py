@@ -5,9 +5,8 @@ import pytest
 import xarray as xr
 
 from raincast.evaluation import Resampling, with_intervals
-from raincast.evaluation.intervals import _quantiles
+from raincast.evaluation.intervals import _quantiles, sentence, verdict
 from raincast.evaluation.report.tables import difference_table, table_text
-from raincast.evaluation.verdict import sentence, verdict
 
 
 def scores(num_events: int, skill: dict[str, float], seed: int = 0, spread: float = 0.02) -> xr.Dataset:

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("skimage")
 
-from raincast.metrics import objects
-from raincast.metrics.objects import SalSums, sal_sums
+from raincast.metrics import spatial
+from raincast.metrics.spatial import SalSums, sal_sums
 
 SIZE = 48
 
@@ -25,7 +25,7 @@ def cell(y: float, x: float, *, width: float = 3.0, peak: float = 8.0) -> torch.
 def sal(pred: torch.Tensor, target: torch.Tensor) -> tuple[float, float, float]:
     sums = sal_sums(pred, target, torch.ones_like(pred, dtype=torch.bool))
     assert sums.frames.item() == 1
-    return tuple(float(part(sums)) for part in (objects.structure, objects.amplitude, objects.location))
+    return tuple(float(part(sums)) for part in (spatial.structure, spatial.amplitude, spatial.location))
 
 
 def test_a_perfect_forecast_has_no_error() -> None:
@@ -71,7 +71,7 @@ def test_without_rain_on_a_side_there_is_no_number() -> None:
     dry, wet = torch.zeros_like(cell(9, 9)), cell(20, 20)
     for pred, target in ((dry, wet), (wet, dry), (dry, dry)):
         sums = sal_sums(pred, target, torch.ones_like(pred, dtype=torch.bool))
-        assert sums.frames.item() == 0 and math.isnan(float(objects.location(sums)))
+        assert sums.frames.item() == 0 and math.isnan(float(spatial.location(sums)))
 
 
 def test_sums_of_two_pieces_are_those_of_the_whole() -> None:

@@ -12,8 +12,7 @@ from PIL import Image
 from pyproj import CRS
 
 from raincast import schema
-from raincast.evaluation.report.score_axes import svg
-from raincast.evaluation.report.score_figures import csi_plot, lead_curves
+from raincast.evaluation.report.score_figures import csi_plot, lead_curves, svg
 from raincast.plotting import animation, rain_image
 from raincast.plotting.coastlines import coast_lines, coast_pixels, resolution
 from raincast.plotting.graticule import Graticule

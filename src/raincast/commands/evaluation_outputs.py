@@ -31,6 +31,7 @@ MOST_LOOKED_AT = 60  # windows of an event that are searched for its wettest
 def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
     """Write scores.nc, scores.csv and scores.txt; return the text of the last, and the paths."""
     from raincast.evaluation import describe_protocol
+    from raincast.evaluation.intervals import sentence
     from raincast.evaluation.report.tables import (
         difference_table,
         score_table,
@@ -38,7 +39,6 @@ def write_tables(scores: "xr.Dataset", run_dir: Path) -> tuple[str, list[Path]]:
         table_text,
         write_csv,
     )
-    from raincast.evaluation.verdict import sentence
 
     threshold = report.goal_threshold([float(t) for t in scores["threshold"].values])
     tables = [score_table(scores, threshold=threshold), summary_table(scores)]
@@ -86,7 +86,7 @@ def scores_by(scores: "xr.Dataset", dim: str) -> "xr.Dataset":
     `wet` (`dim`, threshold) counts the pixels of all windows and lead times that were observed to reach it.
     """
     from raincast.evaluation.groups import GROUPS, finish
-    from raincast.evaluation.report.sections import AT_A_GLANCE
+    from raincast.evaluation.report.page import AT_A_GLANCE
 
     prefix, windows = {"event": ("sum_", "num_windows"), "hour": ("hourly_", "hourly_num_windows")}[dim]
     groups = [group for group in GROUPS if group.scores.keys() & AT_A_GLANCE]

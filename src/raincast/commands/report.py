@@ -70,8 +70,8 @@ def after_training(
 
     from raincast.baselines import Persistence
     from raincast.evaluation import Resampling, blocks, with_intervals
+    from raincast.evaluation.intervals import sentence
     from raincast.evaluation.report.tables import difference_table, score_table, table_text
-    from raincast.evaluation.verdict import sentence
 
     network = assembly.forecaster_of(assembly.read_checkpoint(best))
     scores = score([network], data, "val", metrics)

@@ -13,7 +13,6 @@ from raincast.metrics import (
     continuous,
     ensemble,
     multivariate,
-    objects,
     probabilistic,
     registry,
     spatial,
@@ -55,7 +54,7 @@ SPECTRUM = Group(spectra.SpectrumSums, "spectrum_", ("wavelength", LEAD_TIME), r
 AMOUNTS = Group(categorical.Contingency, "accumulated_", ("accumulation", "amount", LEAD_TIME), registry.AMOUNTS)
 AMOUNT_ERRORS = Group(continuous.ErrorSums, "accumulated_", ("accumulation", LEAD_TIME), registry.AMOUNT_ERRORS)
 ONSET = Group(users.OnsetSums, "onset_", ("threshold", LEAD_TIME), registry.ONSET)
-AREAS = Group(objects.SalSums, "sal_", (LEAD_TIME,), registry.AREAS)
+AREAS = Group(spatial.SalSums, "sal_", (LEAD_TIME,), registry.AREAS)
 MEMBERS = Group(ensemble.EnsembleSums, "ensemble_", (LEAD_TIME,), registry.MEMBERS)
 AREAL_MEMBERS = Group(ensemble.EnsembleSums, "areal_ensemble_", ("areal_scale", LEAD_TIME), registry.AREAL_MEMBERS)
 ACCUMULATED_MEMBERS = Group(

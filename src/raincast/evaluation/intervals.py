@@ -1,13 +1,16 @@
-"""Confidence intervals of scores by resampling events; all forecasters are scored on the same draws.
+"""Confidence intervals of scores by resampling events, and the comparison of forecasters in words.
 
 Windows of one storm are not independent; events are (`blocks` chooses their length). Each of many trials draws as
 many events as there are, with replacement, and computes the score of their sums (block bootstrap). Forecasters are
 compared on the same draws, since a hard event is hard for all. The interval lies between those quantiles of the
 trials that would give the mean of a few normal values its t interval (expanded percentiles, Hesterberg 2015):
 plain percentiles of six events are too narrow by 30 %.
+
+A comparison is one word per rival, and one sentence for all; it takes the Dataset of `with_intervals`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -29,6 +32,8 @@ LEFT_OUT = (
     groups.UNCALIBRATED,
     groups.UNCALIBRATED_CURVE,
 )  # curves, which are neither better nor worse
+UNDECIDED = "undecided"
+_ORDER = ("better", "worse", UNDECIDED)
 
 
 @dataclass(frozen=True)
@@ -198,3 +203,66 @@ def lead_mean(values: Floats) -> Floats:
     total = np.where(defined, values, 0.0).sum(axis=-1)
     mean: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean
+
+
+def verdict(scores: xr.Dataset, reference: str, threshold: float, *, score: str = "csi") -> str:
+    """Compare the first forecaster with `reference` at one threshold: the result in words."""
+    events, least = scores.sizes["event"], int(scores.attrs["least_events"])
+    if events < least:
+        return f"too few events to decide ({events}; at least {least} are needed)"
+    pair = {"forecaster": scores["forecaster"].values[0], "reference": reference, "threshold": threshold}
+    better = int(scores[f"{score}_mean_better"].sel(pair))
+    if better:
+        return "better" if better > 0 else "worse"
+    if not np.isfinite(scores[f"{score}_mean_difference_interval"].sel(pair)).all():
+        return f"undefined: too little rain ≥ {threshold:g} mm/h"
+    return UNDECIDED
+
+
+def sentence(scores: xr.Dataset, *, score: str = "csi") -> str:
+    """Return one sentence on the thresholds at which the first forecaster is better or worse than each rival."""
+    first, *others = (str(name) for name in scores["forecaster"].values)
+    if not others or f"{score}_mean_better" not in scores:
+        return f"{first} was scored alone: there is nothing to compare it with."
+    events, least = scores.sizes["event"], int(scores.attrs["least_events"])
+    if events < least:
+        rivals = _listed(others, "or")
+        counted = f"{events} event of" if events == 1 else f"{events} events of"
+        hours = int(scores.attrs["event_hours"])
+        return (
+            f"Too few events to decide whether {first} is better than {rivals}: {counted} {hours} h; "
+            f"at least {least} are needed."
+        )
+    alike: dict[str, list[str]] = {}
+    for other in others:
+        alike.setdefault(_against(scores, other, score), []).append(other)
+    parts = [found.replace("{}", _listed(names, "and")) for found, names in alike.items()]
+    return f"By {score.upper()}, {first} is {'; '.join(parts)}."
+
+
+def events_text(scores: xr.Dataset) -> str:
+    """Return the number of events, their length, and how that length was chosen."""
+    events, hours = scores.sizes["event"], int(scores.attrs["event_hours"])
+    how = "from the autocorrelation of the differences" if "event_hours_from" in scores.attrs else "as configured"
+    return f"{events} event{'s' * (events != 1)} of {hours} h ({how})"
+
+
+def _against(scores: xr.Dataset, other: str, score: str) -> str:
+    """Return text such as `better than {} at 1 and 2 mm/h, undecided at 5 mm/h`."""
+    thresholds = [float(t) for t in scores["threshold"].values]
+    said = {t: verdict(scores, other, t, score=score) for t in thresholds}
+    words = {word: [t for t in thresholds if said[t] == word] for word in _ORDER}
+    words = {word: at for word, at in words.items() if at}
+    if not words:
+        return "not comparable with {}: too little rain"
+    parts = []
+    for k, (word, at) in enumerate(words.items()):
+        rates = _listed([f"{t:g}" for t in at], "and")
+        where = "at every threshold" if len(at) == len(thresholds) > 1 else f"at {rates} mm/h"
+        than = " than" if word != UNDECIDED else " against"
+        parts.append(f"{word}{than} {{}} {where}" if k == 0 else f"{word} {where}")
+    return ", ".join(parts)
+
+
+def _listed(names: Sequence[str], last: str) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"

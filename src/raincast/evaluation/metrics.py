@@ -18,7 +18,6 @@ from raincast.metrics import (
     continuous,
     ensemble,
     multivariate,
-    objects,
     probabilistic,
     spatial,
     spectrum,
@@ -80,7 +79,7 @@ class Metrics:
             if len(set(values)) != len(values) or any(value <= most for value in values):
                 raise ValueError(f"metrics.{name}={values}: each must be above {most}, and none may repeat.")
         if self.sal:
-            objects.require()
+            spatial.require_sal()
         if self.fss_boundary not in ("zero", "inside"):
             raise ValueError(f"metrics.fss_boundary={self.fss_boundary}: choose zero or inside.")
         if self.probability_bins < 2:
@@ -174,7 +173,7 @@ class Scoring:
         if wanted.onset:
             named |= groups.ONSET.named(users.onset_sums(rain, target, mask, newest, thresholds))
         if wanted.sal:
-            named |= groups.AREAS.named(objects.sal_sums(rain, target, mask))
+            named |= groups.AREAS.named(spatial.sal_sums(rain, target, mask))
         if prediction.members is not None and prediction.members.shape[2] > 1:  # one member is not an ensemble
             named |= self._ensemble(torch.from_numpy(prediction.members).to(target.device), target, mask)
         stated = (groups.PROBABILITIES, prediction.probabilities), (groups.UNCALIBRATED, prediction.uncalibrated)

@@ -8,16 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from raincast.metrics import (
-    categorical,
-    continuous,
-    ensemble,
-    multivariate,
-    objects,
-    probabilistic,
-    spatial,
-    users,
-)
+from raincast.metrics import categorical, continuous, ensemble, multivariate, probabilistic, spatial, users
 from raincast.metrics import spectrum as spectra
 
 MM_H = "mm h-1"
@@ -109,12 +100,12 @@ ONSET: Scores = {
 }
 AREAS: Scores = {
     "sal_structure": Score(
-        objects.structure, "S of SAL: areas too large or flat above 0, too small below", ideal=0
+        spatial.structure, "S of SAL: areas too large or flat above 0, too small below", ideal=0
     ),
-    "sal_amplitude": Score(objects.amplitude, "A of SAL: too much rain above 0, too little below", ideal=0),
-    "sal_location": Score(objects.location, "L of SAL: displacement of the rain", "SAL L", DOWN),
-    "sal_abs_structure": Score(objects.structure_size, "mean of |S|", "SAL |S|", DOWN),
-    "sal_abs_amplitude": Score(objects.amplitude_size, "mean of |A|", "SAL |A|", DOWN),
+    "sal_amplitude": Score(spatial.amplitude, "A of SAL: too much rain above 0, too little below", ideal=0),
+    "sal_location": Score(spatial.location, "L of SAL: displacement of the rain", "SAL L", DOWN),
+    "sal_abs_structure": Score(spatial.structure_size, "mean of |S|", "SAL |S|", DOWN),
+    "sal_abs_amplitude": Score(spatial.amplitude_size, "mean of |A|", "SAL |A|", DOWN),
 }
 MEMBERS: Scores = {
     "crps": Score(ensemble.crps, "continuous ranked probability score of the members", "CRPS", DOWN, MM_H),

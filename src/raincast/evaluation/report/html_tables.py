@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from raincast.evaluation.intervals import verdict
 from raincast.evaluation.report.tables import best_of, difference_cells
-from raincast.evaluation.verdict import verdict
 from raincast.metrics.registry import SCORES
 from raincast.plotting.page import Cell, Table
 from raincast.schema import LEAD_TIME

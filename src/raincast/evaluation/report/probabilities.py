@@ -9,7 +9,7 @@ import xarray as xr
 from raincast.evaluation.report import html_tables as tables
 from raincast.evaluation.report import probability_figures as figures
 from raincast.evaluation.report import score_figures
-from raincast.evaluation.report.score_axes import look, shown
+from raincast.evaluation.report.score_figures import look, shown
 from raincast.evaluation.report.tables import lead_minutes
 from raincast.metrics.registry import SCORES
 from raincast.plotting.page import Block, Folded, Text

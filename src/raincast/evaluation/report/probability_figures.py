@@ -8,7 +8,7 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from raincast.evaluation.report.score_axes import (
+from raincast.evaluation.report.score_figures import (
     GUIDE_COLOUR,
     MOST_COLUMNS,
     OBSERVED_COLOUR,

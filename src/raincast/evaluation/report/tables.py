@@ -18,8 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raincast.evaluation.intervals import lead_mean
-from raincast.evaluation.verdict import events_text, verdict
+from raincast.evaluation.intervals import events_text, lead_mean, verdict
 from raincast.metrics.registry import SCORES
 from raincast.schema import LEAD_TIME
 
