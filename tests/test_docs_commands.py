@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from running import REPO
 
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
-from raincast.commands.overrides import flat_keys, quoted
+from raincast.commands.command_line import flat_keys, quoted
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:torchrun .*?|srun )?(?:python (?P<script>\w+)\.py|raincast (?P<command>\w+)|train\.py) ")

@@ -19,7 +19,7 @@ from raincast.forecasting.files.netcdf import write_forecast
 from raincast.forecasting.files.places import write_places
 from raincast.ingest import ingest
 from raincast.ingest.readers.cf import CF
-from raincast.ingest.readers.common.corners import grid_between
+from raincast.ingest.readers.common.axes import grid_between
 from raincast.ingest.region import Region
 from raincast.ingest.reproject import target_grid
 from raincast.schema import Grid

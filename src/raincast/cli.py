@@ -22,7 +22,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import __version__
-from raincast.commands import help, jobs, overrides
+from raincast.commands import command_line, jobs
 from raincast.system.faults import reason_of
 from raincast.system.heap import pause_collector, resume_collector
 from raincast.system.lock import alone, is_first_process, make_folder, remove_if_empty
@@ -115,7 +115,7 @@ def _run(command: str) -> None:
     if "--version" in sys.argv[1:]:
         sys.stdout.write(f"raincast {__version__}\n")
         return
-    sys.argv[1:] = overrides.quoted(sys.argv[1:])
+    sys.argv[1:] = command_line.quoted(sys.argv[1:])
     if command == "train":
         sys.argv += _shared_run_dir(sys.argv[1:], os.environ)
     app = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(conf_dir()), config_name=command)(task)
@@ -129,7 +129,7 @@ def _run(command: str) -> None:
             sys.stdout.flush()
     except SystemExit as stop:
         if stop.code == 1 and not started:
-            for line in overrides.suggestions(command, sys.argv[1:], conf_dir(), HYDRA_VERSION_BASE):
+            for line in command_line.suggestions(command, sys.argv[1:], conf_dir(), HYDRA_VERSION_BASE):
                 sys.stderr.write(f"{line}\n")
         raise
     except BrokenPipeError:
@@ -145,7 +145,7 @@ def _helped(command: str) -> bool:
         return False
     what = {"summary": "Print what a network costs: parameters, FLOPs, memory."}
     try:
-        text = help.help_text(
+        text = command_line.help_text(
             command,
             what.get(command) or str(globals()[command].__doc__),
             sys.argv[1:],
@@ -276,5 +276,5 @@ def _check_types(command: str, cfg: DictConfig) -> None:
     # nodes that a command does not use are not imported
     unused = {"summary": ("data", "logger", "callbacks"), "ingest": () if cfg.get("audit") else ("data",)}
     files = [path for path in (conf_dir() / f"{command}.yaml", conf_dir() / "local.yaml") if path.is_file()]
-    known = [key for path in files for key in overrides.flat_keys(OmegaConf.to_container(OmegaConf.load(path)))]
+    known = [key for path in files for key in command_line.flat_keys(OmegaConf.to_container(OmegaConf.load(path)))]
     check(cfg, skip=unused.get(command, ()), known=known, choices=HydraConfig.get().runtime.choices)

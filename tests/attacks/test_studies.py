@@ -10,9 +10,9 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from raincast.sweeps.goals import Goal
 from raincast.sweeps.report import again_command, result
 from raincast.sweeps.study import WORKER, Sweep, values_of
+from raincast.sweeps.trials import Goal
 
 SPACE: dict[str, BaseDistribution] = {
     "optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True),

@@ -15,8 +15,7 @@ from running import REPO, compose_config, run_forked
 
 from raincast import schema
 from raincast.archive import Archive, write_part
-from raincast.commands import inspect
-from raincast.commands.ingest import run as ingest
+from raincast.commands import ingest
 
 
 class Page(html.parser.HTMLParser):
@@ -52,7 +51,7 @@ def archive(tmp_path: Path) -> Path:
         mock[schema.RAIN].values[:, 7, 9] = 50.0
         mock.attrs["title"] = "<b>rain & more</b>"
         mock.to_netcdf(tmp_path / f"{number}.nc", engine="netcdf4")
-    ingest(
+    ingest.run(
         compose_config(
             "ingest", tmp_path / "i", f"files={tmp_path}/*.nc", f"archive={tmp_path}/out", "max_rate=40"
         )
@@ -84,7 +83,7 @@ def _capped(path: Path) -> int:
 
 
 def test_the_page_needs_nothing_else(archive: Path, tmp_path: Path) -> None:
-    path = inspect.run(compose_config("ingest", tmp_path / "run", f"inspect={archive}"))
+    path = ingest.inspect_archive(compose_config("ingest", tmp_path / "run", f"inspect={archive}"))
     assert path == tmp_path / "run/inspection.html"
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -101,7 +100,7 @@ def test_the_page_needs_nothing_else(archive: Path, tmp_path: Path) -> None:
 
 def test_clutter_of_an_archive_is_taken_from_its_maps(archive: Path, tmp_path: Path) -> None:
     """The round trip: a pixel that is always wet, among rain that is not."""
-    page = inspect.run(compose_config("ingest", tmp_path / "run", f"inspect={archive}"))
+    page = ingest.inspect_archive(compose_config("ingest", tmp_path / "run", f"inspect={archive}"))
     with xr.open_dataset(page.with_suffix(".nc")) as maps:
         share = maps[schema.WET_SHARE].values
         rain = Archive.open(archive).read(0, 69)
@@ -109,7 +108,7 @@ def test_clutter_of_an_archive_is_taken_from_its_maps(archive: Path, tmp_path: P
         assert maps.attrs["num_frames"] == 69
     clutter = [f"clutter_maps={page.with_suffix('.nc')}", "clutter_share=0.99"]
     new = tmp_path / "clean"
-    ingest(compose_config("ingest", tmp_path / "j", f"files={tmp_path}/*.nc", f"archive={new}", *clutter))
+    ingest.run(compose_config("ingest", tmp_path / "j", f"files={tmp_path}/*.nc", f"archive={new}", *clutter))
     clean = Archive.open(new).read(0, 69)
     lost = np.isnan(clean).all(axis=0) & ~np.isnan(rain).all(axis=0)
     assert lost[7, 9] and lost.sum() == (share > 0.99).sum()
@@ -123,7 +122,7 @@ def test_single_files_and_stores(kind: str, tmp_path: Path) -> None:
         write_part(mock, tmp_path / kind)
     else:
         mock.drop_vars(schema.MISSING_TIMES).to_zarr(tmp_path / kind)
-    path = inspect.run(compose_config("ingest", tmp_path / "run", f"inspect={tmp_path / kind}"))
+    path = ingest.inspect_archive(compose_config("ingest", tmp_path / "run", f"inspect={tmp_path / kind}"))
     page = Page(path.read_text(encoding="utf-8"))
     assert "not recorded" in page.texts  # neither settings nor capped pixels
     assert any("No window of 18" in text for text in page.texts)
@@ -141,10 +140,10 @@ def test_single_files_and_stores(kind: str, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_meant_is_refused(overrides: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=words):
-        ingest(compose_config("ingest", tmp_path, *overrides))
+        ingest.run(compose_config("ingest", tmp_path, *overrides))
 
 
 def test_windows_are_those_of_the_default_config() -> None:
     config = yaml.safe_load((REPO / "conf/data/radar.yaml").read_text(encoding="utf-8"))
-    assert (config["input_steps"], config["lead_steps"]) == (inspect.INPUT_STEPS, inspect.LEAD_STEPS)
+    assert (config["input_steps"], config["lead_steps"]) == (ingest.INPUT_STEPS, ingest.LEAD_STEPS)
     assert {"split": "blocks"} in config["defaults"]

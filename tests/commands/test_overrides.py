@@ -12,8 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from raincast.cli import HYDRA_VERSION_BASE, conf_dir
 from raincast.commands import jobs, report
-from raincast.commands.help import help_text
-from raincast.commands.overrides import quoted, suggestions
+from raincast.commands.command_line import help_text, quoted, suggestions
 from raincast.sweeps.report import again_command
 from raincast.system.paths import as_typed
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from raincast.sweeps.goals import Goal, check_goals
+from raincast.sweeps.trials import Goal, check_goals
 
 
 def test_a_score_is_told_as_it_is() -> None:

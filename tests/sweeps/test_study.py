@@ -10,10 +10,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
-from raincast.sweeps.goals import Goal
-from raincast.sweeps.pictures import importances
-from raincast.sweeps.report import best_trials, result
+from raincast.sweeps.report import best_trials, importances, result
 from raincast.sweeps.study import WORKER, Sweep, counts, without_password
+from raincast.sweeps.trials import Goal
 
 SPACE = {"lr": FloatDistribution(1e-4, 1e-1, log=True), "width": CategoricalDistribution([8, 16])}
 ONE, TWO = [Goal("csi")], [Goal("csi"), Goal("latency_ms", "min")]

@@ -23,11 +23,18 @@ from running import REPO, TINY, compose_config, composed
 
 from raincast import assembly
 from raincast.commands.train import train
-from raincast.sweeps import process
+from raincast.sweeps import trials
 from raincast.sweeps.callback import TrialCallback
-from raincast.sweeps.goals import Goal
-from raincast.sweeps.process import OUTPUT, TrialOutcome, read_outcome, run_process, trial_command, why_it_died
 from raincast.sweeps.study import LINK, open_storage
+from raincast.sweeps.trials import (
+    OUTPUT,
+    Goal,
+    TrialOutcome,
+    read_outcome,
+    run_process,
+    trial_command,
+    why_it_died,
+)
 from raincast.sweeps.worker import run
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -82,7 +89,7 @@ def trial_that_scores(command: Sequence[str], run_dir: Path, environment: Mappin
         "val/bias_error_1mm": 0.5,
         "latency_ms": 5.0,
     }
-    TrialOutcome(process.COMPLETE, epochs=2, validations=2, metrics=metrics).write(run_dir)
+    TrialOutcome(trials.COMPLETE, epochs=2, validations=2, metrics=metrics).write(run_dir)
     return 0
 
 
@@ -140,11 +147,11 @@ def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path: Path) ->
             (run_dir / OUTPUT).write_text(text)
             return 1
         if ending == "nan":
-            TrialOutcome(process.FAILED, "val/loss is nan after epoch 2", 2, 2).write(run_dir)
+            TrialOutcome(trials.FAILED, "val/loss is nan after epoch 2", 2, 2).write(run_dir)
         if ending == "undefined":
-            TrialOutcome(process.COMPLETE, metrics={"val/csi_1mm": float("nan")}).write(run_dir)
+            TrialOutcome(trials.COMPLETE, metrics={"val/csi_1mm": float("nan")}).write(run_dir)
         if ending == "pruned":
-            TrialOutcome(process.PRUNED, epochs=1, metrics={"val/csi_1mm": 0.0}).write(run_dir)
+            TrialOutcome(trials.PRUNED, epochs=1, metrics={"val/csi_1mm": 0.0}).write(run_dir)
         return (
             {"killed": -9}.get(ending, 0) if ending != "good" else trial_that_scores(command, run_dir, environment)
         )
@@ -274,7 +281,7 @@ def test_where_a_worker_is_makes_no_other_sweep(tmp_path: Path) -> None:
 
 def _always(score: float) -> RunTrial:
     def run_trial(command: Sequence[str], run_dir: Path, environment: Mapping[str, str]) -> int:
-        TrialOutcome(process.COMPLETE, epochs=1, metrics={"val/loss": 1.0, "val/csi_1mm": score}).write(run_dir)
+        TrialOutcome(trials.COMPLETE, epochs=1, metrics={"val/loss": 1.0, "val/csi_1mm": score}).write(run_dir)
         return 0
 
     return run_trial
@@ -291,8 +298,8 @@ def test_a_trial_is_a_process_of_its_own(tmp_path: Path) -> None:
 def trial_config(run_dir: Path, archive: Path, storage: Path, pruner: str, *overrides: str) -> DictConfig:
     callback = (
         "{_target_:raincast.sweeps.callback.TrialCallback,run_dir:'${paths.run_dir}',monitor:'${metrics.goal}',mode:max,"
-        "goals:[{_target_:raincast.sweeps.goals.Goal,score:val/mae,want:min},"
-        "{_target_:raincast.sweeps.goals.Goal,score:latency_ms,want:min}],pruner:" + pruner + "}"
+        "goals:[{_target_:raincast.sweeps.trials.Goal,score:val/mae,want:min},"
+        "{_target_:raincast.sweeps.trials.Goal,score:latency_ms,want:min}],pruner:" + pruner + "}"
     )
     return compose_config(
         "train", run_dir, *TINY, f"data.archive={archive}", f"+callbacks.trial={callback}", *overrides
@@ -314,7 +321,7 @@ def test_a_run_reports_each_validation_and_measures_its_latency(
 ) -> None:
     found = train(trial_config(tmp_path / "run", tiny_archive, tmp_path, "null", "trainer.max_epochs=3"))
     told = read_outcome(tmp_path / "run")
-    assert (told.state, told.epochs, told.validations) == (process.COMPLETE, 3, 3)
+    assert (told.state, told.epochs, told.validations) == (trials.COMPLETE, 3, 3)
     curve = link.trials[0].intermediate_values
     assert list(curve) == [0, 1, 2]  # as pruners count
     # CSI is 0 throughout, so that the first epoch is the best
@@ -327,7 +334,7 @@ def test_a_poor_run_is_pruned(link: optuna.Study, tiny_archive: Path, tmp_path: 
     pruner = "{_target_:optuna.pruners.ThresholdPruner,upper:1e-6}"
     train(trial_config(tmp_path / "run", tiny_archive, tmp_path, pruner, "trainer.max_epochs=3"))
     told = read_outcome(tmp_path / "run")
-    assert (told.state, told.validations) == (process.PRUNED, 1)
+    assert (told.state, told.validations) == (trials.PRUNED, 1)
     assert list(link.trials[0].intermediate_values) == [0]
 
 
@@ -344,7 +351,7 @@ def test_a_run_whose_loss_is_no_number_fails(tmp_path: Path) -> None:
     callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
     told = read_outcome(tmp_path)
     assert trainer.should_stop
-    assert told.state == process.FAILED and told.reason == "val/loss is nan after epoch 2"
+    assert told.state == trials.FAILED and told.reason == "val/loss is nan after epoch 2"
 
 
 def test_a_trial_ends_with_its_worker(

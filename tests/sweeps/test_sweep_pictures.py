@@ -9,9 +9,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from PIL import Image
 
-from raincast.sweeps.goals import Goal
-from raincast.sweeps.pictures import pictures
+from raincast.sweeps.report import pictures
 from raincast.sweeps.study import Sweep
+from raincast.sweeps.trials import Goal
 
 SPACE = {
     "optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True),

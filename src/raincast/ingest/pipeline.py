@@ -16,13 +16,12 @@ from raincast import schema
 from raincast.archive import Archive
 from raincast.archive.find import find_files
 from raincast.ingest.day import DayResult, DayTask, write_day
-from raincast.ingest.layout import PartLayout
 from raincast.ingest.quality import Clutter, Quality, warn_capped
 from raincast.ingest.readers import Reader, check_period, fetching, key_of
 from raincast.ingest.region import Region
 from raincast.ingest.report import IngestReport, missing_times
 from raincast.ingest.scan import BadFileError, Found, Offers, Times, place, scan
-from raincast.ingest.settings import ATTR, check_attrs, check_same, describe
+from raincast.ingest.settings import ATTR, PartLayout, check_attrs, check_same, describe
 from raincast.schema import Grid, Meaning
 from raincast.system.dask_pool import Cluster
 from raincast.system.lock import locked

@@ -8,8 +8,6 @@ from typing import Protocol
 
 import numpy as np
 
-import numpy as np
-
 from raincast import schema
 
 

@@ -16,10 +16,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from raincast.models.inputs import covariates_of
-from raincast.sweeps import process
-from raincast.sweeps.goals import LATENCY, Goal
-from raincast.sweeps.process import TrialOutcome
 from raincast.sweeps.study import LINK, open_storage
+from raincast.sweeps.trials import COMPLETE, FAILED, LATENCY, PRUNED, RUNNING, Goal, TrialOutcome
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +81,13 @@ class TrialCallback(Callback):
         if not found.metrics or self._is_better(metrics.get(self.monitor, math.nan)):
             found.metrics, found.best_epoch = metrics, found.epochs
         if not math.isfinite(metrics["val/loss"]):
-            found.state = process.FAILED
+            found.state = FAILED
             found.reason = f"val/loss is {metrics['val/loss']:g} after epoch {found.epochs}"
         elif self.should_prune(metrics, found.validations - 1):
-            found.state = process.PRUNED
+            found.state = PRUNED
             log.info("Pruned after epoch %d: other trials were better by then.", found.epochs)
         found.write(self.run_dir)
-        return found.state != process.RUNNING
+        return found.state != RUNNING
 
     def _is_better(self, value: float) -> bool:
         best = self.outcome.metrics.get(self.monitor, math.nan)
@@ -121,11 +119,11 @@ class TrialCallback(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Record the end of the trial, unless it has already ended."""
-        if not trainer.is_global_zero or self.outcome.state != process.RUNNING:
+        if not trainer.is_global_zero or self.outcome.state != RUNNING:
             return
         if any(goal.score == LATENCY for goal in self.goals):
             self.outcome.metrics[LATENCY] = latency_ms(trainer, module)
-        self.outcome.state = process.COMPLETE
+        self.outcome.state = COMPLETE
         self.outcome.write(self.run_dir)
 
 

@@ -1,24 +1,44 @@
 """The report of a sweep: trials.csv, one HTML page, and the command that trains the winner again."""
 
 import csv
+import io
 import logging
 import re
 import shlex
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import matplotlib
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from raincast.plotting import page
-from raincast.sweeps.goals import Goal
-from raincast.sweeps.pictures import pictures
-from raincast.sweeps.study import DEFAULT, REASON, RETRY_OF, SURPLUS, TRIED_AGAIN, Sweep
+from raincast.plotting.pictures import DOTS_PER_INCH
+from raincast.sweeps.study import CURVE, DEFAULT, REASON, RETRY_OF, SURPLUS, TRIED_AGAIN, Sweep
+from raincast.sweeps.trials import Goal
 from raincast.system import progress
 from raincast.system.files import atomic
 from raincast.system.paths import as_typed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+log = logging.getLogger(__name__)
+
+SEEDS = "1,2,3,4,5"
+"""Seeds for training the winner again, other than the 0 with which it won."""
+TABLE, PAGE = "trials.csv", "sweep.html"
+HARMLESS_KEY = re.compile(r"\+{0,2}(?!hydra)[A-Za-z_][\w.\[\]/@*]*=")
+CODE = ("_target_", "_partial_", "${")
+MOST_BEST = 5
+"""Number of best trials of a study with one goal; with several goals, all trials on the Pareto front count."""
+MOST_PARAMS = 8
+FEWEST_FOR_IMPORTANCE = 4
 
 
 @dataclass(frozen=True)
@@ -133,17 +153,6 @@ def lines(result: SweepResult, most: int = 5) -> str:
     return "\n".join(told)
 
 
-log = logging.getLogger(__name__)
-
-SEEDS = "1,2,3,4,5"
-"""Seeds for training the winner again, other than the 0 with which it won."""
-TABLE, PAGE = "trials.csv", "sweep.html"
-HARMLESS_KEY = re.compile(r"\+{0,2}(?!hydra)[A-Za-z_][\w.\[\]/@*]*=")
-CODE = ("_target_", "_partial_", "${")
-MOST_BEST = 5
-"""Number of best trials of a study with one goal; with several goals, all trials on the Pareto front count."""
-
-
 def write_report(sweep: Sweep, folder: Path, *, storage: str, page: bool) -> SweepResult:
     """Write trials.csv and, with `page`, sweep.html into `folder`; `storage` is shown, so it has no password."""
     found = result(sweep, again_command, facts=[("study", storage)])
@@ -227,3 +236,90 @@ def best_trials(study: optuna.Study, goals: Sequence[Goal]) -> list[FrozenTrial]
         found = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ordered = sorted(found, key=lambda trial: trial.values[0], reverse=goals[0].want == "max")
     return ordered if len(goals) > 1 else ordered[:MOST_BEST]
+
+
+def pictures(sweep: Sweep) -> Mapping[str, bytes]:
+    """Return each picture, drawn by Optuna as PNG, by its title; those that have nothing to show are left out."""
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("agg")
+    found = {}
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the functions are experimental
+        for title, draw in _pictures(sweep):
+            try:
+                found[title] = _png(draw())
+            except Exception as error:  # a missing picture must not cost the page
+                log.warning("The picture %r could not be drawn: %s", title, error)
+    return found
+
+
+def _pictures(sweep: Sweep) -> "Iterator[tuple[str, Callable[[], Axes | np.ndarray]]]":
+    from optuna.visualization import matplotlib as draw
+
+    study, goals = sweep.study, [goal.score for goal in sweep.goals]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    several = len(goals) > 1
+    first: dict[str, Any] = {"target_name": goals[0]}
+    if several:
+        first["target"] = lambda trial: trial.values[0]
+    if complete:
+        yield "The course of the sweep", lambda: draw.plot_optimization_history(study, **first)
+    for index, other in enumerate(goals[1:], start=1):
+        if complete:
+            title = f"Goals against each other: {other} and {goals[0]}"
+            yield title, partial(_front, study, index, target_names=[other, goals[0]])
+    if any(trial.intermediate_values for trial in sweep.curves.get_trials(deepcopy=False)):
+        yield "Validation curves", lambda: _curves(sweep, draw.plot_intermediate_values(sweep.curves))
+    for index, goal in enumerate(goals):
+        if len(complete) >= FEWEST_FOR_IMPORTANCE and len({trial.values[index] for trial in complete}) > 1:
+            title = "Importance of each parameter" + (f" for {goal}" if several else "")
+            yield title, partial(importances, study, index, target_name=goal)
+    params = list(dict.fromkeys(name for trial in complete for name in trial.params))[:MOST_PARAMS]
+    if params:
+        yield "Parameters", lambda: draw.plot_slice(study, params, **first)
+
+
+def _front(study: optuna.Study, goal: int, **names: Any) -> "Axes":
+    """Plot a goal against the first one for all trials; those on the Pareto front stand out."""
+    return optuna.visualization.matplotlib.plot_pareto_front(
+        study, targets=lambda trial: (trial.values[goal], trial.values[0]), **names
+    )
+
+
+def importances(study: optuna.Study, goal: int, *, target_name: str) -> "Axes":
+    """Plot each parameter's share in separating the best trials from the others, by PED-ANOVA (Watanabe 2023)."""
+    # with a target, PED-ANOVA assumes that small is good
+    sign = -1.0 if study.directions[goal] == optuna.study.StudyDirection.MAXIMIZE else 1.0
+    return optuna.visualization.matplotlib.plot_param_importances(
+        study,
+        optuna.importance.PedAnovaImportanceEvaluator(),
+        target=lambda trial: sign * trial.values[goal],
+        target_name=target_name,
+    )
+
+
+def _curves(sweep: Sweep, axes: "Axes") -> "Axes":
+    """Label curves with the number of their trial, even if a separate study holds them."""
+    axes.set_title("")
+    axes.set_xlabel("validation")
+    axes.set_ylabel(sweep.goals[0].score)
+    if sweep.curves is not sweep.study:
+        numbers = {t.user_attrs.get(CURVE): t.number for t in sweep.study.get_trials(deepcopy=False)}
+        for line in axes.get_lines():
+            number = str(line.get_label()).removeprefix("Trial")
+            if number.isdigit():
+                line.set_label(f"Trial{numbers.get(int(number), number)}")
+    if len(axes.get_lines()) > 1:
+        axes.legend(fontsize=8)
+    return axes
+
+
+def _png(axes: "Axes | np.ndarray") -> bytes:
+    from matplotlib import pyplot
+
+    figure: Any = np.ravel(np.asarray(axes, dtype=object))[0].figure
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, bbox_inches="tight")
+    pyplot.close(figure)
+    return buffer.getvalue()

@@ -21,7 +21,7 @@ from optuna.distributions import (
 )
 
 if TYPE_CHECKING:
-    from raincast.sweeps.goals import Goal
+    from raincast.sweeps.trials import Goal
 
 OWN = re.compile(r"[+~]*(sweep|launcher|hydra)([./=@].*)?")
 """Overrides of the sweep itself, which no trial has."""
@@ -44,7 +44,7 @@ def trial_overrides(goals: "Sequence[Goal]", pruner: DictConfig | None, run_dir:
         "run_dir": "${paths.run_dir}",
         "monitor": "${callbacks.best.monitor}",
         "mode": "${callbacks.best.mode}",
-        "goals": [{"_target_": "raincast.sweeps.goals.Goal", "score": g.score, "want": g.want} for g in goals],
+        "goals": [{"_target_": "raincast.sweeps.trials.Goal", "score": g.score, "want": g.want} for g in goals],
         "pruner": OmegaConf.to_container(pruner, resolve=True) if pruner else None,
     }
     return [f"+callbacks.trial={hydra_text(callback)}", f"hydra.run.dir={hydra_text(str(run_dir))}"]

@@ -22,7 +22,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from raincast.sweeps.goals import Goal
+from raincast.sweeps.trials import Goal
 from raincast.system.lock import is_held, waited_for
 
 log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from raincast.sweeps.space import (
 if TYPE_CHECKING:
     import optuna
 
-    from raincast.sweeps.goals import Goal
+    from raincast.sweeps.trials import Goal
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run(cfg: DictConfig, run_trial: RunTrial | None = None) -> float:
     Return the best value of the first goal (NaN if there is none).
     """
     _check_packages()
-    from raincast.sweeps.process import run_process
+    from raincast.sweeps.trials import run_process
 
     worker = Worker(cfg, run_trial or run_process)
     with _leave_on_sigterm(), worker.sweep.at_work():
@@ -90,9 +90,9 @@ class Worker:
     """One worker: it composes the config of each trial, runs it, and reports the outcome to the study."""
 
     def __init__(self, cfg: DictConfig, run_trial: RunTrial) -> None:
-        from raincast.sweeps.goals import check_goals
         from raincast.sweeps.space import default_params
         from raincast.sweeps.study import Sweep
+        from raincast.sweeps.trials import check_goals
 
         self.cfg, self.run_trial = cfg, run_trial
         self.folder = Path(cfg.sweep.dir)
@@ -181,7 +181,7 @@ class Worker:
 
     def _one(self, trial: "optuna.trial.Trial") -> bool:
         """Run one trial; return False if it failed."""
-        from raincast.sweeps import process
+        from raincast.sweeps import trials
         from raincast.sweeps.space import overrides_of
         from raincast.sweeps.study import LINK, process_link, values_of
 
@@ -198,7 +198,7 @@ class Worker:
             ]
             link = process_link(_absolute(self.cfg.sweep.storage), self.sweep.curve(trial))
             environment = {LINK: json.dumps(link)} | self._device()
-            code = self.run_trial(process.trial_command([*overrides, *more]), run_dir, environment)
+            code = self.run_trial(trials.trial_command([*overrides, *more]), run_dir, environment)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             self.sweep.fail(trial, " ".join(str(error).split())[:500])
             log.warning("trial %d  failed: %s", trial.number, self._reason(trial.number))
@@ -209,26 +209,26 @@ class Worker:
         return self._tell(trial, run_dir, code, time.monotonic() - began)
 
     def _tell(self, trial: "optuna.trial.Trial", run_dir: Path, code: int, seconds: float) -> bool:
-        from raincast.sweeps import process
+        from raincast.sweeps import trials
 
-        if code == process.ASKED_TO_LEAVE:
+        if code == trials.ASKED_TO_LEAVE:
             self.sweep.give_up(trial, "it was asked to leave")
             log.info("trial %d  was asked to leave: it is tried again", trial.number)
             return True
-        found = process.read_outcome(run_dir)
+        found = trials.read_outcome(run_dir)
         trial.set_user_attr("seconds", round(seconds, 1))
         trial.set_user_attr("epochs", found.epochs)
         trial.set_user_attr(
             "metrics", {key: value for key, value in found.metrics.items() if math.isfinite(value)}
         )
-        if code != 0 or found.state in (process.FAILED, process.RUNNING):
+        if code != 0 or found.state in (trials.FAILED, trials.RUNNING):
             reason = found.reason or (
-                process.why_it_died(code, run_dir) if code else "it ended before a validation"
+                trials.why_it_died(code, run_dir) if code else "it ended before a validation"
             )
             self.sweep.fail(trial, reason)
             log.warning("trial %d  failed after %.0f s: %s", trial.number, seconds, reason)
             return False
-        if found.state == process.PRUNED:
+        if found.state == trials.PRUNED:
             self.sweep.prune(trial)
             log.info("trial %d  pruned after %d epochs, %.0f s", trial.number, found.epochs, seconds)
             return True
@@ -293,7 +293,7 @@ class Worker:
 
 def _goal(score: str) -> "Goal":
     """Return a goal with the direction in which its score improves; raises ValueError if it has none."""
-    from raincast.sweeps.goals import LATENCY, Goal
+    from raincast.sweeps.trials import LATENCY, Goal
     from raincast.training.skill import better
 
     direction = "min" if score == LATENCY else better(score)

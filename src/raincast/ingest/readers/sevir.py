@@ -34,7 +34,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.limits import open_hdf5
 from raincast.ingest.readers import ALL, Head, hdf5_has, naming
-from raincast.ingest.readers.common.corners import grid_between
+from raincast.ingest.readers.common.axes import grid_between
 from raincast.projection import crs_in_metres
 from raincast.schema import MOMENTARY, Grid
 from raincast.transforms import ZR

@@ -16,7 +16,7 @@ import numpy as np
 
 from raincast.archive.limits import check_image, open_hdf5, read_all
 from raincast.ingest.readers import HDF5_SIGNATURE, starts_with
-from raincast.ingest.readers.common.corners import CORNERS, grid_between
+from raincast.ingest.readers.common.axes import CORNERS, grid_between
 from raincast.ingest.readers.common.unpack import first_bytes_inside, in_member, unpacked
 from raincast.schema import Grid
 

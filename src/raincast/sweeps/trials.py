@@ -1,6 +1,11 @@
-"""A trial in a process of its own: if memory or the device kills it, its worker survives."""
+"""The goals of a sweep, and a trial: a process of its own, and its outcome.
+
+If memory or the device kills the trial, its worker survives. Goals are scores of the validation windows, and the
+time of a forecast.
+"""
 
 import json
+import math
 import os
 import re
 import signal
@@ -13,12 +18,56 @@ from typing import Any
 
 from raincast.system.files import write_text
 
+LATENCY = "latency_ms"
+"""The one goal that training does not log: the time of one forecast by the network."""
+WANTS = ("max", "min")
+FILE = "trial.json"
+RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
 OUTPUT = "output.txt"
 """File in the run's folder that holds the output of the process."""
 ASKED_TO_LEAVE = 75
 """Exit code of a run that a signal told to leave."""
 PATIENCE = 20.0
 """Seconds that a trial gets to end when its worker has to."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A score of the validation windows, or `LATENCY`, and whether it should be large or small."""
+
+    score: str
+    want: str = "max"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for any other direction."""
+        if self.want not in WANTS:
+            raise ValueError(f"want={self.want} of {self.score}; there are {', '.join(WANTS)}.")
+
+    @property
+    def direction(self) -> str:
+        """Name of the direction in Optuna."""
+        return "maximize" if self.want == "max" else "minimize"
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """Return its value; raises ValueError if the run has no such score, or it is not finite."""
+        if self.score not in metrics:
+            raise ValueError(f"sweep.goals: {self.score} is not logged; there are {', '.join(sorted(metrics))}.")
+        found = float(metrics[self.score])
+        if not math.isfinite(found):
+            raise ValueError(f"{self.score} is {found:g}")
+        return found
+
+
+def check_goals(goals: Sequence[Goal], *, prunes: bool) -> None:
+    """Raise ValueError if there is no goal, one repeats, or pruning would depend on the latency."""
+    names = [goal.score for goal in goals]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"sweep.goals must name at least one score, each once; found {names}.")
+    if prunes and names[0] == LATENCY:
+        raise ValueError(
+            f"Trials are pruned by the first of sweep.goals after each validation, but {LATENCY} is only known "
+            "at the end. Put a score first, or set sweep.pruner=null."
+        )
 
 
 def trial_command(overrides: Sequence[str]) -> list[str]:
@@ -65,10 +114,6 @@ def why_it_died(code: int, run_dir: Path) -> str:
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if re.match(r"\S*Error:(\s|$)", line)]
     return (errors or said or [f"exit code {code}"])[-1][:500]
-
-
-FILE = "trial.json"
-RUNNING, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
 
 
 @dataclass
