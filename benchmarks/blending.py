@@ -30,7 +30,7 @@ from raincast.forecasting.gaps import Past
 from raincast.forecasting.motion import quality_flags
 from raincast.forecasting.network import box_forecaster
 from raincast.metrics import ensemble
-from raincast.synthetic.archive import _rates
+from raincast.synthetic import _rates
 from raincast.synthetic.fields import draw_weather, rain_fields
 
 SIZE, EDGE, STEP, PAST, LEADS = 128, 48, 15, 4, 24

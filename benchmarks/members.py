@@ -6,7 +6,7 @@ Windows, frames and pixels are those of `benchmarks/leave_one_out.py`, with 20 m
 that of means over boxes of 1, 4, 16 and 64 pixels, and of the mean rate of the hour; a box counts if all of it was
 observed. It is printed with the difference from STEPS in percent and its 95 % interval, from resampling start
 times. The fair CRPS treats ensembles of all sizes alike. Energy and variogram score
-(`raincast.metrics.multivariate`) judge all boxes of a map together. Spread over error is best at 1
+(`raincast.metrics.ensemble`) judge all boxes of a map together. Spread over error is best at 1
 (`raincast.metrics.ensemble`). Seconds are those of one processor per start time.
 """
 
@@ -29,7 +29,7 @@ from raincast.baselines import Steps
 from raincast.baselines.motion import find_motion
 from raincast.forecaster import Query
 from raincast.forecasting.network import box_forecaster
-from raincast.metrics import ensemble, multivariate
+from raincast.metrics import ensemble
 
 BOXES = (1, 4, 16, 64)
 MEMBERS = 20
@@ -39,11 +39,11 @@ def scores(members: Maps, observed: Maps, counted: npt.NDArray[np.bool_]) -> dic
     """Return scores of M members (M, V, U) where (V, U) are `counted`."""
     one = (torch.from_numpy(members)[None, None], torch.from_numpy(observed)[None, None, None])
     mask = torch.from_numpy(counted)[None, None, None]
-    sums, maps = ensemble.ensemble_sums(*one, mask), multivariate.multivariate_sums(*one, mask)
+    sums, maps = ensemble.ensemble_sums(*one, mask), ensemble.multivariate_sums(*one, mask)
     made = {
         "crps": ensemble.crps(sums), "fair": ensemble.fair_crps(sums),
         "spread": sums.variance / sums.count, "error": sums.squared_error / sums.count,
-        "energy": multivariate.energy_score(maps), "variogram": multivariate.variogram_score(maps),
+        "energy": ensemble.energy_score(maps), "variogram": ensemble.variogram_score(maps),
     }  # fmt: skip
     return {name: float(value) for name, value in made.items()}
 

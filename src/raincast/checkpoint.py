@@ -15,7 +15,7 @@ from raincast.version import __version__
 
 if TYPE_CHECKING:
     from raincast.data.radar import RadarData
-    from raincast.metrics.calibration import Calibration
+    from raincast.metrics.probabilistic import Calibration
     from raincast.models.inputs import Inputs
 
 

@@ -31,9 +31,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "raincast.models.lagrangian": ("LagrangianForecaster",),
     "raincast.models.layers.convgru": ("ConvGRU",),
     "raincast.models.layers.convlstm": ("ConvLSTM",),
-    "raincast.models.layers.st_lstm": ("STLSTM",),
     "raincast.models.layers.trajgru": ("TrajGRU",),
-    "raincast.models.predrnn": ("PredRNN",),
+    "raincast.models.predrnn": ("STLSTM", "PredRNN"),
     "raincast.transforms": ("DbzScaling", "LinearScaling", "LogScaling", "RateScaling"),
 }
 """All classes that a file may name, by module. They only compute, and read archives and fields."""

@@ -10,7 +10,7 @@ import pytest
 from running import compose_config
 
 from raincast.commands.forecast import run as forecast
-from raincast.commands.watch import stopped_by_signals
+from raincast.commands.serve import stopped_by_signals
 
 
 def test_watch_forecasts_what_is_there_once(tiny_run: Path, tiny_archive: Path, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from raincast.data.dataset import WindowDataset
 from raincast.data.sampler import Place
 from raincast.data.source import Source
 from raincast.evaluation import Metrics, Scoring, engine, evaluate, to_dataset
-from raincast.evaluation import work as parts
 from raincast.schema import mock_archive
 
 METRICS = Metrics(
@@ -47,9 +46,9 @@ def data(tmp_path_factory) -> SimpleNamespace:
     return SimpleNamespace(dataset=WindowDataset([Source(Archive.open(folder), 2, 3)]), lead_steps=3)
 
 
-def work(data, folder: Path, makers, batch_size: int = 3) -> parts.ScoringWork:
+def work(data, folder: Path, makers, batch_size: int = 3) -> engine.ScoringWork:
     folders = {name: folder / name for name in makers}
-    return parts.ScoringWork(str(folder), lambda: data, makers, folders, Scoring(METRICS, 5.0, 1.0), batch_size)
+    return engine.ScoringWork(str(folder), lambda: data, makers, folders, Scoring(METRICS, 5.0, 1.0), batch_size)
 
 
 def dataset(sums) -> xr.Dataset:
@@ -60,7 +59,7 @@ def dataset(sums) -> xr.Dataset:
 def test_killed_and_resumed_scores_each_window_once_and_as_if_never_killed(
     data, tmp_path, monkeypatch, keep_seconds
 ):
-    monkeypatch.setattr(parts, "KEEP_SECONDS", keep_seconds)
+    monkeypatch.setattr(engine, "KEEP_SECONDS", keep_seconds)
     asked: list[int] = []
     whole = engine.run(work(data, tmp_path / "whole", {"persistence": Persistence}), PLACES, workers=1)
     monkeypatch.setattr(engine, "MOST_WINDOWS", 6)
@@ -122,7 +121,7 @@ def test_sums_that_a_power_cut_left_are_scored_again(data, tmp_path, caplog, con
     asked: list[int] = []
     made = work(data, tmp_path, {"good": partial(Counting, asked, name="good")})
     engine.run(made, PLACES, workers=1)
-    whole, (first, *_) = engine._gather(made.folders["good"]), parts.kept(made.folders["good"]).values()
+    whole, (first, *_) = engine._gather(made.folders["good"]), engine.kept(made.folders["good"]).values()
     first.write_bytes(first.read_bytes()[: first.stat().st_size // 2] if content else b"")
     before = len(asked)
     sums = engine.run(made, PLACES, workers=1)["good"]
@@ -164,7 +163,7 @@ def test_two_processes_equal_one_and_leave_nothing_behind(tiny_run: Path, tmp_pa
         settings = checkpoint.config["data"] | {"eval_stride": 4, "eval_batch_size": 2}
         data = assembly.data_of(settings, settings["archive"])
         own_work = scoring.work_of(cfg, settings, checkpoint, data, assembly.metrics(cfg, data))
-        cost = parts.Cost()
+        cost = engine.Cost()
         scores = scoring.score(cfg, own_work, data, cost=cost)
         assert len([*(tmp_path / str(workers)).glob("*/*.npz")]) >= 2
         engine.clear(own_work)

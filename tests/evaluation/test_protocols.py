@@ -11,7 +11,7 @@ from running import compose_config
 
 from raincast import assembly
 from raincast.evaluation import Metrics, describe_protocol, evaluate
-from raincast.evaluation.protocols import HKO7_NOISE, PROTOCOLS, SEVIR_THRESHOLDS
+from raincast.evaluation.groups import HKO7_NOISE, PROTOCOLS, SEVIR_THRESHOLDS
 from raincast.forecaster import Gives, Prediction
 from raincast.ingest.readers.sevir import SEVIR
 from raincast.metrics.continuous import HKO7_PIXEL, HKO7_THRESHOLDS, HKO7_WEIGHTS

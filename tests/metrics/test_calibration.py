@@ -7,8 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 
-from raincast.metrics.calibration import MIN_EVENTS, NUM_BINS, Calibration, pool
-from raincast.metrics.probabilistic import BinSums, bin_sums, brier, brier_parts
+from raincast.metrics.probabilistic import (
+    MIN_EVENTS,
+    NUM_BINS,
+    BinSums,
+    Calibration,
+    bin_sums,
+    brier,
+    brier_parts,
+    pool,
+)
 
 THRESHOLDS = (1.0, 5.0)
 

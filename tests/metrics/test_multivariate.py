@@ -6,14 +6,16 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from raincast.metrics.ensemble import crps, ensemble_sums, rank_histogram
-from raincast.metrics.multivariate import (
+from raincast.metrics.ensemble import (
     LAGS,
     MultivariateSums,
     areal_means,
+    crps,
     energy_score,
+    ensemble_sums,
     fair_energy_score,
     multivariate_sums,
+    rank_histogram,
     variogram_score,
 )
 

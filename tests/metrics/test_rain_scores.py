@@ -10,7 +10,7 @@ from running import server
 from raincast.metrics import contingency, error_sums
 from raincast.metrics.categorical import hss
 from raincast.metrics.continuous import rmse
-from raincast.metrics.rain_scores import RainScores
+from raincast.training.skill import RainScores
 
 THRESHOLDS = (0.5, 2.0)
 RATIOS = ("csi", "pod", "far", "frequency_bias", "hss", "ets", "f1")

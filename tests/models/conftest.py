@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from raincast.models.fast import compiled, gates
+from raincast.models.fast import gates, loading
 
 
 def forget() -> None:
     """What this process has loaded, and said."""
-    for known in (gates._kernels, compiled.say_once):
+    for known in (gates._kernels, loading.say_once):
         known.cache_clear()
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raincast.models import ConvLSTM
 from raincast.models.fast import gates
-from raincast.models.fast.first_use import FirstUse
+from raincast.models.fast.loading import FirstUse
 
 WIDTH = 3
 

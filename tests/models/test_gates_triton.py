@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raincast.models import ConvLSTM
 from raincast.models.fast import gates
-from raincast.models.fast.first_use import FirstUse
+from raincast.models.fast.loading import FirstUse
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA builds; alone: pip install triton (200 MB)")
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from raincast.models import ConvLSTM
 from raincast.models.layers.convgru import ConvGRU
-from raincast.models.layers.st_lstm import STLSTM
 from raincast.models.layers.trajgru import TrajGRU
+from raincast.models.predrnn import STLSTM
 
 Make = Callable[..., nn.Module]
 

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from raincast.models import ConvLSTM
 from raincast.models.fast import gates, kernel, sequence
-from raincast.models.fast.compiled import compile_library
+from raincast.models.fast.loading import compile_library
 from raincast.system.paths import cache_folder
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16

@@ -5,7 +5,7 @@ from recurrent import F64, assert_equals, moved, random_state
 from torch import Tensor
 
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
-from raincast.models.layers.st_lstm import STLSTM
+from raincast.models.predrnn import STLSTM
 
 
 def stack(in_channels: int = 2, hidden: int = 3, num_layers: int = 3, **kwargs) -> STLSTM:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from raincast.losses import BalancedLoss
 from raincast.models import ConvLSTM, PyramidEncoderForecaster, StackedEncoderForecaster
+from raincast.models.size import NetworkSummary, summarise
 from raincast.models.size.ledger import Ledger
-from raincast.models.size.summary import NetworkSummary, summarise
 from raincast.transforms import DbzScaling
 
 SIZES: dict[str, Any] = {"batch_size": 2, "input_steps": 3, "lead_steps": 4, "height": 32, "width": 48}

@@ -14,8 +14,7 @@ from pyproj import CRS
 from raincast import schema
 from raincast.evaluation.report.score_figures import csi_plot, lead_curves, svg
 from raincast.plotting import animation, rain_image
-from raincast.plotting.coastlines import coast_lines, coast_pixels, resolution
-from raincast.plotting.graticule import Graticule
+from raincast.plotting.map_lines import Graticule, coast_lines, coast_pixels, resolution
 from raincast.plotting.pictures import DOTS_PER_INCH, forecast_animation, forecast_picture, save
 from raincast.plotting.rain_image import MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView
 from raincast.schema import Grid

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raincast.metrics.rain_scores import RainScores
-from raincast.training.skill import better, score_names, useful_lead, validation_scores
+from raincast.training.skill import RainScores, better, score_names, useful_lead, validation_scores
 
 NAN = math.nan
 

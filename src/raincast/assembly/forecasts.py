@@ -35,7 +35,7 @@ def forecaster_of(
 ) -> "NetworkForecaster":
     """Build the network of a checkpoint; `precision` is one of `forecasting.network.PRECISIONS`."""
     from raincast.forecasting.network import NetworkForecaster
-    from raincast.metrics.calibration import Calibration
+    from raincast.metrics.probabilistic import Calibration
 
     config = checkpoint.config
     net_head: Head = construct(config["head"])

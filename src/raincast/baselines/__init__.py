@@ -7,8 +7,7 @@ nonnegative everywhere, and 0 where nothing is known.
 from raincast.baselines.ensembles import Ensemble, Linda, Steps
 from raincast.baselines.evolution import Anvil, FastSProg, SProg
 from raincast.baselines.files import ForecastFiles
-from raincast.baselines.motion import METHODS, SMALLEST_GRID, Extrapolation
-from raincast.baselines.past import Persistence
+from raincast.baselines.motion import METHODS, SMALLEST_GRID, Extrapolation, Persistence
 
 __all__ = [
     "METHODS",

@@ -6,8 +6,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from raincast.baselines.motion import FAILURES, advect, check_method, find_motion, quiet
-from raincast.baselines.past import Past, evenly_spaced, look_back, persist
+from raincast.baselines.motion import (
+    FAILURES,
+    Past,
+    advect,
+    check_method,
+    evenly_spaced,
+    find_motion,
+    look_back,
+    persist,
+    quiet,
+)
 from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query
 
 log = logging.getLogger(__name__)

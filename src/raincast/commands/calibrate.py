@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from raincast.data.radar import RadarData
     from raincast.forecaster import Forecaster
     from raincast.forecasting.network import NetworkForecaster
-    from raincast.metrics.calibration import Calibration
+    from raincast.metrics.probabilistic import Calibration
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,7 @@ def fit(forecaster: "Forecaster", data: "RadarData", thresholds: list[float]) ->
 
     from raincast.evaluation import query_of
     from raincast.forecaster import exceeded
-    from raincast.metrics.calibration import NUM_BINS, Calibration, pool
-    from raincast.metrics.probabilistic import BinSums, bin_sums
+    from raincast.metrics.probabilistic import NUM_BINS, BinSums, Calibration, bin_sums, pool
 
     total: BinSums | None = None
     num_windows = len(data.eval_places("val"))

@@ -41,8 +41,8 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     if cfg.checkpoint is None and (cfg.calibrate or not cfg.baselines):
         raise ValueError("Without checkpoint=… there is no network: give baselines=[…] to score.")
     from raincast.evaluation import engine
+    from raincast.evaluation.engine import Cost
     from raincast.evaluation.report.score_figures import csi_plot
-    from raincast.evaluation.work import Cost
 
     began = time.monotonic()
     asked = cfg.split

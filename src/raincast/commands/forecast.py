@@ -1,4 +1,7 @@
-"""`python forecast.py`: a checkpoint and radar frames → forecasts as CF netCDF, pictures and tables."""
+"""`python forecast.py`: a checkpoint and radar frames → forecasts as CF netCDF, pictures and tables.
+
+Without input the bundled event is forecast and compared with the observation.
+"""
 
 import functools
 import logging
@@ -16,11 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from raincast import assembly, schema
 from raincast.archive.statistics import WET_MM_H
 from raincast.checkpoint import BOX
-from raincast.commands import demo, report
+from raincast.commands import report
 from raincast.forecaster import NETWORK
 from raincast.forecasting.files.netcdf import PYSTEPS_RAIN
+from raincast.system.paths import sample_path
 
 if TYPE_CHECKING:
+    from raincast.archive import Archive
     from raincast.forecasting import ForecastPipeline, HindcastOutcome, HindcastWork, Series
 
 log = logging.getLogger(__name__)
@@ -28,19 +33,23 @@ log = logging.getLogger(__name__)
 MOST_NAMED = 10
 SOME_FAILED = 3
 """Exit code if some forecasts failed and the rest are done; the same as a watcher's."""
+EVENT_PAST = 4
+"""Number of frames of the bundled event that are input; the others are the verifying observation."""
+SCORED_MINUTES = (15, 30, 45, 60)
+SCORED_MM_H = 1.0
 
 
 def run(cfg: DictConfig) -> Path:
     """Forecast from `cfg.input` at one init time or many; return the path of the last netCDF file."""
     if cfg.watch is not None:
-        from raincast.commands import watch
+        from raincast.commands import serve
 
-        return watch.run(cfg)
+        return serve.watch(cfg)
     if cfg.site is not None:
         raise ValueError(f"site={cfg.site} needs watch=FOLDER, which updates it: give watch, or leave site out.")
     in_the_box = cfg.input is None
     if in_the_box:
-        cfg = demo.with_input(cfg)
+        cfg = _with_event(cfg)
     from raincast.forecasting import forecast_one, init_times
 
     outputs, pipeline = assembly.outputs(cfg), assembly.pipeline_of(cfg)
@@ -57,7 +66,7 @@ def run(cfg: DictConfig) -> Path:
     if cfg.checkpoint == BOX and not in_the_box and forecast.attrs["forecast_method"] == NETWORK:
         _tell_skill(forecast)
     if in_the_box:
-        demo.compare(forecast, Path(cfg.folder) / "observed.png")
+        _compare_with_observation(forecast, Path(cfg.folder) / "observed.png")
     return written["forecast"]
 
 
@@ -179,3 +188,59 @@ def _tell(forecast: xr.Dataset, path: Path, variable: str) -> None:
         report.short(path),
         variable,
     )
+
+
+def _with_event(cfg: DictConfig) -> DictConfig:
+    """Return `cfg` with the bundled event as its input, and an init time that leaves frames for verification."""
+    archive = _event()
+    log.info(
+        "No input is given: this is %s. Source: MeteoSwiss.\n"
+        "To forecast from your own radar: python forecast.py input='radar/*.h5'\n",
+        archive.attrs["title"],
+    )
+    given = {"input": str(archive.path), "init_time": str(archive.times[EVENT_PAST - 1])}
+    return DictConfig(OmegaConf.merge(cfg, given))
+
+
+def _compare_with_observation(made: xr.Dataset, picture: Path) -> None:
+    """Draw the forecast next to extrapolation and the observation, and log their CSI."""
+    archive = _event()
+    from raincast.baselines import Extrapolation, Persistence
+    from raincast.forecaster import Query
+    from raincast.plotting.pictures import forecast_picture
+
+    frames: Any = archive.read(0, archive.num_times).reshape(archive.num_times, *archive.grid.shape)
+    past, observed = frames[:EVENT_PAST], frames[EVENT_PAST:]
+    step = archive.step_minutes
+    query = Query.for_steps(past[None, :, None], len(observed), step_minutes=step, grid=archive.grid)
+    rates = {"raincast": made[schema.RAIN].values[: len(observed)]}
+    for rival in (Extrapolation(), Persistence()):
+        rates[rival.name] = rival.predict(query).rates[0, :, 0]
+    forecast_picture(
+        observed,
+        {name: rates[name] for name in ("raincast", "extrapolation")},
+        grid=archive.grid,
+        init_time=archive.times[EVENT_PAST - 1],
+        step_minutes=step,
+        path=picture,
+        leads_minutes=list(SCORED_MINUTES),
+        credit="MeteoSwiss",
+    )
+    log.info("%-10s %s", "observed", report.short(picture))
+    log.info("\nCSI at ≥ %g mm/h after %s min", SCORED_MM_H, ", ".join(map(str, SCORED_MINUTES)))
+    for name, rate in rates.items():
+        scores = [_csi(rate[round(m / step) - 1], observed[round(m / step) - 1]) for m in SCORED_MINUTES]
+        log.info("  %-14s %s", name, "  ".join(f"{score:.2f}" for score in scores))
+
+
+@functools.cache
+def _event() -> "Archive":
+    from raincast.archive import Archive
+
+    return Archive.open(sample_path())
+
+
+def _csi(rate: Any, observed: Any) -> float:
+    seen = np.isfinite(observed) & np.isfinite(rate)
+    said, wet = (rate >= SCORED_MM_H) & seen, (observed >= SCORED_MM_H) & seen
+    return float((said & wet).sum() / max(1, (said | wet).sum()))

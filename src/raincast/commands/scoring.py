@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from raincast.data.radar import RadarData
     from raincast.evaluation import Metrics
-    from raincast.evaluation.work import Cost, ScoringWork
+    from raincast.evaluation.engine import Cost, ScoringWork
     from raincast.forecaster import Forecaster
     from raincast.forecasting.network import NetworkForecaster
 
@@ -68,7 +68,7 @@ def work_of(
     `settings` (plain data) are those of `data`.
     """
     from raincast.evaluation import Scoring, blocks, check_names
-    from raincast.evaluation.work import ScoringWork
+    from raincast.evaluation.engine import ScoringWork
 
     if metrics.event_hours is None:
         newest = np.array([data.sources[0].newest(place.start) for place in data.eval_places(cfg.split)])

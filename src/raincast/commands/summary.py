@@ -10,7 +10,7 @@ from rich.table import Table
 from raincast import assembly
 
 if TYPE_CHECKING:
-    from raincast.models.size.summary import LayerSummary, NetworkSummary
+    from raincast.models.size import LayerSummary, NetworkSummary
 
 WIDTH = 100
 """Number of columns that the table needs."""
@@ -30,7 +30,7 @@ def summarise(cfg: DictConfig) -> "tuple[NetworkSummary, str]":
     """Return the summary of `cfg.model` at the sizes of `cfg`, and its device (cpu or cuda)."""
     import torch
 
-    from raincast.models.size import summary
+    from raincast.models import size
 
     device = cfg.device
     if device == "auto":
@@ -41,7 +41,7 @@ def summarise(cfg: DictConfig) -> "tuple[NetworkSummary, str]":
         inputs = assembly.inputs_of(assembly.channels(cfg).describe())
         network = assembly.network(model, num_channels=head.num_channels, inputs=inputs)
     loss = assembly.make(cfg.loss, _partial_=True)(transform=assembly.make(cfg.transform)).to("meta")
-    found = summary.summarise(
+    found = size.summarise(
         network,
         **_sizes(cfg),
         loss=lambda output, target, mask: loss(head.prediction(output), target, mask),

@@ -11,13 +11,12 @@ import numpy as np
 import xarray as xr
 
 from raincast.data.dataset import Sample
-from raincast.evaluation import groups, protocols
+from raincast.evaluation import groups
 from raincast.evaluation.comparison import join
 from raincast.evaluation.event_sums import WINDOWS, EventSums
-from raincast.evaluation.groups import finish
+from raincast.evaluation.groups import describe_protocol, finish
 from raincast.evaluation.intervals import Resampling, with_intervals
 from raincast.evaluation.metrics import HOURS, Metrics, Scoring
-from raincast.evaluation.protocols import describe as describe_protocol
 from raincast.evaluation.queries import Scored, query_of, rates_by_name
 from raincast.forecaster import Forecaster
 from raincast.metrics import spectrum
@@ -109,7 +108,7 @@ def to_dataset(
     )
     if (protocol := scoring.metrics.protocol) is None:
         return dataset
-    return dataset.assign(protocols.published(protocol, pooled)).assign_attrs(protocol=protocol)
+    return dataset.assign(groups.published(protocol, pooled)).assign_attrs(protocol=protocol)
 
 
 def _names(sums: Mapping[str, EventSums], keys: list[str]) -> list[str]:

@@ -1,24 +1,214 @@
-"""Scoring of many windows and several forecasters on all cores; after an interruption, the same call resumes."""
+"""Scoring of many windows and several forecasters on all cores; after an interruption, the same call resumes.
+
+A task is some windows of one forecaster, whose sums are kept on disk.
+"""
 
 import logging
+import multiprocessing
+import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
+from raincast.data.dataset import Sample
 from raincast.data.sampler import Place
-from raincast.evaluation import work as parts
 from raincast.evaluation.event_sums import EventSums
-from raincast.evaluation.work import Cost, ScoringWork, Spent, Task
+from raincast.evaluation.metrics import Scoring
+from raincast.evaluation.queries import Scored
+from raincast.forecaster import Forecaster
+from raincast.schema import Grid
 from raincast.system.engine import ALONE_SECONDS, Teller, run_here, run_there
+from raincast.system.files import atomic
 from raincast.system.lock import held
 from raincast.system.pool import Progress, num_cores
+from raincast.system.provenance import peak_memory_gib
+
+if TYPE_CHECKING:
+    from raincast.data.radar import RadarData
 
 log = logging.getLogger(__name__)
 
 MOST_WINDOWS = 64
 """Largest number of windows per task, so that all cores stay busy to the end."""
+KEEP_SECONDS = 20.0
+"""Scoring time per file of sums, and the most that an interruption can lose."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringWork:
+    """Everything that a process needs to score.
+
+    It is sent to other processes, which open data and forecasters once. `makers` and the `folders` of sums are
+    keyed by forecaster name. `batch_size` windows, cut from `grid`, are forecast at once.
+    """
+
+    key: str
+    data: "Callable[[], RadarData]"
+    makers: Mapping[str, Callable[[], Forecaster]]
+    folders: Mapping[str, Path]
+    scoring: Scoring
+    batch_size: int
+    grid: Grid | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Consecutive windows for one forecaster; `first` is the number of the first, at which a batch begins."""
+
+    work: ScoringWork
+    forecaster: str
+    first: int
+    places: tuple[Place, ...]
+
+
+class _Opened:
+    def __init__(self, work: ScoringWork) -> None:
+        if multiprocessing.parent_process() is not None and not logging.root.handlers:
+            # other processes have no log yet, and baselines report windows that they cannot forecast
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+        self.key = work.key
+        self.data = work.data()
+        self.scored: dict[str, Scored] = {}
+
+    def forecaster(self, task: Task) -> Scored:
+        work, name = task.work, task.forecaster
+        if name not in self.scored:
+            forecaster = work.makers[name]()
+            self.scored[name] = Scored(forecaster, work.scoring, lead_steps=self.data.lead_steps, grid=work.grid)
+        return self.scored[name]
+
+
+_opened: _Opened | None = None
+"""The data and forecasters of this process."""
+
+
+def close() -> None:
+    """Release data and forecasters."""
+    global _opened
+    _opened = None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """CPU seconds of a task, imports included, and the peak memory of its process so far."""
+
+    process: int
+    cpu_seconds: float
+    peak_gib: float
+
+
+@dataclass
+class Cost:
+    """Time and memory of scoring; windows scored before an interruption are excluded."""
+
+    began: float = field(default_factory=time.monotonic)
+    wall_seconds: float = 0.0
+    windows: dict[str, int] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """Keyed by forecaster, as `windows` is."""
+    peaks: dict[int, float] = field(default_factory=dict)
+    """GiB, keyed by process."""
+
+    def add(self, task: Task, spent: Spent) -> None:
+        """Add a task."""
+        name = task.forecaster
+        self.windows[name] = self.windows.get(name, 0) + len(task.places)
+        self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + spent.cpu_seconds
+        self.peaks[spent.process] = spent.peak_gib
+
+    def end(self) -> None:
+        """Record the time, and the memory of this process."""
+        self.wall_seconds = time.monotonic() - self.began
+        self.peaks[os.getpid()] = peak_memory_gib()
+
+    def attrs(self) -> dict[str, Any]:
+        """Return attributes for scores.nc. Shared libraries are counted once per process."""
+        each = (f"{name} {self.cpu_seconds[name] / number:.3g}" for name, number in self.windows.items())
+        return {
+            "wall_seconds": round(self.wall_seconds, 1),
+            "peak_memory_gib": round(sum(self.peaks.values()), 2),
+            "num_processes": len(self.peaks),
+            "cpu_seconds_per_window": ", ".join(each) or "no new windows",
+        }
+
+
+def score(task: Task, tick: Callable[[int], None]) -> Spent:
+    """Score the windows of a task and keep their sums in its folder; `tick` receives the size of each batch."""
+    global _opened
+    before = time.process_time()
+    if _opened is None or _opened.key != task.work.key:
+        _opened = _Opened(task.work)
+    scored, work = _opened.forecaster(task), task.work
+    sums, first, began = EventSums(), task.first, time.monotonic()
+    for start, batch in _batches(_opened.data, task):
+        with one_thread():
+            work.scoring.add(sums, scored.predict(batch), batch)
+        end = start + len(batch["input"])
+        last = end == task.first + len(task.places)
+        if last or time.monotonic() - began > KEEP_SECONDS:
+            keep(sums, work.folders[task.forecaster], first, end)
+            sums, first, began = EventSums(), end, time.monotonic()
+        tick(end - start)
+    return Spent(os.getpid(), time.process_time() - before, peak_memory_gib())
+
+
+def _batches(data: "RadarData", task: Task) -> Iterator[tuple[int, Sample]]:
+    """Yield batches that hold the same windows wherever a task begins, as results may depend on the batch."""
+    size = task.work.batch_size
+    for offset in range(0, len(task.places), size):
+        stored = data.dataset.batch(task.places[offset : offset + size])
+        yield task.first + offset, data.dataset.decode(stored)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread, so that sums do not depend on the number of processes, to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def keep(sums: EventSums, folder: Path, first: int, end: int) -> None:
+    """Write the sums of windows `first` to before `end` atomically."""
+    with atomic(folder / f"{first:09}-{end:09}.npz", durable=True) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **sums.arrays())  # type: ignore[arg-type]  # no sum has the name of its own flag
+
+
+def kept(folder: Path) -> dict[tuple[int, int], Path]:
+    """Return the files of `folder` by (first, end) of their windows.
+
+    An unreadable file (after a power cut, say) is removed with a warning, and its windows are scored again.
+    """
+    found = {}
+    for path in sorted(folder.glob("*-*.npz")):
+        first, _, end = path.stem.partition("-")
+        try:
+            read(path)
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            log.warning("%s is damaged (%s): its windows are scored again.", path, error or type(error).__name__)
+            path.unlink(missing_ok=True)
+            continue
+        found[int(first), int(end)] = path
+    return found
+
+
+def read(path: Path) -> EventSums:
+    """Read a file written by `keep`."""
+    with np.load(path) as arrays:
+        return EventSums.from_arrays(dict(arrays))
 
 
 def run(
@@ -55,7 +245,7 @@ def run(
         try:
             _score_all(todo, workers, here, tell, cost)
         finally:
-            parts.close()
+            close()
             cost.end()
         return {name: _gather(work.folders[name]) for name in work.makers}
 
@@ -76,7 +266,7 @@ def _plan(work: ScoringWork, places: Sequence[Place], workers: int) -> tuple[lis
     most = max(1, min(MOST_WINDOWS // size, -(-num_batches // (4 * workers))))
     for name, folder in work.folders.items():
         scored: set[int] = set()
-        for first, end in parts.kept(folder):
+        for first, end in kept(folder):
             scored.update(range(first // size, -(-end // size)))
             done += end - first
         runs = _runs([batch for batch in range(num_batches) if batch not in scored], most)
@@ -105,12 +295,12 @@ def _score_all(todo: list[Task], workers: int | None, here: Collection[str], tel
     own = [task for task in todo if task.forecaster in here]
     others: Sequence[Task] = [task for task in todo if task.forecaster not in here]
     with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(run_here, parts.score, own, note, tell) if own and others else None
+        running = thread.submit(run_here, score, own, note, tell) if own and others else None
         if not running and workers in (None, 1):
             seconds = None if workers == 1 or own else ALONE_SECONDS
-            others = run_here(parts.score, [*own, *others], note, tell, seconds=seconds)
+            others = run_here(score, [*own, *others], note, tell, seconds=seconds)
         if others:
-            run_there(parts.score, others, note, tell, processes=workers or num_cores())
+            run_there(score, others, note, tell, processes=workers or num_cores())
         if running:
             running.result()
 
@@ -126,6 +316,6 @@ def _explained(task: Task, error: Exception) -> Exception:
 
 def _gather(folder: Path) -> EventSums:
     sums = EventSums()
-    for path in parts.kept(folder).values():
-        sums.merge(parts.read(path))
+    for path in kept(folder).values():
+        sums.merge(read(path))
     return sums

@@ -10,19 +10,10 @@ import torch
 from torch import Tensor
 
 from raincast.data.dataset import Sample
-from raincast.evaluation import blocks, groups, protocols
+from raincast.evaluation import blocks, groups
 from raincast.evaluation.event_sums import EventSums
 from raincast.forecaster import Prediction
-from raincast.metrics import (
-    categorical,
-    continuous,
-    ensemble,
-    multivariate,
-    probabilistic,
-    spatial,
-    spectrum,
-    users,
-)
+from raincast.metrics import categorical, continuous, ensemble, probabilistic, spatial, spectrum, users
 from raincast.metrics.categorical import Contingency, check_thresholds
 from raincast.metrics.frames import over_frames, reaching
 
@@ -47,7 +38,7 @@ class Metrics:
     accumulations and spectra, if these are computed.
     areal_scales: sides in km of adjacent boxes, whose mean rates are scored as ensembles.
     ignored_between: observed rates between these two are ignored as noise.
-    protocol: a published protocol (`protocols.PROTOCOLS`); all settings must then be its own.
+    protocol: a published protocol (`groups.PROTOCOLS`); all settings must then be its own.
     event_hours: the length of an event in hours, counted from 0 UTC, by the newest input frame. Intervals resample
     events. None: sums are kept per hour, and `blocks.automatic` chooses the length.
     """
@@ -89,7 +80,7 @@ class Metrics:
                 f"metrics.ignored_between={list(self.ignored_between)} must be two rates, increasing."
             )
         if self.protocol is not None:
-            protocols.check(self.protocol, self)
+            groups.check_protocol(self.protocol, self)
         if self.event_hours is not None and self.event_hours < 1:
             raise ValueError(f"metrics.event_hours={self.event_hours} must be null or a whole number above 0.")
 
@@ -190,9 +181,9 @@ class Scoring:
         wanted, T = self.metrics, members.shape[1]
         named = _with_ranks(groups.MEMBERS, _member_parts(members, target, mask))
         if sizes := wanted.areal_boxes(self.pixel_km):
-            boxes = [multivariate.areal_means(members, target, mask, size=size) for size in sizes]
+            boxes = [ensemble.areal_means(members, target, mask, size=size) for size in sizes]
             named |= _with_ranks(groups.AREAL_MEMBERS, _stacked([_member_parts(*box) for box in boxes]))
-            named |= groups.MULTIVARIATE.named(_stacked([multivariate.multivariate_sums(*box) for box in boxes]))
+            named |= groups.MULTIVARIATE.named(_stacked([ensemble.multivariate_sums(*box) for box in boxes]))
         if wanted.accumulations:
             parts = []
             for steps in wanted.periods(self.step_minutes):

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from raincast.models.frames import PhysicalNetwork
 from raincast.models.heads import Head
 from raincast.models.inputs import RAIN_ALONE, Inputs, predict_rates
-from raincast.models.layers.recurrent import State
+from raincast.models.layers import State
 from raincast.transforms import Transform
 
 INPUT = "rain_rate"
@@ -113,7 +113,7 @@ def trace_layer(layer: nn.Module, *, num_steps: int = 1, size: tuple[int, int] |
 
     The program maps x (B, num_steps, in, H, W) and the state, a tuple of (B, ·, H, W), to hidden states (B,
     num_steps, hidden, H, W) and the new state. In ONNX the tensors are called x, state_0, … and hidden,
-    new_state_0, … A grid needs at least two pixels along y and x. `layer` has the interface of `models.recurrent`
+    new_state_0, … A grid needs at least two pixels along y and x. `layer` has the interface of `models.layers`
     and an input.
     """
     made = _frozen(layer)

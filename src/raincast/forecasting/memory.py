@@ -59,7 +59,7 @@ class Footprint:
         kind: Literal["cpu", "cuda"] = "cpu" if forecaster.device.type == "cpu" else "cuda"
 
         def per_pixel(lead_steps: int, **further: Any) -> float:
-            from raincast.models.size.summary import forecast_bytes
+            from raincast.models.size import forecast_bytes
 
             found = forecast_bytes(
                 forecaster.network,

@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive.rates import bands
-from raincast.baselines.motion import advect, find_motion, quiet
-from raincast.baselines.past import evenly_spaced, look_back, persist
+from raincast.baselines.motion import advect, evenly_spaced, find_motion, look_back, persist, quiet
 from raincast.forecaster import EXTRAPOLATION, PERSISTENCE, Gives, Prediction, Query, Rain
 from raincast.forecasting.files.dataset import FILLED, MISSING, OUTSIDE_REACH
 from raincast.forecasting.gaps import Past

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raincast.forecaster import NETWORK, Gives, Prediction, Query, ThresholdError
 from raincast.forecasting.fit import check_step
 from raincast.forecasting.tiles import Tiling
-from raincast.metrics.calibration import Calibration
+from raincast.metrics.probabilistic import Calibration
 from raincast.models.distribution import DECISIONS, DistributionHead
 from raincast.models.frames import PhysicalNetwork
 from raincast.models.heads import Head

@@ -25,7 +25,7 @@ from raincast.forecasting.files.locations import Location
 from raincast.live.outlook import Located, outlook, utc
 from raincast.live.settings import seconds_of
 from raincast.plotting import rain_image
-from raincast.plotting.coastlines import coast_pixels
+from raincast.plotting.map_lines import coast_pixels
 from raincast.plotting.rain_image import MapView
 from raincast.schema import EXCEEDANCE, INIT_TIME, RAIN, THRESHOLD, TIME, Grid
 from raincast.system.files import atomic, write_text

@@ -1,8 +1,7 @@
 """Scores as additive sums first and ratios last. Rain rates in mm/h.
 
 For DataArrays: `csi(forecast, observed, threshold=1)` and the others of `arrays`. For tensors (B, T, C, H, W):
-the sums and formulas of `categorical`, `continuous`, `spatial` … `RainScores`, which accumulates them in training,
-is in `rain_scores`: it needs torchmetrics, which takes longer to import than a forecast does to make.
+the sums and formulas of `categorical`, `continuous`, `spatial` …
 """
 
 from raincast.metrics.arrays import (

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from raincast.metrics import categorical, continuous, ensemble, multivariate, probabilistic, spatial, users
+from raincast.metrics import categorical, continuous, ensemble, probabilistic, spatial, users
 from raincast.metrics import spectrum as spectra
 
 MM_H = "mm h-1"
@@ -120,21 +120,21 @@ MEMBERS: Scores = {
 }
 MULTIVARIATE: Scores = {
     "energy_score": Score(
-        multivariate.energy_score,
+        ensemble.energy_score,
         "energy score of means over boxes, per root of their number",
         "energy score",
         DOWN,
         MM_H,
     ),
     "fair_energy_score": Score(
-        multivariate.fair_energy_score,
+        ensemble.fair_energy_score,
         "energy score corrected for the size of the ensemble",
         "fair energy score",
         DOWN,
         MM_H,
     ),
     "variogram_score": Score(
-        multivariate.variogram_score,
+        ensemble.variogram_score,
         "variogram score of order 1/2 of means over boxes",
         "variogram score",
         DOWN,

@@ -28,8 +28,8 @@ from raincast.models.frames import (
     pad,
     split,
 )
+from raincast.models.layers import SLOPE, CellFactory, State
 from raincast.models.layers.convlstm import ConvLSTM
-from raincast.models.layers.recurrent import SLOPE, CellFactory, State
 
 
 class StackedEncoderForecaster(nn.Module):

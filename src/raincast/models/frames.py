@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raincast.models.layers.recurrent import SLOPE
+from raincast.models.layers import SLOPE
 
 
 class PhysicalNetwork(nn.Module):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from raincast.models.encoder_forecaster import PyramidEncoderForecaster
 from raincast.models.frames import PhysicalNetwork, check_frames, framewise
+from raincast.models.layers import SLOPE, CellFactory
 from raincast.models.layers.convlstm import ConvLSTM
-from raincast.models.layers.recurrent import SLOPE, CellFactory
 from raincast.models.members import correlated_noise
 from raincast.models.optical_flow import displacements, find_flow, inside, move, smooth
 from raincast.models.persistence import BLOCK, corrected

@@ -17,8 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from raincast import schema
 from raincast.plotting import rain_image
-from raincast.plotting.coastlines import coast_pixels
-from raincast.plotting.graticule import Graticule
+from raincast.plotting.map_lines import Graticule, coast_pixels
 from raincast.plotting.rain_image import DRY_CLASS, MISSING_CLASS, RAIN_BOUNDARIES, RAIN_COLOURS, MapView, Rain
 from raincast.schema import Grid
 from raincast.system.files import atomic

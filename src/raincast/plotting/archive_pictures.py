@@ -12,7 +12,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from raincast.archive.statistics import RATE_EDGES, WET_MM_H, Statistics
-from raincast.plotting.graticule import Graticule
+from raincast.plotting.map_lines import Graticule
 from raincast.plotting.pictures import CURVE_COLOURS, DOTS_PER_INCH, draw_coasts, draw_graticule, write_png
 from raincast.plotting.rain_image import MISSING_COLOUR, MapView, Rain, credit, extent_of, resample
 

@@ -20,8 +20,7 @@ from matplotlib.patheffects import withStroke
 from raincast import schema
 from raincast.plotting import rain_image
 from raincast.plotting.animation import forecast_animation
-from raincast.plotting.coastlines import coast_lines
-from raincast.plotting.graticule import Graticule
+from raincast.plotting.map_lines import Graticule, coast_lines
 from raincast.plotting.rain_image import LINE_COLOUR, RAIN_BOUNDARIES, MapView, Rain
 from raincast.schema import Grid
 

@@ -15,11 +15,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torchmetrics import MeanMetric
 
 from raincast.data.dataset import Sample
-from raincast.metrics.rain_scores import RainScores
 from raincast.models.heads import Head
 from raincast.models.inputs import RAIN_ALONE, Inputs, covariates_of, predict_output, predict_rates, run_network
 from raincast.training.curriculum import Curriculum
-from raincast.training.skill import Scores, validation_scores
+from raincast.training.skill import RainScores, Scores, validation_scores
 from raincast.transforms import Transform
 
 CHECKPOINT_KEY = "raincast"

@@ -18,8 +18,7 @@ from PIL import Image
 
 from raincast import schema
 from raincast.plotting import rain_image
-from raincast.plotting.coastlines import seen_lines
-from raincast.plotting.graticule import Graticule
+from raincast.plotting.map_lines import Graticule, seen_lines
 from raincast.plotting.page import Block, render
 from raincast.plotting.rain_image import (
     DRY_COLOUR,

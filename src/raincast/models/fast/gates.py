@@ -2,7 +2,7 @@
 
 Tensors are (..., H, W, C), channels last and contiguous. Gates are (B, H, W, 4·hidden) in the order i, f, z, o (z
 is the candidate). There are three equivalent implementations: plain PyTorch on every device, and kernels that read
-and write each value once. On a CPU with a C compiler these are those of `gates.c` (see `compiled`), on a GPU with
+and write each value once. On a CPU with a C compiler these are those of `gates.c` (see `loading`), on a GPU with
 Triton those of `gates_triton`, which Triton compiles at first use (seconds) and caches. `RAINCAST_KERNELS=0`
 disables the kernels.
 """
@@ -17,8 +17,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from raincast.models.fast.compiled import load, say_once, switched_off, watched
-from raincast.models.fast.first_use import FirstUse
+from raincast.models.fast.loading import FirstUse, load, say_once, switched_off, watched
 
 SOURCE = "gates.c"
 PRECISIONS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float64: "F64"}

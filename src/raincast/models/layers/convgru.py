@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.layers.recurrent import (
+from raincast.models.layers import (
     SLOPE,
     Initialisation,
     RecurrentLayer,

