@@ -11,7 +11,7 @@ from running import compose_config
 
 from raincast import assembly
 from raincast.assembly import run
-from raincast.commands import report, run_log
+from raincast.commands import report
 from raincast.data.datamodule import RadarDataModule
 from raincast.models.layers.convlstm import ConvLSTM
 from raincast.transforms import DbzScaling
@@ -124,7 +124,7 @@ def test_mlflow_keeps_what_a_run_logs_and_a_resumed_run_goes_on_there(
     config = compose_config("train", tmp_path / "run", "logger=mlflow", f"paths.output_dir={tmp_path}/outputs")
     _, logger = assembly.loggers(config, {}, 0)
     logger.log_metrics({"val/csi_1mm": 0.5}, 1)
-    ids = run_log.logger_ids([logger])
+    ids = report.logger_ids([logger])
     _, again = assembly.loggers(config, ids, 1)
     again.log_metrics({"val/csi_1mm": 0.6}, 2)
     (tmp_path / "forecast.png").write_bytes(b"a picture")

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from raincast import assembly, schema
 from raincast.archive import Archive, write_part
 from raincast.archive.limits import open_hdf5
+from raincast.ingest.archive_folder import describe
 from raincast.ingest.quality import Cleaned, Quality
 from raincast.ingest.readers import Limited, Reader
 from raincast.ingest.readers.cf import CF
@@ -29,7 +30,6 @@ from raincast.ingest.readers.knmi import KNMI
 from raincast.ingest.readers.mrms import MRMS
 from raincast.ingest.readers.odim import ODIM
 from raincast.ingest.region import Region
-from raincast.ingest.settings import describe
 
 BOMB = bytes(2**26)
 MEGAPIXELS = 1.0

@@ -7,12 +7,12 @@ import pytest
 from raincast import schema
 from raincast.archive import Archive
 from raincast.ingest import ingest
+from raincast.ingest.archive_folder import describe
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Auto
 from raincast.ingest.readers.cf import CF
 from raincast.ingest.readers.knmi import KNMI
 from raincast.ingest.region import Region
-from raincast.ingest.settings import describe
 
 
 @pytest.fixture

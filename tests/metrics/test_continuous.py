@@ -6,6 +6,7 @@ import xarray as xr
 
 from raincast.losses import BalancedLoss
 from raincast.metrics import ErrorSums, error_sums
+from raincast.metrics.categorical import over_frames, reaching
 from raincast.metrics.continuous import (
     HKO7_PIXEL,
     BalancedSums,
@@ -21,7 +22,6 @@ from raincast.metrics.continuous import (
     rmse,
     uncentred_correlation,
 )
-from raincast.metrics.frames import over_frames, reaching
 
 
 def fields(shape: tuple[int, ...] = (2, 3, 2, 5, 4)):

@@ -14,9 +14,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from raincast.training.durable.checkpoint_io import CheckpointNotWritten, DurableCheckpointIO, damage, newest_whole
 from raincast.training.durable.checkpointing import LastCheckpoint, StopSignals
-from raincast.training.durable.continuing import ContinuedCSVLogger, RandomStreams
+from raincast.training.durable.continuing import (
+    CheckpointNotWritten,
+    ContinuedCSVLogger,
+    DurableCheckpointIO,
+    RandomStreams,
+    damage,
+    newest_whole,
+)
 
 
 def checkpoint(value: float) -> dict[str, Any]:

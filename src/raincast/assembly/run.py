@@ -107,7 +107,7 @@ def trainer(cfg: DictConfig, loggers: "list[Logger]", callbacks: "list[L.Callbac
     """Build the Trainer of `cfg.trainer`; raises ValueError if Lightning rejects the hardware settings."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from raincast.training.durable.checkpoint_io import DurableCheckpointIO
+    from raincast.training.durable.continuing import DurableCheckpointIO
 
     # partial, or Hydra would search the loggers and callbacks for configs
     prepared = make(cfg.trainer, _partial_=True)

@@ -71,7 +71,7 @@ def find(cfg: DictConfig) -> assembly.Checkpoint | None:
             raise ValueError(
                 f"checkpoint={cfg.checkpoint} and resume=auto both say where to resume: give one of them."
             )
-        from raincast.training.durable.checkpoint_io import newest_whole
+        from raincast.training.durable.continuing import newest_whole
 
         last = assembly.last_checkpoint(cfg)
         newest = newest_whole(last, last.with_name("previous.ckpt"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly
-from raincast.commands import report, resuming, run_log
+from raincast.commands import report, resuming
 from raincast.commands.references import as_tensors, reference_scores
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _train(cfg: DictConfig) -> TrainResult:
     from raincast.training import execution
     from raincast.training.callbacks.record import RunRecord
 
-    run_log.silence_libraries()
+    report.silence_libraries()
     assembly.check_machine(cfg)
     resumed_from = resuming.find(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -82,12 +82,12 @@ def _train(cfg: DictConfig) -> TrainResult:
     module = assembly.module(cfg, net, head, info, as_tensors(references))
     ids = resuming.logger_ids(cfg, resumed_from)
     loggers = assembly.loggers(cfg, ids, resumed_from.step if resumed_from else 0)
-    info["loggers"] |= run_log.logger_ids(loggers)
+    info["loggers"] |= report.logger_ids(loggers)
     resuming.note_logger_ids(cfg, info["loggers"])
     record = RunRecord(assembly.last_checkpoint(cfg).parents[1] / "run.json")
     trainer = assembly.trainer(cfg, loggers, [*assembly.callbacks(cfg), record])
-    record.facts = run_log.facts(cfg, trainer, net, data, info)
-    run_log.log_facts(trainer, loggers, record.facts)
+    record.facts = report.facts(cfg, trainer, net, data, info)
+    report.log_facts(trainer, loggers, record.facts)
 
     # Lightning does this only after it has read a checkpoint: 64-true would be rounded to float32
     trainer.precision_plugin.convert_module(module)

@@ -14,8 +14,7 @@ from raincast.evaluation import blocks, groups
 from raincast.evaluation.event_sums import EventSums
 from raincast.forecaster import Prediction
 from raincast.metrics import categorical, continuous, ensemble, probabilistic, spatial, spectrum, users
-from raincast.metrics.categorical import Contingency, check_thresholds
-from raincast.metrics.frames import over_frames, reaching
+from raincast.metrics.categorical import Contingency, check_thresholds, over_frames, reaching
 
 HOURS = "hour "
 """Prefix of an hour of day among the keys of `EventSums`; all other keys are events."""

@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from raincast import schema
 from raincast.archive import Archive, PartWriter, encode
+from raincast.ingest.archive_folder import writer_of
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Reader
 from raincast.ingest.region import Region
 from raincast.ingest.scan import BadFileError, Offers, reason
-from raincast.ingest.settings import writer_of
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError, naming_disk
 from raincast.system.pool import Tick

@@ -15,13 +15,20 @@ import xarray as xr
 from raincast import schema
 from raincast.archive import Archive
 from raincast.archive.find import find_files
+from raincast.ingest.archive_folder import (
+    ATTR,
+    IngestReport,
+    PartLayout,
+    check_attrs,
+    check_same,
+    describe,
+    missing_times,
+)
 from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.quality import Clutter, Quality, warn_capped
 from raincast.ingest.readers import Reader, check_period, fetching, key_of
 from raincast.ingest.region import Region
-from raincast.ingest.report import IngestReport, missing_times
 from raincast.ingest.scan import BadFileError, Found, Offers, Times, place, scan
-from raincast.ingest.settings import ATTR, PartLayout, check_attrs, check_same, describe
 from raincast.schema import Grid, Meaning
 from raincast.system.dask_pool import Cluster
 from raincast.system.lock import locked

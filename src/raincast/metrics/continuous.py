@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from raincast.metrics.frames import over_frames
+from raincast.metrics.categorical import over_frames
 from raincast.transforms import ZR, DbzScaling
 
 HKO7_THRESHOLDS = (0.5, 2.0, 5.0, 10.0, 30.0)
