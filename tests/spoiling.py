@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from encoded import check_encoded
+from checking import check_encoded
 
 from raincast.archive import Archive
 from raincast.ingest import ingest

@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from asking import query, rates_of
+from checking import query, rates_of
 from pyproj import CRS
 from scipy.ndimage import gaussian_filter
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from asking import query, rates_of
+from checking import query, rates_of
 
 from raincast.baselines import ForecastFiles
 from raincast.evaluation import evaluate

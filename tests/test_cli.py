@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from asking import rates_of
+from checking import rates_of
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from running import REPO, TINY, compose_config, run_forked

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asking import rates_of
+from checking import rates_of
 from omegaconf import DictConfig
 from running import compose_config
 from torch import nn

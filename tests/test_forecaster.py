@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from asking import query
+from checking import query
 from forecasting.standing import moving, pipeline
 from running import REPO
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from asking import rates_of
+from checking import rates_of
 from pyproj import CRS
 
 from raincast import schema

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from asking import rates_of
-from encoded import check_encoded
+from checking import check_encoded, rates_of
 from hydra.errors import InstantiationException
 from running import TINY, compose_config, undrawn
 

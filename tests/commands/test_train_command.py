@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from asking import rates_of
+from checking import rates_of
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from running import TINY, compose_config, run_forked, undrawn
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from encoded import check_encoded
+from checking import check_encoded
 
 from raincast.archive import Archive, write_part
 from raincast.data.channels.declared import Channels

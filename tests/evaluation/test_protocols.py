@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from asking import rates_of
+from checking import rates_of
 from running import compose_config
 
 from raincast import assembly

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 import rasterio.warp
 import xarray as xr
-from encoded import check_encoded
+from checking import check_encoded
 from pyproj import CRS, Transformer
 
 from raincast import __version__, schema

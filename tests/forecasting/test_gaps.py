@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from asking import query, rates_of
+from checking import query, rates_of
 from forecasting.standing import moving, pipeline
 
 from raincast import schema

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from asking import query, rates_of
+from checking import query, rates_of
 from torch import nn
 
 from raincast.forecaster import ThresholdError

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
-from encoded import check_encoded
+from checking import check_encoded
 from forecasting.test_forecast_file import STEP, cf_errors, flagged, latlon_grid, swiss_grid
 from pyproj import Transformer
 from standing import pipeline

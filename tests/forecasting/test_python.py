@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
-from encoded import check_encoded
+from checking import check_encoded
 from running import compose_config
 
 import raincast

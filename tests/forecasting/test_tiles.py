@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from asking import query
+from checking import query
 from scipy.ndimage import uniform_filter
 from standing import moving
 

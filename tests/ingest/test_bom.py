@@ -6,7 +6,7 @@ from typing import Any
 import netCDF4
 import numpy as np
 import pytest
-from encoded import check_encoded
+from checking import check_encoded
 from pyproj import Proj
 
 from raincast import schema

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from encoded import check_encoded
+from checking import check_encoded
 
 from raincast import schema
 from raincast.archive import Archive

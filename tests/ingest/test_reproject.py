@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoded import check_encoded
+from checking import check_encoded
 from pyproj import CRS, Transformer
 
 from raincast import schema

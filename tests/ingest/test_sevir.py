@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from encoded import check_encoded
+from checking import check_encoded
 from pyproj import Proj
 
 from raincast import schema

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import test_odim as odim
 import xarray as xr
-from encoded import check_encoded
+from checking import check_encoded
 
 from raincast import schema
 from raincast.archive import Archive

@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from asking import rates_of
-from encoded import check_encoded
+from checking import check_encoded, rates_of
 
 from raincast import schema
 from raincast.archive import CODE_MM_H, MISSING_CODE, nearest_codes

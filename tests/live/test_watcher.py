@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from encoded import check_encoded
+from checking import check_encoded
 from filelock import FileLock
 from running import compose_config
 from watching import MINUTE, ManualClock, frames_of, time_in_seconds, write_frame

@@ -1,18 +1,23 @@
-"""The study that workers share: nobody takes what another has, and the dead are noticed."""
+"""The study that workers share: nobody takes what another has, the dead are noticed; its goals and pictures."""
 
+import io
+import math
 import socket
 import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
+from PIL import Image
 
-from raincast.sweeps.report import best_trials, importances, result
+from raincast.sweeps.report import best_trials, importances, pictures, result
 from raincast.sweeps.study import WORKER, Sweep, counts, without_password
-from raincast.sweeps.trials import Goal
+from raincast.sweeps.trials import Goal, check_goals
 
 SPACE = {"lr": FloatDistribution(1e-4, 1e-1, log=True), "width": CategoricalDistribution([8, 16])}
 ONE, TWO = [Goal("csi")], [Goal("csi"), Goal("latency_ms", "min")]
@@ -173,3 +178,67 @@ def test_no_password_is_shown() -> None:
     assert without_password("postgresql://me:secret@host/db") == "postgresql://host/db"
     assert without_password("a/study.journal") == "a/study.journal"
     assert without_password("sqlite:///x.db") == "sqlite:///x.db"
+
+
+def test_a_score_is_told_as_it_is() -> None:
+    assert Goal("val/csi_1mm").value({"val/csi_1mm": 0.25}) == 0.25
+    assert Goal("val/csi_1mm").direction == "maximize"
+    assert Goal("latency_ms", "min").direction == "minimize"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [({"val/mae": 1.0}, r"val/csi_1mm is not logged; there are val/mae"), ({"val/csi_1mm": math.nan}, "is nan")],
+)
+def test_a_score_that_is_not_there_is_answered(metrics: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Goal("val/csi_1mm").value(metrics)
+
+
+def test_bad_goals_are_answered() -> None:
+    with pytest.raises(ValueError, match=r"want=most of val/csi_1mm; there are max, min"):
+        Goal("val/csi_1mm", "most")
+    with pytest.raises(ValueError, match="each once"):
+        check_goals([Goal("a"), Goal("a")], prunes=False)
+    with pytest.raises(ValueError, match=r"Put a score first, or set sweep\.pruner=null"):
+        check_goals([Goal("latency_ms", "min"), Goal("a")], prunes=True)
+    check_goals([Goal("latency_ms", "min"), Goal("a")], prunes=False)
+
+
+NAMED_SPACE = {
+    "optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "model": CategoricalDistribution(["convlstm_small", "predrnn"]),
+}
+
+
+def sweep(folder, num_trials: int, *goals: str) -> Sweep:
+    made = Sweep(
+        str(folder / "study.journal"), "a", [Goal(goal) for goal in goals], folder=folder, budget=num_trials,
+        sampler=optuna.samplers.RandomSampler(seed=0),
+    )  # fmt: skip
+    for number in range(num_trials):
+        trial = made.next(NAMED_SPACE)
+        assert trial is not None
+        curve = made.curve(trial)
+        study = optuna.load_study(study_name=curve.study, storage=made.curves._storage)
+        optuna.trial.Trial(study, curve.trial_id).report(0.1 * number, step=0)
+        made.complete(trial, [0.1 * number] * len(goals))
+    return made
+
+
+@pytest.mark.parametrize("goals", [["val/csi_1mm"], [f"val/csi_{mm}mm" for mm in (1, 2, 5, 10)]])
+def test_a_sweep_is_drawn(tmp_path, goals):
+    before = dict(matplotlib.rcParams)
+    found = pictures(sweep(tmp_path, 5, *goals))
+    own = {f"Goals against each other: {goal} and {goals[0]}" for goal in goals[1:]}
+    importances = {"Importance of each parameter" + (f" for {goal}" if len(goals) > 1 else "") for goal in goals}
+    assert set(found) == {"The course of the sweep", "Validation curves", "Parameters"} | own | importances
+    for png in found.values():
+        with Image.open(io.BytesIO(png)) as image:
+            assert np.asarray(image.convert("L")).std() > 0
+    assert dict(matplotlib.rcParams) == before, "Optuna's style stays with its pictures"
+
+
+def test_what_there_is_nothing_to_show_of_is_left_out(tmp_path):
+    assert pictures(sweep(tmp_path, 0, "val/csi_1mm")) == {}
+    assert "Importance of each parameter" not in pictures(sweep(tmp_path / "two", 2, "val/csi_1mm"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from asking import rates_of
+from checking import rates_of
 from running import TINY, compose_config
 
 from raincast import assembly

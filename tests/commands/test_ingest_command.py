@@ -1,9 +1,11 @@
-"""`ingest.py inspect=`: lines, a page that needs nothing else, maps that ingest takes clutter from."""
+"""`ingest.py inspect=` (lines, a page that needs nothing else, maps of clutter) and `ingest.py audit=`."""
 
 import base64
 import html.parser
 import io
+import logging
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import yaml
 from PIL import Image
 from running import REPO, compose_config, run_forked
 
-from raincast import schema
+from raincast import assembly, schema
 from raincast.archive import Archive, write_part
 from raincast.commands import ingest
+from raincast.schema import RAIN, mock_archive
 
 
 class Page(html.parser.HTMLParser):
@@ -147,3 +150,35 @@ def test_windows_are_those_of_the_default_config() -> None:
     config = yaml.safe_load((REPO / "conf/data/radar.yaml").read_text(encoding="utf-8"))
     assert (config["input_steps"], config["lead_steps"]) == (ingest.INPUT_STEPS, ingest.LEAD_STEPS)
     assert {"split": "blocks"} in config["defaults"]
+
+
+def test_an_archive_is_audited_with_given_windows(tiny_archive: Path, tmp_path: Path, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        ingest.run(
+            compose_config("ingest", tmp_path, f"audit={tiny_archive}", "data.input_steps=3", "data.lead_steps=3")
+        )
+    assert "No frame is in two splits; the nearest are" in caplog.text
+    assert "the same as in checkpoints trained with these settings" in caplog.text
+
+
+def test_a_checkpoint_is_audited_with_its_own(tiny_run: Path, tmp_path: Path, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        ingest.run(compose_config("ingest", tmp_path, f"audit={tiny_run}/checkpoints/last.ckpt"))
+    assert "the same as in the checkpoint" in caplog.text
+
+
+def test_a_changed_archive_is_told(
+    tiny_run: Path, tiny_archive: Path, tmp_path: Path, caplog, monkeypatch
+) -> None:
+    grown = tmp_path / "grown"
+    shutil.copytree(tiny_archive, grown)
+    archive = Archive.open(grown)
+    more = mock_archive(6, *archive.grid.shape, start=str(archive.times[-1] + 20 * archive.step))
+    more = more.assign_coords(archive.grid.to_coords())
+    more[RAIN].attrs["cell_methods"] = archive.meaning.cell_methods
+    write_part(more, grown / "z.nc")
+    monkeypatch.setattr(assembly, "archive_path", lambda *_, **__: grown)
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as stopped:
+        ingest.run(compose_config("ingest", tmp_path, f"audit={tiny_run}/checkpoints/last.ckpt"))
+    assert stopped.value.code == 1
+    assert "its archive or its split has changed" in caplog.text

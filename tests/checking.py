@@ -1,10 +1,21 @@
-"""What rates become in files: the one tolerance for tests that compare a file with the rates that were written."""
+"""How tests ask forecasters, and the one tolerance for files that are compared with the rates written to them."""
 
 from typing import Any
 
 import numpy as np
 
 from raincast.archive.rates import CODE_MM_H, THRESHOLDS
+from raincast.forecaster import Forecaster, Query
+
+
+def query(rain: np.ndarray, num_steps: int, *, step_minutes: float = 5.0, **others: Any) -> Query:
+    """For the next steps, on pixels of 1 km unless others are stated."""
+    return Query.for_steps(rain, num_steps, step_minutes=step_minutes, **({"pixel_km": 1.0} | others))
+
+
+def rates_of(forecaster: Forecaster, rain: np.ndarray, num_steps: int, **others: Any) -> np.ndarray:
+    """(B, T, C, H, W) mm/h → (B, num_steps, 1, H, W) mm/h."""
+    return forecaster.predict(query(rain, num_steps, **others)).rates
 
 
 def check_encoded(found: Any, rain: Any) -> None:

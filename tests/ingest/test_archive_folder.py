@@ -1,12 +1,13 @@
-"""An archive goes on with the settings it was made with, or not at all."""
+"""An archive goes on with the settings it was made with, or not at all; the report counts all missing times."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from raincast import schema
 from raincast.archive import Archive
-from raincast.ingest import ingest
+from raincast.ingest import archive_folder, ingest
 from raincast.ingest.archive_folder import describe
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Auto
@@ -45,3 +46,31 @@ def test_other_settings_are_refused_with_the_difference(half: Path) -> None:
 def test_the_same_reader_among_others_goes_on_and_so_does_a_stated_step(half: Path) -> None:
     ingest(half.parent / "1.nc", half, Auto({"knmi": KNMI(), "cf": CF(step_minutes=5)}))
     assert Archive.open(half).num_times == 12
+
+
+STEP = np.timedelta64(5, "m").astype("timedelta64[ns]")
+FIRST = np.datetime64("2026-01-01", "ns")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_missing_times_against_the_whole_series(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_folder, "BLOCK", 7)
+    rng = np.random.default_rng(seed)
+    kept = FIRST + STEP * np.flatnonzero(rng.random(60) < 0.6)
+    first, last = FIRST + STEP * 3, FIRST + STEP * 55  # what was there before and after does not count
+    num, times = archive_folder.missing_times(first, last, kept, STEP)
+    inside = kept[(kept >= first) & (kept <= last)]
+    due = first + STEP * np.arange(53)
+    np.testing.assert_array_equal(times, np.setdiff1d(due, inside))
+    assert num == times.size
+    monkeypatch.setattr(archive_folder, "MOST_LISTED", 4)
+    assert archive_folder.missing_times(first, last, kept, STEP)[0] == num
+    np.testing.assert_array_equal(archive_folder.missing_times(first, last, kept, STEP)[1], times[:4])
+
+
+def test_a_wrong_century_is_counted_not_listed() -> None:
+    kept = np.array(["1926-01-01", "2026-01-01"], "datetime64[ns]")
+    num, times = archive_folder.missing_times(kept[0], kept[1], kept, STEP)
+    assert num == 36525 * 288 - 1 and times.size == archive_folder.MOST_LISTED
+    assert times[0] == kept[0] + STEP
+    assert schema.missing_times(kept[:1], STEP).size == 0
