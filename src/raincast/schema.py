@@ -26,6 +26,7 @@ STEP_MINUTES = "step_minutes"
 TIME_BOUNDS, BOUNDS = "time_bounds", "bounds"  # a variable (time, bounds), for mean rates
 REGULAR_START = "consistent_timestep_start"  # of the mlcast specification: frames before it have another step
 CAPPED_PIXELS, SETTINGS, WET_SHARE = "capped_pixels", "raincast_config", "wet_share"
+ZR_FROM = "zr_from"  # of rates from reflectivity: the origin of their Z-R relation
 ACCUMULATION_MINUTES = "accumulation_minutes"  # for means over a period other than the step
 CONVENTIONS = "CF-1.11"
 
@@ -45,12 +46,14 @@ class Meaning:
 
     `kind` is "momentary" for instantaneous rates, "mean" for mean rates and "depth" for rates computed from
     depths. Means and depths cover the `minutes` that end at the valid time; None if the source does not state the
-    period. `quantity` is the source's own name (RATE, ACRR, RW) and is ignored in comparisons.
+    period. `quantity` is the source's own name (RATE, ACRR, RW) and is ignored in comparisons. `from_reflectivity`
+    is True for rates by a Z-R relation.
     """
 
     kind: Literal["momentary", "mean", "depth"]
     minutes: float | None = None
     quantity: str = field(default="", compare=False)
+    from_reflectivity: bool = False
 
     @property
     def is_averaged(self) -> bool:
@@ -72,9 +75,13 @@ class Meaning:
         return replace(self, minutes=step_minutes) if self.is_averaged and self.minutes is None else self
 
     def same_as(self, other: "Meaning") -> bool:
-        """True if both are momentary, or both are averages over the same period. Both periods must be known."""
+        """True if frames of both fit into one series: one origin, or averages over the same, known period.
+
+        A service's rates and those of its reflectivity differ by its own processing, even at the same times.
+        """
         if not (self.is_averaged and other.is_averaged):
-            return self.is_averaged == other.is_averaged
+            one, another = ((m.is_averaged, m.from_reflectivity) for m in (self, other))
+            return one == another
         assert self.minutes is not None and other.minutes is not None, "call over(step_minutes) first"
         return abs(self.minutes - other.minutes) < 1e-3
 
@@ -91,7 +98,12 @@ class Meaning:
     def __str__(self) -> str:
         """Return the meaning in words, for messages."""
         period = "an unknown period" if self.minutes is None else f"{self.minutes:g} min"
-        words = {"momentary": "momentary rates", "mean": f"means over {period}", "depth": f"depths over {period}"}
+        by = " from reflectivity" if self.from_reflectivity else ""
+        words = {
+            "momentary": f"momentary rates{by}",
+            "mean": f"means over {period}",
+            "depth": f"depths over {period}",
+        }
         return words[self.kind] + (f" ({self.quantity})" if self.quantity else "")
 
 
@@ -117,11 +129,11 @@ def check_cell_methods(cell_methods: Any, name: str) -> None:
 def meaning_of(cell_methods: Any, attrs: Mapping[str, Any], step_minutes: float) -> Meaning:
     """Return the meaning of a rain variable from its `cell_methods` and the attributes of its file."""
     if "mean" not in time_methods(cell_methods):
-        return MOMENTARY
+        return Meaning("momentary", from_reflectivity=ZR_FROM in attrs)
     return Meaning("mean", float(attrs.get(ACCUMULATION_MINUTES, step_minutes)))
 
 
-LEAST_PIXEL_KM, LARGEST_PIXEL_KM = 0.01, 500.0
+LEAST_PIXEL_KM, LARGEST_PIXEL_KM = 0.01, 900.0
 """Beyond these sizes of pixels, coordinates are in another unit: X-band radars have 50 m, weather models 2.5°."""
 FORWARD, BACKWARD = slice(None), slice(None, None, -1)
 KM_PER_DEGREE = 111.2

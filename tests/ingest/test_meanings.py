@@ -17,6 +17,7 @@ from raincast.ingest.readers.odim import ODIM
 from raincast.live.folder import Folder
 from raincast.live.intake import Intake
 from raincast.live.status import Record
+from raincast.schema import Meaning
 
 
 def odim(path: Path, time: str, quantity: str, minutes: int = 60) -> Path:
@@ -104,20 +105,73 @@ def test_live_mode_refuses_another_meaning(tmp_path: Path, caplog: pytest.LogCap
     days(tmp_path / "all")
     (tmp_path / "in").mkdir()
     record = Record()
-    intake = Intake(
-        Folder(tmp_path / "in", settle_s=0),
-        ODIM(),
-        record,
-        step_minutes=15,
-        input_steps=4,
-        max_age_minutes=None,
-        seen_hours=1,
-    )
+    intake = live_intake(tmp_path / "in", record)
     for name in ("rate_00", "rate_15", "acrr_00"):
         shutil.copy(tmp_path / f"all/{name}.hdf", tmp_path / "in")
         list(intake.chunks(2e9, lambda: False))
     assert intake.recent.times.size == 2 and record.counts["other"] == 1
     assert "it holds depths over 60 min (ACRR), the frames before it momentary rates (RATE)" in caplog.text
+
+
+def test_rates_and_reflectivities_do_not_mix(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder with both products of a service, at the same times: the newest, or the first by name, won in silence."""
+    for minute in range(0, 75, 15):
+        for quantity in ("RATE", "DBZH") if minute < 60 else ("RATE",):
+            odim(
+                tmp_path / f"in/{quantity}_{minute:02d}.hdf",
+                f"2020-06-01T{minute // 60:02d}:{minute % 60:02d}",
+                quantity,
+            )
+    both = r"momentary rates from reflectivity \(DBZH\).*They cannot be mixed"
+    with pytest.raises(ValueError, match=both):
+        ingest(tmp_path / "in", tmp_path / "out", ODIM())
+    ingest(f"{tmp_path}/in/RATE*", tmp_path / "out", ODIM())
+    with pytest.raises(ValueError, match=both):
+        ingest(f"{tmp_path}/in/DBZH*", tmp_path / "out", ODIM())
+    ingest(f"{tmp_path}/in/DBZH*", tmp_path / "dbz", ODIM())
+    assert Archive.open(tmp_path / "dbz").meaning.from_reflectivity
+    files = sorted((tmp_path / "in").iterdir(), reverse=True)  # DBZH is added last, and RATE has the newest time
+    series = open_series(files, ODIM())
+    assert series.times.size == 5 and "4 of 9 files are left out" in caplog.text
+    assert {path.name[:4] for path, _ in series._on_one_grid().values()} == {"RATE"}  # type: ignore[attr-defined]
+
+
+def test_products_of_one_meaning_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for minute, quantity in ((0, "DBZH"), (15, "TH"), (30, "DBZH"), (45, "TH")):
+        odim(tmp_path / f"in/{minute:02d}.hdf", f"2020-06-01T00:{minute:02d}", quantity)
+    ingest(tmp_path / "in", tmp_path / "out", ODIM())
+    assert "The files are of 2 products" in caplog.text and "TH in" in caplog.text
+
+
+def live_intake(folder: Path, record: Record, max_age_minutes: float | None = None) -> Intake:
+    return Intake(
+        Folder(folder, settle_s=0), ODIM(), record,
+        step_minutes=15, input_steps=4, max_age_minutes=max_age_minutes, seen_hours=1,
+    )  # fmt: skip
+
+
+def test_live_mode_keeps_its_meaning_over_a_restart_and_follows_a_service_that_changes_it(tmp_path: Path) -> None:
+    days(tmp_path / "all")
+    (tmp_path / "in").mkdir()
+    intake = live_intake(tmp_path / "in", Record())
+    shutil.copy(tmp_path / "all/rate_00.hdf", tmp_path / "in")
+    list(intake.chunks(2e9, lambda: False))
+    record = Record()
+    again = live_intake(tmp_path / "in", record)
+    again.from_state(intake.to_state())
+    again.refill()
+    odim(tmp_path / "in/dbz.hdf", "2020-06-01T00:15", "DBZH")
+    list(again.chunks(2e9, lambda: False))
+    assert again.recent.times.size == 1 and record.counts["other"] == 1
+    # a day later no fresh frame of the rates is left
+    now = np.datetime64("2020-06-02T00:01").astype("datetime64[s]").astype(float)
+    record = Record()
+    intake = live_intake(tmp_path / "in", record, max_age_minutes=30)
+    list(intake.chunks(now - 86400, lambda: False))
+    shutil.copy(tmp_path / "all/acrr_00.hdf", tmp_path / "in")
+    list(intake.chunks(now, lambda: False))
+    assert record.counts["new_grid"] == 1 and intake.recent.times.size == 1
+    assert intake.meaning == Meaning("depth", 60.0)
 
 
 def test_periods_that_are_known_with_the_step_do_not_mix_in_an_input(tmp_path: Path) -> None:

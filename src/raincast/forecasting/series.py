@@ -133,12 +133,18 @@ class FileSeries:
         self.where = {time: place for time, place in self.where.items() if place[0] != file}
         self.heads[file] = head
         self._fitting = None
-        for number, time in enumerate(head.times.astype("datetime64[ns]")):
-            if time in self.where and self.heads[self.where[time][0]].quality > head.quality:
-                continue
+        for time in self._place(file, self.where):
             self._kept.pop(time, None)
-            self.where[time] = (file, number)
         return head
+
+    def _place(self, file: Path, where: dict[np.datetime64, tuple[Path, int]]) -> list[np.datetime64]:
+        """Enter the frames of a file in `where`, unless they are there in better quality; return their times."""
+        head, entered = self.heads[file], []
+        for number, time in enumerate(head.times.astype("datetime64[ns]")):
+            if time not in where or self.heads[where[time][0]].quality <= head.quality:
+                where[time] = (file, number)
+                entered.append(time)
+        return entered
 
     @property
     def times(self) -> Times:
@@ -223,8 +229,11 @@ class FileSeries:
                     "%d of %d files are left out: their %s (%s) is not that of the newest (%s): %s",
                     len(foreign), len(self.heads), what, own, theirs, ", ".join(map(str, sorted(foreign))),
                 )  # fmt: skip
-            self._foreign = foreign
-            self._fitting = {time: place for time, place in self.where.items() if place[0] not in foreign}
+            self._foreign, self._fitting = foreign, dict(self.where)
+            if foreign:  # they may have taken the times of others
+                self._fitting = {}
+                for file in (file for file in self.heads if file not in foreign):
+                    self._place(file, self._fitting)
         return self._fitting
 
 

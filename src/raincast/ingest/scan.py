@@ -1,5 +1,6 @@
 """Scan files before any frame is read: their times, grid and step, and which files are bad."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from raincast.ingest.readers import Head, Reader
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError
 from raincast.system.pool import Pool, Tick
+
+log = logging.getLogger(__name__)
 
 Times = npt.NDArray[np.datetime64]
 
@@ -261,23 +264,33 @@ def _keep_one_step(found: _Heads, paths: Sequence[Path]) -> float | None:
 
 
 def _keep_one_meaning(found: _Heads, paths: Sequence[Path]) -> None:
-    """Raise ValueError if the files mix momentary rates with averages, or averages over two periods.
+    """Raise ValueError if the files mix rates, rates from reflectivity, and averages over one or another period.
 
-    Averages without a stated period are compatible with all others; their period follows from the step.
+    Averages without a stated period are compatible with all others; their period follows from the step. Several
+    products of one meaning are named in a warning.
     """
-    periods = {file: meaning.minutes if meaning.is_averaged else 0.0 for file, meaning in found.meanings.items()}
-    stated = {file: round(minutes, 3) for file, minutes in periods.items() if minutes is not None}
+    kinds = {
+        file: (meaning.minutes if meaning.is_averaged else 0.0, meaning.from_reflectivity)
+        for file, meaning in found.meanings.items()
+    }
+    stated = {file: (round(kind[0], 3), kind[1]) for file, kind in kinds.items() if kind[0] is not None}
     if not stated:
         return
     main, odd = _most(stated)
-    if stated[main[0]] == 0.0:
-        odd = sorted(periods.keys() - set(main))
+    if stated[main[0]][0] == 0.0:
+        odd = sorted(kinds.keys() - set(main))
     names = [f"{paths[file]} holds {found.meanings[file]}" for file in (main[0], *odd)]
     if _few(odd, main):
         for file, name in zip(odd, names[1:], strict=True):
             found.leave_out(file, f"{name}; {names[0]}, as do most")
     elif odd:
         raise ValueError(f"{names[0]}, {names[1]}. They cannot be mixed: ingest each kind into its own archive.")
+    first_of: dict[str, int] = {}
+    for file, meaning in sorted(found.meanings.items()):
+        first_of.setdefault(meaning.quantity, file)
+    if len(first_of) > 1:
+        listed = ", ".join(f"{name or 'not named'} in {paths[file]}" for name, file in first_of.items())
+        log.warning("The files are of %d products, whose frames become one series: %s", len(first_of), listed)
 
 
 def _most(kind_of: Mapping[int, Hashable]) -> tuple[list[int], list[int]]:

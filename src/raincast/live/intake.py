@@ -152,6 +152,7 @@ class Intake:
                             self.recent.clear()  # the later grid counts
                             self.grid = None
                         self.grid = self.grid or frame.grid
+                        self.meaning = head.meaning and head.meaning.over(self.recent.step_minutes)
                         self.recent.add(time, frame.turned_to(self.grid))
                         self.arrived[time] = self.folder.arrived(path)
             except Exception as error:  # a library may raise anything: the file was good once, and is no longer
@@ -218,22 +219,24 @@ class Intake:
                 now,
             )
             return None
-        if self.grid is not None and head.grid.turn_to(self.grid) is None:
-            if not self._is_of_a_new_grid(head, now):
-                self._refuse(path, f"its grid of {head.grid.shape} is not that of the frames before it", now)
-                return None
-            self._begin_anew(path, head)
-            self.grid = self.meaning = None
         meaning = head.meaning and head.meaning.over(self.recent.step_minutes)
-        if meaning and self.meaning and not meaning.same_as(self.meaning):
-            self._refuse(path, f"it holds {meaning}, the frames before it {self.meaning}", now)
+        other = ""
+        if self.grid is not None and head.grid.turn_to(self.grid) is None:
+            other = f"its grid of {head.grid.shape} is not that of the frames before it"
+        elif meaning and self.meaning and not meaning.same_as(self.meaning):
+            other = f"it holds {meaning}, the frames before it {self.meaning}"
+        if other and not self._takes_over(head, now):
+            self._refuse(path, other, now)
             return None
+        if other:
+            self._begin_anew(path, other)
+            self.grid = self.meaning = None
         self.meaning = self.meaning or meaning
         self.grid = self.grid or head.grid  # later frames are turned to the row order of the first
         return head
 
-    def _is_of_a_new_grid(self, head: Head, now: float) -> bool:
-        """Return True if no fresh frame of the current grid is left and this file has one: its grid takes over."""
+    def _takes_over(self, head: Head, now: float) -> bool:
+        """Return True if no fresh frame of the current grid and meaning is left, and this file has one."""
         newest, ours = head.times.max().astype("datetime64[ns]"), self.recent.newest
         return (
             ours is not None
@@ -242,8 +245,8 @@ class Intake:
             and not self._is_future(newest, now)
         )
 
-    def _begin_anew(self, path: Path, head: Head) -> None:
-        log.warning("new grid   %s: of %s, as no fresh frame of the grid before is left", path, head.grid.shape)
+    def _begin_anew(self, path: Path, other: str) -> None:
+        log.warning("new grid   %s: %s, of which no fresh one is left", path, other)
         self.record.counts["new_grid"] += 1
         self.num_grids += 1
         self.recent.clear()

@@ -239,7 +239,7 @@ class CF:
         schema.check_cell_methods(field.attrs.get("cell_methods"), name)
         averaged = "mean" in schema.time_methods(field.attrs.get("cell_methods"))
         if quantity != ACCUMULATION and not averaged:
-            return Meaning("momentary", quantity=name)
+            return Meaning("momentary", quantity=name, from_reflectivity=quantity == REFLECTIVITY)
         stated = _valid_times(dataset, field, quantity)[1] or _period_minutes(dataset, field, quantity)
         if quantity == ACCUMULATION:
             return Meaning("depth", self.accumulation_minutes or stated, name)

@@ -55,7 +55,7 @@ class _Image:
     def meaning(self) -> Meaning:
         if self.unit == "mm":
             return Meaning("depth", self.accumulation_minutes, self.title)
-        return Meaning("momentary", quantity=self.title)
+        return Meaning("momentary", quantity=self.title, from_reflectivity=self.unit == "dBZ")
 
 
 @dataclass(frozen=True)

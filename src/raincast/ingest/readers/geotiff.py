@@ -21,7 +21,7 @@ from raincast.ingest.readers.common.tiff import open_raster, raster_grid, tiff_d
 from raincast.ingest.readers.common.values import check_gain, choose_zr, equals, rate_of_dbz
 from raincast.ingest.readers.fmi import FMI
 from raincast.ingest.readers.opera_tiff import OperaTiff
-from raincast.schema import MOMENTARY, Meaning
+from raincast.schema import Meaning
 from raincast.transforms import ZR, accumulation_to_rate
 from raincast.units import parse_unit
 
@@ -109,7 +109,9 @@ class GeoTIFF:
 
     def _meaning(self, quantity: str) -> Meaning:
         """Return what the values are over time; only the user knows the period of depths."""
-        return Meaning("depth", self.accumulation_minutes) if quantity == ACCUMULATION else MOMENTARY
+        if quantity == ACCUMULATION:
+            return Meaning("depth", self.accumulation_minutes)
+        return Meaning("momentary", from_reflectivity=quantity == REFLECTIVITY)
 
     def _time(self, path: Path, dataset: Any) -> np.datetime64:
         """Return the valid time from the configured tag, or from the file's name."""

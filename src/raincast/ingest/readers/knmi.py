@@ -48,7 +48,7 @@ class KNMI:
             _check_product(file, self.image)
             start, end = _interval(file)
             interval = _minutes(start, end)
-            meaning = Meaning("depth", interval)
+            meaning = Meaning("depth", interval, _product(file))
             return Head(np.array([end]), _file_grid(file), self.step_minutes or interval, meaning)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
@@ -65,8 +65,7 @@ class KNMI:
                 _file_grid(file),
                 step_minutes=step,
                 cell_methods=meaning.cell_methods,
-                attrs={"source": self.source, "title": _text(file["overview"], "product_group_name")}
-                | meaning.attrs(step),
+                attrs={"source": self.source, "title": _product(file)} | meaning.attrs(step),
             )
 
 
@@ -80,6 +79,10 @@ def _value(group: Any, name: str) -> Any:
 def _text(group: Any, name: str) -> str:
     value = _value(group, name)
     return value.decode("ascii").strip("\0 ") if isinstance(value, bytes) else str(value)
+
+
+def _product(file: Any) -> str:
+    return _text(file["overview"], "product_group_name")
 
 
 def _check_product(file: Any, name: str) -> None:

@@ -6,7 +6,7 @@ al. 2019). Product, time and accumulation period are in the file's comment and i
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ class MCHGif:
         with naming(path, FORMAT), _open(path) as image:
             times = np.array([_time(path, image)])
             quality = quality_in_name(path.name)
-            return Head(times, _grid(), self.step_minutes or MINUTES, MEANING, quality)
+            meaning = replace(MEANING, quantity=path.name[:3])
+            return Head(times, _grid(), self.step_minutes or MINUTES, meaning, quality)
 
     def read(self, path: Path, frames: slice = ALL, *, step_minutes: float | None = None) -> xr.Dataset:
         """Read the file's single frame, or none if `frames` is empty."""

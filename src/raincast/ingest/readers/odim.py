@@ -217,7 +217,8 @@ class ODIM:
     def _meaning(self, image: Image) -> Meaning:
         """Return momentary, or for ACRR depth over the configured minutes or those from start to end."""
         if image.quantity != ACCUMULATION:
-            return Meaning("momentary", quantity=image.quantity)
+            is_dbz = QUANTITIES[image.quantity] == "dBZ"
+            return Meaning("momentary", quantity=image.quantity, from_reflectivity=is_dbz)
         if self.accumulation_minutes is not None:
             return Meaning("depth", self.accumulation_minutes, image.quantity)
         start, end = image.time("start"), image.time("end")

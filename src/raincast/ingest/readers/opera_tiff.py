@@ -110,7 +110,7 @@ def _quantity(dataset: Any) -> str:
 
 def _meaning(dataset: Any, quantity: str) -> Meaning:
     if quantity != ACCUMULATION:
-        return Meaning("momentary", quantity=quantity)
+        return Meaning("momentary", quantity=quantity, from_reflectivity=QUANTITIES[quantity] == "dBZ")
     return Meaning("depth", _minutes(dataset), quantity)
 
 

@@ -133,7 +133,7 @@ class _Header:
     def meaning(self) -> Meaning:
         if self.is_depth:
             return Meaning("depth", self.minutes, self.product)
-        return Meaning("momentary", quantity=self.product)
+        return Meaning("momentary", quantity=self.product, from_reflectivity=True)
 
     @property
     def kind(self) -> str:

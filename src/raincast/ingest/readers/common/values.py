@@ -7,10 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raincast.archive.packing import warn_once
+from raincast.schema import ZR_FROM
 from raincast.transforms import ZR
-
-ZR_FROM = "zr_from"
-"""The attribute with the origin of an archive's Z-R relation."""
 
 
 def choose_zr(
