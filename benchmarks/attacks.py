@@ -94,11 +94,7 @@ ROWS = (
     ),
     Row("13 Optuna studies from strangers", "", ("tests/attacks/test_studies.py",)),
     Row("13 a kernel planted in a shared cache", "", ("tests/models/test_sequence.py",), "planted"),
-    Row(
-        "13 file systems without locks",
-        "",
-        ("tests/system/test_lock.py",),
-    ),
+    Row("13 file systems without locks", "", ("tests/system/test_system.py",), "lock"),
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ LONGEST = (
     "sweeps/test_sweep_command", "test_cli", "forecasting/test_python", "evaluation/test_engine",
     "live/test_replay", "training/test_module", "commands/test_evaluation_page", "test_packaging", "test_conf",
     "ingest/test_ingest_zarr", "ingest/test_ingest_archive", "training/test_execution",
-    "commands/test_inspect_command", "forecasting/test_parallel", "test_baselines_evolution",
+    "commands/test_ingest_command", "forecasting/test_parallel", "test_baselines_evolution",
     "commands/test_multirun", "attacks/test_checkpoints", "commands/test_demo", "commands/test_training_log",
     "plotting/test_pictures", "training/test_debugging", "models/test_sequence", "models/test_lagrangian",
 )  # fmt: skip
