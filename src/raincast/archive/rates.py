@@ -24,6 +24,10 @@ CODES = Packing(np.dtype(np.int16), scale=CODE_MM_H, fills=(float(MISSING_CODE),
 CHUNKS = (8, 64, 64)
 TIME_UNITS = "seconds since 1970-01-01"
 BAND_PIXELS = 2**18  # 2 MB in float64, which fit into a core's cache
+_MOST_MM_H = 1e6
+"""Radar files hold at most 95.5 dBZ, about 1e5 mm/h. Undeclared fill values are larger."""
+_MOST_NAMED = 20
+_named: set[str] = set()
 
 
 def bands(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -69,12 +73,6 @@ def encode(rain: npt.NDArray[np.floating]) -> npt.NDArray[np.int16]:
             raise ValueError(f"A rate of {np.nanmin(rates)} mm/h is negative: missing is NaN, no rain is 0.")
         codes[rows] = nearest_codes(rates)
     return codes
-
-
-_MOST_MM_H = 1e6
-"""Radar files hold at most 95.5 dBZ, about 1e5 mm/h. Undeclared fill values are larger."""
-_MOST_NAMED = 20
-_named: set[str] = set()
 
 
 def find_absurd(rates: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:

@@ -24,6 +24,9 @@ from torch.nn import functional
 
 from raincast.metrics.categorical import check_finite, check_thresholds
 
+_FACTOR, _QUANTILE = 0.067, 0.95
+"""The threshold of objects, as in Wernli et al. 2009."""
+
 
 class FractionSums(NamedTuple):
     """Sums over boxes, of events as fractions of a box, float64; they merge by addition."""
@@ -163,10 +166,6 @@ class _Corners:
                 low, high, number = margin - min(box // 2, size), margin + min((box + 1) // 2, size), size
             counts = counts.narrow(dim, high, number) - counts.narrow(dim, low, number)
         return counts
-
-
-_FACTOR, _QUANTILE = 0.067, 0.95
-"""The threshold of objects, as in Wernli et al. 2009."""
 
 
 class SalSums(NamedTuple):

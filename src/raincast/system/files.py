@@ -13,6 +13,10 @@ from typing import BinaryIO, NamedTuple
 
 from raincast.system.faults import naming_disk
 
+_MAX_MEMBERS = 100_000
+_MAX_RATIO = 20
+"""Maximum size of the unpacked members relative to the file; float32 weights have about 1.1."""
+
 
 class Sight(NamedTuple):
     """Identifies the state of a file. A file or store that replaced another has another inode."""
@@ -120,11 +124,6 @@ def restore(folder: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(path)
-
-
-_MAX_MEMBERS = 100_000
-_MAX_RATIO = 20
-"""Maximum size of the unpacked members relative to the file; float32 weights have about 1.1."""
 
 
 def check_zip(file: BinaryIO, *, packed: bool = False) -> None:

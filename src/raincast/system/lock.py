@@ -17,6 +17,11 @@ log = logging.getLogger(__name__)
 NAME = ".ingest.lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Error numbers of network file systems without locks."""
+_RUN_LOCK = ".run.lock"
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Environment variables in which torchrun, Lightning, SLURM and LSF pass a process its rank."""
+_made: dict[Path, list[Path]] = {}
+"""Folders that this process has created, each with the parent folders that it also created."""
 
 
 @contextmanager
@@ -99,14 +104,6 @@ def _remove_partials(archive: Path) -> None:
     restore(archive)
     for partial in archive.glob(".*.partial"):
         remove(partial)
-
-
-_RUN_LOCK = ".run.lock"
-_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Environment variables in which torchrun, Lightning, SLURM and LSF pass a process its rank."""
-
-_made: dict[Path, list[Path]] = {}
-"""Folders that this process has created, each with the parent folders that it also created."""
 
 
 def is_first_process() -> bool:

@@ -7,22 +7,20 @@ import sys
 from pathlib import Path
 
 HYDRA_VERSION_BASE = "1.3"
+PACKAGE = Path(__file__).resolve().parents[1]
+CHECKOUT = (PACKAGE.parents[1] / "train.py").is_file()
+"""True if raincast runs from its repository, where each command has a script."""
 
 
 def conf_dir() -> Path:
     """Return the folder of configs: next to src/ in a checkout, inside the package when installed from a wheel."""
-    package = Path(__file__).resolve().parents[1]
-    checkout = package.parents[1] / "conf"
-    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
+    checkout = PACKAGE.parents[1] / "conf"
+    return checkout if (checkout / "train.yaml").is_file() else PACKAGE / "conf"
 
 
 def sample_path() -> Path:
     """Return the path of the real radar event that comes with raincast."""
-    return Path(__file__).resolve().parents[1] / "sample" / "2016-07-11.nc"
-
-
-CHECKOUT = (Path(__file__).resolve().parents[3] / "train.py").is_file()
-"""True if raincast runs from its repository, where each command has a script."""
+    return PACKAGE / "sample" / "2016-07-11.nc"
 
 
 def as_typed(text: str) -> str:

@@ -16,6 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 from raincast.system.provenance import peak_memory_gib
 
 log = logging.getLogger(__name__)
+NUM_OPERATORS = 15
+NEXT_BATCH = "enumerate(DataLoader)"
+"""The profiler's name for waiting for a batch, without the loader's class."""
 
 
 class Pace(Callback):
@@ -101,11 +104,6 @@ def _held_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return peak_memory_gib()
-
-
-NUM_OPERATORS = 15
-NEXT_BATCH = "enumerate(DataLoader)"
-"""The profiler's name for waiting for a batch, without the loader's class."""
 
 
 class Profile(Callback):

@@ -23,6 +23,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from raincast.system.files import atomic
 
+log = logging.getLogger(__name__)
+
 
 class CheckpointNotWritten(OSError):
     """A checkpoint could not be written; earlier files are untouched."""
@@ -101,9 +103,6 @@ def newest_whole(last: Path, previous: Path) -> Path | None:
             "given again, starts from scratch; checkpoint=…/best.ckpt continues from the best one."
         )
     return None
-
-
-log = logging.getLogger(__name__)
 
 
 class ContinuedCSVLogger(CSVLogger):
