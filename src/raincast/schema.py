@@ -6,7 +6,7 @@ a small Dataset that fulfils it.
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -422,13 +422,21 @@ def grid_on(y: xr.DataArray, x: xr.DataArray, definition: Any, *, remedy: str = 
             )
         if not in_degrees:
             own *= METRES.get(unit.removesuffix("s"), of_crs)
-        km = _spacing(own) * (KM_PER_DEGREE if in_degrees else 1e-3)
-        if own.size > 1 and not LEAST_PIXEL_KM <= km <= LARGEST_PIXEL_KM:
+    grid = Grid(values[0], values[1], wkt)
+    check_spacing(grid, units)
+    return grid
+
+
+def check_spacing(grid: Grid, units: Sequence[str] = ("", "")) -> None:
+    """Raise ValueError for pixels of a size that no image of rain has; `units` are the file's for y and x."""
+    factor = KM_PER_DEGREE if is_geographic(grid.crs_wkt) else 1e-3
+    for name, axis, unit in zip((Y, X), (grid.y, grid.x), units, strict=True):
+        km = _spacing(axis) * factor
+        if axis.size > 1 and not LEAST_PIXEL_KM <= km <= LARGEST_PIXEL_KM:
             raise ValueError(
-                f"the coordinate {axis} has steps of {km:.3g} km: it is not in {unit or 'metres'}. State its "
-                f"unit in the file ({', '.join(METRES)} or degrees)"
+                f"the coordinate {name} has steps of {km:.3g} km: it is not in {unit or 'metres'}. State its unit "
+                f"in the file ({', '.join(METRES)} or degrees)"
             )
-    return Grid(values[0], values[1], wkt)
 
 
 def _false_origin(mapping: Mapping[str, Any]) -> dict[str, float]:

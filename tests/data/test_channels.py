@@ -80,6 +80,8 @@ def test_the_distance_to_the_nearest_radar_is_that_of_the_globe() -> None:
     np.testing.assert_allclose(found, np.minimum(*each), atol=0.1)
     with pytest.raises(ValueError, match=r"radars=\[\[152.0, 5.0\]\]: give \[latitude, longitude\]"):
         RadarDistance([[152.0, 5.0]])
+    with pytest.raises(ValueError, match=r"give \[latitude, longitude\] of each, in this order"):
+        RadarDistance([[10.0, 53.0]]).bind("distance", site(schema.mock_grid()))
 
 
 def write_field(path: Path, values: np.ndarray, times: np.ndarray | None, grid: Grid, name: str = "cape") -> Path:

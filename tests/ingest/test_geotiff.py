@@ -265,3 +265,9 @@ def test_the_files_own_zr_is_used(tmp_path: Path) -> None:
     np.testing.assert_allclose(dataset[schema.RAIN][0], ZR(300, 1.4).to_rate(np.array([[20.0, 30.0]])), rtol=1e-6)
     assert dataset.attrs["zr_from"] == "the file"
     assert GeoTIFF("reflectivity", zr_a=200, zr_b=1.6).read(path, step_minutes=5).attrs["zr_a"] == 200
+
+
+def test_pixels_of_a_metre_are_refused(tmp_path: Path) -> None:
+    """A file with a projection, but without the transform to it."""
+    with pytest.raises(ValueError, match=r"steps of 0\.001 km"):
+        read(write(tmp_path / NAME, transform=rasterio.Affine(1, 0, 0, 0, -1, 0)))

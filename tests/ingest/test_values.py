@@ -420,6 +420,13 @@ def test_a_wrong_unit_is_replaced_where_the_variable_is_named(
         ("rain_max", {"units": "mm/h", "long_name": "maximum rain rate in the last hour"}, False),
         ("rain_error", {"units": "mm/h"}, False),
         ("column", {"units": "kg m-2"}, False),
+        ("snow_acc", {"units": "mm", "long_name": "snow accumulation"}, False),
+        ("tot_prec", {"units": "mm", "long_name": "total precipitation, snow included"}, True),
+        ("pwat", {"units": "kg m-2", "long_name": "precipitable water"}, False),
+        ("MESH", {"units": "mm"}, False),
+        ("D0", {"units": "mm", "long_name": "raindrop median diameter"}, False),
+        ("runoff", {"units": "mm", "long_name": "accumulated runoff"}, False),
+        ("zdr", {"units": "dBZ", "long_name": "differential reflectivity"}, False),
     ],
 )
 def test_a_quantity_is_what_a_file_states(tmp_path: Path, name: str, attrs: dict[str, str], is_rain: bool) -> None:

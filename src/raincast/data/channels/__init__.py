@@ -122,6 +122,10 @@ class Coverage:
         return Fixed(mask.astype(np.float32))
 
 
+MOST_REACH_KM = 500.0
+"""No weather radar sees further."""
+
+
 @dataclass(frozen=True)
 class RadarDistance:
     """The distance in km to the nearest radar; `radars` are their [latitude, longitude] in degrees."""
@@ -138,8 +142,14 @@ class RadarDistance:
             raise ValueError(f"radars={given}: give [latitude, longitude] of each radar in degrees.")
 
     def bind(self, name: str, site: Site) -> Reader:
-        """Compute the distances once."""
-        return Fixed(distance_km(site.grid, self.radars))
+        """Compute the distances once. Raises ValueError if no pixel is within reach of a radar."""
+        distances = distance_km(site.grid, self.radars)
+        if distances.min() > MOST_REACH_KM:
+            raise ValueError(
+                f"channels.{name}: every pixel is {distances.min():.0f} km or more from the radars "
+                f"{[list(place) for place in self.radars]}: give [latitude, longitude] of each, in this order."
+            )
+        return Fixed(distances)
 
 
 @dataclass(frozen=True)

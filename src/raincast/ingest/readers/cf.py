@@ -42,8 +42,17 @@ STANDARD_NAMES: dict[str, tuple[str, ...]] = {
     REFLECTIVITY: ("equivalent_reflectivity_factor",),
 }
 RAIN_WORDS = re.compile(r"rain|prec|pcp|qpe|acc|rr|\btp\b")
-OTHER_WORDS = re.compile(r"\bvil\b|liquid|snow|evap|vapou?r|soil|runoff|wind|height")
-NOT_RATE = re.compile(r"maxim|minim|(?<![a-z0-9])max|quality|error|uncertain|spread|std|prob|flag|index")
+OTHER_WORDS = re.compile(
+    r"\bvil\b|liquid|evap|vapou?r|precipitable|soil|runoff|wind|height|canopy|irrigat|(?<![a-z])(dew|drop|mesh|posh)"
+)
+FROZEN_WORDS = re.compile(r"snow|hail|graupel|sleet|solid|(?<![a-z])ice(?![a-z])")
+ALL_WATER, LIQUID = (
+    re.compile(r"(?<![a-z])rain|precip(?!itable)|pcp|qpe"),
+    re.compile(r"(?<![a-z])rain|total.precip"),
+)
+"""Words that make a variable rain although its name has one of the words before."""
+NOT_REFLECTIVITY = re.compile(r"differential|error|uncertain")
+NOT_RATE = re.compile(r"maxim|minim|(?<![a-z0-9])max|quality|error|uncertain|spread|std|prob|flag|index|diameter")
 """Words in the name of a variable that is not rain, although its unit could be one of rain."""
 
 _KEPT_ATTRS = ("title", "institution", "source", "license", "licence", "references", "doi", "comment")
@@ -184,10 +193,13 @@ class CF:
             return False
         said = f"{array.name} {array.attrs.get('long_name', '')} {standard_name}".lower()
         if quantity == REFLECTIVITY:
-            return not OTHER_WORDS.search(said)
-        # many quantities are in "kg m-2"
-        needs_rain = OTHER_WORDS.search(said) or (quantity == ACCUMULATION and "kg" in self._units(array).lower())
-        return not NOT_RATE.search(said) and bool(not needs_rain or RAIN_WORDS.search(said))
+            return not OTHER_WORDS.search(said) and not NOT_REFLECTIVITY.search(said)
+        needed = [
+            words for words, others in ((ALL_WATER, OTHER_WORDS), (LIQUID, FROZEN_WORDS)) if others.search(said)
+        ]
+        if quantity == ACCUMULATION and "kg" in self._units(array).lower():  # the unit of many quantities
+            needed.append(RAIN_WORDS)
+        return not NOT_RATE.search(said) and all(words.search(said) for words in needed)
 
     def _quantity_of(self, array: xr.DataArray) -> str:
         text = self._units(array)

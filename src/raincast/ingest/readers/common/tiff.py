@@ -17,7 +17,7 @@ from raincast.archive.limits import check_bytes, check_image
 from raincast.ingest.readers import starts_with
 from raincast.ingest.readers.common.unpack import GZIP_SIGNATURE, all_bytes
 from raincast.projection import crs_in_metres
-from raincast.schema import Grid
+from raincast.schema import Grid, check_spacing
 
 _CACHE_MB = 16  # GDAL's default is 5 % of the memory, for blocks that are never read twice
 
@@ -70,7 +70,9 @@ def raster_grid(dataset: Any, decimals: int | None = None) -> Grid:
             (transform.c, transform.a, dataset.width),
         )
     )
-    return Grid(y=y, x=x, crs_wkt=wkt)
+    grid = Grid(y=y, x=x, crs_wkt=wkt)
+    check_spacing(grid)  # a file with a projection may lack the transform to it
+    return grid
 
 
 def _centres(edge: float, spacing: float, number: int, decimals: int | None) -> Any:
