@@ -45,6 +45,14 @@ def test_what_must_be_given_is_named(tmp_path: Path) -> None:
     assert "Not given: data.archive" in message
 
 
+def test_what_must_be_given_is_named_where_other_keys_refer_to_it(tmp_path: Path) -> None:
+    from raincast.cli import _check_missing
+
+    config = compose_config("train", tmp_path, "data/channels=[sun,wind]")
+    with pytest.raises(ValueError, match=r"Not given: data\.channels\.wind_x\.path\. "):
+        _check_missing(config)
+
+
 def test_a_missing_checkpoint_is_answered(tmp_path: Path) -> None:
     message = refused(run_forked(tmp_path, "evaluate", "checkpoint=no.ckpt"), tmp_path)
     assert "There is no checkpoint no.ckpt" in message
@@ -131,6 +139,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
             "data.batch_size=500",
             r"data\.batch_size=500 exceeds the \d+ training samples.*data\.batch_size=\d+ or less",
         ),
+        ("trainer.max_epochs=0", r"trainer\.max_epochs=0 trains nothing"),
         ("metrics.goal=val/csi", r"metrics\.goal=val/csi is not logged.*val/csi_1mm"),
         ("data.split.fractions=[1,1,1]", r"fractions=\[1, 1, 1\]"),
         ("checkpoint=no.ckpt", r"There is no checkpoint no\.ckpt"),

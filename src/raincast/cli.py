@@ -253,7 +253,9 @@ def _guarded(command: str, cfg: DictConfig) -> Any:
 
 
 def _check_missing(cfg: DictConfig) -> None:
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
+    # unresolved: an interpolation of a missing key would raise
+    written = OmegaConf.to_container(cfg, resolve=False)
+    missing = [key for key, value in command_line.flat_items(written) if value == "???"]
     if missing:
         raise ValueError(
             f"Not given: {', '.join(missing)}. Set, for example: {' '.join(f'{key}=…' for key in missing)}"

@@ -10,7 +10,7 @@ import torch
 from raincast.archive import write_part
 from raincast.data.datamodule import RadarDataModule
 from raincast.data.sampler import Place, Sampling, TrainSampler
-from raincast.data.windows import SPLITS, BlockSplit
+from raincast.data.windows import SPLITS, BlockSplit, DateSplit
 from raincast.schema import mock_archive
 
 NUM_FRAMES = 5  # 2 → 3
@@ -126,6 +126,18 @@ def test_training_validation_and_test_share_no_frame(make):
         assert newest.size
     assert set(seen) == set(SPLITS)
     assert not seen["train"] & seen["val"] and not seen["val"] & seen["test"] and not seen["train"] & seen["test"]
+
+
+def test_dates_may_leave_testing_to_another_archive(make):
+    data = make()
+    first, last = (str(time) for time in data.archive.times[[0, -1]])
+    middle = str(data.archive.times[data.archive.num_times // 2])
+    split = {"train": [[first, middle]], "val": [[middle, last]], "embargo_minutes": 0}
+    windows = make(split=DateSplit(**split, test=[])).windows
+    assert windows.starts["train"].size and windows.starts["val"].size and not windows.starts["test"].size
+    assert windows.describe().endswith("0 windows")
+    with pytest.raises(ValueError, match="leaves no window of .* for test"):
+        _ = make(split=DateSplit(**split, test=[["1999-01-01", "1999-01-02"]])).windows
 
 
 def test_training_draws_from_training_windows_and_differs_by_epoch(make):

@@ -93,14 +93,16 @@ def _near(key: str, known: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*ending, *spelled, *alike]))[:3]
 
 
-def flat_keys(node: Any, prefix: str = "") -> list[str]:
+def flat_keys(node: Any) -> list[str]:
     """Return the keys of all levels, joined by dots."""
-    if not isinstance(node, dict):
-        return []
-    keys: list[str] = []
-    for key, value in node.items():
-        keys += [f"{prefix}{key}", *flat_keys(value, f"{prefix}{key}.")]
-    return keys
+    return [key for key, _ in flat_items(node)]
+
+
+def flat_items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of all levels, joined by dots, and their values."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{key}", value
+        yield from flat_items(value, f"{prefix}{key}.")
 
 
 def help_text(command: str, what: str, arguments: Sequence[str], conf: Path, version_base: str) -> str:

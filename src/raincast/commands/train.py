@@ -99,6 +99,11 @@ def _check(cfg: DictConfig, data: "RadarDataModule", net: "nn.Module", info: dic
     """Raise ValueError for settings that would fail after hours: crops, the goal, baselines and scores."""
     from raincast.training.skill import check_goal
 
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if cfg.trainer.get(key) == 0:
+            raise ValueError(
+                f"trainer.{key}=0 trains nothing. To score a network: python evaluate.py checkpoint=…"
+            )
     assembly.check_crop(data, net, cfg.data.crop)
     assembly.check_baselines(cfg, list(cfg.baselines))
     assembly.metrics(cfg, data)

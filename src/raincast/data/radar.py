@@ -19,7 +19,7 @@ from raincast.data.channels.declared import Channels
 from raincast.data.dataset import Sample, Stored, WindowDataset, collate
 from raincast.data.sampler import Candidates, EvalSampler, Place, Sampling, find_candidates, tile_positions
 from raincast.data.source import Extra, open_sources
-from raincast.data.windows import SPLITS, Split, SplitWindows, TrainAll
+from raincast.data.windows import SPLITS, DateSplit, Split, SplitWindows, TrainAll
 
 BATCHES_AHEAD = 2
 """torch's prefetch_factor: batches that each loading process prepares in advance."""
@@ -94,7 +94,8 @@ class RadarData:
         self.num_workers = _spare_cores() if num_workers is None else num_workers
         self.seed = seed
         self.progress: Callable[[int, int], None] | None = None
-        self.needed: Sequence[str] = SPLITS
+        untested = isinstance(split, DateSplit) and not split.test  # there may be another archive to test on
+        self.needed: Sequence[str] = SPLITS[:2] if untested else SPLITS
         """Splits of `archive` that must have windows; to score on an archive of test days only test is needed."""
         self.common_times: frozenset[np.datetime64] | None = None
 

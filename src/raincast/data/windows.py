@@ -245,7 +245,8 @@ class SplitWindows:
             own = [r for r in self.ranges if r.split == split]
             spans = ", ".join(f"{_short(r.start)} to {_short(r.stop)}" for r in own[:3])
             more = f" and {len(own) - 3} more" if len(own) > 3 else ""
-            lines.append(f"{split:>5}: {self.starts[split].size:6d} windows in {spans}{more} UTC")
+            where = f" in {spans}{more} UTC" if own else ""
+            lines.append(f"{split:>5}: {self.starts[split].size:6d} windows{where}")
         return "\n".join(lines)
 
 

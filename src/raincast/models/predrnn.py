@@ -172,7 +172,7 @@ class PredRNN(nn.Module):
         if in_channels != out_channels:
             raise ValueError(
                 f"PredRNN reads its own forecasts, so in_channels={in_channels} and out_channels={out_channels} "
-                "must be equal. Make them equal, or take an encoder-forecaster, which needs no input to forecast."
+                "must be equal. Take head=rate and no data.channels, or an encoder-forecaster, which reads none."
             )
         if patch < 1:
             raise ValueError(f"Need patch >= 1, found {patch}.")

@@ -1,5 +1,6 @@
 """Scores of validation: accumulated over all windows and ranks, logged, and as skill against baselines."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -149,9 +150,10 @@ def check_goal(
     """Raise ValueError unless validation logs the score `goal` and it improves towards its `mode` (max or min)."""
     names = score_names(baselines, thresholds=thresholds, lead_steps=lead_steps, step_minutes=step_minutes)
     if goal not in names:
+        near = difflib.get_close_matches(goal, names, n=8)
         raise ValueError(
             f"metrics.goal={goal} is not logged; with metrics.thresholds={list(thresholds)} and "
-            f"baselines={list(baselines)} there are {', '.join(names)}."
+            f"baselines={list(baselines)} there are {', '.join(near or names)}."
         )
     direction = better(goal)
     if direction is None:
