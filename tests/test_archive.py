@@ -59,6 +59,16 @@ def test_what_is_written_is_read(tmp_path):
         assert archive.attrs["title"] == "mock archive"
 
 
+def test_xarray_joins_days_by_their_coordinates(tmp_path):
+    """As `xr.open_mfdataset("archive/*.nc")` does: no coordinate but time may differ from day to day."""
+    dataset = mock_archive(24, missing=(3, 4))
+    folder = write_parts(dataset, tmp_path, 6, 12)
+    days = [xr.open_dataset(file, engine="netcdf4") for file in sorted(folder.glob("*.nc"))]
+    joined = xr.combine_by_coords(days)
+    np.testing.assert_array_equal(joined.time, dataset.time)
+    np.testing.assert_allclose(joined[RAIN], dataset[RAIN], rtol=1e-6)
+
+
 def test_part_of_an_archive_is_an_archive_again(tmp_path):
     dataset = mock_archive()
     archive = Archive.open(write_parts(dataset, tmp_path, 5, 11))

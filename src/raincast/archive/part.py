@@ -22,7 +22,6 @@ from raincast.schema import (
     CONVENTIONS,
     COVERAGE,
     CRS,
-    MISSING_TIMES,
     RAIN,
     STEP_MINUTES,
     TIME,
@@ -207,8 +206,6 @@ class PartWriter:
     def _write_times(self) -> None:
         file = self._file
         times = np.array(self.times, "datetime64[ns]")
-        missing = schema.missing_times(times, schema.step_timedelta(self.step_minutes))
-        file.createDimension(MISSING_TIMES, missing.size)
         # time is unlimited and therefore chunked: one chunk holds a day of any radar
         frames = file.createVariable(TIME, "i8", (TIME,), chunksizes=(1024,))
         frames.setncatts(schema.TIME_ATTRS | TIME_CODES)
@@ -217,9 +214,6 @@ class PartWriter:
             frames.bounds = TIME_BOUNDS
             file.createDimension(BOUNDS, 2)
             file.createVariable(TIME_BOUNDS, "i8", (TIME, BOUNDS), chunksizes=(1024, 2))[:] = bounds
-        absent = file.createVariable(MISSING_TIMES, "i8", (MISSING_TIMES,))
-        absent.setncatts({"long_name": "times of the step that have no frame"} | TIME_CODES)
-        absent[:] = in_seconds(missing)
 
     def _time_bounds(self, times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64] | None:
         """Return start and end of each frame's mean, (T, 2) in units of `TIME_CODES`; None for momentary rates."""
