@@ -170,6 +170,10 @@ def test_members_are_scored_as_an_ensemble(tmp_path, alone):
             np.testing.assert_allclose(made.members[sample, :, member], known + member, atol=1e-3)
         np.testing.assert_allclose(made.rates[sample, :, 0], known + alone, atol=1e-3)
     assert files.predict(asked).members is None
+    likely = files.predict(dataclasses.replace(asked, thresholds=(0.5, 1.5)))
+    assert likely.members is None and likely.probabilities.shape[2] == 2
+    for k, rate in enumerate((0.5, 1.5)):
+        np.testing.assert_array_equal(likely.probabilities[:, :, k], (made.members >= rate).mean(2))
     np.testing.assert_allclose(files.predict(asked).rates, made.rates)
     rate_alone = ForecastFiles(tmp_path, members=False)
     assert not rate_alone.gives.members and len(rate_alone.gives.times) == 2

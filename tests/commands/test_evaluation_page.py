@@ -191,7 +191,7 @@ def test_compare_sets_runs_beside_each_other(written: Path, tmp_path: Path) -> N
     (tmp_path / "worse").mkdir()
     changed.to_netcdf(tmp_path / "worse" / "scores.nc")
     run_dir = tmp_path / "compared"
-    both = f"compare=[{written}/scores.nc,{tmp_path}/worse/scores.nc]"
+    both = f"compare=[{written}/scores.nc,{tmp_path}/worse]"
     joined = evaluate(compose_config("evaluate", run_dir, both, "resamples=40"))
     first, second = f"network ({written.name})", "network (worse)"
     assert joined["forecaster"].values.tolist() == [first, second, "persistence", "extrapolation"]

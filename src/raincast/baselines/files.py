@@ -55,10 +55,14 @@ class ForecastFiles:
             )  # fmt: skip
             self._files = whole
         self._has_members = max(sizes) > 1
-        self.gives = Gives(members=self._has_members, times={time: f.leads for time, f in self._files.items()})
+        self.gives = Gives(
+            members=self._has_members,
+            probabilities=self._has_members,
+            times={time: f.leads for time, f in self._files.items()},
+        )
 
     def predict(self, query: Query) -> Prediction:
-        """Return rates at lead times of the files, and members.
+        """Return rates at lead times of the files, members, and the share of them that reach each threshold.
 
         Raises ValueError without `times`, `grid` or a forecast.
         """
@@ -71,12 +75,16 @@ class ForecastFiles:
                 time.astype("datetime64[ns]"),
                 query.lead_times,
                 query.sample_grid(number),
-                members=query.members and self._has_members,
+                members=(query.members or bool(query.thresholds)) and self._has_members,
             )
             for number, time in enumerate(query.times)
         ]
-        rates, members = zip(*read, strict=True)
-        return Prediction(np.stack(rates)[:, :, None], None if members[0] is None else np.stack(members))
+        rates = np.stack([own for own, _ in read])[:, :, None]
+        members = np.stack([own for _, own in read if own is not None]) if read[0][1] is not None else None
+        if members is None or not query.thresholds:
+            return Prediction(rates, members)
+        reached = np.stack([(members >= rate).mean(axis=2) for rate in query.thresholds], axis=2)
+        return Prediction(rates, members if query.members else None, reached, query.thresholds)
 
     def _read(
         self, time: np.datetime64, leads: npt.NDArray[np.timedelta64], crop: Grid, *, members: bool

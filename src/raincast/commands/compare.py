@@ -23,7 +23,7 @@ def run(cfg: DictConfig) -> "xr.Dataset":
     from raincast.evaluation.report.page import Evaluation, write_report
     from raincast.evaluation.report.score_figures import csi_plot
 
-    paths = [Path(path) for path in cfg.compare]
+    paths = [path / "scores.nc" if path.is_dir() else path for path in map(Path, cfg.compare)]
     if cfg.checkpoint not in (None, assembly.BOX):  # the default
         raise ValueError(f"compare= only joins scores: leave checkpoint={cfg.checkpoint} out.")
     each = read(paths)
