@@ -204,3 +204,16 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
         path.touch()
     _remove_half_written(tmp_path)
     assert not killed.exists() and alive.exists()
+
+
+def test_forecasts_of_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    def go(text: str) -> int:
+        made = make("cpu", None)
+        made.attrs["forecast_config"] = text
+        return forecast_all(work(tmp_path, Whole), DUE[:1], made, Whole(), workers=1).num_kept
+
+    before = "exceedance: null\nproducts:\n  onset: null\nworkers: 1\n"
+    assert go(before) == 0
+    assert go(before.replace("workers: 1", "workers: 2") + "a_newer_key: 1\n") == 1
+    with pytest.raises(ValueError, match=r"exceedance was null, is \[2\]; products\.onset was null, is 1\. Give"):
+        go("exceedance: [2]\nproducts:\n  onset: 1\nworkers: 1\n")

@@ -1,7 +1,11 @@
 """The init times of a range, the forecasts that exist already, and a single forecast."""
 
+import functools
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,8 +15,15 @@ from raincast.forecasting.files.outputs import Outputs, what_came, write_outputs
 from raincast.forecasting.fit import parse_init_time
 from raincast.forecasting.pipeline import ForecastPipeline
 from raincast.forecasting.series import Series, Times
+from raincast.plain import read_config
 
 log = logging.getLogger(__name__)
+
+INCIDENTAL = frozenset(
+    "checkpoint init_time every folder overwrite workers device memory_gib max_megapixels paths watch site site_hours "
+    "live".split()
+)
+"""Settings that leave a forecast's files as they are; checkpoints are compared by their content."""
 
 
 def init_times(text: str, times: Times, step_minutes: float, every: int = 1) -> Times:
@@ -43,16 +54,17 @@ def init_times(text: str, times: Times, step_minutes: float, every: int = 1) -> 
     return due
 
 
-def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> bool:
-    """Return True if `path` is a complete forecast by this network, over as many lead steps.
+def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int, config: str | None = None) -> bool:
+    """Return True if `path` is a complete forecast by this network, over as many lead steps, and by this config.
 
-    Raises ValueError if it is by another network: continuing would mix them.
+    Raises ValueError if it is by another network or config: continuing would mix them.
     """
     if not path.exists():
         return False
     try:
         with xr.open_dataset(path, engine="netcdf4", decode_times=False) as file:
             theirs, leads = file.attrs.get("checkpoint_sha256"), file.sizes.get(schema.LEAD_TIME)
+            made_by = file.attrs.get("forecast_config")
     except (OSError, ValueError):
         log.warning("%s cannot be read and is written again.", path)
         path.unlink()
@@ -62,7 +74,29 @@ def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int) -> b
             f"{path} is a forecast by another network or over {leads} steps. Choose another folder=…, or replace "
             "the existing forecasts with overwrite=true."
         )
+    if config is not None and made_by is not None and (others := _changed(str(made_by), config)):
+        raise ValueError(
+            f"{path} was made with other settings: {'; '.join(others)}. Give the same, choose another folder=…, "
+            "or replace the existing forecasts with overwrite=true."
+        )
     return True
+
+
+@functools.lru_cache(maxsize=8)  # the files of one run have the same text
+def _changed(before: str, now: str) -> tuple[str, ...]:
+    """Return the settings of both configs that differ, each with both values, but for `INCIDENTAL` ones."""
+
+    def walk(old: Any, new: Any, key: str) -> Iterator[str]:
+        if isinstance(old, dict) and isinstance(new, dict):
+            for name in old.keys() & new.keys():
+                yield from walk(old[name], new[name], f"{key}.{name}" if key else name)
+        elif old != new:
+            yield f"{key} was {json.dumps(old)}, is {json.dumps(new)}"
+
+    old, new = read_config(before), read_config(now)
+    for name in INCIDENTAL:
+        old.pop(name, None)
+    return tuple(sorted(walk(old, new, "")))
 
 
 def forecast_one(

@@ -104,11 +104,13 @@ def forecast_all(
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be a whole number from 1, or null for one per core.")
     with _alone_in(work.folder):
-        digest = pipeline.attrs.get("checkpoint_sha256")
+        made_by = (
+            pipeline.attrs.get("checkpoint_sha256"),
+            pipeline.lead_steps,
+            pipeline.attrs.get("forecast_config"),
+        )
         todo = [
-            time
-            for time in due
-            if work.overwrite or not is_complete(forecast_path(work.folder, time), digest, pipeline.lead_steps)
+            time for time in due if work.overwrite or not is_complete(forecast_path(work.folder, time), *made_by)
         ]
         outcome = HindcastOutcome(num_kept=due.size - len(todo))
         tell = Teller(outcome.num_kept, due.size, progress, "forecasts made")
