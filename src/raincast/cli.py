@@ -276,7 +276,10 @@ def _check_types(command: str, cfg: DictConfig) -> None:
     from raincast.assembly.typed import check
 
     # nodes that a command does not use are not imported
-    unused = {"summary": ("data", "logger", "callbacks"), "ingest": () if cfg.get("audit") else ("data",)}
+    unused = {
+        "summary": ("data", "logger", "callbacks", "optimizer", "trainer", "baselines", "metrics"),
+        "ingest": () if cfg.get("audit") else ("data",),
+    }
     files = [path for path in (conf_dir() / f"{command}.yaml", conf_dir() / "local.yaml") if path.is_file()]
     known = [key for path in files for key in command_line.flat_keys(OmegaConf.to_container(OmegaConf.load(path)))]
     check(cfg, skip=unused.get(command, ()), known=known, choices=HydraConfig.get().runtime.choices)

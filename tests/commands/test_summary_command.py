@@ -2,10 +2,12 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import REPO, compose_config, run_forked
 
+from raincast import cli
 from raincast.commands.summary import run, summarise
 
 # lagrangian needs its head and transform: experiment=radar has them
@@ -31,11 +33,14 @@ def test_every_model_has_a_summary(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_an_experiment_gives_the_sizes(experiment: str, tmp_path: Path) -> None:
+def test_an_experiment_gives_the_sizes(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = compose_config("train", tmp_path, f"experiment={experiment}")
     config = compose_config("summary", tmp_path, f"experiment={experiment}")
     assert (config.batch_size, config.height, config.width) == (train.data.batch_size, *[train.data.crop] * 2)
     assert config.model == train.model
+    hydra = SimpleNamespace(runtime=SimpleNamespace(choices={}))
+    monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
+    cli._check_types("summary", config)  # optimizer and trainer, too, though it reads neither
 
 
 def test_it_prints_layers_and_sums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,8 +139,8 @@ SETTINGS: dict[str, Any] = {
     # summary
     "batch_size": int,
     "input_steps": int,
-    "height": int,
-    "width": int,
+    "height": int | None,
+    "width": int | None,
     "optimizer_slots": int,
 }
 """Types of keys that no `_target_` takes, by full name."""

@@ -19,9 +19,9 @@ from raincast.plain import read_config
 
 log = logging.getLogger(__name__)
 
-INCIDENTAL = frozenset(
-    "checkpoint init_time every folder overwrite workers device memory_gib max_megapixels paths watch site site_hours "
-    "live".split()
+INCIDENTAL = (
+    *("checkpoint", "init_time", "every", "folder", "overwrite", "workers", "device", "memory_gib"),
+    *("max_megapixels", "paths", "watch", "site", "site_hours", "live"),
 )
 """Settings that leave a forecast's files as they are; checkpoints are compared by their content."""
 
