@@ -128,7 +128,7 @@ def test_archives_of_floats_are_weighed_alike(folder, tmp_path):
     """As codes are: their amounts come from a table."""
     _, codes = table(folder)
     (tmp_path / "floats").mkdir()
-    dataset = xr.concat([xr.open_dataset(folder / f"{n}.nc").drop_dims("missing_times") for n in "ab"], "time",
+    dataset = xr.concat([xr.open_dataset(folder / f"{n}.nc") for n in "ab"], "time",
                         data_vars="minimal", coords="minimal", compat="override")  # fmt: skip
     dataset[RAIN].encoding, dataset.encoding = {"dtype": "float32"}, {}
     dataset.to_netcdf(tmp_path / "floats" / "a.nc")
