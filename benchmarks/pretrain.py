@@ -281,7 +281,9 @@ def train(
         rain, observed, later, minute, pixel, leads = sampler.batch(batch)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             longest = round(float((leads[:, -1] / minute).max()))
-            logits = torch.stack(core(rain, observed, Scale(minute, pixel, leads), longest=longest), dim=1)
+            scale = Scale(minute, pixel, leads)
+            anchor = core.anchor(rain, observed, scale, longest=longest)
+            logits = torch.stack(core(rain, observed, scale, anchor), dim=1)
         known = torch.zeros_like(logits[:, :, :1]).float()
         loss = loss_of(torch.cat([logits.float(), known], 2), later[:, :, None], later.isfinite()[:, :, None])
         optimizer.zero_grad()

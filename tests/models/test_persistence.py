@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from raincast.models import persistence
 from raincast.models.persistence import (
@@ -11,8 +13,11 @@ from raincast.models.persistence import (
     LOWEST,
     PRIOR_OF_A_RATE,
     PRIOR_PIXELS,
+    WIDEST,
     observed_changes,
     observed_persistence,
+    smoothed,
+    smoothing_width,
 )
 from raincast.transforms import THRESHOLDS
 
@@ -184,3 +189,40 @@ def test_sums_of_many_small_numbers_keep_their_digits() -> None:
     before = torch.full((1, NUM, 1500, 1500), math.log(1e-3 / (1 - 1e-3)))
     (made,) = observed_changes([before], past, torch.ones_like(past))
     torch.testing.assert_close(made.sigmoid(), torch.full_like(made, LOWEST), rtol=1e-3, atol=0)
+
+
+def test_the_shorter_the_rain_lasts_the_wider_probabilities_are_smoothed() -> None:
+    correlations = [
+        [1.0] * 8,
+        [0.5, 0.9, *[0.0] * 6],  # long bands that hold nothing say nothing
+        [0.0, 0.25, *[0.9] * 6],
+        [0.0, 0.0, 0.0, *[0.9] * 5],
+        [0.0] * 8,
+    ]
+    width = smoothing_width(torch.tensor(correlations)[None])[0]
+    # the shortest lasting wavelengths are 2, 2, 2^2.5 and 2^4 pixels
+    torch.testing.assert_close(width, torch.tensor([0.0, 0.0, 0.2 * (2**2.5 - 2), 0.2 * 14, WIDEST]))
+
+
+@pytest.mark.parametrize("width", [1.5, 4.0])
+def test_smoothing_is_that_of_a_gaussian_over_observed_pixels(width: float) -> None:
+    field = ndimage.gaussian_filter(np.random.default_rng(0).random((61, 80), np.float32), 2.0)
+    seen = np.ones_like(field)
+    seen[:, 50:60] = 0.0
+    sums = [ndimage.gaussian_filter(values, width, mode="constant") for values in (field * seen, seen)]
+    given = [torch.from_numpy(values.copy())[None, None] for values in (field, seen)]
+    made = smoothed(*given, torch.tensor([width]))[0, 0].numpy()
+    rough = np.abs(field - sums[0] / np.maximum(sums[1], 1e-6))[seen > 0].mean()
+    assert np.abs(made - sums[0] / np.maximum(sums[1], 1e-6))[seen > 0].mean() < 0.15 * rough
+    np.testing.assert_array_equal(made[seen == 0], field[seen == 0])
+
+
+def test_nothing_is_smoothed_where_all_scales_last_and_uniform_fields_stay() -> None:
+    field, seen = torch.rand(2, 3, 20, 33), torch.ones(2, 1, 20, 33)
+    made = smoothed(field.clone(), seen, torch.tensor([0.0, 0.5]))
+    torch.testing.assert_close(made[0], field[0])
+    # half a pixel is a mixture of a quarter of a smoothing of one pixel
+    full = smoothed(field.clone(), seen, torch.ones(2))
+    torch.testing.assert_close(made[1], torch.lerp(field[1], full[1], 0.25))
+    flat = torch.full_like(field, 0.3)
+    torch.testing.assert_close(smoothed(flat.clone(), seen, torch.tensor([1.0, 6.0])), flat)

@@ -16,8 +16,8 @@ from raincast.models.layers import SLOPE, CellFactory
 from raincast.models.layers.convlstm import ConvLSTM
 from raincast.models.members import correlated_noise
 from raincast.models.optical_flow import displacements, find_flow, inside, move, smooth
-from raincast.models.persistence import BLOCK, corrected
-from raincast.models.sprog import NUM_BANDS, sprog, statistics
+from raincast.models.persistence import BLOCK, POOL, corrected, smoothed, smoothing_width
+from raincast.models.sprog import NUM_BANDS, SProg, sprog, statistics
 from raincast.models.weights import BOX, box
 from raincast.transforms import THRESHOLDS, UNKNOWN
 
@@ -51,6 +51,9 @@ PIVOT = -1.0
 SMALLEST_CHANCE = 1e-6
 """Lower bound of probabilities while they are advected; 1 less this is the upper."""
 
+NEGLIGIBLE = 1e-4
+"""Probabilities that are nowhere larger are not smoothed."""
+
 MOST_FRAMES = 4
 """Number of past frames used: the newest ones."""
 
@@ -79,11 +82,11 @@ class LagrangianForecaster(PhysicalNetwork):
     The flow of the past frames is estimated (`optical_flow.find_flow`) and taken to be steady. Past frames are
     advected to the time of the newest one. Growth and decay remain to be forecast: `core` gives the distribution
     in these coordinates. Outside training, it is corrected by how long the rain has persisted so far
-    (`persistence.observed_persistence`). Then the probabilities are advected forward once. The last channel is
-    `UNKNOWN` at pixels whose rain comes from outside the grid or from where nothing was observed. The probability
-    of rain from outside is the share of the advected frame that reaches the threshold. The distances of logits
-    from `PIVOT` are multiplied by the `certainty` of each threshold, which no gradient changes: trained weights
-    are too uncertain on other radars.
+    (`persistence.observed_persistence`), and smoothed over scales that do not last (`persistence.smoothed`). Then
+    the probabilities are advected forward once. The last channel is `UNKNOWN` at pixels whose rain comes from
+    outside the grid or from where nothing was observed. The probability of rain from outside is the share of the
+    advected frame that reaches the threshold. The distances of logits from `PIVOT` are multiplied by the
+    `certainty` of each threshold, which no gradient changes: trained weights are too uncertain on other radars.
 
     Takes frames of rain in mm/h (`transform=rate`) and a mask of observed pixels, on any grid, and `scale`: the
     time step in minutes and the pixel size in km of each sample.
@@ -158,9 +161,12 @@ class LagrangianForecaster(PhysicalNetwork):
             return made[:, :, :-1].unbind(1)
 
         of_itself = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        anchor = self.core.anchor(of.past, of.seen, of.scale, longest=num_steps)
+        width = None if self.training else smoothing_width(anchor.correlation)
         leads: Sequence[Tensor] = self.core(
-            of.past, of.seen, of.scale, longest=num_steps, room=None if of_itself else room, tiles=tiles
+            of.past, of.seen, of.scale, anchor, room=None if of_itself else room, tiles=tiles
         )
+        del anchor
         certainty = self.certainty[:, None, None]
         if made is None:
             leads = [torch.addcmul(PIVOT * (1.0 - certainty), own, certainty) for own in leads]
@@ -177,9 +183,14 @@ class LagrangianForecaster(PhysicalNetwork):
         newest = torch.stack([of.past[:, -1], of.seen[:, -1]], dim=1)
         if torch.compiler.is_compiling():  # all at once: a tracer writes out each turn of a loop
             each = newest[:, None].expand(-1, num_steps, -1, -1, -1).flatten(0, 1)
-            moved = _advected(torch.stack(list(leads), dim=1).flatten(0, 1), each, of.far.flatten(0, 1))
+            every = torch.stack(list(leads), dim=1).flatten(0, 1)
+            moved = _advected(every, each, of.far.flatten(0, 1), None if width is None else width.flatten())
             return moved.reshape(*of.far.shape[:2], *moved.shape[1:])
-        steps = (_advected(own, newest, far) for own, far in zip(leads, of.far.unbind(1), strict=True))
+        widths: Sequence[Tensor | None] = [None] * num_steps if width is None else width.unbind(1)
+        steps = (
+            _advected(own, newest, far, own_width)
+            for own, far, own_width in zip(leads, of.far.unbind(1), widths, strict=True)
+        )
         if made is None:
             return torch.stack(list(steps), dim=1)
         for lead, step in enumerate(steps):
@@ -288,19 +299,32 @@ class LagrangianCore(nn.Module):
             assert start is not None
             nn.init.zeros_(start)
 
+    def anchor(
+        self, rain: Float[Tensor, "b t h w"], observed: Float[Tensor, "b t h w"], scale: Scale, *, longest: int
+    ) -> SProg:
+        """Return S-PROG's forecast of ln(rain rate) for `forward`; `longest` is the largest lead time in steps."""
+        return sprog(
+            log_rate(rain[:, -3:]),
+            observed[:, -3:].amin(1),
+            scale.lead / scale.step[:, None],
+            step_minutes=scale.step,
+            pixel_km=scale.pixel,
+            longest=longest,
+        )
+
     def forward(
         self,
         rain: Float[Tensor, "b t h w"],
         observed: Float[Tensor, "b t h w"],
         scale: Scale,
+        anchor: SProg,
         *,
-        longest: int,
         room: Callable[[], Sequence[Float[Tensor, "b k h w"]]] | None = None,
         tiles: Sequence[Tile] = (),
     ) -> Sequence[Float[Tensor, "b k h w"]]:
         """Return logits at `THRESHOLDS` of each lead time from at least three frames in mm/h without NaN.
 
-        `observed` is 1 where they were observed, else 0. `longest` is the largest lead time in steps. Without
+        `observed` is 1 where they were observed, else 0. `anchor` is that of the same frames. Without
         gradients the result may be written into `room()`, which is called as late as possible. The layers with
         weights then go tile by tile, by default in one tile around all observed pixels. Farther than `REACH` from
         these it is dry.
@@ -308,14 +332,6 @@ class LagrangianCore(nn.Module):
         B, L = scale.lead.shape
         rate = log_rate(rain)
         valid = observed[:, -3:].amin(1)
-        anchor = sprog(
-            rate[:, -3:],
-            valid,
-            scale.lead / scale.step[:, None],
-            step_minutes=scale.step,
-            pixel_km=scale.pixel,
-            longest=longest,
-        )
         spread = (3.0 * anchor.variance).sqrt() / math.pi
         spread = spread.clamp_min(SMALLEST_SPREAD)
         near = SPREAD_KM / scale.pixel[:, None] * (scale.lead / 60.0).pow(SPREAD_POWER)
@@ -455,13 +471,17 @@ def distribution(
     return first[:, :, None] - torch.cat([torch.zeros_like(first)[:, :, None], steps.cumsum(2)], dim=2)
 
 
-def _advected(logits: Tensor, newest: Tensor, far: Tensor) -> Tensor:
+def _advected(logits: Tensor, newest: Tensor, far: Tensor, width: Tensor | None) -> Tensor:
     """Advect logits (B, K, H, W) and the newest frame and its mask (B, 2, H, W) by `far` (B, 2, H, W).
 
-    Returns (B, K + 1, H, W), the output of the forecaster for one lead time.
+    Before, probabilities are smoothed with a standard deviation of `width` pixels (B,). Returns the output of the
+    forecaster for one lead time, (B, K + 1, H, W).
     """
     # means of neighbouring probabilities: those of their logits would lose small cores
-    fields = move(torch.cat([logits.sigmoid(), newest], dim=1), far, border=True)
+    chance = logits.sigmoid()
+    if width is not None:
+        chance = _smoothed(chance, newest[:, 1:], width)
+    fields = move(torch.cat([chance, newest], dim=1), far, border=True)
     chance, rain, seen = fields[:, :-2], fields[:, -2:-1], fields[:, -1:]
     reached = inside(far)
     known = (seen > 0.5).to(reached.dtype) * reached
@@ -469,6 +489,18 @@ def _advected(logits: Tensor, newest: Tensor, far: Tensor) -> Tensor:
     # a sum of products is faster than torch.where, whose mask would be repeated for each threshold
     moved = torch.addcmul((1.0 - reached) * _shares(rain, known), chance.logit(SMALLEST_CHANCE), reached)
     return torch.cat([moved, rain], dim=1)
+
+
+def _smoothed(chance: Tensor, seen: Tensor, width: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return smoothed(chance, seen, width)
+    part = _bounds(seen[:, 0], stride=POOL)
+    known = chance[part]
+    # heavy rain that is nowhere likely needs no smoothing
+    num = len(THRESHOLDS) if chance.is_meta else int((known.amax((0, 2, 3)) >= NEGLIGIBLE).sum())
+    if num:
+        smoothed(known[:, :num], seen[part], width)
+    return chance
 
 
 def _shares(newest: Tensor, known: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How long the rain at hand has persisted: a correction of probabilities by the past frames, without weights."""
+"""How long the rain at hand has persisted: corrections of probabilities by the past frames, without weights."""
 
 import math
 from collections.abc import Sequence
@@ -38,6 +38,15 @@ LOWEST, HIGHEST = 1e-6, 0.999
 
 HEAVY = 2.0
 """Threshold in mm/h from which the present rate says how long rain lasts."""
+
+LASTING = 0.5
+"""Correlation with the newest frame from which the rain of a band of wavelengths counts as lasting."""
+
+WIDTH, WIDEST = 0.2, 8.0
+"""Standard deviation of the smoothing over the shortest lasting wavelength, and its upper bound in pixels."""
+
+POOL = 2
+"""Side in pixels of the blocks of which probabilities are smoothed."""
 
 CLASSES = tuple(sorted([*THRESHOLDS, *(math.sqrt(low * high) for low, high in pairwise(THRESHOLDS))]))
 """Rates (mm/h) that divide pixels into classes: the thresholds, and one rate between each two."""
@@ -200,6 +209,44 @@ def _difference(mean: Tensor, of: _Counted, prior: float, sign: float) -> tuple[
     certain = torch.where(beyond > 0, fewest / (fewest + prior), torch.ones_like(fewest))
     weight = certain * torch.exp(-0.5 * beyond) * (of.pixels >= FEWEST_PIXELS)
     return observed[:, :1] + slope * logarithm - mean.logit(), weight
+
+
+def smoothing_width(correlation: Float[Tensor, "b leads bands"]) -> Float[Tensor, "b leads"]:
+    """Return the standard deviation in pixels with which to smooth the probabilities of each lead time.
+
+    `correlation` of S-PROG's bands, octaves from 2 pixels up, tells the shortest wavelength that lasts so long.
+    Where rain of shorter ones will be is not known.
+    """
+    lasting, wavelength = torch.zeros_like(correlation[..., 0]), torch.full_like(correlation[..., 0], 2.0)
+    for band in correlation.unbind(-1):  # a longer band that holds next to nothing does not count
+        lasting = torch.maximum(lasting, band)
+        wavelength = wavelength * (1.0 - lasting / LASTING).clamp_min(0.0).exp2()
+    return (WIDTH * (wavelength - 2.0)).clamp_max(WIDEST)
+
+
+def smoothed(
+    chance: Float[Tensor, "b k h w"], seen: Float[Tensor, "b 1 h w"], width: Float[Tensor, " b"]
+) -> Float[Tensor, "b k h w"]:
+    """Return probabilities smoothed by a Gaussian of standard deviation `width` in pixels, over `seen` pixels.
+
+    Others remain as they are. Means of blocks are smoothed and interpolated, which by itself is a smoothing of one
+    pixel; a smaller width mixes these and the given probabilities. Unless gradients are recorded or the network is
+    traced, the result overwrites `chance`.
+    """
+    H, W = chance.shape[-2:]
+    pooled = F.avg_pool2d(F.pad(torch.cat([chance * seen, seen], dim=1), (0, -W % POOL, 0, -H % POOL)), POOL)
+    variance = (width.square() - 1.0).clamp_min(1e-4) / POOL**2
+    rows, columns = (_gaussian(side, variance) for side in pooled.shape[-2:])
+    sums = rows @ pooled @ columns
+    means = sums[:, :-1] / sums[:, -1:].clamp_min(1e-6)
+    means = F.interpolate(means, scale_factor=float(POOL), mode="bilinear", align_corners=False)[..., :H, :W]
+    share = seen * width.square().clamp_max(1.0)[:, None, None, None]
+    return torch.lerp(chance, means, share, out=chance if _in_place() else None)
+
+
+def _gaussian(side: int, variance: Float[Tensor, " b"]) -> Float[Tensor, "b 1 n n"]:
+    at = torch.arange(side, device=variance.device, dtype=variance.dtype)
+    return torch.exp(-0.5 * (at[:, None] - at).square() / variance[:, None, None, None])
 
 
 def observed_changes(
