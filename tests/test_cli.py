@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from running import REPO, TINY, compose_config, run_forked
 
+from raincast import cli
 from raincast.cli import run_folder
 from raincast.commands import jobs
 from raincast.commands.forecast import run as forecast
@@ -63,6 +64,21 @@ def test_an_unknown_command_is_answered() -> None:
                            capture_output=True, text=True)  # fmt: skip
     assert found.returncode == 2
     assert "train,evaluate,forecast,ingest" in found.stderr
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_guarded", stopped)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "data.archive=x"])
+    with pytest.raises(SystemExit) as stop:
+        cli.evaluate()
+    assert stop.value.code == 130
+    assert "Interrupted" in capsys.readouterr().err
 
 
 def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,9 @@ def _run(command: str) -> None:
             for line in command_line.suggestions(command, sys.argv[1:], conf_dir(), HYDRA_VERSION_BASE):
                 sys.stderr.write(f"{line}\n")
         raise
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+        raise SystemExit(130) from None  # the shell's exit code for Ctrl-C
     except BrokenPipeError:
         if started:
             raise
