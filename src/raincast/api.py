@@ -31,7 +31,6 @@ def open_radar(
     `open_radar(files, source="cf", variable="R")`. Only frames from `start` to `end` (UTC, both inclusive) are
     kept. Frames are read when they are looked at. FileNotFoundError or ValueError say what is wrong with a file.
     """
-
     from raincast import assembly, schema
     from raincast.archive.find import find_files
     from raincast.archive.lazy import lazy_dataset

@@ -257,6 +257,11 @@ def exceeded(rates: Rain, thresholds: Sequence[float]) -> Rain:
     return np.concatenate([(rates >= threshold).astype(np.float32) for threshold in thresholds], axis=2)
 
 
+def share_of_members(members: Rain, thresholds: Sequence[float]) -> Rain:
+    """Return the share (B, L, K, H, W) of the members (B, L, M, H, W) in mm/h that reach each threshold."""
+    return np.stack([(members >= threshold).mean(axis=2) for threshold in thresholds], axis=2)
+
+
 def share_around(rates: Rain, thresholds: Sequence[float], lead_minutes: Sequence[float], pixel_km: float) -> Rain:
     """Return neighbourhood probabilities (B, L, K, H, W) of a deterministic forecast (B, L, 1, H, W) in mm/h.
 

@@ -6,7 +6,7 @@ and never passed to OmegaConf or Hydra: interpolations stay text, and `_target_`
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -52,6 +52,19 @@ def read_config(text: Any) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ValueError("its config is not a mapping of names")
     return found
+
+
+def differences(old: Any, new: Any, key: str = "", *, common: bool = False) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the settings in which two plain configs differ: the dotted key, the old and the new value.
+
+    A key that only one of them has counts as None in the other; with `common` it is left out.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() & new.keys() if common else old.keys() | new.keys()):
+            dotted = f"{key}.{name}" if key else name
+            yield from differences(old.get(name), new.get(name), dotted, common=common)
+    elif old != new:
+        yield key, old, new
 
 
 def check_text(text: Any) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from raincast.baselines.evolution import AR_ORDER, DRY_THRESHOLD, Evolution, from_decibels, to_decibels
-from raincast.forecaster import Gives, Prediction, Query
+from raincast.forecaster import Gives, Prediction, Query, share_of_members
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -46,7 +46,7 @@ class Ensemble(Evolution):
         mean = members.mean(axis=2, keepdims=True)
         if not query.thresholds:
             return Prediction(mean, members if query.members else None, done=done)
-        reached = np.stack([(members >= rate).mean(axis=2) for rate in query.thresholds], axis=2)
+        reached = share_of_members(members, query.thresholds)
         return Prediction(mean, members if query.members else None, reached, query.thresholds, done=done)
 
     def _evolve(self, frames: np.ndarray, motion: np.ndarray, num_steps: int, query: Query) -> np.ndarray:

@@ -12,7 +12,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.head import open_packed, open_plain
 from raincast.archive.packing import Packing
-from raincast.forecaster import Gives, Prediction, Query, Rain
+from raincast.forecaster import Gives, Prediction, Query, Rain, share_of_members
 from raincast.schema import INIT_TIME, LEAD_TIME, Grid, X, Y
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class ForecastFiles:
         members = np.stack([own for _, own in read if own is not None]) if read[0][1] is not None else None
         if members is None or not query.thresholds:
             return Prediction(rates, members)
-        reached = np.stack([(members >= rate).mean(axis=2) for rate in query.thresholds], axis=2)
+        reached = share_of_members(members, query.thresholds)
         return Prediction(rates, members if query.members else None, reached, query.thresholds)
 
     def _read(

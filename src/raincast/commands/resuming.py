@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from raincast import assembly
+from raincast.plain import differences
 from raincast.system.files import write_text
 from raincast.system.lock import is_first_process
 
@@ -112,18 +113,19 @@ def check(cfg: DictConfig, info: dict[str, Any], old: assembly.Checkpoint | None
     seen, given = old.inputs, assembly.inputs_of(info["channels"])
     mine = assembly.read_config(assembly.config_text(cfg))
     both = [(key, _selected(old.config, key), _selected(mine, key)) for key in COMPARED]
-    differences = [f"{key}: {there} there, {here} here" for key, there, here in both if there != here]
+    reasons = [f"{key}: {there} there, {here} here" for key, there, here in both if there != here]
     if seen != given:
-        differences.append(f"data.channels: {seen} there, {given} here")
+        reasons.append(f"data.channels: {seen} there, {given} here")
     if old.info["split_hash"] != info["split_hash"]:
-        differences.append("the windows of train, val and test (data.archive or data.split)")
-    if differences:
+        reasons.append("the windows of train, val and test (data.archive or data.split)")
+    if reasons:
         raise ValueError(
-            f"{cfg.checkpoint} cannot be resumed as this run. Different are: " + "; ".join(differences) + ". "
+            f"{cfg.checkpoint} cannot be resumed as this run. Different are: " + "; ".join(reasons) + ". "
             "Give the overrides with which it was started."
         )
     _check_length(cfg, old)
-    changed = list(_changes(old.config, mine))
+    was, now = ({k: v for k, v in config.items() if k not in NOT_COMPARED} for config in (old.config, mine))
+    changed = [f"{key} {before}, now {found}" for key, before, found in differences(was, now)]
     if changed:
         log.warning("Changed since the run was started: %s", "; ".join(changed))
 
@@ -146,14 +148,6 @@ def _selected(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = config.get(name) if isinstance(config, dict) else None
     return config
-
-
-def _changes(old: Any, new: Any, key: str = "") -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted({*old, *new} - (set() if key else set(NOT_COMPARED))):
-            yield from _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-    elif old != new:
-        yield f"{key} {old}, now {new}"
 
 
 def logger_ids(cfg: DictConfig, old: assembly.Checkpoint | None) -> dict[str, str]:

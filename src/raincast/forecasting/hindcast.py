@@ -3,9 +3,7 @@
 import functools
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,7 +13,7 @@ from raincast.forecasting.files.outputs import Outputs, what_came, write_outputs
 from raincast.forecasting.fit import parse_init_time
 from raincast.forecasting.pipeline import ForecastPipeline
 from raincast.forecasting.series import Series, Times
-from raincast.plain import read_config
+from raincast.plain import differences, read_config
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +83,11 @@ def is_complete(path: Path, checkpoint_sha256: str | None, lead_steps: int, conf
 @functools.lru_cache(maxsize=8)  # the files of one run have the same text
 def _changed(before: str, now: str) -> tuple[str, ...]:
     """Return the settings of both configs that differ, each with both values, but for `INCIDENTAL` ones."""
-
-    def walk(old: Any, new: Any, key: str) -> Iterator[str]:
-        if isinstance(old, dict) and isinstance(new, dict):
-            for name in old.keys() & new.keys():
-                yield from walk(old[name], new[name], f"{key}.{name}" if key else name)
-        elif old != new:
-            yield f"{key} was {json.dumps(old)}, is {json.dumps(new)}"
-
-    old, new = read_config(before), read_config(now)
-    for name in INCIDENTAL:
-        old.pop(name, None)
-    return tuple(sorted(walk(old, new, "")))
+    old = {key: value for key, value in read_config(before).items() if key not in INCIDENTAL}
+    return tuple(
+        f"{key} was {json.dumps(was)}, is {json.dumps(found)}"
+        for key, was, found in differences(old, read_config(now), common=True)
+    )
 
 
 def forecast_one(

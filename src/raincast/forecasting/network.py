@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from raincast.forecaster import NETWORK, Gives, Prediction, Query, ThresholdError
+from raincast.forecaster import NETWORK, Gives, Prediction, Query, ThresholdError, share_of_members
 from raincast.forecasting.fit import check_step
 from raincast.forecasting.tiles import Tiling
 from raincast.metrics.probabilistic import Calibration
@@ -172,11 +172,10 @@ class NetworkForecaster:
         wants_members = self.ensemble or (query.members and self.gives.members)
         members = self._members(query, head, output, covariates) if wants_members else None
         if self.ensemble and members is not None:
-            shares = [(members >= threshold).mean(axis=2) for threshold in query.thresholds]
             return Prediction(
                 members.mean(axis=2, keepdims=True),
                 members if query.members else None,
-                np.stack(shares, axis=2) if shares else None,
+                share_of_members(members, query.thresholds) if query.thresholds else None,
                 query.thresholds,
                 done=done,
             )

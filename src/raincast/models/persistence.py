@@ -42,8 +42,11 @@ HEAVY = 2.0
 LASTING = 0.5
 """Correlation with the newest frame from which the rain of a band of wavelengths counts as lasting."""
 
-WIDTH, WIDEST = 0.2, 8.0
-"""Standard deviation of the smoothing over the shortest lasting wavelength, and its upper bound in pixels."""
+WIDTH = 0.2
+"""Standard deviation of the smoothing, as a share of what the shortest lasting wavelength exceeds 2 pixels."""
+
+WIDEST = 8.0
+"""Upper bound of this standard deviation in pixels."""
 
 POOL = 2
 """Side in pixels of the blocks of which probabilities are smoothed."""
@@ -125,14 +128,10 @@ class _Blocks:
 
     def __init__(self, past: Float[Tensor, "b t h w"], pixel_km: Float[Tensor, " b"]) -> None:
         self.size = past.shape[-2:]
-        self.windows = [[self._window(side, pixel_km, km) for side in self.size] for km in WINDOWS_KM]
-
-    @staticmethod
-    def _window(side: int, pixel_km: Tensor, km: float) -> Float[Tensor, "b 1 1 n n"]:
-        """Return the weight of each block for each other one along one side of the grid."""
-        centres = torch.arange(-(-side // BLOCK), device=pixel_km.device, dtype=pixel_km.dtype) * BLOCK
-        apart = (centres[:, None] - centres) * pixel_km[:, None, None, None, None] / km
-        return torch.exp(-0.5 * apart.square())
+        self.windows = [
+            [_gaussian(-(-side // BLOCK), km / pixel_km / BLOCK)[:, None] for side in self.size]
+            for km in WINDOWS_KM
+        ]
 
     def sums(self, maps: Float[Tensor, "b n k h w"]) -> Float[Tensor, "b n k y x"]:
         """Return the sum over each block; those at the edges may hold fewer pixels."""
@@ -235,8 +234,8 @@ def smoothed(
     """
     H, W = chance.shape[-2:]
     pooled = F.avg_pool2d(F.pad(torch.cat([chance * seen, seen], dim=1), (0, -W % POOL, 0, -H % POOL)), POOL)
-    variance = (width.square() - 1.0).clamp_min(1e-4) / POOL**2
-    rows, columns = (_gaussian(side, variance) for side in pooled.shape[-2:])
+    blocks = (width.square() - 1.0).clamp_min(1e-4).sqrt() / POOL
+    rows, columns = (_gaussian(side, blocks) for side in pooled.shape[-2:])
     sums = rows @ pooled @ columns
     means = sums[:, :-1] / sums[:, -1:].clamp_min(1e-6)
     means = F.interpolate(means, scale_factor=float(POOL), mode="bilinear", align_corners=False)[..., :H, :W]
@@ -244,9 +243,10 @@ def smoothed(
     return torch.lerp(chance, means, share, out=chance if _in_place() else None)
 
 
-def _gaussian(side: int, variance: Float[Tensor, " b"]) -> Float[Tensor, "b 1 n n"]:
-    at = torch.arange(side, device=variance.device, dtype=variance.dtype)
-    return torch.exp(-0.5 * (at[:, None] - at).square() / variance[:, None, None, None])
+def _gaussian(side: int, deviation: Float[Tensor, " b"]) -> Float[Tensor, "b 1 n n"]:
+    """Return the weight of each block for each other one along a side; `deviation` is in blocks."""
+    at = torch.arange(side, device=deviation.device, dtype=deviation.dtype)
+    return torch.exp(-0.5 * ((at[:, None] - at) / deviation[:, None, None, None]).square())
 
 
 def observed_changes(
