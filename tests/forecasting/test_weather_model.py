@@ -1,5 +1,6 @@
 """A weather model's files: runs, times, sums and grids become rates on the radar's grid, or are refused."""
 
+import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
@@ -83,6 +84,17 @@ FORMS = {
     "several runs by lead time": [
         by_lead(fields(np.stack([9 * SUMS, SUMS])), runs=(RUN - 6 * HOUR, RUN), scalar=False)
     ],
+    "sums of buckets of 3 h": [
+        plain(fields([RATES[n // 3 * 3 : n + 1].sum() for n in range(NUM)]), "mm", starts=RUN + 3 * HOUR * (np.arange(NUM) // 3), **AMOUNT)
+    ],
+    "bounds the wrong way round, at the middle": [
+        plain(fields(RATES), "mm", starts=ends() - HOUR, **AMOUNT)
+        .isel(bnds=[1, 0])
+        .assign_coords(time=("time", ends() - HOUR // 2, {"bounds": "time_bnds"}))
+    ],
+    "rate over bounds, no cell_methods": [
+        plain(fields(RATES), "mm/h", starts=ends() - HOUR, standard_name="rainfall_rate")
+    ],
     "a file for each hour": [plain(fields(SUMS), "mm", starts=SINCE, **AMOUNT).isel(time=[n]) for n in range(NUM)],
     "south last": [plain(fields(SUMS), "mm", starts=SINCE, **AMOUNT).isel(lat=slice(None, None, -1))],
 }  # fmt: skip
@@ -115,6 +127,45 @@ def test_every_form_of_a_run_gives_the_same_rates(form, tmp_path):
     np.testing.assert_allclose(between, RATES[1:5] + 0.5, rtol=2e-5)
     first = model.forecast(RUN + np.timedelta64(10, "m") * np.arange(4), RADAR, NEEDED).rates[0, :, 0, 0]
     np.testing.assert_allclose(first, RATES[0], rtol=2e-5)  # from the run's start to the middle of its first hour
+
+
+STORED = {
+    "netCDF's default fill of float32": ("f4", {}, 9.969209968386869e36),
+    "netCDF's default fill of int16": ("i2", {"scale_factor": 0.1}, -32767),
+    "a declared fill": ("i2", {"scale_factor": 0.1, "_FillValue": np.int16(-1)}, -1),
+    "outside the valid range": ("i2", {"scale_factor": 0.1, "valid_range": np.array([0, 3000], "i2")}, 3001),
+    "an undeclared −9999": ("f4", {}, -9999.0),
+}
+
+
+@pytest.mark.parametrize("case", STORED)
+def test_missing_values_of_a_model_are_not_rain(case, tmp_path):
+    """Sums since the run's start, so that a missing value stays the same: its differences would be dry."""
+    dtype, attrs, fill = STORED[case]
+    numbers = (fields(SUMS) / attrs.get("scale_factor", 1)).round(1).astype(dtype)
+    numbers[:, :2] = fill  # 50° N and 50.5° N, south of the radar
+    written(tmp_path / "a", [plain(fields(SUMS), "mm", starts=SINCE, **AMOUNT).drop_vars("rain")])
+    with netCDF4.Dataset(tmp_path / "a" / "0.nc", "a") as file:
+        rain = file.createVariable("rain", dtype, ("time", "lat", "lon"), fill_value=attrs.pop("_FillValue", None))
+        rain.setncatts({"units": "mm"} | AMOUNT | attrs)
+        rain.set_auto_maskandscale(False)
+        rain[:] = numbers
+    model = WeatherModel(tmp_path / "a" / "0.nc")
+    np.testing.assert_allclose(model.forecast(MIDDLES, RADAR, NEEDED).rates[0, :, 0, 0], RATES[1:7], rtol=1e-4)
+    south = Grid(RADAR.y - 230_000, RADAR.x, RADAR.crs_wkt)
+    with pytest.raises(NoRun, match="does not cover the radar"):
+        model.forecast(MIDDLES, south, NEEDED)
+    assert np.isnan(model.forecast(MIDDLES, south, ~NEEDED).rates).all()
+
+
+def test_the_unit_of_the_file_counts_unless_its_variable_is_named(tmp_path):
+    """As `blending.units` says: a unit for files without one must not rescale files that state theirs."""
+    flux = plain(fields(RATES / 3600), "kg m-2 s-1", starts=ends() - HOUR, standard_name="precipitation_flux")
+    files = written(tmp_path / "a", [flux])
+    stated = WeatherModel(files, ModelSettings(units="mm/h")).forecast(MIDDLES, RADAR, NEEDED).rates
+    np.testing.assert_allclose(stated[0, :, 0, 0], RATES[1:7], rtol=1e-4)
+    named = WeatherModel(files, ModelSettings(units="mm/h", variable="rain")).forecast(MIDDLES, RADAR, NEEDED)
+    np.testing.assert_allclose(named.rates[0, :, 0, 0], RATES[1:7] / 3600, rtol=1e-4)
 
 
 def test_momentary_rates_are_linear_in_time(tmp_path):
@@ -166,6 +217,8 @@ def test_the_newest_run_that_was_there_and_reaches_far_enough(tmp_path, caplog):
 
 
 REFUSED = {
+    "means of nobody knows what": (plain(fields(RATES), "mm/h", standard_name="rainfall_rate", cell_methods="time: mean"), {}, "over which time its means are.*blending.accumulated=step"),
+    "a maximum": (plain(fields(RATES), "mm/h", starts=ends() - HOUR, standard_name="rainfall_rate", cell_methods="time: maximum"), {}, "rain is a maximum over time"),
     "another quantity": (plain(fields(RATES), "K", name="t2m", standard_name="air_temperature"), {}, "no variable on .* is rain.*blending.variable=NAME"),
     "a reflectivity": (plain(fields(RATES), "dBZ", standard_name="equivalent_reflectivity_factor"), {}, "rain is a reflectivity.*blending.variable"),
     "two variables": (plain(fields(SUMS), "mm", starts=SINCE, **AMOUNT).assign(other=plain(fields(SUMS), "mm", **AMOUNT)["rain"]), {}, "2 variables are a accumulation.*blending.variable=NAME"),

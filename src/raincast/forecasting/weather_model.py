@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import xarray as xr
 
 from raincast import schema
 from raincast.archive.find import find_files
-from raincast.archive.head import open_plain
+from raincast.archive.head import open_packed, open_plain
+from raincast.archive.packing import Packing
+from raincast.archive.rates import find_absurd, name_absurd
 from raincast.archive.times import MINUTES_PER, stated_minutes
 from raincast.forecasting.regrid import Regrid, Scattered
 from raincast.ingest.readers import naming
@@ -167,26 +169,34 @@ class WeatherModel:
         return runs
 
     def _scan(self, path: Path) -> list[Part]:
-        with self._open(path) as (runs, name, _):
+        with self._open(path) as (runs, name, unit):
+            depth = unit.quantity == ACCUMULATION
             return [
-                Part(path, number, run_time, _periods(dataset, dataset[name])[1], _scalar_member(dataset))
+                Part(path, number, run_time, _periods(dataset, dataset[name], depth)[1], _scalar_member(dataset))
                 for number, (run_time, dataset) in enumerate(runs)
             ]
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[tuple[list[tuple[np.datetime64, xr.Dataset]], str, Unit]]:
         """Yield the runs in a file, by valid time, and the name and unit of their precipitation."""
-        with naming(path, FORMAT), _in_our_keys(), open_plain(path, decode_timedelta=True) as dataset:
-            runs = [(self._run_time(run, part), part) for run, part in _by_run(_with_members(dataset))]
-            first = runs[0][1]
+        with naming(path, FORMAT), _in_our_keys(), ExitStack() as stack:
+            dataset = _with_members(stack.enter_context(open_plain(path, decode_timedelta=True)))
+            first = next(_by_run(dataset))[1]
             one = first.isel({MEMBER: 0}, drop=True) if MEMBER in first.dims else first
-            name, quantity = self.settings.reader().choose(one)
+            reader = self.settings.reader()
+            name, quantity = reader.choose(one)
+            schema.check_cell_methods(one[name].attrs.get("cell_methods"), name)
+            stack.close()
+            # xarray knows neither netCDF's default fill values nor valid ranges
+            dataset = _with_members(stack.enter_context(open_packed(path, name, decode_timedelta=True)))
+            runs = [(self._run_time(run, part), part) for run, part in _by_run(dataset)]
             if quantity == REFLECTIVITY:
                 raise ValueError(
                     f"{name} is a reflectivity, no precipitation. Name that with source.variable=NAME"
                 )
-            unit = unit_of(self.settings.units or one[name].attrs.get("units"), quantity)
+            unit = unit_of(reader.unit_text(one[name]), quantity)
             assert unit is not None
+            Packing.of(dataset[name])  # raises ValueError for invalid packing attributes
             self._variable = name
             yield runs, name, unit
 
@@ -256,15 +266,15 @@ class WeatherModel:
         with self._open(part.path) as (runs, name, unit):
             dataset = runs[part.number][1]
             field = dataset[name]
-            starts, ends = _periods(dataset, field)
             depth = unit.quantity == ACCUMULATION
-            if not depth and "mean" not in time_methods(field.attrs.get("cell_methods")):
-                starts = ends
-            elif np.isnat(starts).all():
+            starts, ends = _periods(dataset, field, depth)
+            if np.isnat(starts).all():
                 starts = self._stated_starts(dataset, field, ends, depth)
             own = (ends >= low) & (ends <= high)
-            place, values = _stored(dataset, field, own, self.settings.crs)
-            return Values(values * np.float32(unit.factor), starts[own], ends[own], depth, place)
+            place, values = _stored(dataset, field, own, self.settings.crs, f"{part.path.name}, {name}")
+            values *= np.float32(unit.factor)
+            _drop_absurd(values, part.path, ends[own])
+            return Values(values, starts[own], ends[own], depth, place)
 
     def _stated_starts(self, dataset: xr.Dataset, field: xr.DataArray, ends: Times, depth: bool) -> Times:
         """Return the starts of the periods by the attributes of the file; NaT if they are not stated."""
@@ -280,7 +290,7 @@ class WeatherModel:
         kind = self.settings.accumulated
         if np.isnat(starts).any():
             if kind is None:
-                kind = self._guessed(values, part)
+                kind = self._guessed(given, part)
             starts[:] = part.run_time
             if kind == SINCE_STEP:
                 starts[1:] = ends[:-1]
@@ -288,23 +298,23 @@ class WeatherModel:
             return replace(given, starts=starts)
         hours = ((ends - starts) / HOUR).astype(np.float32)
         sums = values if given.depth else values * hours[:, None, None]
-        since_run = ends.size > 1 and bool((starts == starts[0]).all())
-        if since_run:
-            sums, starts = _differences(sums, starts, ends, part)
-            if not begins_here:
-                sums, starts, ends = sums[:, 1:], starts[1:], ends[1:]
-        elif not begins_here and kind == SINCE_STEP:
+        # sums since one time, that of the run or of each bucket of some hours
+        continues = (starts[1:] == starts[:-1]) & (ends[:-1] > starts[:-1])
+        if continues.any():
+            sums, starts = _differences(sums, starts, ends, continues, part)
+        if not begins_here and (continues.any() or kind == SINCE_STEP):
             sums, starts, ends = sums[:, 1:], starts[1:], ends[1:]
         counts = ends > starts  # not the sum of 0 at the run's own time
         hours = ((ends - starts) / HOUR).astype(np.float32)[counts]
         rates = np.maximum(sums[:, counts] / hours[:, None, None], 0)
         return Values(rates, starts[counts], ends[counts], False, given.place)
 
-    def _guessed(self, values: Maps, part: Part) -> str:
+    def _guessed(self, given: Values, part: Part) -> str:
         """Guess the kind of depths: sums since the start if they never fall, with rain in three of them."""
+        values, what = given.values, "depths" if given.depth else "means"
         rises = (values[:, 1:] - values[:, :-1]) >= -_slack(values[:, 1:])
         wet = (values > 0).any(axis=(0, 2, 3)).sum()
-        if rises.all() and wet >= 3:
+        if given.depth and rises.all() and wet >= 3:
             log.warning(
                 "%s does not say over which time its depths are: they never fall, so they are taken for sums "
                 "since the run's start. Say so with blending.accumulated=run, or else blending.accumulated=step.",
@@ -312,7 +322,7 @@ class WeatherModel:
             )
             return SINCE_RUN
         raise ValueError(
-            f"{part.path} does not say over which time its depths are (time bounds). Give "
+            f"{part.path} does not say over which time its {what} are (time bounds). Give "
             "blending.accumulated=run (since the run's start) or blending.accumulated=step (since the one before)."
         )
 
@@ -321,16 +331,25 @@ def _slack(values: Maps) -> Maps:
     return np.asarray(DECREASE_MM + DECREASE_SHARE * np.abs(values))
 
 
-def _differences(sums: Maps, starts: Times, ends: Times, part: Part) -> tuple[Maps, Times]:
-    """Return the sums of each step from sums since one time. Raises ValueError if they fall."""
-    steps = np.diff(sums, axis=1, prepend=np.float32(0))
+def _differences(
+    sums: Maps, starts: Times, ends: Times, continues: npt.NDArray[np.bool_], part: Part
+) -> tuple[Maps, Times]:
+    """Return the sums of each step, and their starts, from sums since `starts`.
+
+    `continues` (T − 1,) is True where a sum is since the same time as the one before.
+    Raises ValueError if sums fall.
+    """
+    steps = sums.copy()
+    steps[:, 1:][:, continues] -= sums[:, :-1][:, continues]
     fallen = steps < -_slack(sums)
     if fallen.any():
         raise ValueError(
-            f"{part.path}: its depths since {_text(starts[0])} fall with time, by up to {-steps.min():.3g} mm. If "
-            "they are not sums since the run's start, say blending.accumulated=step."
+            f"{part.path}: its depths since {_text(starts[0])} fall with time, by up to {-np.nanmin(steps):.3g} "
+            "mm. If they are not sums since the run's start, say blending.accumulated=step."
         )
-    return np.maximum(steps, 0), np.concatenate([starts[:1], ends[:-1]])
+    own_starts = starts.copy()
+    own_starts[1:][continues] = ends[:-1][continues]
+    return np.maximum(steps, 0), own_starts
 
 
 def _covering(rates: Values, times: Times) -> Values | str:
@@ -452,21 +471,29 @@ def _as_span(variable: xr.Variable, described: xr.Variable) -> npt.NDArray[np.ti
     return np.rint(variable.values * (minutes * 60e9)).astype("timedelta64[ns]")
 
 
-def _periods(dataset: xr.Dataset, field: xr.DataArray) -> tuple[Times, Times]:
-    """Return starts and ends of the periods of `field`: its time bounds, or NaT and the times."""
+def _periods(dataset: xr.Dataset, field: xr.DataArray, depth: bool) -> tuple[Times, Times]:
+    """Return starts and ends of the periods of `field`: its time bounds, or NaT and the times.
+
+    Both are the times of instants: rates with `cell_methods` of "time: point", or with neither bounds nor a mean.
+    """
     roles = find_roles(field.isel({MEMBER: 0}, drop=True) if MEMBER in field.dims else field)
     assert roles is not None
     time = dataset[roles[TIME]]
     times: Times = np.atleast_1d(time.values).astype("datetime64[ns]")
     bounds = dataset.variables.get(time.attrs.get("bounds") or time.encoding.get("bounds") or "")
-    if bounds is None or bounds.size != 2 * times.size or bounds.dtype.kind != "M":
+    if bounds is not None and (bounds.size != 2 * times.size or bounds.dtype.kind != "M"):
+        bounds = None
+    methods = time_methods(field.attrs.get("cell_methods"))
+    if not depth and ("point" in methods or (bounds is None and "mean" not in methods)):
+        return times, times
+    if bounds is None:
         return np.full(times.shape, np.datetime64("NaT"), "datetime64[ns]"), times
-    starts, ends = bounds.values.reshape(-1, 2).astype("datetime64[ns]").T
+    starts, ends = np.sort(bounds.values.reshape(-1, 2), axis=1).astype("datetime64[ns]").T
     return starts, ends
 
 
 def _stored(
-    dataset: xr.Dataset, field: xr.DataArray, own: npt.NDArray[np.bool_], crs: str | None
+    dataset: xr.Dataset, field: xr.DataArray, own: npt.NDArray[np.bool_], crs: str | None, said: str
 ) -> tuple[Grid | Scattered, Maps]:
     """Return the grid of a field, and its values (N, T, h, w) at the times `own`."""
     one = field.isel({MEMBER: 0}, drop=True) if MEMBER in field.dims else field
@@ -480,7 +507,21 @@ def _stored(
     ones = [dim for dim in field.dims if dim not in order]
     loaded = field.isel({roles[TIME]: np.flatnonzero(own)}).squeeze(ones).load().transpose(*order)
     place = _curvilinear(dataset, one, (roles[Y], roles[X])) or find_grid(dataset, in_our_words(one), crs)
-    return place, loaded.values.astype(np.float32)
+    packing = Packing.of(loaded)
+    values = np.empty(loaded.shape, np.float32)
+    for member, stored in zip(values, loaded.values, strict=True):
+        member[:] = packing.decode(stored, said, keep_infinite=True)
+    return place, values
+
+
+def _drop_absurd(values: Maps, path: Path, times: Times) -> None:
+    """Set values (N, T, h, w) in mm or mm/h that cannot be rain to NaN, and warn; rounding below 0 becomes 0."""
+    values[(values < 0) & (values >= -DECREASE_MM)] = 0
+    for member in values:
+        absurd = find_absurd(member)
+        if absurd.any():
+            name_absurd(path, times, absurd, member)
+            member[absurd] = np.nan
 
 
 def _curvilinear(dataset: xr.Dataset, field: xr.DataArray, dims: tuple[str, str]) -> Scattered | None:

@@ -108,7 +108,7 @@ class CF:
         with self._open(path) as (dataset, field, quantity):
             times = _valid_times(dataset, field, quantity)[0][frames]
             step = self._step(dataset) or step_minutes or _step_of(dataset, field)
-            unit = unit_of(self._units(field), quantity)
+            unit = unit_of(self.unit_text(field), quantity)
             assert unit is not None
             meaning = self._meaning(dataset, field, quantity).over(step)
             to_rate, attrs = self._to_rate(dataset, field, unit, meaning.minutes or step)
@@ -161,7 +161,7 @@ class CF:
         without = [
             str(name)
             for name, array in dataset.data_vars.items()
-            if not self._units(array) and array.ndim > 1 and find_roles(array) is not None
+            if not self.unit_text(array) and array.ndim > 1 and find_roles(array) is not None
         ]
         if without:
             raise _no_units(without)
@@ -171,7 +171,7 @@ class CF:
             "source.units=mm/h"
         )
 
-    def _units(self, array: xr.DataArray) -> str:
+    def unit_text(self, array: xr.DataArray) -> str:
         """Return a variable's unit: the configured one if the file has none or the variable is configured."""
         stated = str(array.attrs.get("units", "")).strip()
         return stated if self.units is None or (stated and self.variable is None) else self.units
@@ -181,7 +181,7 @@ class CF:
 
         Without `by_name`, words such as "snow" or "maximum" in its names exclude it.
         """
-        unit = unit_of(self._units(array), quantity)
+        unit = unit_of(self.unit_text(array), quantity)
         if unit is None:
             return False
         standard_name = str(array.attrs.get("standard_name", ""))
@@ -197,12 +197,12 @@ class CF:
         needed = [
             words for words, others in ((ALL_WATER, OTHER_WORDS), (LIQUID, FROZEN_WORDS)) if others.search(said)
         ]
-        if quantity == ACCUMULATION and "kg" in self._units(array).lower():  # the unit of many quantities
+        if quantity == ACCUMULATION and "kg" in self.unit_text(array).lower():  # the unit of many quantities
             needed.append(RAIN_WORDS)
         return not NOT_RATE.search(said) and all(words.search(said) for words in needed)
 
     def _quantity_of(self, array: xr.DataArray) -> str:
-        text = self._units(array)
+        text = self.unit_text(array)
         if not text:
             raise _no_units([str(array.name)])
         unit = parse_unit(text)
