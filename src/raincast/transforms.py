@@ -190,9 +190,3 @@ def accumulation_to_rate(depth_mm: Array, step_minutes: float) -> Array:
     """Convert a depth in mm over one step to the mean rain rate in mm/h over that step."""
     rate: Array = depth_mm * (60.0 / step_minutes)  # type: ignore[operator, assignment]
     return rate
-
-
-def rate_to_accumulation(rate: Array, step_minutes: float) -> Array:
-    """Convert the mean rain rate in mm/h over one step to the depth in mm over that step."""
-    depth: Array = rate * (step_minutes / 60.0)  # type: ignore[operator, assignment]
-    return depth

@@ -162,7 +162,7 @@ def test_accompanying_files_are_one_line_and_no_problem(tmp_path: Path) -> None:
     write(tmp_path / "in/a.nc", minutes(0, 5, 10))
     for name in ("README", "a.nc.md5", "index.html", "b.nc.part"):
         (tmp_path / "in" / name).write_text("not radar")
-    report = ingest(tmp_path / "in", tmp_path / "out", CF(), on_bad_file="raise")
+    report = ingest(tmp_path / "in", tmp_path / "out", CF())
     assert report.problems == 0 and len(report.accompanying) == 4
     assert "4 files without radar data (README, a.nc.md5, b.nc.part …)" in str(report)
     assert open_series(tmp_path / "in", CF()).times.size == 3

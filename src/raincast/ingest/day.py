@@ -14,7 +14,7 @@ from raincast.ingest.archive_folder import writer_of
 from raincast.ingest.quality import Quality
 from raincast.ingest.readers import Reader
 from raincast.ingest.region import Region
-from raincast.ingest.scan import BadFileError, Offers, reason
+from raincast.ingest.scan import Offers, reason
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import MachineError, naming_disk
 from raincast.system.pool import Tick
@@ -45,7 +45,6 @@ class DayTask:
     paths: list[Path]
     offers: Offers
     changed: Offers
-    raise_bad: bool
     replace: bool = False
     encoding: str = "zstd"
 
@@ -223,8 +222,6 @@ class _Day:
         except MachineError:
             raise
         except Exception as error:  # a library may raise anything; the other files continue
-            if self.task.raise_bad:
-                raise BadFileError(reason(path, error)) from error
             if len(offers) == 1:
                 self.result.bad_files.setdefault(str(path), reason(path, error))
                 return {int(offers.indices[0]): None}

@@ -28,7 +28,7 @@ from raincast.ingest.day import DayResult, DayTask, write_day
 from raincast.ingest.quality import Clutter, Quality, warn_capped
 from raincast.ingest.readers import Reader, check_period, fetching, key_of
 from raincast.ingest.region import Region
-from raincast.ingest.scan import BadFileError, Found, Offers, Times, place, scan
+from raincast.ingest.scan import Found, Offers, Times, place, scan
 from raincast.schema import Grid, Meaning
 from raincast.system.dask_pool import Cluster
 from raincast.system.lock import locked
@@ -65,7 +65,6 @@ def ingest(
     max_off_step: float = 0.01,
     workers: int | None = 1,
     scheduler: str | None = None,
-    on_bad_file: Literal["report", "raise"] = "report",
     progress: Progress | None = None,
     scan_progress: Progress | None = None,
 ) -> IngestReport:
@@ -88,8 +87,6 @@ def ingest(
     be used.
     """
     started = time.monotonic()
-    if on_bad_file not in ("report", "raise"):
-        raise ValueError(f"on_bad_file={on_bad_file} is neither report nor raise.")
     # workers on a cluster have other working directories
     place_of = Path.absolute if scheduler else Path
     if is_remote(archive):
@@ -99,7 +96,7 @@ def ingest(
     clutter = Clutter(place_of(Path(clutter_maps)), clutter_share) if clutter_maps else None
     quality = Quality(max_rate, min_rate, speck_pixels, clutter)
     region = Region(crop, coarsen, reproject, spacing, bounds)
-    archive, raise_bad = place_of(Path(archive)), on_bad_file == "raise"
+    archive = place_of(Path(archive))
     pool = Cluster(scheduler, archive, workers) if scheduler else Pool(workers)
     layout = PartLayout(archive, format, encoding)
     attrs = check_attrs(attrs or {})
@@ -110,10 +107,10 @@ def ingest(
         existing = layout.open()
         if existing:
             check_same(existing, settings)
-        found = scan(reader, paths, pool, raise_bad=raise_bad, progress=scan_progress)
+        found = scan(reader, paths, pool, progress=scan_progress)
         for why in found.bad_files.values():
             log.warning("Skipped: %s", why)
-        job = _Job(layout, reader, quality, region, settings, paths, raise_bad, replace, max_off_step)
+        job = _Job(layout, reader, quality, region, settings, paths, replace, max_off_step)
         job.attrs |= attrs
         job.fit(found, existing)
         report = job.run(found, existing, pool, progress, started)
@@ -136,12 +133,11 @@ class _Job:
         region: Region,
         settings: dict[str, Any],
         paths: list[Path],
-        raise_bad: bool,
         replace: bool,
         max_off_step: float,
     ) -> None:
         self.layout, self.reader, self.quality, self.region = layout, reader, quality, region
-        self.paths, self.raise_bad, self.replace, self.max_off_step = paths, raise_bad, replace, max_off_step
+        self.paths, self.replace, self.max_off_step = paths, replace, max_off_step
         self.source: Grid | None = None
         self.grid: Grid | None = None
         self.step_minutes = 0.0
@@ -265,8 +261,6 @@ class _Job:
         days, failed = [], {}
         for number, outcome in pool.run(write_day, tasks, large=large, progress=tell):
             day = tasks[number].part.stem
-            if isinstance(outcome, BadFileError):
-                raise outcome
             if isinstance(outcome, Exception):
                 failed[day] = f"{type(outcome).__name__}: {outcome}"
                 log.error("%s was not written: %s", day, failed[day])
@@ -333,7 +327,6 @@ class _Job:
             paths=[self.paths[file] for file in files],
             offers=Offers(offers.times, local[: len(offers)], offers.indices),
             changed=Offers(changed.times, local[len(offers) :], changed.indices),
-            raise_bad=self.raise_bad,
             replace=self.replace,
             encoding=self.layout.encoding,
         )

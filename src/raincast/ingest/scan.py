@@ -89,10 +89,6 @@ FILES_PER_TASK = 32
 MANY_FILES = 1000  # a process takes 2 s to start; a head is read in a few milliseconds
 
 
-class BadFileError(ValueError):
-    """A file cannot be used, and the user asked to stop at the first such file."""
-
-
 @dataclass(frozen=True, eq=False)
 class Found:
     """All frames of all usable files. All are on `grid`, the grid of the earliest frame.
@@ -174,7 +170,6 @@ def scan(
     paths: Sequence[Path],
     pool: Pool,
     *,
-    raise_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Found:
     """Scan all files and check that they fit into one archive.
@@ -183,7 +178,7 @@ def scan(
     belong to another product. Raises ValueError if there is no frame, or if the files have two grids or steps.
     """
     tasks = [
-        (reader, first, list(paths[first : first + FILES_PER_TASK]), raise_bad)
+        (reader, first, list(paths[first : first + FILES_PER_TASK]))
         for first in range(0, len(paths), FILES_PER_TASK)
     ]
     parts: dict[int, _Heads] = {}
@@ -198,12 +193,9 @@ def scan(
     if not found.times:
         reasons = "; ".join(list(found.bad.values())[:3])
         raise ValueError(f"None of {len(paths)} files could be read: {reasons or 'they hold no frames'}")
-    bad_before = set(found.bad)
     _keep_one_grid(found, paths)
     _keep_one_meaning(found, paths)
     step_minutes = _keep_one_step(found, paths)
-    if raise_bad and (odd := set(found.bad) - bad_before):
-        raise BadFileError(found.bad[min(odd)])
     offers = Offers.of_files(found.times, found.quality)
     grid = found.grids[found.grid_of[int(offers.files[0])]]
     bad = {str(paths[number]): why for number, why in found.bad.items()}
@@ -211,8 +203,8 @@ def scan(
     return Found(offers, grid, step_minutes, bad, found.meanings, found.quality, accompanying)
 
 
-def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads:
-    reader, first, paths, raise_bad = task
+def _scan_some(task: tuple[Reader, int, list[Path]], tick: Tick) -> _Heads:
+    reader, first, paths = task
     heads = _Heads()
     for number, path in enumerate(paths, first):
         try:
@@ -222,8 +214,6 @@ def _scan_some(task: tuple[Reader, int, list[Path], bool], tick: Tick) -> _Heads
         except Exception as error:  # a library may raise anything; the other files continue
             if accompanies(path) and not reader.recognises(path):
                 heads.accompanying.append(number)
-            elif raise_bad:
-                raise BadFileError(reason(path, error)) from error
             else:
                 heads.bad[number] = reason(path, error)
         else:
