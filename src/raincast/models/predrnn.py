@@ -10,7 +10,6 @@ from raincast.models.layers import (
     Initialisation,
     RecurrentLayer,
     State,
-    check_layer,
     check_state,
     initialise_gates,
 )
@@ -52,12 +51,9 @@ class STLSTM(RecurrentLayer):
 
         `forget_bias` is the initial bias of f and f'.
         """
-        super().__init__()
-        check_layer("STLSTM", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
+        super().__init__(in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         if num_layers < 1:
             raise ValueError(f"An STLSTM needs num_layers >= 1, found {num_layers}.")
-        self.in_channels = in_channels
-        self.hidden_channels = hidden_channels
         self.layers = nn.ModuleList(
             _Unit(channels, hidden_channels, input_kernel, state_kernel, initialisation, forget_bias)
             for channels in (in_channels, *[hidden_channels] * (num_layers - 1))

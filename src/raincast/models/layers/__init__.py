@@ -36,8 +36,22 @@ class CellFactory(Protocol):
 class RecurrentLayer(nn.Module):
     """A layer with the interface of this module: `run` does the work, after the checks."""
 
-    in_channels: int
-    hidden_channels: int
+    def __init__(self, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int) -> None:
+        """Raise ValueError for negative input channels, no hidden channels, or kernel sizes that are not odd."""
+        super().__init__()
+        if in_channels < 0 or hidden_channels < 1:
+            raise ValueError(
+                f"A {type(self).__name__} needs in_channels >= 0 and hidden_channels >= 1, found {in_channels} "
+                f"and {hidden_channels}."
+            )
+        for which, kernel in (("input_kernel", input_kernel), ("state_kernel", state_kernel)):
+            if kernel < 1 or kernel % 2 == 0:
+                raise ValueError(
+                    f"{which}={kernel} must be odd and positive: an even kernel would shift the state at each "
+                    f"step. Take {max(kernel, 2) - 1} or {max(kernel, 0) + 1}."
+                )
+        self.in_channels = in_channels
+        self.hidden_channels = hidden_channels
 
     def forward(
         self,
@@ -57,22 +71,6 @@ class RecurrentLayer(nn.Module):
     def run(self, x: Tensor | None, state: State | None, num_steps: int) -> tuple[Tensor, State]:
         """Return what `forward` does; all arguments but the form of `state` are checked."""
         raise NotImplementedError
-
-
-def check_layer(
-    name: str, in_channels: int, hidden_channels: int, *, input_kernel: int, state_kernel: int
-) -> None:
-    """Raise ValueError for negative input channels, no hidden channels, or kernel sizes that are not odd."""
-    if in_channels < 0 or hidden_channels < 1:
-        raise ValueError(
-            f"A {name} needs in_channels >= 0 and hidden_channels >= 1, found {in_channels} and {hidden_channels}."
-        )
-    for which, kernel in (("input_kernel", input_kernel), ("state_kernel", state_kernel)):
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(
-                f"{which}={kernel} must be odd and positive: an even kernel would shift the state at each step. "
-                f"Take {max(kernel, 2) - 1} or {max(kernel, 0) + 1}."
-            )
 
 
 def check_sequence(

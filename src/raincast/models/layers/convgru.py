@@ -13,7 +13,6 @@ from raincast.models.layers import (
     Initialisation,
     RecurrentLayer,
     State,
-    check_layer,
     check_state,
     initialise_gates,
 )
@@ -49,10 +48,7 @@ class ConvGRU(RecurrentLayer):
 
         Kernel sizes are odd, `activation` is f: leaky ReLU of slope 0.2 (the paper's) or tanh.
         """
-        super().__init__()
-        check_layer("ConvGRU", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
-        self.in_channels = in_channels
-        self.hidden_channels = hidden_channels
+        super().__init__(in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         self.activate = activation_of(activation)
         gates = 3 * hidden_channels
         weight = torch.empty(gates, in_channels, input_kernel, input_kernel)

@@ -11,7 +11,6 @@ from raincast.models.layers import (
     Initialisation,
     RecurrentLayer,
     State,
-    check_layer,
     check_state,
     initialise_gates,
 )
@@ -69,13 +68,10 @@ class ConvLSTM(RecurrentLayer):
         definition, as norms, zoneout and recurrent dropout do anyway. Raises ValueError for values that do not fit
         together.
         """
-        super().__init__()
-        check_layer("ConvLSTM", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
+        super().__init__(in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         for name, rate in (("zoneout", zoneout), ("recurrent_dropout", recurrent_dropout)):
             if not 0 <= rate < 1:
                 raise ValueError(f"{name}={rate} is a probability: take 0 <= {name} < 1.")
-        self.in_channels = in_channels
-        self.hidden_channels = hidden_channels
         self.zoneout = zoneout
         self.recurrent_dropout = recurrent_dropout
         self.recompute = recompute

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raincast.models.layers import Initialisation, RecurrentLayer, State, check_layer, initialise_gates
+from raincast.models.layers import Initialisation, RecurrentLayer, State, initialise_gates
 from raincast.models.layers.convgru import Activation, activation_of, first_hidden, gru_update, input_terms
 
 
@@ -49,14 +49,11 @@ class TrajGRU(RecurrentLayer):
         `state_kernel` is the kernel size of all convolutions of γ, 5 in the paper; the gates' own kernels over the
         state are 1×1. `activation` is f, in γ as well: leaky ReLU of slope 0.2 (the paper's) or tanh.
         """
-        super().__init__()
-        check_layer("TrajGRU", in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
+        super().__init__(in_channels, hidden_channels, input_kernel=input_kernel, state_kernel=state_kernel)
         if num_links < 1 or flow_channels < 1:
             raise ValueError(
                 f"A TrajGRU needs num_links >= 1 and flow_channels >= 1, found {num_links} and {flow_channels}."
             )
-        self.in_channels = in_channels
-        self.hidden_channels = hidden_channels
         self.num_links = num_links
         self.activate = activation_of(activation)
 
