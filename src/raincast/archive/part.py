@@ -31,7 +31,7 @@ from raincast.schema import (
     Y,
 )
 from raincast.system.faults import naming_disk
-from raincast.system.files import flush
+from raincast.system.files import flush, remove
 
 BLOCK_IN_MEMORY = 2**27
 """Bytes. A larger block of frames (above 8 million pixels) is buffered in an unnamed file instead."""
@@ -160,23 +160,23 @@ class PartWriter:
     def _begin(self) -> None:
         if self._file is not None:
             return
-        import netCDF4
-
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(f".{glob.escape(self.path.name)}.*.partial"):  # left by killed writers
-            stale.unlink(missing_ok=True)
-        height, width = self.grid.shape
-        self._observed = np.zeros((height, width), np.bool_)
-        in_memory = CHUNKS[0] * height * width * 2 <= BLOCK_IN_MEMORY
-        self._block: IO[bytes] = io.BytesIO() if in_memory else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        self._file = netCDF4.Dataset(self._partial, "w")
-        self._define()
+            remove(stale)
+        self._observed = np.zeros(self.grid.shape, np.bool_)
+        self._create()
 
-    def _define(self) -> None:
+    def _create(self) -> None:
         """Create dimensions, coordinates and the empty rain variable; the number of frames is not known yet."""
-        file = self._file
+        import netCDF4
+
         height, width = self.grid.shape
+        in_memory = CHUNKS[0] * height * width * 2 <= BLOCK_IN_MEMORY
+        self._block: IO[bytes] = (
+            io.BytesIO() if in_memory else tempfile.TemporaryFile(dir=self.path.parent)  # noqa: SIM115
+        )
+        file = self._file = netCDF4.Dataset(self._partial, "w")
         for name, size in ((TIME, None), (Y, height), (X, width)):
             file.createDimension(name, size)
         chunks = (CHUNKS[0], min(CHUNKS[1], height), min(CHUNKS[2], width))

@@ -6,7 +6,6 @@ WKT has a bounding box, `missing_times` and `consistent_timestep_start`. Require
 contacts, three years of data) are met by `attrs` or the data.
 """
 
-import glob
 import math
 import shutil
 import warnings
@@ -66,16 +65,9 @@ class ZarrPartWriter(PartWriter):
         self._rain[len(self.times)] = _decode(codes)
         self.times.append(time)
 
-    def _begin(self) -> None:
-        if self._file is not None:
-            return
+    def _create(self) -> None:
         import zarr
 
-        folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(f".{glob.escape(self.path.name)}.*.partial"):  # left by killed writers
-            shutil.rmtree(stale, ignore_errors=True)
-        self._observed = np.zeros(self.grid.shape, np.bool_)
         self._file = zarr.create_group(self._partial, zarr_format=3)
         self._rain = self._array(RAIN, "float32", (TIME, Y, X), (0, *self.grid.shape), fill_value=np.nan)
 

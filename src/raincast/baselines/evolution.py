@@ -10,7 +10,7 @@ from raincast.baselines.motion import (
     FAILURES,
     Past,
     advect,
-    check_method,
+    check_motion,
     evenly_spaced,
     find_motion,
     look_back,
@@ -51,9 +51,7 @@ class Evolution:
 
     def __post_init__(self) -> None:
         """Raise ValueError for an unknown method, or fewer than 2 frames."""
-        check_method(self.method)
-        if self.motion_frames < 2:
-            raise ValueError(f"motion_frames={self.motion_frames}: motion needs at least 2 frames.")
+        check_motion(self.method, self.motion_frames)
 
     def predict(self, query: Query) -> Prediction:
         """Return rates, the mean of members if any. Raises ValueError for lead times not multiples of the step."""

@@ -182,10 +182,12 @@ METHODS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Methods to find motion: from (T, H, W) dBZ, NaN for missing, to (2, H, W) pixels per step, x first."""
 
 
-def check_method(method: str) -> None:
-    """Raise ValueError for an unknown method."""
+def check_motion(method: str, motion_frames: int) -> None:
+    """Raise ValueError for an unknown method, or fewer than two frames."""
     if method not in METHODS:
         raise ValueError(f"method={method} is unknown: choose one of {', '.join(METHODS)}.")
+    if motion_frames < 2:
+        raise ValueError(f"motion_frames={motion_frames}: motion needs at least 2 frames.")
 
 
 class Extrapolation:
@@ -209,9 +211,7 @@ class Extrapolation:
 
     def __init__(self, *, method: str = "lucas_kanade", motion_frames: int = 3) -> None:
         """Raise ValueError for an unknown method, or fewer than two frames."""
-        check_method(method)
-        if motion_frames < 2:
-            raise ValueError(f"motion_frames={motion_frames}: motion needs at least 2 frames.")
+        check_motion(method, motion_frames)
         self.name = "extrapolation" if method == "lucas_kanade" else f"extrapolation_{method}"
         self.method = method
         self.motion_frames = motion_frames

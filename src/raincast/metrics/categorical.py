@@ -63,15 +63,9 @@ def reaching(
 
 def _check(counted: Sequence[Tensor], pred: Tensor, target: Tensor, mask: Tensor) -> None:
     """Raise ValueError for NaN inside the mask. A sum finds it, and is cheaper than a search."""
-    if not bool((counted[0].sum() + counted[1].sum()).isnan()):
-        return
-    for name, field in (("pred", pred), ("target", target)):
-        missing = int((field.isnan() & mask).sum())
-        if missing:  # and no infinities of both signs
-            raise ValueError(
-                f"{name} has NaN in {missing} of {int(mask.sum())} pixels inside the mask. "
-                "A forecast must be finite wherever it is scored; mask what was not observed."
-            )
+    if bool((counted[0].sum() + counted[1].sum()).isnan()):  # also the sum of infinities of both signs
+        check_finite("pred", pred, mask)
+        check_finite("target", target, mask)
 
 
 class Contingency(NamedTuple):

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from raincast.system.pool import Pool, Result, Task, Tick
@@ -65,12 +64,6 @@ class Cluster(Pool):
             self._close(at_once=True)
             raise
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Withdraw the permission: waiting tasks are dropped, running ones stop after their next frame."""
-        self._close(at_once=kind is not None)
 
     def run(
         self,
@@ -149,6 +142,7 @@ class Cluster(Pool):
         log.info("On %d workers of the dask cluster at %s", len(num_threads), self.scheduler)
 
     def _close(self, *, at_once: bool) -> None:
+        """Withdraw the permission: waiting tasks are dropped, running ones stop after their next frame."""
         self._permit.path.unlink(missing_ok=True)
         if self._client is not None:
             # when the client closes, the scheduler drops its tasks
