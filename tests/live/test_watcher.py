@@ -381,10 +381,17 @@ def test_old_forecasts_are_removed_with_all_their_files(scene: Scene) -> None:
         scene.arrives(number)
     scene.watch(20, keep_hours=1.0)
     assert 3 in scene.made
-    (scene.output / f"{forecast_name(scene.frames['time'].values[3])}.gif").write_bytes(b"GIF")
+    stem = scene.output / forecast_name(scene.frames["time"].values[3])
+    Path(f"{stem}.gif").write_bytes(b"GIF")
+    for folder in (stem, Path(f"{stem}.zarr"), Path(f"{stem}_web")):
+        (folder / "own").mkdir(parents=True)
+        (folder / "own" / "file").write_bytes(b"GIF")
+    others = [scene.output / name for name in ("forecast_0_of_mine", f"{stem.name}12_of_mine", "status.json")]
+    for other in others[:2]:
+        other.mkdir()
     scene.start += 90 * MINUTE
     scene.watch(2, keep_hours=1.0)
-    assert not list(scene.output.glob("forecast_*")) and (scene.output / "status.json").exists()
+    assert sorted(scene.output.glob("forecast_*")) == sorted(others[:2]) and others[2].exists()
 
 
 def test_a_signal_ends_it_after_the_forecast_at_hand(

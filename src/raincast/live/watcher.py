@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -18,7 +19,7 @@ from raincast.live.settings import Clock, Settings, SystemClock, seconds_of, tex
 from raincast.live.site import PAST_MINUTES, Site
 from raincast.live.status import STOPPED, WAITING, WORKING, Record, read_json, write_json
 from raincast.live.verification import Verification
-from raincast.system.files import Sight
+from raincast.system.files import Sight, remove
 from raincast.system.lock import held
 from raincast.version import __version__
 
@@ -28,6 +29,8 @@ STATE, STATUS, LOCK = ".state.json", "status.json", ".watch.lock"
 STATE_FORMAT = 2
 SHOWN_AGAIN_S = 15.0
 """Seconds after which writing the page is tried again."""
+OUTPUTS_OF = re.compile(r"forecast_\d{8}T\d{4}(?!\d)")
+"""Beginning of the names of a forecast's files and folders."""
 MOST_TRIES = 8
 """Number of attempts at a forecast that fails; the delay doubles each time."""
 DONE, WITH_ERRORS = 0, 3
@@ -323,8 +326,8 @@ class Watcher:
             return
         oldest = forecast_name(time_of(self.clock.now() - 3600.0 * self.settings.keep_hours))
         for path in self.output.glob("forecast_*"):
-            if path.is_file() and path.name[: len(oldest)] < oldest:
-                path.unlink(missing_ok=True)
+            if (name := OUTPUTS_OF.match(path.name)) is not None and name[0] < oldest:
+                remove(path)  # a file, or a folder: Zarr, GeoTIFFs, pictures
 
     def _path(self, time: np.datetime64) -> Path:
         return self.output / f"{forecast_name(time)}.nc"
