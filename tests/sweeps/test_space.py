@@ -81,12 +81,14 @@ def test_the_configs_own_values_are_found() -> None:
             "model.patch": "choice(1, 2)",  # 4 is not among them
             "loss.weights": "choice([1,1,1,1,1,1],[1,1,2,5,10,30])",
             "loss.mae_weight": "interval(2, 3)",  # nor 1
+            "head": "choice(rate, ordinal)",  # a file, whose content is no choice
         }
     )
     with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
         config = compose("train", ["experiment=convlstm"])
-    assert default_params(space, config) == {
+    assert default_params(space, config, {"head": "rate", "model": "convlstm"}) == {
         "optimizer.lr": 2e-3,
         "model.stages[*].hidden_channels": 64,
         "loss.weights": "[1,1,2,5,10,30]",
+        "head": "rate",
     }

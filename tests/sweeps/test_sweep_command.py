@@ -168,6 +168,19 @@ def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path: Path) ->
     ]
 
 
+def test_the_first_trial_has_the_configs_own_choices_and_says_what_was_drawn(tmp_path: Path) -> None:
+    """A head is a file of the config: drawn at random, its trial passed for the config's own."""
+    for seed in (1, 2, 3):
+        space = [
+            "~sweep.space",
+            "+sweep.space={head:'choice(ordinal,rate,quantiles)',loss.mae_weight:'interval(2,3)'}",
+        ]
+        with launched(tmp_path / str(seed), *space, f"sweep.sampler.seed={seed}", "sweep.trials=1") as cfg:
+            run(cfg, lambda command, run_dir, environment: 0)
+        (row,) = rows(tmp_path / str(seed))
+        assert row["head"] == "rate" and row["note"].startswith("the config's own values but for loss.mae_weight")
+
+
 def test_a_bad_combination_is_a_failed_trial(tmp_path: Path) -> None:
     space = ["~sweep.space", "+sweep.space={head:'choice(rate,nohead)'}", "sweep.sampler.seed=1"]
     with launched(tmp_path, *space, "sweep.trials=6") as cfg:

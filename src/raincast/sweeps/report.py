@@ -194,7 +194,7 @@ def result(
 
 def _row(trial: FrozenTrial, sweep: Sweep, command: Callable[[Sequence[str]], str]) -> TrialRow:
     attrs = trial.user_attrs
-    notes = ["the config's own values" if attrs.get(DEFAULT) else "", attrs.get(REASON, "")]
+    notes = [str(attrs.get(DEFAULT, "")), attrs.get(REASON, "")]
     if attrs.get(TRIED_AGAIN):
         notes.append("tried again")
     if RETRY_OF in attrs:

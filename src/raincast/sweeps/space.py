@@ -185,11 +185,16 @@ def overrides_of(params: Mapping[str, Any], compose: Callable[[list[str]], DictC
     return [*plain, *(f"{name}={hydra_text(items)}" for name, items in lists.items())]
 
 
-def default_params(space: Mapping[str, BaseDistribution], config: DictConfig) -> dict[str, Any]:
-    """Return the values that `config` itself has for the keys of `space`, as far as they lie in it."""
+def default_params(
+    space: Mapping[str, BaseDistribution], config: DictConfig, choices: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the values that `config` itself has for the keys of `space`, as far as they lie in it.
+
+    `choices` has the chosen files by config group, such as `head: distribution`.
+    """
     found = {}
     for key, distribution in space.items():
-        value = _own_value(key, config)
+        value = choices[key] if key in choices else _own_value(key, config)
         own = value if isinstance(value, bool | int | float) or value is None else hydra_text(value)
         try:
             inside = own is not None and distribution._contains(distribution.to_internal_repr(own))

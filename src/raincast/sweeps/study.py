@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,12 @@ class Sweep:
     def _lock_path(self, worker: str) -> Path:
         return self.folder / "workers" / f"{worker}.lock"
 
-    def begin_with(self, params: Mapping[str, Any]) -> None:
-        """Enqueue these values as the first trial, unless the study has begun."""
-        if not self.study.get_trials(deepcopy=False):
-            self.study.enqueue_trial(dict(params), user_attrs={DEFAULT: True})
+    def begin_with(self, params: Mapping[str, Any], space: Collection[str]) -> None:
+        """Enqueue the config's own values for keys of `space` as the first trial, unless the study has begun."""
+        if params and not self.study.get_trials(deepcopy=False):
+            drawn = [key for key in space if key not in params]
+            note = "the config's own values" + (f" but for {', '.join(drawn)}" if drawn else "")
+            self.study.enqueue_trial(dict(params), user_attrs={DEFAULT: note})
 
     def next(self, space: Mapping[str, BaseDistribution]) -> Trial | None:
         """Return the next trial, with a value for each key of `space`; None when all have been given out."""
@@ -238,7 +240,7 @@ class Sweep:
             return False
         if left > 0:
             again = {RETRY_OF: trial.number, RETRIES: int(attrs.get(RETRIES, 0)) + 1}
-            again |= {DEFAULT: True} if attrs.get(DEFAULT) else {}
+            again |= {DEFAULT: attrs[DEFAULT]} if DEFAULT in attrs else {}
             self.study.enqueue_trial(trial.params, user_attrs=again)
         return True
 

@@ -115,7 +115,8 @@ class Worker:
         self.sweep.fixed = frozenset(self.fixed)
         self._agree()
         if cfg.sweep.default_first:
-            self.sweep.begin_with(default_params(self.space, self.base))
+            own = default_params(self.space, self.base, HydraConfig.get().runtime.choices)
+            self.sweep.begin_with(own, self.space)
         self._reported = time.monotonic()
 
     def _space(self) -> dict[str, "optuna.distributions.BaseDistribution"]:
