@@ -15,6 +15,8 @@ from raincast.baselines.motion import find_motion
 from raincast.schema import Grid, mock_grid
 
 QUICK = {
+    "persistence": Persistence(),
+    "extrapolation": Extrapolation(),
     "extrapolation_darts": Extrapolation(method="darts"),
     "extrapolation_farneback": Extrapolation(method="farneback"),
     "sprog": SProg(),
@@ -77,18 +79,24 @@ AWKWARD = {
     "no rain": np.zeros((3, 32, 32)),
     "all missing": np.full((3, 32, 32), np.nan),
     "one pixel": np.full((3, 1, 1), 2.0),
+    "one pixel missing": np.full((3, 1, 1), np.nan),
+    "tiny": np.arange(27.0).reshape(3, 3, 3),
     "narrow": moving(3)[:, :, :5],
     "smallest": moving(3)[:, 20:28, 20:28],
+    "a little larger": moving(3)[:, 20:31, 20:33],
     "odd": moving(3)[:, :29, :23],
     "one frame": moving(1),
     "two frames": moving(2),
     "constant": np.full((3, 40, 40), 5.0),
+    "one wet pixel": np.pad(np.full((3, 1, 1), 9.0), ((0, 0), (20, 20), (20, 20))),
     "half dry": half_dry(),
     "parts missing": gapped(),
     "middle frame missing": np.where(np.arange(4)[:, None, None] == 2, np.nan, moving(4)),
     "last frame missing": np.where(np.arange(5)[:, None, None] == 4, np.nan, moving(5)),
     "new rain": np.concatenate([np.zeros((1, 48, 48)), moving(2)]),
+    "infinite": np.where(np.arange(48) == 20, np.inf, moving(3)),
     "extreme": moving(3) * 1e4,
+    "noise": np.random.default_rng(0).random((3, 48, 48)) * 20,
 }
 FEW = ["no rain", "all missing", "one pixel", "one frame", "parts missing"]
 
@@ -110,7 +118,7 @@ def test_always_finite_and_never_negative(name):
 
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_without_motion_they_are_persistence(name):
-    for case in ("no rain", "all missing", "one pixel", "narrow", "one frame"):
+    for case in ("no rain", "all missing", "one pixel", "tiny", "narrow", "one frame"):
         rain = as_batch(AWKWARD[case])
         expected = rates_of(Persistence(), rain, 2)
         np.testing.assert_allclose(
@@ -177,7 +185,8 @@ def test_every_method_finds_the_direction(method):
     assert dy / dx == pytest.approx(1 / 2, abs=0.25)
 
 
-@pytest.mark.parametrize("name", [*QUICK, "extrapolation_vet"])  # linda would take seconds more
+# linda would take seconds more
+@pytest.mark.parametrize("name", [name for name in (*QUICK, "extrapolation_vet") if name != "persistence"])
 def test_all_beat_persistence_on_a_translating_field(name):
     rain = moving(10)
     past, future = as_batch(rain[:6]), as_batch(rain[6:])
@@ -282,7 +291,7 @@ def test_numpys_generator_is_as_before():
     assert np.random.random() == expected  # noqa: NPY002
 
 
-@pytest.mark.parametrize("name", ["sprog", "anvil", "steps", "extrapolation_darts"])
+@pytest.mark.parametrize("name", ["extrapolation", "sprog", "anvil", "steps", "extrapolation_darts"])
 def test_nothing_is_printed_and_warning_filters_stay(name, capfd):
     before = list(warnings.filters)
     rates_of(QUICK[name], as_batch(moving(3)), 1)
@@ -308,8 +317,9 @@ def test_wrong_arguments_are_refused(monkeypatch):
         Steps(num_members=1)
     with pytest.raises(ValueError, match="km_per_pixel=0"):
         Steps(km_per_pixel=0)
-    with pytest.raises(ValueError, match="motion_frames=1"):
-        SProg(motion_frames=1)
+    for method in (Extrapolation, SProg):
+        with pytest.raises(ValueError, match="motion_frames=1"):
+            method(motion_frames=1)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"raincast\[linda\]"):
         Linda()

@@ -72,14 +72,6 @@ def test_start_values():
     assert [gate.unique().tolist() for gate in cell.bias.chunk(4)] == [[0.0], [1.5], [0.0], [0.0]]
 
 
-def test_bfloat16_autocast_follows_float32():
-    cell = layer().float()
-    x = torch.randn(2, 5, 2, 8, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, _ = cell(x)
-    torch.testing.assert_close(out.float(), cell(x)[0], atol=0.05, rtol=0.05)
-
-
 @pytest.mark.parametrize("kernel", [0, 2, 4, -1])
 def test_even_kernels_are_refused(kernel):
     with pytest.raises(ValueError, match=f"state_kernel={kernel} must be odd"):

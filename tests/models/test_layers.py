@@ -100,6 +100,22 @@ def test_meta_device_and_export(make: Make) -> None:
     torch.testing.assert_close(torch.export.export(cell, (x,)).module()(x), cell(x))
 
 
+def test_bfloat16_autocast_follows_float32(kind: tuple[Make, int]) -> None:
+    make, count = kind
+    cell = moved(make(2, 3)).float()
+    if isinstance(cell, TrajGRU):
+        with torch.no_grad():
+            cell.flow_weight.mul_(0.1)  # rounded flows of whole pixels would compare other pixels
+    x = torch.randn(2, 5, 2, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, state = cell(x)
+    want = cell(x)[0]
+    assert (out.float() - want).abs().max() < (0.05 if isinstance(cell, TrajGRU) else 0.03) * want.abs().max()
+    # what adds up from step to step is not rounded: the state of a GRU, cells and memories of the others
+    num_hidden = {1: 0, 2: 1, 3: 1, 7: 3}[count]
+    assert {part.dtype for part in state[num_hidden:]} == {torch.float32}
+
+
 def test_what_does_not_fit_is_refused(kind: tuple[Make, int]) -> None:
     make, count = kind
     with pytest.raises(ValueError, match="state_kernel=4 must be odd"):

@@ -133,15 +133,6 @@ def test_a_single_layer_is_a_cell_of_the_pyramid():
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_bfloat16_autocast_of_the_stack_follows_float32():
-    net = stack(num_layers=2).float()
-    x = torch.randn(2, 5, 2, 8, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, state = net(x)
-    assert [part.dtype for part in state[2:]] == [torch.float32] * 3  # cells and memory add up unrounded
-    torch.testing.assert_close(out.float(), net(x)[0], atol=0.05, rtol=0.05)
-
-
 def test_what_does_not_fit_the_stack_is_refused():
     with pytest.raises(ValueError, match="num_layers >= 1, found 0"):
         STLSTM(1, 1, num_layers=0)
