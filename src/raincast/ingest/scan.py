@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -109,47 +109,40 @@ class Found:
 
 @dataclass(eq=False)
 class _Heads:
-    """The heads of several files, by file number, with each distinct grid stored once."""
+    """The heads of several files with frames, by file number; files on equal grids share one object."""
 
-    times: dict[int, Times] = field(default_factory=dict)
-    steps: dict[int, float | None] = field(default_factory=dict)
+    good: dict[int, Head] = field(default_factory=dict)
     grids: list[Grid] = field(default_factory=list)
-    grid_of: dict[int, int] = field(default_factory=dict)
-    meanings: dict[int, Meaning] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
-    quality: dict[int, float] = field(default_factory=dict)
     accompanying: list[int] = field(default_factory=list)
 
+    @property
+    def meanings(self) -> dict[int, Meaning]:
+        """Return what the rates are over time, by file number, where the head states it."""
+        return {number: head.meaning for number, head in self.good.items() if head.meaning is not None}
+
     def add(self, number: int, head: Head) -> None:
-        if not head.times.size:
-            return
-        self.times[number] = head.times.astype("datetime64[ns]")
-        self.steps[number], self.quality[number] = head.step_minutes, head.quality
-        if head.meaning is not None:
-            self.meanings[number] = head.meaning
-        self.grid_of[number] = self._number_of(head.grid)
+        if head.times.size:
+            times = head.times.astype("datetime64[ns]")
+            self.good[number] = replace(head, times=times, grid=self._shared(head.grid))
 
     def leave_out(self, number: int, why: str) -> None:
         """Move a file from the good ones to the bad ones."""
-        del self.times[number], self.steps[number], self.grid_of[number]
-        self.meanings.pop(number, None)
+        del self.good[number]
         self.bad[number] = why
 
     def update(self, other: "_Heads") -> None:
-        for number, times in other.times.items():
-            grid = other.grids[other.grid_of[number]]
-            self.add(
-                number, Head(times, grid, other.steps[number], other.meanings.get(number), other.quality[number])
-            )
+        for number, head in other.good.items():
+            self.add(number, head)
         self.bad |= other.bad
         self.accompanying += other.accompanying
 
-    def _number_of(self, grid: Grid) -> int:
-        for number, known in enumerate(self.grids):
+    def _shared(self, grid: Grid) -> Grid:
+        for known in self.grids:
             if known is grid or _equal(known, grid):
-                return number
+                return known
         self.grids.append(grid)
-        return len(self.grids) - 1
+        return grid
 
 
 def _equal(one: Grid, other: Grid) -> bool:
@@ -190,17 +183,18 @@ def scan(
     found = _Heads()
     for number in range(len(tasks)):  # in the order of the files, not of completion
         found.update(parts.pop(number))
-    if not found.times:
+    if not found.good:
         reasons = "; ".join(list(found.bad.values())[:3])
         raise ValueError(f"None of {len(paths)} files could be read: {reasons or 'they hold no frames'}")
     _keep_one_grid(found, paths)
     _keep_one_meaning(found, paths)
     step_minutes = _keep_one_step(found, paths)
-    offers = Offers.of_files(found.times, found.quality)
-    grid = found.grids[found.grid_of[int(offers.files[0])]]
+    quality = {number: head.quality for number, head in found.good.items()}
+    offers = Offers.of_files({number: head.times for number, head in found.good.items()}, quality)
+    grid = found.good[int(offers.files[0])].grid
     bad = {str(paths[number]): why for number, why in found.bad.items()}
     accompanying = tuple(str(paths[number]) for number in found.accompanying)
-    return Found(offers, grid, step_minutes, bad, found.meanings, found.quality, accompanying)
+    return Found(offers, grid, step_minutes, bad, found.meanings, quality, accompanying)
 
 
 def _scan_some(task: tuple[Reader, int, list[Path]], tick: Tick) -> _Heads:
@@ -223,13 +217,15 @@ def _scan_some(task: tuple[Reader, int, list[Path]], tick: Tick) -> _Heads:
 
 
 def _keep_one_grid(found: _Heads, paths: Sequence[Path]) -> None:
-    kinds: list[int] = []  # of each grid the first that is equal to it, up to the direction of rows and columns
-    for number, grid in enumerate(found.grids):
-        same = (kinds[k] for k in range(number) if kinds[k] == k and grid.turn_to(found.grids[k]) is not None)
-        kinds.append(next(same, number))
-    kind_of = {file: kinds[number] for file, number in found.grid_of.items()}
-    main, odd = _most(kind_of)
-    names = [f"{paths[file]} is {place(found.grids[found.grid_of[file]])}" for file in (main[0], *odd)]
+    kinds: list[Grid] = []  # grids that differ by more than the direction of rows and columns
+    first_like: dict[int, int] = {}  # by the identity of a grid
+    for grid in found.grids:
+        same = (number for number, other in enumerate(kinds) if grid.turn_to(other) is not None)
+        first_like[id(grid)] = next(same, len(kinds))
+        if first_like[id(grid)] == len(kinds):
+            kinds.append(grid)
+    main, odd = _most({file: first_like[id(head.grid)] for file, head in found.good.items()})
+    names = [f"{paths[file]} is {place(found.good[file].grid)}" for file in (main[0], *odd)]
     if _few(odd, main):
         for file, name in zip(odd, names[1:], strict=True):
             found.leave_out(file, f"{name}, another grid than that of the others: {names[0]}")
@@ -238,16 +234,17 @@ def _keep_one_grid(found: _Heads, paths: Sequence[Path]) -> None:
 
 
 def _keep_one_step(found: _Heads, paths: Sequence[Path]) -> float | None:
-    main, odd = _most(found.steps)
-    step_minutes = found.steps[main[0]]
+    steps = {number: head.step_minutes for number, head in found.good.items()}
+    main, odd = _most(steps)
+    step_minutes = steps[main[0]]
     if _few(odd, main):
         for file in odd:
             found.leave_out(
-                file, f"{paths[file]} has a step of {found.steps[file]} min, the others of {step_minutes} min"
+                file, f"{paths[file]} has a step of {steps[file]} min, the others of {step_minutes} min"
             )
     elif odd:
         raise ValueError(
-            f"The files have two steps: {step_minutes} min in {paths[main[0]]}, {found.steps[odd[0]]} min in "
+            f"The files have two steps: {step_minutes} min in {paths[main[0]]}, {steps[odd[0]]} min in "
             f"{paths[odd[0]]}. Ingest each into its own archive."
         )
     return step_minutes
@@ -259,9 +256,10 @@ def _keep_one_meaning(found: _Heads, paths: Sequence[Path]) -> None:
     Averages without a stated period are compatible with all others; their period follows from the step. Several
     products of one meaning are named in a warning.
     """
+    meanings = found.meanings
     kinds = {
         file: (meaning.minutes if meaning.is_averaged else 0.0, meaning.from_reflectivity)
-        for file, meaning in found.meanings.items()
+        for file, meaning in meanings.items()
     }
     stated = {file: (round(kind[0], 3), kind[1]) for file, kind in kinds.items() if kind[0] is not None}
     if not stated:
@@ -269,7 +267,7 @@ def _keep_one_meaning(found: _Heads, paths: Sequence[Path]) -> None:
     main, odd = _most(stated)
     if stated[main[0]][0] == 0.0:
         odd = sorted(kinds.keys() - set(main))
-    names = [f"{paths[file]} holds {found.meanings[file]}" for file in (main[0], *odd)]
+    names = [f"{paths[file]} holds {meanings[file]}" for file in (main[0], *odd)]
     if _few(odd, main):
         for file, name in zip(odd, names[1:], strict=True):
             found.leave_out(file, f"{name}; {names[0]}, as do most")
