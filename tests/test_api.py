@@ -91,6 +91,8 @@ def test_radar_files_are_a_dataset(folder: Path) -> None:
         raincast.open_radar(folder, source="nimbus")
     with pytest.raises(FileNotFoundError):
         raincast.open_radar(folder / "none*.h5")
+    with pytest.raises(FileNotFoundError, match="the list of files is empty"):
+        raincast.open_radar([])
     with pytest.raises(TypeError, match="opens a path"):
         RaincastBackend().open_dataset(np.zeros(3))
 

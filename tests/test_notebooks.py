@@ -12,6 +12,8 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from running import REPO
 
+import raincast
+
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -24,6 +26,8 @@ BEGIN_ANEW = """%reset -f
 import os, sys
 _ = [sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] == "raincast"]
 os.chdir({folder!r})
+os.environ.pop("RAINCAST_INPUT", None)
+os.environ.update({environment!r})
 del _, os, sys
 """
 
@@ -43,10 +47,11 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsyncKernelMana
     run_sync(manager.shutdown_kernel)(now=True)
 
 
-def execute(path: Path, folder: Path, kernel: AsyncKernelManager) -> Any:
+def execute(path: Path, folder: Path, kernel: AsyncKernelManager, **environment: str) -> Any:
     """Run a notebook in `folder`; a cell that fails raises CellExecutionError with its traceback."""
     notebook = nbformat.read(path, 4)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(BEGIN_ANEW.format(folder=str(folder))))
+    begin = BEGIN_ANEW.format(folder=str(folder), environment=environment)
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
     return NotebookClient(notebook, timeout=280, km=kernel).execute()
 
 
@@ -60,6 +65,14 @@ def test_a_notebook_runs_and_shows_a_picture(path: Path, tmp_path: Path, kernel:
     assert any("image/png" in output.get("data", {}) for output in outputs)
     # warnings of libraries would be the first thing that a reader sees
     assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+
+
+def test_the_forecast_of_files_whose_future_is_not_known(tmp_path: Path, kernel: AsyncKernelManager) -> None:
+    """As the newest radar files are: most lead times have no observation to compare with."""
+    frames = raincast.open_sample().isel(time=slice(0, 6)).drop_vars("missing_times").load()
+    frames.to_netcdf(tmp_path / "own.nc")
+    path = next(path for path in NOTEBOOKS if path.stem == "04_files_to_forecast")
+    execute(path, tmp_path, kernel, RAINCAST_INPUT=str(tmp_path / "own.nc"))
 
 
 @each_notebook

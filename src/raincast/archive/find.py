@@ -42,6 +42,8 @@ def find_files(files: str | Path | Sequence[str | Path], key: str = "files") -> 
     the config key that gave it.
     """
     patterns = [files] if isinstance(files, str | Path) else files
+    if not len(patterns):
+        raise FileNotFoundError(f"{key}: the list of files is empty.")
     return list(dict.fromkeys(path for pattern in patterns for path in _match_any(pattern, key)))
 
 
