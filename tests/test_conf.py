@@ -124,8 +124,14 @@ def test_the_numbers_of_a_head_stand_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["head=rate", "loss=quantiles"], r"QuantileLoss does not belong to .*RateHead: .*head\.levels.*head=…"),
-        (["head=quantiles", "loss=ordinal"], r"OrdinalLoss does not belong to .*QuantileHead: .*head\.thresholds"),
+        (
+            ["head=rate", "loss=quantiles"],
+            r"QuantileLoss does not belong to .*RateHead, which has no head\.levels\. .*head=…",
+        ),
+        (
+            ["head=quantiles", "loss=ordinal"],
+            r"QuantileHead, which has no head\.thresholds\. .*head=quantiles loss=quantiles",
+        ),
         (["head=quantiles", "loss=balanced"], r"BalancedLoss compares 1 channels, but QuantileHead\(.*\) gives 7"),
         (["head=softmax", "+model.out_channels=3"], r"model\.out_channels=3, but the head reads 7 channels"),
     ],

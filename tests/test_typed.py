@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from running import compose_config
 
-from raincast.assembly.typed import SETTINGS, check
+from raincast.assembly.typed import BOUNDS, SETTINGS, check
 from raincast.cli import conf_dir
 
 
@@ -62,6 +62,14 @@ def changed(config: DictConfig, *overrides: str) -> DictConfig:
         ("forecast", "init_time=2026", "init_time=2026: give a text. Quoted twice it is one: 'init_time=\"2026\"'."),
         ("ingest", "source.readers.cf.variable=[a]", 'source.readers.cf.variable=["a"]: give a text or null.'),
         ("ingest", "grid.coarsen=two", "grid.coarsen=two: give a whole number."),
+        ("train", "data.batch_size=0", "data.batch_size=0: give a whole number, at least 1."),
+        ("train", "optimizer.lr=-1", "optimizer.lr=-1: give a number, at least 0."),
+        ("train", "optimizer.lr=nan", "optimizer.lr=nan: give a number, at least 0."),
+        ("train", "trainer.max_epochs=-5", "trainer.max_epochs=-5: give a whole number or null, at least -1."),
+        ("train", "data.seed=4294967296", "data.seed=4294967296: give a whole number, from 0 to 4294967295."),
+        ("evaluate", "seed=-1", "seed=-1: give a whole number, from 0 to 4294967295."),
+        ("forecast", "lead_steps=0", "lead_steps=0: give a whole number or null, at least 1."),
+        ("ingest", "grid.coarsen=0", "grid.coarsen=0: give a whole number, at least 1."),
         ("ingest", "format=netcdf4", "format=netcdf4: give netcdf or zarr or onnx or torch."),
     ],
 )  # fmt: skip
@@ -84,6 +92,11 @@ def test_what_is_right_passes(composed: dict[str, DictConfig]) -> None:
     for config in composed.values():
         check(config)
     check(changed(composed["train"], "name=2026", "data.num_workers=0", "metrics.ignored_between=[0,nan]"))
+
+
+def test_every_bound_is_of_a_key(composed: dict[str, DictConfig]) -> None:
+    for key in BOUNDS:
+        assert any(OmegaConf.select(config, key, default=key) != key for config in composed.values()), key
 
 
 def test_every_key_has_a_type(composed: dict[str, DictConfig]) -> None:

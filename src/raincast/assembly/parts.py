@@ -6,6 +6,7 @@ Heavy packages are imported inside the functions that need them, so that a misty
 import functools
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,14 +93,28 @@ def data_of(data: Mapping[str, Any], archive: Path) -> "RadarData":
     return made
 
 
+PAIRS = (
+    "head=distribution loss=distribution, head=ordinal loss=ordinal, head=softmax loss=softmax or ordinal, "
+    "head=quantiles loss=quantiles, head=rate loss=balanced"
+)
+"""Heads with the losses of conf/loss/ that fit them."""
+
+
+def _missing(error: InterpolationKeyError) -> str:
+    """Return the key, such as head.thresholds, that the loss takes from the head."""
+    found = re.search(r"'([^']+)' not found", str(error))
+    return found[1] if found else str(error).splitlines()[0]
+
+
 def head(cfg: DictConfig) -> "Head":
     """Build the head of `cfg.head`; raises ValueError if `cfg.loss` does not belong to it."""
     try:
         OmegaConf.to_container(cfg.loss, resolve=True)
     except InterpolationKeyError as error:
         raise ValueError(
-            f"{cfg.loss._target_} does not belong to {cfg.head._target_}: {str(error).splitlines()[0]}. "
-            "Choose the head with head=… and leave loss=… out: each head sets its own loss."
+            f"{cfg.loss._target_} does not belong to {cfg.head._target_}, which has no {_missing(error)}. "
+            f"Pairs that fit: {PAIRS}. Choose the head with head=… and leave loss=… out: each head sets its "
+            "own loss."
         ) from error
     made: Head = make(cfg.head)
     return made

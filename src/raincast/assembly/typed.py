@@ -8,6 +8,7 @@ may be a tuple, a string a path, a whole number a number; nothing else is conver
 import difflib
 import inspect
 import json
+import math
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -145,6 +146,36 @@ SETTINGS: dict[str, Any] = {
 }
 """Types of keys that no `_target_` takes, by full name."""
 
+SEEDS = (0, 2**32 - 1)  # numpy's legacy generator takes no others
+BOUNDS: dict[str, tuple[float, float]] = {
+    "seed": SEEDS,
+    "data.seed": SEEDS,
+    "data.input_steps": (1, math.inf),
+    "data.lead_steps": (1, math.inf),
+    "data.batch_size": (1, math.inf),
+    "data.eval_batch_size": (1, math.inf),
+    "data.eval_stride": (1, math.inf),
+    "data.crop": (1, math.inf),
+    "data.eval_crop": (1, math.inf),
+    "data.samples_per_epoch": (1, math.inf),
+    "data.max_missing": (0, math.inf),
+    "data.num_workers": (0, math.inf),
+    "optimizer.lr": (0, math.inf),
+    "optimizer.weight_decay": (0, math.inf),
+    "trainer.max_epochs": (-1, math.inf),
+    "trainer.max_steps": (-1, math.inf),
+    "trainer.accumulate_grad_batches": (1, math.inf),
+    "lead_steps": (1, math.inf),
+    "max_missing": (0, math.inf),
+    "every": (1, math.inf),
+    "tile_overlap": (0, math.inf),
+    "resamples": (1, math.inf),
+    "grid.coarsen": (1, math.inf),
+    "speck_pixels": (0, math.inf),
+    "port": (0, 65535),
+}
+"""Least and largest values of numbers whose users would report them late, or not by their key."""
+
 BUILT = {"metrics": "raincast.evaluation.Metrics"}
 """Nodes that are arguments of something that the config does not name."""
 OPEN = ("callbacks", "logger", "baseline")
@@ -162,7 +193,7 @@ def check(
     known: Collection[str] = (),
     choices: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise a ValueError that lists every unknown key and every value of an unexpected type.
+    """Raise a ValueError that lists every unknown key and every value of an unexpected type or out of bounds.
 
     `skip` lists nodes that the command does not use. `known` lists keys that need no type. `choices` are Hydra's,
     group → chosen file.
@@ -204,6 +235,9 @@ def _faults(
         elif not _fits(value, expected):
             shown = value if isinstance(value, str) else json.dumps(value, default=str)
             yield f"{full}={shown}: give {_words(expected)}.{_hint(full, value, expected)}"
+        elif full in BOUNDS and value is not None and not (bounds := BOUNDS[full])[0] <= value <= bounds[1]:
+            end = f"at least {bounds[0]}" if bounds[1] == math.inf else f"from {bounds[0]} to {bounds[1]}"
+            yield f"{full}={value}: give {_words(expected)}, {end}."
 
 
 def _holds_targets(node: Mapping[str, Any]) -> bool:
