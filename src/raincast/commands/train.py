@@ -91,7 +91,12 @@ def _train(cfg: DictConfig) -> TrainResult:
 
     # Lightning does this only after it has read a checkpoint: 64-true would be rounded to float32
     trainer.precision_plugin.convert_module(module)
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends with 1 on Ctrl-C
+            raise SystemExit(130) from None  # the shell's exit code for Ctrl-C
+        raise
     return _finish(cfg, trainer, data, loggers, references)
 
 
