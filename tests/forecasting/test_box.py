@@ -246,6 +246,11 @@ def test_beyond_what_it_was_trained_on_it_forecasts_warns_and_says_so_in_the_fil
     assert long.attrs["outside_trained_range"] == "a lead time of 150 min (2 to 90 min)"
 
 
+def test_absurd_lead_times_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"lead_steps=100000 of 5 min are 8,333 hours: ask for at most 24 hours"):
+        raincast.load_forecaster(lead_steps=100_000)(moving(4))
+
+
 def test_the_scores_most_like_the_data_are_named() -> None:
     """By pixel size and share of wet pixels; all are of data that the weights have not seen."""
     for one in (Scored(**found) for found in box()[1]["scores"]):

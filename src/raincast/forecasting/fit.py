@@ -16,6 +16,7 @@ from raincast.schema import Grid
 log = logging.getLogger(__name__)
 
 PIXEL_TOLERANCE = 0.05
+MOST_LEAD_HOURS = 24  # far above any skill of radar: a larger lead is a typing error that computes for hours
 """Relative difference allowed between pixel sizes: the scale of a projection varies by as much."""
 METRES_PER_DEGREE = 111_195.0
 
@@ -70,9 +71,11 @@ class Trained:
     ) -> dict[str, Any]:
         """Return how `frames` and a forecast of `lead_steps` differ from training, as attributes of the forecast.
 
-        Raises ValueError for other pixels unless `other_grid`.
+        Raises ValueError for other pixels unless `other_grid`, and for absurd lead times.
         """
         attrs: dict[str, Any] = {}
+        if lead_steps is not None and lead_steps > self.lead_steps:
+            check_lead(lead_steps, self.step_minutes)
         if self.physical:
             found = (grid.pixel_km, self.step_minutes, self.step_minutes * (lead_steps or self.lead_steps))
             if beyond := list(_beyond(*found)):
@@ -99,6 +102,16 @@ class Trained:
                 f"see {schema.ACCUMULATION_MINUTES} in its file"
             )
         return attrs
+
+
+def check_lead(lead_steps: int, step_minutes: float) -> None:
+    """Raise ValueError for lead times above `MOST_LEAD_HOURS`."""
+    if (hours := lead_steps * step_minutes / 60) > MOST_LEAD_HOURS:
+        raise ValueError(
+            f"lead_steps={lead_steps} of {step_minutes:g} min are {hours:,.0f} hours: ask for at most "
+            f"{MOST_LEAD_HOURS} hours ({int(MOST_LEAD_HOURS * 60 // step_minutes)}). Radar alone has no "
+            "skill after a few hours."
+        )
 
 
 def _beyond(pixel_km: float, step_minutes: float, last_lead: float) -> Iterator[str]:
