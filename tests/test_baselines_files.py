@@ -13,8 +13,8 @@ from raincast.baselines import ForecastFiles
 from raincast.evaluation import evaluate
 from raincast.forecasting.files.dataset import MEMBER, MEMBERS, forecast_dataset, with_members
 from raincast.forecasting.files.netcdf import write_forecast
+from raincast.schema import EXCEEDANCE, Grid, mock_grid
 from raincast.schema import RAIN as RAIN_NAME
-from raincast.schema import Grid, mock_grid
 
 GRID = mock_grid(12, 10)
 START = np.datetime64("2026-01-01T10:00", "s")
@@ -193,3 +193,16 @@ def test_forecasts_without_members_among_others_are_left_out_and_named(tmp_path,
     asked = dataclasses.replace(query(RAIN[:1], 2, times=times(1), grid=GRID), members=True)
     with pytest.raises(ValueError, match="was rewritten: it no longer has 3 members"):
         files.predict(asked)
+
+
+def test_unused_probabilities_are_named(tmp_path, caplog):
+    path = write(tmp_path, 0)
+    ForecastFiles(tmp_path)
+    assert not caplog.records
+    with xr.open_dataset(path) as dataset:
+        dataset = dataset.load()
+    chances = xr.zeros_like(dataset[RAIN_NAME]).expand_dims(threshold=[1.0]).astype(np.float32)
+    chances.encoding = {}
+    dataset.assign({EXCEEDANCE: chances}).to_netcdf(path)
+    ForecastFiles(tmp_path)
+    assert "rain_rate_exceedance of 1 forecasts" in caplog.text and "is not used" in caplog.text

@@ -13,7 +13,7 @@ from raincast import schema
 from raincast.archive.head import open_packed, open_plain
 from raincast.archive.packing import Packing
 from raincast.forecaster import Gives, Prediction, Query, Rain, share_of_members
-from raincast.schema import INIT_TIME, LEAD_TIME, Grid, X, Y
+from raincast.schema import EXCEEDANCE, INIT_TIME, LEAD_TIME, Grid, X, Y
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ class ForecastFiles:
     standard_name realization; without a rate of its own beside it, the rate is the mean of the members.
     `gives.times` are their init and lead times; other windows cannot be scored. Files may cover a larger area and
     more leads than are scored, but not a smaller area. Missing pixels count as no rain. Nothing is interpolated.
+    Probabilities in the files are not used, with a warning.
     """
 
     def __init__(self, path: str | Path | None, *, name: str = "file", members: bool = True) -> None:
@@ -41,6 +42,11 @@ class ForecastFiles:
         self.name = name
         self.path = Path(path)
         self._files = _index(self.path)
+        if unused := sum(file.has_probabilities for file in self._files.values()):
+            log.warning(
+                "%s of %d forecasts in %s is not used: probabilities of %s are those of its members, or none.",
+                EXCEEDANCE, unused, self.path, name,
+            )  # fmt: skip
         sizes = {file.num_members for file in self._files.values()} if members else {0}
         if len(sizes - {0}) > 1:
             raise ValueError(
@@ -128,12 +134,13 @@ class ForecastFiles:
 
 @dataclass(frozen=True)
 class _File:
-    """A forecast file: its lead times, its number of members, and whether it has no other rates."""
+    """A forecast file: its lead times, its number of members, whether it has no other rates, and probabilities."""
 
     path: Path
     leads: frozenset[Any]
     num_members: int
     members_alone: bool
+    has_probabilities: bool
 
     @classmethod
     def of(cls, path: Path, dataset: xr.Dataset) -> "_File":
@@ -142,7 +149,8 @@ class _File:
         ensemble = schema.find_member_variable(dataset)
         member = None if ensemble is None else schema.member_dimension(dataset, ensemble)
         num_members = 0 if member is None else dataset.sizes[member]
-        return cls(path, leads, num_members, ensemble is not None and not schema.rain_variables(dataset))
+        members_alone = ensemble is not None and not schema.rain_variables(dataset)
+        return cls(path, leads, num_members, members_alone, EXCEEDANCE in dataset)
 
 
 def _rates(path: Path, dataset: xr.Dataset, variable: str, order: list[int], crop: Grid) -> Rain:
