@@ -99,10 +99,12 @@ def test_pieces_in_any_order_are_byte_for_byte_one_go(files: list[Path], tmp_pat
 
 
 def test_first_duplicate_wins_and_the_other_is_named(
-    files: list[Path], write_knmi: WriteKNMI, tmp_path: Path
+    files: list[Path], write_knmi: WriteKNMI, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = write_knmi(MIDNIGHT[3], np.full((6, 5), 9), name="again.h5")
     report = ingest([*files, other], tmp_path / "out", KNMI())
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any(text.startswith("1 frames have the time of another") and "again.h5" in text for text in warned)
     assert len(report.duplicates) == 1 and "again.h5" in report.duplicates[0]
     np.testing.assert_array_equal(frames(tmp_path / "out")[3], KNMI().read(files[3])[schema.RAIN].values[0])
     ingest([other, *files], tmp_path / "first", KNMI())

@@ -17,6 +17,7 @@ from raincast.archive import Archive
 from raincast.archive.find import find_files
 from raincast.ingest.archive_folder import (
     ATTR,
+    REPORT,
     IngestReport,
     PartLayout,
     check_attrs,
@@ -350,13 +351,18 @@ class _Job:
         num_capped = sum(day.num_capped for day in days)
         num_pixels = written.size * found.grid.shape[0] * found.grid.shape[1]
         warn_capped(num_capped, num_pixels, self.quality.max_rate, str(self.layout.archive))
+        if duplicates := tuple(self._duplicates(offers)):
+            log.warning(
+                "%d frames have the time of another one, used only if that is bad (all in %s). The first: %s",
+                len(duplicates), REPORT, duplicates[0],
+            )  # fmt: skip
         bad_files = found.bad_files | {path: why for day in days for path, why in day.bad_files.items()}
         return IngestReport(
             archive=self.layout.archive,
             num_written=written.size,
             num_present=int(np.isin(offered, present).sum()),
             num_capped=num_capped,
-            duplicates=tuple(self._duplicates(offers)),
+            duplicates=duplicates,
             off_step=tuple(self._text(off_step, number) for number in range(len(off_step))),
             bad_files=bad_files,
             failed_days=failed,
