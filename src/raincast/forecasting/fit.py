@@ -16,8 +16,9 @@ from raincast.schema import Grid
 log = logging.getLogger(__name__)
 
 PIXEL_TOLERANCE = 0.05
-MOST_LEAD_HOURS = 24  # far above any skill of radar: a larger lead is a typing error that computes for hours
 """Relative difference allowed between pixel sizes: the scale of a projection varies by as much."""
+MOST_LEAD_HOURS = 24
+"""Far beyond the skill of radar: a longer lead time is a slip that would compute for hours."""
 METRES_PER_DEGREE = 111_195.0
 
 PIXELS_KM, STEPS_MINUTES, LEADS_MINUTES = (1.0, 2.0), (2.0, 15.0), (2.0, 90.0)
