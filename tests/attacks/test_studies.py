@@ -84,7 +84,7 @@ def test_a_trial_that_is_asked_for_has_values_of_the_space(study: tuple[Sweep, P
 
 def test_the_values_of_an_honest_trial_are_taken(study: tuple[Sweep, Path]) -> None:
     sweep, _ = study
-    sweep.begin_with(GOOD)
+    sweep.begin_with(GOOD, SPACE)
     for _ in range(2):
         trial = sweep.next(SPACE)
         assert trial is not None and values_of(trial.params, SPACE) == trial.params
