@@ -81,6 +81,16 @@ def find_absurd(rates: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     return found
 
 
+def drop_absurd(
+    rates: npt.NDArray[np.floating], path: Path, times: Sequence[np.datetime64] | npt.NDArray[np.datetime64]
+) -> None:
+    """Set `rates` (T, H, W) in mm/h that cannot be rain to NaN, and warn of them by file and time."""
+    absurd = find_absurd(rates)
+    if absurd.any():
+        name_absurd(path, times, absurd, rates)
+        rates[absurd] = np.nan
+
+
 def name_absurd(
     path: Path,
     times: Sequence[np.datetime64] | npt.NDArray[np.datetime64],

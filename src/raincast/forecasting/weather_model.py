@@ -15,7 +15,7 @@ from raincast import schema
 from raincast.archive.find import find_files
 from raincast.archive.head import open_packed, open_plain
 from raincast.archive.packing import Packing
-from raincast.archive.rates import find_absurd, name_absurd
+from raincast.archive.rates import drop_absurd
 from raincast.archive.times import MINUTES_PER, stated_minutes
 from raincast.forecasting.regrid import Regrid, Scattered
 from raincast.ingest.readers import naming
@@ -273,7 +273,9 @@ class WeatherModel:
             own = (ends >= low) & (ends <= high)
             place, values = _stored(dataset, field, own, self.settings.crs, f"{part.path.name}, {name}")
             values *= np.float32(unit.factor)
-            _drop_absurd(values, part.path, ends[own])
+            values[(values < 0) & (values >= -DECREASE_MM)] = 0  # rounding
+            for member in values:
+                drop_absurd(member, part.path, ends[own])
             return Values(values, starts[own], ends[own], depth, place)
 
     def _stated_starts(self, dataset: xr.Dataset, field: xr.DataArray, ends: Times, depth: bool) -> Times:
@@ -512,16 +514,6 @@ def _stored(
     for member, stored in zip(values, loaded.values, strict=True):
         member[:] = packing.decode(stored, said, keep_infinite=True)
     return place, values
-
-
-def _drop_absurd(values: Maps, path: Path, times: Times) -> None:
-    """Set values (N, T, h, w) in mm or mm/h that cannot be rain to NaN, and warn; rounding below 0 becomes 0."""
-    values[(values < 0) & (values >= -DECREASE_MM)] = 0
-    for member in values:
-        absurd = find_absurd(member)
-        if absurd.any():
-            name_absurd(path, times, absurd, member)
-            member[absurd] = np.nan
 
 
 def _curvilinear(dataset: xr.Dataset, field: xr.DataArray, dims: tuple[str, str]) -> Scattered | None:

@@ -19,7 +19,7 @@ import xarray as xr
 from raincast import schema
 from raincast.archive.head import NETWORKS
 from raincast.archive.limits import DEFAULT_MEGAPIXELS, limited
-from raincast.archive.rates import find_absurd, name_absurd
+from raincast.archive.rates import drop_absurd
 from raincast.schema import Grid, Meaning
 from raincast.system.faults import raise_if_handles, reason_of
 from raincast.system.remote import is_remote, local
@@ -190,11 +190,7 @@ class Limited:
         """Read with the reader, within the limit, and set absurd values to NaN."""
         with limited(self.max_megapixels):
             dataset = self.reader.read(path, frames, step_minutes=step_minutes)
-        rates = dataset[schema.RAIN].values
-        absurd = find_absurd(rates)
-        if absurd.any():
-            name_absurd(path, dataset[schema.TIME].values, absurd, rates)
-            rates[absurd] = np.nan
+        drop_absurd(dataset[schema.RAIN].values, path, dataset[schema.TIME].values)
         return dataset
 
 
